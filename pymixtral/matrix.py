@@ -1,0 +1,43 @@
+"""A matrix of weights as a model file stores it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """`rows` x `cols` weights in GGUF blocks of `type`: borrowed bytes, usually a view of a memory-mapped file.
+
+    data: uint8 [rows, row_bytes], C-contiguous, where row_bytes holds exactly `cols` elements.
+    """
+
+    type: GGMLQuantizationType
+    data: NDArray[np.uint8]
+
+    @property
+    def rows(self) -> int:
+        return int(self.data.shape[0])
+
+    @property
+    def row_bytes(self) -> int:
+        return int(self.data.shape[1])
+
+    @property
+    def cols(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.type]
+        return self.row_bytes // size * block
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows, self.cols
+
+    @classmethod
+    def from_float(cls, array: NDArray[np.float32] | NDArray[np.float16]) -> Matrix:
+        """An f32 or f16 matrix over (a contiguous copy of, if need be) a float array [rows, cols]."""
+        kind = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float16): GGMLQuantizationType.F16}[array.dtype]
+        return cls(kind, np.ascontiguousarray(array).view(np.uint8))
