@@ -1,0 +1,53 @@
+"""cffi build script of pymixtral._pmx: the sources and flags of the C library.
+
+Runs without importing pymixtral. The ABI that cffi sees is pmx.h itself, between its two markers, so that the header
+cannot drift from the binding. No -march: each instruction set's files raise their own target, chosen at run time.
+No link-time optimization: it could clone scalar kernels into wider instruction sets.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+
+FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-fno-lto",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-D_GNU_SOURCE",
+]
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
+
+
+def declarations() -> str:
+    header = (HERE / "pmx.h").read_text()
+    body = header.split("/* cdef begin */")[1].split("/* cdef end */")[0]
+    return re.sub(r"/\*.*?\*/", "", body, flags=re.S)
+
+
+def sources() -> list[str]:
+    files = sorted(p for p in HERE.rglob("*.c") if not p.name.startswith("_"))
+    return [os.path.relpath(p, ROOT) for p in files]
+
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations())
+ffibuilder.set_source(
+    "pymixtral._pmx",
+    '#include "pmx.h"',
+    sources=sources(),
+    include_dirs=[os.path.relpath(HERE, ROOT)],
+    depends=[os.path.relpath(p, ROOT) for p in sorted(HERE.rglob("*.h"))],
+    extra_compile_args=FLAGS + (WARNINGS + ["-Werror"] if os.environ.get("PYMIXTRAL_STRICT") else []),
+    libraries=["m", "pthread"],
+    py_limited_api=True,
+)
+
+if __name__ == "__main__":
+    ffibuilder.compile(verbose=True)

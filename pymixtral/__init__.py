@@ -1,0 +1,1 @@
+"""pymixtral: Mixtral on CPUs."""

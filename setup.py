@@ -1,0 +1,12 @@
+"""Builds the C library as pymixtral._pmx (cffi, API mode, limited API) and installs quantize/ as pymixtral.quantize."""
+
+from setuptools import setup
+
+setup(
+    packages=["pymixtral", "pymixtral.cli", "pymixtral.quantize"],
+    package_dir={"pymixtral": "pymixtral", "pymixtral.quantize": "quantize"},
+    package_data={"pymixtral": ["py.typed", "data/*.gguf"]},
+    cffi_modules=["csrc/build_ffi.py:ffibuilder"],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    zip_safe=False,
+)
