@@ -109,7 +109,8 @@ def make_tensors(shape: Shape, *, seed: int) -> dict[str, Array]:
         # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could round in its own way.
         raw = np.asarray(generator.random_raw(math.prod(size)))
         total: NDArray[np.int64] = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
-        return (total - 2 * 65535) * (math.sqrt(3) / 65536)
+        values: NDArray[np.float64] = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
+        return values
 
     tensors: dict[str, Array] = {}
     for name, size in tensor_shapes(shape):
@@ -133,8 +134,7 @@ def _f16(values: Array) -> bytes:
 
 def _bf16(values: Array) -> bytes:
     bits: NDArray[np.uint32] = values.astype("<f4").view("<u4")
-    rounded: NDArray[np.uint32] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    return rounded.astype("<u2").tobytes()
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.dtype("<u2")).tobytes()
 
 
 _ENCODINGS: dict[str, tuple[str, Callable[[Array], bytes]]] = {
