@@ -1,0 +1,122 @@
+"""A strict reader of safetensors files over a memory map (format: https://github.com/huggingface/safetensors, "Format").
+
+The file is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes. All of it is checked before a byte
+of data is used: what this reader accepts covers the file exactly once, without holes or overlaps.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral.errors import CheckpointError
+
+from .strict_json import parse_object, shown
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_STORAGE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as the file stores it: `data` is a read-only view of the map, for BF16 of its bits as uint16."""
+
+    dtype: str
+    data: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    def floats(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        """The chosen rows (first axis) as a new float32 array; exact, as f16 and bf16 are subsets of f32."""
+        part = self.data[rows]
+        if self.dtype == "BF16":
+            bits = part.astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
+        return part.astype(np.float32)
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file, lazily: the map is read only where the views are.
+
+    The file must not shrink while the views are in use. Raises CheckpointError naming the file, the tensor and the rule broken.
+    """
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            if size < 10:
+                raise CheckpointError(f"{path}: {size} bytes; a safetensors file needs at least 10 (8 of header length, and '{{}}')")
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    size = len(mapped)
+    n_header = int.from_bytes(mapped[:8], "little")
+    if not 2 <= n_header <= MAX_HEADER_BYTES:
+        raise CheckpointError(f"{path}: header length {n_header} at offset 0; expected 2 to {MAX_HEADER_BYTES} (is it safetensors?)")
+    if n_header > size - 8:
+        raise CheckpointError(f"{path}: the header needs {n_header} bytes at offset 8, the file has {size - 8} there; it is truncated")
+    header = parse_object(mapped[8 : 8 + n_header], f"{path}: header")
+    header.pop("__metadata__", None)
+    start = 8 + n_header
+    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    _check_cover(path, entries, size - start)
+    return {name: StoredTensor(entry.dtype, entry.view(mapped, start)) for name, entry in entries.items()}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def view(self, mapped: mmap.mmap, start: int) -> NDArray[Any]:
+        array: NDArray[Any] = np.frombuffer(mapped, np.uint8, self.end - self.begin, start + self.begin)
+        return array.view(_STORAGE[self.dtype]).reshape(self.shape)
+
+
+def _entry(path: Path, name: str, value: Any) -> _Entry:
+    where = f"{path}: tensor {shown(name)}"
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets, found {shown(value)}")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _STORAGE:
+        raise CheckpointError(f"{where}: dtype {shown(dtype)}; expected F32, F16 or BF16 (quantize from the unquantized checkpoint)")
+    if not _natural_numbers(shape) or len(shape) > 8:
+        raise CheckpointError(f"{where}: shape {shown(shape)}; expected a list of at most 8 whole numbers")
+    if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where}: data_offsets {shown(offsets)}; expected [begin, end] with begin <= end")
+    needed = math.prod(shape) * _STORAGE[dtype].itemsize
+    if offsets[1] - offsets[0] != needed:
+        raise CheckpointError(
+            f"{where}: shape {shown(shape)} in {dtype} takes {needed} bytes, data_offsets {offsets} hold {offsets[1] - offsets[0]}"
+        )
+    return _Entry(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _natural_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _check_cover(path: Path, entries: dict[str, _Entry], available: int) -> None:
+    """Tensors in order of offset must follow one another from 0 to the end of the file."""
+    expected = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != expected:
+            fault = "overlaps the one before" if entry.begin < expected else "leaves a hole before it"
+            raise CheckpointError(f"{path}: tensor {shown(name)} begins at data offset {entry.begin}, expected {expected}: it {fault}")
+        if entry.end > available:
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)} ends at data offset {entry.end}, the file has {available} bytes of data; it is truncated"
+            )
+        expected = entry.end
+    if expected != available:
+        raise CheckpointError(f"{path}: {available} bytes of data, the tensors cover {expected}; the rest belongs to none")
