@@ -161,7 +161,9 @@ class StreamDecoder:
     def push(self, id: int) -> str:
         """The text that is complete after one more id, often "". Raises InvalidArgumentError for an id outside the vocabulary."""
         data = self._tokenizer._text_bytes(id)
-        if self._drop_space and data:
+        if not data:  # a control token: no character goes on beyond it
+            return self.flush()
+        if self._drop_space:
             self._drop_space = False
             if self._tokenizer._has_prefix[id]:
                 data = data[1:]

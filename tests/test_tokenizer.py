@@ -100,6 +100,7 @@ def test_bytes_are_held_until_their_character_is_complete_or_known_to_be_invalid
     assert [stream.push(byte(b)) for b in "\u4f60".encode()] == ["", "", "\u4f60"]
     assert [stream.push(byte(b)) for b in (0xE4, 0xBD, 0x41)] == ["", "", "\ufffd\ufffdA"]
     assert stream.push(byte(0xFF)) == "\ufffd"
+    assert (stream.push(byte(0xE4)), stream.push(1)) == ("", "\ufffd")  # a control token cuts a character short
     assert (stream.push(byte(0xF0)), stream.push(byte(0x9F)), stream.flush()) == ("", "", "\ufffd\ufffd")
 
 
