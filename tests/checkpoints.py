@@ -46,6 +46,23 @@ class Shape:
     rms_eps: float = 1e-5
 
 
+GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
+    "mixtral-5x3": (
+        Shape(hidden=160, ffn=352, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, n_experts=5, n_experts_used=3, n_vocab=320),
+        11,
+        200,
+    ),
+    "mixtral-2x1": (Shape(n_experts=2, n_experts_used=1, n_vocab=320), 12, 120),
+    "mixtral-16x4": (Shape(n_experts=16, n_experts_used=4, n_vocab=320), 13, 120),
+    "mistral-window": (
+        Shape(hidden=96, ffn=160, n_layers=3, n_heads=8, n_kv_heads=2, head_dim=16, n_experts=0, n_vocab=320, window=70, rope_base=1e4),
+        14,
+        200,
+    ),
+}
+"""Name of the file in tests/goldens: shape, seed and number of tokens. Beside them tests/goldens/tiny-mixtral.npz is TINY_MIXTRAL's."""
+
+
 def config_json(shape: Shape, *, dtype: str = "float32") -> dict[str, object]:
     """config.json as Mixtral's and Mistral's published checkpoints write it."""
     dense = shape.n_experts == 0
