@@ -1,1 +1,77 @@
-"""pymixtral: Mixtral on CPUs."""
+"""pymixtral: Mixtral on CPUs.
+
+    from pymixtral import Mixtral
+
+    with Mixtral("mixtral.gguf") as model:
+        print(model.generate("Once upon a time", max_tokens=50))
+
+Everything is imported on first use, so that the command line's help needs none of it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pymixtral.errors import (
+    CanceledError,
+    CheckpointError,
+    ClosedError,
+    ContextLengthError,
+    InvalidArgumentError,
+    ModelConfigError,
+    ModelFileError,
+    NativeError,
+    NonFiniteError,
+    PymixtralError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from pymixtral.config import ModelConfig
+    from pymixtral.engine import Mixtral
+    from pymixtral.generation import Completion, Generation, Stats
+
+    __version__: str
+
+__all__ = [
+    "CanceledError",
+    "CheckpointError",
+    "ClosedError",
+    "Completion",
+    "ContextLengthError",
+    "Generation",
+    "InvalidArgumentError",
+    "Mixtral",
+    "ModelConfig",
+    "ModelConfigError",
+    "ModelFileError",
+    "NativeError",
+    "NonFiniteError",
+    "PymixtralError",
+    "Stats",
+    "UnsupportedError",
+    "__version__",
+]
+
+_HOMES = {
+    "Mixtral": "pymixtral.engine",
+    "ModelConfig": "pymixtral.config",
+    "Completion": "pymixtral.generation",
+    "Generation": "pymixtral.generation",
+    "Stats": "pymixtral.generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("pymixtral")
+    raise AttributeError(f"module 'pymixtral' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

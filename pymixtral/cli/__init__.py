@@ -1,0 +1,75 @@
+"""The command `pymixtral`: its subcommands are imported when they are run, so that the help is quick.
+
+Wrong input (a PymixtralError, a file that cannot be read, a wrong option) is one line on stderr and exit code 2, Ctrl-C exit code 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+# Name: module that has a click command of that name, and the line in the help.
+_COMMANDS = {
+    "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
+    "quantize": ("pymixtral.quantize.cli", "Write a checkpoint as a GGUF file."),
+}
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Runs the command line and exits; click's own handling, except that an error is one line."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        from pymixtral.errors import PymixtralError
+
+        try:
+            result = super().main(*args, standalone_mode=False, **extra)
+        except click.Abort:  # Ctrl-C; click has ended the line
+            sys.exit(130)
+        except click.UsageError as error:
+            where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+            _fail(error.format_message().rstrip(".") + where)
+        except click.ClickException as error:
+            _fail(error.format_message())
+        except (PymixtralError, OSError) as error:
+            _fail(str(error))
+        sys.exit(result if isinstance(result, int) else 0)  # an int is the code of Context.exit()
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+Examples:
+  pymixtral generate -p "Once upon a time"
+  pymixtral generate -m mixtral.gguf -p "The capital of France is" -n 20
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf""",
+)
+@click.version_option(package_name="pymixtral")
+@click.pass_context
+def main(ctx: click.Context) -> None:
+    """Mixtral on CPUs."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

@@ -1,0 +1,121 @@
+"""The command `pymixtral generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pymixtral.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from pymixtral.generation import Generation
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pymixtral generate -p "Once upon a time"
+  pymixtral generate -m mixtral-q4_0.gguf -p "The capital of France is" -n 20 --temperature 0
+  pymixtral generate -m mixtral-q4_0.gguf -f chapter.txt --seed 7 --stop "THE END" > next.txt
+  echo "The wolf said:" | pymixtral generate -n 50""",
+)
+@click.option("-m", "--model", type=click.Path(path_type=Path), help="A GGUF file.  [default: the demo model in the package]")
+@click.option("-p", "--prompt", help="The text to continue; may be empty.")
+@click.option("-f", "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Read the prompt from a file.")
+@click.option("-n", "--max-tokens", type=click.IntRange(min=0), help="Tokens to write at most.  [default: until the model ends]")
+@click.option("--temperature", type=float, default=0.8, show_default=True, help="0 always takes the most likely token.")
+@click.option("--top-k", type=int, default=40, show_default=True, help="Choose among the K most likely tokens; 0: all.")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="Choose among the likeliest tokens of this total probability.")
+@click.option("--seed", type=int, help="The same seed writes the same text.  [default: random]")
+@click.option("--stop", multiple=True, help="End before this string; may be given several times.")
+@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
+@click.option(
+    "-c", "--context", type=click.IntRange(min=1), help="Tokens of prompt and text together.  [default: the model's, at most 4096]"
+)
+@click.option("--kv-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of cached keys and values.")
+@click.pass_context
+def generate(
+    ctx: click.Context,
+    model: Path | None,
+    prompt: str | None,
+    file: Path | None,
+    max_tokens: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int | None,
+    stop: tuple[str, ...],
+    threads: int | None,
+    context: int | None,
+    kv_type: str,
+) -> None:
+    """Write text that follows a prompt.
+
+    The prompt is -p, the contents of -f, or standard input (UTF-8; one newline at the end of a file or of standard input is not part
+    of it). The new text alone goes to standard output as it is written, and a newline in the end; speed and errors go to standard
+    error.
+    """
+    prompt = _read_prompt(ctx, prompt, file)
+    from pymixtral.engine import Mixtral
+
+    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
+        if engine.is_demo:
+            click.echo(f"No model named (-m): using the demo model of the package, {engine.config.name}.", err=True)
+        generation = engine.stream(prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+        try:
+            _write(generation)
+        except KeyboardInterrupt:
+            click.echo(_summary(generation) + " (interrupted)", err=True)
+            ctx.exit(130)
+        click.echo(_summary(generation), err=True)
+
+
+def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> str:
+    if prompt is not None and file is not None:
+        raise click.UsageError("expected -p or -f, found both", ctx)
+    if prompt is not None:
+        return prompt
+    if file is None and sys.stdin.isatty():
+        raise click.UsageError("no prompt: expected -p TEXT, -f FILE, or text on standard input", ctx)
+    data = file.read_bytes() if file else click.get_binary_stream("stdin").read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        name = f"the file {file}" if file else "standard input"
+        raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
+    return text.removesuffix("\n")
+
+
+def _write(generation: Generation) -> None:
+    """To standard output, each piece as it comes; the line is ended whatever happens."""
+    out = click.get_binary_stream("stdout")  # UTF-8 whatever the locale
+    last = ""
+    try:
+        for piece in generation:
+            last = piece
+            out.write(piece.encode("utf-8"))
+            out.flush()
+    except OSError:  # nowhere to write a newline to
+        raise
+    except BaseException:
+        out.write(b"\n")
+        out.flush()
+        raise
+    out.write(b"" if last.endswith("\n") else b"\n")
+    out.flush()
+
+
+def _summary(generation: Generation) -> str:
+    """The closing line."""
+    stats = generation.stats
+    if not generation.tokens:
+        return f"prompt: {stats.prompt_tokens} tokens; nothing generated"
+    return (
+        f"prompt: {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s, "
+        f"first token after {stats.prompt_seconds:.3f} s; "
+        f"generated: {stats.generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
+        f"{stats.gigabytes_per_second:.1f} GB/s of weights read"
+    )
