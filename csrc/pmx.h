@@ -160,7 +160,8 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
 /* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts]. */
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts, int32_t n_experts_used);
 
-/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32, finite. */
+/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. PMX_ENONFINITE for NaN, infinity, and
+ * values that overflow the type. */
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64_t rows, int64_t cols);
 
 /* --- A decoder layer in two calls ----------------------------------------------------------------------------- */

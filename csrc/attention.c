@@ -1,0 +1,332 @@
+/* attention.c: the key/value cache's writes, and attention over its pages.
+ *
+ * A tile is up to TILE_TOKENS tokens of one run with one key/value head: all queries that share its keys and values. With enough
+ * tiles for all threads a tile walks its pages and combines them as it goes. Otherwise (a few tokens far into a context) pages
+ * are the items: each leaves its partial result, and a second region combines them in the same order. Same bits either way. */
+#include <math.h>
+#include <string.h>
+
+#include "internal.h"
+
+enum { TILE_TOKENS = 8, PARTIAL_BYTES = 64 << 20 };
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Validates cache and runs; *n_tokens is their total. */
+static pmx_status check_cache(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
+    if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0) return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
+    if (cache->type != PMX_F32 && cache->type != PMX_F16)
+        return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0) or f16 (1)", cache->type);
+    if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > 1024)
+        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads, cache->head_dim);
+    int64_t total = 0;
+    for (int64_t i = 0; i < n_runs; i++) {
+        const pmx_run *run = &runs[i];
+        if (run->n_tokens < 0 || run->first_position < 0 || run->n_pages < 0 || (!run->pages && run->n_pages > 0))
+            return pmx_fail(PMX_EINVAL, "run %lld has a negative number or no pages", (long long)i);
+        const int64_t end = (int64_t)run->first_position + run->n_tokens;
+        if ((int64_t)run->n_pages * PMX_PAGE < end)
+            return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i, run->n_pages,
+                            (long long)ceil_div(end, PMX_PAGE), (long long)end);
+        for (int32_t page = 0; page < ceil_div(end, PMX_PAGE); page++)
+            if (run->pages[page] < 0 || run->pages[page] >= cache->n_pages)
+                return pmx_fail(PMX_EINVAL, "run %lld names page %d: expected 0 to %d", (long long)i, run->pages[page], cache->n_pages - 1);
+        total += run->n_tokens;
+        if (total > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
+    }
+    *n_tokens = total;
+    return PMX_OK;
+}
+
+/* --- cache_write: an item is one token */
+
+typedef struct {
+    pmx_ctx *ctx;
+    const pmx_cache *cache;
+    const float *k, *v;
+    const pmx_run *runs;
+} write_args;
+
+static int fits_f16(const float *x, int64_t n) {
+    int fits = 1;
+    for (int64_t i = 0; i < n; i++) fits &= fabsf(x[i]) < 65520.0f; /* what rounds to at most 65504; false for NaN */
+    return fits;
+}
+
+static void write_task(void *arg, int64_t row, int32_t thread) {
+    const write_args *p = arg;
+    const pmx_cache *cache = p->cache;
+    const int64_t dim = cache->head_dim, n = cache->n_kv_heads * dim;
+    const float *k = p->k + row * n, *v = p->v + row * n;
+    if (pmx_first_nonfinite(k, 1, n) == 0 || pmx_first_nonfinite(v, 1, n) == 0) {
+        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        return;
+    }
+    if (cache->type == PMX_F16 && (!fits_f16(k, n) || !fits_f16(v, n))) {
+        pmx_fault(p->ctx, PMX_EOVERFLOW, row);
+        return;
+    }
+    const pmx_run *run = p->runs;
+    int64_t in_run = row;
+    for (; in_run >= run->n_tokens; run++) in_run -= run->n_tokens;
+    const int64_t position = run->first_position + in_run, j = position % PMX_PAGE;
+    const int64_t page = run->pages[position / PMX_PAGE];
+    for (int64_t head = 0; head < cache->n_kv_heads; head++) {
+        const int64_t base = (page * cache->n_kv_heads + head) * dim * PMX_PAGE;
+        if (cache->type == PMX_F32) {
+            float *out = (float *)cache->k + base + j;
+            for (int64_t d = 0; d < dim; d++) out[d * PMX_PAGE] = k[head * dim + d];
+            memcpy((float *)cache->v + base + j * dim, v + head * dim, (size_t)dim * sizeof *v);
+        } else {
+            uint16_t *narrow = pmx_thread_scratch(p->ctx, thread), *out = (uint16_t *)cache->k + base + j;
+            p->ctx->kernels->narrow(narrow, k + head * dim, dim);
+            for (int64_t d = 0; d < dim; d++) out[d * PMX_PAGE] = narrow[d];
+            p->ctx->kernels->narrow((uint16_t *)cache->v + base + j * dim, v + head * dim, dim);
+        }
+    }
+}
+
+pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs) {
+    int64_t n_tokens = 0;
+    if (!ctx || !k || !v) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    pmx_status status = check_cache(cache, runs, n_runs, &n_tokens);
+    if (status == PMX_OK) status = pmx_thread_scratch_reserve(ctx, 4096);
+    if (status != PMX_OK) return status;
+    const pmx_fp_mode mode = pmx_fp_enter();
+    write_args args = {ctx, cache, k, v, runs};
+    status = pmx_parallel(ctx, write_task, &args, n_tokens, (int64_t)cache->n_kv_heads * cache->head_dim * 4);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- attention */
+
+typedef struct {
+    const pmx_run *run;
+    int64_t row; /* of the tile's first token in q and y */
+    int32_t position;
+    int32_t n_tokens;
+    int32_t first_page, end_page; /* pages that hold a visible position */
+} tile;
+
+typedef struct {
+    pmx_ctx *ctx;
+    const pmx_cache *cache;
+    float *y;
+    const float *q;
+    const tile *tiles;
+    int64_t group; /* query heads of a key/value head */
+    int32_t n_heads, window;
+    float scale;
+    int64_t max_pages;  /* of any tile, when pages are the items */
+    int64_t part_floats; /* of one partial result */
+    float *partials;
+} attention_args;
+
+/* One thread's scratch; every array for n_q = TILE_TOKENS * group queries. */
+typedef struct {
+    float *k, *v; /* a page in f32 */
+    float *q, *s;
+    float *m, *l, *o;                /* of one page */
+    float *run_m, *run_l, *run_o;    /* combined so far */
+    int32_t *lo, *hi;
+} workspace;
+
+static size_t workspace_floats(int64_t n_q, int64_t dim) { return (size_t)(2 * dim * PMX_PAGE + n_q * (3 * dim + PMX_PAGE + 6)); }
+
+static workspace workspace_at(const attention_args *p, int32_t thread) {
+    const int64_t dim = p->cache->head_dim, n_q = TILE_TOKENS * p->group;
+    workspace w;
+    w.k = pmx_thread_scratch(p->ctx, thread);
+    w.v = w.k + dim * PMX_PAGE;
+    w.q = w.v + dim * PMX_PAGE;
+    w.s = w.q + n_q * dim;
+    w.o = w.s + n_q * PMX_PAGE;
+    w.run_o = w.o + n_q * dim;
+    w.m = w.run_o + n_q * dim;
+    w.l = w.m + n_q;
+    w.run_m = w.l + n_q;
+    w.run_l = w.run_m + n_q;
+    w.lo = (int32_t *)(void *)(w.run_l + n_q);
+    w.hi = w.lo + n_q;
+    return w;
+}
+
+/* Query i of a tile is head kv*group + i % group of token i / group. */
+static const float *query_at(const attention_args *p, const tile *t, int64_t kv, int64_t i) {
+    return p->q + ((t->row + i / p->group) * p->n_heads + kv * p->group + i % p->group) * p->cache->head_dim;
+}
+
+static void scale_queries(const attention_args *p, const workspace *w, const tile *t, int64_t kv) {
+    const int64_t dim = p->cache->head_dim;
+    for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
+        const float *q = query_at(p, t, kv, i);
+        for (int64_t d = 0; d < dim; d++) w->q[i * dim + d] = q[d] * p->scale;
+    }
+}
+
+/* Results of one page for a tile's queries, into m, l, o; w->lo and w->hi tell which queries see it. */
+static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m, float *l, float *o) {
+    const pmx_cache *cache = p->cache;
+    const int64_t dim = cache->head_dim, n = dim * PMX_PAGE, n_q = t->n_tokens * p->group;
+    const int64_t base = ((int64_t)t->run->pages[page] * cache->n_kv_heads + kv) * n;
+    for (int64_t i = 0; i < n_q; i++) {
+        const int32_t position = t->position + (int32_t)(i / p->group), start = page * PMX_PAGE;
+        int32_t lo = p->window && position - p->window + 1 > start ? position - p->window + 1 - start : 0;
+        int32_t hi = position + 1 - start;
+        if (hi > PMX_PAGE) hi = PMX_PAGE;
+        if (lo > hi) lo = hi;
+        w->lo[i] = lo;
+        w->hi[i] = hi < 0 ? lo : hi;
+    }
+    const float *k = (const float *)cache->k + base, *v = (const float *)cache->v + base;
+    if (cache->type == PMX_F16) {
+        p->ctx->kernels->widen(w->k, (const uint16_t *)cache->k + base, n);
+        p->ctx->kernels->widen(w->v, (const uint16_t *)cache->v + base, n);
+        k = w->k;
+        v = w->v;
+    }
+    p->ctx->kernels->attend(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
+}
+
+/* Folds a page's results into the running ones; the first page that a query sees starts them (l > 0 ever after). */
+static void fold(const attention_args *p, const workspace *w, int64_t i, float m, float l, const float *o) {
+    const int64_t dim = p->cache->head_dim;
+    if (w->run_l[i] > 0.0f) {
+        p->ctx->kernels->combine(&w->run_m[i], &w->run_l[i], w->run_o + i * dim, m, l, o, dim);
+        return;
+    }
+    w->run_m[i] = m;
+    w->run_l[i] = l;
+    memcpy(w->run_o + i * dim, o, (size_t)dim * sizeof *o);
+}
+
+static void store(const attention_args *p, const workspace *w, const tile *t, int64_t kv) {
+    const int64_t dim = p->cache->head_dim;
+    for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
+        float *y = p->y + (query_at(p, t, kv, i) - p->q);
+        const float inverse = 1.0f / w->run_l[i];
+        for (int64_t d = 0; d < dim; d++) y[d] = w->run_o[i * dim + d] * inverse;
+    }
+}
+
+static void tile_task(void *arg, int64_t item, int32_t thread) {
+    const attention_args *p = arg;
+    const tile *t = &p->tiles[item / p->cache->n_kv_heads];
+    const int64_t kv = item % p->cache->n_kv_heads, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
+    const workspace w = workspace_at(p, thread);
+    scale_queries(p, &w, t, kv);
+    memset(w.run_l, 0, (size_t)n_q * sizeof *w.run_l);
+    for (int32_t page = t->first_page; page < t->end_page; page++) {
+        attend_page(p, &w, t, kv, page, w.m, w.l, w.o);
+        for (int64_t i = 0; i < n_q; i++)
+            if (w.lo[i] < w.hi[i]) fold(p, &w, i, w.m[i], w.l[i], w.o + i * dim);
+    }
+    store(p, &w, t, kv);
+}
+
+/* A partial result: l (0: sees nothing), m, o for each query. */
+static float *partial_at(const attention_args *p, int64_t tile_and_head, int64_t page) {
+    return p->partials + (tile_and_head * p->max_pages + page) * p->part_floats;
+}
+
+static void page_task(void *arg, int64_t item, int32_t thread) {
+    const attention_args *p = arg;
+    const int64_t tile_and_head = item / p->max_pages, index = item % p->max_pages;
+    const tile *t = &p->tiles[tile_and_head / p->cache->n_kv_heads];
+    const int64_t kv = tile_and_head % p->cache->n_kv_heads, n_q = t->n_tokens * p->group;
+    const int32_t page = t->first_page + (int32_t)index;
+    if (page >= t->end_page) return;
+    const workspace w = workspace_at(p, thread);
+    float *l = partial_at(p, tile_and_head, index);
+    scale_queries(p, &w, t, kv);
+    attend_page(p, &w, t, kv, page, l + n_q, l, l + 2 * n_q);
+    for (int64_t i = 0; i < n_q; i++)
+        if (w.lo[i] >= w.hi[i]) l[i] = 0.0f;
+}
+
+static void combine_task(void *arg, int64_t item, int32_t thread) {
+    const attention_args *p = arg;
+    const tile *t = &p->tiles[item / p->cache->n_kv_heads];
+    const int64_t kv = item % p->cache->n_kv_heads, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
+    const workspace w = workspace_at(p, thread);
+    memset(w.run_l, 0, (size_t)n_q * sizeof *w.run_l);
+    for (int64_t page = 0; page < t->end_page - t->first_page; page++) {
+        const float *l = partial_at(p, item, page);
+        for (int64_t i = 0; i < n_q; i++)
+            if (l[i] > 0.0f) fold(p, &w, i, l[n_q + i], l[i], l + 2 * n_q + i * dim);
+    }
+    store(p, &w, t, kv);
+}
+
+/* Cuts the runs into tiles; returns how many, and the most pages of one in *max_pages. */
+static int64_t make_tiles(tile *tiles, const pmx_run *runs, int64_t n_runs, int32_t window, int64_t *max_pages) {
+    int64_t n = 0, row = 0;
+    *max_pages = 0;
+    for (int64_t i = 0; i < n_runs; i++) {
+        for (int32_t at = 0; at < runs[i].n_tokens; at += TILE_TOKENS, n++) {
+            tile *t = &tiles[n];
+            t->run = &runs[i];
+            t->row = row + at;
+            t->position = runs[i].first_position + at;
+            t->n_tokens = runs[i].n_tokens - at < TILE_TOKENS ? runs[i].n_tokens - at : TILE_TOKENS;
+            const int32_t oldest = window && t->position - window + 1 > 0 ? t->position - window + 1 : 0;
+            t->first_page = oldest / PMX_PAGE;
+            t->end_page = (t->position + t->n_tokens - 1) / PMX_PAGE + 1;
+            if (t->end_page - t->first_page > *max_pages) *max_pages = t->end_page - t->first_page;
+        }
+        row += runs[i].n_tokens;
+    }
+    return n;
+}
+
+static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_runs, int64_t n_tokens) {
+    const int64_t dim = p->cache->head_dim, n_q = TILE_TOKENS * p->group;
+    tile *tiles = pmx_scratch(p->ctx, PMX_SCRATCH_TILES, (size_t)n_tokens * sizeof *tiles);
+    if (!tiles) return PMX_ENOMEM;
+    pmx_status status = pmx_thread_scratch_reserve(p->ctx, workspace_floats(n_q, dim) * sizeof(float));
+    if (status != PMX_OK) return status;
+    p->tiles = tiles;
+    const int64_t n_tiles = make_tiles(tiles, runs, n_runs, p->window, &p->max_pages) * p->cache->n_kv_heads;
+    int64_t widest = 0; /* tokens of the widest tile */
+    for (int64_t i = 0; i < n_runs; i++)
+        if (runs[i].n_tokens > widest) widest = runs[i].n_tokens < TILE_TOKENS ? runs[i].n_tokens : TILE_TOKENS;
+    p->part_floats = widest * p->group * (dim + 2);
+    const int64_t partial_bytes = n_tiles * p->max_pages * p->part_floats * (int64_t)sizeof(float);
+    const int64_t work = widest * p->group * dim * PMX_PAGE * 2; /* of one page */
+    if (n_tiles >= 4 * p->ctx->n_threads || p->max_pages < 2 || partial_bytes > PARTIAL_BYTES)
+        return pmx_parallel(p->ctx, tile_task, p, n_tiles, work * p->max_pages);
+    p->partials = pmx_scratch(p->ctx, PMX_SCRATCH_PARTIALS, (size_t)partial_bytes);
+    if (!p->partials) return PMX_ENOMEM;
+    status = pmx_parallel(p->ctx, page_task, p, n_tiles * p->max_pages, work);
+    if (status != PMX_OK) return status;
+    return pmx_parallel(p->ctx, combine_task, p, n_tiles, p->max_pages * p->part_floats);
+}
+
+pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int32_t n_heads,
+                         int32_t window) {
+    int64_t n_tokens = 0;
+    if (!ctx || !y || !q) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    pmx_status status = check_cache(cache, runs, n_runs, &n_tokens);
+    if (status != PMX_OK) return status;
+    if (n_heads < 1 || n_heads > 1024 || n_heads % cache->n_kv_heads)
+        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024", n_heads, cache->n_kv_heads);
+    if (window < 0) return pmx_fail(PMX_EINVAL, "window is %d: expected 0 or more", window);
+    if (n_tokens == 0) return PMX_OK;
+    const pmx_fp_mode mode = pmx_fp_enter();
+    attention_args args = {.ctx = ctx,
+                           .cache = cache,
+                           .y = y,
+                           .q = q,
+                           .group = n_heads / cache->n_kv_heads,
+                           .n_heads = n_heads,
+                           .window = window,
+                           .scale = (float)(1.0 / sqrt((double)cache->head_dim))};
+    status = attention(&args, runs, n_runs, n_tokens);
+    if (status == PMX_OK) {
+        const int64_t row = pmx_first_nonfinite(y, n_tokens, (int64_t)n_heads * cache->head_dim);
+        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: attention is NaN or infinite", (long long)row);
+    }
+    pmx_fp_leave(mode);
+    return status;
+}

@@ -1,0 +1,61 @@
+/* blocks.h: GGUF's block layouts, and f16 in portable C. */
+#ifndef PMX_BLOCKS_H
+#define PMX_BLOCKS_H
+
+#include <stdint.h>
+#include <string.h>
+
+#define PMX_BLOCK 32 /* elements of a q4_0 or q8_0 block, and of an activation block */
+
+typedef struct {
+    uint16_t d;     /* scale, f16 */
+    uint8_t qs[16]; /* element j in the low nibble of byte j, element j+16 in the high one; value = d * (nibble - 8) */
+} pmx_block_q4_0;
+_Static_assert(sizeof(pmx_block_q4_0) == 18, "q4_0 block");
+
+typedef struct {
+    uint16_t d; /* scale, f16 */
+    int8_t qs[32];
+} pmx_block_q8_0;
+_Static_assert(sizeof(pmx_block_q8_0) == 34, "q8_0 block");
+
+static inline uint32_t pmx_f32_bits(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return u;
+}
+
+static inline float pmx_f32_from_bits(uint32_t u) {
+    float x;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* f16 to f32, exact. */
+static inline float pmx_f16_to_f32(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    const uint32_t magnitude = h & 0x7fffu;
+    if (magnitude >= 0x7c00u) return pmx_f32_from_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+    if (magnitude < 0x400u) { /* subnormal: an integer times 2^-24 */
+        const float x = (float)magnitude * 0x1p-24f;
+        return pmx_f32_from_bits(sign | pmx_f32_bits(x));
+    }
+    return pmx_f32_from_bits(sign | ((magnitude << 13) + 0x38000000u));
+}
+
+/* f32 to f16, nearest even; overflow gives infinity, NaN stays NaN. */
+static inline uint16_t pmx_f32_to_f16(float x) {
+    const uint32_t u = pmx_f32_bits(x);
+    const uint32_t sign = u >> 16 & 0x8000u;
+    const uint32_t a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
+    if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and above round to infinity */
+    if (a < 0x38800000u) {                                   /* below 2^-14: adding 0.5 leaves the integer of 2^-24 steps in the low bits */
+        const float shifted = pmx_f32_from_bits(a) + 0.5f;
+        return (uint16_t)(sign | (pmx_f32_bits(shifted) - 0x3f000000u));
+    }
+    const uint32_t rounded = a - 0x38000000u + 0xfffu + (a >> 13 & 1u);
+    return (uint16_t)(sign | rounded >> 13);
+}
+
+#endif

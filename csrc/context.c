@@ -1,0 +1,125 @@
+/* context.c: contexts, their scratch memory, and the checks that several entry points share. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "internal.h"
+
+/* Slowest first. */
+static const pmx_kernels *const all_kernels[] = {
+    &pmx_kernels_scalar,
+#if defined(__x86_64__)
+    &pmx_kernels_avx2,
+#endif
+};
+enum { N_ISAS = (int)(sizeof all_kernels / sizeof all_kernels[0]) };
+
+const char *pmx_isa_name(int32_t i) { return i >= 0 && i < N_ISAS ? all_kernels[i]->name : NULL; }
+
+int32_t pmx_isa_available(int32_t i) { return i >= 0 && i < N_ISAS && all_kernels[i]->available(); }
+
+static pmx_status choose_kernels(const pmx_kernels **kernels, const char *isa) {
+    for (int i = N_ISAS - 1; i >= 0; i--) {
+        if (isa && strcmp(isa, all_kernels[i]->name) != 0) continue;
+        if (all_kernels[i]->available()) {
+            *kernels = all_kernels[i];
+            return PMX_OK;
+        }
+        if (isa) return pmx_fail(PMX_EUNSUPPORTED, "this CPU does not run the instruction set '%s'", isa);
+    }
+    return pmx_fail(PMX_EUNSUPPORTED, "unknown instruction set '%.32s'", isa ? isa : "");
+}
+
+pmx_status pmx_ctx_create(pmx_ctx **out, int32_t n_threads, const char *isa) {
+    if (!out) return pmx_fail(PMX_EINVAL, "ctx is NULL");
+    if (n_threads < 1 || n_threads > 256) return pmx_fail(PMX_EINVAL, "n_threads is %d: expected 1 to 256", n_threads);
+    const pmx_kernels *kernels = NULL;
+    pmx_status status = choose_kernels(&kernels, isa);
+    if (status != PMX_OK) return status;
+    pmx_ctx *ctx = calloc(1, sizeof *ctx);
+    if (!ctx) return pmx_fail(PMX_ENOMEM, "no memory for a context");
+    ctx->kernels = kernels;
+    ctx->n_threads = n_threads;
+    status = pmx_pool_create(&ctx->pool, n_threads);
+    if (status != PMX_OK) {
+        free(ctx);
+        return status;
+    }
+    *out = ctx;
+    return PMX_OK;
+}
+
+void pmx_ctx_destroy(pmx_ctx *ctx) {
+    if (!ctx) return;
+    pmx_pool_destroy(ctx->pool);
+    for (int i = 0; i < PMX_SCRATCH_SLOTS; i++) free(ctx->scratch[i].data);
+    free(ctx);
+}
+
+void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on) {
+    if (ctx) pmx_pool_cancel(ctx->pool, on);
+}
+
+const char *pmx_ctx_isa(const pmx_ctx *ctx) { return ctx ? ctx->kernels->name : NULL; }
+
+int32_t pmx_ctx_threads(const pmx_ctx *ctx) { return ctx ? ctx->n_threads : 0; }
+
+void *pmx_scratch(pmx_ctx *ctx, pmx_scratch_slot slot, size_t bytes) {
+    if (ctx->scratch[slot].bytes >= bytes && ctx->scratch[slot].data) return ctx->scratch[slot].data;
+    free(ctx->scratch[slot].data);
+    ctx->scratch[slot].data = NULL;
+    ctx->scratch[slot].bytes = 0;
+    void *data = NULL;
+    if (posix_memalign(&data, 64, bytes ? bytes : 64) != 0) {
+        pmx_fail(PMX_ENOMEM, "no memory for %zu bytes of scratch: use a smaller batch", bytes);
+        return NULL;
+    }
+    ctx->scratch[slot].data = data;
+    ctx->scratch[slot].bytes = bytes;
+    return data;
+}
+
+pmx_status pmx_thread_scratch_reserve(pmx_ctx *ctx, size_t bytes) {
+    bytes = (bytes + 4095) & ~(size_t)4095; /* threads do not share pages */
+    if (ctx->thread_bytes >= bytes) return PMX_OK;
+    if (!pmx_scratch(ctx, PMX_SCRATCH_THREAD, bytes * (size_t)ctx->n_threads)) {
+        ctx->thread_bytes = 0;
+        return PMX_ENOMEM;
+    }
+    ctx->thread_bytes = bytes;
+    return PMX_OK;
+}
+
+int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n) {
+    for (int64_t row = 0; row < n_rows; row++) {
+        uint32_t any = 0; /* the sign bit is set once an exponent of all ones was met */
+        for (int64_t i = 0; i < n; i++) any |= (pmx_f32_bits(x[row * n + i]) & 0x7f800000u) + 0x00800000u;
+        if (any & 0x80000000u) return row;
+    }
+    return -1;
+}
+
+int64_t pmx_row_bytes(int32_t type, int64_t n) {
+    if (n < 0 || n > INT64_MAX / 64) return -1;
+    switch (type) {
+    case PMX_F32: return n * 4;
+    case PMX_F16: return n * 2;
+    case PMX_Q4_0: return n % PMX_BLOCK ? -1 : n / PMX_BLOCK * (int64_t)sizeof(pmx_block_q4_0);
+    case PMX_Q8_0: return n % PMX_BLOCK ? -1 : n / PMX_BLOCK * (int64_t)sizeof(pmx_block_q8_0);
+    default: return -1;
+    }
+}
+
+pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
+    if (!w || !w->data) return pmx_fail(PMX_EINVAL, "%s is NULL", name);
+    if (w->delta) return pmx_fail(PMX_EUNSUPPORTED, "%s has a delta: this library applies none", name);
+    if (w->rows < 1 || w->cols < 1 || w->rows > INT32_MAX || w->cols > INT32_MAX)
+        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected 1 to 2^31-1", name, (long long)w->rows, (long long)w->cols);
+    if (w->type < 0 || w->type >= PMX_TYPE_SLOTS || pmx_row_bytes(w->type, 0) < 0)
+        return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: expected f32 (0), f16 (1), q4_0 (2) or q8_0 (8)", name, w->type);
+    const int64_t bytes = pmx_row_bytes(w->type, w->cols);
+    if (bytes < 0) return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name, (long long)w->cols);
+    if (w->row_bytes < bytes)
+        return pmx_fail(PMX_EINVAL, "%s has %lld bytes a row: expected at least %lld", name, (long long)w->row_bytes, (long long)bytes);
+    return PMX_OK;
+}

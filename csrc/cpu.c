@@ -1,0 +1,91 @@
+/* cpu.c: what this machine has: instruction sets that the CPU and the operating system both support, and threads that make sense. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+#if defined(__x86_64__)
+/* gcc's and clang's detection reads CPUID and XCR0 (the operating system's support of the registers). */
+int pmx_cpu_avx2(void) {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+#endif
+
+#if defined(__linux__)
+/* CPUs of the affinity mask that are distinct physical cores: two hyperthreads share the units that kernels saturate. */
+static int32_t linux_cores(void) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof set, &set) != 0) return (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t seen; /* first sibling of each core counted so far */
+    CPU_ZERO(&seen);
+    int32_t n = 0;
+    for (size_t cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (!CPU_ISSET(cpu, &set)) continue;
+        char path[96];
+        snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%zu/topology/thread_siblings_list", cpu);
+        size_t first = cpu;
+        FILE *file = fopen(path, "r");
+        if (file) {
+            if (fscanf(file, "%zu", &first) != 1 || first >= CPU_SETSIZE) first = cpu;
+            fclose(file);
+        }
+        if (!CPU_ISSET(first, &seen)) {
+            CPU_SET(first, &seen);
+            n++;
+        }
+    }
+    return n;
+}
+
+/* The cgroup's CPU quota in whole CPUs (rounded up), or a large number without one. */
+static int32_t linux_quota(void) {
+    long long quota = -1, period = 0;
+    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (file) { /* version 2: "max 100000" or "200000 100000" */
+        char text[32];
+        if (fscanf(file, "%31s %lld", text, &period) == 2 && strcmp(text, "max") != 0) quota = atoll(text);
+        fclose(file);
+    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
+        if (fscanf(file, "%lld", &quota) != 1) quota = -1;
+        fclose(file);
+        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
+            if (fscanf(file, "%lld", &period) != 1) period = 0;
+            fclose(file);
+        }
+    }
+    if (quota <= 0 || period <= 0 || quota / period >= 256) return 256;
+    return (int32_t)((quota + period - 1) / period);
+}
+#endif
+
+int32_t pmx_default_threads(void) {
+    int32_t n;
+#if defined(__linux__)
+    const int32_t quota = linux_quota();
+    n = linux_cores();
+    if (n > quota) n = quota;
+#elif defined(__APPLE__)
+    /* Performance cores only: the slower ones would be waited for at every barrier. */
+    int cores = 0;
+    size_t size = sizeof cores;
+    if (sysctlbyname("hw.perflevel0.physicalcpu", &cores, &size, NULL, 0) != 0 &&
+        sysctlbyname("hw.physicalcpu", &cores, &size, NULL, 0) != 0)
+        cores = 1;
+    n = cores;
+#else
+    n = (int32_t)sysconf(_SC_NPROCESSORS_ONLN);
+#endif
+    if (n < 1) return 1;
+    return n < 256 ? n : 256;
+}

@@ -1,0 +1,106 @@
+/* internal.h: what the C library's own files share: the context, its threads and scratch, errors, the floating-point mode. */
+#ifndef PMX_INTERNAL_H
+#define PMX_INTERNAL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels.h"
+#include "pmx.h"
+
+#ifdef __FAST_MATH__
+#error "the numerics contract does not hold under fast-math"
+#endif
+_Static_assert(sizeof(void *) == 8, "64-bit targets only");
+
+/* Buffers that live in the context and only grow. */
+typedef enum {
+    PMX_SCRATCH_THREAD, /* one block per thread, pmx_thread_scratch */
+    PMX_SCRATCH_ACT_Q,
+    PMX_SCRATCH_ACT_D,
+    PMX_SCRATCH_ACT_SUMS,
+    PMX_SCRATCH_HIDDEN_Q, /* between the experts' two regions */
+    PMX_SCRATCH_HIDDEN_D,
+    PMX_SCRATCH_HIDDEN_SUMS,
+    PMX_SCRATCH_HIDDEN_X,
+    PMX_SCRATCH_QKV,
+    PMX_SCRATCH_ATTENTION,
+    PMX_SCRATCH_PARTIALS,
+    PMX_SCRATCH_TILES,
+    PMX_SCRATCH_LOGITS,
+    PMX_SCRATCH_GROUPS,
+    PMX_SCRATCH_ROWS,
+    PMX_SCRATCH_SLOTS
+} pmx_scratch_slot;
+
+typedef struct pmx_pool pmx_pool;
+
+struct pmx_ctx {
+    const pmx_kernels *kernels;
+    pmx_pool *pool;
+    int32_t n_threads;
+    struct {
+        void *data;
+        size_t bytes;
+    } scratch[PMX_SCRATCH_SLOTS];
+    size_t thread_bytes; /* of each thread's part of PMX_SCRATCH_THREAD */
+};
+
+/* --- status.c */
+pmx_status pmx_fail(pmx_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
+pmx_status pmx_fail_row(pmx_status status, int64_t row, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+/* --- cpu.c */
+int pmx_cpu_avx2(void);
+
+/* --- context.c */
+/* At least `bytes` of 64-byte aligned memory in a slot, contents undefined; NULL (and a message) when memory is short. */
+void *pmx_scratch(pmx_ctx *ctx, pmx_scratch_slot slot, size_t bytes);
+/* Makes every thread's own scratch at least `bytes`. */
+pmx_status pmx_thread_scratch_reserve(pmx_ctx *ctx, size_t bytes);
+static inline void *pmx_thread_scratch(const pmx_ctx *ctx, int32_t thread) {
+    return (char *)ctx->scratch[PMX_SCRATCH_THREAD].data + (size_t)thread * ctx->thread_bytes;
+}
+/* First row of x [n_rows][n] that holds a NaN or infinity, or -1. */
+int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
+/* The bytes of `n` elements of a known type. */
+pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
+
+/* --- threads.c: the only owner of threads */
+typedef void (*pmx_task)(void *arg, int64_t item, int32_t thread);
+pmx_status pmx_pool_create(pmx_pool **pool, int32_t n_threads);
+void pmx_pool_destroy(pmx_pool *pool);
+void pmx_pool_cancel(pmx_pool *pool, int32_t on);
+/* Runs task(arg, item, thread) for each item, on all threads, in any order. work: about how many multiply-adds an item costs; little
+ * work runs on the caller alone. PMX_ECANCELED when the cancel flag was seen; a row faulted by a task gives that status. */
+pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items, int64_t work);
+/* Called by a task: this row failed. The lowest row is reported when the region ends. */
+void pmx_fault(pmx_ctx *ctx, pmx_status status, int64_t row);
+
+/* --- The floating-point mode of the contract: nearest even, subnormals kept. Every entry point and every worker runs inside. */
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+typedef uint32_t pmx_fp_mode;
+static inline pmx_fp_mode pmx_fp_enter(void) {
+    const pmx_fp_mode old = _mm_getcsr();
+    _mm_setcsr(0x1f80u);
+    return old;
+}
+static inline void pmx_fp_leave(pmx_fp_mode old) { _mm_setcsr(old); }
+#elif defined(__aarch64__)
+typedef uint64_t pmx_fp_mode;
+static inline pmx_fp_mode pmx_fp_enter(void) {
+    pmx_fp_mode old;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(old));
+    __asm__ volatile("msr fpcr, %0" : : "r"((pmx_fp_mode)0));
+    return old;
+}
+static inline void pmx_fp_leave(pmx_fp_mode old) { __asm__ volatile("msr fpcr, %0" : : "r"(old)); }
+#else
+#error "unsupported architecture: pymixtral runs on x86-64 and aarch64"
+#endif
+
+/* a*b into *out; nonzero on overflow or a negative operand. Sizes come from callers, so every product is checked. */
+static inline int pmx_mul(int64_t *out, int64_t a, int64_t b) { return a < 0 || b < 0 || __builtin_mul_overflow(a, b, out); }
+
+#endif

@@ -1,0 +1,85 @@
+/* kernels.h: what an instruction set provides. Kernels assume valid arguments (the entry points checked them) and are void. */
+#ifndef PMX_KERNELS_H
+#define PMX_KERNELS_H
+
+#include <stdint.h>
+
+#include "pmx.h"
+
+enum {
+    PMX_TYPE_SLOTS = 9,    /* types are GGUF's numbers, 0..8 so far */
+    PMX_TOKEN_BLOCK = 128, /* most tokens of one mat call: its float accumulators (128 x 16 x 4 bytes) stay in L1 */
+    PMX_PAGE = 64,         /* positions of a cache page */
+    PMX_MAT_SCRATCH = 96 * 1024
+};
+
+/* In which form a weight type wants its activations. */
+typedef enum { PMX_FORM_F32, PMX_FORM_Q32 } pmx_form;
+
+/* Activations [n_tokens][cols], in the forms that were prepared: x, or q with d and sums per block of 32. */
+typedef struct {
+    const float *x;
+    const int8_t *q;
+    const float *d;
+    const int32_t *sums;
+    int64_t cols;
+} pmx_acts;
+
+typedef struct {
+    pmx_form form;
+    /* y[i] = row i of w . token, for n_rows rows. */
+    void (*vec)(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
+    /* y[i*ldy + r] = row r of w . tokens[i], for n_rows rows and at most PMX_TOKEN_BLOCK tokens; scratch: PMX_MAT_SCRATCH
+     * bytes, 64-byte aligned. NULL: there is only vec. */
+    void (*mat)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
+                int64_t n_tokens, void *scratch);
+    void (*dequantize)(float *y, const uint8_t *w, int64_t n);
+} pmx_type_kernels;
+
+typedef struct {
+    const char *name;
+    int (*available)(void);
+    int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
+    pmx_type_kernels types[PMX_TYPE_SLOTS];
+
+    void (*rms_norm)(float *y, const float *x, const float *w, int64_t n, float eps);
+    /* Returns 1 when a block holds a NaN or infinity (its q, d and sum are then 0), else 0. */
+    int (*quantize)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
+    void (*exp)(float *y, const float *x, int64_t n);
+    void (*silu_mul)(float *y, const float *gate, const float *up, int64_t n);
+    void (*axpy)(float *y, float a, const float *x, int64_t n); /* y = fma(a, x, y) */
+    void (*rope)(float *x, const float *cosines, const float *sines, int64_t n_pairs);
+    void (*narrow)(uint16_t *y, const float *x, int64_t n); /* f32 to f16 */
+    void (*widen)(float *y, const uint16_t *x, int64_t n);  /* f16 to f32 */
+
+    /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k [head_dim][64], v [64][head_dim];
+     * query i sees positions lo[i] <= j < hi[i] of the page (lo == hi: none; its results mean nothing).
+     * m[i], l[i], o[i*head_dim]: the page's maximum, sum and weighted values. s: scratch [n_q][64]. */
+    void (*attend)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
+                   const int32_t *lo, const int32_t *hi);
+    /* Folds a page into the running (m, l, o). */
+    void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
+} pmx_kernels;
+
+extern const pmx_kernels pmx_kernels_scalar;
+#if defined(__x86_64__)
+extern const pmx_kernels pmx_kernels_avx2;
+#endif
+
+/* Constants of exp in docs/numerics.md, shared by all kernels. */
+#define PMX_EXP_HI 88.0f
+#define PMX_EXP_LO (-87.3f)
+#define PMX_EXP_LOG2E 0x1.715476p+0f
+#define PMX_EXP_LN2_HI 0x1.62e430p-1f
+#define PMX_EXP_LN2_LO (-0x1.05c610p-29f)
+#define PMX_EXP_C7 0x1.a125f6p-13f
+#define PMX_EXP_C6 0x1.6d444ap-10f
+#define PMX_EXP_C5 0x1.1110e0p-7f
+#define PMX_EXP_C4 0x1.5554e8p-5f
+#define PMX_EXP_C3 0x1.555556p-3f
+#define PMX_EXP_C2 0x1p-1f
+
+/* Activations below this largest magnitude quantize to zero, so that 127 / amax stays finite. */
+#define PMX_TINY_AMAX 0x1p-100f
+
+#endif

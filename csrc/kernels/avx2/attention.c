@@ -1,0 +1,102 @@
+/* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
+ * one chain of fused multiply-adds without horizontal sums. Queries go in pairs: a loaded key or value serves both, and
+ * 2 x 4 accumulators hide the latency of the chain (4 cycles, 2 a cycle). */
+#include "avx2.h"
+
+PMX_AVX2_BEGIN
+
+/* s[i][0..63] = scores of N queries: N = 1 or 2, four accumulators of 8 positions each at a time. */
+PMX_INLINE void scores(float *s, const float *q, const int n, int64_t head_dim, const float *k) {
+    for (int half = 0; half < PMX_PAGE; half += 32) {
+        __m256 acc[2][4];
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < 4; j++) acc[i][j] = _mm256_setzero_ps();
+        for (int64_t d = 0; d < head_dim; d++) {
+            __m256 key[4];
+            for (int j = 0; j < 4; j++) key[j] = _mm256_loadu_ps(k + d * PMX_PAGE + half + 8 * j);
+            for (int i = 0; i < n; i++) {
+                const __m256 x = _mm256_broadcast_ss(q + i * head_dim + d);
+                for (int j = 0; j < 4; j++) acc[i][j] = _mm256_fmadd_ps(x, key[j], acc[i][j]);
+            }
+        }
+        for (int i = 0; i < n; i++)
+            for (int j = 0; j < 4; j++) _mm256_storeu_ps(s + i * PMX_PAGE + half + 8 * j, acc[i][j]);
+    }
+}
+
+/* s becomes p; returns through m and l. */
+PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
+    const __m256i below = _mm256_set1_epi32(lo - 1), end = _mm256_set1_epi32(hi), step = _mm256_set1_epi32(8);
+    const __m256 minus_infinity = _mm256_set1_ps(-__builtin_inff());
+    __m256i j = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256 largest = minus_infinity, visible[8];
+    for (int i = 0; i < 8; i++, j = _mm256_add_epi32(j, step)) {
+        visible[i] = _mm256_castsi256_ps(_mm256_and_si256(_mm256_cmpgt_epi32(j, below), _mm256_cmpgt_epi32(end, j)));
+        largest = _mm256_max_ps(largest, _mm256_blendv_ps(minus_infinity, _mm256_loadu_ps(s + 8 * i), visible[i]));
+    }
+    __m128 t = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
+    t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+    t = _mm_max_ss(t, _mm_movehdup_ps(t));
+    *m = _mm_cvtss_f32(t);
+    const __m256 top = _mm256_set1_ps(*m);
+    __m256 sums = _mm256_setzero_ps();
+    for (int i = 0; i < 8; i++) {
+        const __m256 p = _mm256_and_ps(visible[i], exp8(_mm256_sub_ps(_mm256_loadu_ps(s + 8 * i), top)));
+        _mm256_storeu_ps(s + 8 * i, p);
+        sums = _mm256_add_ps(sums, p);
+    }
+    *l = sum8_tree(sums);
+}
+
+/* o[i][d .. d+8*v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
+PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const float *v, int32_t lo, int32_t hi) {
+    __m256 acc[2][4];
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n_v; j++) acc[i][j] = _mm256_setzero_ps();
+    for (int32_t position = lo; position < hi; position++) {
+        __m256 value[4];
+        for (int j = 0; j < n_v; j++) value[j] = _mm256_loadu_ps(v + position * head_dim + 8 * j);
+        for (int i = 0; i < n; i++) {
+            const __m256 x = _mm256_broadcast_ss(p + i * PMX_PAGE + position);
+            for (int j = 0; j < n_v; j++) acc[i][j] = _mm256_fmadd_ps(x, value[j], acc[i][j]);
+        }
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n_v; j++) _mm256_storeu_ps(o + i * head_dim + 8 * j, acc[i][j]);
+}
+
+PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const float *k, const float *v,
+                         const int32_t *lo, const int32_t *hi) {
+    int32_t first = PMX_PAGE, end = 0;
+    scores(s, q, n, head_dim, k);
+    for (int i = 0; i < n; i++) {
+        softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
+        if (lo[i] < hi[i] && lo[i] < first) first = lo[i];
+        if (lo[i] < hi[i] && hi[i] > end) end = hi[i];
+    }
+    int64_t d = 0;
+    for (; d + 32 <= head_dim; d += 32) weigh(o + d, s, n, 4, head_dim, v + d, first, end);
+    for (; d < head_dim; d += 8) weigh(o + d, s, n, 1, head_dim, v + d, first, end);
+}
+
+void pmx_avx2_attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
+                     const int32_t *lo, const int32_t *hi) {
+    int64_t i = 0;
+    for (; i + 2 <= n_q; i += 2)
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 2, head_dim, k, v, lo + i, hi + i);
+    if (i < n_q) attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i);
+}
+
+void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
+    const float largest = *m > page_m ? *m : page_m;
+    const __m256 e = exp8(_mm256_setr_ps(*m - largest, page_m - largest, 0, 0, 0, 0, 0, 0));
+    const __m256 a = _mm256_broadcastss_ps(_mm256_castps256_ps128(e));
+    const __m256 b = _mm256_broadcastss_ps(_mm_movehdup_ps(_mm256_castps256_ps128(e)));
+    const __m256 sum = _mm256_fmadd_ps(_mm256_set1_ps(page_l), b, _mm256_mul_ps(_mm256_set1_ps(*l), a));
+    *m = largest;
+    *l = _mm256_cvtss_f32(sum);
+    for (int64_t d = 0; d < head_dim; d += 8)
+        _mm256_storeu_ps(o + d, _mm256_fmadd_ps(_mm256_loadu_ps(page_o + d), b, _mm256_mul_ps(_mm256_loadu_ps(o + d), a)));
+}
+
+PMX_AVX2_END

@@ -1,0 +1,94 @@
+/* matmul_float.c: f32 and f16 weights. The eight lanes are the contract's eight partial sums, so each output needs its own vector
+ * accumulator; vec keeps 8 rows, mat 4 rows x 3 tokens = 12 of them in registers, which hides the latency of fma and makes 7 loads
+ * serve 12 of them. */
+#include <string.h>
+
+#include "avx2.h"
+
+PMX_AVX2_BEGIN
+
+typedef __m256 (*load8)(const uint8_t *w);
+
+PMX_INLINE __m256 load8_f32(const uint8_t *w) { return _mm256_loadu_ps((const float *)(const void *)w); }
+PMX_INLINE __m256 load8_f16(const uint8_t *w) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)w)); }
+
+/* The last n < 8 elements, padded with zeros. */
+PMX_INLINE __m256 load_tail(load8 load, const uint8_t *w, int64_t n, const int64_t size) {
+    uint8_t padded[32] = {0};
+    memcpy(padded, w, (size_t)(n * size));
+    return load(padded);
+}
+
+/* R rows x T tokens; R and T are constants where this is inlined. */
+PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, const int R, const pmx_acts *acts, const int32_t *tokens,
+                     const int T, load8 load, const int64_t size) {
+    const int64_t n = acts->cols, whole = n - n % 8;
+    const float *x[8];
+    __m256 acc[8][3];
+    for (int t = 0; t < T; t++) x[t] = acts->x + tokens[t] * n;
+    for (int r = 0; r < R; r++)
+        for (int t = 0; t < T; t++) acc[r][t] = _mm256_setzero_ps();
+    for (int64_t i = 0; i < whole; i += 8) {
+        __m256 v[3];
+        for (int t = 0; t < T; t++) v[t] = _mm256_loadu_ps(x[t] + i);
+        for (int r = 0; r < R; r++) {
+            const __m256 row = load(w + r * row_bytes + i * size);
+            for (int t = 0; t < T; t++) acc[r][t] = _mm256_fmadd_ps(v[t], row, acc[r][t]);
+        }
+    }
+    if (whole < n) {
+        const __m256i tail = first_lanes(n - whole);
+        for (int t = 0; t < T; t++) {
+            const __m256 v = _mm256_maskload_ps(x[t] + whole, tail);
+            for (int r = 0; r < R; r++)
+                acc[r][t] = _mm256_fmadd_ps(v, load_tail(load, w + r * row_bytes + whole * size, n - whole, size), acc[r][t]);
+        }
+    }
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) y[t * ldy + r] = sum8_tree(acc[r][t]);
+}
+
+PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, load8 load,
+                    const int64_t size) {
+    const int32_t t = (int32_t)token;
+    int64_t r = 0;
+    for (; r + 8 <= n_rows; r += 8) tile(y + r, 0, w + r * row_bytes, row_bytes, 8, acts, &t, 1, load, size);
+    for (; r < n_rows; r++) tile(y + r, 0, w + r * row_bytes, row_bytes, 1, acts, &t, 1, load, size);
+}
+
+PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
+                    int64_t n_tokens, load8 load, const int64_t size) {
+    int64_t r = 0;
+    for (; r + 4 <= n_rows; r += 4) {
+        int64_t t = 0;
+        for (; t + 3 <= n_tokens; t += 3) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, load, size);
+        for (; t < n_tokens; t++) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, load, size);
+    }
+    for (int64_t t = 0; t < n_tokens && r < n_rows; t++) vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
+}
+
+void pmx_avx2_vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    vec(y, w, row_bytes, n_rows, acts, token, load8_f32, 4);
+}
+
+void pmx_avx2_vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    vec(y, w, row_bytes, n_rows, acts, token, load8_f16, 2);
+}
+
+void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
+                      int64_t n_tokens, void *scratch) {
+    (void)scratch;
+    mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f32, 4);
+}
+
+void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
+                      int64_t n_tokens, void *scratch) {
+    (void)scratch;
+    mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f16, 2);
+}
+
+void pmx_avx2_dequantize_f32(float *y, const uint8_t *w, int64_t n) { memcpy(y, w, (size_t)n * sizeof *y); }
+
+void pmx_avx2_dequantize_f16(float *y, const uint8_t *w, int64_t n) { pmx_avx2_widen(y, (const uint16_t *)(const void *)w, n); }
+
+PMX_AVX2_END

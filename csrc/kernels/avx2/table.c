@@ -1,0 +1,23 @@
+/* table.c: the kernels of AVX2+FMA+F16C in one struct. */
+#include "../../internal.h"
+#include "avx2.h"
+
+const pmx_kernels pmx_kernels_avx2 = {
+    .name = "avx2",
+    .available = pmx_cpu_avx2,
+    .mat_min_tokens = 4,
+    .types = {[PMX_F32] = {PMX_FORM_F32, pmx_avx2_vec_f32, pmx_avx2_mat_f32, pmx_avx2_dequantize_f32},
+              [PMX_F16] = {PMX_FORM_F32, pmx_avx2_vec_f16, pmx_avx2_mat_f16, pmx_avx2_dequantize_f16},
+              [PMX_Q4_0] = {PMX_FORM_Q32, pmx_avx2_vec_q4_0, pmx_avx2_mat_q4_0, pmx_avx2_dequantize_q4_0},
+              [PMX_Q8_0] = {PMX_FORM_Q32, pmx_avx2_vec_q8_0, pmx_avx2_mat_q8_0, pmx_avx2_dequantize_q8_0}},
+    .rms_norm = pmx_avx2_rms_norm,
+    .quantize = pmx_avx2_quantize,
+    .exp = pmx_avx2_exp,
+    .silu_mul = pmx_avx2_silu_mul,
+    .axpy = pmx_avx2_axpy,
+    .rope = pmx_avx2_rope,
+    .narrow = pmx_avx2_narrow,
+    .widen = pmx_avx2_widen,
+    .attend = pmx_avx2_attend,
+    .combine = pmx_avx2_combine,
+};

@@ -1,0 +1,221 @@
+/* scalar.c: every kernel in portable C, in the contract's own order. The reference in C, and the fallback on any CPU. */
+#include <math.h>
+#include <string.h>
+
+#include "../../blocks.h"
+#include "../../kernels.h"
+
+static int available(void) { return 1; }
+
+/* The tree of sum8 over its eight partials. */
+static float sum8_tree(const float s[8]) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
+
+static void rms_norm(float *y, const float *x, const float *w, int64_t n, float eps) {
+    float s[8] = {0};
+    for (int64_t i = 0; i < n; i++) s[i % 8] = fmaf(x[i], x[i], s[i % 8]);
+    const float r = 1.0f / sqrtf(sum8_tree(s) / (float)n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = (x[i] * r) * w[i];
+}
+
+static int quantize(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    int nonfinite = 0;
+    for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK, q += PMX_BLOCK) {
+        uint32_t largest = 0;
+        for (int i = 0; i < PMX_BLOCK; i++) {
+            const uint32_t magnitude = pmx_f32_bits(x[i]) & 0x7fffffffu;
+            if (magnitude > largest) largest = magnitude;
+        }
+        const float amax = pmx_f32_from_bits(largest);
+        const int bad = largest >= 0x7f800000u;
+        nonfinite |= bad;
+        d[b] = 0.0f;
+        sums[b] = 0;
+        memset(q, 0, PMX_BLOCK);
+        if (bad || amax < PMX_TINY_AMAX) continue;
+        const float inverse = 127.0f / amax;
+        d[b] = amax / 127.0f;
+        for (int i = 0; i < PMX_BLOCK; i++) {
+            q[i] = (int8_t)rintf(x[i] * inverse);
+            sums[b] += q[i];
+        }
+    }
+    return nonfinite;
+}
+
+static float exp1(float x) {
+    if (x > PMX_EXP_HI) return INFINITY;
+    if (x < PMX_EXP_LO) return 0.0f;
+    if (x != x) return x;
+    const float n = rintf(x * PMX_EXP_LOG2E);
+    float r = fmaf(n, -PMX_EXP_LN2_HI, x);
+    r = fmaf(n, -PMX_EXP_LN2_LO, r);
+    float p = PMX_EXP_C7;
+    p = fmaf(p, r, PMX_EXP_C6);
+    p = fmaf(p, r, PMX_EXP_C5);
+    p = fmaf(p, r, PMX_EXP_C4);
+    p = fmaf(p, r, PMX_EXP_C3);
+    p = fmaf(p, r, PMX_EXP_C2);
+    p = fmaf(p, r, 1.0f);
+    p = fmaf(p, r, 1.0f);
+    return p * pmx_f32_from_bits((uint32_t)((int32_t)n + 127) << 23);
+}
+
+static void exp_n(float *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = exp1(x[i]);
+}
+
+static void silu_mul(float *y, const float *gate, const float *up, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = (gate[i] / (1.0f + exp1(-gate[i]))) * up[i];
+}
+
+static void axpy(float *y, float a, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
+}
+
+static void rope(float *x, const float *cosines, const float *sines, int64_t n_pairs) {
+    for (int64_t i = 0; i < n_pairs; i++) {
+        const float x0 = x[2 * i], x1 = x[2 * i + 1];
+        x[2 * i] = fmaf(x0, cosines[i], -(x1 * sines[i]));
+        x[2 * i + 1] = fmaf(x0, sines[i], x1 * cosines[i]);
+    }
+}
+
+static void narrow(uint16_t *y, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = pmx_f32_to_f16(x[i]);
+}
+
+static void widen(float *y, const uint16_t *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = pmx_f16_to_f32(x[i]);
+}
+
+static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
+                   const int32_t *lo, const int32_t *hi) {
+    for (int64_t i = 0; i < n_q; i++, q += head_dim, o += head_dim, s += PMX_PAGE) {
+        if (lo[i] >= hi[i]) continue;
+        float largest = -INFINITY, sums[8] = {0};
+        for (int32_t j = lo[i]; j < hi[i]; j++) {
+            float score = 0.0f;
+            for (int64_t d = 0; d < head_dim; d++) score = fmaf(q[d], k[d * PMX_PAGE + j], score);
+            s[j] = score;
+            if (score > largest) largest = score;
+        }
+        for (int64_t d = 0; d < head_dim; d++) o[d] = 0.0f;
+        for (int32_t j = lo[i]; j < hi[i]; j++) {
+            const float p = exp1(s[j] - largest);
+            sums[j % 8] += p;
+            axpy(o, p, v + j * head_dim, head_dim);
+        }
+        m[i] = largest;
+        l[i] = sum8_tree(sums);
+    }
+}
+
+static void combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
+    const float largest = *m > page_m ? *m : page_m;
+    const float a = exp1(*m - largest), b = exp1(page_m - largest);
+    *m = largest;
+    *l = fmaf(page_l, b, *l * a);
+    for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
+}
+
+/* --- Matrix-vector products, one per weight type */
+
+static void vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    const float *x = acts->x + token * acts->cols;
+    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+        const float *row = (const float *)(const void *)w;
+        float s[8] = {0};
+        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], row[i], s[i % 8]);
+        y[r] = sum8_tree(s);
+    }
+}
+
+static void vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    const float *x = acts->x + token * acts->cols;
+    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+        const uint16_t *row = (const uint16_t *)(const void *)w;
+        float s[8] = {0};
+        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], pmx_f16_to_f32(row[i]), s[i % 8]);
+        y[r] = sum8_tree(s);
+    }
+}
+
+static void vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    const int64_t n_blocks = acts->cols / PMX_BLOCK;
+    const int8_t *q = acts->q + token * acts->cols;
+    const float *d = acts->d + token * n_blocks;
+    const int32_t *sums = acts->sums + token * n_blocks;
+    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+        const pmx_block_q4_0 *blocks = (const pmx_block_q4_0 *)(const void *)w;
+        float acc = 0.0f;
+        for (int64_t b = 0; b < n_blocks; b++) {
+            int32_t isum = -8 * sums[b];
+            for (int i = 0; i < 16; i++)
+                isum += (blocks[b].qs[i] & 15) * q[b * PMX_BLOCK + i] + (blocks[b].qs[i] >> 4) * q[b * PMX_BLOCK + i + 16];
+            acc = fmaf(pmx_f16_to_f32(blocks[b].d) * d[b], (float)isum, acc);
+        }
+        y[r] = acc;
+    }
+}
+
+static void vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+    const int64_t n_blocks = acts->cols / PMX_BLOCK;
+    const int8_t *q = acts->q + token * acts->cols;
+    const float *d = acts->d + token * n_blocks;
+    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+        const pmx_block_q8_0 *blocks = (const pmx_block_q8_0 *)(const void *)w;
+        float acc = 0.0f;
+        for (int64_t b = 0; b < n_blocks; b++) {
+            int32_t isum = 0;
+            for (int i = 0; i < PMX_BLOCK; i++) isum += blocks[b].qs[i] * q[b * PMX_BLOCK + i];
+            acc = fmaf(pmx_f16_to_f32(blocks[b].d) * d[b], (float)isum, acc);
+        }
+        y[r] = acc;
+    }
+}
+
+static void dequantize_f32(float *y, const uint8_t *w, int64_t n) { memcpy(y, w, (size_t)n * sizeof *y); }
+
+static void dequantize_f16(float *y, const uint8_t *w, int64_t n) { widen(y, (const uint16_t *)(const void *)w, n); }
+
+static void dequantize_q4_0(float *y, const uint8_t *w, int64_t n) {
+    const pmx_block_q4_0 *blocks = (const pmx_block_q4_0 *)(const void *)w;
+    for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK) {
+        const float d = pmx_f16_to_f32(blocks[b].d);
+        for (int i = 0; i < 16; i++) {
+            y[i] = d * (float)((blocks[b].qs[i] & 15) - 8);
+            y[i + 16] = d * (float)((blocks[b].qs[i] >> 4) - 8);
+        }
+    }
+}
+
+static void dequantize_q8_0(float *y, const uint8_t *w, int64_t n) {
+    const pmx_block_q8_0 *blocks = (const pmx_block_q8_0 *)(const void *)w;
+    for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK) {
+        const float d = pmx_f16_to_f32(blocks[b].d);
+        for (int i = 0; i < PMX_BLOCK; i++) y[i] = d * (float)blocks[b].qs[i];
+    }
+}
+
+const pmx_kernels pmx_kernels_scalar = {
+    .name = "scalar",
+    .available = available,
+    .mat_min_tokens = INT64_MAX,
+    .types =
+        {
+            [PMX_F32] = {PMX_FORM_F32, vec_f32, NULL, dequantize_f32},
+            [PMX_F16] = {PMX_FORM_F32, vec_f16, NULL, dequantize_f16},
+            [PMX_Q4_0] = {PMX_FORM_Q32, vec_q4_0, NULL, dequantize_q4_0},
+            [PMX_Q8_0] = {PMX_FORM_Q32, vec_q8_0, NULL, dequantize_q8_0},
+        },
+    .rms_norm = rms_norm,
+    .quantize = quantize,
+    .exp = exp_n,
+    .silu_mul = silu_mul,
+    .axpy = axpy,
+    .rope = rope,
+    .narrow = narrow,
+    .widen = widen,
+    .attend = attend,
+    .combine = combine,
+};

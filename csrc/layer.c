@@ -1,0 +1,104 @@
+/* layer.c: the attention half of a decoder layer in one call: norm, QKV, RoPE, cache write, attention, output, norm, router. */
+#include <string.h>
+
+#include "matmul.h"
+
+static pmx_status check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols) {
+    const pmx_status status = pmx_check_weight(w, name);
+    if (status != PMX_OK) return status;
+    if (w->rows != rows || w->cols != cols)
+        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows, (long long)w->cols, (long long)rows,
+                        (long long)cols);
+    return PMX_OK;
+}
+
+static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
+    if (!layer->attn_norm || !layer->ffn_norm) return pmx_fail(PMX_EINVAL, "a norm is NULL");
+    if (layer->hidden < 1 || layer->n_heads < 1 || layer->n_kv_heads < 1 || layer->head_dim < 1 || layer->n_heads > 1024 ||
+        layer->head_dim > 1024)
+        return pmx_fail(PMX_EINVAL, "hidden %d, %d heads of %d, %d key/value heads: expected positive numbers, heads and sizes up to 1024",
+                        layer->hidden, layer->n_heads, layer->head_dim, layer->n_kv_heads);
+    if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
+        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads, cache->head_dim, layer->n_kv_heads,
+                        layer->head_dim);
+    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
+    pmx_status status = check_matrix(&layer->q, "q", q_dim, layer->hidden);
+    if (status == PMX_OK) status = check_matrix(&layer->k, "k", kv_dim, layer->hidden);
+    if (status == PMX_OK) status = check_matrix(&layer->v, "v", kv_dim, layer->hidden);
+    if (status == PMX_OK) status = check_matrix(&layer->output, "output", layer->hidden, q_dim);
+    if (status == PMX_OK && layer->router.data) status = check_matrix(&layer->router, "router", layer->n_experts, layer->hidden);
+    if (status == PMX_OK && !layer->router.data && layer->n_experts != 1)
+        status = pmx_fail(PMX_EINVAL, "router is NULL with %d experts: only one needs none", layer->n_experts);
+    return status;
+}
+
+static void observe(double *sums, const float *x, int64_t n_tokens, int64_t n) {
+    if (!sums) return;
+    for (int64_t t = 0; t < n_tokens; t++)
+        for (int64_t i = 0; i < n; i++) sums[i] += (double)x[t * n + i] * (double)x[t * n + i];
+}
+
+/* x += output(attention(norm(x))) */
+static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs,
+                         int64_t n_runs, int64_t n, const float *cosines, const float *sines, const pmx_observer *observer) {
+    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
+    float *q = pmx_scratch(ctx, PMX_SCRATCH_QKV, (size_t)(n * (q_dim + 2 * kv_dim)) * sizeof *q);
+    float *attended = pmx_scratch(ctx, PMX_SCRATCH_ATTENTION, (size_t)(n * q_dim) * sizeof *attended);
+    if (!q || !attended) return PMX_ENOMEM;
+    float *k = q + n * q_dim, *v = k + n * kv_dim;
+
+    pmx_status status = pmx_rms_norm(ctx, normed, x, layer->attn_norm, n, layer->hidden, layer->eps);
+    if (status != PMX_OK) return status;
+    if (observer) observe(observer->qkv_input, normed, n, layer->hidden);
+    pmx_acts acts;
+    const pmx_weight *qkv[3] = {&layer->q, &layer->k, &layer->v}, *output = &layer->output;
+    const pmx_product products[3] = {{&layer->q, q, 0}, {&layer->k, k, 0}, {&layer->v, v, 0}};
+    status = pmx_acts_prepare(ctx, &acts, normed, n, qkv, 3);
+    if (status == PMX_OK) status = pmx_products(ctx, products, 3, &acts, n);
+    if (status == PMX_OK) status = pmx_rope(ctx, q, cosines, sines, n, layer->n_heads, layer->head_dim);
+    if (status == PMX_OK) status = pmx_rope(ctx, k, cosines, sines, n, layer->n_kv_heads, layer->head_dim);
+    if (status == PMX_OK) status = pmx_cache_write(ctx, cache, k, v, runs, n_runs);
+    if (status == PMX_OK) status = pmx_attention(ctx, attended, q, cache, runs, n_runs, layer->n_heads, layer->window);
+    if (status != PMX_OK) return status;
+    if (observer) observe(observer->output_input, attended, n, q_dim);
+    const pmx_product product = {output, x, 1};
+    status = pmx_acts_prepare(ctx, &acts, attended, n, &output, 1);
+    if (status == PMX_OK) status = pmx_products(ctx, &product, 1, &acts, n);
+    return status;
+}
+
+static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *normed, const pmx_layer *layer, int64_t n) {
+    if (!layer->router.data) {
+        for (int64_t i = 0; i < n; i++) {
+            ids[i] = 0;
+            weights[i] = 1.0f;
+        }
+        return PMX_OK;
+    }
+    float *logits = pmx_scratch(ctx, PMX_SCRATCH_LOGITS, (size_t)(n * layer->n_experts) * sizeof *logits);
+    if (!logits) return PMX_ENOMEM;
+    const pmx_status status = pmx_matmul(ctx, logits, normed, &layer->router, n);
+    if (status != PMX_OK) return status;
+    return pmx_route(ctx, ids, weights, logits, n, layer->n_experts, layer->n_experts_used);
+}
+
+pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer, const pmx_cache *cache,
+                               const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines, const pmx_observer *observer) {
+    if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines || (!runs && n_runs > 0) || n_runs < 0)
+        return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    pmx_status status = check_layer(layer, cache);
+    if (status != PMX_OK) return status;
+    int64_t n = 0;
+    for (int64_t i = 0; i < n_runs; i++) {
+        if (runs[i].n_tokens < 0) return pmx_fail(PMX_EINVAL, "run %lld has %d tokens", (long long)i, runs[i].n_tokens);
+        n += runs[i].n_tokens;
+        if (n > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
+    }
+    if (n == 0) return PMX_OK;
+    const pmx_fp_mode mode = pmx_fp_enter();
+    status = attend(ctx, x, normed, layer, cache, runs, n_runs, n, cosines, sines, observer);
+    if (status == PMX_OK) status = pmx_rms_norm(ctx, normed, x, layer->ffn_norm, n, layer->hidden, layer->eps);
+    if (status == PMX_OK) status = route(ctx, ids, weights, normed, layer, n);
+    pmx_fp_leave(mode);
+    return status;
+}

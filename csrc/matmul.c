@@ -1,0 +1,98 @@
+/* matmul.c: matrix products: forms of activations, partition into items of rows, choice between vector and matrix kernels. */
+#include "matmul.h"
+
+#include <string.h>
+
+#include "blocks.h"
+
+static pmx_form form_of(const pmx_ctx *ctx, const pmx_weight *w) { return ctx->kernels->types[w->type].form; }
+
+pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights, int64_t n_weights) {
+    const int64_t cols = weights[0]->cols, blocks = cols / PMX_BLOCK;
+    *acts = (pmx_acts){.x = x, .cols = cols};
+    int quantized = 0;
+    for (int64_t i = 0; i < n_weights; i++) quantized |= form_of(ctx, weights[i]) == PMX_FORM_Q32;
+    if (!quantized) return PMX_OK;
+    int8_t *q = pmx_scratch(ctx, PMX_SCRATCH_ACT_Q, (size_t)(n_tokens * cols));
+    float *d = pmx_scratch(ctx, PMX_SCRATCH_ACT_D, (size_t)(n_tokens * blocks) * sizeof *d);
+    int32_t *sums = pmx_scratch(ctx, PMX_SCRATCH_ACT_SUMS, (size_t)(n_tokens * blocks) * sizeof *sums);
+    if (!q || !d || !sums) return PMX_ENOMEM;
+    acts->q = q;
+    acts->d = d;
+    acts->sums = sums;
+    return pmx_quantize_activations(ctx, q, d, sums, x, n_tokens, cols);
+}
+
+void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows, const pmx_acts *acts,
+              const int32_t *tokens, int64_t n_tokens, void *mat_scratch) {
+    const pmx_type_kernels *type = &kernels->types[w->type];
+    const uint8_t *data = (const uint8_t *)w->data + first_row * w->row_bytes;
+    if (type->mat && n_tokens >= kernels->mat_min_tokens) {
+        type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, mat_scratch);
+        return;
+    }
+    /* Groups of 8 rows, so that a few tokens read each row from memory once. */
+    for (int64_t r = 0; r < n_rows; r += 8) {
+        const int64_t n = n_rows - r < 8 ? n_rows - r : 8;
+        for (int64_t i = 0; i < n_tokens; i++) type->vec(y + i * ldy + r, data + r * w->row_bytes, w->row_bytes, n, acts, tokens[i]);
+    }
+}
+
+typedef struct {
+    pmx_ctx *ctx;
+    const pmx_product *products;
+    const pmx_acts *acts;
+    int64_t n_tokens;
+} products_args;
+
+static int64_t items_of(const pmx_weight *w) { return (w->rows + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM; }
+
+static void products_task(void *arg, int64_t item, int32_t thread) {
+    const products_args *p = arg;
+    const pmx_product *product = p->products;
+    for (; item >= items_of(product->w); product++) item -= items_of(product->w);
+    const int64_t first = item * PMX_ROWS_PER_ITEM, rows = product->w->rows;
+    const int64_t n_rows = rows - first < PMX_ROWS_PER_ITEM ? rows - first : PMX_ROWS_PER_ITEM;
+    char *scratch = pmx_thread_scratch(p->ctx, thread);
+    float *tile = (float *)(void *)(scratch + PMX_MAT_SCRATCH);
+    int32_t tokens[PMX_TOKEN_BLOCK];
+    for (int64_t t0 = 0; t0 < p->n_tokens; t0 += PMX_TOKEN_BLOCK) {
+        const int64_t n = p->n_tokens - t0 < PMX_TOKEN_BLOCK ? p->n_tokens - t0 : PMX_TOKEN_BLOCK;
+        for (int64_t i = 0; i < n; i++) tokens[i] = (int32_t)(t0 + i);
+        float *y = product->y + t0 * rows + first;
+        if (!product->add) {
+            pmx_rows(p->ctx->kernels, y, rows, product->w, first, n_rows, p->acts, tokens, n, scratch);
+            continue;
+        }
+        pmx_rows(p->ctx->kernels, tile, PMX_ROWS_PER_ITEM, product->w, first, n_rows, p->acts, tokens, n, scratch);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t r = 0; r < n_rows; r++) y[i * rows + r] += tile[i * PMX_ROWS_PER_ITEM + r];
+    }
+}
+
+pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts, int64_t n_tokens) {
+    const pmx_status status = pmx_thread_scratch_reserve(ctx, PMX_MAT_SCRATCH + PMX_TILE_BYTES);
+    if (status != PMX_OK) return status;
+    int64_t n_items = 0;
+    for (int32_t i = 0; i < n_products; i++) n_items += items_of(products[i].w);
+    products_args args = {ctx, products, acts, n_tokens};
+    return pmx_parallel(ctx, products_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
+}
+
+pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens) {
+    if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    pmx_status status = pmx_check_weight(w, "w");
+    if (status != PMX_OK) return status;
+    if (n_tokens < 0 || n_tokens > INT32_MAX) return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_acts acts;
+    const pmx_product product = {w, y, 0};
+    status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);
+    if (status == PMX_OK) status = pmx_products(ctx, &product, 1, &acts, n_tokens);
+    if (status == PMX_OK) {
+        const int64_t row = pmx_first_nonfinite(y, n_tokens, w->rows);
+        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a product is NaN or infinite", (long long)row);
+    }
+    pmx_fp_leave(mode);
+    return status;
+}

@@ -1,0 +1,267 @@
+/* moe.c: the router's choice, and the experts.
+ *
+ * (token, slot) pairs are sorted by expert once, so that each expert is a plain matrix product over its tokens. Two regions: gate, up,
+ * SiLU and the quantization for down over blocks of rows of each expert; then down over blocks of output rows, each of which walks the
+ * experts in ascending order and so owns the weighted sum of its rows. */
+#include <math.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "matmul.h"
+
+enum { MAX_EXPERTS = 64, DOWN_ROWS = 32 };
+
+/* --- route */
+
+typedef struct {
+    pmx_ctx *ctx;
+    int32_t *ids;
+    float *weights;
+    const float *logits;
+    int32_t n_experts, n_used;
+} route_args;
+
+static void route_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const route_args *p = arg;
+    const float *logits = p->logits + row * p->n_experts;
+    int32_t *ids = p->ids + row * p->n_used;
+    float *weights = p->weights + row * p->n_used;
+    if (pmx_first_nonfinite(logits, 1, p->n_experts) == 0) {
+        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        return;
+    }
+    uint64_t chosen = 0;
+    for (int32_t i = 0; i < p->n_used; i++) {
+        int32_t best = -1;
+        for (int32_t e = 0; e < p->n_experts; e++)
+            if (!(chosen >> e & 1) && (best < 0 || logits[e] > logits[best])) best = e;
+        chosen |= UINT64_C(1) << best;
+    }
+    float largest = -INFINITY, e[MAX_EXPERTS], sum = 0.0f;
+    for (int32_t i = 0, expert = 0; expert < p->n_experts; expert++) {
+        if (!(chosen >> expert & 1)) continue;
+        ids[i] = expert;
+        e[i++] = logits[expert];
+        if (logits[expert] > largest) largest = logits[expert];
+    }
+    for (int32_t i = 0; i < p->n_used; i++) e[i] -= largest;
+    p->ctx->kernels->exp(e, e, p->n_used);
+    for (int32_t i = 0; i < p->n_used; i++) sum += e[i];
+    for (int32_t i = 0; i < p->n_used; i++) weights[i] = e[i] / sum;
+}
+
+pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts, int32_t n_experts_used) {
+    if (!ctx || !ids || !weights || !logits) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (n_experts < 1 || n_experts > MAX_EXPERTS || n_experts_used < 1 || n_experts_used > n_experts)
+        return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts, n_experts, MAX_EXPERTS);
+    if (n_tokens < 0 || n_tokens > INT32_MAX) return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
+    const pmx_status status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- experts */
+
+/* The tokens of one expert that has any: pairs first .. first+n_tokens-1 of the sorted lists. */
+typedef struct {
+    int32_t expert;
+    int32_t first;
+    int32_t n_tokens;
+} group;
+
+typedef struct {
+    pmx_ctx *ctx;
+    const pmx_layer *layer;
+    const pmx_observer *observer;
+    float *x;
+    int64_t n_tokens, ffn, hidden;
+    group groups[MAX_EXPERTS];
+    int32_t n_groups;
+    const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
+    const float *weights;          /* [n_pairs] sorted likewise */
+    pmx_acts acts;                 /* the tokens */
+    int hidden_form_q32, hidden_form_f32;
+    /* The experts' hidden activations [n_pairs][ffn], down's input. */
+    int8_t *hidden_q;
+    float *hidden_d, *hidden_x;
+    int32_t *hidden_sums;
+} experts_args;
+
+static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) { return &p->layer->experts[expert * 3 + which]; }
+
+/* h [n][ROWS] of pairs first_pair..: kept in the form that down wants. */
+static void keep_hidden(const experts_args *p, const float *h, int64_t first_pair, int64_t n, int64_t first_row, int64_t n_rows, pmx_form form) {
+    for (int64_t i = 0; i < n; i++, h += PMX_ROWS_PER_ITEM) {
+        const int64_t at = (first_pair + i) * p->ffn + first_row;
+        if (form == PMX_FORM_F32) {
+            memcpy(p->hidden_x + at, h, (size_t)n_rows * sizeof *h);
+            if (pmx_first_nonfinite(h, 1, n_rows) == 0) pmx_fault(p->ctx, PMX_ENONFINITE, p->tokens[first_pair + i]);
+        } else if (p->ctx->kernels->quantize(p->hidden_q + at, p->hidden_d + at / PMX_BLOCK, p->hidden_sums + at / PMX_BLOCK, h, n_rows)) {
+            pmx_fault(p->ctx, PMX_ENONFINITE, p->tokens[first_pair + i]);
+        }
+    }
+}
+
+static void add_squares(double *sums, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
+}
+
+static void gate_up_task(void *arg, int64_t item, int32_t thread) {
+    const experts_args *p = arg;
+    const int64_t n_blocks = (p->ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
+    const group *g = &p->groups[item / n_blocks];
+    const int64_t first_row = item % n_blocks * PMX_ROWS_PER_ITEM;
+    const int64_t n_rows = p->ffn - first_row < PMX_ROWS_PER_ITEM ? p->ffn - first_row : PMX_ROWS_PER_ITEM;
+    const pmx_kernels *kernels = p->ctx->kernels;
+    const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1), *down = expert_weight(p, g->expert, 2);
+    char *scratch = pmx_thread_scratch(p->ctx, thread);
+    float *a = (float *)(void *)(scratch + PMX_MAT_SCRATCH), *b = (float *)(void *)(scratch + PMX_MAT_SCRATCH + PMX_TILE_BYTES);
+    for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
+        const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
+        const int64_t first = g->first + done;
+        pmx_rows(kernels, a, PMX_ROWS_PER_ITEM, gate, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
+        pmx_rows(kernels, b, PMX_ROWS_PER_ITEM, up, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
+        for (int64_t i = 0; i < n; i++) {
+            float *h = a + i * PMX_ROWS_PER_ITEM;
+            kernels->silu_mul(h, h, b + i * PMX_ROWS_PER_ITEM, n_rows);
+            if (p->observer && p->observer->down_input) add_squares(p->observer->down_input + g->expert * p->ffn + first_row, h, n_rows);
+        }
+        keep_hidden(p, a, first, n, first_row, n_rows, kernels->types[down->type].form);
+    }
+}
+
+static void down_task(void *arg, int64_t item, int32_t thread) {
+    const experts_args *p = arg;
+    const int64_t first_row = item * DOWN_ROWS;
+    const int64_t n_rows = p->hidden - first_row < DOWN_ROWS ? p->hidden - first_row : DOWN_ROWS;
+    const pmx_acts acts = {.x = p->hidden_x, .q = p->hidden_q, .d = p->hidden_d, .sums = p->hidden_sums, .cols = p->ffn};
+    char *scratch = pmx_thread_scratch(p->ctx, thread);
+    float *out = (float *)(void *)(scratch + PMX_MAT_SCRATCH), *y = (float *)(void *)(scratch + PMX_MAT_SCRATCH + PMX_TILE_BYTES);
+    memset(y, 0, (size_t)(p->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
+    for (int32_t i = 0; i < p->n_groups; i++) {
+        const group *g = &p->groups[i];
+        for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
+            const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
+            const int64_t first = g->first + done;
+            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &acts, p->pairs + first, n, scratch);
+            for (int64_t j = 0; j < n; j++)
+                p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS, n_rows);
+        }
+    }
+    for (int64_t t = 0; t < p->n_tokens; t++)
+        for (int64_t r = 0; r < n_rows; r++) p->x[t * p->hidden + first_row + r] += y[t * DOWN_ROWS + r];
+}
+
+/* Sorts the pairs by expert, tokens ascending within an expert. */
+static pmx_status group_pairs(experts_args *p, const int32_t *ids, const float *weights) {
+    const int64_t n_used = p->layer->n_experts_used, n_pairs = p->n_tokens * n_used;
+    int32_t counts[MAX_EXPERTS] = {0}, next[MAX_EXPERTS];
+    for (int64_t i = 0; i < n_pairs; i++) {
+        if (ids[i] < 0 || ids[i] >= p->layer->n_experts || (i % n_used && ids[i] <= ids[i - 1]))
+            return pmx_fail(PMX_EINVAL, "row %lld names expert %d: expected ascending indices below %d", (long long)(i / n_used), ids[i],
+                            p->layer->n_experts);
+        counts[ids[i]]++;
+    }
+    int32_t *tokens = pmx_scratch(p->ctx, PMX_SCRATCH_GROUPS, (size_t)n_pairs * (2 * sizeof(int32_t) + sizeof(float)));
+    if (!tokens) return PMX_ENOMEM;
+    int32_t *pairs = tokens + n_pairs, first = 0;
+    float *sorted = (float *)(void *)(pairs + n_pairs);
+    for (int32_t e = 0; e < p->layer->n_experts; e++) {
+        next[e] = first;
+        if (counts[e]) p->groups[p->n_groups++] = (group){e, first, counts[e]};
+        if (p->observer && p->observer->n_tokens) p->observer->n_tokens[e] += counts[e];
+        first += counts[e];
+    }
+    for (int64_t i = 0; i < n_pairs; i++) {
+        const int32_t at = next[ids[i]]++;
+        tokens[at] = (int32_t)(i / n_used);
+        sorted[at] = weights[i];
+        pairs[i] = (int32_t)i;
+    }
+    p->tokens = tokens;
+    p->pairs = pairs;
+    p->weights = sorted;
+    return PMX_OK;
+}
+
+static pmx_status prepare(experts_args *p, const float *normed) {
+    const pmx_weight *inputs[2 * MAX_EXPERTS];
+    for (int32_t i = 0; i < p->n_groups; i++) {
+        inputs[2 * i] = expert_weight(p, p->groups[i].expert, 0);
+        inputs[2 * i + 1] = expert_weight(p, p->groups[i].expert, 1);
+        const pmx_form form = p->ctx->kernels->types[expert_weight(p, p->groups[i].expert, 2)->type].form;
+        p->hidden_form_q32 |= form == PMX_FORM_Q32;
+        p->hidden_form_f32 |= form == PMX_FORM_F32;
+    }
+    pmx_status status = pmx_acts_prepare(p->ctx, &p->acts, normed, p->n_tokens, inputs, 2 * p->n_groups);
+    if (status != PMX_OK) return status;
+    const size_t n = (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn), blocks = n / PMX_BLOCK;
+    if (p->hidden_form_q32) {
+        p->hidden_q = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_Q, n);
+        p->hidden_d = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_D, blocks * sizeof *p->hidden_d);
+        p->hidden_sums = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_SUMS, blocks * sizeof *p->hidden_sums);
+        if (!p->hidden_q || !p->hidden_d || !p->hidden_sums) return PMX_ENOMEM;
+    }
+    if (p->hidden_form_f32 && !(p->hidden_x = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_X, n * sizeof *p->hidden_x))) return PMX_ENOMEM;
+    size_t tile = (size_t)p->n_tokens * DOWN_ROWS * sizeof(float);
+    if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
+    return pmx_thread_scratch_reserve(p->ctx, PMX_MAT_SCRATCH + PMX_TILE_BYTES + tile);
+}
+
+static void observe_inputs(const experts_args *p, const float *normed) {
+    if (!p->observer || !p->observer->expert_input) return;
+    for (int32_t i = 0; i < p->n_groups; i++)
+        for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
+            add_squares(p->observer->expert_input + p->groups[i].expert * p->hidden,
+                        normed + p->tokens[p->groups[i].first + j] * p->hidden, p->hidden);
+}
+
+static pmx_status check_experts(const pmx_layer *layer) {
+    if (layer->hidden < 1 || layer->n_experts < 1 || layer->n_experts > MAX_EXPERTS || layer->n_experts_used < 1 ||
+        layer->n_experts_used > layer->n_experts)
+        return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d", layer->n_experts_used, layer->n_experts, MAX_EXPERTS);
+    if (!layer->experts) return pmx_fail(PMX_EINVAL, "experts is NULL");
+    const int64_t ffn = layer->experts[0].rows;
+    for (int32_t i = 0; i < layer->n_experts * 3; i++) {
+        const pmx_weight *w = &layer->experts[i];
+        const pmx_status status = pmx_check_weight(w, "an expert's matrix");
+        if (status != PMX_OK) return status;
+        const int64_t rows = i % 3 == 2 ? layer->hidden : ffn, cols = i % 3 == 2 ? ffn : layer->hidden;
+        if (w->rows != rows || w->cols != cols)
+            return pmx_fail(PMX_EINVAL, "expert %d's matrix %d is %lld x %lld: expected %lld x %lld", i / 3, i % 3, (long long)w->rows,
+                            (long long)w->cols, (long long)rows, (long long)cols);
+    }
+    return PMX_OK;
+}
+
+pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights, int64_t n_tokens,
+                             const pmx_layer *layer, const pmx_observer *observer) {
+    if (!ctx || !x || !normed || !ids || !weights || !layer) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (n_tokens < 0 || n_tokens > INT32_MAX / MAX_EXPERTS)
+        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^25", (long long)n_tokens);
+    pmx_status status = check_experts(layer);
+    if (status != PMX_OK || n_tokens == 0) return status;
+    const pmx_fp_mode mode = pmx_fp_enter();
+    experts_args args = {
+        .ctx = ctx, .layer = layer, .observer = observer, .x = x, .n_tokens = n_tokens, .ffn = layer->experts[0].rows, .hidden = layer->hidden};
+    status = group_pairs(&args, ids, weights);
+    if (status == PMX_OK) status = prepare(&args, normed);
+    if (status == PMX_OK) {
+        observe_inputs(&args, normed);
+        const int64_t blocks = (args.ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
+        const int64_t tokens_each = n_tokens * layer->n_experts_used / args.n_groups + 1;
+        status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks, 2 * PMX_ROWS_PER_ITEM * args.hidden * tokens_each);
+    }
+    if (status == PMX_OK)
+        status = pmx_parallel(ctx, down_task, &args, (args.hidden + DOWN_ROWS - 1) / DOWN_ROWS,
+                              DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
+    if (status == PMX_OK) {
+        const int64_t row = pmx_first_nonfinite(x, n_tokens, args.hidden);
+        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);
+    }
+    pmx_fp_leave(mode);
+    return status;
+}

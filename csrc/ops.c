@@ -1,0 +1,228 @@
+/* ops.c: the entry points that work row by row: validation, then one parallel region. */
+#include <math.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "internal.h"
+
+enum { ELEMENTS_PER_ITEM = 16384 };
+
+/* The sizes that every row-wise entry point checks. */
+static pmx_status check_rows(const pmx_ctx *ctx, const void *y, const void *x, int64_t n_rows, int64_t n) {
+    int64_t total;
+    if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (n < 1 || pmx_mul(&total, n_rows, n) || total > INT64_MAX / 8)
+        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected at least 0 rows of at least 1", (long long)n_rows, (long long)n);
+    return PMX_OK;
+}
+
+static pmx_status check_finite(const float *y, int64_t n_rows, int64_t n) {
+    const int64_t row = pmx_first_nonfinite(y, n_rows, n);
+    if (row < 0) return PMX_OK;
+    return pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a value is NaN or infinite: the weights are damaged or overflow", (long long)row);
+}
+
+/* One struct for all row-wise tasks: each uses what it needs. */
+typedef struct {
+    pmx_ctx *ctx;
+    float *y;
+    const float *x;
+    const float *a, *b;
+    int8_t *q;
+    int32_t *sums;
+    const pmx_weight *w;
+    const int32_t *ids;
+    const double *frequencies;
+    double factor;
+    float *sines;
+    int64_t n, n_heads;
+    float eps;
+} row_args;
+
+/* --- rms_norm */
+
+static void rms_norm_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    p->ctx->kernels->rms_norm(p->y + row * p->n, p->x + row * p->n, p->a, p->n, p->eps);
+}
+
+pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n, float eps) {
+    pmx_status status = check_rows(ctx, y, x, n_tokens, n);
+    if (status != PMX_OK) return status;
+    if (!weight) return pmx_fail(PMX_EINVAL, "weight is NULL");
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = y, .x = x, .a = weight, .n = n, .eps = eps};
+    status = pmx_parallel(ctx, rms_norm_task, &args, n_tokens, n);
+    if (status == PMX_OK) status = check_finite(y, n_tokens, n);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- quantize_activations */
+
+static void quantize_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    const int64_t blocks = p->n / PMX_BLOCK;
+    if (p->ctx->kernels->quantize(p->q + row * p->n, p->y + row * blocks, p->sums + row * blocks, p->x + row * p->n, p->n))
+        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+}
+
+pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n) {
+    pmx_status status = check_rows(ctx, q, x, n_tokens, n);
+    if (status != PMX_OK) return status;
+    if (!d || !sums) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (n % PMX_BLOCK) return pmx_fail(PMX_EINVAL, "n is %lld: expected a multiple of %d", (long long)n, PMX_BLOCK);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .q = q, .y = d, .sums = sums, .x = x, .n = n};
+    status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- embed */
+
+static void embed_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    const uint8_t *data = (const uint8_t *)p->w->data + p->ids[row] * p->w->row_bytes;
+    p->ctx->kernels->types[p->w->type].dequantize(p->y + row * p->n, data, p->n);
+}
+
+pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t *ids, int64_t n_ids) {
+    pmx_status status = pmx_check_weight(w, "w");
+    if (status == PMX_OK) status = check_rows(ctx, y, ids, n_ids, w->cols);
+    if (status != PMX_OK) return status;
+    for (int64_t i = 0; i < n_ids; i++)
+        if (ids[i] < 0 || ids[i] >= w->rows)
+            return pmx_fail(PMX_EINVAL, "id %d at %lld: expected 0 to %lld", ids[i], (long long)i, (long long)w->rows - 1);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = y, .w = w, .ids = ids, .n = w->cols};
+    status = pmx_parallel(ctx, embed_task, &args, n_ids, w->cols);
+    if (status == PMX_OK) status = check_finite(y, n_ids, w->cols);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- exp and silu_mul: one long row, cut into items */
+
+static int64_t piece(const row_args *p, int64_t item) {
+    const int64_t left = p->n - item * ELEMENTS_PER_ITEM;
+    return left < ELEMENTS_PER_ITEM ? left : ELEMENTS_PER_ITEM;
+}
+
+static void exp_task(void *arg, int64_t item, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    p->ctx->kernels->exp(p->y + item * ELEMENTS_PER_ITEM, p->x + item * ELEMENTS_PER_ITEM, piece(p, item));
+}
+
+pmx_status pmx_exp(pmx_ctx *ctx, float *y, const float *x, int64_t n) {
+    pmx_status status = check_rows(ctx, y, x, n, 1);
+    if (status != PMX_OK) return status;
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = y, .x = x, .n = n};
+    status = pmx_parallel(ctx, exp_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+static void silu_task(void *arg, int64_t item, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    const int64_t at = item * ELEMENTS_PER_ITEM;
+    p->ctx->kernels->silu_mul(p->y + at, p->x + at, p->a + at, piece(p, item));
+}
+
+pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *up, int64_t n) {
+    pmx_status status = check_rows(ctx, y, gate, n, 1);
+    if (status != PMX_OK) return status;
+    if (!up) return pmx_fail(PMX_EINVAL, "up is NULL");
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = y, .x = gate, .a = up, .n = n};
+    status = pmx_parallel(ctx, silu_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
+    if (status == PMX_OK && n > 0) {
+        const int64_t at = pmx_first_nonfinite(y, n, 1);
+        if (at >= 0) status = pmx_fail_row(PMX_ENONFINITE, at, "element %lld: a value is NaN or infinite", (long long)at);
+    }
+    pmx_fp_leave(mode);
+    return status;
+}
+
+/* --- rope. The table is computed once a pass; libm's sine differs between systems in its last bit, so it is our own. */
+
+static void sincos_contract(double angle, double *sine, double *cosine) {
+    const double n = rint(angle * 0x1.45f306dc9c883p-1);
+    const double r = ((angle - n * 0x1.921fb544p+0) - n * 0x1.0b4611a6p-34) - n * 0x1.3198a2e037073p-69;
+    const double z = r * r;
+    static const double s[] = {0x1.952c77030ad4ap-49, -0x1.ae7f3e733b81fp-41, 0x1.6124613a86d09p-33, -0x1.ae64567f544e4p-26,
+                               0x1.71de3a556c734p-19, -0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  -0x1.5555555555555p-3};
+    static const double c[] = {0x1.ae7f3e733b81fp-45,  -0x1.93974a8c07c9dp-37, 0x1.1eed8eff8d898p-29, -0x1.27e4fb7789f5cp-22,
+                               0x1.a01a01a01a01ap-16, -0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  -0x1p-1};
+    double p = s[0], q = c[0];
+    for (int i = 1; i < 8; i++) {
+        p = p * z + s[i];
+        q = q * z + c[i];
+    }
+    const double sine_r = r + (r * z) * p, cosine_r = 1.0 + z * q;
+    switch ((int64_t)n & 3) {
+    case 0: *sine = sine_r, *cosine = cosine_r; break;
+    case 1: *sine = cosine_r, *cosine = -sine_r; break;
+    case 2: *sine = -sine_r, *cosine = -cosine_r; break;
+    default: *sine = -cosine_r, *cosine = sine_r; break;
+    }
+}
+
+static void rope_table_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    for (int64_t i = 0; i < p->n; i++) {
+        double sine, cosine;
+        sincos_contract((double)p->ids[row] * p->frequencies[i], &sine, &cosine);
+        p->y[row * p->n + i] = (float)(cosine * p->factor);
+        p->sines[row * p->n + i] = (float)(sine * p->factor);
+    }
+}
+
+pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies, const int32_t *positions, int64_t n_tokens,
+                          int64_t n_pairs, double factor) {
+    pmx_status status = check_rows(ctx, cosines, positions, n_tokens, n_pairs);
+    if (status != PMX_OK) return status;
+    if (!sines || !frequencies) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    double fastest = 0.0;
+    for (int64_t i = 0; i < n_pairs; i++) {
+        if (!(frequencies[i] >= 0.0)) return pmx_fail(PMX_EINVAL, "frequency %lld is negative or NaN", (long long)i);
+        if (frequencies[i] > fastest) fastest = frequencies[i];
+    }
+    if (!isfinite(factor)) return pmx_fail(PMX_EINVAL, "factor is not finite");
+    for (int64_t i = 0; i < n_tokens; i++)
+        if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
+            return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i], (long long)i);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = cosines, .sines = sines, .frequencies = frequencies, .ids = positions, .n = n_pairs, .factor = factor};
+    status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * 50);
+    pmx_fp_leave(mode);
+    return status;
+}
+
+static void rope_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const row_args *p = arg;
+    for (int64_t head = 0; head < p->n_heads; head++)
+        p->ctx->kernels->rope(p->y + (row * p->n_heads + head) * p->n * 2, p->a + row * p->n, p->b + row * p->n, p->n);
+}
+
+pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads, int32_t head_dim) {
+    if (n_heads < 1 || head_dim < 2 || head_dim % 2)
+        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected at least one head of an even size", n_heads, head_dim);
+    pmx_status status = check_rows(ctx, x, cosines, n_tokens, (int64_t)n_heads * head_dim);
+    if (status != PMX_OK) return status;
+    if (!sines) return pmx_fail(PMX_EINVAL, "sines is NULL");
+    const pmx_fp_mode mode = pmx_fp_enter();
+    row_args args = {.ctx = ctx, .y = x, .a = cosines, .b = sines, .n = head_dim / 2, .n_heads = n_heads};
+    status = pmx_parallel(ctx, rope_task, &args, n_tokens, (int64_t)n_heads * head_dim);
+    if (status == PMX_OK) status = check_finite(x, n_tokens, (int64_t)n_heads * head_dim);
+    pmx_fp_leave(mode);
+    return status;
+}

@@ -1,0 +1,33 @@
+"""The C library: the only module that imports the extension. Its statuses become the exceptions of pymixtral.errors."""
+
+from __future__ import annotations
+
+from pymixtral._pmx import ffi, lib
+from pymixtral.errors import (
+    CanceledError,
+    InvalidArgumentError,
+    NativeError,
+    NonFiniteError,
+    PymixtralError,
+    UnsupportedError,
+)
+
+__all__ = ["check", "ffi", "lib"]
+
+_ERRORS: dict[int, type[PymixtralError]] = {
+    lib.PMX_EINVAL: InvalidArgumentError,
+    lib.PMX_ENOMEM: NativeError,
+    lib.PMX_ETHREAD: NativeError,
+    lib.PMX_EUNSUPPORTED: UnsupportedError,
+    lib.PMX_ECANCELED: CanceledError,
+}
+
+
+def check(status: int) -> None:
+    """Raises the exception of a status other than PMX_OK, with the C side's message."""
+    if status == lib.PMX_OK:
+        return
+    message = ffi.string(lib.pmx_message()).decode("utf-8", "replace")
+    if status in (lib.PMX_ENONFINITE, lib.PMX_EOVERFLOW):
+        raise NonFiniteError(message, lib.pmx_bad_row())
+    raise _ERRORS[status](message)

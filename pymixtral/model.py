@@ -1,0 +1,109 @@
+"""The model: weights, and the forward pass over a ragged batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from pymixtral import ops
+from pymixtral.config import ModelConfig
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.kv_cache import KVCache, Sequence, n_pages_for
+from pymixtral.weights import ModelWeights
+
+Batch = Seq[tuple[Sequence, int]]
+
+
+class Model:
+    """Runs a model's layers. Not thread-safe but for cancel(): one engine thread owns it.
+
+    n_threads, isa: see pymixtral.ops.Context, which may raise.
+    """
+
+    def __init__(self, weights: ModelWeights, config: ModelConfig, *, n_threads: int | None = None, isa: str | None = None) -> None:
+        self.config = config
+        self.weights = weights
+        self.context = ops.Context(n_threads, isa)
+        self.layers = [
+            ops.Layer(
+                attn_norm=layer.attn_norm,
+                ffn_norm=layer.ffn_norm,
+                q=layer.q,
+                k=layer.k,
+                v=layer.v,
+                output=layer.output,
+                router=layer.router,
+                experts=layer.experts,
+                n_experts_used=config.n_experts_used,
+                n_heads=config.n_heads,
+                n_kv_heads=config.n_kv_heads,
+                window=config.window,
+                eps=config.rms_eps,
+            )
+            for layer in weights.layers
+        ]
+        self._frequencies = config.rope_frequencies()
+        self._cache_views: tuple[KVCache, list[ops.CacheLayer]] | None = None
+
+    def new_cache(self, n_tokens: int, dtype: DTypeLike = np.float16) -> KVCache:
+        """A cache for n_tokens positions of one sequence."""
+        c = self.config
+        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_tokens), dtype)
+
+    def forward(
+        self,
+        inputs: NDArray[np.int32] | NDArray[np.float32],
+        batch: Batch,
+        cache: KVCache,
+        *,
+        layers: range | None = None,
+    ) -> NDArray[np.float32]:
+        """The hidden rows float32 [n, hidden] after some layers, by default all.
+
+        inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows continue it), in
+        the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has succeeded; after an
+        exception nothing has happened to them. Raises InvalidArgumentError, ContextLengthError when the cache is full,
+        NonFiniteError, and CanceledError after cancel().
+        """
+        self.context.cancel(False)
+        n = len(inputs)
+        if sum(count for _, count in batch) != n or n == 0 or len({id(sequence) for sequence, _ in batch}) != len(batch):
+            raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {list(batch)}")
+        for sequence, count in batch:
+            sequence.reserve(count)
+        positions = np.concatenate([np.arange(s.length, s.length + count, dtype=np.int32) for s, count in batch])
+        cosines, sines = ops.rope_table(self.context, self._frequencies, positions)
+        runs = ops.Runs([(count, sequence.length, sequence.pages) for sequence, count in batch])
+        if np.issubdtype(inputs.dtype, np.floating):
+            x = np.array(inputs, np.float32, order="C")
+        else:
+            x = ops.embed(self.context, self.weights.embedding, inputs.astype(np.int32, copy=False))
+        views = self._views(cache)
+        buffers = ops.LayerBuffers(self.layers[0], n)
+        for i in range(self.config.n_layers) if layers is None else layers:
+            ops.layer_attention(self.context, x, buffers, self.layers[i], views[i], runs, cosines, sines)
+            ops.layer_experts(self.context, x, buffers, self.layers[i])
+        for sequence, count in batch:
+            sequence.advance(count)
+        return x
+
+    def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [n, n_vocab] of hidden rows [n, hidden] after the last layer."""
+        self.context.cancel(False)
+        normed = ops.rms_norm(self.context, hidden, self.weights.output_norm, self.config.rms_eps)
+        return ops.matmul(self.context, normed, self.weights.head)
+
+    def cancel(self) -> None:
+        """Ends the pass under way with CanceledError. A pass that begins later is not concerned. Any thread may call it."""
+        self.context.cancel()
+
+    def close(self) -> None:
+        """Ends the threads; the model is of no use afterwards. May be called again."""
+        self.context.close()
+
+    def _views(self, cache: KVCache) -> list[ops.CacheLayer]:
+        if self._cache_views is None or self._cache_views[0] is not cache:
+            self._cache_views = cache, [ops.CacheLayer(k, v) for k, v in zip(cache.k, cache.v, strict=True)]
+        return self._cache_views[1]

@@ -1,0 +1,409 @@
+"""The operations of the C library on NumPy arrays: one function per entry point of csrc/pmx.h, which states what each computes.
+
+Arrays are C-contiguous float32 unless said otherwise; inputs of another dtype or layout are converted, arrays that are written in
+place must already be right. All functions raise InvalidArgumentError for shapes that do not fit, NonFiniteError (with the row) for NaN and
+infinity, CanceledError, UnsupportedError and NativeError.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import DTypeLike, NDArray
+
+from pymixtral._native import check, ffi, lib
+from pymixtral.errors import ClosedError, InvalidArgumentError, UnsupportedError
+from pymixtral.matrix import Matrix
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+BLOCK = 32  # activations of one scale
+PAGE = 64  # positions of a cache page
+
+
+def available_isas() -> list[str]:
+    """The instruction sets of this build that this machine runs, slowest first."""
+    names = []
+    i = 0
+    while (name := lib.pmx_isa_name(i)) != ffi.NULL:
+        if lib.pmx_isa_available(i):
+            names.append(ffi.string(name).decode())
+        i += 1
+    return names
+
+
+class Context:
+    """Threads and scratch memory of the C library; one call at a time.
+
+    n_threads: 1 to 256; None: what affinity, cgroup quota and physical cores allow. isa: one of available_isas(); None: the environment's
+    PYMIXTRAL_ISA, else the fastest. Raises UnsupportedError for an unknown or unavailable instruction set.
+    """
+
+    def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
+        self._pointer = ffi.NULL
+        if n_threads is None:
+            n_threads = lib.pmx_default_threads()
+        if not 1 <= n_threads <= 256:
+            raise InvalidArgumentError(f"expected 1 to 256 threads, found {n_threads}")
+        isa = isa or os.environ.get("PYMIXTRAL_ISA") or None
+        if isa is not None and isa not in available_isas():
+            raise UnsupportedError(f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'")
+        out = ffi.new("pmx_ctx **")
+        check(lib.pmx_ctx_create(out, n_threads, ffi.NULL if isa is None else isa.encode()))
+        self._pointer = out[0]
+
+    @property
+    def pointer(self) -> Any:
+        """The C context. Raises ClosedError after close()."""
+        if self._pointer == ffi.NULL:
+            raise ClosedError("expected an open context, found one that was closed")
+        return self._pointer
+
+    @property
+    def isa(self) -> str:
+        return str(ffi.string(lib.pmx_ctx_isa(self.pointer)).decode())
+
+    @property
+    def n_threads(self) -> int:
+        return int(lib.pmx_ctx_threads(self.pointer))
+
+    def cancel(self, on: bool = True) -> None:
+        """Makes the call under way, and later ones, end with CanceledError, until set to False. Any thread may call it."""
+        lib.pmx_ctx_cancel(self.pointer, on)
+
+    def close(self) -> None:
+        """Ends the threads and frees the scratch; may be called again. No call may be under way."""
+        pointer, self._pointer = self._pointer, ffi.NULL
+        lib.pmx_ctx_destroy(pointer)
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+# --- Arrays ------------------------------------------------------------------------------------------------------
+
+
+def _input(x: Any, ndim: int, dtype: DTypeLike = np.float32) -> Any:
+    """x as a C-contiguous array of a dtype; raises InvalidArgumentError for another number of dimensions."""
+    array = np.ascontiguousarray(x, dtype)
+    if array.ndim != ndim:
+        raise InvalidArgumentError(f"expected an array of {ndim} dimensions, found {array.ndim}")
+    return array
+
+
+def _same(what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if found != expected:
+        raise InvalidArgumentError(f"{what}: expected shape {list(expected)}, found {list(found)}")
+
+
+def _in_place(what: str, x: NDArray[Any], shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
+    _same(what, x.shape, shape)
+    if x.dtype != dtype or not x.flags.c_contiguous or not x.flags.writeable:
+        raise InvalidArgumentError(f"{what}: expected a writable C-contiguous array of {np.dtype(dtype)}, found {x.dtype}")
+
+
+_POINTERS = {
+    np.dtype(np.float32): "float[]",
+    np.dtype(np.float64): "double[]",
+    np.dtype(np.int8): "int8_t[]",
+    np.dtype(np.int32): "int32_t[]",
+    np.dtype(np.int64): "int64_t[]",
+    np.dtype(np.uint8): "uint8_t[]",
+}
+
+
+def _pointer(x: NDArray[Any]) -> Any:
+    return ffi.from_buffer(_POINTERS[x.dtype], x)
+
+
+# --- Single operations -------------------------------------------------------------------------------------------
+
+
+def rms_norm(ctx: Context, x: F32, weight: F32, eps: float) -> F32:
+    """x, result: [n_tokens, n]; weight: [n]."""
+    x, weight = _input(x, 2), _input(weight, 1)
+    _same("weight", weight.shape, x.shape[1:])
+    y = np.empty_like(x)
+    check(lib.pmx_rms_norm(ctx.pointer, _pointer(y), _pointer(x), _pointer(weight), *x.shape, eps))
+    return y
+
+
+def quantize_activations(ctx: Context, x: F32) -> tuple[NDArray[np.int8], F32, I32]:
+    """x: [n_tokens, n], n a multiple of 32. Values int8 [n_tokens, n], scales and integer sums (int32) [n_tokens, n/32]."""
+    x = _input(x, 2)
+    blocks = (x.shape[0], x.shape[1] // BLOCK)
+    q, d, sums = np.empty(x.shape, np.int8), np.empty(blocks, np.float32), np.empty(blocks, np.int32)
+    check(lib.pmx_quantize_activations(ctx.pointer, _pointer(q), _pointer(d), _pointer(sums), _pointer(x), *x.shape))
+    return q, d, sums
+
+
+def matmul(ctx: Context, x: F32, w: Matrix) -> F32:
+    """x: [n_tokens, w.cols]; result: [n_tokens, w.rows]."""
+    x = _input(x, 2)
+    _same("x", x.shape, (len(x), w.cols))
+    y = np.empty((len(x), w.rows), np.float32)
+    view = _Weights([w])
+    check(lib.pmx_matmul(ctx.pointer, _pointer(y), _pointer(x), view.array, len(x)))
+    return y
+
+
+def embed(ctx: Context, w: Matrix, ids: I32) -> F32:
+    """ids: int32 [n], rows of w; result: [n, w.cols], widened or dequantized."""
+    ids = _input(ids, 1, np.int32)
+    y = np.empty((len(ids), w.cols), np.float32)
+    view = _Weights([w])
+    check(lib.pmx_embed(ctx.pointer, _pointer(y), view.array, _pointer(ids), len(ids)))
+    return y
+
+
+def exp(ctx: Context, x: F32) -> F32:
+    """The contract's exp of x: [n]; above 88 infinity."""
+    x = _input(x, 1)
+    y = np.empty_like(x)
+    check(lib.pmx_exp(ctx.pointer, _pointer(y), _pointer(x), len(x)))
+    return y
+
+
+def silu_mul(ctx: Context, gate: F32, up: F32) -> F32:
+    """silu(gate) * up, all [n]."""
+    gate, up = _input(gate, 1), _input(up, 1)
+    _same("up", up.shape, gate.shape)
+    y = np.empty_like(gate)
+    check(lib.pmx_silu_mul(ctx.pointer, _pointer(y), _pointer(gate), _pointer(up), len(gate)))
+    return y
+
+
+def rope_table(ctx: Context, frequencies: F64, positions: I32, factor: float = 1.0) -> tuple[F32, F32]:
+    """Cosines and sines [n_tokens, n_pairs] of positions int32 [n_tokens] times frequencies float64 [n_pairs]."""
+    frequencies, positions = _input(frequencies, 1, np.float64), _input(positions, 1, np.int32)
+    shape = len(positions), len(frequencies)
+    cosines, sines = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    pointers = _pointer(cosines), _pointer(sines), _pointer(frequencies), _pointer(positions)
+    check(lib.pmx_rope_table(ctx.pointer, *pointers, *shape, factor))
+    return cosines, sines
+
+
+def rope(ctx: Context, x: F32, cosines: F32, sines: F32) -> F32:
+    """x, result: [n_tokens, n_heads, head_dim]; cosines, sines: [n_tokens, head_dim/2]."""
+    y = _input(x, 3).copy()
+    cosines, sines = _input(cosines, 2), _input(sines, 2)
+    _same("cosines", cosines.shape, (y.shape[0], y.shape[2] // 2))
+    _same("sines", sines.shape, cosines.shape)
+    check(lib.pmx_rope(ctx.pointer, _pointer(y), _pointer(cosines), _pointer(sines), *y.shape))
+    return y
+
+
+def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
+    """logits: [n_tokens, n_experts]. The chosen experts, ascending (int32), and their weights: [n_tokens, n_used]."""
+    logits = _input(logits, 2)
+    n_tokens, n_experts = logits.shape
+    if not 1 <= n_used <= n_experts:
+        raise InvalidArgumentError(f"expected 1 to {n_experts} experts used, found {n_used}")
+    ids, weights = np.empty((n_tokens, n_used), np.int32), np.empty((n_tokens, n_used), np.float32)
+    check(lib.pmx_route(ctx.pointer, _pointer(ids), _pointer(weights), _pointer(logits), n_tokens, n_experts, n_used))
+    return ids, weights
+
+
+def encode(ctx: Context, kind: GGMLQuantizationType, x: F32) -> NDArray[np.uint8]:
+    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind` (f32, f16, q8_0 or q4_0)."""
+    x = _input(x, 2)
+    row_bytes = lib.pmx_row_bytes(kind, x.shape[1])
+    if row_bytes < 0:
+        block, _ = GGML_QUANT_SIZES[kind]
+        raise InvalidArgumentError(f"expected f32, f16, q8_0 or q4_0 and a multiple of {block} columns, found {kind.name} and {x.shape[1]}")
+    y = np.empty((x.shape[0], row_bytes), np.uint8)
+    check(lib.pmx_encode(ctx.pointer, _pointer(y), kind, _pointer(x), *x.shape))
+    return y
+
+
+# --- Views of what C reads ---------------------------------------------------------------------------------------
+
+
+class _Weights:
+    """An array of pmx_weight views; keeps what they point to."""
+
+    def __init__(self, matrices: Sequence[Matrix]) -> None:
+        self.array = ffi.new("pmx_weight[]", len(matrices))
+        self._keep = matrices
+        for view, matrix in zip(self.array, matrices, strict=True):
+            if matrix.data.dtype != np.uint8 or matrix.data.ndim != 2 or not matrix.data.flags.c_contiguous:
+                raise InvalidArgumentError(f"expected a matrix of contiguous uint8 rows, found {matrix.data.dtype} {matrix.data.shape}")
+            view.data = ffi.cast("void *", ffi.from_buffer(matrix.data))
+            view.type = matrix.type
+            view.rows, view.cols = matrix.shape
+            view.row_bytes = matrix.row_bytes
+
+
+class CacheLayer:
+    """One layer of a key/value cache. k: [n_pages, n_kv_heads, head_dim, 64], v: [n_pages, n_kv_heads, 64, head_dim]; both float16 or
+    float32, C-contiguous; written in place by cache_write and layer_attention."""
+
+    def __init__(self, k: NDArray[Any], v: NDArray[Any]) -> None:
+        types = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32}
+        if k.ndim != 4 or k.shape[3] != PAGE or k.dtype not in types:
+            raise InvalidArgumentError(f"expected k of shape [n_pages, n_kv_heads, head_dim, 64], float16 or float32, found {k.dtype} {k.shape}")
+        _in_place("k", k, k.shape, k.dtype)
+        _in_place("v", v, (k.shape[0], k.shape[1], PAGE, k.shape[2]), k.dtype)
+        self._keep = k, v
+        self.n_pages, self.n_kv_heads, self.head_dim, _ = k.shape
+        self.struct = ffi.new("pmx_cache *")
+        self.struct.k = ffi.cast("void *", ffi.from_buffer(k))
+        self.struct.v = ffi.cast("void *", ffi.from_buffer(v))
+        self.struct.type = types[k.dtype]
+        self.struct.n_pages, self.struct.n_kv_heads, self.struct.head_dim = k.shape[:3]
+
+
+class Runs:
+    """The runs of a batch: (number of tokens, first position, cache pages int32) of each sequence's part, in the order of the rows."""
+
+    def __init__(self, runs: Sequence[tuple[int, int, I32]]) -> None:
+        self.array = ffi.new("pmx_run[]", len(runs))
+        self.n_runs = len(runs)
+        self.n_tokens = sum(n_tokens for n_tokens, _, _ in runs)
+        self._keep = [_input(pages, 1, np.int32) for _, _, pages in runs]
+        for run, (n_tokens, first, _), pages in zip(self.array, runs, self._keep, strict=True):
+            run.n_tokens, run.first_position = n_tokens, first
+            run.pages, run.n_pages = _pointer(pages), len(pages)
+
+
+def cache_write(ctx: Context, cache: CacheLayer, k: F32, v: F32, runs: Runs) -> None:
+    """Rounds k, v [n_tokens, n_kv_heads, head_dim] into the cache at the runs' positions."""
+    k, v = _input(k, 3), _input(v, 3)
+    _same("k", k.shape, (runs.n_tokens, cache.n_kv_heads, cache.head_dim))
+    _same("v", v.shape, k.shape)
+    check(lib.pmx_cache_write(ctx.pointer, cache.struct, _pointer(k), _pointer(v), runs.array, runs.n_runs))
+
+
+def attention(ctx: Context, q: F32, cache: CacheLayer, runs: Runs, window: int = 0) -> F32:
+    """q, result: [n_tokens, n_heads, head_dim]; each token sees the cache up to its own position."""
+    q = _input(q, 3)
+    _same("q", q.shape, (runs.n_tokens, q.shape[1], cache.head_dim))
+    y = np.empty_like(q)
+    check(lib.pmx_attention(ctx.pointer, _pointer(y), _pointer(q), cache.struct, runs.array, runs.n_runs, q.shape[1], window))
+    return y
+
+
+# --- A decoder layer in two calls --------------------------------------------------------------------------------
+
+
+class Layer:
+    """One decoder layer as C sees it: views of its weights and its numbers. Shapes as in pymixtral.weights.LayerWeights."""
+
+    def __init__(
+        self,
+        *,
+        attn_norm: F32,
+        ffn_norm: F32,
+        q: Matrix,
+        k: Matrix,
+        v: Matrix,
+        output: Matrix,
+        router: Matrix | None,
+        experts: Sequence[tuple[Matrix, Matrix, Matrix]],
+        n_experts_used: int,
+        n_heads: int,
+        n_kv_heads: int,
+        window: int,
+        eps: float,
+    ) -> None:
+        self.hidden = q.cols
+        self.n_experts_used = n_experts_used
+        self.n_experts = len(experts)
+        self.ffn = experts[0][0].rows
+        self.q_dim = q.rows
+        norms = _input(attn_norm, 1), _input(ffn_norm, 1)
+        for norm in norms:
+            _same("norm", norm.shape, (self.hidden,))
+        matrices = _Weights([q, k, v, output, *([router] if router else [])])
+        flat = _Weights([matrix for expert in experts for matrix in expert])
+        self._keep = norms, matrices, flat
+        struct = self.struct = ffi.new("pmx_layer *")
+        struct.attn_norm, struct.ffn_norm = map(_pointer, norms)
+        struct.q, struct.k, struct.v, struct.output = matrices.array[0:4]
+        if router:
+            struct.router = matrices.array[4]
+        struct.experts = flat.array
+        struct.n_experts, struct.n_experts_used = self.n_experts, n_experts_used
+        struct.n_heads, struct.n_kv_heads, struct.head_dim = n_heads, n_kv_heads, q.rows // n_heads
+        struct.hidden, struct.window, struct.eps = self.hidden, window, eps
+
+
+class Observer:
+    """Collects, for calibration, the sums of squares of each matrix's input columns (float64) and the tokens each expert saw (int64):
+    qkv_input [hidden], output_input [n_heads*head_dim], expert_input [n_experts, hidden], down_input [n_experts, ffn], n_tokens [n_experts]."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.qkv_input = np.zeros(layer.hidden)
+        self.output_input = np.zeros(layer.q_dim)
+        self.expert_input = np.zeros((layer.n_experts, layer.hidden))
+        self.down_input = np.zeros((layer.n_experts, layer.ffn))
+        self.n_tokens = np.zeros(layer.n_experts, np.int64)
+        self.struct = ffi.new("pmx_observer *")
+        for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens"):
+            setattr(self.struct, name, _pointer(getattr(self, name)))
+
+
+class LayerBuffers:
+    """What the two calls of a layer hand each other for n_tokens tokens: normed float32 [n_tokens, hidden], the experts' input; ids int32 and
+    weights float32 [n_tokens, n_experts_used], the router's choice."""
+
+    def __init__(self, layer: Layer, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+        self.normed = np.empty((n_tokens, layer.hidden), np.float32)
+        self.ids = np.empty((n_tokens, layer.n_experts_used), np.int32)
+        self.weights = np.empty((n_tokens, layer.n_experts_used), np.float32)
+        self.pointers = _pointer(self.normed), _pointer(self.ids), _pointer(self.weights)
+
+
+def layer_attention(
+    ctx: Context,
+    x: F32,
+    buffers: LayerBuffers,
+    layer: Layer,
+    cache: CacheLayer,
+    runs: Runs,
+    cosines: F32,
+    sines: F32,
+    observer: Observer | None = None,
+) -> None:
+    """Adds attention to x [n_tokens, hidden] in place, writes the runs' keys and values to the cache, fills the buffers. cosines, sines:
+    [n_tokens, head_dim/2]."""
+    _in_place("x", x, (runs.n_tokens, layer.hidden))
+    _same("buffers", buffers.normed.shape, x.shape)
+    _same("buffers", buffers.ids.shape, (runs.n_tokens, layer.n_experts_used))
+    _in_place("cosines", cosines, (runs.n_tokens, cache.head_dim // 2))
+    _in_place("sines", sines, cosines.shape)
+    status = lib.pmx_layer_attention(
+        ctx.pointer,
+        _pointer(x),
+        *buffers.pointers,
+        layer.struct,
+        cache.struct,
+        runs.array,
+        runs.n_runs,
+        _pointer(cosines),
+        _pointer(sines),
+        observer.struct if observer else ffi.NULL,
+    )
+    check(status)
+
+
+def layer_experts(ctx: Context, x: F32, buffers: LayerBuffers, layer: Layer, observer: Observer | None = None) -> None:
+    """Adds the chosen experts' outputs to x [n_tokens, hidden] in place."""
+    _in_place("x", x, (buffers.n_tokens, layer.hidden))
+    _same("buffers", buffers.normed.shape, x.shape)
+    observed = observer.struct if observer else ffi.NULL
+    check(lib.pmx_layer_experts(ctx.pointer, _pointer(x), *buffers.pointers, buffers.n_tokens, layer.struct, observed))
