@@ -1,0 +1,329 @@
+"""Mixtral: a model file, opened, from text to text."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pymixtral import ops
+from pymixtral.config import ModelConfig
+from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
+from pymixtral.generation import Completion, Generation, StopStrings
+from pymixtral.gguf import GGUFFile
+from pymixtral.model import Model
+from pymixtral.sampler import Sampler
+from pymixtral.tokenizer import Tokenizer
+from pymixtral.weights import load_weights
+
+DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f16: half a GiB
+
+_KV_TYPES = {"f16": np.float16, "f32": np.float32}
+
+T = TypeVar("T")
+
+
+class Mixtral:
+    """A model of the Mixtral family, ready to use.
+
+    path: a GGUF file; None: the demo model that comes with the package (is_demo is then true).
+    n_ctx: tokens of prompt and answer together, at most the model's own context; None: the model's own, but not above 4096.
+    n_threads: 1 to 256; None: what the CPU affinity, the cgroup's quota and the number of cores allow.
+    n_batch: how many tokens of a prompt are computed at once; it changes memory and speed, never the result.
+    kv_type: "f16" or "f32", how keys and values are cached.
+
+    Raises ModelFileError, ModelConfigError or UnsupportedError for a file that cannot be used, InvalidArgumentError for an argument
+    out of its range, NativeError where memory or threads are short.
+
+    The keys and values of the last text stay in the cache; a text that begins with the same tokens is computed from where it differs,
+    with the same result to the bit. All methods may be called from any thread: one works while the others wait. Texts that are
+    streamed in turns take the cache from each other, which costs time and changes nothing else. Ctrl-C (KeyboardInterrupt) ends any
+    computation of the main thread at once, and the engine can be used on.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int = 512,
+        kv_type: str = "f16",
+    ) -> None:
+        if kv_type not in _KV_TYPES:
+            raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(_KV_TYPES)}, found {kv_type!r}")
+        self.is_demo = path is None
+        self.path = Path(str(importlib.resources.files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf")) if path is None else Path(path)
+        self._n_batch = _count("n_batch", n_batch)
+        self._lock = threading.RLock()
+        self._closed = False
+        with ExitStack() as stack:
+            file = stack.enter_context(GGUFFile(self.path))
+            self.config: ModelConfig = ModelConfig.from_gguf(file)
+            self._tokenizer = _tokenizer(file, self.config)
+            self.n_ctx = _context_length(n_ctx, self.config)
+            weights = load_weights(file, self.config)
+            self._pass_bytes = weights.active_bytes(self.config.n_experts_used)
+            self._model = Model(weights, self.config, n_threads=n_threads)
+            stack.callback(self._model.close)
+            self._cache = self._model.new_cache(self.n_ctx, _KV_TYPES[kv_type])
+            self._sequence = self._cache.new_sequence()
+            self._ids = np.empty(self.n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
+            self._resources = stack.pop_all()
+
+    # --- Text -----------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
+        """The ids of `text`, after the begin-of-text id if add_bos and the model wants one. Raises UnsupportedError if the file has no
+        tokenizer, InvalidArgumentError for a str with lone surrogates."""
+        return self._text_tokenizer().encode(text, add_bos)
+
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; control tokens have none. Raises UnsupportedError if the file has no tokenizer, InvalidArgumentError for
+        an id outside the vocabulary."""
+        return self._text_tokenizer().decode(ids)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Completion:
+        """The text that the model writes after `prompt`, a text or token ids.
+
+        max_tokens: at most so many; None: until the model ends or the context is full. temperature, top_k, top_p, seed: see
+        pymixtral.sampler.Sampler; temperature 0 always takes the most likely token. stop: a string, or several, that end the text
+        and are not part of it.
+
+        Raises InvalidArgumentError for arguments out of range, ContextLengthError before anything is computed if the prompt is
+        longer than n_ctx, NonFiniteError if the model's weights lead to NaN or infinity.
+        """
+        with self._lock:  # for the whole text, so that threads don't take the cache from each other at every token
+            generation = self.stream(prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+            text = "".join(generation)
+        assert generation.finish_reason is not None  # nobody else has it to close it
+        return Completion(text, generation.tokens, generation.finish_reason, generation.stats)
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+    ) -> Generation:
+        """As generate(), but an iterator of pieces of the text, each yielded as soon as it is certain. A piece never ends inside a
+        character. The iterator has tokens, finish_reason and stats, and may be dropped or closed midway. Arguments are checked, and
+        errors raised, before it is returned."""
+        self._check_open()
+        sampler = Sampler(self._exp, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stop_strings = StopStrings(stop)
+        if max_tokens is not None:
+            max_tokens = _count("max_tokens", max_tokens, lowest=0)
+        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt, "prompt")
+        tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
+        decoder = None
+        if tokenizer:
+            decoder = tokenizer.stream(begins_text=not any(tokenizer.has_text(i) for i in ids.tolist()))
+        return Generation(
+            self._next_logits,
+            ids,
+            n_ctx=self.n_ctx,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            decoder=decoder,
+            stop=stop_strings,
+            eos_ids=tokenizer.eos_ids if tokenizer else frozenset(),
+            pass_bytes=self._pass_bytes,
+        )
+
+    # --- Numbers --------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Sequence[int], last_only: bool = False) -> NDArray[np.float32]:
+        """The logits after each token: float32 [n_tokens, n_vocab], or [n_vocab] of the last one only, which is much less work.
+
+        tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added. Raises InvalidArgumentError or ContextLengthError
+        for others, NonFiniteError as generate() does.
+        """
+        ids = self._checked_ids(tokens, "tokens")
+        if last_only:
+            return self._next_logits(ids)[0]
+        with self._lock:
+            self._check_open()
+            self._truncate(0)
+            rows = np.empty((len(ids), self.config.n_vocab), np.float32)
+            for i in range(0, len(ids), self._n_batch):
+                hidden = self._forward(ids[i : i + self._n_batch])
+                rows[i : i + self._n_batch] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
+            return rows
+
+    def _next_logits(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], int]:
+        """float32 [n_vocab] after ids [1 to n_ctx], and how many of these the cache had. At least the last one is computed."""
+        with self._lock:
+            self._check_open()
+            n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), len(ids) - 1)
+            self._truncate(n_cached)
+            for i in range(n_cached, len(ids), self._n_batch):
+                hidden = self._forward(ids[i : i + self._n_batch])
+            return self._model.logits(hidden[-1:])[0], n_cached
+
+    def _forward(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Appends ids to the sequence; hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""
+        begin = self._sequence.length
+        self._ids[begin : begin + len(ids)] = ids  # first: whatever interrupts, the ids of all positions that count are right
+        batch = [(self._sequence, len(ids))]
+        return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache))
+
+    def _truncate(self, length: int) -> None:
+        if length < self._sequence.length:
+            self._sequence.truncate(length)
+
+    def _exp(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self._lock:
+            self._check_open()
+            return ops.exp(self._model.context, x)
+
+    def _interruptible(self, n_tokens: int, call: Callable[[], T]) -> T:
+        """Runs a call into the model so that Ctrl-C ends it.
+
+        Python raises KeyboardInterrupt in the main thread, between its own instructions. A pass of one token is many short C calls, so
+        it runs where it is. One C call of a long prompt can take minutes: that runs on a second thread while this one waits.
+        """
+        if n_tokens == 1 or threading.current_thread() is not threading.main_thread():
+            return call()
+        return _run_beside(call, self._model.cancel)
+
+    # --- Closing --------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Gives back threads and memory, after the computation under way if there is one. May be called again; everything that needs
+        the model then raises ClosedError."""
+        self._closed = True  # before the lock, so that generations in other threads end at their next token
+        with self._lock:
+            self._resources.close()
+
+    def __enter__(self) -> Mixtral:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"expected an open model, found one that was closed ({self.path}): open it again")
+
+    # --- Arguments ------------------------------------------------------------------------------------------------
+
+    def _text_tokenizer(self) -> Tokenizer:
+        self._check_open()
+        if self._tokenizer is None:
+            raise UnsupportedError(f"{self.path}: the file has no tokenizer, so text cannot be used: pass token ids instead")
+        return self._tokenizer
+
+    def _checked_ids(self, tokens: ArrayLike, what: str) -> NDArray[np.int32]:
+        self._check_open()
+        try:
+            ids = np.asarray(tokens)
+        except ValueError:  # lists of different lengths
+            raise InvalidArgumentError(f"expected {what} to be a list of integers, found nested lists") from None
+        if ids.size == 0:
+            raise InvalidArgumentError(f"expected {what} of at least one token, found none")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidArgumentError(f"expected {what} to be a list of integers, found {ids.ndim} dimensions of {ids.dtype}")
+        if len(ids) > self.n_ctx:
+            raise ContextLengthError(
+                f"expected {what} of at most {self.n_ctx} tokens (n_ctx), found {len(ids)}: shorten the text or ask for a longer context"
+            )
+        outside = ids[(ids < 0) | (ids >= self.config.n_vocab)]
+        if outside.size:
+            raise InvalidArgumentError(f"expected token ids from 0 to {self.config.n_vocab - 1} in {what}, found {outside[0]}")
+        return ids.astype(np.int32)
+
+
+def _run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
+    """The result of call(), run on another thread while this one waits and takes signals.
+
+    If the wait is interrupted, the call is canceled and has ended, or will never start, when the interrupt goes on.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+    claim = threading.Lock()  # whoever takes it first decides: the thread, that the call runs; an interrupt, that it does not
+    done = threading.Event()
+
+    def work() -> None:
+        if claim.acquire(blocking=False):
+            try:
+                results.append(call())
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.set()
+
+    try:
+        threading.Thread(target=work, name="pymixtral", daemon=True).start()
+        done.wait()
+    except BaseException:
+        ended = False
+        while not ended:
+            with suppress(KeyboardInterrupt):  # an impatient second one
+                ended = done.is_set() or claim.acquire(blocking=False)
+                if not ended:
+                    cancel()  # again and again: a pass that begins clears the flag
+                    done.wait(0.02)
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _n_common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
+    """How many elements of two arrays are equal before the first that are not."""
+    n = min(len(a), len(b))
+    different = a[:n] != b[:n]
+    first = int(different.argmax()) if n else 0
+    return first if n and different[first] else n
+
+
+def _tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer | None:
+    """The file's tokenizer, or None if it says that it has none."""
+    if file.metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+        return None
+    tokenizer = Tokenizer.from_metadata(file.metadata, os.fspath(file.path))
+    if tokenizer.n_vocab != config.n_vocab:
+        raise ModelConfigError(
+            f"{file.path}: metadata key 'tokenizer.ggml.tokens': expected {config.n_vocab} tokens, the model's vocabulary, "
+            f"found {tokenizer.n_vocab}"
+        )
+    return tokenizer
+
+
+def _context_length(n_ctx: int | None, config: ModelConfig) -> int:
+    if n_ctx is None:
+        return min(config.n_ctx_train, DEFAULT_CONTEXT)
+    n_ctx = _count("n_ctx", n_ctx)
+    if n_ctx > config.n_ctx_train:
+        raise InvalidArgumentError(f"expected n_ctx of at most {config.n_ctx_train}, which the model was trained for, found {n_ctx}")
+    return n_ctx
+
+
+def _count(name: str, value: object, lowest: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
+        raise InvalidArgumentError(f"expected {name} to be an integer of at least {lowest}, found {value!r}")
+    return int(value)
