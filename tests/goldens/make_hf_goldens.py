@@ -1,6 +1,6 @@
 """Writes the goldens beside it: logits and greedy continuations of Hugging Face's Mixtral and Mistral in float32.
 
-Run by hand, from the root of the repository, with torch, transformers and sentencepiece installed (the [peers] extra):
+Run by hand, from the root of the repository, with the [peers] extra (torch, transformers) installed beside sentencepiece:
 
     python tests/goldens/make_hf_goldens.py
 
