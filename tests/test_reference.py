@@ -200,6 +200,12 @@ def test_silu_mul_rounds_in_its_order() -> None:
     np.testing.assert_array_equal(reference.silu_mul(gate, up), (gate / (np.float32(1) + reference.exp(-gate))) * up)
 
 
+def test_silu_mul_names_the_row_that_overflows() -> None:
+    with pytest.raises(NonFiniteError) as caught:
+        reference.silu_mul(np.array([[1, 2], [3, 1e20]], np.float32), np.full((2, 2), 1e20, np.float32))
+    assert caught.value.row == 1
+
+
 # --- Rotary positions --------------------------------------------------------------------------------------------
 
 
