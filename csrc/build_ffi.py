@@ -44,7 +44,7 @@ ffibuilder.set_source(
     sources=sources(),
     include_dirs=[os.path.relpath(HERE, ROOT)],
     depends=[os.path.relpath(p, ROOT) for p in sorted(HERE.rglob("*.h"))],
-    extra_compile_args=FLAGS + (WARNINGS + ["-Werror"] if os.environ.get("PYMIXTRAL_STRICT") else []),
+    extra_compile_args=FLAGS + ([*WARNINGS, "-Werror"] if os.environ.get("PYMIXTRAL_STRICT") else []),
     libraries=["m", "pthread"],
     py_limited_api=True,
 )

@@ -62,15 +62,16 @@ class Model:
     ) -> NDArray[np.float32]:
         """The hidden rows float32 [n, hidden] after some layers, by default all.
 
-        inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows continue it), in
-        the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has succeeded; after an
-        exception nothing has happened to them. Raises InvalidArgumentError, ContextLengthError when the cache is full,
+        inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows
+        continue it), in the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has
+        succeeded; after an exception nothing has happened to them. Raises InvalidArgumentError, ContextLengthError when the cache is full,
         NonFiniteError, and CanceledError after cancel().
         """
         self.context.cancel(False)
         n = len(inputs)
         if sum(count for _, count in batch) != n or n == 0 or len({id(sequence) for sequence, _ in batch}) != len(batch):
-            raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {list(batch)}")
+            found = [count for _, count in batch]
+            raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {found}")
         for sequence, count in batch:
             sequence.reserve(count)
         positions = np.concatenate([np.arange(s.length, s.length + count, dtype=np.int32) for s, count in batch])

@@ -198,7 +198,7 @@ def rope_table(ctx: Context, frequencies: F64, positions: I32, factor: float = 1
 
 def rope(ctx: Context, x: F32, cosines: F32, sines: F32) -> F32:
     """x, result: [n_tokens, n_heads, head_dim]; cosines, sines: [n_tokens, head_dim/2]."""
-    y = _input(x, 3).copy()
+    y: F32 = _input(x, 3).copy()
     cosines, sines = _input(cosines, 2), _input(sines, 2)
     _same("cosines", cosines.shape, (y.shape[0], y.shape[2] // 2))
     _same("sines", sines.shape, cosines.shape)
@@ -254,7 +254,8 @@ class CacheLayer:
     def __init__(self, k: NDArray[Any], v: NDArray[Any]) -> None:
         types = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32}
         if k.ndim != 4 or k.shape[3] != PAGE or k.dtype not in types:
-            raise InvalidArgumentError(f"expected k of shape [n_pages, n_kv_heads, head_dim, 64], float16 or float32, found {k.dtype} {k.shape}")
+            expected = "[n_pages, n_kv_heads, head_dim, 64], float16 or float32"
+            raise InvalidArgumentError(f"expected k of shape {expected}, found {k.dtype} {k.shape}")
         _in_place("k", k, k.shape, k.dtype)
         _in_place("v", v, (k.shape[0], k.shape[1], PAGE, k.shape[2]), k.dtype)
         self._keep = k, v
@@ -342,8 +343,11 @@ class Layer:
 
 
 class Observer:
-    """Collects, for calibration, the sums of squares of each matrix's input columns (float64) and the tokens each expert saw (int64):
-    qkv_input [hidden], output_input [n_heads*head_dim], expert_input [n_experts, hidden], down_input [n_experts, ffn], n_tokens [n_experts]."""
+    """Collects, for calibration, the sums of squares of each matrix's input columns (float64) and the tokens each expert saw (int64).
+
+    qkv_input: [hidden]. output_input: [n_heads*head_dim]. expert_input: [n_experts, hidden]. down_input: [n_experts, ffn].
+    n_tokens: [n_experts].
+    """
 
     def __init__(self, layer: Layer) -> None:
         self.qkv_input = np.zeros(layer.hidden)
@@ -357,8 +361,8 @@ class Observer:
 
 
 class LayerBuffers:
-    """What the two calls of a layer hand each other for n_tokens tokens: normed float32 [n_tokens, hidden], the experts' input; ids int32 and
-    weights float32 [n_tokens, n_experts_used], the router's choice."""
+    """What the two calls of a layer hand each other: normed float32 [n_tokens, hidden], the experts' input; ids int32 and weights
+    float32 [n_tokens, n_experts_used], the router's choice."""
 
     def __init__(self, layer: Layer, n_tokens: int) -> None:
         self.n_tokens = n_tokens
