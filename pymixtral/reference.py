@@ -182,7 +182,7 @@ def exp(x: F32) -> F32:
 
 
 def silu_mul(gate: F32, up: F32) -> F32:
-    """(gate / (1 + exp(-gate))) * up, the unit of Mixtral's experts (Shazeer 2020, arXiv:2002.05202). Raises NonFiniteError with the row."""
+    """(gate / (1 + exp(-gate))) * up, Mixtral's gated unit (Shazeer 2020, arXiv:2002.05202). Raises NonFiniteError with the row."""
     with np.errstate(over="ignore", invalid="ignore"):
         return _finite((gate / (_ONE + exp(-gate))) * up, "a gated product")
 
