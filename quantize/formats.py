@@ -1,12 +1,10 @@
 """Weight formats in NumPy: the readable definition that the C encoders of csrc/encode are compared with, byte for byte.
 
 A block of 32 weights shares one f16 scale d. q8_0 is d and 32 signed bytes, q4_0 is d and 16 bytes of two 4-bit codes (docs/numerics.md).
-Only finite input is defined.
+Only finite input is defined. A weight too large for the f16 number becomes infinity here; C refuses it.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -20,7 +18,7 @@ def encode(kind: GGMLQuantizationType, x: NDArray[np.float32]) -> NDArray[np.uin
     rows = x.shape[0]
     if kind == GGMLQuantizationType.F32:
         return np.ascontiguousarray(x, "<f4").view(np.uint8).reshape(rows, -1)
-    with np.errstate(over="ignore"):  # what does not fit f16 becomes infinity; see has_infinity
+    with np.errstate(over="ignore"):
         if kind == GGMLQuantizationType.F16:
             return np.ascontiguousarray(x.astype("<f2")).view(np.uint8).reshape(rows, -1)
         blocks = np.ascontiguousarray(x).reshape(-1, BLOCK)
@@ -41,47 +39,30 @@ def decode(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> NDArray[np.fl
         values = codes.view(np.int8)
     else:
         values = np.concatenate([codes & 15, codes >> 4], axis=1).view(np.int8) - np.int8(8)
-    return (scales(kind, data).reshape(-1, 1).astype(np.float32) * values).reshape(rows, -1)
-
-
-def scales(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> NDArray[np.float16]:
-    """Every f16 number in encoded rows: the scales of q8_0 and q4_0 blocks, the values of f16."""
-    if kind == GGMLQuantizationType.F16:
-        return data.reshape(-1).view("<f2")
-    blocks = data.reshape(-1, 34 if kind == GGMLQuantizationType.Q8_0 else 18)
-    return np.ascontiguousarray(blocks[:, :2]).view("<f2").reshape(-1)
-
-
-def has_infinity(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> bool:
-    """Whether a finite weight was too large for the type's f16 number."""
-    if kind == GGMLQuantizationType.F32 or data.size == 0:
-        return False
-    return bool((scales(kind, data).view(np.uint16) & 0x7FFF).max() >= 0x7C00)
+    d = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    return (d * values).reshape(rows, -1)
 
 
 def _encode_q8_0(blocks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """d = amax / 127; q = x * (1/d) to the nearest whole number, halves away from zero."""
     d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    inverse, tiny = _inverse(d)
-    scaled = blocks * inverse
+    scaled = blocks * _inverse(d)
     whole = np.trunc(scaled)
     whole += np.where(np.abs(scaled - whole) >= 0.5, np.sign(scaled), np.float32(0))
-    return d, np.where(tiny, 0, whole).astype(np.int8).view(np.uint8)
+    return d, whole.astype(np.int8).view(np.uint8)
 
 
 def _encode_q4_0(blocks: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """d = m / -8 with m the (first) element of largest magnitude, sign kept; code = min(15, trunc(x * (1/d) + 8.5))."""
     largest = np.abs(blocks).argmax(axis=1)
     d = blocks[np.arange(len(blocks)), largest][:, None] / np.float32(-8)
-    inverse, tiny = _inverse(d)
-    codes = np.minimum(np.trunc(blocks * inverse + np.float32(8.5)), np.float32(15))
-    codes = np.where(tiny, 0, codes).astype(np.uint8)
+    codes = np.minimum(np.trunc(blocks * _inverse(d) + np.float32(8.5)), np.float32(15)).astype(np.uint8)
     return d, codes[:, : BLOCK // 2] | (codes[:, BLOCK // 2 :] << 4)
 
 
-def _inverse(d: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """1/d, or 0 where d is 0 or 1/d overflows, and where it overflows: there all codes are 0 (d is 0 in f16, so all weights are)."""
+def _inverse(d: NDArray[np.float32]) -> NDArray[np.float32]:
+    """1/d, or 0 where that is not finite: such a scale is 0 in f16, so that the block is 0 whatever its codes."""
     with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / d
-    finite = np.isfinite(inverse)
-    return np.where(finite, inverse, np.float32(0)), ~finite & (d != 0)
+        inverse: NDArray[np.float32] = np.float32(1) / d
+    inverse[~np.isfinite(inverse)] = 0
+    return inverse

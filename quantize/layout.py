@@ -84,5 +84,6 @@ def rope_order(n_heads: int, head_dim: int) -> NDArray[np.int64]:
     Hugging Face rotates element i of a head with element i + head_dim/2, llama-architecture GGUF rotates 2i with 2i + 1: in each head
     GGUF row 2i is row i of the checkpoint and row 2i + 1 is row i + head_dim/2.
     """
-    rows: NDArray[np.int64] = np.arange(n_heads * head_dim, dtype=np.int64).reshape(n_heads, 2, head_dim // 2)
-    return rows.swapaxes(1, 2).reshape(-1)
+    rows = np.arange(n_heads * head_dim, dtype=np.int64).reshape(n_heads, 2, head_dim // 2)
+    order: NDArray[np.int64] = rows.swapaxes(1, 2).reshape(-1)
+    return order

@@ -20,7 +20,6 @@ from pymixtral.errors import CheckpointError, NonFiniteError
 
 from .checkpoint import Checkpoint
 from .config import CheckpointConfig
-from .formats import has_infinity
 from .layout import Target, rope_order
 from .recipe import FILE_TYPES, row_bytes
 from .vocab import Vocabulary
@@ -169,12 +168,12 @@ def _chunks(checkpoint: Checkpoint, target: Target, source: str) -> Iterator[NDA
 
 def _encode(context: ops.Context, kind: GGMLQuantizationType, weights: NDArray[np.float32], source: str) -> NDArray[np.uint8]:
     try:
-        data = ops.encode(context, kind, weights)
+        return ops.encode(context, kind, weights)
     except NonFiniteError:
-        raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
-    if has_infinity(kind, data):
-        raise CheckpointError(f"tensor {source} holds a weight of {np.abs(weights).max():.3g}, too large for {kind.name.lower()}; use f32")
-    return data
+        if not np.isfinite(weights).all():
+            raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
+        largest, name = np.abs(weights).max(), kind.name.lower()
+        raise CheckpointError(f"tensor {source} holds a weight of magnitude {largest:.3g}, too large for {name}; use f32") from None
 
 
 def _pad(file: BinaryIO) -> None:

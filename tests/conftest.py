@@ -1,0 +1,40 @@
+"""Fixtures shared by the tests: tests/data/tiny-mixtral and the GGUF files that the quantizer makes of it, once per session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pymixtral.quantize import quantize
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """A small trained Mixtral as a Hugging Face directory, bfloat16."""
+    return Path(__file__).parent / "data" / "tiny-mixtral"
+
+
+def _quantized(kind: str, checkpoint: Path, factory: pytest.TempPathFactory) -> Path:
+    path = factory.mktemp("tiny") / f"tiny-mixtral-{kind}.gguf"
+    quantize(checkpoint, path, kind, progress=False)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_f32(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _quantized("f32", tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_f16(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _quantized("f16", tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_q8_0(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _quantized("q8_0", tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_q4_0(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _quantized("q4_0", tiny_checkpoint, tmp_path_factory)
