@@ -118,7 +118,7 @@ typedef struct {
     int64_t group; /* query heads of a key/value head */
     int32_t n_heads, window;
     float scale;
-    int64_t max_pages;  /* of any tile, when pages are the items */
+    int64_t max_pages;   /* of any tile, when pages are the items */
     int64_t part_floats; /* of one partial result */
     float *partials;
 } attention_args;
@@ -127,8 +127,8 @@ typedef struct {
 typedef struct {
     float *k, *v; /* a page in f32 */
     float *q, *s;
-    float *m, *l, *o;                /* of one page */
-    float *run_m, *run_l, *run_o;    /* combined so far */
+    float *m, *l, *o;             /* of one page */
+    float *run_m, *run_l, *run_o; /* combined so far */
     int32_t *lo, *hi;
 } workspace;
 
@@ -166,7 +166,8 @@ static void scale_queries(const attention_args *p, const workspace *w, const til
 }
 
 /* Results of one page for a tile's queries, into m, l, o; w->lo and w->hi tell which queries see it. */
-static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m, float *l, float *o) {
+static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m, float *l,
+                        float *o) {
     const pmx_cache *cache = p->cache;
     const int64_t dim = cache->head_dim, n = dim * PMX_PAGE, n_q = t->n_tokens * p->group;
     const int64_t base = ((int64_t)t->run->pages[page] * cache->n_kv_heads + kv) * n;
@@ -303,14 +304,15 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
     return pmx_parallel(p->ctx, combine_task, p, n_tiles, p->max_pages * p->part_floats);
 }
 
-pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int32_t n_heads,
-                         int32_t window) {
+pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
+                         int32_t n_heads, int32_t window) {
     int64_t n_tokens = 0;
     if (!ctx || !y || !q) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = check_cache(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
     if (n_heads < 1 || n_heads > 1024 || n_heads % cache->n_kv_heads)
-        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024", n_heads, cache->n_kv_heads);
+        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024", n_heads,
+                        cache->n_kv_heads);
     if (window < 0) return pmx_fail(PMX_EINVAL, "window is %d: expected 0 or more", window);
     if (n_tokens == 0) return PMX_OK;
     const pmx_fp_mode mode = pmx_fp_enter();

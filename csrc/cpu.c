@@ -14,10 +14,29 @@
 #endif
 
 #if defined(__x86_64__)
-/* gcc's and clang's detection reads CPUID and XCR0 (the operating system's support of the registers). */
+#include <cpuid.h>
+
+typedef struct {
+    unsigned leaf1_ecx, leaf7_ebx, leaf7_ecx, leaf7_1_eax, xcr0;
+} cpu_features;
+
+static cpu_features read_features(void) {
+    cpu_features f = {0};
+    unsigned eax, ebx, ecx, edx, high;
+    if (!__get_cpuid(1, &eax, &ebx, &f.leaf1_ecx, &edx)) return f;
+    if (__get_cpuid_count(7, 0, &eax, &f.leaf7_ebx, &f.leaf7_ecx, &edx) && eax >= 1)
+        __get_cpuid_count(7, 1, &f.leaf7_1_eax, &ebx, &ecx, &edx);
+    if (f.leaf1_ecx & 1u << 27) /* OSXSAVE: XCR0 says which registers the operating system saves */
+        __asm__ volatile("xgetbv" : "=a"(f.xcr0), "=d"(high) : "c"(0));
+    return f;
+}
+
+static int all_set(unsigned value, unsigned bits) { return (value & bits) == bits; }
+
 int pmx_cpu_avx2(void) {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    const cpu_features f = read_features();
+    return all_set(f.xcr0, 0x6) && all_set(f.leaf1_ecx, 1u << 12 | 1u << 28 | 1u << 29) && /* FMA, AVX, F16C */
+           all_set(f.leaf7_ebx, 1u << 5);                                                  /* AVX2 */
 }
 #endif
 

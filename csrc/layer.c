@@ -7,8 +7,8 @@ static pmx_status check_matrix(const pmx_weight *w, const char *name, int64_t ro
     const pmx_status status = pmx_check_weight(w, name);
     if (status != PMX_OK) return status;
     if (w->rows != rows || w->cols != cols)
-        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows, (long long)w->cols, (long long)rows,
-                        (long long)cols);
+        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows, (long long)w->cols,
+                        (long long)rows, (long long)cols);
     return PMX_OK;
 }
 
@@ -19,8 +19,8 @@ static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
         return pmx_fail(PMX_EINVAL, "hidden %d, %d heads of %d, %d key/value heads: expected positive numbers, heads and sizes up to 1024",
                         layer->hidden, layer->n_heads, layer->head_dim, layer->n_kv_heads);
     if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
-        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads, cache->head_dim, layer->n_kv_heads,
-                        layer->head_dim);
+        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads, cache->head_dim,
+                        layer->n_kv_heads, layer->head_dim);
     const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
     pmx_status status = check_matrix(&layer->q, "q", q_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->k, "k", kv_dim, layer->hidden);
@@ -82,8 +82,9 @@ static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float 
     return pmx_route(ctx, ids, weights, logits, n, layer->n_experts, layer->n_experts_used);
 }
 
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer, const pmx_cache *cache,
-                               const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines, const pmx_observer *observer) {
+pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer,
+                               const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines,
+                               const pmx_observer *observer) {
     if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines || (!runs && n_runs > 0) || n_runs < 0)
         return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = check_layer(layer, cache);

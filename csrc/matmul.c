@@ -7,7 +7,8 @@
 
 static pmx_form form_of(const pmx_ctx *ctx, const pmx_weight *w) { return ctx->kernels->types[w->type].form; }
 
-pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights, int64_t n_weights) {
+pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights,
+                            int64_t n_weights) {
     const int64_t cols = weights[0]->cols, blocks = cols / PMX_BLOCK;
     *acts = (pmx_acts){.x = x, .cols = cols};
     int quantized = 0;
@@ -23,8 +24,8 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
     return pmx_quantize_activations(ctx, q, d, sums, x, n_tokens, cols);
 }
 
-void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows, const pmx_acts *acts,
-              const int32_t *tokens, int64_t n_tokens, void *mat_scratch) {
+void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
+              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *mat_scratch) {
     const pmx_type_kernels *type = &kernels->types[w->type];
     const uint8_t *data = (const uint8_t *)w->data + first_row * w->row_bytes;
     if (type->mat && n_tokens >= kernels->mat_min_tokens) {

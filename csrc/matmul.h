@@ -12,11 +12,12 @@ enum {
 
 /* Activations with the forms that the given weights need: x as is, quantized once into scratch when a weight wants it.
  * x: [n_tokens][cols]. */
-pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights, int64_t n_weights);
+pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights,
+                            int64_t n_weights);
 
 /* y[i*ldy + r] = row first_row + r of w . token tokens[i], r < n_rows, i < n_tokens (at most PMX_TOKEN_BLOCK). */
-void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows, const pmx_acts *acts,
-              const int32_t *tokens, int64_t n_tokens, void *mat_scratch);
+void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
+              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *mat_scratch);
 
 /* One of several products of the same activations: y [n_tokens][w->rows], stored, or added to what is there. */
 typedef struct {

@@ -51,7 +51,8 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
     for (int32_t i = 0; i < p->n_used; i++) weights[i] = e[i] / sum;
 }
 
-pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts, int32_t n_experts_used) {
+pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
+                     int32_t n_experts_used) {
     if (!ctx || !ids || !weights || !logits) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     if (n_experts < 1 || n_experts > MAX_EXPERTS || n_experts_used < 1 || n_experts_used > n_experts)
         return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts, n_experts, MAX_EXPERTS);
@@ -93,7 +94,8 @@ typedef struct {
 static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) { return &p->layer->experts[expert * 3 + which]; }
 
 /* h [n][ROWS] of pairs first_pair..: kept in the form that down wants. */
-static void keep_hidden(const experts_args *p, const float *h, int64_t first_pair, int64_t n, int64_t first_row, int64_t n_rows, pmx_form form) {
+static void keep_hidden(const experts_args *p, const float *h, int64_t first_pair, int64_t n, int64_t first_row, int64_t n_rows,
+                        pmx_form form) {
     for (int64_t i = 0; i < n; i++, h += PMX_ROWS_PER_ITEM) {
         const int64_t at = (first_pair + i) * p->ffn + first_row;
         if (form == PMX_FORM_F32) {
@@ -146,7 +148,8 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
         for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
             const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
             const int64_t first = g->first + done;
-            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &acts, p->pairs + first, n, scratch);
+            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &acts, p->pairs + first, n,
+                     scratch);
             for (int64_t j = 0; j < n; j++)
                 p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS, n_rows);
         }
@@ -215,8 +218,8 @@ static void observe_inputs(const experts_args *p, const float *normed) {
     if (!p->observer || !p->observer->expert_input) return;
     for (int32_t i = 0; i < p->n_groups; i++)
         for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
-            add_squares(p->observer->expert_input + p->groups[i].expert * p->hidden,
-                        normed + p->tokens[p->groups[i].first + j] * p->hidden, p->hidden);
+            add_squares(p->observer->expert_input + p->groups[i].expert * p->hidden, normed + p->tokens[p->groups[i].first + j] * p->hidden,
+                        p->hidden);
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
@@ -245,8 +248,13 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
     pmx_status status = check_experts(layer);
     if (status != PMX_OK || n_tokens == 0) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
-    experts_args args = {
-        .ctx = ctx, .layer = layer, .observer = observer, .x = x, .n_tokens = n_tokens, .ffn = layer->experts[0].rows, .hidden = layer->hidden};
+    experts_args args = {.ctx = ctx,
+                         .layer = layer,
+                         .observer = observer,
+                         .x = x,
+                         .n_tokens = n_tokens,
+                         .ffn = layer->experts[0].rows,
+                         .hidden = layer->hidden};
     status = group_pairs(&args, ids, weights);
     if (status == PMX_OK) status = prepare(&args, normed);
     if (status == PMX_OK) {

@@ -158,7 +158,7 @@ static void sincos_contract(double angle, double *sine, double *cosine) {
     const double z = r * r;
     static const double s[] = {0x1.952c77030ad4ap-49, -0x1.ae7f3e733b81fp-41, 0x1.6124613a86d09p-33, -0x1.ae64567f544e4p-26,
                                0x1.71de3a556c734p-19, -0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  -0x1.5555555555555p-3};
-    static const double c[] = {0x1.ae7f3e733b81fp-45,  -0x1.93974a8c07c9dp-37, 0x1.1eed8eff8d898p-29, -0x1.27e4fb7789f5cp-22,
+    static const double c[] = {0x1.ae7f3e733b81fp-45, -0x1.93974a8c07c9dp-37, 0x1.1eed8eff8d898p-29, -0x1.27e4fb7789f5cp-22,
                                0x1.a01a01a01a01ap-16, -0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  -0x1p-1};
     double p = s[0], q = c[0];
     for (int i = 1; i < 8; i++) {
@@ -200,7 +200,8 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
             return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i], (long long)i);
     const pmx_fp_mode mode = pmx_fp_enter();
-    row_args args = {.ctx = ctx, .y = cosines, .sines = sines, .frequencies = frequencies, .ids = positions, .n = n_pairs, .factor = factor};
+    row_args args = {
+        .ctx = ctx, .y = cosines, .sines = sines, .frequencies = frequencies, .ids = positions, .n = n_pairs, .factor = factor};
     status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * 50);
     pmx_fp_leave(mode);
     return status;

@@ -154,11 +154,12 @@ pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *s
 pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs);
 
 /* y, q: [n_tokens][n_heads][head_dim]; keys and values up to each token's own position are in the cache. */
-pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int32_t n_heads,
-                         int32_t window);
+pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
+                         int32_t n_heads, int32_t window);
 
 /* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts]. */
-pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts, int32_t n_experts_used);
+pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
+                     int32_t n_experts_used);
 
 /* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. PMX_ENONFINITE for NaN, infinity, and
  * values that overflow the type. */
@@ -170,8 +171,9 @@ pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64
  * the experts' input. ids, weights: [n_tokens][n_experts_used], out: the router's choice. cosines, sines: [n_tokens][head_dim/2].
  * The runs' keys and values are written to the cache. observer may be NULL. After a failure x and the cache's new
  * positions are undefined. */
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer, const pmx_cache *cache,
-                               const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines, const pmx_observer *observer);
+pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer,
+                               const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines,
+                               const pmx_observer *observer);
 
 /* x: [n_tokens][hidden], in and out: adds the chosen experts' weighted outputs for normed. ids ascending within a token. */
 pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights, int64_t n_tokens,

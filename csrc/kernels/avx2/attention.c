@@ -65,8 +65,8 @@ PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int6
         for (int j = 0; j < n_v; j++) _mm256_storeu_ps(o + i * head_dim + 8 * j, acc[i][j]);
 }
 
-PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const float *k, const float *v,
-                         const int32_t *lo, const int32_t *hi) {
+PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const float *k,
+                         const float *v, const int32_t *lo, const int32_t *hi) {
     int32_t first = PMX_PAGE, end = 0;
     scores(s, q, n, head_dim, k);
     for (int i = 0; i < n; i++) {

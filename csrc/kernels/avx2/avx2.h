@@ -31,20 +31,20 @@ void pmx_avx2_attend(float *m, float *l, float *o, float *s, const float *q, int
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
 void pmx_avx2_vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch);
+void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      const int32_t *tokens, int64_t n_tokens, void *scratch);
 void pmx_avx2_dequantize_f32(float *y, const uint8_t *w, int64_t n);
 void pmx_avx2_vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch);
+void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      const int32_t *tokens, int64_t n_tokens, void *scratch);
 void pmx_avx2_dequantize_f16(float *y, const uint8_t *w, int64_t n);
 void pmx_avx2_vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch);
+void pmx_avx2_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, int64_t n_tokens, void *scratch);
 void pmx_avx2_dequantize_q4_0(float *y, const uint8_t *w, int64_t n);
 void pmx_avx2_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch);
+void pmx_avx2_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, int64_t n_tokens, void *scratch);
 void pmx_avx2_dequantize_q8_0(float *y, const uint8_t *w, int64_t n);
 
 PMX_AVX2_BEGIN

@@ -20,7 +20,8 @@ void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
     }
     const float r = 1.0f / sqrtf(sum8_tree(s) / (float)n + eps);
     const __m256 r8 = _mm256_set1_ps(r);
-    for (int64_t i = 0; i < whole; i += 8) _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8), _mm256_loadu_ps(w + i)));
+    for (int64_t i = 0; i < whole; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8), _mm256_loadu_ps(w + i)));
     for (int64_t i = whole; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 

@@ -64,7 +64,8 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
         for (; t + 3 <= n_tokens; t += 3) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, load, size);
         for (; t < n_tokens; t++) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, load, size);
     }
-    for (int64_t t = 0; t < n_tokens && r < n_rows; t++) vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
+    for (int64_t t = 0; t < n_tokens && r < n_rows; t++)
+        vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
 }
 
 void pmx_avx2_vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
@@ -75,14 +76,14 @@ void pmx_avx2_vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_r
     vec(y, w, row_bytes, n_rows, acts, token, load8_f16, 2);
 }
 
-void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch) {
+void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      const int32_t *tokens, int64_t n_tokens, void *scratch) {
     (void)scratch;
     mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f32, 4);
 }
 
-void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                      int64_t n_tokens, void *scratch) {
+void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      const int32_t *tokens, int64_t n_tokens, void *scratch) {
     (void)scratch;
     mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f16, 2);
 }

@@ -119,8 +119,8 @@ PMX_INLINE __m256i unpack_q4_0(const uint8_t *block) { return load_nibbles(block
 PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) { return _mm256_loadu_si256((const __m256i *)(const void *)(block + 2)); }
 
 /* n_blocks blocks of 16 rows into strip [block][8][16 rows][4 bytes] and scales [block][16]. */
-PMX_INLINE void unpack_strip(uint8_t *strip, float *scales, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, unpack32 unpack,
-                             const int64_t block_bytes) {
+PMX_INLINE void unpack_strip(uint8_t *strip, float *scales, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
+                             unpack32 unpack, const int64_t block_bytes) {
     for (int half = 0; half < STRIP_ROWS; half += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, half, n_rows);
@@ -163,11 +163,11 @@ PMX_INLINE void tile_q4_0(float *acc, const uint8_t *strip, const float *scales,
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
         FOR_TOKENS(DECLARE)
 #undef DECLARE
-#define STEP(t)                                                              \
-    {                                                                        \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);    \
-        low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w0, x));      \
-        high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w1, x));    \
+#define STEP(t)                                                                                                                            \
+    {                                                                                                                                      \
+        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
+        low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w0, x));                                                                    \
+        high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w1, x));                                                                  \
     }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
@@ -176,11 +176,11 @@ PMX_INLINE void tile_q4_0(float *acc, const uint8_t *strip, const float *scales,
         }
 #undef STEP
         const __m256 scale0 = _mm256_load_ps(scales), scale1 = _mm256_load_ps(scales + 8);
-#define FLUSH(t)                                                                                                   \
-    {                                                                                                              \
-        const __m256i offset = _mm256_set1_epi32(-8 * acts->sums[t][b]);                                           \
-        flush(acc + t * STRIP_ROWS, _mm256_add_epi32(_mm256_madd_epi16(low##t, ones), offset), scale0, acts->d[t] + b);      \
-        flush(acc + t * STRIP_ROWS + 8, _mm256_add_epi32(_mm256_madd_epi16(high##t, ones), offset), scale1, acts->d[t] + b); \
+#define FLUSH(t)                                                                                                                           \
+    {                                                                                                                                      \
+        const __m256i offset = _mm256_set1_epi32(-8 * acts->sums[t][b]);                                                                   \
+        flush(acc + t * STRIP_ROWS, _mm256_add_epi32(_mm256_madd_epi16(low##t, ones), offset), scale0, acts->d[t] + b);                    \
+        flush(acc + t * STRIP_ROWS + 8, _mm256_add_epi32(_mm256_madd_epi16(high##t, ones), offset), scale1, acts->d[t] + b);               \
     }
         FOR_TOKENS(FLUSH)
 #undef FLUSH
@@ -193,11 +193,11 @@ PMX_INLINE void tile_q8_0(float *acc, const uint8_t *strip, const float *scales,
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
         FOR_TOKENS(DECLARE)
 #undef DECLARE
-#define STEP(t)                                                           \
-    {                                                                     \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i); \
-        low##t = _mm256_add_epi32(low##t, dot_q8_0(w0, x));               \
-        high##t = _mm256_add_epi32(high##t, dot_q8_0(w1, x));             \
+#define STEP(t)                                                                                                                            \
+    {                                                                                                                                      \
+        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
+        low##t = _mm256_add_epi32(low##t, dot_q8_0(w0, x));                                                                                \
+        high##t = _mm256_add_epi32(high##t, dot_q8_0(w1, x));                                                                              \
     }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
@@ -206,8 +206,8 @@ PMX_INLINE void tile_q8_0(float *acc, const uint8_t *strip, const float *scales,
         }
 #undef STEP
         const __m256 scale0 = _mm256_load_ps(scales), scale1 = _mm256_load_ps(scales + 8);
-#define FLUSH(t)                                                          \
-    flush(acc + t * STRIP_ROWS, low##t, scale0, acts->d[t] + b);          \
+#define FLUSH(t)                                                                                                                           \
+    flush(acc + t * STRIP_ROWS, low##t, scale0, acts->d[t] + b);                                                                           \
     flush(acc + t * STRIP_ROWS + 8, high##t, scale1, acts->d[t] + b);
         FOR_TOKENS(FLUSH)
 #undef FLUSH
@@ -246,7 +246,8 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
         for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);
     }
 }
-_Static_assert(STRIP_ROWS * K_BLOCK + STRIP_ROWS * (K_BLOCK / PMX_BLOCK) * 4 + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH, "scratch");
+_Static_assert(STRIP_ROWS *K_BLOCK + STRIP_ROWS * (K_BLOCK / PMX_BLOCK) * 4 + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH,
+               "scratch");
 
 void pmx_avx2_vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
     vec(y, w, row_bytes, n_rows, acts, token, dot8_q4_0, sizeof(pmx_block_q4_0));
@@ -256,13 +257,13 @@ void pmx_avx2_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
     vec(y, w, row_bytes, n_rows, acts, token, dot8_q8_0, sizeof(pmx_block_q8_0));
 }
 
-void pmx_avx2_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                       int64_t n_tokens, void *scratch) {
+void pmx_avx2_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, int64_t n_tokens, void *scratch) {
     mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, unpack_q4_0, tile_q4_0, sizeof(pmx_block_q4_0));
 }
 
-void pmx_avx2_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                       int64_t n_tokens, void *scratch) {
+void pmx_avx2_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, int64_t n_tokens, void *scratch) {
     mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, unpack_q8_0, tile_q8_0, sizeof(pmx_block_q8_0));
 }
 
