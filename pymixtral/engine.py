@@ -10,10 +10,10 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.config import ModelConfig
@@ -30,6 +30,7 @@ DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f1
 _KV_TYPES = {"f16": np.float16, "f32": np.float32}
 
 T = TypeVar("T")
+Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class Mixtral:
@@ -86,14 +87,14 @@ class Mixtral:
         tokenizer, InvalidArgumentError for a str with lone surrogates."""
         return self._text_tokenizer().encode(text, add_bos)
 
-    def detokenize(self, ids: Sequence[int]) -> str:
+    def detokenize(self, ids: Ids) -> str:
         """The text of `ids`; control tokens have none. Raises UnsupportedError if the file has no tokenizer, InvalidArgumentError for
         an id outside the vocabulary."""
         return self._text_tokenizer().decode(ids)
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Ids,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.8,
@@ -119,7 +120,7 @@ class Mixtral:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Ids,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.8,
@@ -155,7 +156,7 @@ class Mixtral:
 
     # --- Numbers --------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens: Sequence[int], last_only: bool = False) -> NDArray[np.float32]:
+    def logits(self, tokens: Ids, last_only: bool = False) -> NDArray[np.float32]:
         """The logits after each token: float32 [n_tokens, n_vocab], or [n_vocab] of the last one only, which is much less work.
 
         tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added. Raises InvalidArgumentError or ContextLengthError
@@ -237,7 +238,7 @@ class Mixtral:
             raise UnsupportedError(f"{self.path}: the file has no tokenizer, so text cannot be used: pass token ids instead")
         return self._tokenizer
 
-    def _checked_ids(self, tokens: ArrayLike, what: str) -> NDArray[np.int32]:
+    def _checked_ids(self, tokens: Ids, what: str) -> NDArray[np.int32]:
         self._check_open()
         try:
             ids = np.asarray(tokens)

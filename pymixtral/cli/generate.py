@@ -80,7 +80,7 @@ def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> s
         return prompt
     if file is None and sys.stdin.isatty():
         raise click.UsageError("no prompt: expected -p TEXT, -f FILE, or text on standard input", ctx)
-    data = file.read_bytes() if file else click.get_binary_stream("stdin").read()
+    data = file.read_bytes() if file else sys.stdin.buffer.read()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -91,7 +91,7 @@ def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> s
 
 def _write(generation: Generation) -> None:
     """To standard output, each piece as it comes; the line is ended whatever happens."""
-    out = click.get_binary_stream("stdout")  # UTF-8 whatever the locale
+    out = sys.stdout.buffer  # UTF-8 whatever the locale
     last = ""
     try:
         for piece in generation:

@@ -1,0 +1,48 @@
+"""The package as its users import it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+
+import pytest
+
+import pymixtral
+from pymixtral import Completion, Mixtral, Stats
+
+
+def test_every_public_name_is_there() -> None:
+    for name in pymixtral.__all__:
+        assert getattr(pymixtral, name) is not None
+        assert name in dir(pymixtral)
+    with pytest.raises(AttributeError, match="mixtral"):
+        _ = pymixtral.mixtral
+    assert pymixtral.__version__ == version("pymixtral")
+    assert (files("pymixtral") / "py.typed").is_file()
+
+
+def test_errors_are_pymixtral_errors() -> None:
+    errors = [getattr(pymixtral, name) for name in pymixtral.__all__ if name.endswith("Error")]
+    assert len(errors) == 11
+    assert all(issubclass(error, pymixtral.PymixtralError) for error in errors)
+
+
+def test_star_import_gives_the_public_names() -> None:
+    code = "from pymixtral import *; import pymixtral; assert set(pymixtral.__all__) <= set(globals())"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_writes_text_out_of_the_box() -> None:
+    with Mixtral() as model:
+        assert model.is_demo
+        assert (model.config.n_experts, model.config.n_experts_used, model.n_ctx) == (8, 2, 2048)
+        completion = model.generate("Once upon a time there was", max_tokens=30, temperature=0)
+        assert isinstance(completion, Completion)
+        assert isinstance(completion.stats, Stats)
+        assert completion.stats.pass_bytes > 1_000_000
+        words = str(completion).split()
+        assert len(words) > 10
+        assert {"a", "the", "and"} & set(words)  # a tale, not noise
+        assert model.detokenize(model.tokenize("Hansel and Gretel")) == "Hansel and Gretel"
