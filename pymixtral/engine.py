@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.resources
 import os
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from pymixtral.config import ModelConfig
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.generation import Completion, Generation, StopStrings
 from pymixtral.gguf import GGUFFile
+from pymixtral.kv_cache import n_pages_for
 from pymixtral.model import Model
 from pymixtral.sampler import Sampler
 from pymixtral.tokenizer import Tokenizer
@@ -75,9 +76,9 @@ class Mixtral:
             self._pass_bytes = weights.active_bytes(self.config.n_experts_used)
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
-            self._cache = self._model.new_cache(self.n_ctx, _KV_TYPES[kv_type])
-            self._sequence = self._cache.new_sequence()
+            self._kv_dtype = _KV_TYPES[kv_type]
             self._ids = np.empty(self.n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
+            self._new_cache()
             self._resources = stack.pop_all()
 
     # --- Text -----------------------------------------------------------------------------------------------------
@@ -165,8 +166,7 @@ class Mixtral:
         ids = self._checked_ids(tokens, "tokens")
         if last_only:
             return self._next_logits(ids)[0]
-        with self._lock:
-            self._check_open()
+        with self._working():
             self._truncate(0)
             rows = np.empty((len(ids), self.config.n_vocab), np.float32)
             for i in range(0, len(ids), self._n_batch):
@@ -176,8 +176,7 @@ class Mixtral:
 
     def _next_logits(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], int]:
         """float32 [n_vocab] after ids [1 to n_ctx], and how many of these the cache had. At least the last one is computed."""
-        with self._lock:
-            self._check_open()
+        with self._working():
             n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), len(ids) - 1)
             self._truncate(n_cached)
             for i in range(n_cached, len(ids), self._n_batch):
@@ -191,13 +190,29 @@ class Mixtral:
         batch = [(self._sequence, len(ids))]
         return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache))
 
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """The model for one thread at a time. An interrupt may strike inside the cache's own bookkeeping: then the cache starts anew."""
+        with self._lock:
+            self._check_open()
+            try:
+                yield
+            except KeyboardInterrupt:
+                n_pages = len(self._sequence.pages)
+                if n_pages + self._cache.n_free_pages != self._cache.n_pages or n_pages < n_pages_for(self._sequence.length):
+                    self._new_cache()
+                raise
+
+    def _new_cache(self) -> None:
+        self._cache = self._model.new_cache(self.n_ctx, self._kv_dtype)
+        self._sequence = self._cache.new_sequence()
+
     def _truncate(self, length: int) -> None:
         if length < self._sequence.length:
             self._sequence.truncate(length)
 
     def _exp(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        with self._lock:
-            self._check_open()
+        with self._working():
             return ops.exp(self._model.context, x)
 
     def _interruptible(self, n_tokens: int, call: Callable[[], T]) -> T:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from pymixtral.errors import (
     ModelFileError,
     UnsupportedError,
 )
+from pymixtral.kv_cache import Sequence
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
@@ -47,9 +48,9 @@ def fresh(tiny_q8_0: Path) -> Iterator[Mixtral]:
 def edited(source: Path, dest: Path, key: str, value: Any) -> Path:
     """A copy of a model file with another value, of the same size, for one metadata key."""
     shutil.copyfile(source, dest)
-    part = gguf.GGUFReader(dest, "r+").fields[key].parts[-1]
-    part[:] = value
-    part.base.flush()
+    reader = gguf.GGUFReader(dest, "r+")
+    reader.fields[key].parts[-1][:] = value
+    reader.data.flush()
     return dest
 
 
@@ -115,9 +116,11 @@ def test_the_files_end_token_ends_the_text(engine: Mixtral, tiny_q8_0: Path, tmp
 def test_logits_of_all_tokens_or_the_last(engine: Mixtral) -> None:
     ids = engine.tokenize(PROMPT)
     rows = engine.logits(ids)
-    assert (rows.shape, rows.dtype) == ((len(ids), 4096), np.float32)
+    assert rows.shape == (len(ids), 4096)
+    assert rows.dtype == np.float32
     last = engine.logits(ids, last_only=True)
-    assert (last.shape, last.dtype) == ((4096,), np.float32)
+    assert last.shape == (4096,)
+    assert last.dtype == np.float32
     assert (last == rows[-1]).all()
     assert (engine.logits(ids[:5]) == rows[:5]).all()
 
@@ -277,11 +280,15 @@ def test_without_a_tokenizer_there_are_ids(tmp_path: Path) -> None:
         assert completion.text == ""
         assert completion.tokens[0] == engine.logits([5, 6, 7], last_only=True).argmax()
         assert len(completion.tokens) == 4
-        for call in (engine.tokenize, engine.generate, lambda text: engine.generate([5], stop=text)):
+        calls: list[Callable[[], object]] = [
+            lambda: engine.tokenize("text"),
+            lambda: engine.detokenize([5]),
+            lambda: engine.generate("text"),
+            lambda: engine.generate([5], stop="text"),
+        ]
+        for call in calls:
             with pytest.raises(UnsupportedError, match="no tokenizer"):
-                call("text")
-        with pytest.raises(UnsupportedError, match="no tokenizer"):
-            engine.detokenize([5])
+                call()
 
 
 # --- Interruption -------------------------------------------------------------------------------------------------
@@ -321,6 +328,30 @@ def test_an_interrupt_ends_a_long_prompt_within_a_second_and_the_engine_goes_on(
         assert slow.generate(PROMPT, max_tokens=5, temperature=0).tokens == short
 
 
+@pytest.mark.parametrize("method", ["reserve", "truncate", "advance"])
+def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(fresh: Mixtral, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [*fresh.tokenize(PROMPT), *range(300, 400)]
+    expected = fresh.logits(ids)
+    whole = getattr(Sequence, method)
+
+    def half(sequence: Sequence, n: int) -> None:
+        pages, length = sequence.pages, sequence.length
+        whole(sequence, n)
+        if method == "reserve":
+            sequence.pages = pages  # taken, not yet in the list
+        if method == "truncate":
+            sequence.length = length  # given back, still counted
+        raise KeyboardInterrupt
+
+    fresh.logits(ids[:70], last_only=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Sequence, method, half)
+        with pytest.raises(KeyboardInterrupt):
+            fresh.logits([*ids[:20], *ids[70:]], last_only=True)
+    assert (fresh.logits(ids, last_only=True) == expected[-1]).all()
+    assert (fresh.logits([1] * fresh.n_ctx).shape) == (fresh.n_ctx, 4096)
+
+
 def test_a_call_beside_returns_or_raises_what_it_would_here() -> None:
     assert _run_beside(lambda: 5, lambda: None) == 5
     with pytest.raises(ZeroDivisionError):
@@ -353,12 +384,16 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     assert next(stream)
     engine.close()
     engine.close()
-    for call in (engine.tokenize, engine.generate, engine.stream):
+    calls: list[Callable[[], object]] = [
+        lambda: engine.tokenize(PROMPT),
+        lambda: engine.detokenize([5]),
+        lambda: engine.logits([5]),
+        lambda: engine.generate(PROMPT),
+        lambda: engine.stream([5]),
+    ]
+    for call in calls:
         with pytest.raises(ClosedError):
-            call(PROMPT)
-    for call in (engine.logits, engine.generate, engine.detokenize):
-        with pytest.raises(ClosedError):
-            call([1, 2])
+            call()
     with pytest.raises(ClosedError):
         next(stream)
     with pytest.raises(ClosedError), engine:

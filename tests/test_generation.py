@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -122,6 +122,7 @@ def test_tokens_of_the_stop_string_are_counted() -> None:
     assert generation.stats.generated_tokens == 4
 
 
+@settings(deadline=None)
 @given(st.text("abc", max_size=12), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
 def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: list[str], data: st.DataObject) -> None:
     ends = [end for end in range(len(text) + 1) if any(text[:end].endswith(stop) for stop in stops)]
