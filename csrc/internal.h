@@ -16,20 +16,15 @@ _Static_assert(sizeof(void *) == 8, "64-bit targets only");
 /* Buffers that live in the context and only grow. */
 typedef enum {
     PMX_SCRATCH_THREAD, /* one block per thread, pmx_thread_scratch */
-    PMX_SCRATCH_ACT_Q,
-    PMX_SCRATCH_ACT_D,
-    PMX_SCRATCH_ACT_SUMS,
-    PMX_SCRATCH_HIDDEN_Q, /* between the experts' two regions */
-    PMX_SCRATCH_HIDDEN_D,
-    PMX_SCRATCH_HIDDEN_SUMS,
-    PMX_SCRATCH_HIDDEN_X,
+    PMX_SCRATCH_Q32,    /* activations in blocks of 32 */
+    PMX_SCRATCH_Q256,   /* activations in blocks of 256 */
+    PMX_SCRATCH_HIDDEN, /* between the experts' two regions */
     PMX_SCRATCH_QKV,
     PMX_SCRATCH_ATTENTION,
     PMX_SCRATCH_PARTIALS,
     PMX_SCRATCH_TILES,
     PMX_SCRATCH_LOGITS,
     PMX_SCRATCH_GROUPS,
-    PMX_SCRATCH_ROWS,
     PMX_SCRATCH_SLOTS
 } pmx_scratch_slot;
 

@@ -7,21 +7,27 @@
 #include "pmx.h"
 
 enum {
-    PMX_TYPE_SLOTS = 9,    /* types are GGUF's numbers, 0..8 so far */
+    PMX_TYPE_SLOTS = 31,   /* types are GGUF's numbers, 0..30 */
     PMX_TOKEN_BLOCK = 128, /* most tokens of one mat call: its float accumulators (128 x 16 x 4 bytes) stay in L1 */
     PMX_PAGE = 64,         /* positions of a cache page */
     PMX_MAT_SCRATCH = 96 * 1024
 };
 
 /* In which form a weight type wants its activations. */
-typedef enum { PMX_FORM_F32, PMX_FORM_Q32 } pmx_form;
+typedef enum { PMX_FORM_F32, PMX_FORM_Q32, PMX_FORM_Q256, PMX_FORMS } pmx_form;
 
-/* Activations [n_tokens][cols], in the forms that were prepared: x, or q with d and sums per block of 32. */
+/* Quantized activations: q [n_tokens][cols]; d [n_tokens][cols / block], block 32 or 256; sums of q [n_tokens][cols / 32] with
+ * block 32, [n_tokens][cols / 16] with block 256. */
 typedef struct {
-    const float *x;
     const int8_t *q;
     const float *d;
     const int32_t *sums;
+} pmx_quantized;
+
+/* Activations [n_tokens][cols], in the forms that were prepared. */
+typedef struct {
+    const float *x;
+    pmx_quantized q32, q256;
     int64_t cols;
 } pmx_acts;
 
@@ -43,8 +49,9 @@ typedef struct {
     pmx_type_kernels types[PMX_TYPE_SLOTS];
 
     void (*rms_norm)(float *y, const float *x, const float *w, int64_t n, float eps);
-    /* Returns 1 when a block holds a NaN or infinity (its q, d and sum are then 0), else 0. */
-    int (*quantize)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
+    /* In blocks of 32 and 256. Returns 1 when a block holds a NaN or infinity (its q, d and sums are then 0), else 0. */
+    int (*quantize32)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
+    int (*quantize256)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
     void (*exp)(float *y, const float *x, int64_t n);
     void (*silu_mul)(float *y, const float *gate, const float *up, int64_t n);
     void (*axpy)(float *y, float a, const float *x, int64_t n); /* y = fma(a, x, y) */

@@ -5,23 +5,60 @@
 
 #include "blocks.h"
 
-static pmx_form form_of(const pmx_ctx *ctx, const pmx_weight *w) { return ctx->kernels->types[w->type].form; }
+typedef struct {
+    pmx_ctx *ctx;
+    const float *x;
+    int8_t *q;
+    float *d;
+    int32_t *sums;
+    int64_t cols, block, n_sum;
+} quantize_args;
+
+static void quantize_task(void *arg, int64_t row, int32_t thread) {
+    (void)thread;
+    const quantize_args *p = arg;
+    const pmx_kernels *kernels = p->ctx->kernels;
+    if ((p->block == 32 ? kernels->quantize32 : kernels->quantize256)(p->q + row * p->cols, p->d + row * (p->cols / p->block),
+                                                                      p->sums + row * (p->cols / p->n_sum), p->x + row * p->cols, p->cols))
+        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+}
+
+/* Into one scratch slot: values, then scales, then sums. */
+static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int64_t n_tokens, int64_t cols, int64_t block) {
+    const int64_t n_sum = block == 32 ? 32 : 16, n = n_tokens * cols;
+    const size_t bytes = (size_t)n + (size_t)(n / block) * sizeof(float) + (size_t)(n / n_sum) * sizeof(int32_t);
+    int8_t *q = pmx_scratch(ctx, block == 32 ? PMX_SCRATCH_Q32 : PMX_SCRATCH_Q256, bytes);
+    if (!q) return PMX_ENOMEM;
+    float *d = (float *)(void *)(q + n);
+    int32_t *sums = (int32_t *)(void *)(d + n / block);
+    *out = (pmx_quantized){q, d, sums};
+    quantize_args args = {ctx, x, q, d, sums, cols, block, n_sum};
+    return pmx_parallel(ctx, quantize_task, &args, n_tokens, cols);
+}
 
 pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights,
                             int64_t n_weights) {
-    const int64_t cols = weights[0]->cols, blocks = cols / PMX_BLOCK;
-    *acts = (pmx_acts){.x = x, .cols = cols};
-    int quantized = 0;
-    for (int64_t i = 0; i < n_weights; i++) quantized |= form_of(ctx, weights[i]) == PMX_FORM_Q32;
-    if (!quantized) return PMX_OK;
-    int8_t *q = pmx_scratch(ctx, PMX_SCRATCH_ACT_Q, (size_t)(n_tokens * cols));
-    float *d = pmx_scratch(ctx, PMX_SCRATCH_ACT_D, (size_t)(n_tokens * blocks) * sizeof *d);
-    int32_t *sums = pmx_scratch(ctx, PMX_SCRATCH_ACT_SUMS, (size_t)(n_tokens * blocks) * sizeof *sums);
-    if (!q || !d || !sums) return PMX_ENOMEM;
-    acts->q = q;
-    acts->d = d;
-    acts->sums = sums;
-    return pmx_quantize_activations(ctx, q, d, sums, x, n_tokens, cols);
+    *acts = (pmx_acts){.x = x, .cols = weights[0]->cols};
+    int wanted[PMX_FORMS] = {0};
+    for (int64_t i = 0; i < n_weights; i++) wanted[ctx->kernels->types[weights[i]->type].form] = 1;
+    pmx_status status = PMX_OK;
+    if (wanted[PMX_FORM_Q32]) status = quantize(ctx, &acts->q32, x, n_tokens, acts->cols, 32);
+    if (status == PMX_OK && wanted[PMX_FORM_Q256]) status = quantize(ctx, &acts->q256, x, n_tokens, acts->cols, 256);
+    return status;
+}
+
+pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n,
+                                    int32_t block) {
+    int64_t total;
+    if (!ctx || !q || !d || !sums || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (block != 32 && block != 256) return pmx_fail(PMX_EINVAL, "block is %d: expected 32 or 256", block);
+    if (n < 1 || n % block || pmx_mul(&total, n_tokens, n) || total > INT64_MAX / 8)
+        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected a multiple of %d", (long long)n_tokens, (long long)n, block);
+    const pmx_fp_mode mode = pmx_fp_enter();
+    quantize_args args = {ctx, x, q, d, sums, n, block, block == 32 ? 32 : 16};
+    const pmx_status status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
+    pmx_fp_leave(mode);
+    return status;
 }
 
 void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,

@@ -78,34 +78,17 @@ typedef struct {
     const pmx_layer *layer;
     const pmx_observer *observer;
     float *x;
-    int64_t n_tokens, ffn, hidden;
+    int64_t n_tokens, ffn, width; /* width of the residual stream */
     group groups[MAX_EXPERTS];
     int32_t n_groups;
     const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
     const float *weights;          /* [n_pairs] sorted likewise */
     pmx_acts acts;                 /* the tokens */
-    int hidden_form_q32, hidden_form_f32;
-    /* The experts' hidden activations [n_pairs][ffn], down's input. */
-    int8_t *hidden_q;
-    float *hidden_d, *hidden_x;
-    int32_t *hidden_sums;
+    float *hidden;                 /* the experts' hidden activations [n_pairs][ffn] */
+    pmx_acts hidden_acts;          /* the same, down's input */
 } experts_args;
 
 static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) { return &p->layer->experts[expert * 3 + which]; }
-
-/* h [n][ROWS] of pairs first_pair..: kept in the form that down wants. */
-static void keep_hidden(const experts_args *p, const float *h, int64_t first_pair, int64_t n, int64_t first_row, int64_t n_rows,
-                        pmx_form form) {
-    for (int64_t i = 0; i < n; i++, h += PMX_ROWS_PER_ITEM) {
-        const int64_t at = (first_pair + i) * p->ffn + first_row;
-        if (form == PMX_FORM_F32) {
-            memcpy(p->hidden_x + at, h, (size_t)n_rows * sizeof *h);
-            if (pmx_first_nonfinite(h, 1, n_rows) == 0) pmx_fault(p->ctx, PMX_ENONFINITE, p->tokens[first_pair + i]);
-        } else if (p->ctx->kernels->quantize(p->hidden_q + at, p->hidden_d + at / PMX_BLOCK, p->hidden_sums + at / PMX_BLOCK, h, n_rows)) {
-            pmx_fault(p->ctx, PMX_ENONFINITE, p->tokens[first_pair + i]);
-        }
-    }
-}
 
 static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
@@ -118,7 +101,7 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const int64_t first_row = item % n_blocks * PMX_ROWS_PER_ITEM;
     const int64_t n_rows = p->ffn - first_row < PMX_ROWS_PER_ITEM ? p->ffn - first_row : PMX_ROWS_PER_ITEM;
     const pmx_kernels *kernels = p->ctx->kernels;
-    const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1), *down = expert_weight(p, g->expert, 2);
+    const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1);
     char *scratch = pmx_thread_scratch(p->ctx, thread);
     float *a = (float *)(void *)(scratch + PMX_MAT_SCRATCH), *b = (float *)(void *)(scratch + PMX_MAT_SCRATCH + PMX_TILE_BYTES);
     for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
@@ -127,19 +110,17 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
         pmx_rows(kernels, a, PMX_ROWS_PER_ITEM, gate, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
         pmx_rows(kernels, b, PMX_ROWS_PER_ITEM, up, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
         for (int64_t i = 0; i < n; i++) {
-            float *h = a + i * PMX_ROWS_PER_ITEM;
-            kernels->silu_mul(h, h, b + i * PMX_ROWS_PER_ITEM, n_rows);
+            float *h = p->hidden + (first + i) * p->ffn + first_row;
+            kernels->silu_mul(h, a + i * PMX_ROWS_PER_ITEM, b + i * PMX_ROWS_PER_ITEM, n_rows);
             if (p->observer && p->observer->down_input) add_squares(p->observer->down_input + g->expert * p->ffn + first_row, h, n_rows);
         }
-        keep_hidden(p, a, first, n, first_row, n_rows, kernels->types[down->type].form);
     }
 }
 
 static void down_task(void *arg, int64_t item, int32_t thread) {
     const experts_args *p = arg;
     const int64_t first_row = item * DOWN_ROWS;
-    const int64_t n_rows = p->hidden - first_row < DOWN_ROWS ? p->hidden - first_row : DOWN_ROWS;
-    const pmx_acts acts = {.x = p->hidden_x, .q = p->hidden_q, .d = p->hidden_d, .sums = p->hidden_sums, .cols = p->ffn};
+    const int64_t n_rows = p->width - first_row < DOWN_ROWS ? p->width - first_row : DOWN_ROWS;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
     float *out = (float *)(void *)(scratch + PMX_MAT_SCRATCH), *y = (float *)(void *)(scratch + PMX_MAT_SCRATCH + PMX_TILE_BYTES);
     memset(y, 0, (size_t)(p->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
@@ -148,14 +129,14 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
         for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
             const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
             const int64_t first = g->first + done;
-            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &acts, p->pairs + first, n,
-                     scratch);
+            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &p->hidden_acts, p->pairs + first,
+                     n, scratch);
             for (int64_t j = 0; j < n; j++)
                 p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS, n_rows);
         }
     }
     for (int64_t t = 0; t < p->n_tokens; t++)
-        for (int64_t r = 0; r < n_rows; r++) p->x[t * p->hidden + first_row + r] += y[t * DOWN_ROWS + r];
+        for (int64_t r = 0; r < n_rows; r++) p->x[t * p->width + first_row + r] += y[t * DOWN_ROWS + r];
 }
 
 /* Sorts the pairs by expert, tokens ascending within an expert. */
@@ -190,36 +171,40 @@ static pmx_status group_pairs(experts_args *p, const int32_t *ids, const float *
     return PMX_OK;
 }
 
+/* The matrices `which` of all experts that have tokens; returns how many. */
+static int64_t matrices(const experts_args *p, const pmx_weight **out, int which) {
+    for (int32_t i = 0; i < p->n_groups; i++) out[i] = expert_weight(p, p->groups[i].expert, which);
+    return p->n_groups;
+}
+
 static pmx_status prepare(experts_args *p, const float *normed) {
     const pmx_weight *inputs[2 * MAX_EXPERTS];
-    for (int32_t i = 0; i < p->n_groups; i++) {
-        inputs[2 * i] = expert_weight(p, p->groups[i].expert, 0);
-        inputs[2 * i + 1] = expert_weight(p, p->groups[i].expert, 1);
-        const pmx_form form = p->ctx->kernels->types[expert_weight(p, p->groups[i].expert, 2)->type].form;
-        p->hidden_form_q32 |= form == PMX_FORM_Q32;
-        p->hidden_form_f32 |= form == PMX_FORM_F32;
-    }
-    pmx_status status = pmx_acts_prepare(p->ctx, &p->acts, normed, p->n_tokens, inputs, 2 * p->n_groups);
-    if (status != PMX_OK) return status;
-    const size_t n = (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn), blocks = n / PMX_BLOCK;
-    if (p->hidden_form_q32) {
-        p->hidden_q = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_Q, n);
-        p->hidden_d = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_D, blocks * sizeof *p->hidden_d);
-        p->hidden_sums = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_SUMS, blocks * sizeof *p->hidden_sums);
-        if (!p->hidden_q || !p->hidden_d || !p->hidden_sums) return PMX_ENOMEM;
-    }
-    if (p->hidden_form_f32 && !(p->hidden_x = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN_X, n * sizeof *p->hidden_x))) return PMX_ENOMEM;
+    const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
+    p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN, (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
+    if (!p->hidden) return PMX_ENOMEM;
     size_t tile = (size_t)p->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
-    return pmx_thread_scratch_reserve(p->ctx, PMX_MAT_SCRATCH + PMX_TILE_BYTES + tile);
+    const pmx_status status = pmx_thread_scratch_reserve(p->ctx, PMX_MAT_SCRATCH + PMX_TILE_BYTES + tile);
+    if (status != PMX_OK) return status;
+    return pmx_acts_prepare(p->ctx, &p->acts, normed, p->n_tokens, inputs, n_gates + n_ups);
+}
+
+/* down's input; a hidden row that is not finite is reported as the token it belongs to. */
+static pmx_status prepare_hidden(experts_args *p) {
+    const pmx_weight *downs[MAX_EXPERTS];
+    const int64_t n_pairs = p->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
+    const int64_t pair = pmx_first_nonfinite(p->hidden, n_pairs, p->ffn);
+    if (pair >= 0)
+        return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], "row %d: an expert's hidden value is NaN or infinite", p->tokens[pair]);
+    return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, n_pairs, downs, n_downs);
 }
 
 static void observe_inputs(const experts_args *p, const float *normed) {
     if (!p->observer || !p->observer->expert_input) return;
     for (int32_t i = 0; i < p->n_groups; i++)
         for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
-            add_squares(p->observer->expert_input + p->groups[i].expert * p->hidden, normed + p->tokens[p->groups[i].first + j] * p->hidden,
-                        p->hidden);
+            add_squares(p->observer->expert_input + p->groups[i].expert * p->width, normed + p->tokens[p->groups[i].first + j] * p->width,
+                        p->width);
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
@@ -254,20 +239,21 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
                          .x = x,
                          .n_tokens = n_tokens,
                          .ffn = layer->experts[0].rows,
-                         .hidden = layer->hidden};
+                         .width = layer->hidden};
     status = group_pairs(&args, ids, weights);
     if (status == PMX_OK) status = prepare(&args, normed);
     if (status == PMX_OK) {
         observe_inputs(&args, normed);
         const int64_t blocks = (args.ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
         const int64_t tokens_each = n_tokens * layer->n_experts_used / args.n_groups + 1;
-        status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks, 2 * PMX_ROWS_PER_ITEM * args.hidden * tokens_each);
+        status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks, 2 * PMX_ROWS_PER_ITEM * args.width * tokens_each);
     }
+    if (status == PMX_OK) status = prepare_hidden(&args);
     if (status == PMX_OK)
-        status = pmx_parallel(ctx, down_task, &args, (args.hidden + DOWN_ROWS - 1) / DOWN_ROWS,
+        status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
                               DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
     if (status == PMX_OK) {
-        const int64_t row = pmx_first_nonfinite(x, n_tokens, args.hidden);
+        const int64_t row = pmx_first_nonfinite(x, n_tokens, args.width);
         if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);
     }
     pmx_fp_leave(mode);

@@ -28,8 +28,6 @@ typedef struct {
     float *y;
     const float *x;
     const float *a, *b;
-    int8_t *q;
-    int32_t *sums;
     const pmx_weight *w;
     const int32_t *ids;
     const double *frequencies;
@@ -55,28 +53,6 @@ pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *wei
     row_args args = {.ctx = ctx, .y = y, .x = x, .a = weight, .n = n, .eps = eps};
     status = pmx_parallel(ctx, rms_norm_task, &args, n_tokens, n);
     if (status == PMX_OK) status = check_finite(y, n_tokens, n);
-    pmx_fp_leave(mode);
-    return status;
-}
-
-/* --- quantize_activations */
-
-static void quantize_task(void *arg, int64_t row, int32_t thread) {
-    (void)thread;
-    const row_args *p = arg;
-    const int64_t blocks = p->n / PMX_BLOCK;
-    if (p->ctx->kernels->quantize(p->q + row * p->n, p->y + row * blocks, p->sums + row * blocks, p->x + row * p->n, p->n))
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
-}
-
-pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n) {
-    pmx_status status = check_rows(ctx, q, x, n_tokens, n);
-    if (status != PMX_OK) return status;
-    if (!d || !sums) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (n % PMX_BLOCK) return pmx_fail(PMX_EINVAL, "n is %lld: expected a multiple of %d", (long long)n, PMX_BLOCK);
-    const pmx_fp_mode mode = pmx_fp_enter();
-    row_args args = {.ctx = ctx, .q = q, .y = d, .sums = sums, .x = x, .n = n};
-    status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
     pmx_fp_leave(mode);
     return status;
 }

@@ -128,8 +128,9 @@ int64_t pmx_row_bytes(int32_t type, int64_t n);
 /* y, x: [n_tokens][n]; weight: [n]. y may be x. */
 pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n, float eps);
 
-/* q: [n_tokens][n]; d, sums: [n_tokens][n/32]; x: [n_tokens][n]; n a multiple of 32. */
-pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n);
+/* block: 32 or 256, dividing n. q, x: [n_tokens][n]; d: [n_tokens][n/block]; sums: [n_tokens][n/32], or [n_tokens][n/16] with block 256. */
+pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n,
+                                    int32_t block);
 
 /* y: [n_tokens][w->rows]; x: [n_tokens][w->cols]. */
 pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens);

@@ -24,7 +24,6 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
-BLOCK = 32  # activations of one scale
 PAGE = 64  # positions of a cache page
 
 
@@ -141,12 +140,14 @@ def rms_norm(ctx: Context, x: F32, weight: F32, eps: float) -> F32:
     return y
 
 
-def quantize_activations(ctx: Context, x: F32) -> tuple[NDArray[np.int8], F32, I32]:
-    """x: [n_tokens, n], n a multiple of 32. Values int8 [n_tokens, n], scales and integer sums (int32) [n_tokens, n/32]."""
+def quantize_activations(ctx: Context, x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32, I32]:
+    """x: [n_tokens, n], n a multiple of block, 32 or 256. Values int8 [n_tokens, n], scales [n_tokens, n/block], integer sums (int32) of
+    each 32 values, or of each 16 with block 256."""
     x = _input(x, 2)
-    blocks = (x.shape[0], x.shape[1] // BLOCK)
-    q, d, sums = np.empty(x.shape, np.int8), np.empty(blocks, np.float32), np.empty(blocks, np.int32)
-    check(lib.pmx_quantize_activations(ctx.pointer, _pointer(q), _pointer(d), _pointer(sums), _pointer(x), *x.shape))
+    n_tokens, n = x.shape
+    q, d = np.empty(x.shape, np.int8), np.empty((n_tokens, n // block), np.float32)
+    sums = np.empty((n_tokens, n // (32 if block == 32 else 16)), np.int32)
+    check(lib.pmx_quantize_activations(ctx.pointer, _pointer(q), _pointer(d), _pointer(sums), _pointer(x), n_tokens, n, block))
     return q, d, sums
 
 

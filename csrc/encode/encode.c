@@ -43,8 +43,8 @@ static int encode_q8_0(pmx_block_q8_0 *y, const float *x, int64_t n) {
 static int encode_q4_0(pmx_block_q4_0 *y, const float *x, int64_t n) {
     int overflow = 0;
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
-        float amax = 0.0f, extreme = 0.0f;
-        for (int i = 0; i < PMX_BLOCK; i++)
+        float amax = fabsf(x[0]), extreme = x[0]; /* the first of equal magnitudes; its sign counts even when it is zero */
+        for (int i = 1; i < PMX_BLOCK; i++)
             if (fabsf(x[i]) > amax) {
                 amax = fabsf(x[i]);
                 extreme = x[i];

@@ -19,7 +19,8 @@
 #define PMX_INLINE static inline __attribute__((always_inline))
 
 void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, float eps);
-int pmx_avx2_quantize(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
+int pmx_avx2_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
+int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
 void pmx_avx2_exp(float *y, const float *x, int64_t n);
 void pmx_avx2_silu_mul(float *y, const float *gate, const float *up, int64_t n);
 void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n);

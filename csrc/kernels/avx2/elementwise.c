@@ -25,44 +25,57 @@ void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
     for (int64_t i = whole; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 
-int pmx_avx2_quantize(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+/* The largest bits of |x| over n elements, as an integer. */
+PMX_INLINE uint32_t magnitude_bits(const float *x, const int n) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    __m256i most = _mm256_setzero_si256();
+    for (int i = 0; i < n; i += 8) most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), magnitude));
+    __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
+    m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(m);
+}
+
+/* 32 values times inverse, rounded; returns the sums of each half. */
+PMX_INLINE __m128i quantize_32(int8_t *q, const float *x, __m256 inverse) {
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
+    const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+    /* packs works within 128-bit lanes: dwords come out as 0 2 4 6 1 3 5 7 */
+    _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
+    const __m128i quads = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    return _mm_hadd_epi32(quads, quads);
+}
+
+PMX_INLINE int quantize(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n, const int block) {
     int nonfinite = 0;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK, q += PMX_BLOCK) {
-        __m256 v[4];
-        __m256i most = _mm256_setzero_si256();
-        for (int i = 0; i < 4; i++) {
-            v[i] = _mm256_loadu_ps(x + 8 * i);
-            most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
-        }
-        __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
-        m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
-        m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
-        const uint32_t bits = (uint32_t)_mm_cvtsi128_si32(m);
+    for (int64_t b = 0; b < n / block; b++, x += block, q += block) {
+        const uint32_t bits = magnitude_bits(x, block);
         const float amax = pmx_f32_from_bits(bits);
-        const int bad = bits >= 0x7f800000u;
+        const int bad = bits >= 0x7f800000u, empty = bad || amax < PMX_TINY_AMAX;
         nonfinite |= bad;
-        if (bad || amax < PMX_TINY_AMAX) {
-            memset(q, 0, PMX_BLOCK);
-            d[b] = 0.0f;
-            sums[b] = 0;
-            continue;
+        d[b] = empty ? 0.0f : amax / 127.0f;
+        if (empty) {
+            memset(q, 0, (size_t)block);
+            memset(sums, 0, (block == 32 ? 1 : 16) * sizeof *sums);
         }
         const __m256 inverse = _mm256_set1_ps(127.0f / amax);
-        __m256i i32[4];
-        for (int i = 0; i < 4; i++) i32[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
-        const __m256i total = _mm256_add_epi32(_mm256_add_epi32(i32[0], i32[1]), _mm256_add_epi32(i32[2], i32[3]));
-        __m128i t = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-        t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
-        t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1));
-        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(i32[0], i32[1]), _mm256_packs_epi32(i32[2], i32[3]));
-        /* packs works within 128-bit lanes: dwords come out as 0 2 4 6 1 3 5 7 */
-        _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-        d[b] = amax / 127.0f;
-        sums[b] = _mm_cvtsi128_si32(t);
+        for (int i = 0; i < block && !empty; i += 32) {
+            const __m128i halves = quantize_32(q + i, x + i, inverse);
+            if (block == 32)
+                sums[0] = _mm_cvtsi128_si32(halves) + _mm_extract_epi32(halves, 1);
+            else
+                _mm_storel_epi64((__m128i *)(void *)(sums + i / 16), halves);
+        }
+        sums += block == 32 ? 1 : 16;
     }
     return nonfinite;
 }
+
+int pmx_avx2_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 32); }
+
+int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 256); }
 
 void pmx_avx2_exp(float *y, const float *x, int64_t n) {
     int64_t i = 0;

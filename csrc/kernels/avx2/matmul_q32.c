@@ -73,9 +73,9 @@ PMX_INLINE void row_pointers(const uint8_t *rows[8], const uint8_t *w, int64_t r
 PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, dot8 dot,
                     const int64_t block_bytes) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q + token * acts->cols;
-    const float *d = acts->d + token * n_blocks;
-    const int32_t *sums = acts->sums + token * n_blocks;
+    const int8_t *q = acts->q32.q + token * acts->cols;
+    const float *d = acts->q32.d + token * n_blocks;
+    const int32_t *sums = acts->q32.sums + token * n_blocks;
     for (int64_t r = 0; r < n_rows; r += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, r, n_rows);
@@ -219,9 +219,9 @@ PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_acts *acts, const int32
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     for (int i = 0; i < TILE_TOKENS; i++) {
         const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
-        tile->q[i] = acts->q + token * acts->cols + first * PMX_BLOCK;
-        tile->d[i] = acts->d + token * n_blocks + first;
-        tile->sums[i] = acts->sums + token * n_blocks + first;
+        tile->q[i] = acts->q32.q + token * acts->cols + first * PMX_BLOCK;
+        tile->d[i] = acts->q32.d + token * n_blocks + first;
+        tile->sums[i] = acts->q32.sums + token * n_blocks + first;
     }
 }
 

@@ -17,29 +17,38 @@ static void rms_norm(float *y, const float *x, const float *w, int64_t n, float 
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 
-static int quantize(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
-    int nonfinite = 0;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK, q += PMX_BLOCK) {
-        uint32_t largest = 0;
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            const uint32_t magnitude = pmx_f32_bits(x[i]) & 0x7fffffffu;
-            if (magnitude > largest) largest = magnitude;
-        }
-        const float amax = pmx_f32_from_bits(largest);
-        const int bad = largest >= 0x7f800000u;
-        nonfinite |= bad;
-        d[b] = 0.0f;
-        sums[b] = 0;
-        memset(q, 0, PMX_BLOCK);
-        if (bad || amax < PMX_TINY_AMAX) continue;
-        const float inverse = 127.0f / amax;
-        d[b] = amax / 127.0f;
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            q[i] = (int8_t)rintf(x[i] * inverse);
-            sums[b] += q[i];
-        }
+/* One block of n elements; sums of each n_sum of them. */
+static int quantize_block(int8_t *q, float *d, int32_t *sums, const float *x, int n, int n_sum) {
+    uint32_t largest = 0;
+    for (int i = 0; i < n; i++) {
+        const uint32_t magnitude = pmx_f32_bits(x[i]) & 0x7fffffffu;
+        if (magnitude > largest) largest = magnitude;
     }
-    return nonfinite;
+    const float amax = pmx_f32_from_bits(largest);
+    const int bad = largest >= 0x7f800000u;
+    *d = 0.0f;
+    memset(q, 0, (size_t)n);
+    memset(sums, 0, (size_t)(n / n_sum) * sizeof *sums);
+    if (bad || amax < PMX_TINY_AMAX) return bad;
+    const float inverse = 127.0f / amax;
+    *d = amax / 127.0f;
+    for (int i = 0; i < n; i++) {
+        q[i] = (int8_t)rintf(x[i] * inverse);
+        sums[i / n_sum] += q[i];
+    }
+    return 0;
+}
+
+static int quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    int bad = 0;
+    for (int64_t b = 0; b < n / 32; b++) bad |= quantize_block(q + 32 * b, d + b, sums + b, x + 32 * b, 32, 32);
+    return bad;
+}
+
+static int quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    int bad = 0;
+    for (int64_t b = 0; b < n / 256; b++) bad |= quantize_block(q + 256 * b, d + b, sums + 16 * b, x + 256 * b, 256, 16);
+    return bad;
 }
 
 static float exp1(float x) {
@@ -142,9 +151,9 @@ static void vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_row
 
 static void vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q + token * acts->cols;
-    const float *d = acts->d + token * n_blocks;
-    const int32_t *sums = acts->sums + token * n_blocks;
+    const int8_t *q = acts->q32.q + token * acts->cols;
+    const float *d = acts->q32.d + token * n_blocks;
+    const int32_t *sums = acts->q32.sums + token * n_blocks;
     for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
         const pmx_block_q4_0 *blocks = (const pmx_block_q4_0 *)(const void *)w;
         float acc = 0.0f;
@@ -160,8 +169,8 @@ static void vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_ro
 
 static void vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q + token * acts->cols;
-    const float *d = acts->d + token * n_blocks;
+    const int8_t *q = acts->q32.q + token * acts->cols;
+    const float *d = acts->q32.d + token * n_blocks;
     for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
         const pmx_block_q8_0 *blocks = (const pmx_block_q8_0 *)(const void *)w;
         float acc = 0.0f;
@@ -209,7 +218,8 @@ const pmx_kernels pmx_kernels_scalar = {
             [PMX_Q8_0] = {PMX_FORM_Q32, vec_q8_0, NULL, dequantize_q8_0},
         },
     .rms_norm = rms_norm,
-    .quantize = quantize,
+    .quantize32 = quantize32,
+    .quantize256 = quantize256,
     .exp = exp_n,
     .silu_mul = silu_mul,
     .axpy = axpy,
