@@ -347,7 +347,7 @@ def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(fresh: Mixtral
     with monkeypatch.context() as patch:
         patch.setattr(Sequence, method, half)
         with pytest.raises(KeyboardInterrupt):
-            fresh.logits([*ids[:20], *ids[70:]], last_only=True)
+            fresh.logits([*ids[:20], 5, *ids[20:]], last_only=True)
     assert (fresh.logits(ids, last_only=True) == expected[-1]).all()
     assert (fresh.logits([1] * fresh.n_ctx).shape) == (fresh.n_ctx, 4096)
 
