@@ -230,9 +230,11 @@ class Mixtral:
     def close(self) -> None:
         """Gives back threads and memory, after the computation under way if there is one. May be called again; everything that needs
         the model then raises ClosedError."""
-        self._closed = True  # before the lock, so that generations in other threads end at their next token
+        closed, self._closed = self._closed, True  # before the lock, so that generations in other threads end at their next token
         with self._lock:
-            self._resources.close()
+            if not closed:
+                self._resources.close()
+                del self._model, self._sequence, self._cache
 
     def __enter__(self) -> Mixtral:
         self._check_open()

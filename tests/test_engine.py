@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -382,8 +384,11 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     stream = engine.stream(PROMPT, max_tokens=10)
     assert next(stream)
+    memory = [weakref.ref(engine._cache.k), weakref.ref(engine._model.weights.head.data)]
     engine.close()
     engine.close()
+    gc.collect()
+    assert [reference() for reference in memory] == [None, None]
     calls: list[Callable[[], object]] = [
         lambda: engine.tokenize(PROMPT),
         lambda: engine.detokenize([5]),
