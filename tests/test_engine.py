@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
-import signal
 import threading
 import time
 import weakref
@@ -20,9 +18,7 @@ from checkpoints import Shape, make_checkpoint
 from pymixtral.quantize import quantize
 
 from pymixtral import Mixtral
-from pymixtral.engine import _run_beside
 from pymixtral.errors import (
-    CanceledError,
     ClosedError,
     ContextLengthError,
     InvalidArgumentError,
@@ -30,7 +26,6 @@ from pymixtral.errors import (
     ModelFileError,
     UnsupportedError,
 )
-from pymixtral.kv_cache import Sequence
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
@@ -204,7 +199,8 @@ def test_the_context_of_the_model_is_the_default(tiny_q8_0: Path) -> None:
 
 def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0: Path) -> None:
     with Mixtral(tiny_q8_0, n_ctx=16) as engine:
-        for call in (engine.generate, engine.stream, engine.logits):
+        calls: tuple[Callable[[list[int]], object], ...] = (engine.generate, engine.stream, engine.logits)
+        for call in calls:
             with pytest.raises(ContextLengthError, match=r"16 .*17"):
                 call([1] * 17)
         with pytest.raises(ContextLengthError, match=r"16 .*\d{6}"):
@@ -242,7 +238,8 @@ def test_no_tokens_asked_none_computed(fresh: Mixtral) -> None:
 
 @pytest.mark.parametrize("tokens", [[], [4096], [-1], [1 << 40], [1 << 70], [1.5], ["a"], [[1, 2]], [[1], [2, 3]], 5, None, [None]])
 def test_tokens_that_are_no_ids_are_refused(engine: Mixtral, tokens: Any) -> None:
-    for call in (engine.logits, engine.generate):
+    calls: tuple[Callable[[Any], object], ...] = (engine.logits, engine.generate)
+    for call in calls:
         with pytest.raises(InvalidArgumentError):
             call(tokens)
 
@@ -291,90 +288,6 @@ def test_without_a_tokenizer_there_are_ids(tmp_path: Path) -> None:
         for call in calls:
             with pytest.raises(UnsupportedError, match="no tokenizer"):
                 call()
-
-
-# --- Interruption -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixtral]:
-    """A model whose attention takes half a minute and more for its whole context, in one C call after the other."""
-    directory = tmp_path_factory.mktemp("slow")
-    make_checkpoint(directory / "slow", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
-    quantize(directory / "slow", directory / "slow.gguf", "q8_0", progress=False)
-    with Mixtral(directory / "slow.gguf", n_ctx=1 << 16, n_batch=1 << 16, n_threads=1) as engine:
-        yield engine
-
-
-def interrupt_after(seconds: float, times: int = 1) -> threading.Thread:
-    def work() -> None:
-        for _ in range(times):
-            time.sleep(seconds)
-            os.kill(os.getpid(), signal.SIGINT)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
-
-
-def test_an_interrupt_ends_a_long_prompt_within_a_second_and_the_engine_goes_on(slow: Mixtral) -> None:
-    short = slow.generate(PROMPT, max_tokens=5, temperature=0).tokens
-    prompt = [1] + [300] * 60_000
-    for call in (slow.logits, slow.generate):
-        thread = interrupt_after(0.5)
-        begin = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            call(prompt)
-        assert 0.4 < time.monotonic() - begin < 1.5
-        thread.join()
-        assert slow.generate(PROMPT, max_tokens=5, temperature=0).tokens == short
-
-
-@pytest.mark.parametrize("method", ["reserve", "truncate", "advance"])
-def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(fresh: Mixtral, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = [*fresh.tokenize(PROMPT), *range(300, 400)]
-    expected = fresh.logits(ids)
-    whole = getattr(Sequence, method)
-
-    def half(sequence: Sequence, n: int) -> None:
-        pages, length = sequence.pages, sequence.length
-        whole(sequence, n)
-        if method == "reserve":
-            sequence.pages = pages  # taken, not yet in the list
-        if method == "truncate":
-            sequence.length = length  # given back, still counted
-        raise KeyboardInterrupt
-
-    fresh.logits(ids[:70], last_only=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(Sequence, method, half)
-        with pytest.raises(KeyboardInterrupt):
-            fresh.logits([*ids[:20], 5, *ids[20:]], last_only=True)
-    assert (fresh.logits(ids, last_only=True) == expected[-1]).all()
-    assert (fresh.logits([1] * fresh.n_ctx).shape) == (fresh.n_ctx, 4096)
-
-
-def test_a_call_beside_returns_or_raises_what_it_would_here() -> None:
-    assert _run_beside(lambda: 5, lambda: None) == 5
-    with pytest.raises(ZeroDivisionError):
-        _run_beside(lambda: 1 // 0, lambda: None)
-    assert _run_beside(threading.get_ident, lambda: None) != threading.get_ident()
-
-
-def test_an_interrupt_waits_until_the_call_has_ended_however_impatient() -> None:
-    canceled, ended = threading.Event(), threading.Event()
-
-    def call() -> None:
-        canceled.wait(20)
-        time.sleep(0.3)  # more interrupts come here
-        ended.set()
-        raise CanceledError("canceled")
-
-    thread = interrupt_after(0.1, times=3)
-    with pytest.raises(KeyboardInterrupt):
-        _run_beside(call, canceled.set)
-    assert ended.is_set()
-    thread.join()
 
 
 # --- Closing ------------------------------------------------------------------------------------------------------
