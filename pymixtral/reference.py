@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from .errors import InvalidArgumentError, NonFiniteError, UnsupportedError
+from .errors import InvalidArgumentError, NonFiniteError
 from .matrix import Matrix
+from .reference_blocks import FLOAT_TYPES, decode
+from .reference_blocks import dequantize as dequantize
 
 if TYPE_CHECKING:
     from .config import ModelConfig
@@ -29,9 +30,6 @@ I32 = NDArray[np.int32]
 
 PAGE = 64
 """Positions of a key/value page, the unit in which attention is computed and combined."""
-
-BLOCK = 32
-"""Elements of a block of q8_0, of q4_0 and of quantized activations."""
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
@@ -80,31 +78,7 @@ def sum8(a: F32, b: F32 | None = None) -> F32:
         return total
 
 
-# --- Types -------------------------------------------------------------------------------------------------------
-
-
-def _blocks(w: Matrix) -> tuple[F32, NDArray[np.int8]]:
-    """Scales [rows, n_blocks] and integers [rows, n_blocks, 32] (less q4_0's offset) of a q8_0 or q4_0 matrix."""
-    n = w.cols // BLOCK
-    raw = w.data.reshape(w.rows, n, w.row_bytes // n)
-    d = np.ascontiguousarray(raw[..., :2]).view(np.dtype("<f2"))[..., 0].astype(np.float32)
-    body = raw[..., 2:]
-    if w.type == GGMLQuantizationType.Q8_0:
-        return d, body.view(np.int8)
-    nibbles = np.concatenate([body & 15, body >> 4], axis=-1)
-    return d, nibbles.view(np.int8) - np.int8(8)
-
-
-def dequantize(w: Matrix) -> F32:
-    """float32 [rows, cols]. Raises UnsupportedError for a type other than f32, f16, q8_0 and q4_0."""
-    if w.type in (GGMLQuantizationType.F32, GGMLQuantizationType.F16):
-        return w.data.view(np.dtype("<f4" if w.type == GGMLQuantizationType.F32 else "<f2")).astype(np.float32)
-    if w.type in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
-        d, q = _blocks(w)
-        return (d[..., None] * q.astype(np.float32)).reshape(w.shape)
-    raise UnsupportedError(
-        f"expected a matrix of type f32, f16, q8_0 or q4_0, found {w.type.name.lower()}: quantize the model to one of these"
-    )
+# --- Activation quantization and matmul --------------------------------------------------------------------------
 
 
 def embed(w: Matrix, ids: I32) -> F32:
@@ -112,38 +86,44 @@ def embed(w: Matrix, ids: I32) -> F32:
     return dequantize(Matrix(w.type, w.data[ids]))
 
 
-# --- Activation quantization and matmul --------------------------------------------------------------------------
-
-
-def quantize_activations(x: F32) -> tuple[NDArray[np.int8], F32, I32]:
-    """x [n_tokens, n], n a multiple of 32 -> q int8 [n_tokens, n], d float32 and sums int32 [n_tokens, n/32].
+def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32, I32]:
+    """x [n_tokens, n], n a multiple of block, 32 or 256 -> q int8 [n_tokens, n], d float32 [n_tokens, n/block] and the integer sums of
+    each 32 values, or of each 16 with block 256: int32 [n_tokens, n/32 or n/16].
 
     Raises NonFiniteError with the row.
     """
-    blocks = _finite(x, "the activations").reshape(len(x), -1, BLOCK)
+    blocks = _finite(x, "the activations").reshape(len(x), -1, block)
     amax = np.abs(blocks).max(axis=-1)
     zero = amax < np.float32(2.0**-100)
     scaled = np.where(zero, _ONE, amax)
     d = np.where(zero, _ZERO, scaled / np.float32(127))
     inverse = np.where(zero, _ZERO, np.float32(127) / scaled)
     q = np.rint(blocks * inverse[..., None]).astype(np.int8)
-    return q.reshape(x.shape), d, q.sum(axis=-1, dtype=np.int32)
+    return q.reshape(x.shape), d, q.reshape(len(x), -1, 32 if block == 32 else 16).sum(axis=-1, dtype=np.int32)
 
 
 def matmul(x: F32, w: Matrix) -> F32:
     """float32 [n_tokens, rows] = x [n_tokens, cols] times w transposed. Raises NonFiniteError with the row, UnsupportedError."""
-    if w.type not in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
+    if w.type in FLOAT_TYPES:
         widened, strip = dequantize(w), 1 + 2048 // max(1, len(x))  # strips of outputs that stay in the processor's cache
         y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]
         return _finite(np.concatenate(y, axis=1), "a matrix product")
-    xq, dx, _ = quantize_activations(x)
-    dw, wq = _blocks(w)
-    xi, wi = xq.reshape(*dx.shape, BLOCK).astype(np.int32), wq.astype(np.int32)
+    blocks = decode(w)
+    xq, dx, sums = quantize_activations(x, blocks.size)
+    xi = xq.reshape(*dx.shape, blocks.size).astype(np.int32)
+    sums = sums.reshape(*dx.shape, -1)
     acc = np.zeros((len(x), w.rows), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        for b in range(dw.shape[1]):
-            isum = xi[:, b] @ wi[:, b].T
-            acc = fma(dw[:, b] * dx[:, b, None], isum.astype(np.float32), acc)
+        for b in range(dx.shape[1]):
+            wi, d = blocks.q[:, b], dx[:, b, None]
+            if blocks.sc is not None:
+                wi = wi * blocks.sc[:, b].repeat(blocks.size // blocks.sc.shape[2], axis=1)
+            acc = fma(blocks.d[:, b] * d, (xi[:, b] @ wi.T).astype(np.float32), acc)
+            if blocks.m is not None and blocks.mins is None:
+                acc = fma(blocks.m[:, b], d * sums[:, b].astype(np.float32), acc)
+            elif blocks.m is not None and blocks.mins is not None:
+                mins = blocks.mins[:, b].repeat(16 // blocks.mins.shape[2], axis=1)
+                acc = fma(-(blocks.m[:, b] * d), (sums[:, b] @ mins.T).astype(np.float32), acc)
     return _finite(acc, "a matrix product")
 
 
