@@ -1,0 +1,239 @@
+"""Writes a Mixtral of full width with random weights: a file to measure speed with, in a few seconds and without a download.
+
+    python benchmarks/synthetic.py --layers 4 --type q4_0 /var/tmp/mixtral-q4_0.gguf
+
+Every layer has Mixtral 8x7B's shape, so that a layer costs what it costs there. The weights have standard deviation 1/sqrt(cols),
+which keeps activations near one and spreads tokens over all experts; the text that such a model writes means nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import prod, sqrt
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, TokenType
+from numpy.typing import NDArray
+
+HIDDEN, FFN, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 4096, 14336, 32, 8, 128, 32000
+N_EXPERTS, N_EXPERTS_USED = 8, 2
+N_CTX, RMS_EPS, ROPE_BASE = 32768, 1e-5, 1e6
+ALIGNMENT = 32  # GGUF's default
+
+# Larger tensors are cut from one random pool at random offsets: drawing every weight of a large file would take minutes, and the pool is
+# larger than any cache, so that kernels see no difference.
+POOL_BYTES = 1 << 26
+
+Rng = np.random.Generator
+Blocks = NDArray[Any]  # [n_blocks], whatever its dtype: the bytes are what counts
+
+
+# --- Random blocks of each type: n of them, as a quantizer could have written them; std is that of the weights --------------------
+
+
+def _f32(rng: Rng, n: int, std: float) -> Blocks:
+    return np.multiply(rng.standard_normal(n, np.float32), std, dtype=np.float32)
+
+
+def _f16(rng: Rng, n: int, std: float) -> Blocks:
+    return _f32(rng, n, std).astype(np.float16)
+
+
+def _q8_0(rng: Rng, n: int, std: float) -> Blocks:
+    blocks = np.empty(n, [("d", np.float16), ("q", np.int8, 32)])
+    blocks["d"] = _scales(rng, n, std / sqrt(127 * 128 / 3))
+    blocks["q"] = rng.integers(-127, 128, (n, 32), np.int8)  # no quantizer writes -128
+    return blocks
+
+
+def _q4_0(rng: Rng, n: int, std: float) -> Blocks:
+    blocks = np.empty(n, [("d", np.float16), ("q", np.uint8, 16)])
+    blocks["d"] = _scales(rng, n, std / sqrt((16**2 - 1) / 12 + 0.5**2))  # the nibbles' mean is -1/2
+    blocks["q"] = rng.integers(0, 256, (n, 16), np.uint8)
+    return blocks
+
+
+def _scales(rng: Rng, n: int, scale: float) -> Blocks:
+    """Around `scale`, of either sign, as q4_0 has them: sums then have mean zero whatever the integers' mean."""
+    return np.copysign(rng.uniform(0.5 * scale, 1.5 * scale, n), rng.random(n) - 0.5)
+
+
+BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
+    GGMLQuantizationType.F32: _f32,
+    GGMLQuantizationType.F16: _f16,
+    GGMLQuantizationType.Q8_0: _q8_0,
+    GGMLQuantizationType.Q4_0: _q4_0,
+}
+
+
+# --- The file --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """shape: slowest dimension first. A vector is a norm, around one; anything else a matrix, or several, around zero."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+
+    @property
+    def n_blocks(self) -> int:
+        return prod(self.shape) // int(GGML_QUANT_SIZES[self.type][0])
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_blocks * int(GGML_QUANT_SIZES[self.type][1])
+
+
+def tensors(n_layers: int, kind: GGMLQuantizationType) -> list[Tensor]:
+    """All tensors of the model, in the file's order; norms and router are f32."""
+    f32 = GGMLQuantizationType.F32
+    found = [
+        Tensor("token_embd.weight", (N_VOCAB, HIDDEN), kind),
+        Tensor("output_norm.weight", (HIDDEN,), f32),
+        Tensor("output.weight", (N_VOCAB, HIDDEN), kind),
+    ]
+    for i in range(n_layers):
+        found += [
+            Tensor(f"blk.{i}.attn_norm.weight", (HIDDEN,), f32),
+            Tensor(f"blk.{i}.attn_q.weight", (N_HEADS * HEAD_DIM, HIDDEN), kind),
+            Tensor(f"blk.{i}.attn_k.weight", (N_KV_HEADS * HEAD_DIM, HIDDEN), kind),
+            Tensor(f"blk.{i}.attn_v.weight", (N_KV_HEADS * HEAD_DIM, HIDDEN), kind),
+            Tensor(f"blk.{i}.attn_output.weight", (HIDDEN, N_HEADS * HEAD_DIM), kind),
+            Tensor(f"blk.{i}.ffn_norm.weight", (HIDDEN,), f32),
+            Tensor(f"blk.{i}.ffn_gate_inp.weight", (N_EXPERTS, HIDDEN), f32),
+            Tensor(f"blk.{i}.ffn_gate_exps.weight", (N_EXPERTS, FFN, HIDDEN), kind),
+            Tensor(f"blk.{i}.ffn_up_exps.weight", (N_EXPERTS, FFN, HIDDEN), kind),
+            Tensor(f"blk.{i}.ffn_down_exps.weight", (N_EXPERTS, HIDDEN, FFN), kind),
+        ]
+    return found
+
+
+def write(dest: Path, n_layers: int, kind: GGMLQuantizationType, seed: int) -> None:
+    """Writes the model; the same arguments give the same bytes. `dest` appears, or is replaced, when the file is complete."""
+    plan = tensors(n_layers, kind)
+    partial = dest.with_name(f"{dest.name}.partial")
+    try:
+        _write_header(partial, n_layers, plan)
+        with partial.open("ab") as file:
+            _pad(file)
+            data = _RandomData(seed)
+            for tensor in plan:
+                data.write(file, tensor)
+                _pad(file)
+            file.flush()
+            os.fsync(file.fileno())  # or the system would be writing while the file is measured
+        partial.replace(dest)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_header(path: Path, n_layers: int, plan: list[Tensor]) -> None:
+    writer = GGUFWriter(path, "llama")
+    writer.add_name(f"synthetic Mixtral, {n_layers} layers")
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(n_layers)
+    writer.add_feed_forward_length(FFN)
+    writer.add_head_count(N_HEADS)
+    writer.add_head_count_kv(N_KV_HEADS)
+    writer.add_layer_norm_rms_eps(RMS_EPS)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(ROPE_BASE)
+    writer.add_expert_count(N_EXPERTS)
+    writer.add_expert_used_count(N_EXPERTS_USED)
+    _add_vocabulary(writer)
+    for tensor in plan:
+        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=tensor.type)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+
+
+def _add_vocabulary(writer: GGUFWriter) -> None:
+    """Ids as in Mixtral: unknown, begin, end, the 256 bytes, then pieces, here of no meaning."""
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = special + [f"<0x{byte:02X}>" for byte in range(256)]
+    n_named = len(pieces)
+    pieces += [f"▁w{i}" for i in range(n_named, N_VOCAB)]
+    types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(pieces)
+    writer.add_token_scores([0.0] * n_named + [float(-i) for i in range(N_VOCAB - n_named)])
+    writer.add_token_types(types + [TokenType.NORMAL] * (N_VOCAB - n_named))
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+
+
+class _RandomData:
+    """The tensors' bytes."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._pools: dict[tuple[GGMLQuantizationType, int], Blocks] = {}
+
+    def write(self, file: BinaryIO, tensor: Tensor) -> None:
+        cols = tensor.shape[-1]
+        if len(tensor.shape) == 1:
+            file.write((1 + _f32(self._rng, tensor.n_blocks, 0.1)).data)
+        elif tensor.n_bytes <= POOL_BYTES:
+            file.write(self._draw(tensor.type, tensor.n_blocks, cols).data)
+        else:
+            self._write_from_pool(file, tensor, cols)
+
+    def _write_from_pool(self, file: BinaryIO, tensor: Tensor, cols: int) -> None:
+        key = tensor.type, cols
+        if key not in self._pools:
+            self._pools[key] = self._draw(tensor.type, POOL_BYTES // int(GGML_QUANT_SIZES[tensor.type][1]), cols)
+        pool = self._pools[key]
+        n_left = tensor.n_blocks
+        while n_left:
+            start = int(self._rng.integers(len(pool)))
+            part = pool[start : start + n_left]
+            file.write(part.data)
+            n_left -= len(part)
+
+    def _draw(self, kind: GGMLQuantizationType, n_blocks: int, cols: int) -> Blocks:
+        return BLOCKS[kind](self._rng, n_blocks, 1 / sqrt(cols))
+
+
+def _pad(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+@click.command()
+@click.argument("dest", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--layers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Decoder layers; Mixtral 8x7B has 32.")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice([kind.name.lower() for kind in BLOCKS]),
+    default="q4_0",
+    show_default=True,
+    help="Type of the matrices; norms and router are f32.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
+def main(dest: Path, layers: int, kind: str, seed: int) -> None:
+    """Write a Mixtral of full width with random weights to DEST, a GGUF file."""
+    start = time.perf_counter()
+    write(dest, layers, GGMLQuantizationType[kind.upper()], seed)
+    click.echo(f"{dest}: {dest.stat().st_size / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
