@@ -38,6 +38,12 @@ int pmx_cpu_avx2(void) {
     return all_set(f.xcr0, 0x6) && all_set(f.leaf1_ecx, 1u << 12 | 1u << 28 | 1u << 29) && /* FMA, AVX, F16C */
            all_set(f.leaf7_ebx, 1u << 5);                                                  /* AVX2 */
 }
+
+int pmx_cpu_avx512vnni(void) {
+    const cpu_features f = read_features();
+    const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;
+    return pmx_cpu_avx2() && all_set(f.xcr0, 0xe6) && all_set(f.leaf7_ebx, f_dq_bw_vl) && all_set(f.leaf7_ecx, vnni);
+}
 #endif
 
 #if defined(__linux__)

@@ -70,7 +70,7 @@ typedef struct {
 
 extern const pmx_kernels pmx_kernels_scalar;
 #if defined(__x86_64__)
-extern const pmx_kernels pmx_kernels_avx2;
+extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avx512vnni;
 #endif
 
 /* Constants of exp in docs/numerics.md, shared by all kernels. */

@@ -1,0 +1,25 @@
+/* avx512vnni.h: the kernels of AVX-512 F, BW, DQ, VL and VNNI. What is not here is avx2's: the lanes of the contract are eight. */
+#ifndef PMX_AVX512VNNI_H
+#define PMX_AVX512VNNI_H
+
+#include "../avx2/avx2.h"
+
+#if defined(__clang__)
+#define PMX_AVX512VNNI_BEGIN                                                                                                               \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\"))), apply_to = "   \
+            "function)")
+#define PMX_AVX512VNNI_END _Pragma("clang attribute pop")
+#else
+#define PMX_AVX512VNNI_BEGIN                                                                                                               \
+    _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\")")
+#define PMX_AVX512VNNI_END _Pragma("GCC pop_options")
+#endif
+
+void pmx_avx512vnni_vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
+void pmx_avx512vnni_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                             const int32_t *tokens, int64_t n_tokens, void *scratch);
+void pmx_avx512vnni_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
+void pmx_avx512vnni_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                             const int32_t *tokens, int64_t n_tokens, void *scratch);
+
+#endif

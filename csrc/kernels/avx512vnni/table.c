@@ -1,0 +1,24 @@
+/* table.c: the kernels of AVX-512-VNNI in one struct. */
+#include "../../internal.h"
+#include "avx512vnni.h"
+
+const pmx_kernels pmx_kernels_avx512vnni = {
+    .name = "avx512vnni",
+    .available = pmx_cpu_avx512vnni,
+    .mat_min_tokens = 4,
+    .types = {[PMX_F32] = {PMX_FORM_F32, pmx_avx2_vec_f32, pmx_avx2_mat_f32, pmx_avx2_dequantize_f32},
+              [PMX_F16] = {PMX_FORM_F32, pmx_avx2_vec_f16, pmx_avx2_mat_f16, pmx_avx2_dequantize_f16},
+              [PMX_Q4_0] = {PMX_FORM_Q32, pmx_avx512vnni_vec_q4_0, pmx_avx512vnni_mat_q4_0, pmx_avx2_dequantize_q4_0},
+              [PMX_Q8_0] = {PMX_FORM_Q32, pmx_avx512vnni_vec_q8_0, pmx_avx512vnni_mat_q8_0, pmx_avx2_dequantize_q8_0}},
+    .rms_norm = pmx_avx2_rms_norm,
+    .quantize32 = pmx_avx2_quantize32,
+    .quantize256 = pmx_avx2_quantize256,
+    .exp = pmx_avx2_exp,
+    .silu_mul = pmx_avx2_silu_mul,
+    .axpy = pmx_avx2_axpy,
+    .rope = pmx_avx2_rope,
+    .narrow = pmx_avx2_narrow,
+    .widen = pmx_avx2_widen,
+    .attend = pmx_avx2_attend,
+    .combine = pmx_avx2_combine,
+};
