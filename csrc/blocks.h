@@ -5,19 +5,53 @@
 #include <stdint.h>
 #include <string.h>
 
-#define PMX_BLOCK 32 /* elements of a q4_0 or q8_0 block, and of an activation block */
+/* --- Blocks of 32. d, m: f16. qs of 16 bytes: element j in the low nibble of byte j, element j+16 in the high one. qh: bit j, little
+ * endian, is element j's fifth. Values as in docs/numerics.md. */
+
+#define PMX_BLOCK 32 /* elements of such a block, and of the block of activations it is multiplied with */
 
 typedef struct {
-    uint16_t d;     /* scale, f16 */
-    uint8_t qs[16]; /* element j in the low nibble of byte j, element j+16 in the high one; value = d * (nibble - 8) */
+    uint16_t d;
+    uint8_t qs[16];
 } pmx_block_q4_0;
 _Static_assert(sizeof(pmx_block_q4_0) == 18, "q4_0 block");
 
 typedef struct {
-    uint16_t d; /* scale, f16 */
+    uint16_t d, m;
+    uint8_t qs[16];
+} pmx_block_q4_1;
+_Static_assert(sizeof(pmx_block_q4_1) == 20, "q4_1 block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} pmx_block_q5_0;
+_Static_assert(sizeof(pmx_block_q5_0) == 22, "q5_0 block");
+
+typedef struct {
+    uint16_t d, m;
+    uint8_t qh[4];
+    uint8_t qs[16];
+} pmx_block_q5_1;
+_Static_assert(sizeof(pmx_block_q5_1) == 24, "q5_1 block");
+
+typedef struct {
+    uint16_t d;
     int8_t qs[32];
 } pmx_block_q8_0;
 _Static_assert(sizeof(pmx_block_q8_0) == 34, "q8_0 block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[16];
+} pmx_block_iq4_nl;
+_Static_assert(sizeof(pmx_block_iq4_nl) == 18, "iq4_nl block");
+
+/* The values of the 4-bit codes of iq4_nl and iq4_xs, in order; initializes an array of 16. */
+#define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+
+/* --- Numbers */
 
 static inline uint32_t pmx_f32_bits(float x) {
     uint32_t u;

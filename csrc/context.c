@@ -100,15 +100,20 @@ int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n) {
     return -1;
 }
 
+/* The types that every instruction set runs: elements and bytes of a block. */
+static const struct {
+    int32_t elements, bytes;
+} blocks[PMX_TYPE_SLOTS] = {
+    [PMX_F32] = {1, 4},
+    [PMX_F16] = {1, 2},
+    [PMX_Q4_0] = {PMX_BLOCK, sizeof(pmx_block_q4_0)},
+    [PMX_Q8_0] = {PMX_BLOCK, sizeof(pmx_block_q8_0)},
+};
+
 int64_t pmx_row_bytes(int32_t type, int64_t n) {
-    if (n < 0 || n > INT64_MAX / 64) return -1;
-    switch (type) {
-    case PMX_F32: return n * 4;
-    case PMX_F16: return n * 2;
-    case PMX_Q4_0: return n % PMX_BLOCK ? -1 : n / PMX_BLOCK * (int64_t)sizeof(pmx_block_q4_0);
-    case PMX_Q8_0: return n % PMX_BLOCK ? -1 : n / PMX_BLOCK * (int64_t)sizeof(pmx_block_q8_0);
-    default: return -1;
-    }
+    if (type < 0 || type >= PMX_TYPE_SLOTS || blocks[type].bytes == 0) return -1;
+    if (n < 0 || n > INT64_MAX / 64 || n % blocks[type].elements) return -1;
+    return n / blocks[type].elements * blocks[type].bytes;
 }
 
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
@@ -116,8 +121,8 @@ pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
     if (w->delta) return pmx_fail(PMX_EUNSUPPORTED, "%s has a delta: this library applies none", name);
     if (w->rows < 1 || w->cols < 1 || w->rows > INT32_MAX || w->cols > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected 1 to 2^31-1", name, (long long)w->rows, (long long)w->cols);
-    if (w->type < 0 || w->type >= PMX_TYPE_SLOTS || pmx_row_bytes(w->type, 0) < 0)
-        return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: expected f32 (0), f16 (1), q4_0 (2) or q8_0 (8)", name, w->type);
+    if (pmx_row_bytes(w->type, 0) < 0)
+        return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: this library has no kernel for it", name, w->type);
     const int64_t bytes = pmx_row_bytes(w->type, w->cols);
     if (bytes < 0) return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name, (long long)w->cols);
     if (w->row_bytes < bytes)

@@ -30,7 +30,17 @@ typedef enum {
 } pmx_status;
 
 /* GGUF's own numbers (ggml_type). */
-typedef enum { PMX_F32 = 0, PMX_F16 = 1, PMX_Q4_0 = 2, PMX_Q8_0 = 8 } pmx_type;
+typedef enum {
+    PMX_F32 = 0,
+    PMX_F16 = 1,
+    PMX_Q4_0 = 2,
+    PMX_Q4_1 = 3,
+    PMX_Q5_0 = 6,
+    PMX_Q5_1 = 7,
+    PMX_Q8_0 = 8,
+    PMX_IQ4_NL = 20,
+    PMX_BF16 = 30
+} pmx_type;
 
 typedef struct pmx_ctx pmx_ctx;
 

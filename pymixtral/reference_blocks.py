@@ -41,7 +41,7 @@ class Blocks:
     @property
     def size(self) -> int:
         """Elements of a block, and of the block of activations it is multiplied with."""
-        return self.q.shape[2]
+        return int(self.q.shape[2])
 
 
 def f16(raw: U8, at: int) -> F32:
