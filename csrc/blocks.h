@@ -1,4 +1,4 @@
-/* blocks.h: GGUF's block layouts, and f16 in portable C. */
+/* blocks.h: GGUF's block layouts, and f16 and bf16 in portable C. */
 #ifndef PMX_BLOCKS_H
 #define PMX_BLOCKS_H
 
@@ -90,6 +90,15 @@ static inline uint16_t pmx_f32_to_f16(float x) {
     }
     const uint32_t rounded = a - 0x38000000u + 0xfffu + (a >> 13 & 1u);
     return (uint16_t)(sign | rounded >> 13);
+}
+
+/* bf16 to f32, exact. */
+static inline float pmx_bf16_to_f32(uint16_t h) { return pmx_f32_from_bits((uint32_t)h << 16); }
+
+/* Finite f32 to bf16, nearest even; overflow gives infinity. */
+static inline uint16_t pmx_f32_to_bf16(float x) {
+    const uint32_t u = pmx_f32_bits(x);
+    return (uint16_t)((u + 0x7fffu + (u >> 16 & 1u)) >> 16);
 }
 
 #endif

@@ -1,19 +1,17 @@
-/* scalar.c: every kernel in portable C, in the contract's own order. The reference in C, and the fallback on any CPU. */
+/* scalar.c: every kernel in portable C, in the contract's own order. The reference in C, and the fallback on any CPU. The weight types
+ * are in files of their own. */
 #include <math.h>
 #include <string.h>
 
 #include "../../blocks.h"
-#include "../../kernels.h"
+#include "scalar.h"
 
 static int available(void) { return 1; }
-
-/* The tree of sum8 over its eight partials. */
-static float sum8_tree(const float s[8]) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
 
 static void rms_norm(float *y, const float *x, const float *w, int64_t n, float eps) {
     float s[8] = {0};
     for (int64_t i = 0; i < n; i++) s[i % 8] = fmaf(x[i], x[i], s[i % 8]);
-    const float r = 1.0f / sqrtf(sum8_tree(s) / (float)n + eps);
+    const float r = 1.0f / sqrtf(pmx_sum8_tree(s) / (float)n + eps);
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 
@@ -115,7 +113,7 @@ static void attend(float *m, float *l, float *o, float *s, const float *q, int64
             axpy(o, p, v + j * head_dim, head_dim);
         }
         m[i] = largest;
-        l[i] = sum8_tree(sums);
+        l[i] = pmx_sum8_tree(sums);
     }
 }
 
@@ -127,84 +125,8 @@ static void combine(float *m, float *l, float *o, float page_m, float page_l, co
     for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
 }
 
-/* --- Matrix-vector products, one per weight type */
-
-static void vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    const float *x = acts->x + token * acts->cols;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const float *row = (const float *)(const void *)w;
-        float s[8] = {0};
-        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], row[i], s[i % 8]);
-        y[r] = sum8_tree(s);
-    }
-}
-
-static void vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    const float *x = acts->x + token * acts->cols;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const uint16_t *row = (const uint16_t *)(const void *)w;
-        float s[8] = {0};
-        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], pmx_f16_to_f32(row[i]), s[i % 8]);
-        y[r] = sum8_tree(s);
-    }
-}
-
-static void vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    const int32_t *sums = acts->q32.sums + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const pmx_block_q4_0 *blocks = (const pmx_block_q4_0 *)(const void *)w;
-        float acc = 0.0f;
-        for (int64_t b = 0; b < n_blocks; b++) {
-            int32_t isum = -8 * sums[b];
-            for (int i = 0; i < 16; i++)
-                isum += (blocks[b].qs[i] & 15) * q[b * PMX_BLOCK + i] + (blocks[b].qs[i] >> 4) * q[b * PMX_BLOCK + i + 16];
-            acc = fmaf(pmx_f16_to_f32(blocks[b].d) * d[b], (float)isum, acc);
-        }
-        y[r] = acc;
-    }
-}
-
-static void vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const pmx_block_q8_0 *blocks = (const pmx_block_q8_0 *)(const void *)w;
-        float acc = 0.0f;
-        for (int64_t b = 0; b < n_blocks; b++) {
-            int32_t isum = 0;
-            for (int i = 0; i < PMX_BLOCK; i++) isum += blocks[b].qs[i] * q[b * PMX_BLOCK + i];
-            acc = fmaf(pmx_f16_to_f32(blocks[b].d) * d[b], (float)isum, acc);
-        }
-        y[r] = acc;
-    }
-}
-
-static void dequantize_f32(float *y, const uint8_t *w, int64_t n) { memcpy(y, w, (size_t)n * sizeof *y); }
-
-static void dequantize_f16(float *y, const uint8_t *w, int64_t n) { widen(y, (const uint16_t *)(const void *)w, n); }
-
-static void dequantize_q4_0(float *y, const uint8_t *w, int64_t n) {
-    const pmx_block_q4_0 *blocks = (const pmx_block_q4_0 *)(const void *)w;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK) {
-        const float d = pmx_f16_to_f32(blocks[b].d);
-        for (int i = 0; i < 16; i++) {
-            y[i] = d * (float)((blocks[b].qs[i] & 15) - 8);
-            y[i + 16] = d * (float)((blocks[b].qs[i] >> 4) - 8);
-        }
-    }
-}
-
-static void dequantize_q8_0(float *y, const uint8_t *w, int64_t n) {
-    const pmx_block_q8_0 *blocks = (const pmx_block_q8_0 *)(const void *)w;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK) {
-        const float d = pmx_f16_to_f32(blocks[b].d);
-        for (int i = 0; i < PMX_BLOCK; i++) y[i] = d * (float)blocks[b].qs[i];
-    }
-}
+/* There is no mat kernel: every product is a vec, token by token. */
+#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
@@ -212,10 +134,15 @@ const pmx_kernels pmx_kernels_scalar = {
     .mat_min_tokens = INT64_MAX,
     .types =
         {
-            [PMX_F32] = {PMX_FORM_F32, vec_f32, NULL, dequantize_f32},
-            [PMX_F16] = {PMX_FORM_F32, vec_f16, NULL, dequantize_f16},
-            [PMX_Q4_0] = {PMX_FORM_Q32, vec_q4_0, NULL, dequantize_q4_0},
-            [PMX_Q8_0] = {PMX_FORM_Q32, vec_q8_0, NULL, dequantize_q8_0},
+            [PMX_F32] = TYPE(PMX_FORM_F32, f32),
+            [PMX_F16] = TYPE(PMX_FORM_F32, f16),
+            [PMX_BF16] = TYPE(PMX_FORM_F32, bf16),
+            [PMX_Q4_0] = TYPE(PMX_FORM_Q32, q4_0),
+            [PMX_Q4_1] = TYPE(PMX_FORM_Q32, q4_1),
+            [PMX_Q5_0] = TYPE(PMX_FORM_Q32, q5_0),
+            [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1),
+            [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0),
+            [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl),
         },
     .rms_norm = rms_norm,
     .quantize32 = quantize32,

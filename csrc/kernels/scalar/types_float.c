@@ -1,0 +1,48 @@
+/* types_float.c: weights that are themselves, widened. */
+#include <math.h>
+#include <string.h>
+
+#include "../../blocks.h"
+#include "scalar.h"
+
+typedef float (*widen)(const uint8_t *w);
+
+static inline float widen_f32(const uint8_t *w) {
+    float x;
+    memcpy(&x, w, sizeof x);
+    return x;
+}
+
+static inline float widen_f16(const uint8_t *w) {
+    uint16_t h;
+    memcpy(&h, w, sizeof h);
+    return pmx_f16_to_f32(h);
+}
+
+static inline float widen_bf16(const uint8_t *w) {
+    uint16_t h;
+    memcpy(&h, w, sizeof h);
+    return pmx_bf16_to_f32(h);
+}
+
+static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, widen widen_,
+                       const int64_t size) {
+    const float *x = acts->x + token * acts->cols;
+    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+        float s[8] = {0};
+        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], widen_(w + i * size), s[i % 8]);
+        y[r] = pmx_sum8_tree(s);
+    }
+}
+
+#define TYPE(T, SIZE)                                                                                                                      \
+    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {          \
+        vec(y, w, row_bytes, n_rows, acts, token, widen_##T, SIZE);                                                                        \
+    }                                                                                                                                      \
+    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                                                \
+        for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * SIZE);                                                                    \
+    }
+
+TYPE(f32, 4)
+TYPE(f16, 2)
+TYPE(bf16, 2)
