@@ -38,7 +38,13 @@ typedef enum {
     PMX_Q5_0 = 6,
     PMX_Q5_1 = 7,
     PMX_Q8_0 = 8,
+    PMX_Q2_K = 10,
+    PMX_Q3_K = 11,
+    PMX_Q4_K = 12,
+    PMX_Q5_K = 13,
+    PMX_Q6_K = 14,
     PMX_IQ4_NL = 20,
+    PMX_IQ4_XS = 23,
     PMX_BF16 = 30
 } pmx_type;
 
