@@ -60,6 +60,57 @@ def _fifth_bits(packed: U8) -> I32:
     return np.unpackbits(packed, axis=-1, bitorder="little").astype(np.int32) << 4
 
 
+def _fields(packed: U8, group: int, bits: int) -> I32:
+    """int32 [..., n * 8 / bits] of bytes [..., n]: of each group of bytes the lowest `bits` bits, then the next ones, up to the highest."""
+    groups = packed.reshape(*packed.shape[:-1], -1, 1, group)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return (groups >> shifts & (1 << bits) - 1).reshape(*packed.shape[:-1], -1).astype(np.int32)
+
+
+def _six_bits(packed: U8) -> tuple[I32, I32]:
+    """The 8 scales and the 8 minimums of q4_k and q5_k, both int32 [..., 8], of bytes [..., 12]."""
+    low, high = packed[..., :8].astype(np.int32), packed[..., 8:].astype(np.int32)
+    scales = np.concatenate([low[..., :4] & 63, high & 15 | low[..., :4] >> 6 << 4], axis=-1)
+    minimums = np.concatenate([low[..., 4:] & 63, high >> 4 | low[..., 4:] >> 6 << 4], axis=-1)
+    return scales, minimums
+
+
+def _q2_k(raw: U8) -> Blocks:
+    """Scales and minimums (16 bytes), 2 bits of each element (64), d, dmin."""
+    scales = raw[..., :16].astype(np.int32)
+    return Blocks(f16(raw, 80), _fields(raw[..., 16:80], 32, 2), f16(raw, 82), scales & 15, scales >> 4)
+
+
+def _q3_k(raw: U8) -> Blocks:
+    """Third bits (32 bytes), 2 bits (64), scales (12), d."""
+    q = _fields(raw[..., 32:96], 32, 2) | _fields(raw[..., :32], 32, 1) << 2
+    scales = _fields(raw[..., 96:104], 8, 4) | _fields(raw[..., 104:108], 4, 2) << 4
+    return Blocks(f16(raw, 108), q - 4, sc=scales - 32)
+
+
+def _q4_k(raw: U8) -> Blocks:
+    """d, dmin, scales and minimums (12 bytes), 4 bits of each element (128)."""
+    return Blocks(f16(raw, 0), _fields(raw[..., 16:], 32, 4), f16(raw, 2), *_six_bits(raw[..., 4:16]))
+
+
+def _q5_k(raw: U8) -> Blocks:
+    """d, dmin, scales and minimums (12 bytes), fifth bits (32), 4 bits (128)."""
+    q = _fields(raw[..., 48:], 32, 4) | _fields(raw[..., 16:48], 32, 1) << 4
+    return Blocks(f16(raw, 0), q, f16(raw, 2), *_six_bits(raw[..., 4:16]))
+
+
+def _q6_k(raw: U8) -> Blocks:
+    """4 bits of each element (128 bytes), the 2 bits above (64), scales (16), d."""
+    q = _fields(raw[..., :128], 64, 4) | _fields(raw[..., 128:192], 32, 2) << 4
+    return Blocks(f16(raw, 208), q - 32, sc=raw[..., 192:208].view(np.int8).astype(np.int32))
+
+
+def _iq4_xs(raw: U8) -> Blocks:
+    """d, high bits of the scales (2 bytes), low bits (4), 4 bits of each element (128)."""
+    scales = _fields(raw[..., 4:8], 1, 4) | _fields(raw[..., 2:4], 1, 2) << 4
+    return Blocks(f16(raw, 0), TABLE[_fields(raw[..., 8:], 16, 4)], sc=scales - 32)
+
+
 DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_0: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 2:]) - 8),
     GGMLQuantizationType.Q4_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 4:]), f16(raw, 2)),
@@ -67,6 +118,12 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q5_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8]), f16(raw, 2)),
     GGMLQuantizationType.Q8_0: lambda raw: Blocks(f16(raw, 0), raw[..., 2:].view(np.int8).astype(np.int32)),
     GGMLQuantizationType.IQ4_NL: lambda raw: Blocks(f16(raw, 0), TABLE[_nibbles(raw[..., 2:])]),
+    GGMLQuantizationType.Q2_K: _q2_k,
+    GGMLQuantizationType.Q3_K: _q3_k,
+    GGMLQuantizationType.Q4_K: _q4_k,
+    GGMLQuantizationType.Q5_K: _q5_k,
+    GGMLQuantizationType.Q6_K: _q6_k,
+    GGMLQuantizationType.IQ4_XS: _iq4_xs,
 }
 """For each type in blocks, Blocks of the raw bytes uint8 [rows, n_blocks, block bytes]."""
 
