@@ -1,0 +1,204 @@
+"""The engines that peers.py compares, each in a process of its own: what one leaves behind, threads or memory, does not touch the other.
+
+    python engines.py {pymixtral,llama-cpp-python} MODEL THREADS CONTEXT
+
+The process opens the model, writes a line of JSON that describes it, then answers each line of JSON on standard input with one. Only
+the engine that is asked for is imported, and nothing else but NumPy. Seconds are taken here, around the calls into the engine, so the
+pipes do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import ctypes
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+from unittest import mock
+
+import numpy as np
+from numpy.typing import NDArray
+
+BATCH = 512  # tokens of a prompt that are computed at once: the default of both engines
+
+Tokens = NDArray[np.int32]
+
+
+class Engine(Protocol):
+    """A model opened, and one text in its cache. about: name, variant (the instruction sets in use) and what else the engine can tell."""
+
+    about: dict[str, Any]
+
+    def clear(self) -> None:
+        """Forgets the text."""
+
+    def feed(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Appends tokens, at most BATCH; the logits after the last one, float32 [n_vocab], valid until the next call."""
+
+
+class PyMixtral:
+    def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
+        import pymixtral
+        from pymixtral.config import ModelConfig
+        from pymixtral.gguf import GGUFFile
+        from pymixtral.model import Model
+        from pymixtral.tokenizer import Tokenizer
+        from pymixtral.weights import load_weights
+
+        begin = time.perf_counter()
+        with GGUFFile(path) as file:
+            config = ModelConfig.from_gguf(file)
+            weights = load_weights(file, config)
+            Tokenizer.from_metadata(file.metadata, path)  # not used, but llama.cpp's time to open has the vocabulary in it too
+        self.model = Model(weights, config, n_threads=n_threads)
+        self.cache = self.model.new_cache(n_ctx)
+        self.sequence = self.cache.new_sequence()
+        self.about = {
+            "open_seconds": time.perf_counter() - begin,
+            "name": f"pymixtral {pymixtral.__version__}",
+            "variant": self.model.context.isa,
+            "n_vocab": config.n_vocab,
+            "active_bytes": weights.active_bytes(config.n_experts_used),
+        }
+
+    def clear(self) -> None:
+        self.sequence.truncate(0)
+
+    def feed(self, tokens: Tokens) -> NDArray[np.float32]:
+        hidden = self.model.forward(tokens, [(self.sequence, len(tokens))], self.cache)
+        logits: NDArray[np.float32] = self.model.logits(hidden[-1:])[0]
+        return logits
+
+
+class LlamaCpp:
+    """Through llama-cpp-python's plain bindings of llama.h, so that only llama.cpp is timed. Its defaults (memory map, weights repacked
+    where it has a faster layout, flash attention where it thinks it best, f16 cache), except for threads and the sizes of context and batch.
+    """
+
+    def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        self.log = llama_cpp.llama_log_callback(_print_errors)  # C keeps the pointer
+        llama_cpp.llama_log_set(self.log, None)
+        llama_cpp.llama_backend_init()
+        begin = time.perf_counter()
+        model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        if model is None:
+            raise SystemExit(f"llama.cpp cannot open {path}")
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = n_ctx
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_threads = params.n_threads_batch = n_threads
+        self.context = llama_cpp.llama_init_from_model(model, params)
+        if self.context is None:
+            raise SystemExit(f"llama.cpp cannot make a context of {n_ctx} tokens for {path}")
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
+        seconds = time.perf_counter() - begin
+        info = llama_cpp.llama_print_system_info().decode()
+        self.about = {
+            "open_seconds": seconds,
+            "name": f"llama-cpp-python {llama_cpp.__version__}",
+            "variant": ", ".join(part.split(" = ")[0].removeprefix("CPU : ") for part in info.split(" | ") if part.endswith(" = 1")),
+        }
+
+    def clear(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+
+    def feed(self, tokens: Tokens) -> NDArray[np.float32]:
+        ids = tokens.ctypes.data_as(ctypes.POINTER(self.api.llama_token))
+        status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(ids, len(tokens)))  # logits of the last token only
+        if status:
+            raise SystemExit(f"llama_decode: status {status}")
+        return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (self.n_vocab,))
+
+
+def _print_errors(level: int, text: bytes, _: object) -> None:
+    if level == 4:  # GGML_LOG_LEVEL_ERROR
+        print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
+
+
+ENGINES: dict[str, Callable[[str, int, int], Engine]] = {"pymixtral": PyMixtral, "llama-cpp-python": LlamaCpp}
+
+
+class TimedLibrary:
+    """Stands in for cffi's lib; seconds is the time spent inside C functions since it was last set to 0."""
+
+    def __init__(self, lib: Any) -> None:
+        self._lib = lib
+        self.seconds = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._lib, name)
+        if not callable(found):
+            return found
+
+        def timed(*arguments: Any) -> Any:
+            begin = time.perf_counter()
+            result = found(*arguments)
+            self.seconds += time.perf_counter() - begin
+            return result
+
+        setattr(self, name, timed)  # so that the next access comes here no more
+        return timed
+
+
+def prefill(engine: Engine, tokens: Tokens) -> dict[str, Any]:
+    """Seconds from an empty cache to the logits after the last token, and these logits."""
+    engine.clear()
+    begin = time.perf_counter()
+    for start in range(0, len(tokens), BATCH):
+        logits = engine.feed(tokens[start : start + BATCH])
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "logits": base64.b64encode(logits.tobytes()).decode()}
+
+
+def decode(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, Any]:
+    """Seconds to append tokens one at a time after a prompt, each with its logits."""
+    engine.clear()
+    engine.feed(prompt)
+    begin = time.perf_counter()
+    for i in range(len(tokens)):
+        engine.feed(tokens[i : i + 1])
+    return {"seconds": time.perf_counter() - begin}
+
+
+def python_share(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, Any]:
+    """decode() by pymixtral with its C calls timed one by one; python_seconds is the rest, clock readings and wrappers included."""
+    from pymixtral import ops
+
+    library = TimedLibrary(vars(ops)["lib"])
+    with mock.patch.object(ops, "lib", library):
+        engine.clear()
+        engine.feed(prompt)
+        library.seconds = 0.0
+        begin = time.perf_counter()
+        for i in range(len(tokens)):
+            engine.feed(tokens[i : i + 1])
+        seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "python_seconds": seconds - library.seconds}
+
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"prefill": prefill, "decode": decode, "python_share": python_share}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="One engine, driven through pipes by peers.py.")
+    parser.add_argument("engine", choices=list(ENGINES))
+    parser.add_argument("model")
+    parser.add_argument("threads", type=int)
+    parser.add_argument("context", type=int)
+    given = parser.parse_args()
+    engine = ENGINES[given.engine](given.model, given.threads, given.context)
+    print(json.dumps(engine.about), flush=True)
+    for line in sys.stdin:
+        command, arguments = json.loads(line)
+        arrays = (np.array(argument, np.int32) for argument in arguments)
+        print(json.dumps(COMMANDS[command](engine, *arrays)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
