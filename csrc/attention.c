@@ -25,6 +25,8 @@ static pmx_status check_cache(const pmx_cache *cache, const pmx_run *runs, int64
         if (run->n_tokens < 0 || run->first_position < 0 || run->n_pages < 0 || (!run->pages && run->n_pages > 0))
             return pmx_fail(PMX_EINVAL, "run %lld has a negative number or no pages", (long long)i);
         const int64_t end = (int64_t)run->first_position + run->n_tokens;
+        if (end > INT32_MAX)
+            return pmx_fail(PMX_EINVAL, "run %lld ends at position %lld: expected at most 2^31-1", (long long)i, (long long)end);
         if ((int64_t)run->n_pages * PMX_PAGE < end)
             return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i, run->n_pages,
                             (long long)ceil_div(end, PMX_PAGE), (long long)end);
@@ -190,10 +192,11 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
     p->ctx->kernels->attend(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
 }
 
-/* Folds a page's results into the running ones; the first page that a query sees starts them (l > 0 ever after). */
+/* Folds a page's results into the running ones; the first page that a query sees starts them (l is not 0 ever after, but NaN when
+ * a score overflowed). */
 static void fold(const attention_args *p, const workspace *w, int64_t i, float m, float l, const float *o) {
     const int64_t dim = p->cache->head_dim;
-    if (w->run_l[i] > 0.0f) {
+    if (w->run_l[i] != 0.0f) {
         p->ctx->kernels->combine(&w->run_m[i], &w->run_l[i], w->run_o + i * dim, m, l, o, dim);
         return;
     }
@@ -255,7 +258,7 @@ static void combine_task(void *arg, int64_t item, int32_t thread) {
     for (int64_t page = 0; page < t->end_page - t->first_page; page++) {
         const float *l = partial_at(p, item, page);
         for (int64_t i = 0; i < n_q; i++)
-            if (l[i] > 0.0f) fold(p, &w, i, l[n_q + i], l[i], l + 2 * n_q + i * dim);
+            if (l[i] != 0.0f) fold(p, &w, i, l[n_q + i], l[i], l + 2 * n_q + i * dim);
     }
     store(p, &w, t, kv);
 }

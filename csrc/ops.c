@@ -168,10 +168,11 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
     if (!sines || !frequencies) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     double fastest = 0.0;
     for (int64_t i = 0; i < n_pairs; i++) {
-        if (!(frequencies[i] >= 0.0)) return pmx_fail(PMX_EINVAL, "frequency %lld is negative or NaN", (long long)i);
+        if (!(frequencies[i] >= 0.0) || isinf(frequencies[i]))
+            return pmx_fail(PMX_EINVAL, "frequency %lld is negative, NaN or infinite", (long long)i);
         if (frequencies[i] > fastest) fastest = frequencies[i];
     }
-    if (!isfinite(factor)) return pmx_fail(PMX_EINVAL, "factor is not finite");
+    if (!isfinite((float)factor)) return pmx_fail(PMX_EINVAL, "factor is %g: expected a finite f32", factor);
     for (int64_t i = 0; i < n_tokens; i++)
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
             return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i], (long long)i);

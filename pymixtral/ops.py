@@ -361,6 +361,16 @@ class Observer:
             setattr(self.struct, name, _pointer(getattr(self, name)))
 
 
+def _observed(observer: Observer | None, layer: Layer) -> Any:
+    """The C struct of an observer made for a layer of these sizes; NULL without one."""
+    if observer is None:
+        return ffi.NULL
+    _same("observer", observer.expert_input.shape, (layer.n_experts, layer.hidden))
+    _same("observer", observer.down_input.shape, (layer.n_experts, layer.ffn))
+    _same("observer", observer.output_input.shape, (layer.q_dim,))
+    return observer.struct
+
+
 class LayerBuffers:
     """What the two calls of a layer hand each other: normed float32 [n_tokens, hidden], the experts' input; ids int32 and weights
     float32 [n_tokens, n_experts_used], the router's choice."""
@@ -401,7 +411,7 @@ def layer_attention(
         runs.n_runs,
         _pointer(cosines),
         _pointer(sines),
-        observer.struct if observer else ffi.NULL,
+        _observed(observer, layer),
     )
     check(status)
 
@@ -410,5 +420,5 @@ def layer_experts(ctx: Context, x: F32, buffers: LayerBuffers, layer: Layer, obs
     """Adds the chosen experts' outputs to x [n_tokens, hidden] in place."""
     _in_place("x", x, (buffers.n_tokens, layer.hidden))
     _same("buffers", buffers.normed.shape, x.shape)
-    observed = observer.struct if observer else ffi.NULL
-    check(lib.pmx_layer_experts(ctx.pointer, _pointer(x), *buffers.pointers, buffers.n_tokens, layer.struct, observed))
+    _same("buffers", buffers.ids.shape, (buffers.n_tokens, layer.n_experts_used))
+    check(lib.pmx_layer_experts(ctx.pointer, _pointer(x), *buffers.pointers, buffers.n_tokens, layer.struct, _observed(observer, layer)))

@@ -98,10 +98,13 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64_t rows, int64_t cols) {
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (type != PMX_F32 && type != PMX_F16 && type != PMX_Q4_0 && type != PMX_Q8_0)
+        return pmx_fail(PMX_EUNSUPPORTED, "type %d has no encoder: expected f32 (0), f16 (1), q4_0 (2) or q8_0 (8)", type);
     const int64_t row_bytes = pmx_row_bytes(type, cols);
-    if (rows < 0 || cols < 1 || row_bytes < 0)
-        return pmx_fail(PMX_EINVAL, "%lld x %lld of type %d: expected a known type and columns that are a multiple of its block",
-                        (long long)rows, (long long)cols, type);
+    int64_t total;
+    if (cols < 1 || row_bytes < 0 || pmx_mul(&total, rows, cols) || total > INT64_MAX / 8)
+        return pmx_fail(PMX_EINVAL, "%lld x %lld: expected rows of at least 1 column and of whole blocks", (long long)rows,
+                        (long long)cols);
     const pmx_fp_mode mode = pmx_fp_enter();
     encode_args args = {ctx, y, x, type, cols, row_bytes};
     const pmx_status status = pmx_parallel(ctx, encode_task, &args, rows, cols * 8);
