@@ -1,0 +1,235 @@
+"""Matrix products, activation quantization, embedding rows and the encoders: every kernel equals the oracle."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from pymixtral.quantize import formats
+from variants import (
+    F32,
+    FIRST_CONTEXT,
+    SCALES,
+    TYPES,
+    activations,
+    block_of,
+    every_context,
+    every_type,
+    generator,
+    matrix,
+    normal,
+    row_of,
+    wide,
+)
+
+from pymixtral import ops, reference
+from pymixtral.errors import InvalidArgumentError, PymixtralError
+from pymixtral.matrix import Matrix
+
+COLS = {1: (1, 7, 8, 9, 31, 67), 32: (32, 64, 96, 224), 256: (256, 512, 768)}
+LONG = {1: (2001,), 32: (1024, 1056, 2080), 256: (1024, 1280, 2304)}
+"""Columns beyond one strip of any kernel."""
+
+ENCODED = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
+
+
+@cache
+def product(kind: GGMLQuantizationType, n_tokens: int, rows: int, cols: int, fill: int | None = None) -> tuple[F32, Matrix, F32]:
+    """Activations, weights and what the oracle makes of them."""
+    x, w = activations(cols, n_tokens, cols), matrix(kind, rows, cols, cols, fill=fill)
+    return x, w, reference.matmul(x, w)
+
+
+# --- matmul ------------------------------------------------------------------------------------------------------
+
+
+@every_context
+@every_type
+def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    for cols in COLS[block_of(kind)]:
+        x, w, want = product(kind, 10, 65, cols)
+        for rows in (1, 7, 8, 9, 16, 17, 33, 65):
+            part = Matrix(kind, w.data[:rows])
+            for n in range(1, 10):
+                np.testing.assert_array_equal(ops.matmul(ctx, x[10 - n :], part), want[10 - n :, :rows])
+
+
+@every_context
+@every_type
+def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    x, w, want = product(kind, 258, 130, COLS[block_of(kind)][1])
+    for n in (127, 128, 129, 130, 258):
+        np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+
+
+@every_context
+@every_type
+def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    for cols in LONG[block_of(kind)]:
+        x, w, want = product(kind, 6, 19, cols)
+        for n in (1, 6):
+            np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+
+
+@every_context
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if block_of(kind) > 1], ids=lambda kind: kind.name.lower())
+def test_the_largest_integers(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    for fill in (0x00, 0x0F, 0x7F, 0x80, 0xF0, 0xFF):  # -128 of q8_0, both ends of every nibble and of every scale
+        x, w, want = product(kind, 6, 17, 512, fill)
+        for n in (1, 6):
+            np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+
+
+@every_context
+@every_type
+def test_no_tokens_give_no_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    w = matrix(kind, 5, 256, 1)
+    assert ops.matmul(ctx, np.empty((0, 256), np.float32), w).shape == (0, 5)
+    assert ops.embed(ctx, w, np.empty(0, np.int32)).shape == (0, 256)
+
+
+@every_context
+@every_type
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nonfinite_activation_names_its_row(ctx: ops.Context, kind: GGMLQuantizationType, value: float) -> None:
+    x, w = normal(1, 9, 256), matrix(kind, 20, 256, 2)
+    w.data[:, -1] |= 1  # no weight that meets the last activation is zero
+    x[4, 255] = x[7, 0] = value
+    for first in (0, 4):  # the matrix kernel, and one token alone
+        assert row_of(ops.matmul, ctx, x[first : first + 5], w) == 4 - first
+
+
+@every_context
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if block_of(kind) > 1], ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_nonfinite_scale_is_found(ctx: ops.Context, kind: GGMLQuantizationType, value: float) -> None:
+    for at in SCALES[kind.name]:
+        w = matrix(kind, 20, 512, 3)
+        block = w.data[11].reshape(512 // block_of(kind), -1)[-1]
+        block[at : at + 2] = np.array([value], np.float16).view(np.uint8)
+        x = normal(4, 9, 512)
+        for n in (1, 9):
+            assert row_of(ops.matmul, ctx, x[:n], w) == row_of(reference.matmul, x[:n], w) == 0
+        assert row_of(ops.embed, ctx, w, np.array([0, 11, 3], np.int32)) == 1
+
+
+@every_context
+@every_type
+def test_a_product_that_overflows_names_its_row(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    w = matrix(kind, 20, 256, 5, fill=0x7F)
+    if block_of(kind) == 1:
+        w = Matrix(kind, np.full_like(w.data, 0x44))  # 784 or about 4
+    for at in SCALES.get(kind.name, []):
+        w.data.reshape(20, 256 // block_of(kind), -1)[..., at : at + 2] = np.array([60000], np.float16).view(np.uint8)
+    x = normal(6, 6, 256)
+    x[3] = 3e38
+    assert row_of(ops.matmul, ctx, x, w) == row_of(reference.matmul, x, w) == 3
+    assert row_of(ops.matmul, ctx, x[3:4], w) == 0
+
+
+# --- Activation quantization -------------------------------------------------------------------------------------
+
+
+@every_context
+@pytest.mark.parametrize("n", [32, 64, 96, 1056])
+def test_quantized_activations(ctx: ops.Context, n: int) -> None:
+    x = activations(n, 60, n)
+    got, want = ops.quantize_activations(ctx, x), reference.quantize_activations(x)
+    assert [a.dtype for a in got] == [a.dtype for a in want]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@every_context
+@pytest.mark.parametrize("block", [32, 256])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_quantized_activations_name_the_row(ctx: ops.Context, block: int, value: float) -> None:
+    for at in range(0, 512, 13):
+        x = normal(7, 40, 512)
+        x[31, at] = x[38, 0] = value
+        assert row_of(ops.quantize_activations, ctx, x, block) == 31
+
+
+def test_quantized_activations_want_whole_blocks() -> None:
+    for block, n in ((32, 31), (32, 33), (256, 128), (64, 64)):
+        with pytest.raises(InvalidArgumentError):
+            ops.quantize_activations(FIRST_CONTEXT, np.zeros((1, n), np.float32), block)
+
+
+# --- embed -------------------------------------------------------------------------------------------------------
+
+
+@every_context
+@every_type
+def test_embedding_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    for cols in COLS[block_of(kind)]:
+        w = matrix(kind, 50, cols, cols)
+        for ids in ([49], [0, 49, 0, 7], generator(8).integers(0, 50, 300).tolist()):
+            array = np.array(ids, np.int32)
+            np.testing.assert_array_equal(ops.embed(ctx, w, array), reference.embed(w, array))
+
+
+@every_context
+def test_embed_refuses_ids_outside_the_matrix(ctx: ops.Context) -> None:
+    w = matrix(GGMLQuantizationType.Q4_0, 9, 32, 9)
+    for bad in (-1, 9, -(1 << 31), (1 << 31) - 1):
+        with pytest.raises(InvalidArgumentError, match=f"id {bad} at 1"):
+            ops.embed(ctx, w, np.array([8, bad], np.int32))
+
+
+# --- encode ------------------------------------------------------------------------------------------------------
+
+
+def encodable() -> F32:
+    """Rows of 96 weights: ordinary ones, then halves, equal magnitudes of both signs, zeros, and blocks too small for a scale."""
+    x = normal(10, 40, 96)
+    ends = np.where(np.arange(96) % 2, -2, 2).astype(np.float32)
+    halves = (np.arange(96) - 48).astype(np.float32) / np.float32(2)
+    halves[::32] = 127
+    for row, values in enumerate([0.0, -0.0, ends, -ends, halves, -halves, halves / np.float32(8), 1e-40, 1e-45, 2e-38, 6e-8, 3e-8, 1e-3]):
+        x[row] = values
+    x[13] = wide(11, 96) * np.float32(1e-6)
+    return x
+
+
+@every_context
+@pytest.mark.parametrize("kind", ENCODED, ids=lambda kind: kind.name.lower())
+def test_encoded_bytes_are_those_of_the_definition(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    x = encodable()
+    np.testing.assert_array_equal(ops.encode(ctx, kind, x), formats.encode(kind, x))
+    large = normal(12, 300, 320) * np.float32(0.02)
+    want = np.ascontiguousarray(quants.quantize(large, kind)).view(np.uint8)
+    np.testing.assert_array_equal(ops.encode(ctx, kind, large), want)
+    np.testing.assert_array_equal(ops.encode(ctx, kind, large[:1, :32]), formats.encode(kind, large[:1, :32]))
+
+
+@every_context
+def test_encoding_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = np.sort(every[np.isfinite(every)]).astype(np.float32)
+    middle = (every[1:] + every[:-1]) / 2
+    x = np.concatenate([every, middle, np.nextafter(middle, np.float32(1e9)), np.nextafter(middle, np.float32(-1e9)), wide(13, 1000)])
+    x = x[np.abs(x) < 65520][None]
+    np.testing.assert_array_equal(ops.encode(ctx, GGMLQuantizationType.F16, x).view(np.uint16), x.astype(np.float16).view(np.uint16))
+
+
+@every_context
+@pytest.mark.parametrize("kind", ENCODED, ids=lambda kind: kind.name.lower())
+def test_encode_refuses_what_the_type_cannot_hold(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    bad: list[float] = [np.nan, np.inf, -np.inf]
+    too_large: dict[str, list[float]] = {"F32": [], "F16": [65520, -65520], "Q8_0": [65520 * 127.0, -1e30], "Q4_0": [65520 * 8.0, -1e30]}
+    for value in bad + too_large[kind.name]:
+        x = normal(14, 7, 64)
+        x[5, 63] = x[6, 0] = value
+        assert row_of(ops.encode, ctx, kind, x) == 5
+
+
+def test_encode_refuses_other_types_and_parts_of_blocks() -> None:
+    for kind in set(GGMLQuantizationType) - set(ENCODED):
+        with pytest.raises(PymixtralError):
+            ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 256))
+    for kind in ENCODED[2:]:
+        with pytest.raises(InvalidArgumentError, match="multiple of 32"):
+            ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 48))

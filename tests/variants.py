@@ -1,0 +1,124 @@
+"""What the kernels' tests run over: every instruction set with 1, 2 and 3 threads, every weight type, and numbers that are hard on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from pymixtral import ops
+from pymixtral._native import lib
+from pymixtral.errors import NonFiniteError
+from pymixtral.matrix import Matrix
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+ISAS = ops.available_isas()
+CONTEXTS = {f"{isa}-{n}": ops.Context(n, isa) for isa in ISAS for n in (1, 2, 3)}
+FIRST_CONTEXT = CONTEXTS["scalar-1"]
+TYPES = [kind for kind in GGMLQuantizationType if lib.pmx_row_bytes(kind, 256) >= 0]
+assert CONTEXTS, "tests of no instruction set prove nothing"
+assert TYPES, "tests of no weight type prove nothing"
+
+every_context = pytest.mark.parametrize("ctx", CONTEXTS.values(), ids=CONTEXTS)
+every_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
+
+SCALES: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(["Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"], (0,)),
+    **dict.fromkeys(["Q4_1", "Q5_1", "Q4_K", "Q5_K"], (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
+"""Where the f16 numbers of a block begin, in bytes; its other bytes may be anything."""
+
+
+def row_of(call: Callable[..., Any], *args: Any) -> int:
+    """The row of the NonFiniteError that a call raises."""
+    with pytest.raises(NonFiniteError) as caught:
+        call(*args)
+    return caught.value.row
+
+
+def block_of(kind: GGMLQuantizationType) -> int:
+    return int(GGML_QUANT_SIZES[kind][0])
+
+
+def generator(*seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(seed))
+
+
+def normal(seed: int, *shape: int) -> F32:
+    return generator(seed).standard_normal(shape, np.float32)
+
+
+def wide(seed: int, *shape: int) -> F32:
+    """Numbers of all sizes between 1e-25 and 1e9, some of them zero, -0 or subnormal."""
+    g = generator(seed)
+    values = np.ldexp(g.standard_normal(shape), g.integers(-83, 28, shape)).astype(np.float32)
+    which = g.integers(0, 20, shape)
+    values[which == 0] = 0
+    values[which == 1] = -0.0
+    values[which == 2] *= np.float32(1e-38)
+    return values
+
+
+def activations(seed: int, n_tokens: int, n: int) -> F32:
+    """Rows whose blocks differ in size; the first ones hold what activation quantization must get right."""
+    g = generator(seed)
+    sizes = np.ldexp(1.0, g.integers(-20, 20, (n_tokens, -(-n // 32)))).repeat(32, axis=1)[:, :n]
+    x = (g.standard_normal((n_tokens, n)) * sizes).astype(np.float32)
+    halves = (g.integers(-126, 126, n) + 0.5).astype(np.float32)
+    halves[0] = 127
+    special = [halves, np.where(np.arange(n) % 2, -1, 1), np.full(n, -3e4), 2.0**-101, -(2.0**-100), 1e-40, -0.0, halves * np.float32(1e20)]
+    for row, values in enumerate(special[: n_tokens - 1], 1):
+        x[row] = values
+    if n_tokens > len(special) + 1:
+        x[len(special) + 1] = wide(seed, n)
+    return x
+
+
+def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill: int | None = None) -> Matrix:
+    """Any valid bits: scales of every size and sign, zero and subnormal ones too. fill: every byte of a block that is no scale."""
+    g = generator(seed, kind)
+    if kind == GGMLQuantizationType.F32:
+        return Matrix.from_float(wide(seed, rows, cols))
+    if kind == GGMLQuantizationType.BF16:
+        return Matrix(kind, np.ascontiguousarray(wide(seed, rows, cols).view(np.uint16)[:, 1::2]).view(np.uint8))
+    if kind == GGMLQuantizationType.F16:
+        return Matrix(kind, _finite_f16(g, (rows, cols)).view(np.uint8))
+    block, size = GGML_QUANT_SIZES[kind]
+    data = g.integers(0, 256, (rows, cols // block, size), np.uint8)
+    if fill is not None:
+        data[...] = fill
+    for at in SCALES[kind.name]:
+        data[..., at : at + 2] = _finite_f16(g, (rows, cols // block, 1)).view(np.uint8)
+    return Matrix(kind, data.reshape(rows, -1))
+
+
+def model_matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int) -> Matrix:
+    """A matrix as models have them: it leaves the size of what it multiplies about as it was."""
+    if block_of(kind) == 1:
+        values = normal(seed, rows, cols) / np.float32(np.sqrt(cols))
+        if kind == GGMLQuantizationType.BF16:
+            return Matrix(kind, np.ascontiguousarray(values.view(np.uint16)[:, 1::2]).view(np.uint8))
+        return Matrix.from_float(values if kind == GGMLQuantizationType.F32 else values.astype(np.float16))
+    block, size = GGML_QUANT_SIZES[kind]
+    data = generator(seed, kind).integers(0, 256, (rows, cols // block, size), np.uint8)
+    largest = {"Q8_0": 74, "IQ4_NL": 70, "IQ4_XS": 1300, "Q6_K": 1400}.get(kind.name, 5 if block == 32 else 100)
+    scale = np.float16(1 / (largest * np.sqrt(cols)))
+    for at in SCALES[kind.name]:
+        data[..., at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+    return Matrix(kind, data.reshape(rows, -1))
+
+
+def _finite_f16(g: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    bits = g.integers(0, 1 << 16, shape, np.uint16)
+    bits[g.integers(0, 8, shape) == 0] &= 0x83FF  # zero and subnormal
+    bits[(bits & 0x7C00) == 0x7C00] ^= 0x4000
+    return bits
