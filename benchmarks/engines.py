@@ -74,8 +74,10 @@ class PyMixtral:
 
 
 class LlamaCpp:
-    """Through llama-cpp-python's plain bindings of llama.h, so that only llama.cpp is timed. Its defaults (memory map, weights repacked
-    where it has a faster layout, flash attention where it thinks it best, f16 cache), except for threads and the sizes of context and batch.
+    """Through llama-cpp-python's plain bindings of llama.h, so that only llama.cpp is timed.
+
+    Its defaults (memory map, weights repacked where it has a faster layout, flash attention where it thinks it best, f16 cache), except for
+    threads and the sizes of context and batch.
     """
 
     def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
