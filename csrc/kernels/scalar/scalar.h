@@ -22,6 +22,14 @@ PMX_SCALAR_TYPE(q5_1)
 PMX_SCALAR_TYPE(q8_0)
 PMX_SCALAR_TYPE(iq4_nl)
 
+/* kquants.c */
+PMX_SCALAR_TYPE(q2_k)
+PMX_SCALAR_TYPE(q3_k)
+PMX_SCALAR_TYPE(q4_k)
+PMX_SCALAR_TYPE(q5_k)
+PMX_SCALAR_TYPE(q6_k)
+PMX_SCALAR_TYPE(iq4_xs)
+
 /* The tree of sum8 over its eight partials. */
 static inline float pmx_sum8_tree(const float s[8]) { return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7])); }
 
