@@ -182,14 +182,19 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
         w->lo[i] = lo;
         w->hi[i] = hi < 0 ? lo : hi;
     }
-    const float *k = (const float *)cache->k + base, *v = (const float *)cache->v + base;
-    if (cache->type == PMX_F16) {
-        p->ctx->kernels->widen(w->k, (const uint16_t *)cache->k + base, n);
-        p->ctx->kernels->widen(w->v, (const uint16_t *)cache->v + base, n);
-        k = w->k;
-        v = w->v;
+    const pmx_kernels *kernels = p->ctx->kernels;
+    if (cache->type == PMX_F32) {
+        kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, (const float *)cache->k + base, (const float *)cache->v + base, w->lo, w->hi);
+        return;
     }
-    p->ctx->kernels->attend(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
+    const uint16_t *k = (const uint16_t *)cache->k + base, *v = (const uint16_t *)cache->v + base;
+    if (kernels->attend_f16) {
+        kernels->attend_f16(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
+        return;
+    }
+    kernels->widen(w->k, k, n);
+    kernels->widen(w->v, v, n);
+    kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, w->k, w->v, w->lo, w->hi);
 }
 
 /* Folds a page's results into the running ones; the first page that a query sees starts them (l is not 0 ever after, but NaN when

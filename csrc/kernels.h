@@ -62,8 +62,11 @@ typedef struct {
     /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k [head_dim][64], v [64][head_dim];
      * query i sees positions lo[i] <= j < hi[i] of the page (lo == hi: none; its results mean nothing).
      * m[i], l[i], o[i*head_dim]: the page's maximum, sum and weighted values. s: scratch [n_q][64]. */
-    void (*attend)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
-                   const int32_t *lo, const int32_t *hi);
+    void (*attend_f32)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
+                       const float *v, const int32_t *lo, const int32_t *hi);
+    /* The same on f16 pages; NULL: the page is widened first. */
+    void (*attend_f16)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
+                       const uint16_t *v, const int32_t *lo, const int32_t *hi);
     /* Folds a page into the running (m, l, o). */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 } pmx_kernels;

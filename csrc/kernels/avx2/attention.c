@@ -1,19 +1,27 @@
 /* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
  * one chain of fused multiply-adds without horizontal sums. Queries go in pairs: a loaded key or value serves both, and
- * 2 x 4 accumulators hide the latency of the chain (4 cycles, 2 a cycle). */
+ * 2 x 4 accumulators hide the latency of the chain (4 cycles, 2 a cycle). f16 pages are converted as they are loaded. */
 #include "avx2.h"
 
 PMX_AVX2_BEGIN
 
+typedef __m256 (*load8)(const void *page, int64_t at);
+
+PMX_INLINE __m256 load8_f32(const void *page, int64_t at) { return _mm256_loadu_ps((const float *)page + at); }
+
+PMX_INLINE __m256 load8_f16(const void *page, int64_t at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)page + at)));
+}
+
 /* s[i][0..63] = scores of N queries: N = 1 or 2, four accumulators of 8 positions each at a time. */
-PMX_INLINE void scores(float *s, const float *q, const int n, int64_t head_dim, const float *k) {
+PMX_INLINE void scores(float *s, const float *q, const int n, int64_t head_dim, const void *k, load8 load) {
     for (int half = 0; half < PMX_PAGE; half += 32) {
         __m256 acc[2][4];
         for (int i = 0; i < n; i++)
             for (int j = 0; j < 4; j++) acc[i][j] = _mm256_setzero_ps();
         for (int64_t d = 0; d < head_dim; d++) {
             __m256 key[4];
-            for (int j = 0; j < 4; j++) key[j] = _mm256_loadu_ps(k + d * PMX_PAGE + half + 8 * j);
+            for (int j = 0; j < 4; j++) key[j] = load(k, d * PMX_PAGE + half + 8 * j);
             for (int i = 0; i < n; i++) {
                 const __m256 x = _mm256_broadcast_ss(q + i * head_dim + d);
                 for (int j = 0; j < 4; j++) acc[i][j] = _mm256_fmadd_ps(x, key[j], acc[i][j]);
@@ -48,43 +56,54 @@ PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
     *l = sum8_tree(sums);
 }
 
-/* o[i][d .. d+8*v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
-PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const float *v, int32_t lo, int32_t hi) {
+/* o[i][d .. d+8*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
+PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const void *v, int64_t d, int32_t lo,
+                      int32_t hi, load8 load) {
     __m256 acc[2][4];
     for (int i = 0; i < n; i++)
         for (int j = 0; j < n_v; j++) acc[i][j] = _mm256_setzero_ps();
     for (int32_t position = lo; position < hi; position++) {
         __m256 value[4];
-        for (int j = 0; j < n_v; j++) value[j] = _mm256_loadu_ps(v + position * head_dim + 8 * j);
+        for (int j = 0; j < n_v; j++) value[j] = load(v, position * head_dim + d + 8 * j);
         for (int i = 0; i < n; i++) {
             const __m256 x = _mm256_broadcast_ss(p + i * PMX_PAGE + position);
             for (int j = 0; j < n_v; j++) acc[i][j] = _mm256_fmadd_ps(x, value[j], acc[i][j]);
         }
     }
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < n_v; j++) _mm256_storeu_ps(o + i * head_dim + 8 * j, acc[i][j]);
+        for (int j = 0; j < n_v; j++) _mm256_storeu_ps(o + i * head_dim + d + 8 * j, acc[i][j]);
 }
 
-PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const float *k,
-                         const float *v, const int32_t *lo, const int32_t *hi) {
+PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const void *k,
+                         const void *v, const int32_t *lo, const int32_t *hi, load8 load) {
     int32_t first = PMX_PAGE, end = 0;
-    scores(s, q, n, head_dim, k);
+    scores(s, q, n, head_dim, k, load);
     for (int i = 0; i < n; i++) {
         softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
         if (lo[i] < hi[i] && lo[i] < first) first = lo[i];
         if (lo[i] < hi[i] && hi[i] > end) end = hi[i];
     }
     int64_t d = 0;
-    for (; d + 32 <= head_dim; d += 32) weigh(o + d, s, n, 4, head_dim, v + d, first, end);
-    for (; d < head_dim; d += 8) weigh(o + d, s, n, 1, head_dim, v + d, first, end);
+    for (; d + 32 <= head_dim; d += 32) weigh(o, s, n, 4, head_dim, v, d, first, end, load);
+    for (; d < head_dim; d += 8) weigh(o, s, n, 1, head_dim, v, d, first, end, load);
 }
 
-void pmx_avx2_attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
-                     const int32_t *lo, const int32_t *hi) {
+PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const void *k, const void *v,
+                       const int32_t *lo, const int32_t *hi, load8 load) {
     int64_t i = 0;
     for (; i + 2 <= n_q; i += 2)
-        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 2, head_dim, k, v, lo + i, hi + i);
-    if (i < n_q) attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i);
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 2, head_dim, k, v, lo + i, hi + i, load);
+    if (i < n_q) attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i, load);
+}
+
+void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
+                         const float *v, const int32_t *lo, const int32_t *hi) {
+    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load8_f32);
+}
+
+void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
+                         const uint16_t *v, const int32_t *lo, const int32_t *hi) {
+    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load8_f16);
 }
 
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {

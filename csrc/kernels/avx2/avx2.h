@@ -27,26 +27,31 @@ void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n);
 void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_avx2_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n);
-void pmx_avx2_attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
-                     const int32_t *lo, const int32_t *hi);
+void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
+                         const float *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
+                         const uint16_t *v, const int32_t *lo, const int32_t *hi);
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
-void pmx_avx2_vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch);
-void pmx_avx2_dequantize_f32(float *y, const uint8_t *w, int64_t n);
-void pmx_avx2_vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch);
-void pmx_avx2_dequantize_f16(float *y, const uint8_t *w, int64_t n);
-void pmx_avx2_vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       const int32_t *tokens, int64_t n_tokens, void *scratch);
-void pmx_avx2_dequantize_q4_0(float *y, const uint8_t *w, int64_t n);
-void pmx_avx2_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx2_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       const int32_t *tokens, int64_t n_tokens, void *scratch);
-void pmx_avx2_dequantize_q8_0(float *y, const uint8_t *w, int64_t n);
+/* Declares the kernels of a weight type. */
+#define PMX_AVX2_TYPE(T)                                                                                                                   \
+    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);             \
+    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
+                          const int32_t *tokens, int64_t n_tokens, void *scratch);                                                         \
+    void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n);
+
+/* matmul_float.c */
+PMX_AVX2_TYPE(f32)
+PMX_AVX2_TYPE(f16)
+PMX_AVX2_TYPE(bf16)
+
+/* matmul32.c */
+PMX_AVX2_TYPE(q4_0)
+PMX_AVX2_TYPE(q4_1)
+PMX_AVX2_TYPE(q5_0)
+PMX_AVX2_TYPE(q5_1)
+PMX_AVX2_TYPE(q8_0)
+PMX_AVX2_TYPE(iq4_nl)
 
 PMX_AVX2_BEGIN
 

@@ -19,6 +19,7 @@ const pmx_kernels pmx_kernels_avx2 = {
     .rope = pmx_avx2_rope,
     .narrow = pmx_avx2_narrow,
     .widen = pmx_avx2_widen,
-    .attend = pmx_avx2_attend,
+    .attend_f32 = pmx_avx2_attend_f32,
+    .attend_f16 = pmx_avx2_attend_f16,
     .combine = pmx_avx2_combine,
 };

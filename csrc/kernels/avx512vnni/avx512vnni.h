@@ -22,4 +22,9 @@ void pmx_avx512vnni_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int6
 void pmx_avx512vnni_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
                              const int32_t *tokens, int64_t n_tokens, void *scratch);
 
+void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
+                               const float *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
+                               const uint16_t *v, const int32_t *lo, const int32_t *hi);
+
 #endif
