@@ -106,8 +106,13 @@ static const struct {
 } blocks[PMX_TYPE_SLOTS] = {
     [PMX_F32] = {1, 4},
     [PMX_F16] = {1, 2},
+    [PMX_BF16] = {1, 2},
     [PMX_Q4_0] = {PMX_BLOCK, sizeof(pmx_block_q4_0)},
+    [PMX_Q4_1] = {PMX_BLOCK, sizeof(pmx_block_q4_1)},
+    [PMX_Q5_0] = {PMX_BLOCK, sizeof(pmx_block_q5_0)},
+    [PMX_Q5_1] = {PMX_BLOCK, sizeof(pmx_block_q5_1)},
     [PMX_Q8_0] = {PMX_BLOCK, sizeof(pmx_block_q8_0)},
+    [PMX_IQ4_NL] = {PMX_BLOCK, sizeof(pmx_block_iq4_nl)},
 };
 
 int64_t pmx_row_bytes(int32_t type, int64_t n) {

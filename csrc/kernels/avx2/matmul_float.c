@@ -1,4 +1,4 @@
-/* matmul_float.c: f32 and f16 weights. The eight lanes are the contract's eight partial sums, so each output needs its own vector
+/* matmul_float.c: f32, f16 and bf16 weights. The eight lanes are the contract's eight partial sums, so each output needs its own vector
  * accumulator; vec keeps 8 rows, mat 4 rows x 3 tokens = 12 of them in registers, which hides the latency of fma and makes 7 loads
  * serve 12 of them. */
 #include <string.h>
@@ -11,6 +11,10 @@ typedef __m256 (*load8)(const uint8_t *w);
 
 PMX_INLINE __m256 load8_f32(const uint8_t *w) { return _mm256_loadu_ps((const float *)(const void *)w); }
 PMX_INLINE __m256 load8_f16(const uint8_t *w) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)w)); }
+PMX_INLINE __m256 load8_bf16(const uint8_t *w) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)w));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
 
 /* The last n < 8 elements, padded with zeros. */
 PMX_INLINE __m256 load_tail(load8 load, const uint8_t *w, int64_t n, const int64_t size) {
@@ -68,28 +72,25 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
         vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
 }
 
-void pmx_avx2_vec_f32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    vec(y, w, row_bytes, n_rows, acts, token, load8_f32, 4);
+PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, load8 load, const int64_t size) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, load(w + i * size));
+    if (i < n) _mm256_maskstore_ps(y + i, first_lanes(n - i), load_tail(load, w + i * size, n - i, size));
 }
 
-void pmx_avx2_vec_f16(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
-    vec(y, w, row_bytes, n_rows, acts, token, load8_f16, 2);
-}
+#define TYPE(T, SIZE)                                                                                                                      \
+    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {            \
+        vec(y, w, row_bytes, n_rows, acts, token, load8_##T, SIZE);                                                                        \
+    }                                                                                                                                      \
+    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
+                          const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                        \
+        (void)scratch;                                                                                                                     \
+        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_##T, SIZE);                                                        \
+    }                                                                                                                                      \
+    void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize(y, w, n, load8_##T, SIZE); }
 
-void pmx_avx2_mat_f32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch) {
-    (void)scratch;
-    mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f32, 4);
-}
-
-void pmx_avx2_mat_f16(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch) {
-    (void)scratch;
-    mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_f16, 2);
-}
-
-void pmx_avx2_dequantize_f32(float *y, const uint8_t *w, int64_t n) { memcpy(y, w, (size_t)n * sizeof *y); }
-
-void pmx_avx2_dequantize_f16(float *y, const uint8_t *w, int64_t n) { pmx_avx2_widen(y, (const uint16_t *)(const void *)w, n); }
+TYPE(f32, 4)
+TYPE(f16, 2)
+TYPE(bf16, 2)
 
 PMX_AVX2_END

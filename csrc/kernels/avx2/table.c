@@ -2,14 +2,24 @@
 #include "../../internal.h"
 #include "avx2.h"
 
+#define TYPE(FORM, T) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_avx2_dequantize_##T}
+
 const pmx_kernels pmx_kernels_avx2 = {
     .name = "avx2",
     .available = pmx_cpu_avx2,
     .mat_min_tokens = 4,
-    .types = {[PMX_F32] = {PMX_FORM_F32, pmx_avx2_vec_f32, pmx_avx2_mat_f32, pmx_avx2_dequantize_f32},
-              [PMX_F16] = {PMX_FORM_F32, pmx_avx2_vec_f16, pmx_avx2_mat_f16, pmx_avx2_dequantize_f16},
-              [PMX_Q4_0] = {PMX_FORM_Q32, pmx_avx2_vec_q4_0, pmx_avx2_mat_q4_0, pmx_avx2_dequantize_q4_0},
-              [PMX_Q8_0] = {PMX_FORM_Q32, pmx_avx2_vec_q8_0, pmx_avx2_mat_q8_0, pmx_avx2_dequantize_q8_0}},
+    .types =
+        {
+            [PMX_F32] = TYPE(PMX_FORM_F32, f32),
+            [PMX_F16] = TYPE(PMX_FORM_F32, f16),
+            [PMX_BF16] = TYPE(PMX_FORM_F32, bf16),
+            [PMX_Q4_0] = TYPE(PMX_FORM_Q32, q4_0),
+            [PMX_Q4_1] = TYPE(PMX_FORM_Q32, q4_1),
+            [PMX_Q5_0] = TYPE(PMX_FORM_Q32, q5_0),
+            [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1),
+            [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0),
+            [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl),
+        },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,
     .quantize256 = pmx_avx2_quantize256,

@@ -1,0 +1,75 @@
+/* blocks32.h: blocks of 32 of eight rows at once, from memory into registers and strips. */
+#ifndef PMX_AVX2_BLOCKS32_H
+#define PMX_AVX2_BLOCKS32_H
+
+#include <string.h>
+
+#include "avx2.h"
+
+PMX_AVX2_BEGIN
+
+/* Eight row pointers from row r on; rows past the end repeat the last one and their results are dropped. */
+PMX_INLINE void row_pointers(const uint8_t *rows[8], const uint8_t *w, int64_t row_bytes, int64_t r, int64_t n_rows) {
+    for (int i = 0; i < 8; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
+}
+
+/* The f16 numbers at `offset` of eight rows, widened. */
+PMX_INLINE __m256 load_scales(const uint8_t *const *rows, int64_t offset) {
+    uint16_t h[8];
+    for (int i = 0; i < 8; i++) memcpy(&h[i], rows[i] + offset, sizeof h[i]);
+    const __m128i packed = _mm_setr_epi16((int16_t)h[0], (int16_t)h[1], (int16_t)h[2], (int16_t)h[3], (int16_t)h[4], (int16_t)h[5],
+                                          (int16_t)h[6], (int16_t)h[7]);
+    return _mm256_cvtph_ps(packed);
+}
+
+/* The pairs of f16 numbers at `offset` of eight rows, widened. */
+PMX_INLINE void load_scale_pairs(__m256 *first, __m256 *second, const uint8_t *const *rows, int64_t offset) {
+    int32_t h[8];
+    for (int i = 0; i < 8; i++) memcpy(&h[i], rows[i] + offset, sizeof h[i]);
+    const __m256i pairs = _mm256_setr_epi32(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]);
+    const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
+                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i both = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, apart), 0xd8);
+    *first = _mm256_cvtph_ps(_mm256_castsi256_si128(both));
+    *second = _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1));
+}
+
+/* 16 bytes of nibbles as 32 bytes: the low ones, then the high ones. */
+PMX_INLINE __m256i load_nibbles(const uint8_t *qs) {
+    const __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)qs);
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(packed, 4), packed);
+    return _mm256_and_si256(both, _mm256_set1_epi8(15));
+}
+
+/* Bit i of four bytes as 16 or 0 in byte i. */
+PMX_INLINE __m256i load_fifth_bits(const uint8_t *qh) {
+    int32_t bits;
+    memcpy(&bits, qh, sizeof bits);
+    const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
+    const __m256i masked = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), source), bit);
+    return _mm256_and_si256(_mm256_cmpeq_epi8(masked, bit), _mm256_set1_epi8(16));
+}
+
+/* 8 vectors of 8 rows' dwords become dword j of 8 rows each, at out + j * stride. */
+PMX_INLINE void transpose8(uint8_t *out, const int64_t stride, const __m256i *v) {
+    __m256i a[8], b[8];
+    for (int i = 0; i < 4; i++) {
+        a[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+        a[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        b[4 * i] = _mm256_unpacklo_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 1] = _mm256_unpackhi_epi64(a[4 * i], a[4 * i + 2]);
+        b[4 * i + 2] = _mm256_unpacklo_epi64(a[4 * i + 1], a[4 * i + 3]);
+        b[4 * i + 3] = _mm256_unpackhi_epi64(a[4 * i + 1], a[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_store_si256((__m256i *)(void *)(out + i * stride), _mm256_permute2x128_si256(b[i], b[i + 4], 0x20));
+        _mm256_store_si256((__m256i *)(void *)(out + (i + 4) * stride), _mm256_permute2x128_si256(b[i], b[i + 4], 0x31));
+    }
+}
+
+PMX_AVX2_END
+
+#endif
