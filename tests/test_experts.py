@@ -132,7 +132,7 @@ SHAPES = [
     Shape(n_experts=8, n_used=2, hidden=40, ffn=72, kinds=(KINDS.F32,)),
     Shape(n_experts=5, n_used=4, hidden=33, ffn=67, kinds=(KINDS.F16, KINDS.F32)),
     Shape(n_experts=16, n_used=4, kinds=(KINDS.Q8_0, KINDS.F16, KINDS.Q4_0, KINDS.F32)),
-    Shape(n_experts=6, n_used=3, hidden=256, ffn=256, kinds=tuple(TYPES)),
+    Shape(n_experts=6, n_used=1, hidden=256, ffn=256, kinds=tuple(TYPES)),
     Shape(n_experts=64, n_used=7, hidden=32, ffn=32),
     *[Shape(n_experts=7, n_used=k, hidden=32, ffn=64) for k in range(1, 8)],
 ]
@@ -153,7 +153,7 @@ def test_experts(ctx: ops.Context, shape: Shape) -> None:
 @every_context
 @every_type
 def test_experts_of_every_type(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    shape = Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,))
+    shape = Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,)) if block_of(kind) == 256 else Shape(n_experts=3, kinds=(kind,))
     e = example(shape)
     for rows in (slice(0, 1), slice(1, 7), slice(0, 140)):
         got = run_experts(ctx, e.layer, e.x[rows], e.normed[rows], e.ids[rows], e.route_weights[rows])
