@@ -5,8 +5,9 @@
 #include "../avx2/avx2.h"
 
 #if defined(__clang__)
-#define PMX_AVX512VNNI_BEGIN /* one literal: clang takes no other; avx512f brings avx2, fma and f16c */                                    \
-    _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\"))), apply_to = function)")
+#define PMX_AVX512VNNI_BEGIN                                                                                                               \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\"))), apply_to = "   \
+            "function)")
 #define PMX_AVX512VNNI_END _Pragma("clang attribute pop")
 #else
 #define PMX_AVX512VNNI_BEGIN                                                                                                               \
@@ -14,12 +15,18 @@
 #define PMX_AVX512VNNI_END _Pragma("GCC pop_options")
 #endif
 
-void pmx_avx512vnni_vec_q4_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx512vnni_mat_q4_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                             const int32_t *tokens, int64_t n_tokens, void *scratch);
-void pmx_avx512vnni_vec_q8_0(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-void pmx_avx512vnni_mat_q8_0(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                             const int32_t *tokens, int64_t n_tokens, void *scratch);
+/* Declares the kernels of a weight type. */
+#define PMX_AVX512VNNI_TYPE(T)                                                                                                             \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);       \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
+                                const int32_t *tokens, int64_t n_tokens, void *scratch);
+
+PMX_AVX512VNNI_TYPE(q4_0)
+PMX_AVX512VNNI_TYPE(q4_1)
+PMX_AVX512VNNI_TYPE(q5_0)
+PMX_AVX512VNNI_TYPE(q5_1)
+PMX_AVX512VNNI_TYPE(q8_0)
+PMX_AVX512VNNI_TYPE(iq4_nl)
 
 void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
                                const float *v, const int32_t *lo, const int32_t *hi);

@@ -3,20 +3,24 @@
 #include "avx512vnni.h"
 
 #define AVX2(FORM, T) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_avx2_dequantize_##T}
+#define VNNI(FORM, T) {FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, pmx_avx2_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = pmx_cpu_avx512vnni,
     .mat_min_tokens = 4,
-    .types = {[PMX_F32] = AVX2(PMX_FORM_F32, f32),
-              [PMX_F16] = AVX2(PMX_FORM_F32, f16),
-              [PMX_BF16] = AVX2(PMX_FORM_F32, bf16),
-              [PMX_Q4_1] = AVX2(PMX_FORM_Q32, q4_1),
-              [PMX_Q5_0] = AVX2(PMX_FORM_Q32, q5_0),
-              [PMX_Q5_1] = AVX2(PMX_FORM_Q32, q5_1),
-              [PMX_IQ4_NL] = AVX2(PMX_FORM_Q32, iq4_nl),
-              [PMX_Q4_0] = {PMX_FORM_Q32, pmx_avx512vnni_vec_q4_0, pmx_avx512vnni_mat_q4_0, pmx_avx2_dequantize_q4_0},
-              [PMX_Q8_0] = {PMX_FORM_Q32, pmx_avx512vnni_vec_q8_0, pmx_avx512vnni_mat_q8_0, pmx_avx2_dequantize_q8_0}},
+    .types =
+        {
+            [PMX_F32] = AVX2(PMX_FORM_F32, f32),
+            [PMX_F16] = AVX2(PMX_FORM_F32, f16),
+            [PMX_BF16] = AVX2(PMX_FORM_F32, bf16),
+            [PMX_Q4_0] = VNNI(PMX_FORM_Q32, q4_0),
+            [PMX_Q4_1] = VNNI(PMX_FORM_Q32, q4_1),
+            [PMX_Q5_0] = VNNI(PMX_FORM_Q32, q5_0),
+            [PMX_Q5_1] = VNNI(PMX_FORM_Q32, q5_1),
+            [PMX_Q8_0] = VNNI(PMX_FORM_Q32, q8_0),
+            [PMX_IQ4_NL] = VNNI(PMX_FORM_Q32, iq4_nl),
+        },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,
     .quantize256 = pmx_avx2_quantize256,

@@ -1,0 +1,230 @@
+/* matmul32.c: weights in blocks of 32 times 8-bit activations with VNNI.
+ *
+ * vpdpbusd adds four u8*s8 products into int32 without a limit that matters here. Weights are unsigned bytes: what a type stores, or its
+ * signed integer plus 128; the offset is an exact integer correction, -offset times the block's sum of activations, with which the
+ * accumulator starts.
+ *
+ * vec: 8 rows of one token from the mapped blocks, two rows a register (row i and i + 4, so that the reduction ends in row order),
+ * prefetching the next 8 rows linearly as avx2's does.
+ * mat: strips of 32 rows as bytes [k/4][32 rows][4], two registers per 4 columns, times 8 tokens: 2 loads of weights and 8 broadcasts feed
+ * 16 vpdpbusd into 16 accumulators. Every 32 columns cost three more vector operations per accumulator: convert, scale, fma. */
+#include <stddef.h>
+
+#include "../avx2/blocks32.h"
+#include "avx512vnni.h"
+
+enum {
+    STRIP_ROWS = 32,
+    K_BLOCK = 1024, /* columns of a strip: 32 KB of weights */
+    STRIP_BLOCKS = K_BLOCK / PMX_BLOCK,
+    TILE_TOKENS = 8
+};
+
+/* What the kernels must know about a type; a constant wherever they are inlined. Blocks begin with the scale. */
+typedef struct {
+    __m256i (*unpack)(const uint8_t *block); /* its integers plus the offset as unsigned bytes */
+    int64_t block_bytes;
+    int32_t offset;
+    int has_min; /* the scale is followed by a minimum */
+} type32;
+
+PMX_AVX512VNNI_BEGIN
+
+/* --- vec */
+
+PMX_INLINE __m512i unpack_pair(const uint8_t *a, const uint8_t *b, const type32 T) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(T.unpack(a)), T.unpack(b), 1);
+}
+
+/* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */
+PMX_INLINE __m256i reduce8(const __m512i p[4]) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xb1));
+    return _mm512_castsi512_si256(_mm512_shuffle_i32x4(d, d, 0x08));
+}
+
+PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type32 T) {
+    const int64_t n_blocks = acts->cols / PMX_BLOCK;
+    const int8_t *q = acts->q32.q + token * acts->cols;
+    const float *d = acts->q32.d + token * n_blocks;
+    const int32_t *sums = acts->q32.sums + token * n_blocks;
+    for (int64_t r = 0; r < n_rows; r += 8) {
+        const uint8_t *rows[8];
+        row_pointers(rows, w, row_bytes, r, n_rows);
+        const char *next = (const char *)w + (r + 8) * row_bytes;
+        __m256 acc = _mm256_setzero_ps();
+        for (int64_t b = 0; b < n_blocks; b++) {
+            const int64_t at = b * T.block_bytes;
+            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64) _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
+            const __m512i x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(q + b * PMX_BLOCK)));
+            __m512i p[4];
+            for (int i = 0; i < 4; i++)
+                p[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpack_pair(rows[i] + at, rows[i + 4] + at, T), x);
+            __m256i isum = reduce8(p);
+            if (T.offset) isum = _mm256_add_epi32(isum, _mm256_set1_epi32(-T.offset * sums[b]));
+            __m256 scales, mins;
+            if (T.has_min)
+                load_scale_pairs(&scales, &mins, rows, at);
+            else
+                scales = load_scales(rows, at);
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(scales, _mm256_set1_ps(d[b])), _mm256_cvtepi32_ps(isum), acc);
+            if (T.has_min) acc = _mm256_fmadd_ps(mins, _mm256_set1_ps(d[b] * (float)sums[b]), acc);
+        }
+        _mm256_mask_storeu_ps(y + r, n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1), acc);
+    }
+}
+
+/* --- mat */
+
+/* A strip of 32 rows, all [block][...]: bytes [8][32 rows][4], scales [32], minimums [32]. */
+typedef struct {
+    uint8_t *q;
+    float *scales, *mins;
+} strip32;
+
+PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const type32 T) {
+    for (int part = 0; part < STRIP_ROWS; part += 8) {
+        const uint8_t *rows[8];
+        row_pointers(rows, w, row_bytes, part, n_rows);
+        for (int64_t b = 0; b < n_blocks; b++) {
+            __m256i v[8];
+            for (int i = 0; i < 8; i++) v[i] = T.unpack(rows[i] + b * T.block_bytes);
+            transpose8(strip->q + b * PMX_BLOCK * STRIP_ROWS + part * 4, 4 * STRIP_ROWS, v);
+            __m256 scales, mins;
+            if (T.has_min) {
+                load_scale_pairs(&scales, &mins, rows, b * T.block_bytes);
+                _mm256_store_ps(strip->mins + b * STRIP_ROWS + part, mins);
+            } else {
+                scales = load_scales(rows, b * T.block_bytes);
+            }
+            _mm256_store_ps(strip->scales + b * STRIP_ROWS + part, scales);
+        }
+    }
+}
+
+/* Pointers of a tile's tokens, at the strip's first block. */
+typedef struct {
+    const int8_t *q[TILE_TOKENS];
+    const float *d[TILE_TOKENS];
+    const int32_t *sums[TILE_TOKENS];
+} tile_acts;
+
+PMX_INLINE void tile_pointers(tile_acts *out, const pmx_acts *acts, const int32_t *tokens, const int n, int64_t first) {
+    const int64_t n_blocks = acts->cols / PMX_BLOCK;
+    for (int i = 0; i < n; i++) {
+        out->q[i] = acts->q32.q + tokens[i] * acts->cols + first * PMX_BLOCK;
+        out->d[i] = acts->q32.d + tokens[i] * n_blocks + first;
+        out->sums[i] = acts->q32.sums + tokens[i] * n_blocks + first;
+    }
+}
+
+PMX_INLINE __m512i load_dword(const int8_t *q) {
+    int32_t x;
+    memcpy(&x, q, sizeof x);
+    return _mm512_set1_epi32(x);
+}
+
+/* 16 results of a token += a block. at: the block's first row in scales and minimums. */
+PMX_INLINE void flush(float *acc, __m512i isum, const strip32 *strip, int64_t at, float d, int32_t sum, const type32 T) {
+    const __m512 scale = _mm512_mul_ps(_mm512_load_ps(strip->scales + at), _mm512_set1_ps(d));
+    __m512 y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(isum), _mm512_load_ps(acc));
+    if (T.has_min) y = _mm512_fmadd_ps(_mm512_load_ps(strip->mins + at), _mm512_set1_ps(d * (float)sum), y);
+    _mm512_store_ps(acc, y);
+}
+
+/* acc [N tokens][32 rows] += the strip's blocks. */
+PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first, int64_t n_blocks,
+                     const int N, const type32 T) {
+    tile_acts x;
+    tile_pointers(&x, acts, tokens, N, first);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const uint8_t *w = strip->q + b * PMX_BLOCK * STRIP_ROWS;
+        __m512i low[TILE_TOKENS], high[TILE_TOKENS];
+#pragma GCC unroll 8
+        for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_set1_epi32(T.offset ? -T.offset * x.sums[t][b] : 0);
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            const __m512i w0 = _mm512_load_si512(w + i * 4 * STRIP_ROWS), w1 = _mm512_load_si512(w + i * 4 * STRIP_ROWS + 64);
+#pragma GCC unroll 8
+            for (int t = 0; t < N; t++) {
+                const __m512i v = load_dword(x.q[t] + b * PMX_BLOCK + 4 * i);
+                low[t] = _mm512_dpbusd_epi32(low[t], w0, v);
+                high[t] = _mm512_dpbusd_epi32(high[t], w1, v);
+            }
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < N; t++) {
+            flush(acc + t * STRIP_ROWS, low[t], strip, b * STRIP_ROWS, x.d[t][b], x.sums[t][b], T);
+            flush(acc + t * STRIP_ROWS + 16, high[t], strip, b * STRIP_ROWS + 16, x.d[t][b], x.sums[t][b], T);
+        }
+    }
+}
+
+PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      const int32_t *tokens, int64_t n_tokens, void *scratch, const type32 T) {
+    strip32 strip = {.q = scratch};
+    strip.scales = (float *)(void *)(strip.q + STRIP_ROWS * K_BLOCK);
+    strip.mins = strip.scales + STRIP_ROWS * STRIP_BLOCKS;
+    float *acc = strip.mins + STRIP_ROWS * STRIP_BLOCKS;
+    const int64_t n_blocks = acts->cols / PMX_BLOCK;
+    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
+        const int64_t rows = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
+        memset(acc, 0, (size_t)(n_tokens * STRIP_ROWS) * sizeof *acc);
+        for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
+            const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
+            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
+            int64_t t = 0;
+            for (; t + 8 <= n_tokens; t += 8) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 8, T);
+            for (; t + 2 <= n_tokens; t += 2) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 2, T);
+            if (t < n_tokens) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 1, T);
+        }
+        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);
+    }
+}
+_Static_assert(STRIP_ROWS *(K_BLOCK + 2 * STRIP_BLOCKS * 4 + PMX_TOKEN_BLOCK * 4) <= PMX_MAT_SCRATCH, "scratch");
+
+/* --- The types */
+
+PMX_INLINE __m256i unpack_q4_0(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_0, qs)); }
+
+PMX_INLINE __m256i unpack_q4_1(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_1, qs)); }
+
+PMX_INLINE __m256i unpack_q5_0(const uint8_t *block) {
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_0, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_0, qh)));
+}
+
+PMX_INLINE __m256i unpack_q5_1(const uint8_t *block) {
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_1, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_1, qh)));
+}
+
+PMX_INLINE __m256i plus_128(__m256i x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
+
+PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) {
+    return plus_128(_mm256_loadu_si256((const __m256i *)(const void *)(block + offsetof(pmx_block_q8_0, qs))));
+}
+
+PMX_INLINE __m256i unpack_iq4_nl(const uint8_t *block) {
+    const __m256i values = plus_128(_mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES));
+    return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_nl, qs)));
+}
+
+#define TYPE(T, ...)                                                                                                                       \
+    static const type32 T = {unpack_##T, sizeof(pmx_block_##T), __VA_ARGS__};                                                              \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
+        vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                                    \
+    }                                                                                                                                      \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
+                                const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
+        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                           \
+    }
+
+TYPE(q4_0, .offset = 8)
+TYPE(q4_1, .has_min = 1)
+TYPE(q5_0, .offset = 16)
+TYPE(q5_1, .has_min = 1)
+TYPE(q8_0, .offset = 128)
+TYPE(iq4_nl, .offset = 128)
+
+PMX_AVX512VNNI_END
