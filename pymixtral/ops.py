@@ -219,13 +219,12 @@ def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
 
 
 def encode(ctx: Context, kind: GGMLQuantizationType, x: F32) -> NDArray[np.uint8]:
-    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind` (f32, f16, q8_0 or q4_0)."""
+    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind` (f32, f16, bf16, q8_0 or q4_0)."""
     x = _input(x, 2)
-    row_bytes = lib.pmx_row_bytes(kind, x.shape[1])
-    if row_bytes < 0:
-        block, _ = GGML_QUANT_SIZES[kind]
-        raise InvalidArgumentError(f"expected f32, f16, q8_0 or q4_0 and a multiple of {block} columns, found {kind.name} and {x.shape[1]}")
-    y = np.empty((x.shape[0], row_bytes), np.uint8)
+    block, _ = GGML_QUANT_SIZES[kind]
+    if x.shape[1] % block:
+        raise InvalidArgumentError(f"expected a multiple of {block} columns, of which {kind.name} makes its blocks, found {x.shape[1]}")
+    y = np.empty((x.shape[0], max(0, lib.pmx_row_bytes(kind, x.shape[1]))), np.uint8)
     check(lib.pmx_encode(ctx.pointer, _pointer(y), kind, _pointer(x), *x.shape))
     return y
 

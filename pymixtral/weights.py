@@ -13,7 +13,17 @@ from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.gguf import GGUFFile, Tensor, quoted
 from pymixtral.matrix import Matrix
 
-MATRIX_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q8_0)
+MATRIX_TYPES = (
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+    GGMLQuantizationType.Q4_0,
+    GGMLQuantizationType.Q4_1,
+    GGMLQuantizationType.Q5_0,
+    GGMLQuantizationType.Q5_1,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.IQ4_NL,
+)
 
 Expert = tuple[Matrix, Matrix, Matrix]
 

@@ -32,7 +32,7 @@ def quantize(
 ) -> Report:
     """Writes the Hugging Face checkpoint in the directory `source` as the GGUF file `dest`.
 
-    type: "f32", "f16", "q8_0" or "q4_0" for the matrices; norms and the router are f32. n_threads: None for one per core.
+    type: "f32", "bf16", "f16", "q8_0" or "q4_0" for the matrices; norms and the router are f32. n_threads: None for one per core.
     force: replace an existing file. progress: a bar on stderr when that is a terminal.
 
     `dest` appears only when it is complete. Memory beyond the mapped checkpoint stays under 1 GB whatever the model's size.

@@ -1,7 +1,8 @@
 """Weight formats in NumPy: the readable definition that the C encoders of csrc/encode are compared with, byte for byte.
 
 A block of 32 weights shares one f16 scale d. q8_0 is d and 32 signed bytes, q4_0 is d and 16 bytes of two 4-bit codes (docs/numerics.md).
-Only finite input is defined. A weight too large for the f16 number becomes infinity here; C refuses it.
+bf16 is the upper half of f32, rounded to nearest even. Only finite input is defined. A weight too large for the type becomes infinity
+here; C refuses it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ def encode(kind: GGMLQuantizationType, x: NDArray[np.float32]) -> NDArray[np.uin
     rows = x.shape[0]
     if kind == GGMLQuantizationType.F32:
         return np.ascontiguousarray(x, "<f4").view(np.uint8).reshape(rows, -1)
+    if kind == GGMLQuantizationType.BF16:
+        bits = np.ascontiguousarray(x).view(np.uint32)
+        return ((bits + (np.uint32(0x7FFF) + (bits >> 16 & 1))) >> 16).astype("<u2").view(np.uint8).reshape(rows, -1)
     with np.errstate(over="ignore"):
         if kind == GGMLQuantizationType.F16:
             return np.ascontiguousarray(x.astype("<f2")).view(np.uint8).reshape(rows, -1)
@@ -33,6 +37,8 @@ def decode(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> NDArray[np.fl
         return data.view("<f4").astype(np.float32)
     if kind == GGMLQuantizationType.F16:
         return data.view("<f2").astype(np.float32)
+    if kind == GGMLQuantizationType.BF16:
+        return (data.view("<u2").astype(np.uint32) << 16).view(np.float32)
     blocks = data.reshape(-1, 34 if kind == GGMLQuantizationType.Q8_0 else 18)
     codes = blocks[:, 2:]
     if kind == GGMLQuantizationType.Q8_0:

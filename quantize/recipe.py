@@ -10,12 +10,14 @@ from .layout import Target
 
 TYPES = {
     "f32": GGMLQuantizationType.F32,
+    "bf16": GGMLQuantizationType.BF16,
     "f16": GGMLQuantizationType.F16,
     "q8_0": GGMLQuantizationType.Q8_0,
     "q4_0": GGMLQuantizationType.Q4_0,
 }
 FILE_TYPES = {
     GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
+    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
     GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
     GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
     GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,

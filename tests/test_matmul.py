@@ -32,7 +32,13 @@ COLS = {1: (1, 7, 8, 9, 31, 67), 32: (32, 64, 96, 224), 256: (256, 512, 768)}
 LONG = {1: (2001,), 32: (1024, 1056, 2080), 256: (1024, 1280, 2304)}
 """Columns beyond one strip of any kernel."""
 
-ENCODED = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
+ENCODED = [
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+    GGMLQuantizationType.Q8_0,
+    GGMLQuantizationType.Q4_0,
+]
 
 
 @cache
@@ -219,7 +225,13 @@ def test_encoding_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
 @pytest.mark.parametrize("kind", ENCODED, ids=lambda kind: kind.name.lower())
 def test_encode_refuses_what_the_type_cannot_hold(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     bad: list[float] = [np.nan, np.inf, -np.inf]
-    too_large: dict[str, list[float]] = {"F32": [], "F16": [65520, -65520], "Q8_0": [65520 * 127.0, -1e30], "Q4_0": [65520 * 8.0, -1e30]}
+    too_large: dict[str, list[float]] = {
+        "F32": [],
+        "F16": [65520, -65520],
+        "BF16": [float.fromhex("0x1.ffp127"), -3.4e38],
+        "Q8_0": [65520 * 127.0, -1e30],
+        "Q4_0": [65520 * 8.0, -1e30],
+    }
     for value in bad + too_large[kind.name]:
         x = normal(14, 7, 64)
         x[5, 63] = x[6, 0] = value
@@ -230,6 +242,6 @@ def test_encode_refuses_other_types_and_parts_of_blocks() -> None:
     for kind in set(GGMLQuantizationType) - set(ENCODED):
         with pytest.raises(PymixtralError):
             ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 256))
-    for kind in ENCODED[2:]:
+    for kind in ENCODED[3:]:
         with pytest.raises(InvalidArgumentError, match="multiple of 32"):
             ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 48))

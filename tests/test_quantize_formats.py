@@ -40,6 +40,7 @@ def samples() -> Iterator[tuple[str, NDArray[np.float32]]]:
     # With the last element 127 (q8_0) or -8 (q4_0) the scale is 1, so that each x.5 is a tie.
     yield "ties of q8_0", np.pad(rng.integers(-253, 254, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=127).astype(np.float32)
     yield "ties of q4_0", np.pad(rng.integers(-15, 16, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=-8).astype(np.float32)
+    yield "ties of bf16", (rng.choice([-1, 1], (40, 32)) * (1 + (rng.integers(0, 128, (40, 32)) + 0.5) / 128)).astype(np.float32)
     yield "one large", (np.eye(32) * -3.7).astype(np.float32)
     exponents = 2.0 ** np.arange(-118, 15)[:, None]
     yield "all exponents of f16 and below", (rng.uniform(-1, 1, (len(exponents), 32)) * exponents).astype(np.float32)
@@ -107,7 +108,9 @@ def test_error_is_within_half_a_step(kind: GGMLQuantizationType) -> None:
     assert (error <= limit + step * 0.07).all()
 
 
-@pytest.mark.parametrize(("kind", "largest"), [("f16", 65519.0), ("q8_0", 127 * 65519.0), ("q4_0", 8 * 65519.0)])
+@pytest.mark.parametrize(
+    ("kind", "largest"), [("bf16", float.fromhex("0x1.fefffep127")), ("f16", 65519.0), ("q8_0", 127 * 65519.0), ("q4_0", 8 * 65519.0)]
+)
 def test_largest_weight(kind: str, largest: float) -> None:
     x = np.zeros((2, 64), np.float32)
     x[1, 40] = largest

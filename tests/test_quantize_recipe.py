@@ -32,10 +32,10 @@ def test_rows_that_do_not_divide_into_blocks_become_f16(cols: int) -> None:
 
 
 def test_row_bytes() -> None:
-    assert {name: row_bytes(kind, 64) for name, kind in TYPES.items()} == {"f32": 256, "f16": 128, "q8_0": 68, "q4_0": 36}
+    assert {name: row_bytes(kind, 64) for name, kind in TYPES.items()} == {"f32": 256, "bf16": 128, "f16": 128, "q8_0": 68, "q4_0": 36}
 
 
 @pytest.mark.parametrize("name", ["q4_k", "Q8_0", "", "8"])
 def test_unknown_type_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="f32, f16, q8_0, q4_0"):
+    with pytest.raises(InvalidArgumentError, match="f32, bf16, f16, q8_0, q4_0"):
         parse_type(name)

@@ -35,7 +35,9 @@ def test_sum8_follows_its_order(n: int) -> None:
 
 # --- Types, activation quantization, matmul ----------------------------------------------------------------------
 
-TYPES = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
+FLOATS = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16]
+BLOCKS = [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
+TYPES = FLOATS + BLOCKS
 by_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
 
 
@@ -49,7 +51,7 @@ def test_dequantize_equals_gguf(kind: GGMLQuantizationType) -> None:
     np.testing.assert_array_equal(reference.dequantize(matrix), quants.dequantize(matrix.data, kind))
 
 
-@pytest.mark.parametrize("kind", TYPES[2:], ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name.lower())
 def test_dequantize_equals_gguf_for_any_bytes(kind: GGMLQuantizationType) -> None:
     matrix = encode(kind, normal(21, 50, 64))
     size = matrix.row_bytes // 2
@@ -115,7 +117,7 @@ def test_matmul_is_close_to_the_product_in_float64(kind: GGMLQuantizationType) -
     x, w = normal(26, 20, 512), encode(kind, normal(27, 80, 512))
     got = reference.matmul(x, w)
     seen = x.astype(np.float64)
-    if kind in TYPES[2:]:
+    if kind in BLOCKS:
         q, d, _ = reference.quantize_activations(x)
         seen = q.astype(np.float64) * np.repeat(d.astype(np.float64), 32, axis=1)
     want = seen @ reference.dequantize(w).T.astype(np.float64)
@@ -123,7 +125,7 @@ def test_matmul_is_close_to_the_product_in_float64(kind: GGMLQuantizationType) -
     np.testing.assert_allclose(got, want, rtol=0, atol=3e-6 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("kind", TYPES[2:], ids=lambda kind: kind.name.lower())
+@pytest.mark.parametrize("kind", BLOCKS, ids=lambda kind: kind.name.lower())
 def test_matmul_of_blocks_follows_its_order(kind: GGMLQuantizationType) -> None:
     x, w = normal(37, 4, 96), encode(kind, normal(38, 10, 96))
     q, dx, _ = reference.quantize_activations(x)

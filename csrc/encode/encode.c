@@ -69,6 +69,15 @@ static int encode_f16(const pmx_kernels *kernels, uint16_t *y, const float *x, i
     return overflow;
 }
 
+static int encode_bf16(uint16_t *y, const float *x, int64_t n) {
+    int overflow = 0;
+    for (int64_t i = 0; i < n; i++) {
+        y[i] = pmx_f32_to_bf16(x[i]);
+        overflow |= (y[i] & 0x7f80u) == 0x7f80u;
+    }
+    return overflow;
+}
+
 typedef struct {
     pmx_ctx *ctx;
     uint8_t *y;
@@ -89,6 +98,7 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
     int overflow = 0;
     switch (p->type) {
     case PMX_F16: overflow = encode_f16(p->ctx->kernels, y, x, p->cols); break;
+    case PMX_BF16: overflow = encode_bf16(y, x, p->cols); break;
     case PMX_Q4_0: overflow = encode_q4_0(y, x, p->cols); break;
     case PMX_Q8_0: overflow = encode_q8_0(y, x, p->cols); break;
     default: memcpy(y, x, (size_t)p->row_bytes); break;
@@ -98,8 +108,8 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64_t rows, int64_t cols) {
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (type != PMX_F32 && type != PMX_F16 && type != PMX_Q4_0 && type != PMX_Q8_0)
-        return pmx_fail(PMX_EUNSUPPORTED, "type %d has no encoder: expected f32 (0), f16 (1), q4_0 (2) or q8_0 (8)", type);
+    if (type != PMX_F32 && type != PMX_F16 && type != PMX_BF16 && type != PMX_Q4_0 && type != PMX_Q8_0)
+        return pmx_fail(PMX_EUNSUPPORTED, "type %d has no encoder: expected f32 (0), f16 (1), bf16 (30), q4_0 (2) or q8_0 (8)", type);
     const int64_t row_bytes = pmx_row_bytes(type, cols);
     int64_t total;
     if (cols < 1 || row_bytes < 0 || pmx_mul(&total, rows, cols) || total > INT64_MAX / 8)
