@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,12 @@ from pymixtral.generation import Completion, Generation, StopStrings
 from pymixtral.gguf import GGUFFile
 from pymixtral.kv_cache import n_pages_for
 from pymixtral.model import Model
-from pymixtral.sampler import Sampler
+from pymixtral.sampler import Sampler, Sampling
 from pymixtral.tokenizer import Tokenizer
 from pymixtral.weights import load_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f16: half a GiB
 
@@ -98,23 +101,22 @@ class Mixtral:
         prompt: str | Ids,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Completion:
         """The text that the model writes after `prompt`, a text or token ids.
 
-        max_tokens: at most so many; None: until the model ends or the context is full. temperature, top_k, top_p, seed: see
-        pymixtral.sampler.Sampler; temperature 0 always takes the most likely token. stop: a string, or several, that end the text
-        and are not part of it.
+        max_tokens: at most so many; None: until the model ends or the context is full. stop: a string, or several, that end the text
+        and are not part of it. ignore_eos: the end of the text is never drawn, so that the model goes on. sampling: seed=None,
+        temperature=0.8 (0 always takes the most likely token), top_k=40, top_p=0.95, min_p=0, typical_p=1, repetition_penalty=1,
+        presence_penalty=0, frequency_penalty=0, penalty_window=64, logit_bias=None: see pymixtral.sampler.Sampler.
 
         Raises InvalidArgumentError for arguments out of range, ContextLengthError before anything is computed if the prompt is
         longer than n_ctx, NonFiniteError if the model's weights lead to NaN or infinity.
         """
         with self._lock:  # for the whole text, so that threads don't take the cache from each other at every token
-            generation = self.stream(prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+            generation = self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
             text = "".join(generation)
         assert generation.finish_reason is not None  # nobody else has it to close it
         return Completion(text, generation.tokens, generation.finish_reason, generation.stats)
@@ -124,17 +126,16 @@ class Mixtral:
         prompt: str | Ids,
         *,
         max_tokens: int | None = None,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        **sampling: Unpack[Sampling],
     ) -> Generation:
         """As generate(), but an iterator of pieces of the text, each yielded as soon as it is certain. A piece never ends inside a
         character. The iterator has tokens, finish_reason and stats, and may be dropped or closed midway. Arguments are checked, and
         errors raised, before it is returned."""
         self._check_open()
-        sampler = Sampler(self._exp, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
+        sampler = Sampler(self._exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else (), **sampling)
         stop_strings = StopStrings(stop)
         if max_tokens is not None:
             max_tokens = _count("max_tokens", max_tokens, lowest=0)
@@ -151,37 +152,43 @@ class Mixtral:
             sampler=sampler,
             decoder=decoder,
             stop=stop_strings,
-            eos_ids=tokenizer.eos_ids if tokenizer else frozenset(),
+            eos_ids=eos_ids,
             pass_bytes=self._pass_bytes,
         )
 
     # --- Numbers --------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens: Ids, last_only: bool = False) -> NDArray[np.float32]:
-        """The logits after each token: float32 [n_tokens, n_vocab], or [n_vocab] of the last one only, which is much less work.
+    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> NDArray[np.float32]:
+        """The logits after each token: float32 [n_tokens - first, n_vocab], or [n_vocab] of the last one only, which is less work.
 
-        tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added. Raises InvalidArgumentError or ContextLengthError
-        for others, NonFiniteError as generate() does.
+        tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added. first: skips the logits of the tokens before it,
+        and the work for those of them that the cache has. Raises InvalidArgumentError or ContextLengthError for others,
+        NonFiniteError as generate() does.
         """
         ids = self._checked_ids(tokens, "tokens")
-        if last_only:
-            return self._next_logits(ids)[0]
-        with self._working():
-            self._truncate(0)
-            rows = np.empty((len(ids), self.config.n_vocab), np.float32)
-            for i in range(0, len(ids), self._n_batch):
-                hidden = self._forward(ids[i : i + self._n_batch])
-                rows[i : i + self._n_batch] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
-            return rows
+        first = _count("first", first, lowest=0)
+        if first >= len(ids):
+            raise InvalidArgumentError(f"expected first to be less than the number of tokens, {len(ids)}, found {first}")
+        rows, _ = self._logits(ids, len(ids) - 1 if last_only else first)
+        return rows[0] if last_only else rows
 
     def _next_logits(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], int]:
         """float32 [n_vocab] after ids [1 to n_ctx], and how many of these the cache had. At least the last one is computed."""
+        rows, n_cached = self._logits(ids, len(ids) - 1)
+        return rows[0], n_cached
+
+    def _logits(self, ids: NDArray[np.int32], first: int) -> tuple[NDArray[np.float32], int]:
+        """float32 [n - first, n_vocab] after ids[first:], and how many of the ids [n] the cache had, at most first."""
         with self._working():
-            n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), len(ids) - 1)
+            n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), first)
             self._truncate(n_cached)
-            for i in range(n_cached, len(ids), self._n_batch):
-                hidden = self._forward(ids[i : i + self._n_batch])
-            return self._model.logits(hidden[-1:])[0], n_cached
+            rows = np.empty((len(ids) - first, self.config.n_vocab), np.float32)
+            for begin in range(n_cached, len(ids), self._n_batch):
+                hidden = self._forward(ids[begin : begin + self._n_batch])[max(first - begin, 0) :]
+                if len(hidden):
+                    at = max(begin - first, 0)
+                    rows[at : at + len(hidden)] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
+            return rows, n_cached
 
     def _forward(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
         """Appends ids to the sequence; hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""

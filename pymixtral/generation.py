@@ -189,8 +189,9 @@ class Generation(Iterator[str]):
 
     def _draw(self) -> int:
         begin = time.perf_counter()
-        logits, n_cached = self._next_logits(self._ids[: self._n_prompt + len(self.tokens)])
-        token = self._sampler.sample(logits)
+        ids = self._ids[: self._n_prompt + len(self.tokens)]
+        logits, n_cached = self._next_logits(ids)
+        token = self._sampler.sample(logits, ids)
         seconds = time.perf_counter() - begin
         if self._passes < 0:
             self._n_cached, self._prompt_seconds = n_cached, seconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,18 @@ from pymixtral.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from pymixtral.generation import Generation
+
+
+def _logit_bias(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[int, float]:
+    """`ID=N` as {ID: N}; the last of several for one id counts."""
+    bias = {}
+    for value in values:
+        id, _, number = value.partition("=")
+        try:
+            bias[int(id)] = float(number)
+        except ValueError:
+            raise click.BadParameter(f"expected a token id, '=' and a number, such as 17=-2.5, found {value!r}", ctx, param) from None
+    return bias
 
 
 @click.command(
@@ -29,6 +41,16 @@ Examples:
 @click.option("--temperature", type=float, default=0.8, show_default=True, help="0 always takes the most likely token.")
 @click.option("--top-k", type=int, default=40, show_default=True, help="Choose among the K most likely tokens; 0: all.")
 @click.option("--top-p", type=float, default=0.95, show_default=True, help="Choose among the likeliest tokens of this total probability.")
+@click.option("--min-p", type=float, default=0.0, show_default=True, help="Leave out tokens less likely than this part of the likeliest.")
+@click.option("--typical-p", type=float, default=1.0, show_default=True, help="Choose among the most typical tokens of this probability.")
+@click.option("--repetition-penalty", type=float, default=1.0, show_default=True, help="Makes tokens of the text less likely if above 1.")
+@click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="Lowers the logits of tokens of the text.")
+@click.option("--frequency-penalty", type=float, default=0.0, show_default=True, help="The same, for each time that they occur.")
+@click.option("--penalty-window", type=int, default=64, show_default=True, help="Last tokens that count as the text; 0: all.")
+@click.option(
+    "--logit-bias", metavar="ID=N", multiple=True, callback=_logit_bias, help="Add N to a token's logit; -inf bans it.  [may be repeated]"
+)
+@click.option("--ignore-eos", is_flag=True, help="Go on where the model would end.")
 @click.option("--seed", type=int, help="The same seed writes the same text.  [default: random]")
 @click.option("--stop", multiple=True, help="End before this string; may be given several times.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
@@ -39,24 +61,25 @@ Examples:
 @click.pass_context
 def generate(
     ctx: click.Context,
+    /,
     model: Path | None,
     prompt: str | None,
     file: Path | None,
     max_tokens: int | None,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    seed: int | None,
     stop: tuple[str, ...],
+    ignore_eos: bool,
     threads: int | None,
     context: int | None,
     kv_type: str,
+    **sampling: Any,
 ) -> None:
     """Write text that follows a prompt.
 
     The prompt is -p, the contents of -f, or standard input (UTF-8; one newline at the end of a file or of standard input is not part
     of it). The new text alone goes to standard output as it is written, and a newline in the end; speed and errors go to standard
     error.
+
+    The options that change probabilities apply in this order: logit bias, penalties, top-k, typical-p, top-p, min-p, temperature.
     """
     prompt = _read_prompt(ctx, prompt, file)
     from pymixtral.engine import Mixtral
@@ -64,7 +87,7 @@ def generate(
     with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
         if engine.is_demo:
             click.echo(f"No model named (-m): using the demo model of the package, {engine.config.name}.", err=True)
-        generation = engine.stream(prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+        generation = engine.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
         try:
             _write(generation)
         except KeyboardInterrupt:
