@@ -177,10 +177,11 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
         const int32_t position = t->position + (int32_t)(i / p->group), start = page * PMX_PAGE;
         int32_t lo = p->window && position - p->window + 1 > start ? position - p->window + 1 - start : 0;
         int32_t hi = position + 1 - start;
+        if (hi < 0) hi = 0; /* of a tile's tokens the first may end before a page that the last one sees */
         if (hi > PMX_PAGE) hi = PMX_PAGE;
         if (lo > hi) lo = hi;
         w->lo[i] = lo;
-        w->hi[i] = hi < 0 ? lo : hi;
+        w->hi[i] = hi;
     }
     const pmx_kernels *kernels = p->ctx->kernels;
     if (cache->type == PMX_F32) {
