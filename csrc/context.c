@@ -11,6 +11,9 @@ static const pmx_kernels *const all_kernels[] = {
 #if defined(__x86_64__)
     &pmx_kernels_avx2,
     &pmx_kernels_avx512vnni,
+#elif defined(__aarch64__)
+    &pmx_kernels_neon,
+    &pmx_kernels_neon_i8mm,
 #endif
 };
 enum { N_ISAS = (int)(sizeof all_kernels / sizeof all_kernels[0]) };

@@ -44,6 +44,24 @@ int pmx_cpu_avx512vnni(void) {
     const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;
     return pmx_cpu_avx2() && all_set(f.xcr0, 0xe6) && all_set(f.leaf7_ebx, f_dq_bw_vl) && all_set(f.leaf7_ecx, vnni);
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+/* ARMv8.2's dot products; the kernel's HWCAP_ASIMDDP, which older headers lack. f16 conversion and fma are in every ARMv8. */
+int pmx_cpu_neon(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
+
+/* 8-bit matrix products: HWCAP2_I8MM. */
+int pmx_cpu_neon_i8mm(void) { return pmx_cpu_neon() && (getauxval(AT_HWCAP2) & 1ul << 13) != 0; }
+#elif defined(__aarch64__) && defined(__APPLE__)
+static int has_feature(const char *name) {
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname(name, &value, &size, NULL, 0) == 0 && value != 0;
+}
+
+int pmx_cpu_neon(void) { return has_feature("hw.optional.arm.FEAT_DotProd"); }
+
+int pmx_cpu_neon_i8mm(void) { return pmx_cpu_neon() && has_feature("hw.optional.arm.FEAT_I8MM"); }
 #endif
 
 #if defined(__linux__)

@@ -48,6 +48,8 @@ pmx_status pmx_fail_row(pmx_status status, int64_t row, const char *format, ...)
 /* --- cpu.c */
 int pmx_cpu_avx2(void);
 int pmx_cpu_avx512vnni(void);
+int pmx_cpu_neon(void);
+int pmx_cpu_neon_i8mm(void);
 
 /* --- context.c */
 /* At least `bytes` of 64-byte aligned memory in a slot, contents undefined; NULL (and a message) when memory is short. */

@@ -1,6 +1,7 @@
 /* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
  * one chain of fused multiply-adds without horizontal sums. Queries go in pairs: a loaded key or value serves both, and
  * 2 x 4 accumulators hide the latency of the chain (4 cycles, 2 a cycle). f16 pages are converted as they are loaded. */
+#if defined(__x86_64__)
 #include "avx2.h"
 
 PMX_AVX2_BEGIN
@@ -119,3 +120,4 @@ void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, 
 }
 
 PMX_AVX2_END
+#endif

@@ -1,4 +1,5 @@
 /* elementwise.c: norm, activation quantization, exp, SiLU, RoPE and conversions, 8 lanes at a time. */
+#if defined(__x86_64__)
 #include <math.h>
 #include <string.h>
 
@@ -136,3 +137,4 @@ void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n) {
 }
 
 PMX_AVX2_END
+#endif

@@ -1,4 +1,5 @@
 /* matmul32.c: the types in blocks of 32: how their integers become bytes, and the kernels of matmul32.h for each. */
+#if defined(__x86_64__)
 #include "matmul32.h"
 
 #include <stddef.h>
@@ -45,3 +46,4 @@ TYPE(q8_0, .n_sums = 1)
 TYPE(iq4_nl, .n_sums = 1)
 
 PMX_AVX2_END
+#endif

@@ -1,6 +1,7 @@
 /* matmul_float.c: f32, f16 and bf16 weights. The eight lanes are the contract's eight partial sums, so each output needs its own vector
  * accumulator; vec keeps 8 rows, mat 4 rows x 3 tokens = 12 of them in registers, which hides the latency of fma and makes 7 loads
  * serve 12 of them. */
+#if defined(__x86_64__)
 #include <string.h>
 
 #include "avx2.h"
@@ -94,3 +95,4 @@ TYPE(f16, 2)
 TYPE(bf16, 2)
 
 PMX_AVX2_END
+#endif

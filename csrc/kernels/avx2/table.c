@@ -1,4 +1,5 @@
 /* table.c: the kernels of AVX2+FMA+F16C in one struct. */
+#if defined(__x86_64__)
 #include "../../internal.h"
 #include "avx2.h"
 
@@ -33,3 +34,4 @@ const pmx_kernels pmx_kernels_avx2 = {
     .attend_f16 = pmx_avx2_attend_f16,
     .combine = pmx_avx2_combine,
 };
+#endif

@@ -1,6 +1,7 @@
 /* attention.c: one cache page, 16 lanes. As avx2's, but four queries at a time (a Mixtral's group) share each loaded key or value: 4 x 4
  * accumulators, and f16 pages are converted as they are loaded. The sums of p keep the contract's eight partials: each register is folded
  * as two halves in order. */
+#if defined(__x86_64__)
 #include "avx512vnni.h"
 
 PMX_AVX512VNNI_BEGIN
@@ -154,3 +155,4 @@ void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const flo
 }
 
 PMX_AVX512VNNI_END
+#endif

@@ -8,6 +8,7 @@
  * prefetching the next 8 rows linearly as avx2's does.
  * mat: strips of 32 rows as bytes [k/4][32 rows][4], two registers per 4 columns, times 8 tokens: 2 loads of weights and 8 broadcasts feed
  * 16 vpdpbusd into 16 accumulators. Every 32 columns cost three more vector operations per accumulator: convert, scale, fma. */
+#if defined(__x86_64__)
 #include <stddef.h>
 
 #include "../avx2/blocks32.h"
@@ -228,3 +229,4 @@ TYPE(q8_0, .offset = 128)
 TYPE(iq4_nl, .offset = 128)
 
 PMX_AVX512VNNI_END
+#endif

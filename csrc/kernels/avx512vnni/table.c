@@ -1,4 +1,5 @@
 /* table.c: the kernels of AVX-512-VNNI in one struct. */
+#if defined(__x86_64__)
 #include "../../internal.h"
 #include "avx512vnni.h"
 
@@ -34,3 +35,4 @@ const pmx_kernels pmx_kernels_avx512vnni = {
     .attend_f16 = pmx_avx512vnni_attend_f16,
     .combine = pmx_avx2_combine,
 };
+#endif

@@ -1,0 +1,122 @@
+/* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
+ * one chain of fused multiply-adds without horizontal sums. Sixteen accumulators cover the latency of the chain (4 cycles, up to 4 a
+ * cycle) and leave half the registers: 4 queries x 16 lanes where there are 4, since a loaded key or value then serves all of them,
+ * else 1 query x 64 lanes. f16 pages are converted as they are loaded. */
+#if defined(__aarch64__)
+#include "neon.h"
+
+PMX_NEON_BEGIN
+
+typedef float32x4_t (*load4)(const void *page, int64_t at);
+
+PMX_INLINE float32x4_t load4_f32(const void *page, int64_t at) { return vld1q_f32((const float *)page + at); }
+
+PMX_INLINE float32x4_t load4_f16(const void *page, int64_t at) {
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)page + at)));
+}
+
+/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 16. */
+PMX_INLINE void scores(float *s, const float *q, const int n, const int n_v, int64_t head_dim, const void *k, int64_t first, load4 load) {
+    float32x4_t acc[4][16];
+#pragma GCC unroll 16
+    for (int i = 0; i < n * n_v; i++) acc[i / n_v][i % n_v] = vdupq_n_f32(0.0f);
+    for (int64_t d = 0; d < head_dim; d++) {
+        float32x4_t key[16];
+#pragma GCC unroll 16
+        for (int j = 0; j < n_v; j++) key[j] = load(k, d * PMX_PAGE + first + 4 * j);
+#pragma GCC unroll 16
+        for (int i = 0; i < n * n_v; i++)
+            acc[i / n_v][i % n_v] = vfmaq_n_f32(acc[i / n_v][i % n_v], key[i % n_v], q[i / n_v * head_dim + d]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n * n_v; i++) vst1q_f32(s + i / n_v * PMX_PAGE + i % n_v * 4, acc[i / n_v][i % n_v]);
+}
+
+/* s becomes p; returns through m and l. */
+PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
+    static const int32_t lanes[4] = {0, 1, 2, 3};
+    const int32x4_t first = vdupq_n_s32(lo), end = vdupq_n_s32(hi), step = vdupq_n_s32(4);
+    int32x4_t j = vld1q_s32(lanes);
+    float32x4_t largest = vdupq_n_f32(-__builtin_inff());
+    uint32x4_t visible[16];
+    for (int i = 0; i < 16; i++, j = vaddq_s32(j, step)) {
+        visible[i] = vandq_u32(vcgeq_s32(j, first), vcltq_s32(j, end));
+        largest = vmaxq_f32(largest, vbslq_f32(visible[i], vld1q_f32(s + 4 * i), vdupq_n_f32(-__builtin_inff())));
+    }
+    *m = vmaxvq_f32(largest);
+    const float32x4_t top = vdupq_n_f32(*m);
+    float32x4_t low = vdupq_n_f32(0.0f), high = low;
+    for (int i = 0; i < 16; i += 2) {
+        const float32x4_t a = exp4(vsubq_f32(vld1q_f32(s + 4 * i), top)), b = exp4(vsubq_f32(vld1q_f32(s + 4 * i + 4), top));
+        const float32x4_t p = vreinterpretq_f32_u32(vandq_u32(visible[i], vreinterpretq_u32_f32(a)));
+        const float32x4_t r = vreinterpretq_f32_u32(vandq_u32(visible[i + 1], vreinterpretq_u32_f32(b)));
+        vst1q_f32(s + 4 * i, p);
+        vst1q_f32(s + 4 * i + 4, r);
+        low = vaddq_f32(low, p);
+        high = vaddq_f32(high, r);
+    }
+    *l = sum8_tree(low, high);
+}
+
+/* o[i][d .. d+4*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
+PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const void *v, int64_t d, int32_t lo,
+                      int32_t hi, load4 load) {
+    float32x4_t acc[4][16];
+#pragma GCC unroll 16
+    for (int i = 0; i < n * n_v; i++) acc[i / n_v][i % n_v] = vdupq_n_f32(0.0f);
+    for (int32_t position = lo; position < hi; position++) {
+        float32x4_t value[16];
+#pragma GCC unroll 16
+        for (int j = 0; j < n_v; j++) value[j] = load(v, position * head_dim + d + 4 * j);
+#pragma GCC unroll 16
+        for (int i = 0; i < n * n_v; i++)
+            acc[i / n_v][i % n_v] = vfmaq_n_f32(acc[i / n_v][i % n_v], value[i % n_v], p[i / n_v * PMX_PAGE + position]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n * n_v; i++) vst1q_f32(o + i / n_v * head_dim + d + i % n_v * 4, acc[i / n_v][i % n_v]);
+}
+
+PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const void *k,
+                         const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
+    const int n_v = 16 / n;
+    int32_t first = PMX_PAGE, end = 0;
+    for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores(s + j, q, n, n_v, head_dim, k, j, load);
+    for (int i = 0; i < n; i++) {
+        softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
+        if (lo[i] < hi[i] && lo[i] < first) first = lo[i];
+        if (lo[i] < hi[i] && hi[i] > end) end = hi[i];
+    }
+    int64_t d = 0;
+    for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(o, s, n, n_v, head_dim, v, d, first, end, load);
+    for (; d < head_dim; d += 8) weigh(o, s, n, 2, head_dim, v, d, first, end, load);
+}
+
+PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const void *k, const void *v,
+                       const int32_t *lo, const int32_t *hi, load4 load) {
+    int64_t i = 0;
+    for (; i + 4 <= n_q; i += 4)
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 4, head_dim, k, v, lo + i, hi + i, load);
+    for (; i < n_q; i++)
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i, load);
+}
+
+void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
+                         const float *v, const int32_t *lo, const int32_t *hi) {
+    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load4_f32);
+}
+
+void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
+                         const uint16_t *v, const int32_t *lo, const int32_t *hi) {
+    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load4_f16);
+}
+
+void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
+    const float largest = *m > page_m ? *m : page_m;
+    const float a = vgetq_lane_f32(exp4(vdupq_n_f32(*m - largest)), 0), b = vgetq_lane_f32(exp4(vdupq_n_f32(page_m - largest)), 0);
+    *m = largest;
+    *l = __builtin_fmaf(page_l, b, *l * a);
+    for (int64_t d = 0; d < head_dim; d += 4) vst1q_f32(o + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(o + d), a), vld1q_f32(page_o + d), b));
+}
+
+PMX_NEON_END
+#endif

@@ -1,0 +1,365 @@
+/* strips.h: what the integer matrix products of neon and neon_i8mm share: blocks of GGUF become signed bytes, and eight rows of them a
+ * strip that all tokens are multiplied with, four at a time. The order of bytes in a strip is the instruction set's own. */
+#ifndef PMX_NEON_STRIPS_H
+#define PMX_NEON_STRIPS_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "neon.h"
+
+enum {
+    STRIP_ROWS = 8,
+    TILE_TOKENS = 4,
+    K_BLOCK = 1024, /* columns of a strip: with scales at most 16 KB, and 4 KB of each 4 tokens, stay in L1 */
+    N_BLOCKS32 = K_BLOCK / PMX_BLOCK,
+    N_BLOCKS256 = K_BLOCK / PMX_BLOCK256,
+    MAX_SUB = 16
+};
+
+PMX_NEON_BEGIN
+
+/* The f16 numbers at w + offset of four rows, widened. */
+PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset) {
+    uint16x4_t h = vdup_n_u16(0);
+    h = vld1_lane_u16((const uint16_t *)(const void *)(rows[0] + offset), h, 0);
+    h = vld1_lane_u16((const uint16_t *)(const void *)(rows[1] + offset), h, 1);
+    h = vld1_lane_u16((const uint16_t *)(const void *)(rows[2] + offset), h, 2);
+    h = vld1_lane_u16((const uint16_t *)(const void *)(rows[3] + offset), h, 3);
+    return vcvt_f32_f16(vreinterpret_f16_u16(h));
+}
+
+/* Eight row pointers from row r on; rows past the end repeat the last one and their results are dropped. */
+PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const uint8_t *w, int64_t row_bytes, int64_t r, int64_t n_rows) {
+    for (int i = 0; i < STRIP_ROWS; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
+}
+
+PMX_INLINE int8x16_t low_nibbles(uint8x16_t x) { return vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15))); }
+PMX_INLINE int8x16_t high_nibbles(uint8x16_t x) { return vreinterpretq_s8_u8(vshrq_n_u8(x, 4)); }
+
+PMX_INLINE int8x16_t iq4_values(void) {
+    static const int8_t values[16] = {PMX_IQ4_VALUES};
+    return vld1q_s8(values);
+}
+
+/* --- Blocks of 32: the values before the type's offset is subtracted (iq4_nl: from its table) */
+
+typedef int8x16x2_t (*unpack32)(const uint8_t *block);
+
+PMX_INLINE int8x16x2_t unpack_nibbles(const uint8_t *qs) {
+    const uint8x16_t x = vld1q_u8(qs);
+    return (int8x16x2_t){{low_nibbles(x), high_nibbles(x)}};
+}
+
+/* 16 where the bit is set, for the 16 bits of two bytes. */
+PMX_INLINE int8x16_t fifth_bits(const uint8_t *qh) {
+    static const uint8_t select[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint8x16_t bytes = vcombine_u8(vdup_n_u8(qh[0]), vdup_n_u8(qh[1]));
+    return vreinterpretq_s8_u8(vandq_u8(vtstq_u8(bytes, vld1q_u8(select)), vdupq_n_u8(16)));
+}
+
+PMX_INLINE int8x16x2_t unpack_fives(const uint8_t *qh, const uint8_t *qs) {
+    const int8x16x2_t v = unpack_nibbles(qs);
+    return (int8x16x2_t){{vorrq_s8(v.val[0], fifth_bits(qh)), vorrq_s8(v.val[1], fifth_bits(qh + 2))}};
+}
+
+PMX_INLINE int8x16x2_t unpack_q4_0(const uint8_t *block) { return unpack_nibbles(block + 2); }
+PMX_INLINE int8x16x2_t unpack_q4_1(const uint8_t *block) { return unpack_nibbles(block + 4); }
+PMX_INLINE int8x16x2_t unpack_q5_0(const uint8_t *block) { return unpack_fives(block + 2, block + 6); }
+PMX_INLINE int8x16x2_t unpack_q5_1(const uint8_t *block) { return unpack_fives(block + 4, block + 8); }
+
+PMX_INLINE int8x16x2_t unpack_q8_0(const uint8_t *block) {
+    const int8_t *q = (const int8_t *)(block + 2);
+    return (int8x16x2_t){{vld1q_s8(q), vld1q_s8(q + 16)}};
+}
+
+PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) {
+    const int8x16x2_t v = unpack_nibbles(block + 2);
+    const int8x16_t table = iq4_values();
+    return (int8x16x2_t){{vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[1]))}};
+}
+
+/* --- Blocks of 256: offsets subtracted */
+
+typedef struct {
+    int8x16_t q[16];        /* element 16*i + lane */
+    int8x16_t scales, mins; /* of each 16; of each 32 for the types with 8 sub-blocks, then the upper half means nothing */
+} decoded256;
+
+typedef void (*decode256)(decoded256 *out, const uint8_t *block);
+
+/* q[i] = crumbs: element 128*h + 32*s + i is bits 2*s of byte 32*h + i. */
+PMX_INLINE void decode_crumbs(uint8x16_t q[16], const uint8_t *qs) {
+    const uint8x16_t three = vdupq_n_u8(3);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const uint8x16_t x = vld1q_u8(qs + 16 * i);
+        uint8x16_t *out = q + i / 2 * 8 + i % 2;
+        out[0] = vandq_u8(x, three);
+        out[2] = vandq_u8(vshrq_n_u8(x, 2), three);
+        out[4] = vandq_u8(vshrq_n_u8(x, 4), three);
+        out[6] = vshrq_n_u8(x, 6);
+    }
+}
+
+/* bits[c] = bit c of 16 bytes, worth 1 << at; c is a constant where this is inlined. */
+PMX_INLINE uint8x16_t bit_of(uint8x16_t x, const int c, const int at) {
+    const uint8x16_t shifted = vshlq_u8(x, vdupq_n_s8((int8_t)(at - c)));
+    return vandq_u8(shifted, vdupq_n_u8((uint8_t)(1 << at)));
+}
+
+/* Nibbles: element 64*p + i is the low nibble of byte 32*p + i, element 64*p + 32 + i the high one. */
+PMX_INLINE void decode_nibbles(int8x16_t q[16], const uint8_t *qs) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const uint8x16_t x = vld1q_u8(qs + 16 * i);
+        q[i / 2 * 4 + i % 2] = low_nibbles(x);
+        q[i / 2 * 4 + i % 2 + 2] = high_nibbles(x);
+    }
+}
+
+PMX_INLINE uint32_t load_u32(const uint8_t *p) {
+    uint32_t x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+PMX_INLINE int8x16_t eight_bytes(uint32_t low, uint32_t high) {
+    return vreinterpretq_s8_u64(vcombine_u64(vcreate_u64(low | (uint64_t)high << 32), vdup_n_u64(0)));
+}
+
+/* The 8 scales and minimums of six bits of q4_k and q5_k. */
+PMX_INLINE void decode_six_bits(decoded256 *out, const uint8_t *s) {
+    const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8), six = 0x3f3f3f3fu, four = 0x0f0f0f0fu, two = 0x30303030u;
+    out->scales = eight_bytes(a & six, (c & four) | (a >> 2 & two));
+    out->mins = eight_bytes(b & six, (c >> 4 & four) | (b >> 2 & two));
+}
+
+PMX_INLINE void decode_q2_k(decoded256 *out, const uint8_t *block) {
+    const uint8x16_t scales = vld1q_u8(block + offsetof(pmx_block_q2_k, scales));
+    uint8x16_t q[16];
+    decode_crumbs(q, block + offsetof(pmx_block_q2_k, qs));
+    for (int i = 0; i < 16; i++) out->q[i] = vreinterpretq_s8_u8(q[i]);
+    out->scales = low_nibbles(scales);
+    out->mins = high_nibbles(scales);
+}
+
+PMX_INLINE void decode_q3_k(decoded256 *out, const uint8_t *block) {
+    static const int8_t shifts[16] = {0, 0, 0, 0, -2, -2, -2, -2, -4, -4, -4, -4, -6, -6, -6, -6};
+    const uint8_t *s = block + offsetof(pmx_block_q3_k, scales);
+    uint8x16_t q[16], mask[2] = {vld1q_u8(block), vld1q_u8(block + 16)};
+    decode_crumbs(q, block + offsetof(pmx_block_q3_k, qs));
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) out->q[i] = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(q[i], bit_of(mask[i % 2], i / 2, 2)), vdupq_n_u8(4)));
+    const uint8x8_t low = vld1_u8(s);
+    const uint8x16_t nibbles = vcombine_u8(vand_u8(low, vdup_n_u8(15)), vshr_n_u8(low, 4));
+    const uint8x16_t crumbs = vandq_u8(vshlq_u8(vreinterpretq_u8_u32(vdupq_n_u32(load_u32(s + 8))), vld1q_s8(shifts)), vdupq_n_u8(3));
+    out->scales = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(nibbles, vshlq_n_u8(crumbs, 4)), vdupq_n_u8(32)));
+    out->mins = vdupq_n_s8(0);
+}
+
+PMX_INLINE void decode_q4_k(decoded256 *out, const uint8_t *block) {
+    decode_nibbles(out->q, block + offsetof(pmx_block_q4_k, qs));
+    decode_six_bits(out, block + offsetof(pmx_block_q4_k, scales));
+}
+
+PMX_INLINE void decode_q5_k(decoded256 *out, const uint8_t *block) {
+    const uint8_t *qh = block + offsetof(pmx_block_q5_k, qh);
+    const uint8x16_t bits[2] = {vld1q_u8(qh), vld1q_u8(qh + 16)};
+    decode_nibbles(out->q, block + offsetof(pmx_block_q5_k, qs));
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) out->q[i] = vorrq_s8(out->q[i], vreinterpretq_s8_u8(bit_of(bits[i % 2], i / 2, 4)));
+    decode_six_bits(out, block + offsetof(pmx_block_q5_k, scales));
+}
+
+PMX_INLINE void decode_q6_k(decoded256 *out, const uint8_t *block) {
+    uint8x16_t high[16];
+    decode_crumbs(high, block + offsetof(pmx_block_q6_k, qh));
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const uint8x16_t x = vld1q_u8(block + 16 * i);
+        const int at = i / 4 * 8 + i % 4;
+        out->q[at] = low_nibbles(x);
+        out->q[at + 4] = high_nibbles(x);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) out->q[i] = vsubq_s8(vorrq_s8(out->q[i], vreinterpretq_s8_u8(vshlq_n_u8(high[i], 4))), vdupq_n_s8(32));
+    out->scales = vld1q_s8((const int8_t *)(block + offsetof(pmx_block_q6_k, scales)));
+    out->mins = vdupq_n_s8(0);
+}
+
+PMX_INLINE void decode_iq4_xs(decoded256 *out, const uint8_t *block) {
+    const int8x16_t table = iq4_values();
+    const uint8_t *qs = block + offsetof(pmx_block_iq4_xs, qs);
+    uint32_t low = load_u32(block + offsetof(pmx_block_iq4_xs, scales_l)), high = load_u32(block) >> 16;
+    uint64_t scales = 0;
+    for (int j = 0; j < 8; j++, low >>= 4, high >>= 2) scales |= (uint64_t)((low & 15) | (high & 3) << 4) << 8 * j;
+    out->scales = vsubq_s8(vreinterpretq_s8_u64(vdupq_n_u64(scales)), vdupq_n_s8(32));
+    out->mins = vdupq_n_s8(0);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        const uint8x16_t x = vld1q_u8(qs + 16 * i);
+        out->q[2 * i] = vqtbl1q_s8(table, vreinterpretq_u8_s8(low_nibbles(x)));
+        out->q[2 * i + 1] = vqtbl1q_s8(table, vreinterpretq_u8_s8(high_nibbles(x)));
+    }
+}
+
+/* --- The types: M(type, offset, has a minimum at byte 2) */
+
+#define PMX_NEON_TYPES32(M) M(q4_0, 8, 0) M(q4_1, 0, 1) M(q5_0, 16, 0) M(q5_1, 0, 1) M(q8_0, 0, 0) M(iq4_nl, 0, 0)
+
+/* M(type, sub-blocks, has minimums, with dmin behind d) */
+#define PMX_NEON_TYPES256(M) M(q2_k, 16, 1) M(q3_k, 16, 0) M(q4_k, 8, 1) M(q5_k, 8, 1) M(q6_k, 16, 0) M(iq4_xs, 8, 0)
+
+/* --- Strips */
+
+/* Writes 16 columns of 8 rows in the order of the instruction set's strip, 128 bytes. */
+typedef void (*pack16)(int8_t *out, const int8x16_t v[STRIP_ROWS]);
+
+/* In scales every number stands `copies` times: once for sdot's rows, twice for smmla's pairs of a row and two tokens. */
+typedef struct {
+    int8_t q[STRIP_ROWS * K_BLOCK];
+    float d[N_BLOCKS32 * STRIP_ROWS * 2], m[N_BLOCKS32 * STRIP_ROWS * 2]; /* [block][row][copies]; m: minimum or dmin */
+    int32_t scales[N_BLOCKS256 * MAX_SUB * STRIP_ROWS * 2];               /* [block][sub-block][row][copies] */
+    int32_t mins[N_BLOCKS256 * MAX_SUB * STRIP_ROWS];                     /* [block][sub-block][row] */
+    float acc[PMX_TOKEN_BLOCK * STRIP_ROWS];                              /* [token][row] */
+} strip;
+_Static_assert(sizeof(strip) <= PMX_MAT_SCRATCH, "scratch");
+
+/* The tokens of a tile, at the strip's first column. */
+typedef struct {
+    const int8_t *q[TILE_TOKENS];
+    const float *d[TILE_TOKENS];
+    const int32_t *sums[TILE_TOKENS];
+} tile_acts;
+
+/* acc [4 tokens][8 rows] += the strip's blocks. */
+typedef void (*tile_kernel)(float *acc, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min);
+
+PMX_INLINE void store_of_4(float *out, float32x4_t x, const int copies) {
+    vst1q_f32(out, copies == 1 ? x : vzip1q_f32(x, x));
+    if (copies == 2) vst1q_f32(out + 4, vzip2q_f32(x, x));
+}
+
+PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t offset, const int copies) {
+    store_of_4(out, load_f16_of_4(rows, offset), copies);
+    store_of_4(out + 4 * copies, load_f16_of_4(rows + 4, offset), copies);
+}
+
+PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies, unpack32 unpack,
+                             const int offset, const int has_min) {
+    int8x16_t v[2][STRIP_ROWS];
+    for (int i = 0; i < STRIP_ROWS; i++) {
+        const int8x16x2_t x = unpack(rows[i] + at);
+        v[0][i] = vsubq_s8(x.val[0], vdupq_n_s8((int8_t)offset));
+        v[1][i] = vsubq_s8(x.val[1], vdupq_n_s8((int8_t)offset));
+    }
+    pack(s->q + b * PMX_BLOCK * STRIP_ROWS, v[0]);
+    pack(s->q + (b * PMX_BLOCK + 16) * STRIP_ROWS, v[1]);
+    pack_numbers(s->d + b * STRIP_ROWS * copies, rows, at, copies);
+    if (has_min) pack_numbers(s->m + b * STRIP_ROWS * copies, rows, at + 2, copies);
+}
+
+PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies, decode256 decode,
+                              const int64_t d_at, const int n_sub, const int has_min) {
+    decoded256 block[STRIP_ROWS];
+    int32_t *scales = s->scales + b * n_sub * STRIP_ROWS * copies, *mins = s->mins + b * n_sub * STRIP_ROWS;
+    for (int i = 0; i < STRIP_ROWS; i++) {
+        int8_t sub[2][MAX_SUB];
+        decode(&block[i], rows[i] + at);
+        vst1q_s8(sub[0], block[i].scales);
+        vst1q_s8(sub[1], block[i].mins);
+        for (int j = 0; j < n_sub; j++) {
+            for (int c = 0; c < copies; c++) scales[(j * STRIP_ROWS + i) * copies + c] = sub[0][j];
+            if (has_min) mins[j * STRIP_ROWS + i] = sub[1][j];
+        }
+    }
+    for (int j = 0; j < 16; j++) {
+        int8x16_t v[STRIP_ROWS];
+        for (int i = 0; i < STRIP_ROWS; i++) v[i] = block[i].q[j];
+        pack(s->q + (b * PMX_BLOCK256 + 16 * j) * STRIP_ROWS, v);
+    }
+    pack_numbers(s->d + b * STRIP_ROWS * copies, rows, at + d_at, copies);
+    if (has_min) pack_numbers(s->m + b * STRIP_ROWS * copies, rows, at + d_at + 2, copies);
+}
+
+/* The tile's tokens at block `first`; tokens past the end repeat the last one. */
+PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_quantized *x, int64_t cols, const int32_t *tokens, int64_t n_tokens, int64_t t,
+                              int64_t first, const int64_t block, const int64_t n_sums) {
+    for (int i = 0; i < TILE_TOKENS; i++) {
+        const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
+        tile->q[i] = x->q + token * cols + first * block;
+        tile->d[i] = x->d + token * (cols / block) + first;
+        tile->sums[i] = x->sums + (token * (cols / block) + first) * n_sums;
+    }
+}
+
+/* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h .. 4*h+3, for one block of 256. */
+PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins, const tile_acts *acts, int64_t b, const int n_sub) {
+    for (int t = 0; t < TILE_TOKENS; t++) msum[t][0] = msum[t][1] = vdupq_n_s32(0);
+    for (int j = 0; j < n_sub; j += 4, mins += 4 * STRIP_ROWS) {
+        int32x4_t x[TILE_TOKENS];
+        for (int t = 0; t < TILE_TOKENS; t++) {
+            const int32_t *sums = acts->sums[t] + b * MAX_SUB + j * (MAX_SUB / n_sub); /* of each 16 */
+            x[t] = n_sub == 16 ? vld1q_s32(sums) : vpaddq_s32(vld1q_s32(sums), vld1q_s32(sums + 4));
+        }
+#define STEP(lane)                                                                                                                         \
+    {                                                                                                                                      \
+        const int32x4_t m0 = vld1q_s32(mins + lane * STRIP_ROWS), m1 = vld1q_s32(mins + lane * STRIP_ROWS + 4);                            \
+        for (int t = 0; t < TILE_TOKENS; t++) {                                                                                            \
+            msum[t][0] = vmlaq_laneq_s32(msum[t][0], m0, x[t], lane);                                                                      \
+            msum[t][1] = vmlaq_laneq_s32(msum[t][1], m1, x[t], lane);                                                                      \
+        }                                                                                                                                  \
+    }
+        STEP(0) STEP(1) STEP(2) STEP(3)
+#undef STEP
+    }
+}
+
+typedef void (*pack_block)(strip *s, int64_t b, const uint8_t *const *rows, int64_t at);
+
+PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_quantized *x, int64_t cols,
+                    const int32_t *tokens, int64_t n_tokens, strip *s, pack_block pack, tile_kernel tile, const int64_t block_bytes,
+                    const int64_t block, const int64_t n_sums, const int n_sub, const int has_min) {
+    const int64_t n_blocks = cols / block, step = K_BLOCK / block;
+    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
+        const int64_t n = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
+        const uint8_t *rows[STRIP_ROWS];
+        row_pointers(rows, w, row_bytes, r, n_rows);
+        memset(s->acc, 0, sizeof s->acc);
+        for (int64_t first = 0; first < n_blocks; first += step) {
+            const int64_t end = n_blocks - first < step ? n_blocks - first : step;
+            for (int64_t b = 0; b < end; b++) pack(s, b, rows, (first + b) * block_bytes);
+            for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
+                tile_acts acts;
+                tile_pointers(&acts, x, cols, tokens, n_tokens, t, first, block, n_sums);
+                tile(s->acc + t * STRIP_ROWS, s, &acts, end, n_sub, has_min);
+            }
+        }
+        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, s->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
+    }
+}
+
+/* The mat of a type, from what the including file defines: MAT_NAME(type), pack16_rows, COPIES, tile32 and tile256. */
+#define PMX_NEON_MAT32(T, OFFSET, HAS_MIN)                                                                                                 \
+    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                                                \
+        pack_block32(s, b, rows, at, pack16_rows, COPIES, unpack_##T, OFFSET, HAS_MIN);                                                    \
+    }                                                                                                                                      \
+    PMX_NEON_MAT(T, q32, PMX_BLOCK, 1, tile32, 0, HAS_MIN)
+
+#define PMX_NEON_MAT256(T, N_SUB, HAS_MIN)                                                                                                 \
+    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                                                \
+        pack_block256(s, b, rows, at, pack16_rows, COPIES, decode_##T, offsetof(pmx_block_##T, d), N_SUB, HAS_MIN);                        \
+    }                                                                                                                                      \
+    PMX_NEON_MAT(T, q256, PMX_BLOCK256, MAX_SUB, tile256, N_SUB, HAS_MIN)
+
+#define PMX_NEON_MAT(T, FORM, BLOCK, N_SUMS, TILE, N_SUB, HAS_MIN)                                                                         \
+    void MAT_NAME(T)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                     \
+                     const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                             \
+        mat(y, ldy, w, row_bytes, n_rows, &acts->FORM, acts->cols, tokens, n_tokens, scratch, pack_##T, TILE, sizeof(pmx_block_##T),       \
+            BLOCK, N_SUMS, N_SUB, HAS_MIN);                                                                                                \
+    }
+
+PMX_NEON_END
+
+#endif
