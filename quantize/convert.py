@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.files import replacing
 
 from .checkpoint import Checkpoint
 from .recipe import parse_type, tensor_type
 from .report import ErrorMeter, Report, size
 from .vocab import Vocabulary, read_vocabulary
-from .writer import ALIGNMENT, PlannedTensor, replacing, write_gguf
+from .writer import ALIGNMENT, PlannedTensor, write_gguf
 
 
 def quantize(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -51,27 +48,6 @@ class Chunk:
     tensor: PlannedTensor
     weights: NDArray[np.float32]
     data: NDArray[np.uint8]
-
-
-@contextmanager
-def replacing(dest: Path) -> Iterator[Path]:
-    """A temporary path beside `dest` that becomes `dest` when the block succeeds and disappears when it does not.
-
-    After a crash at any moment `dest` is absent, old or complete.
-    """
-    temporary = dest.with_name(f".pymixtral-{secrets.token_hex(8)}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(dest)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(dest.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def write_gguf(
