@@ -133,7 +133,9 @@ pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
         return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: this library has no kernel for it", name, w->type);
     const int64_t bytes = pmx_row_bytes(w->type, w->cols);
     if (bytes < 0) return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name, (long long)w->cols);
-    if (w->row_bytes < bytes)
-        return pmx_fail(PMX_EINVAL, "%s has %lld bytes a row: expected at least %lld", name, (long long)w->row_bytes, (long long)bytes);
+    int64_t total;
+    if (w->row_bytes < bytes || pmx_mul(&total, w->rows, w->row_bytes))
+        return pmx_fail(PMX_EINVAL, "%s has %lld bytes a row: expected at least %lld, and less than 2^63 in all", name,
+                        (long long)w->row_bytes, (long long)bytes);
     return PMX_OK;
 }
