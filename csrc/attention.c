@@ -8,7 +8,7 @@
 
 #include "internal.h"
 
-enum { TILE_TOKENS = 8, PARTIAL_BYTES = 64 << 20 };
+enum { TILE_TOKENS = 8, MAX_PARTIAL_FLOATS = 16 << 20 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -302,11 +302,12 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
     for (int64_t i = 0; i < n_runs; i++)
         if (runs[i].n_tokens > widest) widest = runs[i].n_tokens < TILE_TOKENS ? runs[i].n_tokens : TILE_TOKENS;
     p->part_floats = widest * p->group * (dim + 2);
-    const int64_t partial_bytes = n_tiles * p->max_pages * p->part_floats * (int64_t)sizeof(float);
+    int64_t partial_floats;
     const int64_t work = widest * p->group * dim * PMX_PAGE * 2; /* of one page */
-    if (n_tiles >= 4 * p->ctx->n_threads || p->max_pages < 2 || partial_bytes > PARTIAL_BYTES)
+    if (n_tiles >= 4 * p->ctx->n_threads || p->max_pages < 2 || pmx_mul(&partial_floats, n_tiles * p->max_pages, p->part_floats) ||
+        partial_floats > MAX_PARTIAL_FLOATS)
         return pmx_parallel(p->ctx, tile_task, p, n_tiles, work * p->max_pages);
-    p->partials = pmx_scratch(p->ctx, PMX_SCRATCH_PARTIALS, (size_t)partial_bytes);
+    p->partials = pmx_scratch(p->ctx, PMX_SCRATCH_PARTIALS, (size_t)partial_floats * sizeof *p->partials);
     if (!p->partials) return PMX_ENOMEM;
     status = pmx_parallel(p->ctx, page_task, p, n_tiles * p->max_pages, work);
     if (status != PMX_OK) return status;
