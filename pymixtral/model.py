@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import cast
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -64,30 +65,39 @@ class Model:
 
         inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows
         continue it), in the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has
-        succeeded; after an exception nothing has happened to them. Raises InvalidArgumentError, ContextLengthError when the cache is full,
-        NonFiniteError, and CanceledError after cancel().
+        succeeded; after an exception they are as before, and what was reserved is given back. Raises InvalidArgumentError,
+        ContextLengthError when the cache is full, NonFiniteError, and CanceledError after cancel().
         """
         self.context.cancel(False)
         n = len(inputs)
         if sum(count for _, count in batch) != n or n == 0 or len({id(sequence) for sequence, _ in batch}) != len(batch):
             found = [count for _, count in batch]
             raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {found}")
+        try:
+            for sequence, count in batch:
+                sequence.reserve(count)
+            x = self._pass(inputs, batch, cache, range(self.config.n_layers) if layers is None else layers)
+        except BaseException:
+            for sequence, _ in batch:
+                sequence.truncate(sequence.length)  # gives back what was reserved
+            raise
         for sequence, count in batch:
-            sequence.reserve(count)
+            sequence.advance(count)
+        return x
+
+    def _pass(self, inputs: NDArray[np.int32] | NDArray[np.float32], batch: Batch, cache: KVCache, layers: range) -> NDArray[np.float32]:
         positions = np.concatenate([np.arange(s.length, s.length + count, dtype=np.int32) for s, count in batch])
         cosines, sines = ops.rope_table(self.context, self._frequencies, positions)
         runs = ops.Runs([(count, sequence.length, sequence.pages) for sequence, count in batch])
         if np.issubdtype(inputs.dtype, np.floating):
             x = np.array(inputs, np.float32, order="C")
         else:
-            x = ops.embed(self.context, self.weights.embedding, inputs.astype(np.int32, copy=False))
+            x = ops.embed(self.context, self.weights.embedding, cast("NDArray[np.int32]", inputs))
         views = self._views(cache)
-        buffers = ops.LayerBuffers(self.layers[0], n)
-        for i in range(self.config.n_layers) if layers is None else layers:
+        buffers = ops.LayerBuffers(self.layers[0], len(x))
+        for i in layers:
             ops.layer_attention(self.context, x, buffers, self.layers[i], views[i], runs, cosines, sines)
             ops.layer_experts(self.context, x, buffers, self.layers[i])
-        for sequence, count in batch:
-            sequence.advance(count)
         return x
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -96,10 +96,13 @@ class Context:
 
 
 def _input(x: Any, ndim: int, dtype: DTypeLike = np.float32) -> Any:
-    """x as a C-contiguous array of a dtype; raises InvalidArgumentError for another number of dimensions."""
-    array = np.ascontiguousarray(x, dtype)
+    """x as a C-contiguous array of a dtype; raises InvalidArgumentError for another number of dimensions and integers out of range."""
+    given = np.asarray(x)
+    array = np.ascontiguousarray(given, dtype)
     if array.ndim != ndim:
         raise InvalidArgumentError(f"expected an array of {ndim} dimensions, found {array.ndim}")
+    if array.dtype.kind == "i" and array.dtype != given.dtype and not np.array_equal(array, given):
+        raise InvalidArgumentError(f"expected integers that fit {array.dtype}, found others in an array of {given.dtype}")
     return array
 
 
