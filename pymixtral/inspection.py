@@ -1,0 +1,130 @@
+"""What a model file holds, read from its header alone: no weight is touched, and no kernel for its types is needed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from pymixtral.config import ModelConfig
+from pymixtral.errors import InvalidArgumentError, PymixtralError
+from pymixtral.footprint import Footprint, footprint, kv_bytes_per_token
+from pymixtral.gguf import GGUFFile, Value
+from pymixtral.inventory import Inventory, Part
+from pymixtral.tokenizer import Tokenizer
+from pymixtral.weights import load_weights
+
+DEFAULT_CONTEXT = 4096
+_SHOWN = 8  # elements of a longer array that are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """A file's contents.
+
+    file_bytes: its size. metadata: all keys and values. config: None where the metadata describes no model that pymixtral knows.
+    problem: why pymixtral cannot run the file, a sentence, or None. has_tokenizer: whether text can be used.
+    """
+
+    path: str
+    file_bytes: int
+    version: int
+    alignment: int
+    metadata: dict[str, Value]
+    inventory: Inventory
+    config: ModelConfig | None
+    problem: str | None
+    has_tokenizer: bool
+
+    def footprint(self, n_ctx: int | None = None) -> Footprint | None:
+        """Memory to run with a context of n_ctx tokens, by default context_length(); None without a config. Raises InvalidArgumentError."""
+        if self.config is None:
+            return None
+        return footprint(self.config, self.inventory.n_bytes, context_length(self.config, n_ctx))
+
+    def to_json(self, n_ctx: int | None = None) -> dict[str, Any]:
+        """Everything as plain values for a program; sizes in bytes, arrays of more than 8 elements as their length and first ones,
+        floats that are not finite as strings."""
+        inventory, config = self.inventory, self.config
+        memory = self.footprint(n_ctx)
+        return {
+            "path": self.path,
+            "file_bytes": self.file_bytes,
+            "gguf_version": self.version,
+            "alignment": self.alignment,
+            "runs": self.problem is None,
+            "problem": self.problem,
+            "tokenizer": self.has_tokenizer,
+            "model": None if config is None else asdict(config),
+            "parameters": inventory.n_weights,
+            "active_parameters": None if config is None else inventory.active_weights,
+            "bits_per_weight": round(inventory.bits_per_weight, 4),
+            "tensor_bytes": inventory.n_bytes,
+            "active_bytes_per_token": None if config is None else inventory.active_bytes,
+            "tensors": {
+                name: {
+                    "count": total.n_tensors,
+                    "parameters": total.n_weights,
+                    "bytes": total.n_bytes,
+                    "bits_per_weight": round(total.bits_per_weight, 4),
+                    "types": {kind.name.lower(): n_bytes for kind, n_bytes in total.types.items()},
+                }
+                for name, total in inventory.classes.items()
+            },
+            "kv_bytes_per_token": None if config is None else {"f16": kv_bytes_per_token(config), "f32": kv_bytes_per_token(config, 4)},
+            "memory": None
+            if config is None or memory is None
+            else {"context": context_length(config, n_ctx), **asdict(memory), "total": memory.total},
+            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
+        }
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format, UnsupportedError for a retired type
+    or one part of a split model; a readable file that pymixtral cannot run is described, with the reason in `problem`."""
+    with GGUFFile(path) as file:
+        config, problem = None, None
+        try:
+            config = ModelConfig.from_gguf(file)
+            load_weights(file, config)
+        except PymixtralError as error:
+            problem = str(error).removeprefix(f"{file.path}: ")
+        has_tokenizer = file.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
+        if has_tokenizer and problem is None:
+            try:
+                Tokenizer.from_metadata(file.metadata, file.path)
+            except PymixtralError as error:
+                problem = str(error).removeprefix(f"{file.path}: ")
+        parts = [Part(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
+        experts = (config.n_experts, config.n_experts_used) if config else (1, 1)
+        return Inspection(
+            path=file.path,
+            file_bytes=Path(file.path).stat().st_size,
+            version=file.version,
+            alignment=file.alignment,
+            metadata=file.metadata,
+            inventory=Inventory(parts, *experts),
+            config=config,
+            problem=problem,
+            has_tokenizer=has_tokenizer,
+        )
+
+
+def context_length(config: ModelConfig, n_ctx: int | None) -> int:
+    """n_ctx, or by default the model's own context but at most 4096, as the engine has it. Raises InvalidArgumentError."""
+    if n_ctx is None:
+        return min(config.n_ctx_train, DEFAULT_CONTEXT)
+    if not 1 <= n_ctx <= config.n_ctx_train:
+        raise InvalidArgumentError(f"expected a context of 1 to {config.n_ctx_train} tokens, as the model was trained for, found {n_ctx}")
+    return n_ctx
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)  # JSON has no numbers for these
+    if isinstance(value, (int, float, bool, str)):
+        return value
+    first = [item if isinstance(item, str) else _plain(item.item()) for item in value[:_SHOWN]]
+    return first if len(value) <= _SHOWN else {"length": len(value), "first": first}

@@ -1,0 +1,139 @@
+"""The tensors of a model by class: how many weights and bytes each holds, and how much of it one token uses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+# Class: names of its tensors, in the order in which tables list the classes.
+_CLASSES = {
+    "embedding": re.compile(r"token_embd\.weight"),
+    "attention": re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.weight"),
+    "router": re.compile(r"blk\.\d+\.ffn_gate_inp\.weight"),
+    "experts": re.compile(r"blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"),
+    "feed-forward": re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight"),
+    "norms": re.compile(r"(blk\.\d+\.(attn|ffn)|output)_norm\.weight"),
+    "output": re.compile(r"output\.weight"),
+    "other": re.compile(r".*", re.DOTALL),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor without its data. shape: slowest dimension first; shape[-1] is a multiple of the type's block."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+
+    @property
+    def n_weights(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.type]
+        return self.n_weights // int(block) * int(size)
+
+    @property
+    def kind(self) -> str:
+        """Its class: embedding, attention, router, experts, feed-forward (of dense models), norms, output or other."""
+        return next(kind for kind, names in _CLASSES.items() if names.fullmatch(self.name))
+
+
+@dataclass(frozen=True)
+class ClassTotal:
+    """A class of tensors. types: bytes of each type, most bytes first."""
+
+    name: str
+    n_tensors: int
+    n_weights: int
+    n_bytes: int
+    types: dict[GGMLQuantizationType, int]
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / self.n_weights
+
+
+class Inventory:
+    """The tensors of one model.
+
+    n_experts, n_experts_used: of the experts' tensors; a token uses this share of them. Both 1 in a dense model.
+    """
+
+    def __init__(self, parts: Iterable[Part], n_experts: int = 1, n_experts_used: int = 1) -> None:
+        self.parts = list(parts)
+        self.n_experts = n_experts
+        self.n_experts_used = n_experts_used
+        groups: dict[str, list[Part]] = {name: [] for name in _CLASSES}
+        for part in self.parts:
+            groups[part.kind].append(part)
+        self.classes = {name: _total(name, group) for name, group in groups.items() if group}
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the output matrix as well."""
+        return "output" not in self.classes
+
+    @property
+    def n_weights(self) -> int:
+        return sum(total.n_weights for total in self.classes.values())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(total.n_bytes for total in self.classes.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of all tensors together; 0 without any."""
+        return 8 * self.n_bytes / self.n_weights if self.parts else 0.0
+
+    @property
+    def types(self) -> dict[GGMLQuantizationType, int]:
+        """Bytes of each type, most bytes first."""
+        return _total("all", self.parts).types
+
+    @property
+    def active_weights(self) -> int:
+        """Weights that belong to one token's path: all but the experts that it does not use. The embedding counts whole, as it does
+        in published figures."""
+        return self.n_weights - self._unused(self._experts.n_weights)
+
+    @property
+    def active_bytes(self) -> int:
+        """Bytes that one generated token reads: all matrices, but of the experts those used, and of an embedding that is not the
+        output as well one row. Norms are left out, a ten-thousandth; so does ModelWeights.active_bytes."""
+        embedding = [part for part in self.parts if part.kind == "embedding"]
+        unread = 0 if self.tied else sum(part.n_bytes - part.n_bytes // part.shape[0] for part in embedding)
+        norms = self.classes["norms"].n_bytes if "norms" in self.classes else 0
+        return self.n_bytes - norms - unread - self._unused(self._experts.n_bytes)
+
+    @property
+    def expert_bytes(self) -> int:
+        """Bytes of all experts, used or not."""
+        return self._experts.n_bytes
+
+    @property
+    def active_expert_bytes(self) -> int:
+        """Bytes of the experts that one token uses."""
+        return self.expert_bytes - self._unused(self.expert_bytes)
+
+    @property
+    def _experts(self) -> ClassTotal:
+        return self.classes.get("experts") or ClassTotal("experts", 0, 0, 0, {})
+
+    def _unused(self, n: int) -> int:
+        return n - n * self.n_experts_used // self.n_experts
+
+
+def _total(name: str, parts: list[Part]) -> ClassTotal:
+    types: dict[GGMLQuantizationType, int] = {}
+    for part in parts:
+        types[part.type] = types.get(part.type, 0) + part.n_bytes
+    ordered = dict(sorted(types.items(), key=lambda item: -item[1]))
+    return ClassTotal(name, len(parts), sum(part.n_weights for part in parts), sum(ordered.values()), ordered)
