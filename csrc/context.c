@@ -116,6 +116,12 @@ static const struct {
     [PMX_Q5_1] = {PMX_BLOCK, sizeof(pmx_block_q5_1)},
     [PMX_Q8_0] = {PMX_BLOCK, sizeof(pmx_block_q8_0)},
     [PMX_IQ4_NL] = {PMX_BLOCK, sizeof(pmx_block_iq4_nl)},
+    [PMX_Q2_K] = {PMX_BLOCK256, sizeof(pmx_block_q2_k)},
+    [PMX_Q3_K] = {PMX_BLOCK256, sizeof(pmx_block_q3_k)},
+    [PMX_Q4_K] = {PMX_BLOCK256, sizeof(pmx_block_q4_k)},
+    [PMX_Q5_K] = {PMX_BLOCK256, sizeof(pmx_block_q5_k)},
+    [PMX_Q6_K] = {PMX_BLOCK256, sizeof(pmx_block_q6_k)},
+    [PMX_IQ4_XS] = {PMX_BLOCK256, sizeof(pmx_block_iq4_xs)},
 };
 
 int64_t pmx_row_bytes(int32_t type, int64_t n) {

@@ -23,6 +23,12 @@ MATRIX_TYPES = (
     GGMLQuantizationType.Q5_1,
     GGMLQuantizationType.Q8_0,
     GGMLQuantizationType.IQ4_NL,
+    GGMLQuantizationType.Q2_K,
+    GGMLQuantizationType.Q3_K,
+    GGMLQuantizationType.Q4_K,
+    GGMLQuantizationType.Q5_K,
+    GGMLQuantizationType.Q6_K,
+    GGMLQuantizationType.IQ4_XS,
 )
 
 Expert = tuple[Matrix, Matrix, Matrix]

@@ -33,11 +33,14 @@ void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q,
                          const uint16_t *v, const int32_t *lo, const int32_t *hi);
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
-/* Declares the kernels of a weight type. */
-#define PMX_AVX2_TYPE(T)                                                                                                                   \
+/* Declares the products of a weight type. */
+#define PMX_AVX2_PRODUCTS(T)                                                                                                               \
     void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);             \
     void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
-                          const int32_t *tokens, int64_t n_tokens, void *scratch);                                                         \
+                          const int32_t *tokens, int64_t n_tokens, void *scratch);
+/* Declares all kernels of a weight type. */
+#define PMX_AVX2_TYPE(T)                                                                                                                   \
+    PMX_AVX2_PRODUCTS(T)                                                                                                                   \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n);
 
 /* matmul_float.c */
@@ -52,6 +55,14 @@ PMX_AVX2_TYPE(q5_0)
 PMX_AVX2_TYPE(q5_1)
 PMX_AVX2_TYPE(q8_0)
 PMX_AVX2_TYPE(iq4_nl)
+
+/* kquants_vec.c, kquants_mat.c; dequantized by the scalar kernels */
+PMX_AVX2_PRODUCTS(q2_k)
+PMX_AVX2_PRODUCTS(q3_k)
+PMX_AVX2_PRODUCTS(q4_k)
+PMX_AVX2_PRODUCTS(q5_k)
+PMX_AVX2_PRODUCTS(q6_k)
+PMX_AVX2_PRODUCTS(iq4_xs)
 
 PMX_AVX2_BEGIN
 

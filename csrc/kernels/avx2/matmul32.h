@@ -41,6 +41,13 @@ PMX_INLINE __m256i add_lanes(__m256i a, __m256i b) {
     return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
+/* Of each of 8 vectors the sum of its 8 int32. */
+PMX_INLINE __m256i reduce8(const __m256i *p) {
+    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
+    const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
+    return add_lanes(a, b);
+}
+
 /* Block dot products of 8 rows with one activation block: int32 lanes, one a row. */
 PMX_INLINE __m256i dot8_unsigned(const uint8_t *const *rows, int64_t offset, __m256i x, const type32 T) {
     __m256i p[8];
@@ -60,9 +67,7 @@ PMX_INLINE __m256i dot_signed(__m256i w, __m256i x) {
 PMX_INLINE __m256i dot8_signed(const uint8_t *const *rows, int64_t offset, __m256i x, const type32 T) {
     __m256i p[8];
     for (int i = 0; i < 8; i++) p[i] = dot_signed(T.unpack(rows[i] + offset), x);
-    const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(p[0], p[1]), _mm256_hadd_epi32(p[2], p[3]));
-    const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(p[4], p[5]), _mm256_hadd_epi32(p[6], p[7]));
-    return add_lanes(a, b);
+    return reduce8(p);
 }
 
 PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type32 T) {

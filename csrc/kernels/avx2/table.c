@@ -1,9 +1,11 @@
 /* table.c: the kernels of AVX2+FMA+F16C in one struct. */
 #if defined(__x86_64__)
 #include "../../internal.h"
+#include "../scalar/scalar.h"
 #include "avx2.h"
 
 #define TYPE(FORM, T) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_avx2_dequantize_##T}
+#define KQUANT(T) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avx2 = {
     .name = "avx2",
@@ -20,6 +22,12 @@ const pmx_kernels pmx_kernels_avx2 = {
             [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1),
             [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0),
             [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl),
+            [PMX_Q2_K] = KQUANT(q2_k),
+            [PMX_Q3_K] = KQUANT(q3_k),
+            [PMX_Q4_K] = KQUANT(q4_k),
+            [PMX_Q5_K] = KQUANT(q5_k),
+            [PMX_Q6_K] = KQUANT(q6_k),
+            [PMX_IQ4_XS] = KQUANT(iq4_xs),
         },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,
