@@ -26,10 +26,29 @@ PMX_AVX512VNNI_TYPE(q5_0)
 PMX_AVX512VNNI_TYPE(q5_1)
 PMX_AVX512VNNI_TYPE(q8_0)
 PMX_AVX512VNNI_TYPE(iq4_nl)
+PMX_AVX512VNNI_TYPE(q2_k)
+PMX_AVX512VNNI_TYPE(q3_k)
+PMX_AVX512VNNI_TYPE(q4_k)
+PMX_AVX512VNNI_TYPE(q5_k)
+PMX_AVX512VNNI_TYPE(q6_k)
+PMX_AVX512VNNI_TYPE(iq4_xs)
 
 void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
                                const float *v, const int32_t *lo, const int32_t *hi);
 void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
                                const uint16_t *v, const int32_t *lo, const int32_t *hi);
+
+PMX_AVX512VNNI_BEGIN
+
+/* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */
+PMX_INLINE __m256i reduce8(const __m512i p[4]) {
+    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
+    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
+    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xb1));
+    return _mm512_castsi512_si256(_mm512_shuffle_i32x4(d, d, 0x08));
+}
+
+PMX_AVX512VNNI_END
 
 #endif

@@ -37,15 +37,6 @@ PMX_INLINE __m512i unpack_pair(const uint8_t *a, const uint8_t *b, const type32 
     return _mm512_inserti64x4(_mm512_castsi256_si512(T.unpack(a)), T.unpack(b), 1);
 }
 
-/* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */
-PMX_INLINE __m256i reduce8(const __m512i p[4]) {
-    const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
-    const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
-    const __m512i c = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-    const __m512i d = _mm512_add_epi32(c, _mm512_shuffle_i32x4(c, c, 0xb1));
-    return _mm512_castsi512_si256(_mm512_shuffle_i32x4(d, d, 0x08));
-}
-
 PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type32 T) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     const int8_t *q = acts->q32.q + token * acts->cols;

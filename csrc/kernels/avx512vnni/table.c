@@ -6,7 +6,7 @@
 
 #define AVX2(FORM, T) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_avx2_dequantize_##T}
 #define VNNI(FORM, T) {FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, pmx_avx2_dequantize_##T}
-#define KQUANT(T) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_scalar_dequantize_##T}
+#define VNNI256(T) {PMX_FORM_Q256, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avx512vnni = {
     .name = "avx512vnni",
@@ -23,12 +23,12 @@ const pmx_kernels pmx_kernels_avx512vnni = {
             [PMX_Q5_1] = VNNI(PMX_FORM_Q32, q5_1),
             [PMX_Q8_0] = VNNI(PMX_FORM_Q32, q8_0),
             [PMX_IQ4_NL] = VNNI(PMX_FORM_Q32, iq4_nl),
-            [PMX_Q2_K] = KQUANT(q2_k),
-            [PMX_Q3_K] = KQUANT(q3_k),
-            [PMX_Q4_K] = KQUANT(q4_k),
-            [PMX_Q5_K] = KQUANT(q5_k),
-            [PMX_Q6_K] = KQUANT(q6_k),
-            [PMX_IQ4_XS] = KQUANT(iq4_xs),
+            [PMX_Q2_K] = VNNI256(q2_k),
+            [PMX_Q3_K] = VNNI256(q3_k),
+            [PMX_Q4_K] = VNNI256(q4_k),
+            [PMX_Q5_K] = VNNI256(q5_k),
+            [PMX_Q6_K] = VNNI256(q6_k),
+            [PMX_IQ4_XS] = VNNI256(iq4_xs),
         },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,
