@@ -270,7 +270,7 @@ def test_batches_that_make_no_sense_are_refused(load: Load) -> None:
         with pytest.raises(InvalidArgumentError, match=f"id {bad} at 1"):
             model.forward(np.array([1, bad], np.int32), [(a, 2)], kv)
     with pytest.raises(InvalidArgumentError, match="int32"):
-        model.forward(np.array([1, 1 << 32]), [(a, 2)], kv)  # type: ignore[arg-type]
+        model.forward(np.array([1, 1 << 32]), [(a, 2)], kv)
     with pytest.raises(InvalidArgumentError, match="shape"):
         model.forward(np.zeros((2, e.config.hidden - 1), np.float32), [(a, 2)], kv)
     assert state(kv, a, b) == before
