@@ -15,6 +15,10 @@ import click
 # Name: module that has a click command of that name, and the line in the help.
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
+    "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
+    "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
+    "plan": ("pymixtral.cli.plan", "Say whether a model fits this machine, and how fast it can be."),
+    "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "quantize": ("pymixtral.quantize.cli", "Write a checkpoint as a GGUF file."),
 }
 

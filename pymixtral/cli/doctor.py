@@ -1,0 +1,141 @@
+"""The command `pymixtral doctor`."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pymixtral.cli.text import show_bytes, wrap, write, write_json
+
+if TYPE_CHECKING:
+    from pymixtral.machine import Cpu, InstructionSets, Memory, Threads
+
+_PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pymixtral doctor
+  pymixtral doctor --json > machine.json
+  PYMIXTRAL_ISA=avx2 pymixtral doctor""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Show what pymixtral finds on this machine, and measure it.
+
+    CPU and instruction sets, threads, memory and versions, and for about two seconds what the machine gives: memory read bandwidth,
+    which limits the generation of text, and the int8 products of pymixtral's own kernels, which limit the reading of prompts. GB is 10^9
+    bytes, GMAC/s 10^9 multiply-accumulates a second. Exit code 1 if something is wrong.
+    """
+    from pymixtral import machine
+
+    cpu = machine.cpu()
+    isas = machine.instruction_sets(cpu.features)
+    threads, memory = machine.threads(), machine.memory()
+    probes = _probe(isas, threads, memory)
+    problems = _problems(isas, memory)
+    if as_json:
+        write_json(
+            {
+                "cpu": asdict(cpu),
+                "instruction_sets": asdict(isas),
+                "threads": asdict(threads) | {"limit": threads.limit},
+                "memory": asdict(memory),
+                "versions": _versions(),
+                "probe": probes,
+                "problems": problems,
+            }
+        )
+    else:
+        write("\n".join([*_machine(cpu, isas), *_limits(threads, memory), *_measured(probes), *_software(), *_end(problems)]))
+    ctx.exit(1 if problems else 0)
+
+
+def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str, Any]:
+    """With one thread and with the default number: GB/s and GMAC/s, by the number of threads. int8 runs with the chosen instruction set,
+    or the fastest if none could be chosen."""
+    from pymixtral import probe
+
+    isa = isas.chosen or isas.available[-1]
+    counts = sorted({1, threads.default})
+    return {
+        "isa": isa,
+        "read_gb_per_second": {str(n): round(rate, 2) for n, rate in probe.read_bandwidth(counts, memory.usable).items()},
+        "int8_gmac_per_second": {str(n): round(probe.int8_rate(n, isa).gmacs, 1) for n in counts},
+    }
+
+
+def _problems(isas: InstructionSets, memory: Memory) -> list[str]:
+    problems = []
+    if isas.chosen is None:
+        problems.append(f"No model runs: {isas.reason}.")
+    elif isas.chosen == "scalar":
+        problems.append("Only the plain C kernels are in use, which are many times slower than those of an instruction set.")
+    if memory.usable < 1 << 30:
+        problems.append(f"Only {show_bytes(memory.usable)} of memory are available.")
+    return problems
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # imported from a folder that was never installed
+            found[name] = "unknown"
+    return {"python": platform.python_version(), **found, "system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+
+
+def _row(name: str, text: str) -> str:
+    return f"{name:11} " + wrap(text, " " * 12).lstrip()
+
+
+def _machine(cpu: Cpu, isas: InstructionSets) -> list[str]:
+    lines = [_row("CPU", cpu.name)]
+    if cpu.features:
+        lines.append(_row("Features", " ".join(cpu.features)))
+    shown = []
+    for name in isas.built:
+        if name in isas.available:
+            shown.append(name)
+        else:
+            lacks = ", ".join(isas.missing[name])
+            shown.append(f"{name} (not here{': the CPU lacks ' + lacks if lacks else ''})")
+    chosen = isas.chosen or "none"
+    return [*lines, _row("Kernels", ", ".join(shown)), _row("", f"chosen: {chosen} ({isas.reason})")]
+
+
+def _limits(threads: Threads, memory: Memory) -> list[str]:
+    quota = "no cgroup quota" if threads.quota is None else f"a cgroup quota of {threads.quota}"
+    cpus = f"{threads.online} CPUs online, {threads.allowed} allowed, {threads.cores} physical cores, {quota}"
+    sizes = f"{show_bytes(memory.total)} in all"
+    sizes += f", {show_bytes(memory.available)} available" if memory.available is not None else ""
+    sizes += f", cgroup limit {show_bytes(memory.cgroup_limit)}" if memory.cgroup_limit is not None else ", no cgroup limit"
+    lines = [_row("Threads", f"{threads.default}: {threads.limit}"), _row("", cpus), _row("Memory", sizes)]
+    return [*lines, _row("", f"transparent huge pages: {memory.huge_pages}")] if memory.huge_pages else lines
+
+
+def _measured(probes: dict[str, Any]) -> list[str]:
+    read = ", ".join(f"{rate:.1f} GB/s {_with(n)}" for n, rate in probes["read_gb_per_second"].items())
+    int8 = ", ".join(f"{rate:.0f} GMAC/s {_with(n)}" for n, rate in probes["int8_gmac_per_second"].items())
+    return [_row("Read", f"{read} (NumPy)"), _row("int8", f"{int8} (q8_0 kernel of {probes['isa']}, in cache)")]
+
+
+def _with(n_threads: str) -> str:
+    return f"with {n_threads} thread{'' if n_threads == '1' else 's'}"
+
+
+def _software() -> list[str]:
+    versions = _versions()
+    system = versions.pop("system")
+    return [_row("Versions", ", ".join(f"{name} {number}" for name, number in versions.items())), _row("", system)]
+
+
+def _end(problems: list[str]) -> list[str]:
+    return ["", *(wrap(problem) for problem in problems)] if problems else ["", "No problem found."]

@@ -1,0 +1,199 @@
+"""The command `pymixtral plan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from pymixtral.cli.text import shorten, show_bytes, show_count, table, wrap, write, write_json
+
+if TYPE_CHECKING:
+    from pymixtral.config import ModelConfig
+    from pymixtral.inventory import Inventory
+    from pymixtral.plan import Plan
+
+# As pymixtral.mixes has them, which is not imported for a help text.
+_MODELS = ("8x7b", "8x22b", "7b")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pymixtral plan mixtral-q4_0.gguf
+  pymixtral plan mixtral-q4_0.gguf -c 32768 -t 8
+  pymixtral plan --params 8x7b                 every type, before a download
+  pymixtral plan --params 8x7b --type q4_k_m
+  pymixtral plan mixtral-f16.gguf --type q4_0  what quantizing would bring""",
+)
+@click.argument("model", type=click.Path(path_type=Path), required=False)
+@click.option("--params", type=click.Choice(_MODELS), help="Plan for a published model instead of a file.")
+@click.option("--type", "mix", metavar="TYPE", help="The type of its weights: f16, q8_0, q4_k_m, ...  [default: the file's, or all]")
+@click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens of context.  [default: the model's, at most 4096]")
+@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to measure with.  [default: one per core]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
+@click.pass_context
+def plan(
+    ctx: click.Context, model: Path | None, params: str | None, mix: str | None, context: int | None, threads: int | None, as_json: bool
+) -> None:
+    """Say whether a model fits this machine, and how fast it can be.
+
+    It measures the memory's read bandwidth for about a second. The speed is a prediction, and a limit that real speed stays somewhat
+    below: bandwidth divided by the bytes of weights that a token uses. Types such as q4_k_m are mixes, sized as llama.cpp's
+    quantizer makes them. GB is 10^9 bytes.
+    """
+    if (model is None) == (params is None):
+        raise click.UsageError(f"expected a MODEL file or --params, found {'neither' if model is None else 'both'}", ctx)
+    from pymixtral import machine, probe
+    from pymixtral import plan as planning
+    from pymixtral.inspection import context_length
+    from pymixtral.mixes import MIXES
+
+    if mix is not None and mix.lower() not in MIXES:
+        raise click.UsageError(f"expected --type to be one of {', '.join(MIXES)}, found {mix!r}", ctx)
+
+    config, inventory, problem = _model(model, params)
+    n_ctx = context_length(config, context)
+    memory = machine.memory()
+    n_threads = threads or machine.threads().default
+    bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
+    choices = planning.plans(config, inventory, n_ctx, memory, bandwidth)
+    best = planning.largest_that_fits(choices)
+    if params and mix is None:
+        measured = f"{bandwidth:.1f} GB/s with {n_threads} thread{'s' * (n_threads > 1)}"
+        if as_json:
+            write_json({"plans": [choice.to_json() for choice in choices], "choose": best.type if best else None})
+        else:
+            write("\n".join(_choices(choices, best, measured)))
+        return
+    if mix:
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix.lower())
+    else:
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, problem=problem)
+    if as_json:
+        fits = one.verdict == "fits" and one.problem is None
+        write_json(one.to_json() | {"threads": n_threads, "choose": one.type if fits or best is None else best.type})
+    else:
+        write("\n".join(_one(one, choices, best, n_threads)))
+
+
+def _model(model: Path | None, params: str | None) -> tuple[ModelConfig, Inventory, str | None]:
+    """Config and tensors, and why pymixtral cannot run the file, or None."""
+    from pymixtral.errors import UnsupportedError
+    from pymixtral.inspection import inspect
+    from pymixtral.inventory import Inventory
+    from pymixtral.mixes import MODELS, parts
+
+    if params:
+        config = MODELS[params]
+        return config, Inventory(parts(config), config.n_experts, config.n_experts_used), None
+    assert model is not None
+    found = inspect(model)
+    if found.config is None:
+        raise UnsupportedError(f"{found.path}: {found.problem}")
+    return found.config, found.inventory, found.problem
+
+
+def _one(one: Plan, choices: list[Plan], best: Plan | None, n_threads: int) -> list[str]:
+    inventory, memory = one.inventory, one.memory
+    active = f", {show_count(inventory.active_weights)} active for a token" if inventory.expert_bytes else ""
+    rows = [
+        ["weights", show_bytes(memory.weights)],
+        ["keys and values", show_bytes(memory.kv)],
+        ["working memory, estimated", show_bytes(memory.working)],
+        ["in all", show_bytes(memory.total)],
+        ["available now", show_bytes(one.available)],
+        ["at most, all else ended", show_bytes(one.limit)],
+    ]
+    return [
+        f"{shorten(one.config.name, 60)}, {_named(one)}: {inventory.bits_per_weight:.2f} bits a weight",
+        f"{show_count(inventory.n_weights)} parameters{active}",
+        "",
+        f"Memory with a context of {one.n_ctx} tokens",
+        *table(rows, "<>"),
+        "",
+        *map(wrap, _verdict(one)),
+        *map(wrap, _speed(one, n_threads)),
+        *map(wrap, _advice(one, choices, best)),
+    ]
+
+
+def _named(one: Plan) -> str:
+    return one.type or " + ".join([kind.name.lower() for kind in one.inventory.types if kind.name != "F32"] or ["f32"])
+
+
+def _verdict(one: Plan) -> list[str]:
+    short = show_bytes(one.memory.total - one.available)
+    if one.verdict == "fits":
+        return [f"It fits: {show_bytes(one.available - one.memory.total)} of memory are left."]
+    if one.verdict == "crowded":
+        return [f"It does not fit now, {short} are missing; it would if other programs ended."]
+    if one.verdict == "impossible":
+        return ["It cannot run: keys and values alone are more than the memory of this machine; choose a shorter context (-c)."]
+    return [f"It does not fit: {short} of memory are missing."]
+
+
+def _speed(one: Plan, n_threads: int) -> list[str]:
+    if one.verdict == "impossible":
+        return []
+    active = show_bytes(one.inventory.active_bytes)
+    bandwidth = f"{one.bandwidth:.1f} GB/s with {n_threads} thread{'s' * (n_threads > 1)}"
+    speed = (
+        f"{_rate(one.tokens_per_second_in_memory)} at most, {_rate(one.tokens_per_second_full)} when the context is full "
+        f"(a token reads {active} of weights; memory was measured to give {bandwidth})."
+    )
+    if not one.disk_bytes_per_token:
+        return [f"Prediction: {speed}"]
+    disk = show_bytes(one.disk_bytes_per_token)
+    return [
+        f"It still runs, paging: the file stays mapped, and of the {active} that a token reads about {disk} come from the disk.",
+        f"Prediction now: {_rate(one.tokens_per_second)} from a disk that gives 2 GB/s. In memory it would be {speed}",
+    ]
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.1f} tokens/s" if rate >= 0.995 else f"{1 / rate:.1f} s a token"
+
+
+def _advice(one: Plan, choices: list[Plan], best: Plan | None) -> list[str]:
+    advice = []
+    if one.problem:
+        advice.append(f"This version of pymixtral does not run it: {shorten(one.problem, 400)}.")
+    elif one.verdict == "fits":
+        return advice
+    if best is None:
+        smallest = next((choice for choice in reversed(choices) if choice.problem is None), None)
+        if smallest:
+            advice.append(
+                f"Nothing that pymixtral runs fits: the smallest type is {smallest.type}, which needs {show_bytes(smallest.memory.total)}."
+            )
+    else:
+        speed = _rate(best.tokens_per_second_in_memory)
+        advice.append(f"Choose {best.type}, the largest type that fits: {show_bytes(best.memory.total)} in all, {speed} at most.")
+    return advice
+
+
+def _choices(choices: list[Plan], best: Plan | None, measured: str) -> list[str]:
+    first = choices[0]
+    rows = [["type", "bits each", "weights", "in all", "fits", "tokens/s", ""]]
+    for choice in choices:
+        note = "<- choose" if choice is best else "no kernel yet" if choice.problem else ""
+        fits = {"fits": "yes", "crowded": "not now", "pages": "no, pages", "impossible": "no"}[choice.verdict]
+        rate = "" if choice.verdict == "impossible" else f"{choice.tokens_per_second:.2f}"
+        size = [show_bytes(choice.memory.weights), show_bytes(choice.memory.total)]
+        rows.append([str(choice.type), f"{choice.inventory.bits_per_weight:.2f}", *size, fits, rate, note])
+    active = f", {show_count(first.inventory.active_weights)} active for a token" if first.inventory.expert_bytes else ""
+    end = f"Choose {best.type}, the largest type that fits." if best else "No type that pymixtral runs fits."
+    return [
+        f"{first.config.name}: {show_count(first.inventory.n_weights)} parameters{active}",
+        f"Context of {first.n_ctx} tokens; {show_bytes(first.available)} of memory available, {show_bytes(first.limit)} at most",
+        "",
+        *table(rows, "<>>><><"),
+        "",
+        wrap(
+            f"tokens/s is a prediction, and a limit: memory was measured to give {measured}; where the model pages, "
+            "a disk of 2 GB/s is assumed."
+        ),
+        end,
+    ]
