@@ -15,6 +15,7 @@ import click
 # Name: module that has a click command of that name, and the line in the help.
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
+    "perplexity": ("pymixtral.cli.perplexity", "Measure how well a model predicts a text."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits this machine, and how fast it can be."),

@@ -101,8 +101,14 @@ def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> s
         raise click.UsageError("expected -p or -f, found both", ctx)
     if prompt is not None:
         return prompt
+    return read_text(ctx, file, "no prompt: expected -p TEXT, -f FILE, or text on standard input")
+
+
+def read_text(ctx: click.Context, file: Path | None, nothing: str = "no text: expected -f FILE, or text on standard input") -> str:
+    """The contents of a file or else of standard input, without a newline at the end. Raises UsageError with the message `nothing` if
+    standard input is a terminal, InvalidArgumentError for what is not UTF-8."""
     if file is None and sys.stdin.isatty():
-        raise click.UsageError("no prompt: expected -p TEXT, -f FILE, or text on standard input", ctx)
+        raise click.UsageError(nothing, ctx)
     data = file.read_bytes() if file else sys.stdin.buffer.read()
     try:
         text = data.decode("utf-8")
