@@ -12,8 +12,7 @@ enum { TILE_TOKENS = 8, MAX_PARTIAL_FLOATS = 16 << 20 };
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/* Validates cache and runs; *n_tokens is their total. */
-static pmx_status check_cache(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
+pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
     if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0) return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
     if (cache->type != PMX_F32 && cache->type != PMX_F16)
         return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0) or f16 (1)", cache->type);
@@ -91,7 +90,7 @@ static void write_task(void *arg, int64_t row, int32_t thread) {
 pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs) {
     int64_t n_tokens = 0;
     if (!ctx || !k || !v) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = check_cache(cache, runs, n_runs, &n_tokens);
+    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status == PMX_OK) status = pmx_thread_scratch_reserve(ctx, 4096);
     if (status != PMX_OK) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
@@ -318,7 +317,7 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
                          int32_t n_heads, int32_t window) {
     int64_t n_tokens = 0;
     if (!ctx || !y || !q) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = check_cache(cache, runs, n_runs, &n_tokens);
+    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
     if (n_heads < 1 || n_heads > 1024 || n_heads % cache->n_kv_heads)
         return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024", n_heads,

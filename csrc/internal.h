@@ -64,6 +64,13 @@ int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
 /* The bytes of `n` elements of a known type. */
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
 
+/* --- attention.c */
+/* Whether cache and runs fit each other; *n_tokens: of all runs. */
+pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens);
+
+/* --- moe.c */
+pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used);
+
 /* --- threads.c: the only owner of threads */
 typedef void (*pmx_task)(void *arg, int64_t item, int32_t thread);
 pmx_status pmx_pool_create(pmx_pool **pool, int32_t n_threads);

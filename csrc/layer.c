@@ -21,11 +21,15 @@ static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
     if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
         return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads, cache->head_dim,
                         layer->n_kv_heads, layer->head_dim);
+    if (layer->n_heads % layer->n_kv_heads || layer->window < 0)
+        return pmx_fail(PMX_EINVAL, "%d heads for %d key/value heads, a window of %d: expected a multiple, and 0 or more", layer->n_heads,
+                        layer->n_kv_heads, layer->window);
     const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
     pmx_status status = check_matrix(&layer->q, "q", q_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->k, "k", kv_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->v, "v", kv_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->output, "output", layer->hidden, q_dim);
+    if (status == PMX_OK) status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
     if (status == PMX_OK && layer->router.data) status = check_matrix(&layer->router, "router", layer->n_experts, layer->hidden);
     if (status == PMX_OK && !layer->router.data && layer->n_experts != 1)
         status = pmx_fail(PMX_EINVAL, "router is NULL with %d experts: only one needs none", layer->n_experts);
@@ -85,17 +89,12 @@ static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float 
 pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer,
                                const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines,
                                const pmx_observer *observer) {
-    if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines || (!runs && n_runs > 0) || n_runs < 0)
+    if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines)
         return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = check_layer(layer, cache);
-    if (status != PMX_OK) return status;
     int64_t n = 0;
-    for (int64_t i = 0; i < n_runs; i++) {
-        if (runs[i].n_tokens < 0) return pmx_fail(PMX_EINVAL, "run %lld has %d tokens", (long long)i, runs[i].n_tokens);
-        n += runs[i].n_tokens;
-        if (n > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
-    }
-    if (n == 0) return PMX_OK;
+    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n);
+    if (status == PMX_OK) status = check_layer(layer, cache);
+    if (status != PMX_OK || n == 0) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
     status = attend(ctx, x, normed, layer, cache, runs, n_runs, n, cosines, sines, observer);
     if (status == PMX_OK) status = pmx_rms_norm(ctx, normed, x, layer->ffn_norm, n, layer->hidden, layer->eps);

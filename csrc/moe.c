@@ -51,15 +51,20 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
     for (int32_t i = 0; i < p->n_used; i++) weights[i] = e[i] / sum;
 }
 
+pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used) {
+    if (n_experts >= 1 && n_experts <= MAX_EXPERTS && n_experts_used >= 1 && n_experts_used <= n_experts) return PMX_OK;
+    return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts, n_experts, MAX_EXPERTS);
+}
+
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
                      int32_t n_experts_used) {
     if (!ctx || !ids || !weights || !logits) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (n_experts < 1 || n_experts > MAX_EXPERTS || n_experts_used < 1 || n_experts_used > n_experts)
-        return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts, n_experts, MAX_EXPERTS);
+    pmx_status status = pmx_check_experts_used(n_experts, n_experts_used);
+    if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX) return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
-    const pmx_status status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
+    status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
     pmx_fp_leave(mode);
     return status;
 }
@@ -208,14 +213,13 @@ static void observe_inputs(const experts_args *p, const float *normed) {
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
-    if (layer->hidden < 1 || layer->n_experts < 1 || layer->n_experts > MAX_EXPERTS || layer->n_experts_used < 1 ||
-        layer->n_experts_used > layer->n_experts)
-        return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d", layer->n_experts_used, layer->n_experts, MAX_EXPERTS);
-    if (!layer->experts) return pmx_fail(PMX_EINVAL, "experts is NULL");
+    pmx_status status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
+    if (status != PMX_OK) return status;
+    if (layer->hidden < 1 || !layer->experts) return pmx_fail(PMX_EINVAL, "hidden is %d, or experts is NULL", layer->hidden);
     const int64_t ffn = layer->experts[0].rows;
     for (int32_t i = 0; i < layer->n_experts * 3; i++) {
         const pmx_weight *w = &layer->experts[i];
-        const pmx_status status = pmx_check_weight(w, "an expert's matrix");
+        status = pmx_check_weight(w, "an expert's matrix");
         if (status != PMX_OK) return status;
         const int64_t rows = i % 3 == 2 ? layer->hidden : ffn, cols = i % 3 == 2 ? ffn : layer->hidden;
         if (w->rows != rows || w->cols != cols)

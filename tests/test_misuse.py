@@ -133,6 +133,7 @@ WEIGHTS: list[tuple[dict[str, Any], int]] = [
     ({"row_bytes": 0}, lib.PMX_EINVAL),
     ({"row_bytes": -102}, lib.PMX_EINVAL),
     ({"row_bytes": 67}, lib.PMX_EINVAL),
+    ({"row_bytes": LARGEST}, lib.PMX_EINVAL),  # the second row would lie beyond any memory
     ({"type": -1}, lib.PMX_EUNSUPPORTED),
     ({"type": 4}, lib.PMX_EUNSUPPORTED),
     ({"type": 1 << 30}, lib.PMX_EUNSUPPORTED),
@@ -262,6 +263,26 @@ def test_layers_that_make_no_sense(changed: dict[str, Any]) -> None:
     call = layer_attention(FIRST_CONTEXT)
     _set(call.args["layer"], changed)
     refused(call.status())
+
+
+@pytest.mark.parametrize(
+    ("part", "changed"),
+    [
+        ("cache", {"n_kv_heads": 1}),
+        ("cache", {"n_pages": 0}),
+        ("runs", {"first_position": -1}),
+        ("layer", {"window": -1}),
+        ("layer", {"n_experts_used": 4}),
+    ],
+    ids=str,
+)
+def test_a_layer_is_refused_before_anything_is_written(part: str, changed: dict[str, Any]) -> None:
+    call = layer_attention(FIRST_CONTEXT)
+    before = [output.array.copy() for output in call.outputs]
+    _set(call.args[part][0], changed)
+    refused(call.status())
+    for output, contents in zip(call.outputs, before, strict=True):
+        np.testing.assert_array_equal(output.array, contents)
 
 
 def test_layers_without_a_router() -> None:
