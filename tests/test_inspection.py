@@ -33,7 +33,7 @@ def test_mixtral_8x7b_of_true_size(tmp_path: Path, mix: str, merged: bool) -> No
     path = write_hole(tmp_path / "mixtral.gguf", CONFIG, expected.parts if merged else split(expected.parts, 8))
     begin = time.perf_counter()
     found = inspect(path)
-    assert time.perf_counter() - begin < 1
+    assert time.perf_counter() - begin < 2
     assert path.stat().st_blocks * 512 < 1 << 20 < found.file_bytes  # a hole
     assert f"{found.inventory.n_weights / 1e9:.1f} {found.inventory.active_weights / 1e9:.1f}" == "46.7 12.9"
     assert (found.inventory.n_bytes, found.inventory.active_bytes) == (expected.n_bytes, expected.active_bytes)

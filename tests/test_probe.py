@@ -23,7 +23,7 @@ def test_every_chunk_is_read_once(n_threads: int, monkeypatch: pytest.MonkeyPatc
 def test_bandwidth_of_each_number_of_threads() -> None:
     begin = time.perf_counter()
     rates = probe.read_bandwidth([1, 2], memory_available=1 << 29)
-    assert time.perf_counter() - begin < 5
+    assert time.perf_counter() - begin < 20
     assert rates.keys() == {1, 2}
     assert all(0.1 < rate < 10_000 for rate in rates.values())
 
