@@ -108,8 +108,7 @@ PMX_INLINE void finish(const int type, float *acc, int32_t *isum, const strip_bl
     _mm256_store_ps(acc + half, y);
 }
 
-/* acc [4 tokens][16 rows] += the strip's blocks. The accumulators are named one by one, because gcc spills arrays here, and pass through an
- * empty asm, because it also reassociates chains of vpaddw into trees and spills all the products: without it this runs a third slower. */
+/* acc [4 tokens][16 rows] += the strip's blocks, with named accumulators and an empty asm as in matmul32.h. */
 PMX_INLINE void tile(const int type, float *acc, const uint8_t *q, const strip_block *block, const tile_acts256 *acts, int64_t n_blocks) {
     const int n_sums = type == PMX_Q4_K ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) ? 1 : 4;
     for (int64_t b = 0; b < n_blocks; b++, block++) {

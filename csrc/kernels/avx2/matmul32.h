@@ -10,7 +10,8 @@
  * vec takes 8 rows of one token straight from the mapped blocks. Eight short row streams defeat the hardware prefetchers, so it
  * prefetches the next 8 rows, which lie behind these ones, linearly.
  * mat unpacks a strip of 16 rows to bytes [k/4][16 rows][4] once and multiplies it with all tokens, four at a time:
- * 2 loads and 4 dword broadcasts feed 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays here. */
+ * 2 loads and 4 dword broadcasts feed 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays
+ * here, and pass through an empty asm because it also reassociates the chains of additions into trees and spills all the products. */
 #ifndef PMX_AVX2_MATMUL32_H
 #define PMX_AVX2_MATMUL32_H
 
@@ -177,6 +178,7 @@ PMX_INLINE void tile_unsigned(float *acc, const strip32 *strip, const tile_acts 
         const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
         low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w0, x));                                                                    \
         high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w1, x));                                                                  \
+        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
     }
 #define WIDEN(t)                                                                                                                           \
     low##t = _mm256_madd_epi16(low##t, ones);                                                                                              \
@@ -227,6 +229,7 @@ PMX_INLINE void tile_signed(float *acc, const strip32 *strip, const tile_acts *a
         const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
         low##t = _mm256_add_epi32(low##t, dot_signed(w0, x));                                                                              \
         high##t = _mm256_add_epi32(high##t, dot_signed(w1, x));                                                                            \
+        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
     }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
