@@ -1,68 +1,63 @@
-/* matmul_float.c: f32, f16 and bf16 weights. Each output has the contract's eight partial sums, two registers; vec keeps 8 rows, mat
- * 4 rows x 3 tokens in 24 registers, which leaves 8 for what 7 loads of eight elements bring. */
+/* matmul_float.c: f32, f16 and bf16 weights. Each output has the contract's eight partial sums, two registers. Tiles have 8 outputs: 8 rows
+ * of one token in vec, 4 rows x 2 tokens in mat, where 12 loads serve 16 fma; with 4 x 3, all 32 registers, gcc spills. */
 #if defined(__aarch64__)
 #include <string.h>
 
 #include "neon.h"
 
+enum { ROWS = 8, TOKENS = 2 }; /* at most, of a tile */
+
 PMX_NEON_BEGIN
 
-typedef float32x4x2_t (*load8)(const uint8_t *w);
+typedef float32x4_t (*load4)(const uint8_t *w);
 
-PMX_INLINE float32x4x2_t load8_f32(const uint8_t *w) {
-    const float *x = (const float *)(const void *)w;
-    return (float32x4x2_t){{vld1q_f32(x), vld1q_f32(x + 4)}};
-}
+PMX_INLINE float32x4_t load4_f32(const uint8_t *w) { return vld1q_f32((const float *)(const void *)w); }
+PMX_INLINE float32x4_t load4_f16(const uint8_t *w) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(w))); }
+PMX_INLINE float32x4_t load4_bf16(const uint8_t *w) { return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(w)), 16)); }
 
-PMX_INLINE float32x4x2_t load8_f16(const uint8_t *w) {
-    const float16x8_t x = vreinterpretq_f16_u8(vld1q_u8(w));
-    return (float32x4x2_t){{vcvt_f32_f16(vget_low_f16(x)), vcvt_high_f32_f16(x)}};
-}
+typedef float32x4_t sums[8][2];
 
-PMX_INLINE float32x4x2_t load8_bf16(const uint8_t *w) {
-    const uint16x8_t x = vreinterpretq_u16_u8(vld1q_u8(w));
-    return (float32x4x2_t){{vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(x), 16)), vreinterpretq_f32_u32(vshll_high_n_u16(x, 16))}};
-}
-
-/* The last n < 8 elements, padded with zeros. */
-PMX_INLINE float32x4x2_t load_tail(load8 load, const void *w, int64_t n, const int64_t size) {
-    uint8_t padded[32] = {0};
-    memcpy(padded, w, (size_t)(n * size));
-    return load(padded);
-}
-
-PMX_INLINE void add_product(float32x4_t acc[2], float32x4x2_t x, float32x4x2_t w) {
-    acc[0] = vfmaq_f32(acc[0], x.val[0], w.val[0]);
-    acc[1] = vfmaq_f32(acc[1], x.val[1], w.val[1]);
-}
-
-/* R rows x T tokens; R and T are constants where this is inlined. */
-PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, const int R, const pmx_acts *acts, const int32_t *tokens,
-                     const int T, load8 load, const int64_t size) {
-    const int64_t n = acts->cols, whole = n - n % 8;
-    const float *x[3];
-    float32x4_t acc[8][3][2];
-    for (int t = 0; t < T; t++) x[t] = acts->x + tokens[t] * n;
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) acc[r][t][0] = acc[r][t][1] = vdupq_n_f32(0.0f);
-    for (int64_t i = 0; i < whole; i += 8) {
-        float32x4x2_t v[3];
-        for (int t = 0; t < T; t++) v[t] = load8_f32((const uint8_t *)(x[t] + i));
+/* acc[r * T + t] += eight elements of row r times eight of token t; R and T are constants where this is inlined. */
+PMX_INLINE void add_products(sums acc, const uint8_t *w, int64_t row_bytes, const int R, const float *const *x, int64_t at, const int T,
+                             load4 load, const int64_t size) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++, at += 4) {
+        float32x4_t v[TOKENS];
+#pragma GCC unroll 8
+        for (int t = 0; t < T; t++) v[t] = vld1q_f32(x[t] + at);
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++) {
-            const float32x4x2_t row = load(w + r * row_bytes + i * size);
-            for (int t = 0; t < T; t++) add_product(acc[r][t], v[t], row);
+            const float32x4_t row = load(w + r * row_bytes + at * size);
+#pragma GCC unroll 8
+            for (int t = 0; t < T; t++) acc[r * T + t][h] = vfmaq_f32(acc[r * T + t][h], v[t], row);
         }
     }
-    if (whole < n)
-        for (int t = 0; t < T; t++) {
-            const float32x4x2_t v = load_tail(load8_f32, x[t] + whole, n - whole, sizeof(float));
-            for (int r = 0; r < R; r++) add_product(acc[r][t], v, load_tail(load, w + r * row_bytes + whole * size, n - whole, size));
-        }
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) y[t * ldy + r] = sum8_tree(acc[r][t][0], acc[r][t][1]);
 }
 
-PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, load8 load,
+PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, const int R, const pmx_acts *acts, const int32_t *tokens,
+                     const int T, load4 load, const int64_t size) {
+    const int64_t n = acts->cols, whole = n - n % 8;
+    const float *x[TOKENS];
+    sums acc;
+    for (int t = 0; t < T; t++) x[t] = acts->x + tokens[t] * n;
+#pragma GCC unroll 8
+    for (int i = 0; i < R * T; i++) acc[i][0] = acc[i][1] = vdupq_n_f32(0.0f);
+    for (int64_t at = 0; at < whole; at += 8) add_products(acc, w, row_bytes, R, x, at, T, load, size);
+    if (whole < n) { /* the last elements, padded with zeros */
+        float x_tail[TOKENS][8] = {0};
+        uint8_t w_tail[ROWS][32] = {0};
+        for (int t = 0; t < T; t++) {
+            memcpy(x_tail[t], x[t] + whole, (size_t)(n - whole) * sizeof(float));
+            x[t] = x_tail[t];
+        }
+        for (int r = 0; r < R; r++) memcpy(w_tail[r], w + r * row_bytes + whole * size, (size_t)((n - whole) * size));
+        add_products(acc, w_tail[0], sizeof w_tail[0], R, x, 0, T, load, size);
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R * T; i++) y[i % T * ldy + i / T] = sum8_tree(acc[i][0], acc[i][1]);
+}
+
+PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, load4 load,
                     const int64_t size) {
     const int32_t t = (int32_t)token;
     int64_t r = 0;
@@ -71,12 +66,12 @@ PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_row
 }
 
 PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                    int64_t n_tokens, load8 load, const int64_t size) {
+                    int64_t n_tokens, load4 load, const int64_t size) {
     int64_t r = 0;
     for (; r + 4 <= n_rows; r += 4) {
         int64_t t = 0;
-        for (; t + 3 <= n_tokens; t += 3) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, load, size);
-        for (; t < n_tokens; t++) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, load, size);
+        for (; t + 2 <= n_tokens; t += 2) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 2, load, size);
+        if (t < n_tokens) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, load, size);
     }
     for (int64_t t = 0; t < n_tokens && r < n_rows; t++)
         vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
@@ -84,12 +79,12 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
 
 #define TYPE(T, SIZE)                                                                                                                      \
     void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {            \
-        vec(y, w, row_bytes, n_rows, acts, token, load8_##T, SIZE);                                                                        \
+        vec(y, w, row_bytes, n_rows, acts, token, load4_##T, SIZE);                                                                        \
     }                                                                                                                                      \
     void pmx_neon_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
                           const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                        \
         (void)scratch;                                                                                                                     \
-        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_##T, SIZE);                                                        \
+        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load4_##T, SIZE);                                                        \
     }
 
 TYPE(f32, 4)

@@ -4,8 +4,7 @@
 #include "../scalar/scalar.h"
 #include "neon.h"
 
-#define TYPE(FORM, T)                                                                                                                      \
-    { FORM, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T }
+#define TYPE(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_neon = {
     .name = "neon",

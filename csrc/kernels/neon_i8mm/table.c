@@ -4,10 +4,8 @@
 #include "../scalar/scalar.h"
 #include "neon_i8mm.h"
 
-#define FLOATS(T)                                                                                                                          \
-    { PMX_FORM_F32, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T }
-#define INTEGERS(FORM, T)                                                                                                                  \
-    { FORM, pmx_neon_vec_##T, pmx_neon_i8mm_mat_##T, pmx_scalar_dequantize_##T }
+#define FLOATS(T) {PMX_FORM_F32, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T}
+#define INTEGERS(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_i8mm_mat_##T, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_neon_i8mm = {
     .name = "neon_i8mm",
