@@ -69,9 +69,13 @@ void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weigh
         type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, mat_scratch);
         return;
     }
-    /* Groups of 8 rows, so that a few tokens read each row from memory once. */
-    for (int64_t r = 0; r < n_rows; r += 8) {
-        const int64_t n = n_rows - r < 8 ? n_rows - r : 8;
+    if (n_tokens == 1) {
+        type->vec(y, data, w->row_bytes, n_rows, acts, tokens[0]);
+        return;
+    }
+    /* Groups of 16 rows, so that a few tokens read each row from memory once. */
+    for (int64_t r = 0; r < n_rows; r += 16) {
+        const int64_t n = n_rows - r < 16 ? n_rows - r : 16;
         for (int64_t i = 0; i < n_tokens; i++) type->vec(y + i * ldy + r, data + r * w->row_bytes, w->row_bytes, n, acts, tokens[i]);
     }
 }

@@ -202,22 +202,32 @@ PMX_INLINE __m256i unpack_iq4_nl(const uint8_t *block) {
     return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_nl, qs)));
 }
 
-#define TYPE(T, ...)                                                                                                                       \
-    static const type32 T = {unpack_##T, sizeof(pmx_block_##T), __VA_ARGS__};                                                              \
+static const type32 q4_0 = {unpack_q4_0, sizeof(pmx_block_q4_0), .offset = 8};
+static const type32 q4_1 = {unpack_q4_1, sizeof(pmx_block_q4_1), .has_min = 1};
+static const type32 q5_0 = {unpack_q5_0, sizeof(pmx_block_q5_0), .offset = 16};
+static const type32 q5_1 = {unpack_q5_1, sizeof(pmx_block_q5_1), .has_min = 1};
+static const type32 q8_0 = {unpack_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
+static const type32 iq4_nl = {unpack_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
+
+#define VEC(T)                                                                                                                             \
     void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
         vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                                    \
-    }                                                                                                                                      \
+    }
+#define MAT(T)                                                                                                                             \
     void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
                                 const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
         mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                           \
     }
 
-TYPE(q4_0, .offset = 8)
-TYPE(q4_1, .has_min = 1)
-TYPE(q5_0, .offset = 16)
-TYPE(q5_1, .has_min = 1)
-TYPE(q8_0, .offset = 128)
-TYPE(iq4_nl, .offset = 128)
+VEC(q5_0) /* the types of 4 bits have theirs in vec4.c */
+VEC(q5_1)
+VEC(q8_0)
+MAT(q4_0)
+MAT(q4_1)
+MAT(q5_0)
+MAT(q5_1)
+MAT(q8_0)
+MAT(iq4_nl)
 
 PMX_AVX512VNNI_END
 #endif
