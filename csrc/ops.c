@@ -1,4 +1,5 @@
 /* ops.c: the entry points that work row by row: validation, then one parallel region. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -172,7 +173,7 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
             return pmx_fail(PMX_EINVAL, "frequency %lld is negative, NaN or infinite", (long long)i);
         if (frequencies[i] > fastest) fastest = frequencies[i];
     }
-    if (!isfinite((float)factor)) return pmx_fail(PMX_EINVAL, "factor is %g: expected a finite f32", factor);
+    if (!(fabs(factor) <= FLT_MAX)) return pmx_fail(PMX_EINVAL, "factor is %g: expected a finite f32", factor);
     for (int64_t i = 0; i < n_tokens; i++)
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
             return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i], (long long)i);

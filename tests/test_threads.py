@@ -24,7 +24,7 @@ from variants import F32, ISAS, TYPES, activations, every_context, matrix, norma
 
 from pymixtral import ops, reference
 from pymixtral._native import ffi, lib
-from pymixtral.errors import CanceledError
+from pymixtral.errors import CanceledError, InvalidArgumentError
 from pymixtral.matrix import Matrix
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -273,3 +273,10 @@ def test_the_callers_floating_point_mode_changes_nothing_and_is_kept(isa: str, m
     np.testing.assert_array_equal(after, inside)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in MODES, reason="sets the mode through glibc's fenv_t")
+def test_the_callers_floating_point_mode_lets_nothing_through() -> None:
+    with ops.Context(1) as ctx, floating_point_mode("chop"):  # where 1e300 as float32 is the largest number, not infinity
+        with pytest.raises(InvalidArgumentError, match="factor"):
+            ops.rope_table(ctx, np.ones(4), np.arange(4, dtype=np.int32), 1e300)
