@@ -39,6 +39,8 @@ int pmx_cpu_avx2(void) {
            all_set(f.leaf7_ebx, 1u << 5);                                                  /* AVX2 */
 }
 
+int pmx_cpu_avxvnni(void) { return pmx_cpu_avx2() && all_set(read_features().leaf7_1_eax, 1u << 4); }
+
 int pmx_cpu_avx512vnni(void) {
     const cpu_features f = read_features();
     const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;

@@ -47,6 +47,7 @@ pmx_status pmx_fail_row(pmx_status status, int64_t row, const char *format, ...)
 
 /* --- cpu.c */
 int pmx_cpu_avx2(void);
+int pmx_cpu_avxvnni(void);
 int pmx_cpu_avx512vnni(void);
 int pmx_cpu_neon(void);
 int pmx_cpu_neon_i8mm(void);

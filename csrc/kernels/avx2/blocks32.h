@@ -2,6 +2,7 @@
 #ifndef PMX_AVX2_BLOCKS32_H
 #define PMX_AVX2_BLOCKS32_H
 
+#include <stddef.h>
 #include <string.h>
 
 #include "avx2.h"
@@ -49,6 +50,29 @@ PMX_INLINE __m256i load_fifth_bits(const uint8_t *qh) {
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
     const __m256i masked = _mm256_and_si256(_mm256_shuffle_epi8(_mm256_set1_epi32(bits), source), bit);
     return _mm256_and_si256(_mm256_cmpeq_epi8(masked, bit), _mm256_set1_epi8(16));
+}
+
+/* --- A block's 32 integers as bytes: unsigned, with the type's offset, but signed for q8_0 and iq4_nl */
+
+PMX_INLINE __m256i unpack_q4_0(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_0, qs)); }
+
+PMX_INLINE __m256i unpack_q4_1(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_1, qs)); }
+
+PMX_INLINE __m256i unpack_q5_0(const uint8_t *block) {
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_0, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_0, qh)));
+}
+
+PMX_INLINE __m256i unpack_q5_1(const uint8_t *block) {
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_1, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_1, qh)));
+}
+
+PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)(block + offsetof(pmx_block_q8_0, qs)));
+}
+
+PMX_INLINE __m256i unpack_iq4_nl(const uint8_t *block) {
+    const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES);
+    return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_nl, qs)));
 }
 
 /* 8 vectors of 8 rows' dwords become dword j of 8 rows each, at out + j * stride. */

@@ -165,9 +165,11 @@ PMX_INLINE void flush(float *acc, __m256i isum0, __m256i isum1, const strip32 *s
     _mm256_store_ps(acc + 8, y1);
 }
 
+/* acc [4 tokens][16 rows] += the strip's blocks. */
+typedef void (*tile_kernel)(float *acc, const strip32 *strip, const tile_acts *acts, int64_t n_blocks, const type32 T);
+
 #define FOR_TOKENS(M) M(0) M(1) M(2) M(3)
 
-/* acc [4 tokens][16 rows] += the strip's blocks. */
 PMX_INLINE void tile_unsigned(float *acc, const strip32 *strip, const tile_acts *acts, int64_t n_blocks, const type32 T) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int64_t b = 0; b < n_blocks; b++) {
@@ -255,7 +257,7 @@ PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_acts *acts, const int32
 }
 
 PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch, const type32 T) {
+                      const int32_t *tokens, int64_t n_tokens, void *scratch, tile_kernel kernel, const type32 T) {
     strip32 strip = {.q = scratch};
     strip.scales = (float *)(void *)(strip.q + STRIP_ROWS * K_BLOCK);
     strip.mins = strip.scales + STRIP_ROWS * STRIP_BLOCKS;
@@ -270,10 +272,7 @@ PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes
             for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
                 tile_acts tile;
                 tile_pointers(&tile, acts, tokens, n_tokens, t, first);
-                if (T.n_sums > 1)
-                    tile_unsigned(acc + t * STRIP_ROWS, &strip, &tile, n, T);
-                else
-                    tile_signed(acc + t * STRIP_ROWS, &strip, &tile, n, T);
+                kernel(acc + t * STRIP_ROWS, &strip, &tile, n, T);
             }
         }
         for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);

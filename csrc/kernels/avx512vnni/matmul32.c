@@ -9,8 +9,6 @@
  * mat: strips of 32 rows as bytes [k/4][32 rows][4], two registers per 4 columns, times 8 tokens: 2 loads of weights and 8 broadcasts feed
  * 16 vpdpbusd into 16 accumulators. Every 32 columns cost three more vector operations per accumulator: convert, scale, fma. */
 #if defined(__x86_64__)
-#include <stddef.h>
-
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
 
@@ -179,35 +177,16 @@ _Static_assert(STRIP_ROWS *(K_BLOCK + 2 * STRIP_BLOCKS * 4 + PMX_TOKEN_BLOCK * 4
 
 /* --- The types */
 
-PMX_INLINE __m256i unpack_q4_0(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_0, qs)); }
-
-PMX_INLINE __m256i unpack_q4_1(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_1, qs)); }
-
-PMX_INLINE __m256i unpack_q5_0(const uint8_t *block) {
-    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_0, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_0, qh)));
-}
-
-PMX_INLINE __m256i unpack_q5_1(const uint8_t *block) {
-    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_1, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_1, qh)));
-}
-
 PMX_INLINE __m256i plus_128(__m256i x) { return _mm256_xor_si256(x, _mm256_set1_epi8(-128)); }
-
-PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) {
-    return plus_128(_mm256_loadu_si256((const __m256i *)(const void *)(block + offsetof(pmx_block_q8_0, qs))));
-}
-
-PMX_INLINE __m256i unpack_iq4_nl(const uint8_t *block) {
-    const __m256i values = plus_128(_mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES));
-    return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_nl, qs)));
-}
+PMX_INLINE __m256i unsigned_q8_0(const uint8_t *block) { return plus_128(unpack_q8_0(block)); }
+PMX_INLINE __m256i unsigned_iq4_nl(const uint8_t *block) { return plus_128(unpack_iq4_nl(block)); }
 
 static const type32 q4_0 = {unpack_q4_0, sizeof(pmx_block_q4_0), .offset = 8};
 static const type32 q4_1 = {unpack_q4_1, sizeof(pmx_block_q4_1), .has_min = 1};
 static const type32 q5_0 = {unpack_q5_0, sizeof(pmx_block_q5_0), .offset = 16};
 static const type32 q5_1 = {unpack_q5_1, sizeof(pmx_block_q5_1), .has_min = 1};
-static const type32 q8_0 = {unpack_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
-static const type32 iq4_nl = {unpack_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
+static const type32 q8_0 = {unsigned_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
+static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
 
 #define VEC(T)                                                                                                                             \
     void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
