@@ -139,10 +139,10 @@ def test_a_product_that_overflows_names_its_row(ctx: ops.Context, kind: GGMLQuan
 
 
 @every_context
-@pytest.mark.parametrize("n", [32, 64, 96, 1056])
-def test_quantized_activations(ctx: ops.Context, n: int) -> None:
+@pytest.mark.parametrize(("n", "block"), [(32, 32), (64, 32), (96, 32), (1056, 32), (256, 256), (768, 256)])
+def test_quantized_activations(ctx: ops.Context, n: int, block: int) -> None:
     x = activations(n, 60, n)
-    got, want = ops.quantize_activations(ctx, x), reference.quantize_activations(x)
+    got, want = ops.quantize_activations(ctx, x, block), reference.quantize_activations(x, block)
     assert [a.dtype for a in got] == [a.dtype for a in want]
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
