@@ -3,18 +3,15 @@
 #ifndef PMX_AVX512VNNI_BLOCKS256_H
 #define PMX_AVX512VNNI_BLOCKS256_H
 
-#include <stddef.h>
-#include <string.h>
-
+#include "../avx2/kquants.h"
 #include "avx512vnni.h"
 
-/* One block of one row. q[i]: elements 64*i .. 64*i+63. scales: int32, of sub-blocks of 16, or of 32 in the first eight lanes.
+/* One block of one row. q[i]: elements 64*i .. 64*i+63. scales: int16 for each 16 elements (a sub-block of 32 has two equal ones).
  * pairs: int16 for each 16 elements, to be multiplied with their activations' sum: -offset * scale, part of the dot product, or
  * the minimum, which has a sum of its own. */
 typedef struct {
     __m512i q[4];
-    __m512i scales;
-    __m256i pairs;
+    __m256i scales, pairs;
 } block256;
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
@@ -23,6 +20,7 @@ typedef struct {
     int64_t block_bytes;
     int64_t d_at, dmin_at; /* where in a block; dmin_at 0: no minimums */
     int n_sub;             /* sub-blocks: 8 of 32 or 16 of 16 */
+    int wide;              /* the sum of four products may exceed int16 */
 } type256;
 
 PMX_AVX512VNNI_BEGIN
@@ -61,44 +59,33 @@ PMX_INLINE __m256i twice16(__m128i bytes) {
 }
 
 /* Scales and minimums of q4_k and q5_k. */
-PMX_INLINE void load_scales_k4(block256 *out, const uint8_t *scales) {
-    uint32_t s[3];
-    memcpy(s, scales, sizeof s);
-    const uint64_t low = s[0] & 0x3f3f3f3fu, high = (s[2] & 0x0f0f0f0fu) | (s[0] >> 2 & 0x30303030u);
-    const uint64_t min_low = s[1] & 0x3f3f3f3fu, min_high = (s[2] >> 4 & 0x0f0f0f0fu) | (s[1] >> 2 & 0x30303030u);
-    out->scales = _mm512_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)(low | high << 32)));
-    out->pairs = twice16(_mm_cvtsi64_si128((int64_t)(min_low | min_high << 32)));
+PMX_INLINE void load_scales_k4(block256 *out, const uint8_t *block) {
+    const __m128i both = six_bits(load16(block));
+    out->scales = twice16(both);
+    out->pairs = twice16(_mm_unpackhi_epi64(both, both));
 }
 
 PMX_INLINE block256 unpack_q2_k(const uint8_t *block) {
     block256 out;
-    const __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)(block + offsetof(pmx_block_q2_k, scales)));
     load_crumbs256(out.q, block + offsetof(pmx_block_q2_k, qs));
-    out.scales = _mm512_cvtepu8_epi32(_mm_and_si128(packed, _mm_set1_epi8(15)));
-    out.pairs = _mm256_cvtepu8_epi16(_mm_and_si128(_mm_srli_epi16(packed, 4), _mm_set1_epi8(15)));
+    out.scales = _mm256_cvtepi8_epi16(kquant_scales(PMX_Q2_K, block));
+    out.pairs = _mm256_cvtepi8_epi16(kquant_mins_q2_k(block));
     return out;
 }
 
 PMX_INLINE block256 unpack_q3_k(const uint8_t *block) {
     block256 out;
-    uint32_t s[3];
-    memcpy(s, block + offsetof(pmx_block_q3_k, scales), sizeof s);
-    const int32_t packed[4] = {(int32_t)((s[0] & 0x0f0f0f0fu) | (s[2] & 0x03030303u) << 4),
-                               (int32_t)((s[1] & 0x0f0f0f0fu) | (s[2] >> 2 & 0x03030303u) << 4),
-                               (int32_t)((s[0] >> 4 & 0x0f0f0f0fu) | (s[2] >> 4 & 0x03030303u) << 4),
-                               (int32_t)((s[1] >> 4 & 0x0f0f0f0fu) | (s[2] >> 6 & 0x03030303u) << 4)};
-    const __m128i scales = _mm_sub_epi8(_mm_loadu_si128((const __m128i *)(const void *)packed), _mm_set1_epi8(32));
     load_crumbs256(out.q, block + offsetof(pmx_block_q3_k, qs));
     add_bits256(out.q, block + offsetof(pmx_block_q3_k, hmask), 4);
-    out.scales = _mm512_cvtepi8_epi32(scales);
-    out.pairs = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scales), _mm256_set1_epi16(-4));
+    out.scales = _mm256_cvtepi8_epi16(scales_q3_k(block));
+    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-4));
     return out;
 }
 
 PMX_INLINE block256 unpack_q4_k(const uint8_t *block) {
     block256 out;
     load_nibbles256(out.q, block + offsetof(pmx_block_q4_k, qs));
-    load_scales_k4(&out, block + offsetof(pmx_block_q4_k, scales));
+    load_scales_k4(&out, block);
     return out;
 }
 
@@ -106,36 +93,26 @@ PMX_INLINE block256 unpack_q5_k(const uint8_t *block) {
     block256 out;
     load_nibbles256(out.q, block + offsetof(pmx_block_q5_k, qs));
     add_bits256(out.q, block + offsetof(pmx_block_q5_k, qh), 16);
-    load_scales_k4(&out, block + offsetof(pmx_block_q5_k, scales));
+    load_scales_k4(&out, block);
     return out;
 }
 
 PMX_INLINE block256 unpack_q6_k(const uint8_t *block) {
     block256 out;
     __m512i high[4];
-    const __m128i scales = _mm_loadu_si128((const __m128i *)(const void *)(block + offsetof(pmx_block_q6_k, scales)));
     load_crumbs256(high, block + offsetof(pmx_block_q6_k, qh));
     for (int i = 0; i < 4; i++) {
         const __m512i packed = _mm512_loadu_si512(block + offsetof(pmx_block_q6_k, ql) + 64 * (i / 2));
         const __m512i low = _mm512_and_si512(i % 2 ? _mm512_srli_epi16(packed, 4) : packed, _mm512_set1_epi8(15));
         out.q[i] = _mm512_or_si512(low, _mm512_slli_epi16(high[i], 4));
     }
-    out.scales = _mm512_cvtepi8_epi32(scales);
-    out.pairs = _mm256_mullo_epi16(_mm256_cvtepi8_epi16(scales), _mm256_set1_epi16(-32));
+    out.scales = _mm256_cvtepi8_epi16(load16(block + offsetof(pmx_block_q6_k, scales)));
+    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-32));
     return out;
 }
 
 PMX_INLINE block256 unpack_iq4_xs(const uint8_t *block) {
     block256 out;
-    uint16_t top;
-    uint32_t low;
-    memcpy(&top, block + offsetof(pmx_block_iq4_xs, scales_h), sizeof top);
-    memcpy(&low, block + offsetof(pmx_block_iq4_xs, scales_l), sizeof low);
-    const __m256i nibbles = _mm256_srlv_epi32(_mm256_set1_epi32((int32_t)low), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
-    const __m256i crumbs = _mm256_srlv_epi32(_mm256_set1_epi32(top), _mm256_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14));
-    const __m256i joined = _mm256_or_si256(_mm256_and_si256(nibbles, _mm256_set1_epi32(15)),
-                                           _mm256_slli_epi32(_mm256_and_si256(crumbs, _mm256_set1_epi32(3)), 4));
-    const __m256i scales = _mm256_sub_epi32(joined, _mm256_set1_epi32(32));
     const __m128i values = _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); /* plus 128 */
     for (int i = 0; i < 4; i++) {
         const __m512i packed =
@@ -144,8 +121,8 @@ PMX_INLINE block256 unpack_iq4_xs(const uint8_t *block) {
         const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
         out.q[i] = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), _mm512_and_si512(shifted, _mm512_set1_epi8(15)));
     }
-    out.scales = _mm512_castsi256_si512(scales);
-    out.pairs = _mm256_mullo_epi16(twice16(_mm256_cvtepi32_epi8(scales)), _mm256_set1_epi16(-128));
+    out.scales = twice16(scales_iq4_xs(block));
+    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-128));
     return out;
 }
 

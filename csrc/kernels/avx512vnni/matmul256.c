@@ -1,8 +1,8 @@
 /* matmul256.c: weights in blocks of 256 (k-quants, iq4_xs) times 8-bit activations with VNNI.
  *
- * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, vpmulld scales them, and one conversion and fma
- * ends the block of 256. Offsets and minimums are one vpdpwssd for each 32 elements: int16 of the weights (block256.pairs) times the
- * activations' sums of 16, which fit int16 (16 * 127).
+ * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, which are scaled as integers, and one conversion
+ * and fma ends the block of 256. Offsets and minimums are one vpdpwssd for each 32 elements: int16 of the weights (block256.pairs) times
+ * the activations' sums of 16, which fit int16 (16 * 127).
  *
  * vec: 8 rows of one token; the rows' 16 lanes are reduced together once per block of 256.
  * mat: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8 accumulators of a sub-block and 8 of the block. */
@@ -30,11 +30,28 @@ PMX_INLINE __m256i reduce16(const __m512i rows[8]) {
     return reduce8(p);
 }
 
+/* Word w of two packed registers i and i + 1 (vpackssdw works within 128-bit lanes) belongs to 16 elements: their scale. */
+PMX_INLINE __m512i packed_scales(__m256i scales, const int i) {
+    const __m512i lane = _mm512_setr_epi64(0, 0x0004000400040004, 0x0001000100010001, 0x0005000500050005, 0x0002000200020002,
+                                           0x0006000600060006, 0x0003000300030003, 0x0007000700070007);
+    return _mm512_permutexvar_epi16(_mm512_add_epi16(lane, _mm512_set1_epi16((int16_t)(4 * i))), _mm512_castsi256_si512(scales));
+}
+
 /* Lane l of register i belongs to elements 64*i + 4*l ..: its scale. */
-PMX_INLINE __m512i spread_scales(__m512i scales, const int i, const int n_sub) {
-    const __m512i by4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3), by8 = _mm512_srli_epi32(by4, 1);
-    return _mm512_permutexvar_epi32(
-        n_sub == 16 ? _mm512_add_epi32(by4, _mm512_set1_epi32(4 * i)) : _mm512_add_epi32(by8, _mm512_set1_epi32(2 * i)), scales);
+PMX_INLINE __m512i wide_scales(__m256i scales, const int i) {
+    const __m512i by4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_epi32(_mm512_add_epi32(by4, _mm512_set1_epi32(4 * i)), _mm512_cvtepi16_epi32(scales));
+}
+
+/* start + the scaled sums of products of a row's block with activations q, in 16 lanes. A lane of vpdpbusd holds four products: at most
+ * 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into int16 without loss, and vpdpwssd scales and adds them. */
+PMX_INLINE __m512i dot_block(__m512i start, const block256 *block, const int8_t *q, const type256 T) {
+    __m512i dots[4];
+    for (int j = 0; j < 4; j++) dots[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), block->q[j], _mm512_loadu_si512(q + 64 * j));
+    for (int j = 0; T.wide && j < 4; j++) start = _mm512_add_epi32(start, _mm512_mullo_epi32(dots[j], wide_scales(block->scales, j)));
+    for (int j = 0; !T.wide && j < 4; j += 2)
+        start = _mm512_dpwssd_epi32(start, _mm512_packs_epi32(dots[j], dots[j + 1]), packed_scales(block->scales, j));
+    return start;
 }
 
 PMX_INLINE __m256i sums16(const int32_t *sums) { return _mm512_cvtepi32_epi16(_mm512_loadu_si512(sums)); }
@@ -59,13 +76,8 @@ PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
                     _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
                 const block256 block = T.unpack(rows[i] + at);
                 const __m512i pairs = _mm512_zextsi256_si512(_mm256_madd_epi16(block.pairs, xsums));
-                dots[i] = T.dmin_at ? _mm512_setzero_si512() : pairs;
                 mins[i] = pairs;
-                for (int j = 0; j < 4; j++) {
-                    const __m512i x = _mm512_loadu_si512(q + b * PMX_BLOCK256 + 64 * j);
-                    const __m512i dot = _mm512_dpbusd_epi32(_mm512_setzero_si512(), block.q[j], x);
-                    dots[i] = _mm512_add_epi32(dots[i], _mm512_mullo_epi32(dot, spread_scales(block.scales, j, T.n_sub)));
-                }
+                dots[i] = dot_block(T.dmin_at ? _mm512_setzero_si512() : pairs, &block, q + b * PMX_BLOCK256, T);
             }
             const __m256 dx = _mm256_set1_ps(d[b]);
             acc = _mm256_fmadd_ps(_mm256_mul_ps(load_scales(rows, at + T.d_at), dx), _mm256_cvtepi32_ps(reduce16(dots)), acc);
@@ -90,11 +102,12 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     uint8_t q[8][PMX_BLOCK256] __attribute__((aligned(64)));
     for (int i = 0; i < 8; i++) {
         const block256 block = T.unpack(rows[i] + at);
-        int32_t scales[16], pairs[PAIRS];
+        int16_t scales[16];
+        int32_t pairs[PAIRS];
         for (int j = 0; j < 4; j++) _mm512_store_si512(q[i] + 64 * j, block.q[j]);
-        _mm512_storeu_si512(scales, block.scales);
+        _mm256_storeu_si256((__m256i *)(void *)scales, block.scales);
         _mm256_storeu_si256((__m256i *)(void *)pairs, block.pairs);
-        for (int j = 0; j < T.n_sub; j++) out->scales[j][part + i] = scales[j];
+        for (int j = 0; j < T.n_sub; j++) out->scales[j][part + i] = scales[j * 16 / T.n_sub];
         for (int j = 0; j < PAIRS; j++) out->pairs[j][part + i] = pairs[j];
     }
     for (int g = 0; g < PMX_BLOCK256 / 32; g++) {
@@ -223,12 +236,12 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
         mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                          \
     }
 
-TYPE(q2_k, offsetof(pmx_block_q2_k, dmin), 16)
-TYPE(q3_k, 0, 16)
-TYPE(q4_k, offsetof(pmx_block_q4_k, dmin), 8)
-TYPE(q5_k, offsetof(pmx_block_q5_k, dmin), 8)
-TYPE(q6_k, 0, 16)
-TYPE(iq4_xs, 0, 8)
+TYPE(q2_k, offsetof(pmx_block_q2_k, dmin), 16, 0)
+TYPE(q3_k, 0, 16, 0)
+TYPE(q4_k, offsetof(pmx_block_q4_k, dmin), 8, 0)
+TYPE(q5_k, offsetof(pmx_block_q5_k, dmin), 8, 0)
+TYPE(q6_k, 0, 16, 0)
+TYPE(iq4_xs, 0, 8, 1)
 
 PMX_AVX512VNNI_END
 #endif
