@@ -22,6 +22,7 @@ typedef struct {
                                      the scales of a type with an offset; sub-blocks of 32: the last four */
     float d[STRIP_ROWS], dmin[STRIP_ROWS];
 } strip_block;
+_Static_assert(sizeof(strip_block) % 64 == 0, "aligned loads");
 
 typedef struct {
     _Alignas(64) uint8_t q[K_BLOCK * STRIP_ROWS];
