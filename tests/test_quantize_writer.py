@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, make_tensors, read_tensors, write_safetensors
 from gguf import GGUFReader, quants
-from pymixtral.quantize import convert, quantize, writer
+from pymixtral.quantize import quantize, writer
 from pymixtral.quantize.layout import rope_order
 from pymixtral.quantize.recipe import TYPES
 
+import pymixtral
 from pymixtral import ops
 from pymixtral.errors import CheckpointError, InvalidArgumentError
 from pymixtral.gguf import GGUFFile
@@ -114,7 +115,7 @@ def test_bundled_model_is_what_the_quantizer_makes(tiny_q8_0: Path) -> None:
 
     pymixtral quantize tests/data/tiny-mixtral pymixtral/data/tiny-mixtral-q8_0.gguf --type q8_0 --force
     """
-    bundled = Path(convert.__file__).parents[1] / "pymixtral" / "data" / "tiny-mixtral-q8_0.gguf"
+    bundled = Path(pymixtral.__file__).parent / "data" / "tiny-mixtral-q8_0.gguf"
     assert bundled.read_bytes() == tiny_q8_0.read_bytes()
 
 
