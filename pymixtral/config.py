@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import decimal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.gguf import GGUFFile, Value, quoted
+from pymixtral.shards import stem
 
 MAX_EXPERTS = 64
 MAX_HEAD_DIM = 1024
@@ -69,7 +69,7 @@ class ModelConfig:
         n_used = keys.integer("llama.expert_used_count", lowest, n_experts, default=None if n_experts else 0)
         window = keys.integer("llama.attention.sliding_window", 0, (1 << 31) - 1, default=0)
         return cls(
-            name=keys.string("general.name", default=Path(file.path).stem),
+            name=keys.string("general.name", default=stem(file.paths[0])),
             n_vocab=_n_vocab(keys),
             n_ctx_train=keys.integer("llama.context_length", 1, MAX_CONTEXT),
             hidden=hidden,

@@ -97,9 +97,12 @@ class GGUFFile:
     metadata: key to int, float, bool, str, list of str, or a NumPy array (one dimension, the file's type; bool as bool).
     tensors: name to Tensor, in the file's order.
     version: 2 or 3. alignment: of each tensor's offset, in bytes, a power of two of at least 8.
+    encoded: key to its bytes in the file (name, type and value), views of the mapped file.
+    paths: the file, or all shards of a model in several files, of which `path` may be any; metadata, encoded, version and alignment are
+    those of the first, the tensors those of all. n_bytes: of all files.
 
-    Opening reads the header only, whatever the size of the file. Raises ModelFileError for a file that cannot be opened or breaks
-    the format, and UnsupportedError for a retired tensor type and for one part of a split model.
+    Opening reads the headers only, whatever the size of the file. Raises ModelFileError for a file that cannot be opened or breaks
+    the format and for shards that are missing or contradict each other, and UnsupportedError for a retired tensor type.
 
     The mapping ends when the file is closed and the last view of it (a tensor's data, or anything sliced from it) is gone; close()
     does not invalidate views that are in use. The mapped file must not change meanwhile: reading a page beyond the end of a file that
@@ -109,22 +112,56 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        header = _Header(self.path)
-        self.version, n_tensors, n_keys = _read_counts(header)
-        self.metadata: dict[str, Value] = _read_metadata(header, n_keys)
-        self.alignment = _alignment(header, self.metadata)
-        _refuse_split(header, self.metadata)
-        self.tensors: dict[str, Tensor] = _read_tensors(header, n_tensors, self.alignment)
+        shards = [read_shard(self.path)]
+        if shards[0].count > 1:
+            from pymixtral.shards import open_all  # which needs this module
+
+            shards = open_all(shards[0])
+        first = shards[0]
+        self.paths = tuple(shard.path for shard in shards)
+        self.n_bytes = sum(shard.n_bytes for shard in shards)
+        self.version, self.alignment = first.version, first.alignment
+        self.metadata: dict[str, Value] = first.metadata
+        self.encoded: dict[str, memoryview] = first.encoded
+        self.tensors: dict[str, Tensor] = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
 
     def close(self) -> None:
         """Drops the tensors; the mapping itself ends with the last view of it. May be called twice."""
-        self.tensors = {}
+        self.tensors, self.encoded = {}, {}
 
     def __enter__(self) -> GGUFFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One file by itself, of `count` that make up the model. header_bytes: before the data, n_bytes: of the file."""
+
+    path: str
+    version: int
+    alignment: int
+    metadata: dict[str, Value]
+    encoded: dict[str, memoryview]
+    tensors: dict[str, Tensor]
+    count: int
+    header_bytes: int
+    n_bytes: int
+
+
+def read_shard(path: str) -> Shard:
+    """Reads and checks the header of one file. Raises as GGUFFile does."""
+    header = _Header(path)
+    version, n_tensors, n_keys = _read_counts(header)
+    metadata, encoded = _read_metadata(header, n_keys)
+    alignment = _alignment(header, metadata)
+    count = metadata.get("split.count", 1)
+    if type(count) is not int:  # bool is an int to Python
+        raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
+    tensors = _read_tensors(header, n_tensors, alignment)
+    return Shard(path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size)
 
 
 class _Header:
@@ -228,8 +265,11 @@ def _read_counts(header: _Header) -> tuple[int, int, int]:
     return version, n_tensors, n_keys
 
 
-def _read_metadata(header: _Header, n_keys: int) -> dict[str, Value]:
+def _read_metadata(header: _Header, n_keys: int) -> tuple[dict[str, Value], dict[str, memoryview]]:
+    """Values, and the bytes that they and their keys are in the file."""
     metadata: dict[str, Value] = {}
+    encoded: dict[str, memoryview] = {}
+    content = memoryview(header.data)
     for i in range(n_keys):
         pos = header.pos
         key = header.string(f"metadata key {i}", MAX_KEY_BYTES)
@@ -238,7 +278,8 @@ def _read_metadata(header: _Header, n_keys: int) -> dict[str, Value]:
         if key in metadata:
             header.fail(f"metadata key {quoted(key)}", pos, "the key appears twice")
         metadata[key] = _read_value(header, f"metadata key {quoted(key)}")
-    return metadata
+        encoded[key] = content[pos : header.pos]
+    return metadata, encoded
 
 
 def _read_kind(header: _Header, what: str) -> GGUFValueType:
@@ -278,17 +319,6 @@ def _alignment(header: _Header, metadata: dict[str, Value]) -> int:
             f"{header.path}: metadata key 'general.alignment': expected a power of two from 8 to {MAX_ALIGNMENT}, found {quoted(value)}"
         )
     return value
-
-
-def _refuse_split(header: _Header, metadata: dict[str, Value]) -> None:
-    count = metadata.get("split.count", 1)
-    if type(count) is not int:
-        raise ModelFileError(f"{header.path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
-    if count > 1:
-        raise UnsupportedError(
-            f"{header.path}: this is one of {count} parts of a split model (metadata key 'split.count'), which is not supported: "
-            "merge the parts into one file first"
-        )
 
 
 def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, Tensor]:

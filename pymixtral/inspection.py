@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from pymixtral.config import ModelConfig
@@ -24,7 +23,8 @@ _SHOWN = 8  # elements of a longer array that are kept
 class Inspection:
     """A file's contents.
 
-    file_bytes: its size. metadata: all keys and values. config: None where the metadata describes no model that pymixtral knows.
+    file_bytes: its size, or that of all shards. metadata: all keys and values. config: None where the metadata describes no model that
+    pymixtral knows.
     problem: why pymixtral cannot run the file, a sentence, or None. has_tokenizer: whether text can be used.
     """
 
@@ -82,8 +82,8 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format, UnsupportedError for a retired type
-    or one part of a split model; a readable file that pymixtral cannot run is described, with the reason in `problem`."""
+    """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format or shards that do not belong together,
+    UnsupportedError for a retired type; a readable file that pymixtral cannot run is described, with the reason in `problem`."""
     with GGUFFile(path) as file:
         config, problem = None, None
         try:
@@ -101,7 +101,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         experts = (config.n_experts, config.n_experts_used) if config else (1, 1)
         return Inspection(
             path=file.path,
-            file_bytes=Path(file.path).stat().st_size,
+            file_bytes=file.n_bytes,
             version=file.version,
             alignment=file.alignment,
             metadata=file.metadata,

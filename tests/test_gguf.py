@@ -402,12 +402,6 @@ def test_row_10_huge_dimensions_in_a_tiny_file(write: Callable[[bytes], Path], d
     refused(write(build([], [tensor("name", dims, F32, 0)], bytes(128))), "'name'", f"need {4 * np.prod(dims, dtype=object)} bytes", "has")
 
 
-def test_parts_of_a_split_model_are_refused_by_name(write: Callable[[bytes], Path]) -> None:
-    split = key("split.count", V.UINT16, struct.pack("<H", 3))
-    refused(write(build([split], [])), "one of 3 parts", "'split.count'", error=UnsupportedError)
-    GGUFFile(write(build([key("split.count", V.UINT16, struct.pack("<H", 1))], [])))
-
-
 # --- Fuzzing ------------------------------------------------------------------------------------------------------
 
 edits = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.sampled_from([1, 4, 8]), st.integers(0, 2**64 - 1)), max_size=4)

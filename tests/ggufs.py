@@ -1,0 +1,61 @@
+"""GGUF files in the forms that other tools write, made from the quantizer's with the gguf package alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf.quants import dequantize, quantize
+
+
+def rewrite(
+    source: Path,
+    dest: Path,
+    *,
+    keys: Mapping[str, Any] | None = None,
+    types: Mapping[str, GGMLQuantizationType] | None = None,
+    split: bool = False,
+    without: tuple[str, ...] = (),
+    version: int = 3,
+    shard_tensors: int = 0,
+) -> Path:
+    """Writes `source` as `dest` and returns the file to open, the first of several with shard_tensors.
+
+    keys: metadata to set (int as uint32, float as float32, bool, str), None to leave out. types: for tensors whose names hold the text.
+    split: one tensor for each expert. without: tensors left out. shard_tensors: at most so many in a file.
+    """
+    reader = GGUFReader(source)
+    writer = GGUFWriter(dest, "llama", split_max_tensors=shard_tensors)
+    changes = dict(keys or {})
+    for name, field in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture" and name not in changes:
+            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+    kinds = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, bool: GGUFValueType.BOOL, str: GGUFValueType.STRING}
+    for name, value in changes.items():
+        if value is not None:
+            writer.add_key_value(name, value, kinds[type(value)])
+    for tensor in reader.tensors:
+        if tensor.name in without:
+            continue
+        data, kind = tensor.data, tensor.tensor_type
+        wanted = next((to for text, to in (types or {}).items() if text in tensor.name), kind)
+        if wanted != kind:
+            data, kind = quantize(np.asarray(dequantize(data, kind)), wanted), wanted
+        if split and "_exps." in tensor.name:
+            for e, expert in enumerate(data):
+                writer.add_tensor(tensor.name.replace("_exps.", f".{e}."), np.ascontiguousarray(expert), raw_dtype=kind)
+        else:
+            writer.add_tensor(tensor.name, np.ascontiguousarray(data), raw_dtype=kind)
+    writer.write_header_to_file(dest)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    paths = sorted(dest.parent.glob(f"{dest.stem}-*-of-*.gguf")) if shard_tensors else [dest]
+    for path in paths:
+        with path.open("r+b") as file:  # both versions have the same layout
+            file.seek(4)
+            file.write(version.to_bytes(4, "little"))
+    return paths[0]
