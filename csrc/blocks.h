@@ -105,6 +105,77 @@ _Static_assert(sizeof(pmx_block_iq4_xs) == 136, "iq4_xs block");
 /* The values of the 4-bit codes of iq4_nl and iq4_xs, in order; initializes an array of 16. */
 #define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
+/* --- Blocks that are only dequantized. Entries are indices into the tables of lattices.h, each for 8 elements (IQ3: 4). */
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[32]; /* of each 8: an entry's low bits */
+    uint16_t qh[8]; /* of each 32: 3 high bits of each entry, a scale of 3 bits, the sign of the shift */
+} pmx_block_iq1_s;
+_Static_assert(sizeof(pmx_block_iq1_s) == 50, "iq1_s block");
+
+typedef struct {
+    uint8_t qs[32];     /* as in iq1_s */
+    uint8_t qh[16];     /* of each 8, a nibble: 3 high bits and the sign of the shift */
+    uint16_t scales[4]; /* of each 64: four scales of 3 bits, and a nibble of the block's f16 scale */
+} pmx_block_iq1_m;
+_Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[64]; /* of each 32: four entries, then a word of four times 7 signs and a scale of 4 bits */
+} pmx_block_iq2_xxs;
+_Static_assert(sizeof(pmx_block_iq2_xxs) == 66, "iq2_xxs block");
+
+typedef struct {
+    uint16_t d;
+    uint16_t qs[32];   /* of each 8: an entry of 9 bits, 7 signs */
+    uint8_t scales[8]; /* of each 16, a nibble */
+} pmx_block_iq2_xs;
+_Static_assert(sizeof(pmx_block_iq2_xs) == 74, "iq2_xs block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[32], signs[32]; /* of each 8: an entry's low bits; 8 signs */
+    uint8_t qh[8];             /* of each 8, 2 bits: the entry's high ones */
+    uint8_t scales[8];         /* of each 16, a nibble */
+} pmx_block_iq2_s;
+_Static_assert(sizeof(pmx_block_iq2_s) == 82, "iq2_s block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[64];     /* of each 4: an entry */
+    uint8_t scales[32]; /* of each 32: the word of iq2_xxs */
+} pmx_block_iq3_xxs;
+_Static_assert(sizeof(pmx_block_iq3_xxs) == 98, "iq3_xxs block");
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[64]; /* of each 4: an entry's low bits */
+    uint8_t qh[8];  /* of each 4, a bit: the entry's high one */
+    uint8_t signs[32];
+    uint8_t scales[4]; /* of each 32, a nibble */
+} pmx_block_iq3_s;
+_Static_assert(sizeof(pmx_block_iq3_s) == 110, "iq3_s block");
+
+typedef struct {
+    uint8_t qs[48], qh[4]; /* five and four ternary digits a byte */
+    uint16_t d;
+} pmx_block_tq1_0;
+_Static_assert(sizeof(pmx_block_tq1_0) == 54, "tq1_0 block");
+
+typedef struct {
+    uint8_t qs[64]; /* crumbs */
+    uint16_t d;
+} pmx_block_tq2_0;
+_Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
+
+typedef struct {
+    uint8_t e;      /* the scale is 2^(e - 128) */
+    uint8_t qs[16]; /* as in q4_0 */
+} pmx_block_mxfp4;
+_Static_assert(sizeof(pmx_block_mxfp4) == 17, "mxfp4 block");
+
 /* --- Numbers */
 
 static inline uint32_t pmx_f32_bits(float x) {

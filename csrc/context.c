@@ -123,6 +123,16 @@ static const struct {
     [PMX_Q5_K] = {PMX_BLOCK256, sizeof(pmx_block_q5_k)},
     [PMX_Q6_K] = {PMX_BLOCK256, sizeof(pmx_block_q6_k)},
     [PMX_IQ4_XS] = {PMX_BLOCK256, sizeof(pmx_block_iq4_xs)},
+    [PMX_IQ2_XXS] = {PMX_BLOCK256, sizeof(pmx_block_iq2_xxs)},
+    [PMX_IQ2_XS] = {PMX_BLOCK256, sizeof(pmx_block_iq2_xs)},
+    [PMX_IQ3_XXS] = {PMX_BLOCK256, sizeof(pmx_block_iq3_xxs)},
+    [PMX_IQ1_S] = {PMX_BLOCK256, sizeof(pmx_block_iq1_s)},
+    [PMX_IQ3_S] = {PMX_BLOCK256, sizeof(pmx_block_iq3_s)},
+    [PMX_IQ2_S] = {PMX_BLOCK256, sizeof(pmx_block_iq2_s)},
+    [PMX_IQ1_M] = {PMX_BLOCK256, sizeof(pmx_block_iq1_m)},
+    [PMX_TQ1_0] = {PMX_BLOCK256, sizeof(pmx_block_tq1_0)},
+    [PMX_TQ2_0] = {PMX_BLOCK256, sizeof(pmx_block_tq2_0)},
+    [PMX_MXFP4] = {PMX_BLOCK, sizeof(pmx_block_mxfp4)},
 };
 
 int64_t pmx_row_bytes(int32_t type, int64_t n) {

@@ -7,7 +7,7 @@
 #include "pmx.h"
 
 enum {
-    PMX_TYPE_SLOTS = 31,   /* types are GGUF's numbers, 0..30 */
+    PMX_TYPE_SLOTS = 40,   /* types are GGUF's numbers, 0..39 */
     PMX_TOKEN_BLOCK = 128, /* most tokens of one mat call: its float accumulators (128 x 16 x 4 bytes) stay in L1 */
     PMX_PAGE = 64,         /* positions of a cache page */
     PMX_MAT_SCRATCH = 96 * 1024
@@ -33,7 +33,7 @@ typedef struct {
 
 typedef struct {
     pmx_form form;
-    /* y[i] = row i of w . token, for n_rows rows. */
+    /* y[i] = row i of w . token, for n_rows rows. NULL: rows are dequantized and multiplied as f32. */
     void (*vec)(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
     /* y[i*ldy + r] = row r of w . tokens[i], for n_rows rows and at most PMX_TOKEN_BLOCK tokens; scratch: PMX_MAT_SCRATCH
      * bytes, 64-byte aligned. NULL: there is only vec. */

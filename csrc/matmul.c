@@ -61,12 +61,30 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     return status;
 }
 
+/* Of a type without products of its own: as many rows as fit the scratch are dequantized at a time and multiplied as f32, whose kernels
+ * need no scratch. */
+static void dequantized_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
+                             const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
+    const int64_t row_bytes = w->cols * (int64_t)sizeof(float), fit = (int64_t)pmx_rows_scratch(w->cols) / row_bytes;
+    float *rows = scratch;
+    for (int64_t r = 0; r < n_rows; r += fit) {
+        const pmx_weight f32 = {rows, PMX_F32, n_rows - r < fit ? n_rows - r : fit, w->cols, row_bytes, NULL};
+        for (int64_t i = 0; i < f32.rows; i++)
+            kernels->types[w->type].dequantize(rows + i * w->cols, (const uint8_t *)w->data + (first_row + r + i) * w->row_bytes, w->cols);
+        pmx_rows(kernels, y + r, ldy, &f32, 0, f32.rows, acts, tokens, n_tokens, NULL);
+    }
+}
+
 void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
-              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *mat_scratch) {
+              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
     const pmx_type_kernels *type = &kernels->types[w->type];
+    if (!type->vec) {
+        dequantized_rows(kernels, y, ldy, w, first_row, n_rows, acts, tokens, n_tokens, scratch);
+        return;
+    }
     const uint8_t *data = (const uint8_t *)w->data + first_row * w->row_bytes;
     if (type->mat && n_tokens >= kernels->mat_min_tokens) {
-        type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, mat_scratch);
+        type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, scratch);
         return;
     }
     if (n_tokens == 1) {
@@ -96,7 +114,7 @@ static void products_task(void *arg, int64_t item, int32_t thread) {
     const int64_t first = item * PMX_ROWS_PER_ITEM, rows = product->w->rows;
     const int64_t n_rows = rows - first < PMX_ROWS_PER_ITEM ? rows - first : PMX_ROWS_PER_ITEM;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *tile = (float *)(void *)(scratch + PMX_MAT_SCRATCH);
+    float *tile = (float *)(void *)(scratch + pmx_rows_scratch(p->acts->cols));
     int32_t tokens[PMX_TOKEN_BLOCK];
     for (int64_t t0 = 0; t0 < p->n_tokens; t0 += PMX_TOKEN_BLOCK) {
         const int64_t n = p->n_tokens - t0 < PMX_TOKEN_BLOCK ? p->n_tokens - t0 : PMX_TOKEN_BLOCK;
@@ -113,7 +131,7 @@ static void products_task(void *arg, int64_t item, int32_t thread) {
 }
 
 pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts, int64_t n_tokens) {
-    const pmx_status status = pmx_thread_scratch_reserve(ctx, PMX_MAT_SCRATCH + PMX_TILE_BYTES);
+    const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
     for (int32_t i = 0; i < n_products; i++) n_items += items_of(products[i].w);

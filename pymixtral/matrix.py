@@ -8,6 +8,21 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+DEQUANTIZED_TYPES = (
+    GGMLQuantizationType.IQ1_S,
+    GGMLQuantizationType.IQ1_M,
+    GGMLQuantizationType.IQ2_XXS,
+    GGMLQuantizationType.IQ2_XS,
+    GGMLQuantizationType.IQ2_S,
+    GGMLQuantizationType.IQ3_XXS,
+    GGMLQuantizationType.IQ3_S,
+    GGMLQuantizationType.TQ1_0,
+    GGMLQuantizationType.TQ2_0,
+    GGMLQuantizationType.MXFP4,
+)
+"""Types without kernels of their own: rows are dequantized each time they are used, to what the package gguf makes of them, and
+multiplied as f32. That is correct, and several times slower than other types."""
+
 
 @dataclass(frozen=True, eq=False)
 class Matrix:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidArgumentError, NonFiniteError
-from .matrix import Matrix
+from .matrix import DEQUANTIZED_TYPES, Matrix
 from .reference_blocks import FLOAT_TYPES, decode
 from .reference_blocks import dequantize as dequantize
 
@@ -104,7 +104,7 @@ def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32
 
 def matmul(x: F32, w: Matrix) -> F32:
     """float32 [n_tokens, rows] = x [n_tokens, cols] times w transposed. Raises NonFiniteError with the row, UnsupportedError."""
-    if w.type in FLOAT_TYPES:
+    if w.type in FLOAT_TYPES or w.type in DEQUANTIZED_TYPES:
         widened, strip = dequantize(w), 1 + 2048 // max(1, len(x))  # strips of outputs that stay in the processor's cache
         y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]
         return _finite(np.concatenate(y, axis=1), "a matrix product")

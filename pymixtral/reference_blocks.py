@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from .errors import UnsupportedError
-from .matrix import Matrix
+from .matrix import DEQUANTIZED_TYPES, Matrix
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -131,7 +131,7 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
 def decode(w: Matrix) -> Blocks:
     """The blocks of a matrix in blocks. Raises UnsupportedError for a type that this project does not run."""
     if w.type not in DECODERS:
-        known = ", ".join(kind.name.lower() for kind in (*FLOAT_TYPES, *DECODERS))
+        known = ", ".join(kind.name.lower() for kind in (*FLOAT_TYPES, *DECODERS, *DEQUANTIZED_TYPES))
         raise UnsupportedError(f"expected a matrix of type {known}, found {w.type.name.lower()}: quantize the model to one of these")
     return DECODERS[w.type](w.data.reshape(w.rows, -1, GGML_QUANT_SIZES[w.type][1]))
 
@@ -142,6 +142,10 @@ def dequantize(w: Matrix) -> F32:
         return (w.data.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
     if w.type in FLOAT_TYPES:
         return w.data.view(np.dtype("<f4" if w.type == GGMLQuantizationType.F32 else "<f2")).astype(np.float32)
+    if w.type in DEQUANTIZED_TYPES:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values: F32 = quants.dequantize(w.data, w.type)
+        return values
     blocks = decode(w)
     d: Any = blocks.d[..., None]
     if blocks.sc is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pymixtral.config import ModelConfig
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.gguf import GGUFFile, Tensor, quoted
-from pymixtral.matrix import Matrix
+from pymixtral.matrix import DEQUANTIZED_TYPES, Matrix
 
 MATRIX_TYPES = (
     GGMLQuantizationType.F32,
@@ -29,6 +29,7 @@ MATRIX_TYPES = (
     GGMLQuantizationType.Q5_K,
     GGMLQuantizationType.Q6_K,
     GGMLQuantizationType.IQ4_XS,
+    *DEQUANTIZED_TYPES,
 )
 
 Expert = tuple[Matrix, Matrix, Matrix]

@@ -7,12 +7,12 @@ import pytest
 from exact import exact_fma
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
-from variants import F32, SCALES, TYPES, block_of, every_context, generator, matrix, normal
+from variants import F32, INTEGER_TYPES, SCALES, block_of, every_context, generator, matrix, normal
 
 from pymixtral import ops, reference
 from pymixtral.matrix import Matrix
 
-KINDS = [kind for kind in TYPES if block_of(kind) == 32]
+KINDS = [kind for kind in INTEGER_TYPES if block_of(kind) == 32]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
 
 

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from pymixtral import ops
+from pymixtral import ops, reference_blocks
 from pymixtral._native import lib
 from pymixtral.errors import NonFiniteError
 from pymixtral.matrix import Matrix
@@ -34,8 +34,16 @@ SCALES: dict[str, tuple[int, ...]] = {
     "Q2_K": (80, 82),
     "Q3_K": (108,),
     "Q6_K": (208,),
+    **dict.fromkeys(["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"], (0,)),
+    "TQ1_0": (52,),
+    "TQ2_0": (64,),
+    "IQ1_M": (),  # in pieces: set_iq1_m_scales()
+    "MXFP4": (),  # an exponent of 8 bits, the first byte
 }
 """Where the f16 numbers of a block begin, in bytes; its other bytes may be anything."""
+
+INTEGER_TYPES = [kind for kind in TYPES if kind in reference_blocks.DECODERS]
+"""Types whose products are sums of integers."""
 
 
 def row_of(call: Callable[..., Any], *args: Any) -> int:
@@ -98,7 +106,18 @@ def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill:
         data[...] = fill
     for at in SCALES[kind.name]:
         data[..., at : at + 2] = _finite_f16(g, (rows, cols // block, 1)).view(np.uint8)
+    if kind == GGMLQuantizationType.IQ1_M:
+        set_iq1_m_scales(data, _finite_f16(g, (rows, cols // block)))
+    if kind == GGMLQuantizationType.MXFP4:
+        data[..., 0] %= 160  # up to 2^31: products stay finite
     return Matrix(kind, data.reshape(rows, -1))
+
+
+def set_iq1_m_scales(blocks: NDArray[np.uint8], f16: NDArray[np.uint16]) -> None:
+    """Writes the bits of f16 numbers [...] into blocks [..., 56] of iq1_m: a nibble each in the top of the last four 16-bit words."""
+    for i in range(4):
+        nibble = (f16 >> 4 * i & 15).astype(np.uint8)
+        blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | nibble << 4
 
 
 def model_matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int) -> Matrix:
@@ -110,10 +129,15 @@ def model_matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int) ->
         return Matrix.from_float(values if kind == GGMLQuantizationType.F32 else values.astype(np.float16))
     block, size = GGML_QUANT_SIZES[kind]
     data = generator(seed, kind).integers(0, 256, (rows, cols // block, size), np.uint8)
-    largest = {"Q8_0": 74, "IQ4_NL": 70, "IQ4_XS": 1300, "Q6_K": 1400}.get(kind.name, 5 if block == 32 else 100)
+    sizes = {"Q8_0": 74, "IQ4_NL": 70, "IQ4_XS": 1300, "Q6_K": 1400, "IQ1_S": 7, "IQ1_M": 7, "TQ1_0": 1, "TQ2_0": 1}
+    largest = sizes.get(kind.name, 5 if block == 32 else 100)
     scale = np.float16(1 / (largest * np.sqrt(cols)))
     for at in SCALES[kind.name]:
         data[..., at : at + 2] = np.array([scale], np.float16).view(np.uint8)
+    if kind == GGMLQuantizationType.IQ1_M:
+        set_iq1_m_scales(data, np.full(data.shape[:-1], scale.view(np.uint16)))
+    if kind == GGMLQuantizationType.MXFP4:
+        data[..., 0] = 128 + round(float(np.log2(scale)))
     return Matrix(kind, data.reshape(rows, -1))
 
 

@@ -29,6 +29,7 @@ const pmx_kernels pmx_kernels_avx512vnni = {
             [PMX_Q5_K] = VNNI256(q5_k),
             [PMX_Q6_K] = VNNI256(q6_k),
             [PMX_IQ4_XS] = VNNI256(iq4_xs),
+            PMX_DEQUANTIZED_TYPES,
         },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,

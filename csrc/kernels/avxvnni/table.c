@@ -29,6 +29,7 @@ const pmx_kernels pmx_kernels_avxvnni = {
             [PMX_Q5_K] = KQUANT(q5_k),
             [PMX_Q6_K] = KQUANT(q6_k),
             [PMX_IQ4_XS] = KQUANT(iq4_xs),
+            PMX_DEQUANTIZED_TYPES,
         },
     .rms_norm = pmx_avx2_rms_norm,
     .quantize32 = pmx_avx2_quantize32,

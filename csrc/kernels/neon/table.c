@@ -27,6 +27,7 @@ const pmx_kernels pmx_kernels_neon = {
             [PMX_Q5_K] = TYPE(PMX_FORM_Q256, q5_k),
             [PMX_Q6_K] = TYPE(PMX_FORM_Q256, q6_k),
             [PMX_IQ4_XS] = TYPE(PMX_FORM_Q256, iq4_xs),
+            PMX_DEQUANTIZED_TYPES,
         },
     .rms_norm = pmx_neon_rms_norm,
     .quantize32 = pmx_neon_quantize32,
