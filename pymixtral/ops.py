@@ -373,54 +373,49 @@ def _observed(observer: Observer | None, layer: Layer) -> Any:
     return observer.struct
 
 
-class LayerBuffers:
-    """What the two calls of a layer hand each other: normed float32 [n_tokens, hidden], the experts' input; ids int32 and weights
-    float32 [n_tokens, n_experts_used], the router's choice."""
+class Pass:
+    """What the layers of one pass hand on, checked once. x: float32 [n_tokens, hidden], the residual stream, changed in place. normed:
+    float32 [n_tokens, hidden], the experts' input; ids int32 and weights float32 [n_tokens, n_experts_used], the router's choice."""
 
-    def __init__(self, layer: Layer, n_tokens: int) -> None:
-        self.n_tokens = n_tokens
-        self.normed = np.empty((n_tokens, layer.hidden), np.float32)
-        self.ids = np.empty((n_tokens, layer.n_experts_used), np.int32)
-        self.weights = np.empty((n_tokens, layer.n_experts_used), np.float32)
-        self.pointers = _pointer(self.normed), _pointer(self.ids), _pointer(self.weights)
+    def __init__(self, layer: Layer, x: F32) -> None:
+        _in_place("x", x, (len(x), layer.hidden))
+        self.x = x
+        self.n_tokens = len(x)
+        self.width = layer.hidden, layer.n_experts_used
+        self.normed = np.empty_like(x)
+        self.ids = np.empty((self.n_tokens, layer.n_experts_used), np.int32)
+        self.weights = np.empty((self.n_tokens, layer.n_experts_used), np.float32)
+        self.pointers = _pointer(x), _pointer(self.normed), _pointer(self.ids), _pointer(self.weights)
+
+    def check(self, layer: Layer) -> None:
+        """Raises InvalidArgumentError if the layer is not of the sizes that this pass was made for."""
+        _same("a pass through this layer", self.width, (layer.hidden, layer.n_experts_used))
+
+
+class Rotation:
+    """The cosines and sines of a pass, float32 [n_tokens, head_dim/2], from rope_table."""
+
+    def __init__(self, cosines: F32, sines: F32) -> None:
+        _in_place("cosines", cosines, (len(cosines), *cosines.shape[1:2]))
+        _in_place("sines", sines, cosines.shape)
+        self._keep = cosines, sines
+        self.shape = cosines.shape
+        self.pointers = _pointer(cosines), _pointer(sines)
 
 
 def layer_attention(
-    ctx: Context,
-    x: F32,
-    buffers: LayerBuffers,
-    layer: Layer,
-    cache: CacheLayer,
-    runs: Runs,
-    cosines: F32,
-    sines: F32,
-    observer: Observer | None = None,
+    ctx: Context, p: Pass, layer: Layer, cache: CacheLayer, runs: Runs, rotation: Rotation, observer: Observer | None = None
 ) -> None:
-    """Adds attention to x [n_tokens, hidden] in place, writes the runs' keys and values to the cache, fills the buffers. cosines, sines:
-    [n_tokens, head_dim/2]."""
-    _in_place("x", x, (runs.n_tokens, layer.hidden))
-    _same("buffers", buffers.normed.shape, x.shape)
-    _same("buffers", buffers.ids.shape, (runs.n_tokens, layer.n_experts_used))
-    _in_place("cosines", cosines, (runs.n_tokens, cache.head_dim // 2))
-    _in_place("sines", sines, cosines.shape)
-    status = lib.pmx_layer_attention(
-        ctx.pointer,
-        _pointer(x),
-        *buffers.pointers,
-        layer.struct,
-        cache.struct,
-        runs.array,
-        runs.n_runs,
-        _pointer(cosines),
-        _pointer(sines),
-        _observed(observer, layer),
-    )
-    check(status)
+    """Adds attention to p.x, writes the runs' keys and values to the cache, fills normed, ids and weights of p."""
+    p.check(layer)
+    _same("rotation", rotation.shape, (p.n_tokens, cache.head_dim // 2))
+    _same("runs", (runs.n_tokens,), (p.n_tokens,))
+    observed = _observed(observer, layer)
+    args = layer.struct, cache.struct, runs.array, runs.n_runs, *rotation.pointers, observed
+    check(lib.pmx_layer_attention(ctx.pointer, *p.pointers, *args))
 
 
-def layer_experts(ctx: Context, x: F32, buffers: LayerBuffers, layer: Layer, observer: Observer | None = None) -> None:
-    """Adds the chosen experts' outputs to x [n_tokens, hidden] in place."""
-    _in_place("x", x, (buffers.n_tokens, layer.hidden))
-    _same("buffers", buffers.normed.shape, x.shape)
-    _same("buffers", buffers.ids.shape, (buffers.n_tokens, layer.n_experts_used))
-    check(lib.pmx_layer_experts(ctx.pointer, _pointer(x), *buffers.pointers, buffers.n_tokens, layer.struct, _observed(observer, layer)))
+def layer_experts(ctx: Context, p: Pass, layer: Layer, observer: Observer | None = None) -> None:
+    """Adds the outputs of the experts that p.ids and p.weights name to p.x."""
+    p.check(layer)
+    check(lib.pmx_layer_experts(ctx.pointer, *p.pointers, p.n_tokens, layer.struct, _observed(observer, layer)))

@@ -115,11 +115,10 @@ def run_experts(
     ctx: ops.Context, layer: ops.Layer, x: F32, normed: F32, ids: I32, weights: F32, observer: ops.Observer | None = None
 ) -> F32:
     """x plus the experts' outputs."""
-    buffers = ops.LayerBuffers(layer, len(x))
-    buffers.normed[...], buffers.ids[...], buffers.weights[...] = normed, ids, weights
-    y: F32 = x.copy()
-    ops.layer_experts(ctx, y, buffers, layer, observer)
-    return y
+    p = ops.Pass(layer, x.copy())
+    p.normed[...], p.ids[...], p.weights[...] = normed, ids, weights
+    ops.layer_experts(ctx, p, layer, observer)
+    return p.x
 
 
 # --- Experts -----------------------------------------------------------------------------------------------------
@@ -243,11 +242,11 @@ def run_attention(
     k: NDArray[np.generic] = np.full((3, 2, HEAD_DIM, 64), np.nan, cache_dtype)
     kv, first, outputs = ops.CacheLayer(k, np.full((3, 2, 64, HEAD_DIM), np.nan, cache_dtype)), 0, []
     for n in pieces:
-        x, buffers = e.x[first : first + n].copy(), ops.LayerBuffers(e.layer, n)
-        cosines, sines = (t[first : first + n] for t in e.tables)
+        p = ops.Pass(e.layer, e.x[first : first + n].copy())
+        rotation = ops.Rotation(*(t[first : first + n] for t in e.tables))
         runs = ops.Runs([(n, first, np.array([2, 0], np.int32))])
-        ops.layer_attention(ctx, x, buffers, e.layer, kv, runs, cosines, sines, observer)
-        outputs.append((x, buffers.normed, buffers.ids, buffers.weights))
+        ops.layer_attention(ctx, p, e.layer, kv, runs, rotation, observer)
+        outputs.append((p.x, p.normed, p.ids, p.weights))
         first += n
     return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
@@ -327,17 +326,28 @@ def test_any_part_of_an_observer_may_be_absent(ctx: ops.Context, left_out: str) 
         assert getattr(whole, name).any()
 
 
-def test_buffers_and_observers_of_another_layer_are_refused() -> None:
+def test_passes_and_observers_of_another_layer_are_refused() -> None:
     e, other = example(Shape()), example(Shape(n_used=3))
-    buffers = ops.LayerBuffers(e.layer, 3)
-    buffers.normed[...], buffers.ids[...], buffers.weights[...] = e.normed[:3], e.ids[:3], e.route_weights[:3]
-    with pytest.raises(InvalidArgumentError, match="buffers"):
-        ops.layer_experts(FIRST_CONTEXT, e.x[:3].copy(), buffers, other.layer)
+    p = ops.Pass(e.layer, e.x[:3].copy())
+    p.normed[...], p.ids[...], p.weights[...] = e.normed[:3], e.ids[:3], e.route_weights[:3]
+    with pytest.raises(InvalidArgumentError, match="pass"):
+        ops.layer_experts(FIRST_CONTEXT, p, other.layer)
     for shape in (Shape(n_experts=5), Shape(ffn=32), Shape(hidden=96)):
         with pytest.raises(InvalidArgumentError, match="observer"):
-            ops.layer_experts(FIRST_CONTEXT, e.x[:3].copy(), buffers, e.layer, ops.Observer(example(shape).layer))
+            ops.layer_experts(FIRST_CONTEXT, p, e.layer, ops.Observer(example(shape).layer))
     with pytest.raises(InvalidArgumentError, match="float32"):
-        ops.layer_experts(FIRST_CONTEXT, e.x[:3].astype(np.float64), buffers, e.layer)
+        ops.Pass(e.layer, e.x[:3].astype(np.float64))
+
+
+def test_a_rotation_or_runs_of_another_length_are_refused() -> None:
+    e = example(Shape())
+    kv = ops.CacheLayer(np.zeros((1, 2, HEAD_DIM, 64), np.float32), np.zeros((1, 2, 64, HEAD_DIM), np.float32))
+    p, pages = ops.Pass(e.layer, e.x[:3].copy()), np.zeros(1, np.int32)
+    short, fitting = (ops.Rotation(*(t[:n] for t in e.tables)) for n in (2, 3))
+    with pytest.raises(InvalidArgumentError, match="rotation"):
+        ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(3, 0, pages)]), short)
+    with pytest.raises(InvalidArgumentError, match="runs"):
+        ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(2, 0, pages)]), fitting)
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:
