@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import decimal
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.gguf import GGUFFile, Value, quoted
+from pymixtral.rope import UNSCALED, RopeScaling
 from pymixtral.shards import stem
 
 MAX_EXPERTS = 64
@@ -23,8 +23,7 @@ class ModelConfig:
     """The numbers of a Mixtral, or of a dense Mistral or Llama (n_experts == n_experts_used == 1).
 
     hidden: width of the residual stream. ffn: width of an expert. n_ctx_train: positions the model was trained for.
-    window: positions that a token attends to, itself included; 0: all. rope_scale: the factor of linear rope scaling, by which
-    positions are divided.
+    window: positions that a token attends to, itself included; 0: all.
     """
 
     name: str
@@ -41,14 +40,14 @@ class ModelConfig:
     rms_eps: float
     rope_base: float
     window: int
-    rope_scale: float = 1.0
+    rope_scaling: RopeScaling = UNSCALED
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
         """Reads the keys `general.architecture` and `llama.*`.
 
         Raises ModelConfigError for a key that is missing, has the wrong type or makes no sense, and UnsupportedError for an
-        architecture or a rope scaling that is not computed.
+        architecture, a rope scaling or another feature that is not computed.
         """
         keys = _Keys(file)
         architecture = keys.string("general.architecture")
@@ -57,6 +56,7 @@ class ModelConfig:
                 f"{file.path}: metadata key 'general.architecture': expected 'llama' (Mixtral, Mistral), found {quoted(architecture)}, "
                 "which is not supported"
             )
+        _refuse_features(keys)
         hidden = keys.integer("llama.embedding_length", 1, 1 << 17)
         n_heads = keys.integer("llama.attention.head_count", 1, 1 << 10)
         n_kv_heads = keys.integer("llama.attention.head_count_kv", 1, n_heads, default=n_heads)
@@ -68,10 +68,12 @@ class ModelConfig:
         lowest = 1 if n_experts else 0
         n_used = keys.integer("llama.expert_used_count", lowest, n_experts, default=None if n_experts else 0)
         window = keys.integer("llama.attention.sliding_window", 0, (1 << 31) - 1, default=0)
+        n_ctx_train = keys.integer("llama.context_length", 1, MAX_CONTEXT)
+        rope_base = keys.number("llama.rope.freq_base", 1.0, 1e30, default=10000.0)
         return cls(
             name=keys.string("general.name", default=stem(file.paths[0])),
             n_vocab=_n_vocab(keys),
-            n_ctx_train=keys.integer("llama.context_length", 1, MAX_CONTEXT),
+            n_ctx_train=n_ctx_train,
             hidden=hidden,
             n_layers=keys.integer("llama.block_count", 1, 1 << 10),
             ffn=keys.integer("llama.feed_forward_length", 1, 1 << 20),
@@ -81,17 +83,18 @@ class ModelConfig:
             n_experts=max(n_experts, 1),
             n_experts_used=max(n_used, 1),
             rms_eps=keys.number("llama.attention.layer_norm_rms_epsilon", 2.0**-100, 1.0),
-            rope_base=keys.number("llama.rope.freq_base", 1.0, 1e30, default=10000.0),
+            rope_base=rope_base,
             window=0 if n_experts else window,  # published Mixtral configs that carry a window are wrong
-            rope_scale=_rope_scale(keys),
+            rope_scaling=_rope_scaling(keys, rope_base, n_ctx_train),
         )
 
     def rope_frequencies(self) -> NDArray[np.float64]:
-        """float64 [head_dim // 2]: base^(-2i / head_dim) / rope_scale, in radians per position, as docs/numerics.md defines them."""
-        with decimal.localcontext(decimal.Context(prec=50)):
-            base, scale = decimal.Decimal(self.rope_base), decimal.Decimal(self.rope_scale)
-            exponents = [decimal.Decimal(-2 * i) / self.head_dim for i in range(self.head_dim // 2)]
-            return np.array([float(base**exponent / scale) for exponent in exponents], np.float64)
+        """float64 [head_dim // 2], in radians per position, scaled, as docs/numerics.md defines them."""
+        return self.rope_scaling.frequencies(self.rope_base, self.head_dim)
+
+    def rope_factor(self) -> float:
+        """What the cosines and sines of rope are multiplied by."""
+        return self.rope_scaling.table_factor()
 
 
 class _Keys:
@@ -166,22 +169,66 @@ def _head_dim(keys: _Keys, hidden: int, n_heads: int) -> int:
     return head_dim
 
 
-def _rope_scale(keys: _Keys) -> float:
-    """The factor of linear scaling (the default kind where a factor is given), 1 without; other kinds are refused."""
-    factor_key = "llama.rope.scaling.factor"
+# Keys of relatives of this architecture that would change the computation, and the values that change nothing.
+_FEATURES: dict[str, tuple[Value, ...]] = {
+    "llama.attention.causal": (True,),
+    "llama.attention.clamp_kqv": (0.0,),
+    "llama.attention.max_alibi_bias": (0.0,),
+    "llama.attention.scale": (0.0,),
+    "llama.attn_logit_softcapping": (0.0,),
+    "llama.final_logit_softcapping": (0.0,),
+    "llama.embedding_scale": (0.0, 1.0),
+    "llama.residual_scale": (0.0, 1.0),
+    "llama.logit_scale": (0.0, 1.0),
+    "llama.use_parallel_residual": (False,),
+    "llama.leading_dense_block_count": (0,),
+    "llama.expert_shared_count": (0,),
+    "llama.expert_gating_func": (0, 1),  # unset, softmax
+    "llama.expert_weights_norm": (True,),
+    "llama.expert_weights_scale": (0.0, 1.0),
+}
+
+
+def _refuse_features(keys: _Keys) -> None:
+    for key, neutral in _FEATURES.items():
+        value = keys.metadata.get(key)
+        if value is not None and (isinstance(value, (list, np.ndarray)) or value not in neutral):
+            raise UnsupportedError(
+                f"{keys.path}: metadata key '{key}': expected none or {' or '.join(map(repr, neutral))}, found {quoted(value)}, "
+                "which is not supported"
+            )
+
+
+def _rope_scaling(keys: _Keys, base: float, n_ctx_train: int) -> RopeScaling:
+    """Linear where a factor is given without a kind; a factor of 0 is how some files spell "not set"."""
+    prefix = "llama.rope.scaling"
+    factor_key = f"{prefix}.factor"
     if factor_key not in keys.metadata and "llama.rope.scale_linear" in keys.metadata:
         factor_key = "llama.rope.scale_linear"
-    kind = keys.string("llama.rope.scaling.type", default="linear")
-    if kind not in ("none", "linear"):
+    kind = keys.string(f"{prefix}.type", default="linear")
+    if kind not in ("none", "linear", "yarn"):
         raise UnsupportedError(
-            f"{keys.path}: metadata key 'llama.rope.scaling.type': expected 'none' or 'linear', found {quoted(kind)}, "
-            "which is not supported"
+            f"{keys.path}: metadata key '{prefix}.type': expected 'none', 'linear' or 'yarn', found {quoted(kind)}, which is not supported"
         )
-    if keys.number("llama.rope.scaling.attn_factor", 0.0, float("inf"), default=1.0) != 1.0:
-        raise UnsupportedError(f"{keys.path}: metadata key 'llama.rope.scaling.attn_factor': factors other than 1 are not supported")
-    factor = keys.number(factor_key, 0.0, 1e6, default=1.0)
-    if kind == "none" or factor == 0.0:  # 0 is how some files spell "not set"
-        return 1.0
+    attn_factor = keys.number(f"{prefix}.attn_factor", 1e-3, 1e3, default=1.0)
+    factor = keys.number(factor_key, 0.0, 1e6, default=1.0) or 1.0
     if factor < 1.0:
         keys.fail(factor_key, "0 or a factor of at least 1", factor)
-    return factor
+    if kind == "none" or factor == 1.0:
+        return RopeScaling(attn_factor=attn_factor)
+    if kind == "linear":
+        return RopeScaling(kind, factor, attn_factor)
+    if base <= 1.0:
+        keys.fail("llama.rope.freq_base", "more than 1, as yarn scaling divides by its logarithm", base)
+    for key, neutral in (("yarn_ext_factor", (1.0, -1.0)), ("yarn_attn_factor", (1.0, -1.0))):  # -1: not set
+        if keys.number(f"{prefix}.{key}", -1.0, 1e3, default=1.0) not in neutral:
+            raise UnsupportedError(f"{keys.path}: metadata key '{prefix}.{key}': factors other than 1 are not supported")
+    return RopeScaling(
+        kind,
+        factor,
+        attn_factor,
+        n_ctx_original=keys.integer(f"{prefix}.original_context_length", 1, MAX_CONTEXT, default=n_ctx_train),
+        beta_fast=keys.number(f"{prefix}.yarn_beta_fast", 1e-3, 1e6, default=32.0),
+        beta_slow=keys.number(f"{prefix}.yarn_beta_slow", 1e-3, 1e6, default=1.0),
+        log_multiplier=keys.number(f"{prefix}.yarn_log_multiplier", 0.0, 1e3, default=0.0),
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -20,7 +21,7 @@ Type = GGMLQuantizationType
 
 
 def _model(name: str, **numbers: int) -> ModelConfig:
-    common = {"n_kv_heads": 8, "head_dim": 128, "window": 0}
+    common: dict[str, Any] = {"n_kv_heads": 8, "head_dim": 128, "window": 0}
     return ModelConfig(name=name, rms_eps=1e-5, rope_base=1e6, **(common | numbers))
 
 

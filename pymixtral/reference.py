@@ -354,7 +354,7 @@ def forward(weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | 
     cache_dtype: np.float32 or np.float16, to which keys and values are rounded.
     """
     x = embed(weights.embedding, np.asarray(tokens, np.int32))
-    cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32))
+    cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())
     for w in weights.layers:
         x = layer(x, w, config, cosines, sines, cache_dtype)
     return x

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pymixtral.config import ModelConfig
 from pymixtral.errors import ModelConfigError, PymixtralError, UnsupportedError
 from pymixtral.gguf import GGUFFile
+from pymixtral.rope import RopeScaling
 
 V = GGUFValueType
 
@@ -246,7 +247,7 @@ def test_rope_frequencies(tmp_path: Path) -> None:
 )
 def test_linear_rope_scaling_divides_the_frequencies(tmp_path: Path, keys: dict[str, Any]) -> None:
     config = read(tmp_path, {**MIXTRAL, **keys})
-    assert config.rope_scale == 4.0
+    assert (config.rope_scaling, config.rope_factor()) == (RopeScaling("linear", 4.0), 1.0)
     assert np.array_equal(config.rope_frequencies() * 4, read(tmp_path, MIXTRAL).rope_frequencies())
 
 
@@ -256,16 +257,88 @@ def test_linear_rope_scaling_divides_the_frequencies(tmp_path: Path, keys: dict[
         {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
         {"llama.rope.scaling.factor": 0.0},
         {"llama.rope.scale_linear": 1.0},
+        {"llama.rope.scaling.type": "yarn"},
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 1.0, "llama.rope.scaling.yarn_log_multiplier": 1.0},
     ],
 )
 def test_no_rope_scaling(tmp_path: Path, keys: dict[str, Any]) -> None:
-    assert read(tmp_path, {**MIXTRAL, **keys}).rope_scale == 1.0
+    assert read(tmp_path, {**MIXTRAL, **keys}).rope_scaling == RopeScaling()
 
 
-@pytest.mark.parametrize(("key", "value"), [("type", "yarn"), ("type", "longrope"), ("type", ""), ("attn_factor", 1.5)])
+YARN = {
+    "llama.rope.scaling.type": "yarn",
+    "llama.rope.scaling.factor": 16.0,
+    "llama.rope.scaling.original_context_length": 8192,
+}
+
+
+def test_yarn(tmp_path: Path) -> None:
+    assert read(tmp_path, {**DENSE, **YARN}).rope_scaling == RopeScaling("yarn", 16.0, n_ctx_original=8192)
+    more = {
+        "attn_factor": 0.5,
+        "yarn_beta_fast": 16.0,
+        "yarn_beta_slow": 2.0,
+        "yarn_log_multiplier": 0.25,
+        "yarn_ext_factor": 1.0,
+        "yarn_attn_factor": 1.0,
+    }
+    keys = {f"llama.rope.scaling.{key}": value for key, value in more.items()}
+    assert read(tmp_path, {**DENSE, **YARN, **keys}).rope_scaling == RopeScaling("yarn", 16.0, 0.5, 8192, 16.0, 2.0, 0.25)
+    del keys["llama.rope.scaling.attn_factor"]
+    short = {**DENSE, **YARN, "llama.rope.scaling.original_context_length": None}
+    assert read(tmp_path, short).rope_scaling.n_ctx_original == 32768  # the model's own
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("type", "longrope"), ("type", "llama3"), ("type", ""), ("yarn_ext_factor", 0.5), ("yarn_attn_factor", 1.5)]
+)
 def test_other_rope_scalings_are_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(UnsupportedError, match=rf"llama\.rope\.scaling\.{key}.*not supported"):
-        read(tmp_path, {**MIXTRAL, f"llama.rope.scaling.{key}": value})
+        read(tmp_path, {**MIXTRAL, **YARN, f"llama.rope.scaling.{key}": value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("attn_factor", x) for x in (0.0, -1.0, math.nan, math.inf, 1)),
+        *(("original_context_length", x) for x in (0, -1, 2**20 + 1, 8192.0)),
+        *(("yarn_beta_fast", x) for x in (0.0, -1.0, math.nan, math.inf)),
+        *(("yarn_beta_slow", x) for x in (0.0, -1.0, math.nan)),
+        *(("yarn_log_multiplier", x) for x in (-1.0, math.nan, math.inf)),
+        ("factor", 0.5),
+    ],
+)
+def test_row_11_rope_scalings_that_make_no_sense(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(ModelConfigError, match=rf"'llama\.rope\.scaling\.{key}': expected"):
+        read(tmp_path, {**MIXTRAL, **YARN, f"llama.rope.scaling.{key}": value})
+
+
+def test_row_11_a_base_of_1_has_no_yarn(tmp_path: Path) -> None:
+    with pytest.raises(ModelConfigError, match=r"'llama\.rope\.freq_base': expected more than 1"):
+        read(tmp_path, {**MIXTRAL, **YARN, "llama.rope.freq_base": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.causal", False),
+        ("attention.scale", 0.1),
+        ("logit_scale", 0.5),
+        ("final_logit_softcapping", 30.0),
+        ("final_logit_softcapping", [30]),
+        ("expert_gating_func", 2),
+        ("expert_shared_count", 1),
+        ("expert_weights_norm", False),
+    ],
+)
+def test_features_that_are_not_computed_are_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=rf"'llama\.{key}': expected none or .*not supported"):
+        read(tmp_path, {**MIXTRAL, f"llama.{key}": value})
+
+
+def test_features_at_values_that_change_nothing(tmp_path: Path) -> None:
+    neutral = {"attention.causal": True, "attention.scale": 0.0, "logit_scale": 1.0, "expert_gating_func": 1, "expert_shared_count": 0}
+    assert read(tmp_path, {**MIXTRAL, **{f"llama.{key}": value for key, value in neutral.items()}}) == read(tmp_path, MIXTRAL)
 
 
 # --- Fuzzing ------------------------------------------------------------------------------------------------------
@@ -286,16 +359,20 @@ known = st.sampled_from(
         "llama.attention.sliding_window",
         "llama.rope.scaling.factor",
         "llama.rope.scaling.type",
+        "llama.rope.scaling.attn_factor",
+        "llama.rope.scaling.original_context_length",
+        "llama.rope.scaling.yarn_beta_fast",
+        "llama.rope.scaling.yarn_log_multiplier",
         "tokenizer.ggml.tokens",
     ]
 )
 
 
 @settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.dictionaries(known, st.none() | values, max_size=4))
-def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(tmp_path: Path, changes: dict[str, Any]) -> None:
+@given(changes=st.dictionaries(known, st.none() | values, max_size=4), scaling=st.sampled_from([{}, YARN]))
+def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any]) -> None:
     try:
-        config = read(tmp_path, {**MIXTRAL, **changes})
+        config = read(tmp_path, {**MIXTRAL, **scaling, **changes})
     except PymixtralError:
         return
     assert min(config.n_vocab, config.n_ctx_train, config.hidden, config.n_layers, config.ffn) >= 1
@@ -306,3 +383,4 @@ def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(tmp_path: Path
     frequencies = config.rope_frequencies()
     assert np.all(np.isfinite(frequencies))
     assert np.all((frequencies >= 0) & (frequencies <= 1))
+    assert 0 < config.rope_factor() < 1e6

@@ -1,0 +1,70 @@
+"""Rotary position embedding: frequencies, and how they are scaled to contexts beyond those trained for.
+
+Sources: Su et al. 2021, arXiv:2104.09864; linear: Chen et al. 2023, arXiv:2306.15595; yarn: Peng et al. 2023, arXiv:2309.00071.
+docs/numerics.md has the definition to the digit: decimals of 50 digits, rounded to float64 once, so that every machine has the same.
+"""
+
+from __future__ import annotations
+
+import decimal
+from dataclasses import dataclass
+from decimal import Decimal
+from math import ceil, floor
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PI = Decimal("3.1415926535897932384626433832795028841971693993751")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """kind: "none", "linear" or "yarn". factor: by how much the context grows, at least 1.
+
+    attn_factor: multiplies cosines and sines, of any kind. The rest is yarn's: n_ctx_original: positions before scaling; beta_fast,
+    beta_slow: rotations over them above which a frequency stays and below which it is divided by the factor; log_multiplier: 0, or
+    the model's own part of the attention factor (mscale_all_dim of DeepSeek).
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    attn_factor: float = 1.0
+    n_ctx_original: int = 0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    log_multiplier: float = 0.0
+
+    def table_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        with decimal.localcontext(decimal.Context(prec=50)):
+            factor = Decimal(self.attn_factor)
+            if self.kind == "yarn":
+                step = Decimal(self.factor).ln() / 10
+                factor *= (1 + step) / (1 + Decimal(self.log_multiplier) * step)
+            return float(factor)
+
+    def frequencies(self, base: float, head_dim: int) -> NDArray[np.float64]:
+        """float64 [head_dim // 2], in radians per position."""
+        with decimal.localcontext(decimal.Context(prec=50)):
+            plain = [Decimal(base) ** (Decimal(-2 * i) / head_dim) for i in range(head_dim // 2)]
+            if self.kind == "none":
+                return np.array([float(f) for f in plain], np.float64)
+            factor = Decimal(self.factor)
+            if self.kind == "linear":
+                return np.array([float(f / factor) for f in plain], np.float64)
+            low, high = self._ramp(Decimal(base), head_dim)
+            width = max(high - low, Decimal("0.001"))
+            parts = [min(max((i - low) / width, Decimal(0)), Decimal(1)) for i in range(head_dim // 2)]
+            return np.array([float(f / factor * part + f * (1 - part)) for f, part in zip(plain, parts, strict=True)], np.float64)
+
+    def _ramp(self, base: Decimal, head_dim: int) -> tuple[Decimal, Decimal]:
+        """Between which pairs yarn goes over from keeping a frequency to dividing it."""
+
+        def pair(rotations: float) -> Decimal:
+            """The one that makes so many rotations over the original context."""
+            return head_dim * (self.n_ctx_original / (Decimal(rotations) * 2 * _PI)).ln() / (2 * base.ln())
+
+        return Decimal(max(floor(pair(self.beta_fast)), 0)), Decimal(min(ceil(pair(self.beta_slow)), head_dim - 1))
+
+
+UNSCALED = RopeScaling()
