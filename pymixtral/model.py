@@ -60,12 +60,14 @@ class Model:
         cache: KVCache,
         *,
         layers: range | None = None,
+        observers: Seq[ops.Observer] | None = None,
     ) -> NDArray[np.float32]:
         """The hidden rows float32 [n, hidden] after some layers, by default all.
 
         inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows
         continue it), in the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has
-        succeeded; after an exception they are as before, and what was reserved is given back. Raises InvalidArgumentError,
+        succeeded; after an exception they are as before, and what was reserved is given back. observers: for calibration, one for
+        each layer of the model; an exception leaves parts of the pass in them. Raises InvalidArgumentError,
         ContextLengthError when the cache is full, NonFiniteError, and CanceledError after cancel().
         """
         self.context.cancel(False)
@@ -76,7 +78,7 @@ class Model:
         try:
             for sequence, count in batch:
                 sequence.reserve(count)
-            x = self._pass(inputs, batch, cache, range(self.config.n_layers) if layers is None else layers)
+            x = self._pass(inputs, batch, cache, range(self.config.n_layers) if layers is None else layers, observers)
         except BaseException:
             for sequence, _ in batch:
                 sequence.truncate(sequence.length)  # gives back what was reserved
@@ -85,26 +87,37 @@ class Model:
             sequence.advance(count)
         return x
 
-    def _pass(self, inputs: NDArray[np.int32] | NDArray[np.float32], batch: Batch, cache: KVCache, layers: range) -> NDArray[np.float32]:
+    def _pass(
+        self,
+        inputs: NDArray[np.int32] | NDArray[np.float32],
+        batch: Batch,
+        cache: KVCache,
+        layers: range,
+        observers: Seq[ops.Observer] | None,
+    ) -> NDArray[np.float32]:
         positions = np.concatenate([np.arange(s.length, s.length + count, dtype=np.int32) for s, count in batch])
-        cosines, sines = ops.rope_table(self.context, self._frequencies, positions, self._rope_factor)
+        rotation = ops.Rotation(*ops.rope_table(self.context, self._frequencies, positions, self._rope_factor))
         runs = ops.Runs([(count, sequence.length, sequence.pages) for sequence, count in batch])
         if np.issubdtype(inputs.dtype, np.floating):
             x = np.array(inputs, np.float32, order="C")
         else:
             x = ops.embed(self.context, self.weights.embedding, cast("NDArray[np.int32]", inputs))
         views = self._views(cache)
-        buffers = ops.LayerBuffers(self.layers[0], len(x))
+        shared = ops.Pass(self.layers[0], x)
         for i in layers:
-            ops.layer_attention(self.context, x, buffers, self.layers[i], views[i], runs, cosines, sines)
-            ops.layer_experts(self.context, x, buffers, self.layers[i])
+            observer = observers[i] if observers else None
+            ops.layer_attention(self.context, shared, self.layers[i], views[i], runs, rotation, observer)
+            ops.layer_experts(self.context, shared, self.layers[i], observer)
         return x
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [n, n_vocab] of hidden rows [n, hidden] after the last layer."""
         self.context.cancel(False)
-        normed = ops.rms_norm(self.context, hidden, self.weights.output_norm, self.config.rms_eps)
-        return ops.matmul(self.context, normed, self.weights.head)
+        return ops.matmul(self.context, self.head_input(hidden), self.weights.head)
+
+    def head_input(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The normed rows float32 [n, hidden] that logits() multiplies with the head."""
+        return ops.rms_norm(self.context, hidden, self.weights.output_norm, self.config.rms_eps)
 
     def cancel(self) -> None:
         """Ends the pass under way with CanceledError. A pass that begins later is not concerned. Any thread may call it."""
