@@ -50,6 +50,7 @@ struct pmx_pool {
     int32_t n_threads;
     uint32_t forks; /* of the process when the threads were started */
     _Atomic int32_t cancel;
+    _Atomic int32_t stopped; /* a thread saw cancel and left items undone, though cancel may be off again by the region's end */
     _Atomic int32_t quit;
     _Atomic int64_t fault; /* lowest of row * 16 + status, INT64_MAX for none */
     pthread_t *threads;
@@ -108,7 +109,10 @@ static void event_signal(event *e) {
 
 static void take_items(pmx_pool *pool, int32_t thread) {
     for (;;) {
-        if (atomic_load_explicit(&pool->cancel, memory_order_relaxed)) return;
+        if (atomic_load_explicit(&pool->cancel, memory_order_relaxed)) {
+            atomic_store_explicit(&pool->stopped, 1, memory_order_relaxed);
+            return;
+        }
         const int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
         if (item >= pool->n_items) return;
         pool->task(pool->arg, item, thread);
@@ -231,6 +235,7 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
         if (status != PMX_OK) return status;
     }
     atomic_store_explicit(&pool->fault, INT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&pool->stopped, 0, memory_order_relaxed);
     atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     pool->task = task;
     pool->arg = arg;
@@ -246,7 +251,7 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
         take_items(pool, 0);
         close_gate(pool);
     }
-    if (atomic_load(&pool->cancel)) return pmx_fail(PMX_ECANCELED, "canceled");
+    if (atomic_load(&pool->stopped) || atomic_load(&pool->cancel)) return pmx_fail(PMX_ECANCELED, "canceled");
     const int64_t fault = atomic_load(&pool->fault);
     if (fault == INT64_MAX) return PMX_OK;
     if (fault % 16 == PMX_EOVERFLOW)
