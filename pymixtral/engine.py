@@ -172,6 +172,20 @@ class Mixtral:
         rows, _ = self._logits(ids, len(ids) - 1 if last_only else first)
         return rows[0] if last_only else rows
 
+    def observers(self) -> list[ops.Observer]:
+        """New ones, for observe()."""
+        with self._working():
+            return [ops.Observer(layer) for layer in self._model.layers]
+
+    def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> NDArray[np.float32]:
+        """For calibration: adds the inputs of the matrices that 1 to n_ctx tokens give rise to, to an observer for each layer, and
+        returns the input of the last matrix, the head: float32 [n_tokens, hidden]. After an exception the observers hold parts."""
+        ids = self._checked_ids(tokens, "tokens")
+        with self._working():
+            self._truncate(0)
+            parts = [self._forward(ids[i : i + self._n_batch], observers) for i in range(0, len(ids), self._n_batch)]
+            return self._model.head_input(np.concatenate(parts))
+
     def _next_logits(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], int]:
         """float32 [n_vocab] after ids [1 to n_ctx], and how many of these the cache had. At least the last one is computed."""
         rows, n_cached = self._logits(ids, len(ids) - 1)
@@ -190,12 +204,12 @@ class Mixtral:
                     rows[at : at + len(hidden)] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
             return rows, n_cached
 
-    def _forward(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    def _forward(self, ids: NDArray[np.int32], observers: Sequence[ops.Observer] | None = None) -> NDArray[np.float32]:
         """Appends ids to the sequence; hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""
         begin = self._sequence.length
         self._ids[begin : begin + len(ids)] = ids  # first: whatever interrupts, the ids of all positions that count are right
         batch = [(self._sequence, len(ids))]
-        return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache))
+        return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache, observers=observers))
 
     @contextmanager
     def _working(self) -> Iterator[None]:
