@@ -21,6 +21,7 @@ from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentErr
 from pymixtral.generation import Completion, Generation, StopStrings
 from pymixtral.gguf import GGUFFile
 from pymixtral.kv_cache import n_pages_for
+from pymixtral.matrix import slow_types
 from pymixtral.model import Model
 from pymixtral.sampler import Sampler, Sampling
 from pymixtral.tokenizer import Tokenizer
@@ -45,6 +46,8 @@ class Mixtral:
     n_threads: 1 to 256; None: what the CPU affinity, the cgroup's quota and the number of cores allow.
     n_batch: how many tokens of a prompt are computed at once; it changes memory and speed, never the result.
     kv_type: "f16" or "f32", how keys and values are cached.
+
+    slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs"; a model with some is several times slower.
 
     Raises ModelFileError, ModelConfigError or UnsupportedError for a file that cannot be used, InvalidArgumentError for an argument
     out of its range, NativeError where memory or threads are short.
@@ -76,6 +79,8 @@ class Mixtral:
             self._tokenizer = _tokenizer(file, self.config)
             self.n_ctx = _context_length(n_ctx, self.config)
             weights = load_weights(file, self.config)
+            self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
+            self._check_file = file.check_length
             self._pass_bytes = weights.active_bytes(self.config.n_experts_used)
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
@@ -202,6 +207,7 @@ class Mixtral:
                 if len(hidden):
                     at = max(begin - first, 0)
                     rows[at : at + len(hidden)] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
+            self._check_file()
             return rows, n_cached
 
     def _forward(self, ids: NDArray[np.int32], observers: Sequence[ops.Observer] | None = None) -> NDArray[np.float32]:

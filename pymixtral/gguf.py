@@ -106,8 +106,8 @@ class GGUFFile:
 
     The mapping ends when the file is closed and the last view of it (a tensor's data, or anything sliced from it) is gone; close()
     does not invalidate views that are in use. The mapped file must not change meanwhile: reading a page beyond the end of a file that
-    was shortened in place kills the process (SIGBUS), and bytes overwritten in place are read as they then are. Replace a model
-    file by renaming a new one over it: the mapping keeps the old one.
+    was shortened in place kills the process (SIGBUS; check_length() tells of one whose last page was not lost whole), and bytes
+    overwritten in place are read as they then are. Replace a model file by renaming a new one over it: the mapping keeps the old one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -120,14 +120,24 @@ class GGUFFile:
         first = shards[0]
         self.paths = tuple(shard.path for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
+        self._maps = {shard.path: shard.mapped for shard in shards}
         self.version, self.alignment = first.version, first.alignment
         self.metadata: dict[str, Value] = first.metadata
         self.encoded: dict[str, memoryview] = first.encoded
         self.tensors: dict[str, Tensor] = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
 
+    def check_length(self) -> None:
+        """Raises ModelFileError if a file is shorter than when it was mapped: what was read of its last page may then be zeros."""
+        for path, mapped in self._maps.items():
+            if mapped.size() < len(mapped):
+                raise ModelFileError(
+                    f"{path}: the file was shortened while it was in use, from {len(mapped)} bytes to {mapped.size()}: results are "
+                    "wrong; restore the file and open the model again"
+                )
+
     def close(self) -> None:
         """Drops the tensors; the mapping itself ends with the last view of it. May be called twice."""
-        self.tensors, self.encoded = {}, {}
+        self.tensors, self.encoded, self._maps = {}, {}, {}
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -149,6 +159,7 @@ class Shard:
     count: int
     header_bytes: int
     n_bytes: int
+    mapped: mmap.mmap
 
 
 def read_shard(path: str) -> Shard:
@@ -161,7 +172,7 @@ def read_shard(path: str) -> Shard:
     if type(count) is not int:  # bool is an int to Python
         raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
     tensors = _read_tensors(header, n_tensors, alignment)
-    return Shard(path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size)
+    return Shard(path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size, header.data)
 
 
 class _Header:

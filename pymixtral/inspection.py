@@ -12,6 +12,7 @@ from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.gguf import GGUFFile, Value
 from pymixtral.inventory import Inventory, Part
+from pymixtral.matrix import slow_types
 from pymixtral.tokenizer import Tokenizer
 from pymixtral.weights import load_weights
 
@@ -38,6 +39,11 @@ class Inspection:
     problem: str | None
     has_tokenizer: bool
 
+    @property
+    def slow_types(self) -> tuple[str, ...]:
+        """Names of the tensor types without kernels, which make a model several times slower."""
+        return slow_types(self.inventory.types)
+
     def footprint(self, n_ctx: int | None = None) -> Footprint | None:
         """Memory to run with a context of n_ctx tokens, by default context_length(); None without a config. Raises InvalidArgumentError."""
         if self.config is None:
@@ -56,6 +62,7 @@ class Inspection:
             "alignment": self.alignment,
             "runs": self.problem is None,
             "problem": self.problem,
+            "slow_types": self.slow_types,
             "tokenizer": self.has_tokenizer,
             "model": None if config is None else asdict(config),
             "parameters": inventory.n_weights,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,12 @@ DEQUANTIZED_TYPES = (
 )
 """Types without kernels of their own: rows are dequantized each time they are used, to what the package gguf makes of them, and
 multiplied as f32. That is correct, and several times slower than other types."""
+
+
+def slow_types(types: Iterable[GGMLQuantizationType]) -> tuple[str, ...]:
+    """Names, in lower case, of those in DEQUANTIZED_TYPES, each once."""
+    present = set(types)
+    return tuple(kind.name.lower() for kind in DEQUANTIZED_TYPES if kind in present)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pymixtral.cli.text import slow_note
 from pymixtral.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def generate(
     with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
         if engine.is_demo:
             click.echo(f"No model named (-m): using the demo model of the package, {engine.config.name}.", err=True)
+        if engine.slow_types:
+            click.echo(f"Note: {slow_note(engine.slow_types)}.", err=True)
         generation = engine.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
         try:
             _write(generation)

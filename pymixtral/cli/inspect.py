@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.text import WIDTH, shorten, show_bytes, show_count, table, wrap, write, write_json
+from pymixtral.cli.text import WIDTH, shorten, show_bytes, show_count, slow_note, table, wrap, write, write_json
 
 if TYPE_CHECKING:
     from pymixtral.gguf import Value
@@ -19,21 +19,32 @@ if TYPE_CHECKING:
 Examples:
   pymixtral inspect mixtral-q4_0.gguf
   pymixtral inspect mixtral-q4_0.gguf -c 32768
+  pymixtral inspect mixtral-q4_0.gguf --verify
   pymixtral inspect mixtral-q4_0.gguf --json | jq .active_parameters""",
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens to count memory for.  [default: the model's, at most 4096]")
+@click.option("--verify", is_flag=True, help="Read every tensor too: whether it is there, has its shape, and no scale is NaN or infinite.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
-def inspect(model: Path, context: int | None, as_json: bool) -> None:
+def inspect(model: Path, context: int | None, verify: bool, as_json: bool) -> None:
     """Show what a GGUF file holds.
 
     Its metadata, its tensors by class, parameters in all and used by a token, and the memory that it takes to run. Only the header is
-    read, so a file of any size and of any tensor types takes a moment. GB is 10^9 bytes.
+    read, so a file of any size and of any tensor types takes a moment; --verify reads it all. Damage ends with exit code 2 and names
+    the tensor and the block. GB is 10^9 bytes.
     """
     from pymixtral.inspection import inspect as run
 
     found = run(model)
-    write_json(found.to_json(context)) if as_json else write("\n".join(_lines(found, context)))
+    n_verified = None
+    if verify:
+        from pymixtral.verification import verify as check
+
+        n_verified = check(model)
+    if as_json:
+        write_json({**found.to_json(context), "verified": verify})
+    else:
+        write("\n".join([*_lines(found, context), *(["", f"Verified: {n_verified} tensors"] if verify else [])]))
 
 
 def _lines(found: Inspection, n_ctx: int | None) -> list[str]:
@@ -60,7 +71,7 @@ def _model(found: Inspection) -> list[str]:
             f"Parameters  {show_count(inventory.n_weights)} in all, {show_count(inventory.active_weights)} active for a token",
         ]
     lines.append(f"Tokenizer   {'yes' if found.has_tokenizer else 'none: text cannot be used, token ids can'}")
-    runs = "yes" if found.problem is None else f"no: {found.problem}"
+    runs = f"no: {found.problem}" if found.problem else f"yes; {slow_note(found.slow_types)}" if found.slow_types else "yes"
     return [*lines, "Runs here   " + wrap(shorten(runs, 400), " " * 12).lstrip()]
 
 

@@ -59,10 +59,13 @@ def perplexity(
     A file of --save-base takes 2 bytes for each token scored and each of the vocabulary: at 32000 of these, 64 KB a token.
     """
     text = read_text(ctx, file)
+    from pymixtral.cli.text import slow_note
     from pymixtral.engine import Mixtral
     from pymixtral.perplexity import perplexity as measure
 
     with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
+        if engine.slow_types:
+            click.echo(f"Note: {slow_note(engine.slow_types)}.", err=True)
         result = measure(engine, text, n_ctx=context, stride=stride, n_windows=windows, save_base=save_base, kl_against=kl_against)
     out = json.dumps(asdict(result), indent=2, allow_nan=False) if as_json else "\n".join(_lines(result))
     click.echo(out.encode())  # UTF-8 whatever the locale

@@ -39,6 +39,12 @@ def shorten(text: str, width: int) -> str:
     return escaped if len(escaped) <= width else escaped[: width - 3] + "..."
 
 
+def slow_note(types: Sequence[str]) -> str:
+    """What to know of a model with tensors of these types, Mixtral.slow_types."""
+    one = len(types) == 1
+    return f"the type{'' if one else 's'} {', '.join(types)} {'has' if one else 'have'} no fast kernels here, so expect a low speed"
+
+
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     """Lines of columns two spaces apart, indented by two. align: < or > for each column."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
