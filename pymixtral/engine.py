@@ -47,6 +47,8 @@ class Mixtral:
     n_batch: how many tokens of a prompt are computed at once; it changes memory and speed, never the result.
     kv_type: "f16" or "f32", how keys and values are cached.
 
+    active_bytes, active_weights: what one token reads, and the weights of the layers that it is multiplied with.
+    isa, n_threads: the instruction set and number of threads in use.
     slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs"; a model with some is several times slower.
 
     Raises ModelFileError, ModelConfigError or UnsupportedError for a file that cannot be used, InvalidArgumentError for an argument
@@ -81,9 +83,11 @@ class Mixtral:
             weights = load_weights(file, self.config)
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
             self._check_file = file.check_length
-            self._pass_bytes = weights.active_bytes(self.config.n_experts_used)
+            self.active_bytes = weights.active_bytes(self.config.n_experts_used)
+            self.active_weights = weights.active_weights(self.config.n_experts_used)
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
+            self.isa, self.n_threads = self._model.context.isa, self._model.context.n_threads
             self._kv_dtype = _KV_TYPES[kv_type]
             self._ids = np.empty(self.n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
             self._new_cache()
@@ -158,7 +162,7 @@ class Mixtral:
             decoder=decoder,
             stop=stop_strings,
             eos_ids=eos_ids,
-            pass_bytes=self._pass_bytes,
+            pass_bytes=self.active_bytes,
         )
 
     # --- Numbers --------------------------------------------------------------------------------------------------
@@ -251,6 +255,11 @@ class Mixtral:
         if n_tokens == 1 or threading.current_thread() is not threading.main_thread():
             return call()
         return _run_beside(call, self._model.cancel)
+
+    def forget(self) -> None:
+        """Empties the cache: the next text is computed from its first token."""
+        with self._working():
+            self._truncate(0)
 
     # --- Closing --------------------------------------------------------------------------------------------------
 

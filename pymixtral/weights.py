@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,11 +67,19 @@ class ModelWeights:
     def active_bytes(self, n_experts_used: int) -> int:
         """Bytes of matrices read for one generated token: attention, router, n_experts_used experts of average size in each
         layer, the output head and one row of the embedding."""
-        total = self.head.data.nbytes + self.embedding.row_bytes
+        layers = self._per_token(n_experts_used, lambda matrix: matrix.data.nbytes)
+        return self.head.data.nbytes + self.embedding.row_bytes + layers
+
+    def active_weights(self, n_experts_used: int) -> int:
+        """Weights of the layers that one token is multiplied with; the output head is not among them."""
+        return self._per_token(n_experts_used, lambda matrix: matrix.rows * matrix.cols)
+
+    def _per_token(self, n_experts_used: int, size: Callable[[Matrix], int]) -> int:
+        total = 0
         for layer in self.layers:
-            total += sum(matrix.data.nbytes for matrix in (layer.q, layer.k, layer.v, layer.output))
-            total += layer.router.data.nbytes if layer.router else 0
-            total += sum(matrix.data.nbytes for expert in layer.experts for matrix in expert) * n_experts_used // len(layer.experts)
+            total += sum(size(matrix) for matrix in (layer.q, layer.k, layer.v, layer.output))
+            total += size(layer.router) if layer.router else 0
+            total += sum(size(matrix) for expert in layer.experts for matrix in expert) * n_experts_used // len(layer.experts)
         return total
 
 

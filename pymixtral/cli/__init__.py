@@ -19,6 +19,7 @@ _COMMANDS = {
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits this machine, and how fast it can be."),
+    "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize."),
     "quantize": ("pymixtral.quantize.cli", "Write a checkpoint as a GGUF file."),
