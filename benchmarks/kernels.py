@@ -24,7 +24,7 @@ from gguf.quants import dequantize
 from pymixtral import ops, probe
 from pymixtral.matrix import Matrix
 
-TYPES = "f32 f16 bf16 q8_0 q5_1 q5_0 q4_1 q4_0 iq4_nl q6_k q5_k q4_k q3_k q2_k iq4_xs".split()
+TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "iq4_xs"]
 ROWS = COLS = 4096
 TOKENS = 512
 SMALL = (2, 4, 8, 16)
