@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pymixtral.errors import InvalidArgumentError
 
 
 @contextmanager
@@ -28,3 +31,26 @@ def replacing(dest: Path) -> Iterator[Path]:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:
+    """Raises InvalidArgumentError where no file can be written, where one of those `used` is, and, without force, where any is."""
+    if not path.parent.is_dir():
+        raise InvalidArgumentError(f"{path}: the directory {path.parent} does not exist; create it first")
+    if not path.name or path.is_dir():
+        raise InvalidArgumentError(f"{path} is a directory; expected the name of a file to write")
+    if not os.path.lexists(path):
+        return
+    if path.exists() and any(path.samefile(file) for file in used):
+        raise InvalidArgumentError(f"{path} is one of the files that are read; choose another destination")
+    if not path.is_file() and not path.is_symlink():
+        raise InvalidArgumentError(f"{path} is no regular file; choose another destination")
+    if not force:
+        raise InvalidArgumentError(f"{path} exists; choose another destination or replace it with --force (force=True)")
+
+
+def check_space(path: Path, n_bytes: int) -> None:
+    """Raises InvalidArgumentError if the disk that `path` will be on has less free."""
+    free = shutil.disk_usage(path.parent).free
+    if free < n_bytes:
+        raise InvalidArgumentError(f"{path}: needs {n_bytes} bytes, its disk has {free} bytes free; make room or choose another destination")

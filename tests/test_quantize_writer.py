@@ -141,9 +141,9 @@ def test_existing_destination(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 def test_destination_that_belongs_to_the_source(small: Path, tmp_path: Path, force: bool) -> None:
     refused(InvalidArgumentError, small, small, "directory", force=force)
-    refused(InvalidArgumentError, small, small / "model.safetensors", "belongs to the checkpoint", force=force)
+    refused(InvalidArgumentError, small, small / "model.safetensors", "one of the files that are read", force=force)
     (tmp_path / "link.gguf").symlink_to(small / "model.safetensors")
-    refused(InvalidArgumentError, small, tmp_path / "link.gguf", "belongs to the checkpoint", force=force)
+    refused(InvalidArgumentError, small, tmp_path / "link.gguf", "one of the files that are read", force=force)
 
 
 def test_destination_in_a_missing_directory(small: Path, tmp_path: Path) -> None:

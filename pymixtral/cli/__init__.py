@@ -23,6 +23,7 @@ _COMMANDS = {
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize."),
     "quantize": ("pymixtral.quantize.cli", "Write a checkpoint as a GGUF file."),
+    "convert-layout": ("pymixtral.cli.convert_layout", "Merge or split a model's experts or files."),
 }
 
 
@@ -33,7 +34,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
