@@ -95,10 +95,11 @@ class Mixtral:
 
     # --- Text -----------------------------------------------------------------------------------------------------
 
-    def tokenize(self, text: str, add_bos: bool = True) -> list[int]:
-        """The ids of `text`, after the begin-of-text id if add_bos and the model wants one. Raises UnsupportedError if the file has no
-        tokenizer, InvalidArgumentError for a str with lone surrogates."""
-        return self._text_tokenizer().encode(text, add_bos)
+    def tokenize(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
+        """The ids of `text`, after the begin-of-text id if add_bos and the model wants one. parse_special: names of control tokens, such
+        as "</s>", become those tokens, for text from a trusted template; otherwise they are ordinary text. Raises UnsupportedError if
+        the file has no tokenizer, InvalidArgumentError for a str with lone surrogates."""
+        return self._text_tokenizer().encode(text, add_bos, parse_special=parse_special)
 
     def detokenize(self, ids: Ids) -> str:
         """The text of `ids`; control tokens have none. Raises UnsupportedError if the file has no tokenizer, InvalidArgumentError for
@@ -148,7 +149,7 @@ class Mixtral:
         stop_strings = StopStrings(stop)
         if max_tokens is not None:
             max_tokens = _count("max_tokens", max_tokens, lowest=0)
-        ids = self._checked_ids(self.tokenize(prompt) if isinstance(prompt, str) else prompt, "prompt")
+        ids = self._checked_ids(self._prompt_ids(prompt) if isinstance(prompt, str) else prompt, "prompt")
         tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
         decoder = None
         if tokenizer:
@@ -290,6 +291,16 @@ class Mixtral:
         if self._tokenizer is None:
             raise UnsupportedError(f"{self.path}: the file has no tokenizer, so text cannot be used: pass token ids instead")
         return self._tokenizer
+
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        """A prompt that is far too long is refused without being tokenized, which takes seconds for some megabytes."""
+        fewest = self._text_tokenizer().fewest_tokens(prompt)
+        if fewest > self.n_ctx:
+            raise ContextLengthError(
+                f"expected prompt of at most {self.n_ctx} tokens (n_ctx), found {fewest} or more: shorten the text or ask for a longer "
+                "context"
+            )
+        return self.tokenize(prompt)
 
     def _checked_ids(self, tokens: Ids, what: str) -> NDArray[np.int32]:
         self._check_open()

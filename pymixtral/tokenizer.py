@@ -65,6 +65,11 @@ class Tokenizer:
         self._bytes = [_piece_bytes(piece, kind) for piece, kind in zip(pieces, types, strict=True)]
         self._has_prefix = [piece.startswith(_SPACE) and kind in _TEXT for piece, kind in zip(pieces, types, strict=True)]
         self._processor = _processor(pieces, scores, types, dummy_prefix)
+        self._control = {piece: i for i, piece in reversed([*enumerate(pieces)]) if piece and types[i] == _CONTROL}
+        names = sorted(self._control, key=len, reverse=True)  # an alternation takes the first that fits
+        self._control_names = re.compile("|".join(map(re.escape, names)) or "(?!)")
+        # Without byte tokens, any number of unknown characters is one token.
+        self._longest_piece = max(map(len, pieces)) if _BYTE in types else None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Value], source: str = "the model file") -> Tokenizer:
@@ -109,18 +114,39 @@ class Tokenizer:
         except RuntimeError as error:  # sentencepiece's only exception
             raise ModelConfigError(f"{source}: sentencepiece refuses the token list: {' '.join(str(error).split())}") from error
 
-    def encode(self, text: str, add_bos: bool = True) -> list[int]:
+    def encode(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
         """The ids of `text`, after the begin-of-text id if `add_bos` and the model wants one (tokenizer.ggml.add_bos_token).
 
-        Names of control tokens in the text, such as "</s>", are ordinary text. Raises InvalidArgumentError for a str that is not
-        Unicode text (lone surrogates, as Python reads them from a command line that is not UTF-8).
+        parse_special: names of control tokens in the text, such as "</s>", become those tokens, the text between them is encoded piece
+        by piece, each with a space before it where the model puts one, and a begin-of-text token that the text begins with is not
+        repeated: for text from a trusted template. Otherwise such names are ordinary text, whoever wrote them.
+
+        Raises InvalidArgumentError for a str that is not Unicode text (lone surrogates, as Python reads them from a command line that
+        is not UTF-8).
         """
+        ids: list[int] = []
+        at = 0
+        for match in self._control_names.finditer(text) if parse_special else ():
+            ids += [*self._encode(text, at, match.start()), self._control[match[0]]]
+            at = match.end()
+        ids += self._encode(text, at, len(text))
+        bos = add_bos and self._add_bos and not (parse_special and ids[:1] == [self.bos_id])
+        return [self.bos_id, *ids] if bos else ids
+
+    def _encode(self, text: str, begin: int, end: int) -> list[int]:
+        """The ids of text[begin:end] by itself."""
         try:
-            data = text.encode("utf-8")
+            data = text[begin:end].encode("utf-8")
         except UnicodeEncodeError as error:
-            raise InvalidArgumentError(f"expected Unicode text, found bytes that are not UTF-8 at character {error.start}") from None
+            raise InvalidArgumentError(
+                f"expected Unicode text, found bytes that are not UTF-8 at character {begin + error.start}"
+            ) from None
         ids: list[int] = self._processor.encode(data)
-        return [self.bos_id, *ids] if add_bos and self._add_bos else ids
+        return ids
+
+    def fewest_tokens(self, text: str) -> int:
+        """A number of ids that encode(text) cannot be shorter than, found at once: it takes the longest piece for every token."""
+        return -(-len(text) // self._longest_piece) if self._longest_piece else 0
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Control tokens have none; the space that encode() puts before a text is dropped; bytes that are not

@@ -121,6 +121,24 @@ def test_control_tokens_written_as_text_are_text() -> None:
     assert tokenizer.decode([1, 4096, 4097, 2]) == ""
 
 
+def test_control_tokens_are_parsed_where_asked() -> None:
+    tokenizer = with_pieces(("[A]", 0.0, CONTROL), ("[A]b", 0.0, CONTROL), ("[A]", 0.0, CONTROL), ("", 0.0, CONTROL))
+    a, b = (tokenizer.encode(text, add_bos=False) for text in "ab")
+    assert tokenizer.encode("a[A]b[A]a</s><unk>", parse_special=True) == [1, *a, 4097, 4096, *a, 2, *tokenizer.encode("<unk>")[1:]]
+    assert tokenizer.encode("<s><s>b", parse_special=True) == [1, 1, *b]  # the template's own are kept
+    assert tokenizer.encode("<s>b") != [1, *b]
+    with pytest.raises(InvalidArgumentError, match="character 6"):
+        tokenizer.encode("<s>[A]\udcff", parse_special=True)
+
+
+def test_the_fewest_tokens_of_a_text() -> None:
+    assert TINY.fewest_tokens("") == 0
+    longest = max((piece for piece, _, _ in PIECES), key=len)
+    assert TINY.fewest_tokens("x" * (7 * len(longest) + 1)) == 8
+    unknown = Tokenizer.from_metadata(metadata_of([("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL), ("a", -1, NORMAL)]))
+    assert unknown.fewest_tokens("b" * 1000) <= len(unknown.encode("b" * 1000, add_bos=False))  # one unknown token
+
+
 def test_empty_and_repeated_pieces_keep_their_ids_and_text() -> None:
     again = PIECES[300][0]
     tokenizer = with_pieces(("", 0.0, NORMAL), (again, 5.0, NORMAL), ("<id 4096>", 0.0, NORMAL), ("", 0.0, NORMAL))
