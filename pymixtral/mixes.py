@@ -60,6 +60,15 @@ MIXES = {
     "q2_k": Type.Q2_K,
 }
 
+_NARROW = {
+    Type.Q2_K: Type.IQ4_NL,
+    Type.Q3_K: Type.IQ4_NL,
+    Type.IQ4_XS: Type.IQ4_NL,
+    Type.Q4_K: Type.Q5_0,
+    Type.Q5_K: Type.Q5_1,
+    Type.Q6_K: Type.Q8_0,
+}
+
 _LAYER = re.compile(r"blk\.(\d+)\.(.*)")
 
 
@@ -86,18 +95,28 @@ def parts(config: ModelConfig) -> list[Part]:
 
 
 def mixed(inventory: Inventory, mix: str) -> Inventory:
-    """The same tensors in the types of a mix. Norms and routers are f32; a matrix whose rows do not divide into its type's blocks
-    is f16. Raises InvalidArgumentError for an unknown mix."""
+    """The same tensors in the types of a mix, as fitting() lets them. Raises InvalidArgumentError for an unknown mix."""
+    kinds = [fitting(kind, part.shape[-1]) for kind, part in zip(types(inventory, mix), inventory.parts, strict=True)]
+    retyped = [Part(part.name, kind, part.shape) for kind, part in zip(kinds, inventory.parts, strict=True)]
+    return Inventory(retyped, inventory.n_experts, inventory.n_experts_used)
+
+
+def types(inventory: Inventory, mix: str) -> list[Type]:
+    """The type that a mix wants for each tensor, whatever its columns. Norms and routers are f32. Raises InvalidArgumentError for an
+    unknown mix."""
     if mix not in MIXES:
         raise InvalidArgumentError(f"expected a type among {', '.join(MIXES)}, found {mix!r}")
     n_layers = 1 + max((int(match[1]) for part in inventory.parts if (match := _LAYER.match(part.name))), default=-1)
-    retyped = []
-    for part in inventory.parts:
-        kind = _type(part, mix, n_layers, inventory.n_experts == 8, inventory.tied)
-        if part.shape[-1] % GGML_QUANT_SIZES[kind][0]:
-            kind = Type.F16
-        retyped.append(Part(part.name, kind, part.shape))
-    return Inventory(retyped, inventory.n_experts, inventory.n_experts_used)
+    return [_type(part, mix, n_layers, inventory.n_experts == 8, inventory.tied) for part in inventory.parts]
+
+
+def fitting(kind: Type, cols: int) -> Type:
+    """The type, or what takes its place where rows of so many columns do not divide into its blocks: as in llama.cpp, one with blocks of
+    32 and not fewer bits, else f16."""
+    if cols % GGML_QUANT_SIZES[kind][0] == 0:
+        return kind
+    kind = _NARROW.get(kind, Type.F16)
+    return Type.F16 if cols % GGML_QUANT_SIZES[kind][0] else kind
 
 
 def _type(part: Part, mix: str, n_layers: int, eight: bool, tied: bool) -> Type:

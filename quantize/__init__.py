@@ -1,6 +1,7 @@
 """Checkpoints to GGUF."""
 
-from .convert import quantize
-from .report import ClassReport, Report
+from .convert import plan, quantize
+from .planning import Plan
+from .report import ClassReport, Report, TensorReport
 
-__all__ = ["ClassReport", "Report", "quantize"]
+__all__ = ["ClassReport", "Plan", "Report", "TensorReport", "plan", "quantize"]

@@ -2,37 +2,126 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import click
 
-from .convert import quantize as run
-from .recipe import TYPES
+from .recipe import RECIPES
+
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "K": 10**3,
+    "KB": 10**3,
+    "KIB": 2**10,
+    "M": 10**6,
+    "MB": 10**6,
+    "MIB": 2**20,
+    "G": 10**9,
+    "GB": 10**9,
+    "GIB": 2**30,
+}
+
+
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """20GiB, 21.5GB, 900MB in bytes."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
+    if not match or match[2].upper() not in _UNITS:
+        raise click.BadParameter(f"expected a size such as 20GiB or 21.5GB, found {value!r}", ctx, param)
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+    """PATTERN=TYPE as pairs."""
+    pairs = []
+    for value in values:
+        pattern, equals, kind = value.rpartition("=")
+        if not equals or not pattern:
+            raise click.BadParameter(f"expected PATTERN=TYPE, such as blk.*.ffn_down_exps.weight=q6_k, found {value!r}", ctx, param)
+        pairs.append((pattern, kind.lower()))
+    return pairs
 
 
 @click.command(
     epilog="""\b
 Examples:
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf
-  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_0.gguf --type q4_0
-  pymixtral quantize ~/models/my-merge my-merge.gguf --type f16 --force""",
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m --imatrix imatrix.gguf
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-20g.gguf --target-size 20GiB --imatrix imatrix.gguf
+  pymixtral quantize Mixtral-8x7B-v0.1 --target-bpw 3.5 --dry-run
+  pymixtral quantize my-merge my-merge.gguf --type q4_k_m --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
 )
 @click.argument("source", type=click.Path(path_type=Path))
-@click.argument("dest", type=click.Path(path_type=Path))
-@click.option(
-    "--type",
-    "kind",
-    type=click.Choice(list(TYPES)),
-    default="q8_0",
-    show_default=True,
-    help="Type of the matrices; norms and router are f32.",
-)
+@click.argument("dest", type=click.Path(path_type=Path), required=False)
+@click.option("--type", "kind", type=click.Choice(RECIPES, case_sensitive=False), help="Type of the matrices, or a mix.  [default: q8_0]")
+@click.option("--tensor", "tensors", metavar="PATTERN=TYPE", multiple=True, callback=_tensors, help="Type of tensors by name; repeatable.")
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix: pymixtral calibrate's, or llama.cpp's (gguf, dat).")
+@click.option("--target-size", callback=_size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
+@click.option("--target-bpw", type=click.FloatRange(1, 32), metavar="BITS", help="Choose types for so many bits per weight, such as 3.5.")
+@click.option("--dry-run", is_flag=True, help="Print types and sizes; write nothing.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON too, with each expert's error.")
+@click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors by layer and expert to a PNG (extra [plot]).")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), default=None, help="Threads to use.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace DEST if it exists.")
-def quantize(source: Path, dest: Path, kind: str, threads: int | None, force: bool) -> None:
+@click.pass_context
+def quantize(
+    ctx: click.Context,
+    /,
+    source: Path,
+    dest: Path | None,
+    kind: str | None,
+    tensors: list[tuple[str, str]],
+    imatrix: Path | None,
+    target_size: int | None,
+    target_bpw: float | None,
+    dry_run: bool,
+    report: Path | None,
+    heatmap: Path | None,
+    threads: int | None,
+    force: bool,
+) -> None:
     """Write a checkpoint as a GGUF file.
 
     SOURCE is a Hugging Face directory of a Mixtral or a dense Mistral: config.json, safetensors (single or sharded) and
-    tokenizer.model. DEST is the file to write; it appears only when it is complete.
+    tokenizer.model. DEST is the file to write; it appears only when it is complete. Norms and routers are f32 in every type.
+
+    A mix such as q4_k_m gives some tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
+    With --target-size or --target-bpw the rules are made for this model: encoding sampled rows shows what each type costs each matrix,
+    and the types that fit are chosen so that the sum of the matrices' squared relative errors, weighted by the importance matrix if
+    there is one, is least.
     """
-    click.echo(run(source, dest, kind, n_threads=threads, force=force))
+    if sum(value is not None for value in (kind, target_size, target_bpw)) > 1:
+        raise click.UsageError("expected one of --type, --target-size and --target-bpw, found more", ctx)
+    if dest is None and not dry_run:
+        raise click.UsageError("expected DEST, the file to write, or --dry-run", ctx)
+    from . import convert, heat
+
+    if dry_run:
+        planned = convert.plan(
+            source, kind, tensors=tensors, imatrix=imatrix, target_bytes=target_size, target_bpw=target_bpw, n_threads=threads
+        )
+        click.echo(planned)
+        return
+    assert dest is not None
+    if heatmap:
+        heat.check()
+    result = convert.quantize(
+        source,
+        dest,
+        kind,
+        tensors=tensors,
+        imatrix=imatrix,
+        target_bytes=target_size,
+        target_bpw=target_bpw,
+        n_threads=threads,
+        force=force,
+    )
+    if report:
+        report.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+    if heatmap:
+        heat.draw(result, heatmap)
+    click.echo(result)

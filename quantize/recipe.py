@@ -1,49 +1,105 @@
-"""The type of each tensor in the GGUF file."""
+"""The type of each tensor in the GGUF file: by a recipe's name, and by name patterns of the user.
+
+A recipe is a type for all matrices, or one of the mixes of pymixtral.mixes. Norms and the router stay f32 whatever is asked: they are a
+thousandth of the weights, and the router's choice is discrete.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.inventory import Inventory, Part
+from pymixtral.mixes import fitting
+from pymixtral.mixes import types as mix_types
 
 from .layout import Target
 
-TYPES = {
-    "f32": GGMLQuantizationType.F32,
-    "bf16": GGMLQuantizationType.BF16,
-    "f16": GGMLQuantizationType.F16,
-    "q8_0": GGMLQuantizationType.Q8_0,
-    "q4_0": GGMLQuantizationType.Q4_0,
+Type = GGMLQuantizationType
+
+TYPES = {"f32": Type.F32, "bf16": Type.BF16, "f16": Type.F16, "q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
+"""Recipes of one type."""
+
+MIXES = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
+"""Recipes of several."""
+
+RECIPES = (*TYPES, *MIXES)
+
+TENSOR_TYPES = TYPES | {
+    kind.name.lower(): kind for kind in (Type.Q6_K, Type.Q5_K, Type.Q4_K, Type.IQ4_NL, Type.IQ4_XS, Type.Q3_K, Type.Q2_K)
 }
-FILE_TYPES = {
-    GGMLQuantizationType.F32: LlamaFileType.ALL_F32,
-    GGMLQuantizationType.BF16: LlamaFileType.MOSTLY_BF16,
-    GGMLQuantizationType.F16: LlamaFileType.MOSTLY_F16,
-    GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    GGMLQuantizationType.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+"""What a single tensor can be asked to be."""
+
+_FILE_TYPES = {
+    Type.F32: LlamaFileType.ALL_F32,
+    Type.BF16: LlamaFileType.MOSTLY_BF16,
+    Type.F16: LlamaFileType.MOSTLY_F16,
+    Type.Q8_0: LlamaFileType.MOSTLY_Q8_0,
+    Type.Q6_K: LlamaFileType.MOSTLY_Q6_K,
+    Type.Q5_K: LlamaFileType.MOSTLY_Q5_K_S,
+    Type.Q5_1: LlamaFileType.MOSTLY_Q5_1,
+    Type.Q5_0: LlamaFileType.MOSTLY_Q5_0,
+    Type.Q4_K: LlamaFileType.MOSTLY_Q4_K_S,
+    Type.Q4_1: LlamaFileType.MOSTLY_Q4_1,
+    Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
+    Type.IQ4_NL: LlamaFileType.MOSTLY_IQ4_NL,
+    Type.IQ4_XS: LlamaFileType.MOSTLY_IQ4_XS,
+    Type.Q3_K: LlamaFileType.MOSTLY_Q3_K_S,
+    Type.Q2_K: LlamaFileType.MOSTLY_Q2_K,
 }
 
 
-def parse_type(name: str) -> GGMLQuantizationType:
-    """The type of that name. Raises InvalidArgumentError."""
-    if name not in TYPES:
-        raise InvalidArgumentError(f"type is {name!r}; expected one of {', '.join(TYPES)}")
-    return TYPES[name]
+def kept_f32(target: Target) -> bool:
+    """Norms and routers."""
+    return len(target.shape) == 1 or target.name.endswith("ffn_gate_inp.weight")
 
 
-def tensor_type(target: Target, asked: GGMLQuantizationType) -> GGMLQuantizationType:
-    """The type that a tensor is written in when the user asks for `asked`.
+def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
+    """The type that a recipe wants for each tensor, whatever its columns. Raises InvalidArgumentError for an unknown recipe."""
+    if recipe not in RECIPES:
+        raise InvalidArgumentError(f"type is {recipe!r}; expected one of {', '.join(RECIPES)}")
+    if recipe in TYPES:
+        return [Type.F32 if kept_f32(target) else TYPES[recipe] for target in targets]
+    n_experts = max(target.shape[0] if target.merged else 1 for target in targets)
+    return mix_types(Inventory([Part(target.name, Type.F32, target.shape) for target in targets], n_experts), recipe)
 
-    Norms and the router stay f32: they are a thousandth of the weights, and the router's choice is discrete. A matrix whose
-    rows do not divide into the type's blocks becomes f16.
+
+def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) -> dict[str, Type]:
+    """Type by tensor name for (pattern, type) pairs, the last that matches a name. Patterns are those of fnmatch, on whole GGUF names.
+
+    Raises InvalidArgumentError for an unknown type and for a pattern that matches no tensor, or none but norms and routers.
     """
-    if len(target.shape) == 1 or target.name.endswith("ffn_gate_inp.weight"):
-        return GGMLQuantizationType.F32
-    if target.cols % GGML_QUANT_SIZES[asked][0]:
-        return GGMLQuantizationType.F16
-    return asked
+    result: dict[str, Type] = {}
+    for pattern, name in patterns:
+        if name not in TENSOR_TYPES:
+            raise InvalidArgumentError(f"type of {pattern!r} is {name!r}; expected one of {', '.join(TENSOR_TYPES)}")
+        matched = [target for target in targets if fnmatchcase(target.name, pattern)]
+        if not matched:
+            raise InvalidArgumentError(f"{pattern!r} matches no tensor; expected a pattern such as 'blk.*.ffn_down_exps.weight'")
+        matrices = [target for target in matched if not kept_f32(target)]
+        if not matrices:
+            raise InvalidArgumentError(f"{pattern!r} matches {matched[0].name}; norms and routers stay f32: expected a pattern for others")
+        result |= {target.name: TENSOR_TYPES[name] for target in matrices}
+    return result
 
 
-def row_bytes(kind: GGMLQuantizationType, cols: int) -> int:
+def fit(target: Target, wanted: Type) -> Type:
+    """The type that a tensor is written in: the wanted one, or what its columns allow."""
+    return fitting(wanted, target.cols)
+
+
+def row_bytes(kind: Type, cols: int) -> int:
     block, size = GGML_QUANT_SIZES[kind]
     return int(cols // block * size)
+
+
+def file_type(recipe: str | None, bytes_by_type: Counter[Type]) -> LlamaFileType:
+    """GGUF's general.file_type: of the recipe, or without one that of the type with most bytes."""
+    mixed = getattr(LlamaFileType, f"MOSTLY_{recipe.upper()}", None) if recipe else None
+    if isinstance(mixed, LlamaFileType):
+        return mixed
+    return _FILE_TYPES[TYPES[recipe] if recipe in TYPES else bytes_by_type.most_common(1)[0][0]]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from .formats import decode
-
 ERROR_STRIDE = 16
-"""Errors are measured on every 16th row, which takes about a fifth of the run time; on all rows it would take four times the rest."""
+"""Errors are measured on every 16th row of a chunk: a small part of the run time; on all rows it would take most of it."""
 
 _CLASSES = {
     "embedding": ("token_embd",),
@@ -41,10 +41,29 @@ class ClassReport:
     n_bytes: int
     relative_error: float
 
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / self.n_weights
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """One tensor. relative_error: as for a class; weighted_error: the same with squares weighted by the importance of their columns, None
+    without; expert_errors: the relative error of each expert of a merged tensor, else empty."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    n_bytes: int
+    relative_error: float
+    weighted_error: float | None
+    expert_errors: tuple[float, ...]
+
 
 @dataclass(frozen=True)
 class Report:
-    """The result of quantize(). file_bytes: the size of dest; seconds: the run time; notes: what a user should know, a sentence each."""
+    """The result of quantize(). type: what was asked for; file_bytes: the size of dest; seconds: the run time; notes: what a user should
+    know, a sentence each."""
 
     source: Path
     dest: Path
@@ -52,6 +71,7 @@ class Report:
     file_bytes: int
     seconds: float
     classes: tuple[ClassReport, ...]
+    tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...]
 
     @property
@@ -63,18 +83,24 @@ class Report:
         """Of the tensors' data, headers and vocabulary not counted."""
         return 8 * sum(entry.n_bytes for entry in self.classes) / self.n_weights
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it; sizes in bytes."""
+        result = asdict(self) | {"source": str(self.source), "dest": str(self.dest)}
+        return result | {"n_weights": self.n_weights, "bits_per_weight": self.bits_per_weight, "measured": f"every {ERROR_STRIDE}th row"}
+
     def __str__(self) -> str:
         """The report as a terminal shows it."""
         lines = [
             f"{self.dest}: {size(self.file_bytes)}, {self.bits_per_weight:.2f} bits per weight, "
             f"{quantity(self.n_weights)} weights, {self.seconds:.1f} s",
             "",
-            f"  {'tensors':<20}{'types':<20}{'weights':>10}{'size':>12}{'error':>10}",
+            f"  {'tensors':<18}{'types':<24}{'weights':>9}{'size':>11}{'bits':>7}{'error':>8}",
         ]
         for entry in self.classes:
-            types = ", ".join(f"{n} {name}" for name, n in entry.types.items())
+            first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in entry.types.items()), 23)
             error = "exact" if entry.relative_error == 0 else f"{100 * entry.relative_error:.3g}%"
-            lines.append(f"  {entry.name:<20}{types:<20}{quantity(entry.n_weights):>10}{size(entry.n_bytes):>12}{error:>10}")
+            sizes = f"{quantity(entry.n_weights):>9}{size(entry.n_bytes):>11}{entry.bits_per_weight:>7.2f}"
+            lines += [f"  {entry.name:<18}{first:<24}{sizes}{error:>8}", *(f"  {'':<18}{part}" for part in rest)]
         lines += ["", f"  error: ||w - decoded|| / ||w||, measured on every {ERROR_STRIDE}th row"]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
@@ -82,39 +108,70 @@ class Report:
 
 @dataclass
 class _Sums:
-    types: Counter[str] = field(default_factory=Counter)
-    n_weights: int = 0
-    n_bytes: int = 0
+    """Squared errors and squares of one source tensor's measured rows, and both with the columns weighted."""
+
     error: float = 0.0
     norm: float = 0.0
+    weighted_error: float = 0.0
+    weighted_norm: float = 0.0
 
 
 class ErrorMeter:
-    """Adds up counts and squared errors, class by class, while the file is written."""
+    """Adds up squared errors, source by source, while the file is written."""
 
     def __init__(self) -> None:
-        self._sums: defaultdict[str, _Sums] = defaultdict(_Sums)
+        self._sums: defaultdict[str, defaultdict[int, _Sums]] = defaultdict(lambda: defaultdict(_Sums))
 
-    def add_tensor(self, name: str, kind: GGMLQuantizationType, n_weights: int, n_bytes: int) -> None:
-        sums = self._sums[tensor_class(name)]
-        sums.types[kind.name.lower()] += 1
-        sums.n_weights += n_weights
-        sums.n_bytes += n_bytes
+    def add_rows(
+        self,
+        name: str,
+        source: int,
+        weights: NDArray[np.float32],
+        decoded: NDArray[np.float32],
+        importance: NDArray[np.float32] | None,
+    ) -> None:
+        """weights, decoded: float32 [rows, cols], rows of a tensor's source before and after; importance: float32 [cols]."""
+        sums = self._sums[name][source]
+        exact = weights.astype(np.float64)
+        norm, error = np.square(exact).sum(axis=0), np.square(exact - decoded).sum(axis=0)
+        sums.norm += float(norm.sum())
+        sums.error += float(error.sum())
+        if importance is not None:
+            sums.weighted_norm += float(norm @ importance)
+            sums.weighted_error += float(error @ importance)
 
-    def add_rows(self, name: str, kind: GGMLQuantizationType, weights: NDArray[np.float32], data: NDArray[np.uint8]) -> None:
-        """weights: float32 [rows, cols]; data: uint8 [rows, row_bytes], the same rows encoded. Measures every 16th."""
-        sums = self._sums[tensor_class(name)]
-        exact = weights[::ERROR_STRIDE].astype(np.float64)
-        sums.norm += float(np.square(exact).sum())
-        exact -= decode(kind, np.ascontiguousarray(data[::ERROR_STRIDE]))
-        sums.error += float(np.square(exact).sum())
-
-    def classes(self) -> tuple[ClassReport, ...]:
-        return tuple(
-            ClassReport(group, dict(sums.types), sums.n_weights, sums.n_bytes, math.sqrt(sums.error / sums.norm) if sums.norm else 0.0)
-            for group in _CLASSES
-            if (sums := self._sums.get(group))
+    def tensor(self, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], n_bytes: int) -> TensorReport:
+        parts = [sums for _, sums in sorted(self._sums[name].items())]
+        weighted_norm = sum(sums.weighted_norm for sums in parts)
+        return TensorReport(
+            name,
+            kind.name.lower(),
+            shape,
+            n_bytes,
+            _relative(sum(sums.error for sums in parts), sum(sums.norm for sums in parts)),
+            _relative(sum(sums.weighted_error for sums in parts), weighted_norm) if weighted_norm else None,
+            tuple(_relative(sums.error, sums.norm) for sums in parts) if len(shape) == 3 else (),
         )
+
+    def classes(self, tensors: Sequence[TensorReport]) -> tuple[ClassReport, ...]:
+        groups: defaultdict[str, list[TensorReport]] = defaultdict(list)
+        for tensor in tensors:
+            groups[tensor_class(tensor.name)].append(tensor)
+        return tuple(self._class(name, groups[name]) for name in _CLASSES if name in groups)
+
+    def _class(self, name: str, tensors: Sequence[TensorReport]) -> ClassReport:
+        sums = [part for tensor in tensors for part in self._sums[tensor.name].values()]
+        return ClassReport(
+            name,
+            dict(Counter(tensor.type for tensor in tensors)),
+            sum(math.prod(tensor.shape) for tensor in tensors),
+            sum(tensor.n_bytes for tensor in tensors),
+            _relative(sum(part.error for part in sums), sum(part.norm for part in sums)),
+        )
+
+
+def _relative(error: float, norm: float) -> float:
+    return math.sqrt(error / norm) if norm else 0.0
 
 
 def tensor_class(name: str) -> str:

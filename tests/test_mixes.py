@@ -55,9 +55,24 @@ def test_mixes_are_listed_from_the_largest_to_the_smallest() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_rows_that_do_not_divide_into_blocks_are_f16() -> None:
-    found = mixed(Inventory([Part("blk.0.attn_q.weight", Type.F32, (64, 96)), Part("output_norm.weight", Type.F32, (96,))]), "q4_k_m")
-    assert [part.type for part in found.parts] == [Type.F16, Type.F32]
+@pytest.mark.parametrize(
+    ("mix", "cols", "kind"),
+    [
+        ("q4_k_m", 256, Type.Q4_K),
+        ("q4_k_m", 96, Type.Q5_0),
+        ("q5_k_m", 96, Type.Q5_1),
+        ("q6_k", 96, Type.Q8_0),
+        ("q3_k_s", 96, Type.IQ4_NL),
+        ("q2_k", 96, Type.IQ4_NL),
+        ("iq4_xs", 96, Type.IQ4_NL),
+        ("q4_0", 96, Type.Q4_0),
+        ("q4_k_m", 80, Type.F16),
+        ("q4_0", 80, Type.F16),
+    ],
+)
+def test_rows_that_do_not_divide_into_blocks(mix: str, cols: int, kind: GGMLQuantizationType) -> None:
+    parts = [Part("blk.0.attn_q.weight", Type.F32, (64, cols)), Part("output_norm.weight", Type.F32, (cols,))]
+    assert [part.type for part in mixed(Inventory(parts), mix).parts] == [kind, Type.F32]
 
 
 def test_an_unknown_mix_is_refused() -> None:

@@ -53,7 +53,7 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
 
 def test_help_shows_examples_line_by_line() -> None:
     text = CliRunner().invoke(quantize, ["--help"]).stdout
-    assert "--type [f32|bf16|f16|q8_0|q4_0]" in text
+    assert "--type [f32|bf16|f16|q8_0|q4_0|q6_k|q5_k_m|" in text
     assert "\n  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf\n" in text or "\n    pymixtral quantize Mixtral" in text
 
 

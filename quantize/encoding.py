@@ -1,0 +1,47 @@
+"""Rows of a checkpoint tensor as floats, in the file's order, to the bytes of a type and back."""
+
+from __future__ import annotations
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from pymixtral import ops
+from pymixtral.errors import CheckpointError, NonFiniteError
+from pymixtral.matrix import Matrix
+
+from .checkpoint import Checkpoint
+from .layout import Target, rope_order
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+# Types whose encoding is defined without a search, so that there is nothing to weight.
+_EXACT = tuple(GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0"))
+
+
+def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> F32:
+    """float32 [rows, cols] of one source of a target."""
+    tensor = checkpoint.tensors[source]
+    if len(target.part_shape) == 1:
+        return tensor.floats(slice(None)).reshape(1, -1)
+    return tensor.floats(rope_order(target.rope_heads, checkpoint.config.head_dim)[rows] if target.rope_heads else rows)
+
+
+def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, source: str, importance: F32 | None) -> U8:
+    """weights: float32 [rows, cols]; importance: float32 [cols]. uint8 [rows, row_bytes]. Raises CheckpointError that names the source
+    for weights that are not finite or too large for the type."""
+    try:
+        if importance is None or kind in _EXACT:
+            return ops.encode(context, kind, weights)
+        return ops.encode(context, kind, weights, importance)  # type: ignore[call-arg]
+    except NonFiniteError:
+        if not np.isfinite(weights).all():
+            raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
+        largest, name = np.abs(weights).max(), kind.name.lower()
+        raise CheckpointError(f"tensor {source} holds a weight of magnitude {largest:.3g}, too large for {name}; use f32") from None
+
+
+def decode(context: ops.Context, kind: GGMLQuantizationType, data: U8) -> F32:
+    """data: uint8 [rows, row_bytes]; returns float32 [rows, cols]."""
+    return ops.embed(context, Matrix(kind, np.ascontiguousarray(data)), np.arange(len(data), dtype=np.int32))

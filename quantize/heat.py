@@ -1,0 +1,50 @@
+"""The errors of experts as a picture. Needs matplotlib, the [plot] extra."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pymixtral.errors import UnsupportedError
+
+from .report import Report
+
+_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
+
+
+def check() -> None:
+    """Raises UnsupportedError where matplotlib is missing."""
+    _figure()
+
+
+def draw(report: Report, path: Path) -> None:
+    """A PNG of relative errors, layers x experts, for gate, up and down. Raises UnsupportedError for a dense model."""
+    errors: dict[str, list[tuple[float, ...]]] = {}
+    for tensor in report.tensors:
+        if match := _EXPERTS.fullmatch(tensor.name):
+            errors.setdefault(match[2], []).append(tensor.expert_errors)
+    if not errors:
+        raise UnsupportedError(f"{path}: expected a model with experts to draw, found a dense one")
+    highest = max(max(map(max, rows)) for rows in errors.values())
+    n_layers, n_experts = np.shape(next(iter(errors.values())))
+    figure = _figure()(figsize=(3 * (1.5 + 0.25 * n_experts), 1.5 + 0.25 * n_layers), layout="constrained")
+    axes = figure.subplots(1, len(errors), sharey=True)
+    for axis, (name, rows) in zip(axes, errors.items(), strict=True):
+        image = axis.imshow(100 * np.array(rows), vmin=0, vmax=100 * highest, aspect="auto", cmap="viridis")
+        axis.set(title=name, xlabel="expert", xticks=range(n_experts))
+    axes[0].set(ylabel="layer", yticks=range(0, n_layers, max(1, n_layers // 16)))
+    figure.colorbar(image, ax=axes, label="relative error, %")
+    figure.suptitle(f"{report.dest.name}: {report.bits_per_weight:.2f} bits per weight")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _figure() -> Any:
+    """matplotlib's Figure, which needs no display and no global state."""
+    try:
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError:
+        raise UnsupportedError("a heat map needs matplotlib, which is not installed: pip install 'pymixtral[plot]'") from None

@@ -1,0 +1,179 @@
+"""What a quantization will write: the type and the importance of every tensor, and the size of the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from pymixtral import ops
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.imatrix import Importance, ImportanceMatrix
+from pymixtral.imatrix import read as read_imatrix
+
+from .budget import Choice, choose
+from .checkpoint import Checkpoint
+from .layout import Target
+from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
+from .report import size, tensor_class
+
+ALIGNMENT = 32  # GGUF's default
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedTensor:
+    """A tensor of the file to be, its type, and the importance of its columns, None where they count alike."""
+
+    target: Target
+    type: GGMLQuantizationType
+    importance: Importance | None = None
+
+    @property
+    def n_weights(self) -> int:
+        return prod(self.target.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        return self.n_weights // self.target.cols * row_bytes(self.type, self.target.cols)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: a recipe, or the file's size in bytes, or bits per weight; patterns and types of single tensors; an importance
+    matrix."""
+
+    recipe: str | None
+    target_bytes: int | None = None
+    target_bpw: float | None = None
+    tensors: Sequence[tuple[str, str]] = ()
+    imatrix: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """name: what was asked for; choice: how well the types were chosen for a size, None for a recipe; notes: a sentence each."""
+
+    name: str
+    tensors: tuple[PlannedTensor, ...]
+    file_type: LlamaFileType
+    choice: Choice | None
+    notes: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the tensors' data with what aligns it."""
+        return sum(-(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT for tensor in self.tensors)
+
+    @property
+    def n_weights(self) -> int:
+        return sum(tensor.n_weights for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_weights
+
+    def __str__(self) -> str:
+        """The plan as a terminal shows it: sizes by class, types by layer."""
+        lines = [
+            f"{self.name}: {size(self.n_bytes)} of tensors, {self.bits_per_weight:.3f} bits per weight",
+            "",
+            f"  {'tensors':<20}{'types':<36}{'size':>12}{'bits':>8}",
+        ]
+        groups: dict[str, list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            groups.setdefault(tensor_class(tensor.target.name), []).append(tensor)
+        for group, tensors in groups.items():
+            types = Counter(tensor.type.name.lower() for tensor in tensors)
+            n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
+            shown = ", ".join(f"{n} {name}" for name, n in types.items())
+            lines.append(f"  {group:<20}{shown:<36}{size(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
+        lines += ["", *self._grid()]
+        if self.choice:
+            lines += ["", f"  objective: {self.choice.objective:.6g}, the sum of squared relative errors; see quantize --help"]
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    def _grid(self) -> list[str]:
+        """The types of each layer's matrices; equal layers that follow one another share a line."""
+        layers: dict[int, dict[str, str]] = {}
+        for tensor in self.tensors:
+            name = tensor.target.name.split(".")
+            if name[0] == "blk" and not kept_f32(tensor.target):
+                layers.setdefault(int(name[1]), {})[name[2].removesuffix("_exps")] = tensor.type.name.lower()
+        columns = list(layers[0])
+        lines = [f"  {'layers':<8}" + "".join(f"{column:>12}" if "output" in column else f"{column:>10}" for column in columns)]
+        begin = 0
+        for i in range(len(layers)):
+            if i + 1 < len(layers) and layers[i + 1] == layers[begin]:
+                continue
+            cells = "".join(f"{layers[i][column]:>12}" if "output" in column else f"{layers[i][column]:>10}" for column in columns)
+            lines.append(f"  {f'{begin}-{i}' if i > begin else str(i):<8}{cells}")
+            begin = i + 1
+        return lines
+
+
+def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, header_bytes: int, progress: bool) -> Plan:
+    """Decides. header_bytes: of the file without its tensors. Raises InvalidArgumentError for a request that makes no sense for this
+    checkpoint, ModelFileError for a broken importance matrix, CheckpointError for weights that cannot be encoded."""
+    targets = checkpoint.targets
+    asked = [request.recipe, request.target_bytes, request.target_bpw]
+    if sum(value is not None for value in asked) != 1:
+        raise InvalidArgumentError(f"expected a type, a target size or target bits per weight, one of them, found {asked}")
+    importance, notes = _importance(targets, request.imatrix)
+    fixed = overrides(targets, request.tensors)
+    choice = None
+    if request.recipe is not None:
+        wanted = [fixed.get(t.name, kind) for t, kind in zip(targets, wanted_types(targets, request.recipe), strict=True)]
+        name = request.recipe
+    else:
+        n_weights = sum(prod(target.shape) for target in targets)
+        if request.target_bytes is not None:
+            name, budget = f"target size {size(request.target_bytes)}", request.target_bytes - header_bytes - ALIGNMENT * len(targets)
+        else:
+            assert request.target_bpw is not None
+            name, budget = f"target {request.target_bpw:g} bits per weight", int(request.target_bpw * n_weights / 8)
+        choice = choose(context, checkpoint, fixed, importance, budget, progress)
+        wanted = [choice.types[target.name] for target in targets]
+    tensors = tuple(PlannedTensor(t, fit(t, kind), importance.get(t.name)) for t, kind in zip(targets, wanted, strict=True))
+    by_type: Counter[GGMLQuantizationType] = Counter()
+    for tensor in tensors:
+        by_type[tensor.type] += tensor.n_bytes
+    return Plan(name, tensors, file_type(request.recipe, by_type), choice, (*_unfit(tensors, wanted), *notes))
+
+
+def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str, Importance], list[str]]:
+    if path is None:
+        return {}, []
+    matrix: ImportanceMatrix = read_imatrix(path)
+    matrices = [target for target in targets if not kept_f32(target)]
+    found = {t.name: matrix.importance(t.name, t.shape[0] if t.merged else 1, t.cols) for t in matrices}
+    present = {name: importance for name, importance in found.items() if importance is not None}
+    if not present:
+        raise InvalidArgumentError(f"{path}: expected entries for this checkpoint's tensors, such as {matrices[1].name}, found none")
+    notes = []
+    # A token looks up one row of the embedding: it has no input.
+    missing = [name for name in found if name not in present and name != "token_embd.weight"]
+    if missing:
+        notes.append(f"{path.name} has nothing for {len(missing)} matrices, whose columns count alike, such as {missing[0]}")
+    if hardly := matrix.hardly_seen():
+        experts = ", ".join(f"{layer} {', '.join(map(str, seen))}" for layer, seen in list(hardly.items())[:4])
+        n = sum(map(len, hardly.values()))
+        notes.append(
+            f"{n} experts were hardly seen in calibration and take after their layer's mean: {experts}{', ...' * (len(hardly) > 4)}"
+        )
+    return present, notes
+
+
+def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[GGMLQuantizationType]) -> list[str]:
+    groups: dict[tuple[str, int], list[str]] = {}
+    for tensor, kind in zip(tensors, wanted, strict=True):
+        if tensor.type != kind:
+            block = 256 if kind.name.endswith("_K") or kind == GGMLQuantizationType.IQ4_XS else 32
+            groups.setdefault((tensor.type.name.lower(), block), []).append(tensor.target.name)
+    return [
+        f"{len(names)} matrices are {kind}, as their rows do not divide into blocks of {block}, such as {names[0]}"
+        for (kind, block), names in groups.items()
+    ]
