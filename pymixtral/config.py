@@ -170,7 +170,7 @@ def _head_dim(keys: _Keys, hidden: int, n_heads: int) -> int:
 
 
 # Keys of relatives of this architecture that would change the computation, and the values that change nothing.
-_FEATURES: dict[str, tuple[Value, ...]] = {
+FEATURES: dict[str, tuple[Value, ...]] = {
     "llama.attention.causal": (True,),
     "llama.attention.clamp_kqv": (0.0,),
     "llama.attention.max_alibi_bias": (0.0,),
@@ -190,7 +190,7 @@ _FEATURES: dict[str, tuple[Value, ...]] = {
 
 
 def _refuse_features(keys: _Keys) -> None:
-    for key, neutral in _FEATURES.items():
+    for key, neutral in FEATURES.items():
         value = keys.metadata.get(key)
         if value is not None and (isinstance(value, (list, np.ndarray)) or value not in neutral):
             raise UnsupportedError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from pymixtral.gguf import GGUFFile
 from pymixtral.kv_cache import n_pages_for
 from pymixtral.matrix import slow_types
 from pymixtral.model import Model
+from pymixtral.overrides import Override, override
 from pymixtral.sampler import Sampler, Sampling
 from pymixtral.tokenizer import Tokenizer
 from pymixtral.weights import load_weights
@@ -46,6 +47,8 @@ class Mixtral:
     n_threads: 1 to 256; None: what the CPU affinity, the cgroup's quota and the number of cores allow.
     n_batch: how many tokens of a prompt are computed at once; it changes memory and speed, never the result.
     kv_type: "f16" or "f32", how keys and values are cached.
+    experts_used: experts for each token; None: as the file has it. overrides: metadata in place of the file's, checked like it, such as
+    {"llama.attention.sliding_window": 4096}; see pymixtral.overrides.
 
     active_bytes, active_weights: what one token reads, and the weights of the layers that it is multiplied with.
     isa, n_threads: the instruction set and number of threads in use.
@@ -67,6 +70,8 @@ class Mixtral:
         n_threads: int | None = None,
         n_batch: int = 512,
         kv_type: str = "f16",
+        experts_used: int | None = None,
+        overrides: Mapping[str, Override] | None = None,
     ) -> None:
         if kv_type not in _KV_TYPES:
             raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(_KV_TYPES)}, found {kv_type!r}")
@@ -77,6 +82,7 @@ class Mixtral:
         self._closed = False
         with ExitStack() as stack:
             file = stack.enter_context(GGUFFile(self.path))
+            override(file, experts_used, overrides)
             self.config: ModelConfig = ModelConfig.from_gguf(file)
             self._tokenizer = _tokenizer(file, self.config)
             self.n_ctx = _context_length(n_ctx, self.config)

@@ -53,4 +53,4 @@ def check_space(path: Path, n_bytes: int) -> None:
     """Raises InvalidArgumentError if the disk that `path` will be on has less free."""
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
-        raise InvalidArgumentError(f"{path}: needs {n_bytes} bytes, its disk has {free} bytes free; make room or choose another destination")
+        raise InvalidArgumentError(f"{path}: needs {n_bytes} bytes, its disk has {free} bytes free; free some or choose another place")

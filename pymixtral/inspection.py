@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -13,6 +14,7 @@ from pymixtral.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.gguf import GGUFFile, Value
 from pymixtral.inventory import Inventory, Part
 from pymixtral.matrix import slow_types
+from pymixtral.overrides import Override, override
 from pymixtral.tokenizer import Tokenizer
 from pymixtral.weights import load_weights
 
@@ -88,10 +90,15 @@ class Inspection:
         }
 
 
-def inspect(path: str | os.PathLike[str]) -> Inspection:
+def inspect(
+    path: str | os.PathLike[str], *, experts_used: int | None = None, overrides: Mapping[str, Override] | None = None
+) -> Inspection:
     """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format or shards that do not belong together,
-    UnsupportedError for a retired type; a readable file that pymixtral cannot run is described, with the reason in `problem`."""
+    UnsupportedError for a retired type; a readable file that pymixtral cannot run is described, with the reason in `problem`.
+
+    experts_used, overrides: as of pymixtral.Mixtral; InvalidArgumentError for what cannot be given. The metadata shown is the changed."""
     with GGUFFile(path) as file:
+        override(file, experts_used, overrides)
         config, problem = None, None
         try:
             config = ModelConfig.from_gguf(file)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pymixtral.cli.overrides import override_options
 from pymixtral.cli.text import slow_note
 from pymixtral.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from pymixtral.generation import Generation
+    from pymixtral.overrides import Override
 
 
 def _logit_bias(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[int, float]:
@@ -59,6 +61,7 @@ Examples:
     "-c", "--context", type=click.IntRange(min=1), help="Tokens of prompt and text together.  [default: the model's, at most 4096]"
 )
 @click.option("--kv-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of cached keys and values.")
+@override_options
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -72,6 +75,8 @@ def generate(
     threads: int | None,
     context: int | None,
     kv_type: str,
+    experts_used: int | None,
+    overrides: dict[str, Override],
     **sampling: Any,
 ) -> None:
     """Write text that follows a prompt.
@@ -85,7 +90,7 @@ def generate(
     prompt = _read_prompt(ctx, prompt, file)
     from pymixtral.engine import Mixtral
 
-    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
+    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
         if engine.is_demo:
             click.echo(f"No model named (-m): using the demo model of the package, {engine.config.name}.", err=True)
         if engine.slow_types:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pymixtral.cli.overrides import override_options
 from pymixtral.cli.text import WIDTH, shorten, show_bytes, show_count, slow_note, table, wrap, write, write_json
 
 if TYPE_CHECKING:
     from pymixtral.gguf import Value
     from pymixtral.inspection import Inspection
+    from pymixtral.overrides import Override
 
 
 @click.command(
@@ -25,8 +27,11 @@ Examples:
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens to count memory for.  [default: the model's, at most 4096]")
 @click.option("--verify", is_flag=True, help="Read every tensor too: whether it is there, has its shape, and no scale is NaN or infinite.")
+@override_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
-def inspect(model: Path, context: int | None, verify: bool, as_json: bool) -> None:
+def inspect(
+    model: Path, context: int | None, verify: bool, experts_used: int | None, overrides: dict[str, Override], as_json: bool
+) -> None:
     """Show what a GGUF file holds.
 
     Its metadata, its tensors by class, parameters in all and used by a token, and the memory that it takes to run. Only the header is
@@ -35,7 +40,7 @@ def inspect(model: Path, context: int | None, verify: bool, as_json: bool) -> No
     """
     from pymixtral.inspection import inspect as run
 
-    found = run(model)
+    found = run(model, experts_used=experts_used, overrides=overrides)
     n_verified = None
     if verify:
         from pymixtral.verification import verify as check

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pymixtral.cli.generate import read_text
+from pymixtral.cli.overrides import override_options
 
 if TYPE_CHECKING:
+    from pymixtral.overrides import Override
     from pymixtral.perplexity import Perplexity
 
 
@@ -34,6 +36,7 @@ How much does q4_0 lose against f16?
 @click.option("--kl-against", type=click.Path(path_type=Path), help="Compare the predictions with those in such a file.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
 @click.option("--kv-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of cached keys and values.")
+@override_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def perplexity(
@@ -48,6 +51,8 @@ def perplexity(
     kl_against: Path | None,
     threads: int | None,
     kv_type: str,
+    experts_used: int | None,
+    overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
     """Measure how well MODEL predicts a text.
@@ -63,7 +68,7 @@ def perplexity(
     from pymixtral.engine import Mixtral
     from pymixtral.perplexity import perplexity as measure
 
-    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type) as engine:
+    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
         if engine.slow_types:
             click.echo(f"Note: {slow_note(engine.slow_types)}.", err=True)
         result = measure(engine, text, n_ctx=context, stride=stride, n_windows=windows, save_base=save_base, kl_against=kl_against)
