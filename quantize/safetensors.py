@@ -1,4 +1,4 @@
-"""A strict reader of safetensors files over a memory map (format: https://github.com/huggingface/safetensors, "Format").
+"""A strict reader of safetensors files (format: https://github.com/huggingface/safetensors, "Format").
 
 The file is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes. All of it is checked before a byte
 of data is used: what this reader accepts covers the file exactly once, without holes or overlaps.
@@ -7,68 +7,43 @@ of data is used: what this reader accepts covers the file exactly once, without 
 from __future__ import annotations
 
 import math
-import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from gguf import GGMLQuantizationType
 
 from pymixtral.errors import CheckpointError
 
+from .stored import SourceFile, StoredTensor
 from .strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_STORAGE: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor as the file stores it: `data` is a read-only view of the map, for BF16 of its bits as uint16."""
-
-    dtype: str
-    data: NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.data.shape
-
-    def floats(self, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
-        """The chosen rows (first axis) as a new float32 array; exact, as f16 and bf16 are subsets of f32."""
-        part = self.data[rows]
-        if self.dtype == "BF16":
-            bits = part.astype(np.uint32)
-            bits <<= 16
-            return bits.view(np.float32)
-        return part.astype(np.float32)
+_TYPES = {"F32": (GGMLQuantizationType.F32, 4), "F16": (GGMLQuantizationType.F16, 2), "BF16": (GGMLQuantizationType.BF16, 2)}
+"""Type and bytes of an element."""
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a file, lazily: the map is read only where the views are.
+    """All tensors of a file; their data is read when it is asked for.
 
-    The file must not shrink while the views are in use. Raises CheckpointError naming the file, the tensor and the rule broken.
+    Raises CheckpointError naming the file, the tensor and the rule broken.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size < 10:
-                raise CheckpointError(f"{path}: {size} bytes; a safetensors file needs at least 10 (8 of header length, and '{{}}')")
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    size = len(mapped)
-    n_header = int.from_bytes(mapped[:8], "little")
+    file = SourceFile(path)
+    if file.size < 10:
+        raise CheckpointError(f"{path}: {file.size} bytes; a safetensors file needs at least 10 (8 of header length, and '{{}}')")
+    n_header = int.from_bytes(file.read(8, 0), "little")
     if not 2 <= n_header <= MAX_HEADER_BYTES:
         raise CheckpointError(f"{path}: header length {n_header} at offset 0; expected 2 to {MAX_HEADER_BYTES} (is it safetensors?)")
-    if n_header > size - 8:
-        raise CheckpointError(f"{path}: the header needs {n_header} bytes at offset 8, the file has {size - 8} there; it is truncated")
-    header = parse_object(mapped[8 : 8 + n_header], f"{path}: header")
+    if n_header > file.size - 8:
+        raise CheckpointError(f"{path}: the header needs {n_header} bytes at offset 8, the file has {file.size - 8} there; it is truncated")
+    header = parse_object(file.read(n_header, 8), f"{path}: header")
     header.pop("__metadata__", None)
     start = 8 + n_header
     entries = {name: _entry(path, name, value) for name, value in header.items()}
-    _check_cover(path, entries, size - start)
-    return {name: StoredTensor(entry.dtype, entry.view(mapped, start)) for name, entry in entries.items()}
+    _check_cover(path, entries, file.size - start)
+    return {
+        name: StoredTensor(file, _TYPES[entry.dtype][0], entry.shape, start + entry.begin) for name, entry in entries.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -78,23 +53,19 @@ class _Entry:
     begin: int
     end: int
 
-    def view(self, mapped: mmap.mmap, start: int) -> NDArray[Any]:
-        array: NDArray[Any] = np.frombuffer(mapped, np.uint8, self.end - self.begin, start + self.begin)
-        return array.view(_STORAGE[self.dtype]).reshape(self.shape)
-
 
 def _entry(path: Path, name: str, value: Any) -> _Entry:
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets, found {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _STORAGE:
+    if not isinstance(dtype, str) or dtype not in _TYPES:
         raise CheckpointError(f"{where}: dtype {shown(dtype)}; expected F32, F16 or BF16 (quantize from the unquantized checkpoint)")
     if not _natural_numbers(shape) or len(shape) > 8:
         raise CheckpointError(f"{where}: shape {shown(shape)}; expected a list of at most 8 whole numbers")
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets {shown(offsets)}; expected [begin, end] with begin <= end")
-    needed = math.prod(shape) * _STORAGE[dtype].itemsize
+    needed = math.prod(shape) * _TYPES[dtype][1]
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{where}: shape {shown(shape)} in {dtype} takes {needed} bytes, data_offsets {offsets} hold {offsets[1] - offsets[0]}"

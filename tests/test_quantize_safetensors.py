@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +52,7 @@ def test_reads_the_real_checkpoint_as_safetensors_does(tiny_checkpoint: Path) ->
         for name in ours:
             part = theirs.get_slice(name)
             assert ours[name].shape == tuple(part.get_shape())
-            assert ours[name].dtype == part.get_dtype()
+            assert ours[name].type.name == part.get_dtype()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -74,9 +76,14 @@ def test_reads_a_file_of_the_safetensors_package(tmp_path: Path) -> None:
         np.testing.assert_array_equal(tensors[name].floats(slice(None)), array)
 
 
-def test_views_are_read_only(tiny_checkpoint: Path) -> None:
-    tensor = read_safetensors(tiny_checkpoint / "model.safetensors")["model.norm.weight"]
-    assert not tensor.data.flags.writeable
+def test_file_that_shrinks_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_safetensors(path, {"x": np.ones((4, 8), np.float32)})
+    tensor = read_safetensors(path)["x"]
+    os.truncate(path, path.stat().st_size - 5)
+    np.testing.assert_array_equal(tensor.floats(slice(0, 3)), np.ones((3, 8)))
+    with pytest.raises(CheckpointError, match="expected 32 bytes at byte .* found 27: the file was shortened"):
+        tensor.floats(slice(3, 4))
 
 
 def test_valid_sample_is_accepted(tmp_path: Path) -> None:
@@ -202,4 +209,4 @@ def test_mutated_files_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
         tensors = read_safetensors(path)
     except CheckpointError:
         return
-    assert sum(tensor.data.nbytes for tensor in tensors.values()) <= len(content)
+    assert sum(2 * math.prod(tensor.shape) for tensor in tensors.values()) <= len(content)

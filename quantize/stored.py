@@ -1,0 +1,113 @@
+"""Tensors as a checkpoint's files store them, read row by row."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from pymixtral.errors import CheckpointError
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Type = GGMLQuantizationType
+
+
+class SourceFile:
+    """An open file, read with pread. Unlike in a memory map, a file that shrinks while it is read is an error and not the end of the
+    process, and what was read does not count as the process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError if the file cannot be opened."""
+        self.path = path
+        try:
+            if not path.is_file():  # before open, which would wait for the writer of a pipe
+                path.stat()  # says why, where nothing is there
+                raise CheckpointError(f"{path}: expected a file, found something that is not a regular one")
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
+
+    def read_into(self, buffer: U8, offset: int) -> None:
+        """Fills a contiguous array. Raises CheckpointError where the file has fewer bytes or cannot be read."""
+        view, done = memoryview(buffer.reshape(-1)), 0
+        while done < len(view):
+            try:
+                n = os.preadv(self._fd, [view[done : done + (1 << 30)]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be read at byte {offset + done} ({error.strerror})") from error
+            if n == 0:
+                raise CheckpointError(
+                    f"{self.path}: expected {len(view)} bytes at byte {offset}, found {done}: the file was shortened while it was read"
+                )
+            done += n
+
+    def read(self, n_bytes: int, offset: int) -> bytes:
+        """Raises as read_into does."""
+        buffer = np.empty(n_bytes, np.uint8)
+        self.read_into(buffer, offset)
+        return buffer.tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor of a file. offset: of its first byte. dequantize: what makes floats of the rows of a quantized type."""
+
+    file: SourceFile
+    type: Type
+    shape: tuple[int, ...]
+    offset: int
+    dequantize: Callable[[Type, U8], F32] | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        block, size = GGML_QUANT_SIZES[self.type]
+        return self.shape[-1] // int(block) * int(size)
+
+    def part(self, index: int, rows: slice | None = None) -> StoredTensor:
+        """Element `index` of the first dimension, or of that the given rows (start and stop within it)."""
+        shape = self.shape[1:]
+        offset = self.offset + index * prod(shape[:-1]) * self.row_bytes
+        if rows is not None:
+            offset += rows.start * prod(shape[1:-1]) * self.row_bytes
+            shape = (rows.stop - rows.start, *shape[1:])
+        return replace(self, shape=shape, offset=offset)
+
+    def raw(self, rows: slice | NDArray[np.int64] = slice(None)) -> U8:
+        """uint8 [n, row_bytes]: the chosen rows of a matrix, or a vector as one row. Raises CheckpointError for a file that cannot be read."""
+        n_rows = prod(self.shape[:-1])
+        if isinstance(rows, slice):
+            begin, end, _ = rows.indices(n_rows)
+            buffer = np.empty((max(0, end - begin), self.row_bytes), np.uint8)
+            self.file.read_into(buffer, self.offset + begin * self.row_bytes)
+            return buffer
+        buffer = np.empty((len(rows), self.row_bytes), np.uint8)
+        for row, line in zip(rows.tolist(), buffer, strict=True):
+            self.file.read_into(line, self.offset + row * self.row_bytes)
+        return buffer
+
+    def floats(self, rows: slice | NDArray[np.int64] = slice(None)) -> F32:
+        """float32 [n, cols] of the chosen rows, or [cols] of a vector; exact for f32, f16 and bf16. Raises as raw() does."""
+        values = self._widened(self.raw(rows))
+        return values[0] if len(self.shape) == 1 else values
+
+    def _widened(self, raw: U8) -> F32:
+        if self.type == Type.F32:
+            return raw.view("<f4").astype(np.float32, copy=False)
+        if self.type == Type.F16:
+            return raw.view("<f2").astype(np.float32)
+        if self.type == Type.BF16:
+            bits = raw.view("<u2").astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
+        assert self.dequantize is not None
+        return self.dequantize(self.type, raw)
