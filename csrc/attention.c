@@ -1,4 +1,4 @@
-/* attention.c: the key/value cache's writes, and attention over its pages.
+/* attention.c: attention over the pages of the key/value cache.
  *
  * A tile is up to TILE_TOKENS tokens of one run with one key/value head: all queries that share its keys and values. With enough
  * tiles for all threads a tile walks its pages and combines them as it goes. Otherwise (a few tokens far into a context) pages
@@ -9,98 +9,6 @@
 #include "internal.h"
 
 enum { TILE_TOKENS = 8, MAX_PARTIAL_FLOATS = 16 << 20 };
-
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
-    if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0) return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
-    if (cache->type != PMX_F32 && cache->type != PMX_F16)
-        return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0) or f16 (1)", cache->type);
-    if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > 1024)
-        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads, cache->head_dim);
-    int64_t total = 0;
-    for (int64_t i = 0; i < n_runs; i++) {
-        const pmx_run *run = &runs[i];
-        if (run->n_tokens < 0 || run->first_position < 0 || run->n_pages < 0 || (!run->pages && run->n_pages > 0))
-            return pmx_fail(PMX_EINVAL, "run %lld has a negative number or no pages", (long long)i);
-        const int64_t end = (int64_t)run->first_position + run->n_tokens;
-        if (end > INT32_MAX)
-            return pmx_fail(PMX_EINVAL, "run %lld ends at position %lld: expected at most 2^31-1", (long long)i, (long long)end);
-        if ((int64_t)run->n_pages * PMX_PAGE < end)
-            return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i, run->n_pages,
-                            (long long)ceil_div(end, PMX_PAGE), (long long)end);
-        for (int32_t page = 0; page < ceil_div(end, PMX_PAGE); page++)
-            if (run->pages[page] < 0 || run->pages[page] >= cache->n_pages)
-                return pmx_fail(PMX_EINVAL, "run %lld names page %d: expected 0 to %d", (long long)i, run->pages[page], cache->n_pages - 1);
-        total += run->n_tokens;
-        if (total > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
-    }
-    *n_tokens = total;
-    return PMX_OK;
-}
-
-/* --- cache_write: an item is one token */
-
-typedef struct {
-    pmx_ctx *ctx;
-    const pmx_cache *cache;
-    const float *k, *v;
-    const pmx_run *runs;
-} write_args;
-
-static int fits_f16(const float *x, int64_t n) {
-    int fits = 1;
-    for (int64_t i = 0; i < n; i++) fits &= fabsf(x[i]) < 65520.0f; /* what rounds to at most 65504; false for NaN */
-    return fits;
-}
-
-static void write_task(void *arg, int64_t row, int32_t thread) {
-    const write_args *p = arg;
-    const pmx_cache *cache = p->cache;
-    const int64_t dim = cache->head_dim, n = cache->n_kv_heads * dim;
-    const float *k = p->k + row * n, *v = p->v + row * n;
-    if (pmx_first_nonfinite(k, 1, n) == 0 || pmx_first_nonfinite(v, 1, n) == 0) {
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
-        return;
-    }
-    if (cache->type == PMX_F16 && (!fits_f16(k, n) || !fits_f16(v, n))) {
-        pmx_fault(p->ctx, PMX_EOVERFLOW, row);
-        return;
-    }
-    const pmx_run *run = p->runs;
-    int64_t in_run = row;
-    for (; in_run >= run->n_tokens; run++) in_run -= run->n_tokens;
-    const int64_t position = run->first_position + in_run, j = position % PMX_PAGE;
-    const int64_t page = run->pages[position / PMX_PAGE];
-    for (int64_t head = 0; head < cache->n_kv_heads; head++) {
-        const int64_t base = (page * cache->n_kv_heads + head) * dim * PMX_PAGE;
-        if (cache->type == PMX_F32) {
-            float *out = (float *)cache->k + base + j;
-            for (int64_t d = 0; d < dim; d++) out[d * PMX_PAGE] = k[head * dim + d];
-            memcpy((float *)cache->v + base + j * dim, v + head * dim, (size_t)dim * sizeof *v);
-        } else {
-            uint16_t *narrow = pmx_thread_scratch(p->ctx, thread), *out = (uint16_t *)cache->k + base + j;
-            p->ctx->kernels->narrow(narrow, k + head * dim, dim);
-            for (int64_t d = 0; d < dim; d++) out[d * PMX_PAGE] = narrow[d];
-            p->ctx->kernels->narrow((uint16_t *)cache->v + base + j * dim, v + head * dim, dim);
-        }
-    }
-}
-
-pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs) {
-    int64_t n_tokens = 0;
-    if (!ctx || !k || !v) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
-    if (status == PMX_OK) status = pmx_thread_scratch_reserve(ctx, 4096);
-    if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
-    write_args args = {ctx, cache, k, v, runs};
-    status = pmx_parallel(ctx, write_task, &args, n_tokens, (int64_t)cache->n_kv_heads * cache->head_dim * 4);
-    pmx_fp_leave(mode);
-    return status;
-}
-
-/* --- attention */
 
 typedef struct {
     const pmx_run *run;
@@ -128,12 +36,17 @@ typedef struct {
 typedef struct {
     float *k, *v; /* a page in f32 */
     float *q, *s;
+    int8_t *q8; /* q for a cache of q8_0, its scales and sums */
+    float *dq;
+    int32_t *sums;
     float *m, *l, *o;             /* of one page */
     float *run_m, *run_l, *run_o; /* combined so far */
     int32_t *lo, *hi;
 } workspace;
 
-static size_t workspace_floats(int64_t n_q, int64_t dim) { return (size_t)(2 * dim * PMX_PAGE + n_q * (3 * dim + PMX_PAGE + 6)); }
+static size_t workspace_floats(int64_t n_q, int64_t dim) {
+    return (size_t)(2 * dim * PMX_PAGE + n_q * (3 * dim + PMX_PAGE + 6 + dim / 4 + 2 * (dim / 32)));
+}
 
 static workspace workspace_at(const attention_args *p, int32_t thread) {
     const int64_t dim = p->cache->head_dim, n_q = TILE_TOKENS * p->group;
@@ -150,6 +63,9 @@ static workspace workspace_at(const attention_args *p, int32_t thread) {
     w.run_l = w.run_m + n_q;
     w.lo = (int32_t *)(void *)(w.run_l + n_q);
     w.hi = w.lo + n_q;
+    w.sums = w.hi + n_q;
+    w.dq = (float *)(void *)(w.sums + n_q * (dim / 32));
+    w.q8 = (int8_t *)(void *)(w.dq + n_q * (dim / 32));
     return w;
 }
 
@@ -163,6 +79,10 @@ static void scale_queries(const attention_args *p, const workspace *w, const til
     for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
         const float *q = query_at(p, t, kv, i);
         for (int64_t d = 0; d < dim; d++) w->q[i * dim + d] = q[d] * p->scale;
+        if (p->cache->type != PMX_Q8_0) continue;
+        const int64_t block = i * (dim / 32);
+        if (p->ctx->kernels->quantize32(w->q8 + i * dim, w->dq + block, w->sums + block, w->q + i * dim, dim))
+            w->dq[block] = NAN; /* so that the result is, which is where rows are found */
     }
 }
 
@@ -171,7 +91,7 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
                         float *o) {
     const pmx_cache *cache = p->cache;
     const int64_t dim = cache->head_dim, n = dim * PMX_PAGE, n_q = t->n_tokens * p->group;
-    const int64_t base = ((int64_t)t->run->pages[page] * cache->n_kv_heads + kv) * n;
+    const int64_t block = (int64_t)t->run->pages[page] * cache->n_kv_heads + kv, base = block * n;
     for (int64_t i = 0; i < n_q; i++) {
         const int32_t position = t->position + (int32_t)(i / p->group), start = page * PMX_PAGE;
         int32_t lo = p->window && position - p->window + 1 > start ? position - p->window + 1 - start : 0;
@@ -185,6 +105,12 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
     const pmx_kernels *kernels = p->ctx->kernels;
     if (cache->type == PMX_F32) {
         kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, (const float *)cache->k + base, (const float *)cache->v + base, w->lo, w->hi);
+        return;
+    }
+    if (cache->type == PMX_Q8_0) {
+        const pmx_quantized q = {w->q8, w->dq, w->sums};
+        const int64_t at = block * pmx_q8_0_page_bytes(dim);
+        kernels->attend_q8_0(m, l, o, w->s, &q, n_q, dim, (const uint8_t *)cache->k + at, (const uint8_t *)cache->v + at, w->lo, w->hi);
         return;
     }
     const uint16_t *k = (const uint16_t *)cache->k + base, *v = (const uint16_t *)cache->v + base;

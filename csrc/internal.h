@@ -65,7 +65,7 @@ int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
 /* The bytes of `n` elements of a known type. */
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
 
-/* --- attention.c */
+/* --- cache.c */
 /* Whether cache and runs fit each other; *n_tokens: of all runs. */
 pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens);
 

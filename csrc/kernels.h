@@ -67,6 +67,9 @@ typedef struct {
     /* The same on f16 pages; NULL: the page is widened first. */
     void (*attend_f16)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
                        const uint16_t *v, const int32_t *lo, const int32_t *hi);
+    /* The same on q8_0 pages (pmx.h). q: n_q rows of head_dim (scaled), in blocks of 32. */
+    void (*attend_q8_0)(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
+                        const uint8_t *v, const int32_t *lo, const int32_t *hi);
     /* Folds a page into the running (m, l, o). */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 } pmx_kernels;
@@ -77,6 +80,12 @@ extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avxvnni, pmx_kernels_avx5
 #elif defined(__aarch64__)
 extern const pmx_kernels pmx_kernels_neon, pmx_kernels_neon_i8mm;
 #endif
+
+/* One head's keys or values of a q8_0 page: its bytes, and where its scales begin. */
+static inline int64_t pmx_q8_0_page_bytes(int64_t head_dim) { return head_dim * PMX_PAGE + head_dim / 32 * PMX_PAGE * 2; }
+static inline const uint16_t *pmx_q8_0_page_scales(const uint8_t *page, int64_t head_dim) {
+    return (const uint16_t *)(const void *)(page + head_dim * PMX_PAGE);
+}
 
 /* Constants of exp in docs/numerics.md, shared by all kernels. */
 #define PMX_EXP_HI 88.0f

@@ -25,7 +25,7 @@ typedef enum {
     PMX_ETHREAD = 3,      /* a thread could not be started */
     PMX_EUNSUPPORTED = 4, /* a type or instruction set this library does not run */
     PMX_ENONFINITE = 5,   /* NaN or infinity; pmx_bad_row() names the row */
-    PMX_EOVERFLOW = 6,    /* a key or value does not fit the f16 cache; pmx_bad_row() names the row */
+    PMX_EOVERFLOW = 6,    /* a key or value does not fit the cache's type; pmx_bad_row() names the row */
     PMX_ECANCELED = 7     /* pmx_ctx_cancel was set */
 } pmx_status;
 
@@ -74,13 +74,15 @@ typedef struct {
 } pmx_weight;
 
 /* One layer of the key/value cache, in pages of 64 positions.
- *   k: [n_pages][n_kv_heads][head_dim][64]      v: [n_pages][n_kv_heads][64][head_dim]      type: PMX_F32 or PMX_F16 */
+ *   PMX_F32, PMX_F16: k: [n_pages][n_kv_heads][head_dim][64]      v: [n_pages][n_kv_heads][64][head_dim]
+ *   PMX_Q8_0: k, v: [n_pages][n_kv_heads] x 68*head_dim bytes, which are int8 [head_dim/4][64][4] in k and [64][head_dim] in v,
+ *   then the f16 scales [head_dim/32][64]; aligned to 2 bytes */
 typedef struct {
     void *k;
     void *v;
-    int32_t type;
+    int32_t type; /* pmx_type */
     int32_t n_kv_heads;
-    int32_t head_dim; /* a multiple of 8, at most 1024 */
+    int32_t head_dim; /* a multiple of 8, with PMX_Q8_0 of 32; at most 1024 */
     int32_t n_pages;
 } pmx_cache;
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f16: half a GiB
 
-_KV_TYPES = {"f16": np.float16, "f32": np.float32}
-
 T = TypeVar("T")
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -46,7 +44,7 @@ class Mixtral:
     n_ctx: tokens of prompt and answer together, at most the model's own context; None: the model's own, but not above 4096.
     n_threads: 1 to 256; None: what the CPU affinity, the cgroup's quota and the number of cores allow.
     n_batch: how many tokens of a prompt are computed at once; it changes memory and speed, never the result.
-    kv_type: "f16" or "f32", how keys and values are cached.
+    kv_type: "f16", "f32" or "q8_0", how keys and values are cached. q8_0 takes 53% of f16's memory; its heads are a multiple of 32.
     experts_used: experts for each token; None: as the file has it. overrides: metadata in place of the file's, checked like it, such as
     {"llama.attention.sliding_window": 4096}; see pymixtral.overrides.
 
@@ -73,8 +71,6 @@ class Mixtral:
         experts_used: int | None = None,
         overrides: Mapping[str, Override] | None = None,
     ) -> None:
-        if kv_type not in _KV_TYPES:
-            raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(_KV_TYPES)}, found {kv_type!r}")
         self.is_demo = path is None
         self.path = Path(str(importlib.resources.files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf")) if path is None else Path(path)
         self._n_batch = _count("n_batch", n_batch)
@@ -94,7 +90,7 @@ class Mixtral:
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
             self.isa, self.n_threads = self._model.context.isa, self._model.context.n_threads
-            self._kv_dtype = _KV_TYPES[kv_type]
+            self._kv_type = kv_type
             self._ids = np.empty(self.n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
             self._new_cache()
             self._resources = stack.pop_all()
@@ -242,7 +238,7 @@ class Mixtral:
                 raise
 
     def _new_cache(self) -> None:
-        self._cache = self._model.new_cache(self.n_ctx, self._kv_dtype)
+        self._cache = self._model.new_cache(self.n_ctx, self._kv_type)
         self._sequence = self._cache.new_sequence()
 
     def _truncate(self, length: int) -> None:

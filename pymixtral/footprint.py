@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pymixtral.config import ModelConfig
-from pymixtral.kv_cache import PAGE, n_pages_for
+from pymixtral.kv_cache import KV_TYPES, PAGE, check_kv_type, n_pages_for
 
 # Python, NumPy and the tokenizer: 35 MB of private memory and some 20 of libraries, measured on Linux.
 _PROCESS_BYTES = 60_000_000
@@ -26,14 +26,16 @@ class Footprint:
         return self.weights + self.kv + self.working
 
 
-def kv_bytes_per_token(config: ModelConfig, value_bytes: int = 2) -> int:
-    """Keys and values of one position in all layers. value_bytes: 2 in f16, 4 in f32."""
-    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * value_bytes
+def kv_bytes_per_token(config: ModelConfig, kv_type: str = "f16") -> int:
+    """Keys and values of one position in all layers. kv_type: "f16", "f32" or "q8_0". Raises InvalidArgumentError for others, and for
+    q8_0 if the model's heads do not fit."""
+    check_kv_type(kv_type, config.head_dim)
+    return 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_TYPES[kv_type] // 32
 
 
-def footprint(config: ModelConfig, weight_bytes: int, n_ctx: int) -> Footprint:
-    """For a context of n_ctx tokens, cached in f16 in whole pages."""
-    kv = kv_bytes_per_token(config) * n_pages_for(n_ctx) * PAGE
+def footprint(config: ModelConfig, weight_bytes: int, n_ctx: int, kv_type: str = "f16") -> Footprint:
+    """For a context of n_ctx tokens, cached in whole pages."""
+    kv = kv_bytes_per_token(config, kv_type) * n_pages_for(n_ctx) * PAGE
     return Footprint(weight_bytes, kv, _PROCESS_BYTES + _BATCH * _bytes_per_prompt_token(config))
 
 

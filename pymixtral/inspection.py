@@ -13,6 +13,7 @@ from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.gguf import GGUFFile, Value
 from pymixtral.inventory import Inventory, Part
+from pymixtral.kv_cache import KV_TYPES
 from pymixtral.matrix import slow_types
 from pymixtral.overrides import Override, override
 from pymixtral.tokenizer import Tokenizer
@@ -82,7 +83,9 @@ class Inspection:
                 }
                 for name, total in inventory.classes.items()
             },
-            "kv_bytes_per_token": None if config is None else {"f16": kv_bytes_per_token(config), "f32": kv_bytes_per_token(config, 4)},
+            "kv_bytes_per_token": None
+            if config is None
+            else {t: kv_bytes_per_token(config, t) for t in KV_TYPES if t != "q8_0" or config.head_dim % 32 == 0},
             "memory": None
             if config is None or memory is None
             else {"context": context_length(config, n_ctx), **asdict(memory), "total": memory.total},

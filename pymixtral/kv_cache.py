@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
 
 PAGE = 64
+
+KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
+"""The types of a cache, and the bytes that 32 keys or values take."""
+
+
+def check_kv_type(kv_type: str, head_dim: int) -> None:
+    """Raises InvalidArgumentError for a type that is unknown or cannot hold heads of head_dim."""
+    if kv_type not in KV_TYPES:
+        raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
+    if kv_type == "q8_0" and head_dim % 32:
+        raise InvalidArgumentError(f"expected heads of a multiple of 32 for keys and values in q8_0, found {head_dim}: use f16")
 
 
 def n_pages_for(n_tokens: int) -> int:
@@ -18,14 +31,17 @@ def n_pages_for(n_tokens: int) -> int:
 class KVCache:
     """Keys and values of all layers.
 
+    kv_type: "f16", "f32" or "q8_0", for which head_dim is a multiple of 32.
+
     k: [n_layers][n_pages][n_kv_heads][head_dim][64]. v: [n_layers][n_pages][n_kv_heads][64][head_dim]. Both C-contiguous, of
-    float16 or float32, zero at first; the system commits their memory page by page when it is written.
+    float16 or float32; of q8_0 both are uint8 [n_layers][n_pages][n_kv_heads][68*head_dim] (pmx_cache in csrc/pmx.h). Zero at first;
+    the system commits their memory page by page when it is written.
 
     A page belongs to one position range of one sequence, or of several that share a prefix. Not thread-safe: one engine thread
     owns the cache and its sequences. Raises InvalidArgumentError for sizes out of range and NativeError when there is no memory.
     """
 
-    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, dtype: DTypeLike = np.float16) -> None:
+    def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
         if min(n_layers, n_kv_heads, n_pages) < 1 or n_pages >= 1 << 31:
             raise InvalidArgumentError(
                 f"expected at least one layer, key/value head and cache page, and fewer than 2^31 pages, "
@@ -33,12 +49,13 @@ class KVCache:
             )
         if head_dim % 8 or not 8 <= head_dim <= 1024:
             raise InvalidArgumentError(f"expected a head dimension that is a multiple of 8, from 8 to 1024, found {head_dim}")
-        if np.dtype(dtype) not in (np.dtype(np.float16), np.dtype(np.float32)):
-            raise InvalidArgumentError(f"expected a cache of float16 or float32, found {np.dtype(dtype)}")
+        check_kv_type(kv_type, head_dim)
         self.n_pages = n_pages
+        dtype = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}[kv_type]
+        k_page, v_page = ((68 * head_dim,),) * 2 if kv_type == "q8_0" else ((head_dim, PAGE), (PAGE, head_dim))
         try:
-            self.k: NDArray[np.float16 | np.float32] = np.zeros((n_layers, n_pages, n_kv_heads, head_dim, PAGE), dtype)
-            self.v: NDArray[np.float16 | np.float32] = np.zeros((n_layers, n_pages, n_kv_heads, PAGE, head_dim), dtype)
+            self.k: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *k_page), dtype)
+            self.v: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *v_page), dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address holds
             raise NativeError(f"no memory for a cache of {n_pages * PAGE} positions ({error}): ask for a shorter context") from error
         self._references = [0] * n_pages

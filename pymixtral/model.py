@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from typing import cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.config import ModelConfig
@@ -48,10 +48,10 @@ class Model:
         self._frequencies, self._rope_factor = config.rope_frequencies(), config.rope_factor()
         self._cache_views: tuple[KVCache, list[ops.CacheLayer]] | None = None
 
-    def new_cache(self, n_tokens: int, dtype: DTypeLike = np.float16) -> KVCache:
-        """A cache for n_tokens positions of one sequence."""
+    def new_cache(self, n_tokens: int, kv_type: str = "f16") -> KVCache:
+        """A cache for n_tokens positions of one sequence; kv_type: "f16", "f32" or "q8_0"."""
         c = self.config
-        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_tokens), dtype)
+        return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_tokens), kv_type)
 
     def forward(
         self,

@@ -251,23 +251,25 @@ class _Weights:
 
 
 class CacheLayer:
-    """One layer of a key/value cache. k: [n_pages, n_kv_heads, head_dim, 64], v: [n_pages, n_kv_heads, 64, head_dim]; both float16 or
-    float32, C-contiguous; written in place by cache_write and layer_attention."""
+    """One layer of a key/value cache, C-contiguous, written in place by cache_write and layer_attention: float16 or float32, k [n_pages,
+    n_kv_heads, head_dim, 64] and v [n_pages, n_kv_heads, 64, head_dim]; or of q8_0, both uint8 [n_pages, n_kv_heads, 68*head_dim]."""
 
     def __init__(self, k: NDArray[Any], v: NDArray[Any]) -> None:
-        types = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32}
-        if k.ndim != 4 or k.shape[3] != PAGE or k.dtype not in types:
-            expected = "[n_pages, n_kv_heads, head_dim, 64], float16 or float32"
+        types = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}
+        blocks = k.dtype == np.uint8 and k.ndim == 3 and k.shape[2] % 68 == 0
+        if not blocks and (k.dtype not in types or k.dtype == np.uint8 or k.ndim != 4 or k.shape[3] != PAGE):
+            expected = "[n_pages, n_kv_heads, head_dim, 64], float16 or float32, or [n_pages, n_kv_heads, 68*head_dim], uint8"
             raise InvalidArgumentError(f"expected k of shape {expected}, found {k.dtype} {k.shape}")
+        self.n_pages, self.n_kv_heads = k.shape[:2]
+        self.head_dim = k.shape[2] // 68 if blocks else k.shape[2]
         _in_place("k", k, k.shape, k.dtype)
-        _in_place("v", v, (k.shape[0], k.shape[1], PAGE, k.shape[2]), k.dtype)
+        _in_place("v", v, k.shape if blocks else (*k.shape[:2], PAGE, self.head_dim), k.dtype)
         self._keep = k, v
-        self.n_pages, self.n_kv_heads, self.head_dim, _ = k.shape
         self.struct = ffi.new("pmx_cache *")
         self.struct.k = ffi.cast("void *", ffi.from_buffer(k))
         self.struct.v = ffi.cast("void *", ffi.from_buffer(v))
         self.struct.type = types[k.dtype]
-        self.struct.n_pages, self.struct.n_kv_heads, self.struct.head_dim = k.shape[:3]
+        self.struct.n_pages, self.struct.n_kv_heads, self.struct.head_dim = self.n_pages, self.n_kv_heads, self.head_dim
 
 
 class Runs:

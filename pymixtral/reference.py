@@ -225,18 +225,30 @@ def rope(x: F32, cosines: F32, sines: F32) -> F32:
 # --- Attention ---------------------------------------------------------------------------------------------------
 
 
+Q8_0 = np.dtype([("d", np.float16), ("q", np.int8, 32)])
+"""A block of 32 keys or values in a cache of q8_0."""
+
+
 def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
-    """Keys or values [n_tokens, n_kv_heads, head_dim] as a cache of float16 or float32 stores them. Raises NonFiniteError with the row."""
+    """Keys or values [n_tokens, n_kv_heads, head_dim] as a cache of float16, float32 or Q8_0 stores them; in blocks, Q8_0 [n_tokens,
+    n_kv_heads, head_dim/32]. Raises NonFiniteError with the row."""
+    what = "the keys or values that the cache must hold"
     with np.errstate(over="ignore"):
-        stored = x.astype(dtype)
-    _finite(stored, "the keys or values that the cache must hold")
-    return stored
+        if np.dtype(dtype) != Q8_0:
+            stored = x.astype(dtype)
+            _finite(stored, what)
+            return stored
+        q, d, _ = quantize_activations(x.reshape(len(x), -1))
+        blocks = np.empty((*x.shape[:2], x.shape[2] // 32), Q8_0)
+        blocks["q"] = q.reshape(*blocks.shape, 32)
+        blocks["d"] = _finite(d.astype(np.float16), what).reshape(blocks.shape)
+        return blocks
 
 
 def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0, window: int = 0) -> F32:
     """float32 [n_tokens, n_heads, head_dim] for queries q at positions first_position, first_position + 1, ...
 
-    k, v: [n_positions, n_kv_heads, head_dim], rotated and rounded by round_to_cache, from position 0 to at least the last query's.
+    k, v: of n_positions, as round_to_cache gives them, k rotated; from position 0 to at least the last query's.
     window: positions that a query sees, its own included; 0: all up to its own. Raises NonFiniteError with the row.
     """
     n_tokens, n_heads, head_dim = q.shape
@@ -252,7 +264,7 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
             page = slice(begin, min(begin + PAGE, len(k)))
             position = np.arange(page.start, page.stop)
             seen = (first[:, None] <= position) & (position <= last[:, None])
-            keys, values = (a[page].astype(np.float32).repeat(group, axis=1) for a in (k, v))
+            keys, values = (a[page].repeat(group, axis=1) for a in (k, v))
             m_c, l_c, o_c = _attend_page(q, keys, values, seen[:, None])
             top = np.maximum(m, m_c)
             a, b = exp(m - top), exp(m_c - top)  # before the first page m is -inf and l, o are 0, so that it gives m_c, l_c, o_c
@@ -263,21 +275,43 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
         return _finite(o * (_ONE / l)[..., None], "the attention")
 
 
-def _attend_page(q: F32, k: F32, v: F32, seen: NDArray[np.bool_]) -> tuple[F32, F32, F32]:
+def _attend_page(q: F32, k: NDArray[Any], v: NDArray[Any], seen: NDArray[np.bool_]) -> tuple[F32, F32, F32]:
     """One page alone: its largest score and sum [n_tokens, n_heads] and unscaled output [n_tokens, n_heads, head_dim].
 
-    q: scaled, [n_tokens, n_heads, head_dim]; k, v: [up to 64, n_heads, head_dim]; seen: [n_tokens, 1, up to 64].
+    q: scaled, [n_tokens, n_heads, head_dim]; k, v: of up to 64 positions and n_heads; seen: [n_tokens, 1, up to 64].
     """
+    s = np.where(seen, _scores_q8_0(q, k) if k.dtype == Q8_0 else _scores(q, k.astype(np.float32)), np.float32(-np.inf))
+    m = s.max(axis=-1)
+    p = np.where(seen, exp(s - m[..., None]), _ZERO)
+    if v.dtype == Q8_0:
+        scale, values = v["d"].astype(np.float32).repeat(32, axis=2), v["q"].reshape(*v.shape[:2], -1).astype(np.float32)
+    else:
+        scale, values = np.ones((len(v), 1, 1), np.float32), v.astype(np.float32)  # a product with 1 changes nothing
+    o = np.zeros_like(q)
+    for j in range(len(v)):
+        o = np.where(seen[..., j, None], fma(p[..., j, None] * scale[j], values[j], o), o)
+    return m, sum8(p), o
+
+
+def _scores(q: F32, k: F32) -> F32:
+    """[n_tokens, n_heads, n_positions] for k [n_positions, n_heads, head_dim]."""
     s = np.zeros((*q.shape[:2], len(k)), np.float32)
     for d in range(q.shape[2]):
         s = fma(q[:, :, d, None], k[:, :, d].T, s)
-    s = np.where(seen, s, np.float32(-np.inf))
-    m = s.max(axis=-1)
-    p = np.where(seen, exp(s - m[..., None]), _ZERO)
-    o = np.zeros_like(q)
-    for j in range(len(v)):
-        o = np.where(seen[..., j, None], fma(p[..., j, None], v[j], o), o)
-    return m, sum8(p), o
+    return s
+
+
+def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
+    """The same for k Q8_0 [n_positions, n_heads, head_dim/32]; NaN for a query that is not finite."""
+    finite = np.isfinite(q).all(axis=2, keepdims=True)
+    xq, d, _ = quantize_activations(np.where(finite, q, _ZERO).reshape(len(q), -1))
+    xi, dq = xq.reshape(*q.shape[:2], -1, 32).astype(np.int32), np.where(finite, d.reshape(*q.shape[:2], -1), np.float32(np.nan))
+    dk = k["d"].astype(np.float32)
+    s = np.zeros((*q.shape[:2], len(k)), np.float32)
+    for b in range(k.shape[2]):
+        isum = np.einsum("thi,phi->thp", xi[:, :, b], k["q"][:, :, b].astype(np.int32))
+        s = fma(dq[:, :, b, None] * dk[:, :, b].T, isum.astype(np.float32), s)
+    return s
 
 
 # --- Router and experts ------------------------------------------------------------------------------------------
@@ -351,7 +385,7 @@ def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32
 def forward(weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | I32, cache_dtype: Any = np.float32) -> F32:
     """The residual stream after the last layer, float32 [n_tokens, hidden], of a sequence that starts at position 0.
 
-    cache_dtype: np.float32 or np.float16, to which keys and values are rounded.
+    cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
     """
     x = embed(weights.embedding, np.asarray(tokens, np.int32))
     cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())

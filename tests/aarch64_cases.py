@@ -9,7 +9,21 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from variants import F32, I32, TYPES, activations, block_of, generator, matrix, model_matrix, normal, wide
+from variants import (
+    F32,
+    I32,
+    TYPES,
+    activations,
+    block_of,
+    generator,
+    key_pages,
+    matrix,
+    model_matrix,
+    normal,
+    stored_bytes,
+    value_pages,
+    wide,
+)
 
 from pymixtral import reference
 from pymixtral.config import ModelConfig
@@ -145,19 +159,20 @@ TEXTS: list[tuple[list[Text], int, int, int, int]] = [  # texts, key/value heads
 ]
 
 
-def _stored(arrays: Sequence[NDArray[Any]], pages: Sequence[I32], n_pages: int, axes: tuple[int, ...]) -> NDArray[Any]:
-    """A cache, every other byte 0xff, that holds [n, heads, head_dim] of each text; axes: of a page, from [64, heads, head_dim]."""
-    dtype, (_, heads, dim) = arrays[0].dtype, arrays[0].shape
-    cache = np.full((n_pages * PAGE * heads * dim * dtype.itemsize,), 0xFF, np.uint8).view(dtype).reshape(n_pages, PAGE, heads, dim)
+def _stored(arrays: Sequence[NDArray[Any]], pages: Sequence[I32], n_pages: int, head_dim: int) -> NDArray[Any]:
+    """Pages [n_pages, 64, heads, ...], every other byte 0xff, that hold what each text [n, heads, ...] stores."""
+    cache = stored_bytes((n_pages, PAGE, arrays[0].shape[1], head_dim), arrays[0].dtype)
     for array, own in zip(arrays, pages, strict=True):
         for position, values in enumerate(array):
             cache[own[position // PAGE], position % PAGE] = values
-    return np.ascontiguousarray(cache.transpose(0, *(1 + axis for axis in axes)))
+    return cache
 
 
 def attentions() -> Iterator[Case]:
-    for kind, dtype in ((GGMLQuantizationType.F32, np.float32), (GGMLQuantizationType.F16, np.float16)):
-        for texts, n_kv_heads, group, head_dim, window in TEXTS:
+    kinds = GGMLQuantizationType
+    for kind, dtype in ((kinds.F32, np.dtype(np.float32)), (kinds.F16, np.dtype(np.float16)), (kinds.Q8_0, reference.Q8_0)):
+        for texts, n_kv_heads, group, dim, window in TEXTS:
+            head_dim = -(-dim // 32) * 32 if kind == kinds.Q8_0 else dim
             n_heads = n_kv_heads * group
             counts = [-(-n // PAGE) for n, _ in texts]
             n_pages = sum(counts) + 1
@@ -165,7 +180,8 @@ def attentions() -> Iterator[Case]:
             k = [normal(13 + i, n, n_kv_heads, head_dim) for i, (n, _) in enumerate(texts)]
             v = [normal(20 + i, n, n_kv_heads, head_dim) for i, (n, _) in enumerate(texts)]
             q = [normal(30 + i, n - first, n_heads, head_dim) for i, (n, first) in enumerate(texts)]
-            stored_k, stored_v = [a.astype(dtype) for a in k], [a.astype(dtype) for a in v]
+            stored_k, stored_v = ([reference.round_to_cache(a, dtype) for a in arrays] for arrays in (k, v))
+            pages_k, pages_v = (_stored(stored, pages, n_pages, head_dim) for stored in (stored_k, stored_v))
             y = [reference.attention(q[i], stored_k[i], stored_v[i], first, window) for i, (_, first) in enumerate(texts)]
             written = [x for (n, _), count in zip(texts, counts, strict=True) for x in (n, 0, count)]
             queried = [x for (n, first), count in zip(texts, counts, strict=True) for x in (n - first, first, count)]
@@ -173,7 +189,7 @@ def attentions() -> Iterator[Case]:
                 "attention",
                 [int(kind), n_kv_heads, head_dim, n_pages, n_heads, window, sum(map(len, q)), len(texts), *written, *queried],
                 [np.concatenate(k), np.concatenate(v), np.concatenate(q), np.concatenate(pages)],
-                [_stored(stored_k, pages, n_pages, (1, 2, 0)), _stored(stored_v, pages, n_pages, (1, 0, 2)), np.concatenate(y)],
+                [key_pages(pages_k), value_pages(pages_v), np.concatenate(y)],
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from fences import Guarded, fenced
 from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
-from variants import FIRST_CONTEXT, activations, generator, matrix, model_matrix, normal
+from variants import FIRST_CONTEXT, activations, generator, key_pages, matrix, model_matrix, normal, stored_bytes, value_pages
 
 from pymixtral import ops, reference
 from pymixtral._native import ffi, lib
@@ -130,36 +130,42 @@ def one_run(call: Call, n: int, first: int, pages: list[int]) -> Call:
     return call.value("runs", ffi.new("pmx_run[]", [run]), array).value("n_runs", 1)
 
 
-def cache_struct(call: Call, k: NDArray[Any], v: NDArray[Any]) -> None:
-    kind = lib.PMX_F16 if k.dtype == np.float16 else lib.PMX_F32
-    sizes = {"type": kind, "n_kv_heads": k.shape[1], "head_dim": k.shape[2], "n_pages": len(k)}
+def cache_struct(call: Call, k: NDArray[Any], v: NDArray[Any], dim: int) -> None:
+    kind = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}[k.dtype]
+    sizes = {"type": kind, "n_kv_heads": k.shape[1], "head_dim": dim, "n_pages": len(k)}
     struct = ffi.new("pmx_cache *", {"k": pointer(k, "void *"), "v": pointer(v, "void *"), **sizes})
     call.value("cache", struct, k, v)
 
 
+def cache_dim(dtype: DTypeLike) -> int:
+    return 32 if dtype == reference.Q8_0 else DIM
+
+
 def cache_write(ctx: ops.Context, dtype: DTypeLike = np.float16) -> Call:
-    k, v = normal(13, N, KV_HEADS, DIM), normal(14, N, KV_HEADS, DIM)
-    want_k: NDArray[Any] = np.zeros((2, KV_HEADS, DIM, 64), dtype)
-    want_v: NDArray[Any] = np.zeros((2, KV_HEADS, 64, DIM), dtype)
+    dim = cache_dim(dtype)
+    k, v = normal(13, N, KV_HEADS, dim), normal(14, N, KV_HEADS, dim)
+    stored = [reference.round_to_cache(x, dtype) for x in (k, v)]
+    pages = [stored_bytes((2, 64, KV_HEADS, dim), dtype, 0) for _ in range(2)]
     for j in range(N):
         page, slot = (1 - (62 + j) // 64, (62 + j) % 64)
-        want_k[page, :, :, slot], want_v[page, :, slot] = k[j], v[j]
+        for one, values in zip(pages, stored, strict=True):
+            one[page, slot] = values[j]
     call = Call("pmx_cache_write", ctx)
-    kept = [Guarded(want.shape, dtype, np.zeros_like(want)) for want in (want_k, want_v)]
-    call.outputs, call.want = kept, [want_k, want_v]
-    cache_struct(call, kept[0].array, kept[1].array)
+    call.want = [key_pages(pages[0]), value_pages(pages[1])]
+    call.outputs = [Guarded(want.shape, want.dtype, np.zeros_like(want)) for want in call.want]
+    cache_struct(call, call.outputs[0].array, call.outputs[1].array, dim)
     call.array("k", "float *", k).array("v", "float *", v)
     return one_run(call, N, 62, [1, 0])
 
 
 def attention(ctx: ops.Context, dtype: DTypeLike = np.float16, n: int = N) -> Call:
-    k, v = (reference.round_to_cache(normal(seed, 128, KV_HEADS, DIM), dtype) for seed in (15, 16))
-    q = normal(17, n, HEADS, DIM)
+    dim = cache_dim(dtype)
+    k, v = (reference.round_to_cache(normal(seed, 128, KV_HEADS, dim), dtype) for seed in (15, 16))
+    q = normal(17, n, HEADS, dim)
     call = Call("pmx_attention", ctx).out("y", "float *", np.float32, reference.attention(q, k, v, 128 - n))
     call.array("q", "float *", q)
-    pages_k = fenced(k.reshape(2, 64, KV_HEADS, DIM).transpose(0, 2, 3, 1))
-    pages_v = fenced(v.reshape(2, 64, KV_HEADS, DIM).transpose(0, 2, 1, 3))
-    cache_struct(call, pages_k, pages_v)
+    pages = [x.reshape(2, 64, *x.shape[1:]) for x in (k, v)]
+    cache_struct(call, fenced(key_pages(pages[0])), fenced(value_pages(pages[1])), dim)
     return one_run(call, n, 128 - n, [0, 1]).value("n_heads", HEADS).value("window", 0)
 
 
@@ -214,7 +220,7 @@ def layer_attention(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -
     kept = [Guarded(want.shape, np.float32, np.zeros_like(want)) for want in (want_k, want_v)]
     call.outputs += kept
     call.want += [want_k, want_v]
-    cache_struct(call, kept[0].array, kept[1].array)
+    cache_struct(call, kept[0].array, kept[1].array, DIM)
     one_run(call, N, 0, [0])
     return call.array("cosines", "float *", cosines).array("sines", "float *", sines).value("observer", ffi.NULL)
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from variants import F32, I32, every_context, generator, normal, row_of
+from variants import F32, I32, every_context, generator, key_pages, normal, row_of, stored_bytes, value_pages
 
 from pymixtral import ops, reference
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.kv_cache import KVCache, Sequence
 
-every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=["f32", "f16"])
+every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float16, reference.Q8_0], ids=["f32", "f16", "q8_0"])
 
 PAGE = ops.PAGE
 
@@ -35,9 +35,14 @@ text = cache(Text)
 
 def nan_cache(n_pages: int, n_kv_heads: int, head_dim: int, dtype: Any) -> tuple[NDArray[Any], NDArray[Any], ops.CacheLayer]:
     """A cache whose unwritten positions would spoil every result that they reached."""
-    k = np.full((n_pages, n_kv_heads, head_dim, PAGE), np.nan, dtype)
-    v = np.full((n_pages, n_kv_heads, PAGE, head_dim), np.nan, dtype)
+    pages = stored_bytes((n_pages, PAGE, n_kv_heads, head_dim), dtype)
+    k, v = key_pages(pages), value_pages(pages)
     return k, v, ops.CacheLayer(k, v)
+
+
+def fitting(head_dim: int, dtype: Any) -> int:
+    """The next head_dim that the type takes."""
+    return -(-head_dim // 32) * 32 if dtype == reference.Q8_0 else head_dim
 
 
 def scattered(n_positions: int, n_pages: int, seed: int = 0) -> I32:
@@ -52,11 +57,14 @@ def scattered(n_positions: int, n_pages: int, seed: int = 0) -> I32:
 @every_dtype
 @pytest.mark.parametrize("head_dim", [8, 24, 136])
 def test_writes_touch_their_positions_only(ctx: ops.Context, dtype: Any, head_dim: int) -> None:
+    head_dim = fitting(head_dim, dtype)
     spans = [(0, 3), (60, 9), (130, 0), (63, 70)]  # first position, tokens
     k, v = normal(1, 82, 3, head_dim), normal(2, 82, 3, head_dim)
     k[3, 0, :4] = [1e-7, -1e-8, 65519, -0.0]  # subnormal and rounded away as f16, and the largest that fits
+    v[:9, 1] *= np.ldexp(np.float32(1), [-110, -93, -31, -21, -20, -18, -16, 3, 8])[:, None]  # scales that are zero or subnormal
     kept_k, kept_v, layer = nan_cache(9, 3, head_dim, dtype)
-    want_k, want_v = kept_k.copy(), kept_v.copy()
+    want_k, want_v = (stored_bytes((9, PAGE, 3, head_dim), dtype) for _ in range(2))
+    stored_k, stored_v = (reference.round_to_cache(a, dtype) for a in (k, v))
     order = scattered(PAGE * 9, 9)
     runs, row = [], 0
     for i, (first, n) in enumerate(spans):
@@ -64,26 +72,37 @@ def test_writes_touch_their_positions_only(ctx: ops.Context, dtype: Any, head_di
         runs.append((n, first, pages))
         for position in range(first, first + n):
             page, slot = pages[position // PAGE], position % PAGE
-            want_k[page, :, :, slot] = k[row].astype(dtype)
-            want_v[page, :, slot, :] = v[row].astype(dtype)
+            want_k[page, slot], want_v[page, slot] = stored_k[row], stored_v[row]
             row += 1
     ops.cache_write(ctx, layer, k, v, ops.Runs(runs))
-    np.testing.assert_array_equal(kept_k, want_k)
-    np.testing.assert_array_equal(kept_v, want_v)
+    np.testing.assert_array_equal(kept_k, key_pages(want_k))
+    np.testing.assert_array_equal(kept_v, value_pages(want_v))
 
 
 @every_context
 @pytest.mark.parametrize("which", [0, 1], ids=["key", "value"])
 def test_what_the_cache_cannot_hold_names_its_row_and_is_not_written(ctx: ops.Context, which: int) -> None:
-    for dtype, bad in ((np.float16, [65520, -65520, 1e30, np.nan, np.inf]), (np.float32, [np.nan, np.inf, -np.inf])):
+    limit = np.float32(127 * 65520)  # as a scale in f16, infinite
+    below = np.nextafter(limit, np.float32(0))
+    for dtype, dim, largest, bad in (
+        (np.float16, 8, 65519, [65520, -65520, 1e30, np.nan, np.inf]),
+        (np.float32, 8, 3e38, [np.nan, np.inf, -np.inf]),
+        (reference.Q8_0, 64, below, [limit, -limit, 1e38, np.nan, np.inf]),
+    ):
         for value in bad:
-            arrays = [normal(3, 40, 2, 8), normal(4, 40, 2, 8)]
-            arrays[which][17, 1, 7] = arrays[which][29, 0, 0] = value
-            k, v, layer = nan_cache(1, 2, 8, dtype)
+            arrays = [normal(3, 40, 2, dim), normal(4, 40, 2, dim)]
+            arrays[which][16, 1, 6] = largest
+            arrays[which][17, 1, dim - 1] = arrays[which][29, 0, 0] = value
+            k, v, layer = nan_cache(1, 2, dim, dtype)
             runs = ops.Runs([(40, 5, np.zeros(1, np.int32))])
             assert row_of(ops.cache_write, ctx, layer, *arrays, runs) == 17
-            assert np.isnan(k[..., 5 + 17]).all()
-            assert np.isnan(v[:, :, 5 + 17]).all()
+            assert row_of(reference.round_to_cache, arrays[which], dtype) == 17
+            pages = stored_bytes((1, PAGE, 2, dim), dtype)
+            pages[0, 5 : 5 + 40] = stored_bytes((40, 2, dim), dtype, 0)
+            pages[0, 5 + 17] = stored_bytes((2, dim), dtype)
+            for found, kept in ((k, key_pages(pages)), (v, value_pages(pages))):
+                untouched = kept.view(np.uint8) == 0xFF  # before the others, and in row 17
+                assert (found.view(np.uint8)[untouched] == 0xFF).all()
 
 
 # --- attention ---------------------------------------------------------------------------------------------------
@@ -107,6 +126,7 @@ CASES = [  # positions, first query, key/value heads, group, head_dim
 @pytest.mark.parametrize("window", [0, 1, 7, 64, 65, 130])
 def test_attention(ctx: ops.Context, dtype: Any, case: tuple[int, int, int, int, int], window: int) -> None:
     n, first, n_kv_heads, group, head_dim = case
+    head_dim = fitting(head_dim, dtype)
     t = text(10, n, first, n_kv_heads, group, head_dim, dtype, window)
     _, _, layer = nan_cache(7, n_kv_heads, head_dim, dtype)
     pages = scattered(n, 7)
@@ -130,8 +150,8 @@ def test_few_tokens_far_into_a_text(ctx: ops.Context, dtype: Any, window: int) -
 @every_dtype
 def test_a_ragged_batch(ctx: ops.Context, dtype: Any) -> None:
     """Several sequences in one cache, one token of each or many: pages as items or tiles of tokens, the same results."""
-    texts = [text(30 + i, n, first, 2, 2, 16, dtype, 0) for i, (n, first) in enumerate([(300, 299), (20, 0), (65, 63), (1, 0), (140, 100)])]
-    k, _, layer = nan_cache(20, 2, 16, dtype)
+    texts = [text(30 + i, n, first, 2, 2, 32, dtype, 0) for i, (n, first) in enumerate([(300, 299), (20, 0), (65, 63), (1, 0), (140, 100)])]
+    k, _, layer = nan_cache(20, 2, 32, dtype)
     order, taken, pages = scattered(20 * PAGE, 20), 0, []
     for t in texts:
         pages.append(order[taken : taken + -(-t.n // PAGE)])
@@ -150,9 +170,9 @@ def test_a_ragged_batch(ctx: ops.Context, dtype: Any) -> None:
 @every_dtype
 @pytest.mark.parametrize("window", [0, 70])
 def test_a_prompt_in_pieces(ctx: ops.Context, dtype: Any, window: int) -> None:
-    t = text(40, 140, 0, 2, 2, 16, dtype, window)
+    t = text(40, 140, 0, 2, 2, 32, dtype, window)
     for size in (1, 7, 64, 140):
-        _, _, layer = nan_cache(5, 2, 16, dtype)
+        _, _, layer = nan_cache(5, 2, 32, dtype)
         pages = scattered(140, 5, size)
         for first in range(0, 140, size):
             part = slice(first, min(first + size, 140))
@@ -162,10 +182,11 @@ def test_a_prompt_in_pieces(ctx: ops.Context, dtype: Any, window: int) -> None:
 
 
 @every_context
-def test_a_forked_sequence_keeps_its_own_text(ctx: ops.Context) -> None:
+@pytest.mark.parametrize(("kv_type", "dtype"), [("f16", np.float16), ("q8_0", reference.Q8_0)])
+def test_a_forked_sequence_keeps_its_own_text(ctx: ops.Context, kv_type: str, dtype: Any) -> None:
     """Two continuations of 70 shared positions, written by turns: the page that both continue is copied."""
-    shared, tails = normal(50, 2, 70, 2, 8), normal(51, 2, 2, 10, 2, 8)
-    kv = KVCache(1, 2, 8, 6, np.float16)
+    shared, tails = normal(50, 2, 70, 2, 32), normal(51, 2, 2, 10, 2, 32)
+    kv = KVCache(1, 2, 32, 6, kv_type)
     layer = ops.CacheLayer(kv.k[0], kv.v[0])
 
     def extend(sequence: Sequence, k: F32, v: F32) -> None:
@@ -179,23 +200,37 @@ def test_a_forked_sequence_keeps_its_own_text(ctx: ops.Context) -> None:
     for j in range(10):
         for sequence, tail in zip(sequences, tails, strict=True):
             extend(sequence, tail[0, j : j + 1], tail[1, j : j + 1])
-    q = normal(52, 1, 4, 8)
+    q = normal(52, 1, 4, 32)
     for sequence, tail in zip(sequences, tails, strict=True):
-        k, v = (reference.round_to_cache(np.concatenate([a, b]), np.float16) for a, b in zip(shared, tail, strict=True))
+        k, v = (reference.round_to_cache(np.concatenate([a, b]), dtype) for a, b in zip(shared, tail, strict=True))
         got = ops.attention(ctx, q, layer, ops.Runs([(1, 79, sequence.pages)]))
         np.testing.assert_array_equal(got, reference.attention(q, k, v, 79))
 
 
 @every_context
+@pytest.mark.parametrize("dtype", [np.float32, reference.Q8_0], ids=["f32", "q8_0"])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 30.0, 3e4])
-def test_scores_of_all_sizes(ctx: ops.Context, scale: float) -> None:
+def test_scores_of_all_sizes(ctx: ops.Context, dtype: Any, scale: float) -> None:
     """From all alike to one that takes all; the largest differences are beyond exp's range, also between pages."""
-    q, k, v = normal(60, 20, 2, 16) * np.float32(scale), normal(61, 150, 1, 16), normal(62, 150, 1, 16)
-    _, _, layer = nan_cache(3, 1, 16, np.float32)
+    q, k, v = normal(60, 20, 2, 32) * np.float32(scale), normal(61, 150, 1, 32), normal(62, 150, 1, 32)
+    _, _, layer = nan_cache(3, 1, 32, dtype)
     pages = np.arange(3, dtype=np.int32)
     ops.cache_write(ctx, layer, k, v, ops.Runs([(150, 0, pages)]))
     got = ops.attention(ctx, q, layer, ops.Runs([(20, 130, pages)]))
-    np.testing.assert_array_equal(got, reference.attention(q, k, v, 130))
+    np.testing.assert_array_equal(got, reference.attention(q, *(reference.round_to_cache(a, dtype) for a in (k, v)), 130))
+
+
+@every_context
+def test_the_largest_integers_of_q8_0(ctx: ops.Context) -> None:
+    """Blocks of 127 and -127 in keys, values and queries, in all four combinations of signs, and mixed."""
+    signs = np.ones((6, 64), np.float32)
+    signs[1], signs[2, ::2], signs[3, ::3], signs[4, :32], signs[5, 32:] = -1, -1, -1, -1, -1
+    k, v, q = signs[np.arange(70) % 6][:, None], signs[np.arange(70) * 5 % 6][:, None], signs[:, None].repeat(5, axis=1)
+    _, _, layer = nan_cache(2, 1, 64, reference.Q8_0)
+    pages = np.arange(2, dtype=np.int32)
+    ops.cache_write(ctx, layer, k, v, ops.Runs([(70, 0, pages)]))
+    got = ops.attention(ctx, q, layer, ops.Runs([(6, 64, pages)]))
+    np.testing.assert_array_equal(got, reference.attention(q, *(reference.round_to_cache(a, reference.Q8_0) for a in (k, v)), 64))
 
 
 @every_context
@@ -218,15 +253,20 @@ def test_scores_that_overflow_are_found_on_every_page(ctx: ops.Context, position
 
 
 @every_context
-def test_a_nonfinite_query_names_its_row(ctx: ops.Context) -> None:
-    _, _, layer = nan_cache(2, 2, 8, np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, reference.Q8_0], ids=["f16", "q8_0"])
+def test_a_nonfinite_query_names_its_row(ctx: ops.Context, dtype: Any) -> None:
+    _, _, layer = nan_cache(2, 2, 64, dtype)
     pages = np.arange(2, dtype=np.int32)
     runs = ops.Runs([(100, 0, pages)])
-    ops.cache_write(ctx, layer, normal(80, 100, 2, 8), normal(81, 100, 2, 8), runs)
+    k, v = normal(80, 100, 2, 64), normal(81, 100, 2, 64)
+    ops.cache_write(ctx, layer, k, v, runs)
     for value in (np.nan, np.inf, -np.inf):
-        q = normal(82, 100, 4, 8)
-        q[71, 3, 7] = q[99, 0, 0] = value
+        q = normal(82, 100, 4, 64)
+        q[71, 3, 63] = q[99, 0, 0] = value
         assert row_of(ops.attention, ctx, q, layer, runs) == 71
+        assert row_of(reference.attention, q, *(reference.round_to_cache(a, dtype) for a in (k, v))) == 71
+    half = ops.Runs([(1, 71, pages)])  # a page is an item
+    assert row_of(ops.attention, ctx, q[71:72], layer, half) == 0
 
 
 @every_context

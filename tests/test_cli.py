@@ -145,7 +145,7 @@ def test_without_a_model_the_demo_writes_and_says_so() -> None:
         (["generate", "-n", "x", "-p", "a"], "-n"),
         (["generate", "-t", "0", "-p", "a"], "-t"),
         (["generate", "-c", "0", "-p", "a"], "-c"),
-        (["generate", "--kv-type", "q8_0", "-p", "a"], "q8_0"),
+        (["generate", "--kv-type", "q4_0", "-p", "a"], "q4_0"),
         (["generate", "-p", "a", "extra"], "extra"),
         (["generate", "-f", "missing.txt"], "missing.txt"),
         (["generate", "-f", "."], "directory"),

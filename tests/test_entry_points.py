@@ -67,8 +67,8 @@ def test_matrices_of_every_type_stay_inside_their_arrays(ctx: ops.Context, kind:
 
 
 @every_context
-def test_both_caches_and_all_encoders_stay_inside_their_arrays(ctx: ops.Context) -> None:
-    for dtype in (np.float16, np.float32):
+def test_all_caches_and_encoders_stay_inside_their_arrays(ctx: ops.Context) -> None:
+    for dtype in (np.float32, np.float16, reference.Q8_0):
         check(cache_write(ctx, dtype))
         for n in (1, N, 33):
             check(attention(ctx, dtype, n))

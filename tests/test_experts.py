@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from variants import F32, FIRST_CONTEXT, I32, TYPES, block_of, every_context, every_type, model_matrix, normal, row_of
+from variants import (
+    F32,
+    FIRST_CONTEXT,
+    I32,
+    TYPES,
+    block_of,
+    every_context,
+    every_type,
+    key_pages,
+    model_matrix,
+    normal,
+    row_of,
+    stored_bytes,
+    value_pages,
+)
 
 from pymixtral import ops, reference
 from pymixtral._native import ffi
@@ -20,7 +35,7 @@ from pymixtral.matrix import Matrix
 from pymixtral.weights import Expert, LayerWeights
 
 KINDS = GGMLQuantizationType
-HEAD_DIM = 16
+HEAD_DIM = 32
 
 
 @dataclass(frozen=True)
@@ -224,7 +239,7 @@ N = 75
 
 
 @cache
-def attention_output(shape: Shape, cache_dtype: type) -> tuple[F32, F32, I32, F32]:
+def attention_output(shape: Shape, cache_dtype: Any) -> tuple[F32, F32, I32, F32]:
     """x, normed, ids and weights after the first half of the layer for the first N tokens."""
     e = example(shape)
     cosines, sines = e.tables
@@ -236,11 +251,11 @@ def attention_output(shape: Shape, cache_dtype: type) -> tuple[F32, F32, I32, F3
 
 
 def run_attention(
-    ctx: ops.Context, e: Example, cache_dtype: type, pieces: list[int], observer: ops.Observer | None = None
+    ctx: ops.Context, e: Example, cache_dtype: Any, pieces: list[int], observer: ops.Observer | None = None
 ) -> tuple[NDArray[np.generic], ...]:
     """The first N tokens, cut into pieces."""
-    k: NDArray[np.generic] = np.full((3, 2, HEAD_DIM, 64), np.nan, cache_dtype)
-    kv, first, outputs = ops.CacheLayer(k, np.full((3, 2, 64, HEAD_DIM), np.nan, cache_dtype)), 0, []
+    pages = stored_bytes((3, 64, 2, HEAD_DIM), cache_dtype)
+    kv, first, outputs = ops.CacheLayer(key_pages(pages), value_pages(pages)), 0, []
     for n in pieces:
         p = ops.Pass(e.layer, e.x[first : first + n].copy())
         rotation = ops.Rotation(*(t[first : first + n] for t in e.tables))
@@ -252,7 +267,7 @@ def run_attention(
 
 
 @every_context
-@pytest.mark.parametrize("cache_dtype", [np.float32, np.float16], ids=["f32", "f16"])
+@pytest.mark.parametrize("cache_dtype", [np.float32, np.float16, reference.Q8_0], ids=["f32", "f16", "q8_0"])
 @pytest.mark.parametrize(
     "shape",
     [
@@ -263,7 +278,7 @@ def run_attention(
     ],
     ids=["q8_0", "every-type", "dense", "window"],
 )
-def test_attention_and_router(ctx: ops.Context, shape: Shape, cache_dtype: type) -> None:
+def test_attention_and_router(ctx: ops.Context, shape: Shape, cache_dtype: Any) -> None:
     for pieces in ([N], [1, 1, 64, 9]):
         for got, want in zip(run_attention(ctx, example(shape), cache_dtype, pieces), attention_output(shape, cache_dtype), strict=True):
             np.testing.assert_array_equal(got, want)

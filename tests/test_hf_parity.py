@@ -54,7 +54,7 @@ def test_every_golden_is_compared() -> None:
 
 def test_logits_are_those_of_hugging_face(case: Case, record_property: Callable[[str, object], None]) -> None:
     g = case.golden
-    kv = case.model.new_cache(len(g["tokens"]), np.float32)
+    kv = case.model.new_cache(len(g["tokens"]), "f32")
     logits = case.model.logits(case.model.forward(g["tokens"], [(kv.new_sequence(), len(g["tokens"]))], kv))
     rows = g["rows"]
     difference = float(np.abs(logits[rows] - g["logits"]).max() / np.abs(g["logits"]).max())
@@ -69,7 +69,7 @@ def test_logits_are_those_of_hugging_face(case: Case, record_property: Callable[
 def test_the_greedy_continuation_is_that_of_hugging_face(case: Case) -> None:
     g = case.golden
     assert g["greedy_margin"] > 1e-4  # no near tie decides
-    kv = case.model.new_cache(len(g["prompt"]) + len(g["greedy"]), np.float32)
+    kv = case.model.new_cache(len(g["prompt"]) + len(g["greedy"]), "f32")
     sequence, tokens, found = kv.new_sequence(), g["prompt"], []
     for _ in g["greedy"]:
         hidden = case.model.forward(tokens, [(sequence, len(tokens))], kv)

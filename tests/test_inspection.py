@@ -44,7 +44,7 @@ def test_mixtral_8x7b_of_true_size(tmp_path: Path, mix: str, merged: bool) -> No
     assert (memory.weights, memory.kv) == (expected.n_bytes, 4 << 30)
     written = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert (written["parameters"], written["active_parameters"]) == (46_702_792_704, 12_879_925_248)
-    assert written["kv_bytes_per_token"] == {"f16": 128 * 1024, "f32": 256 * 1024}
+    assert written["kv_bytes_per_token"] == {"f16": 128 * 1024, "f32": 256 * 1024, "q8_0": 68 * 1024}
     assert written["memory"]["context"] == 4096
     assert written["tensors"]["experts"]["count"] == (96 if merged else 768)
 
@@ -62,9 +62,9 @@ def test_a_model_that_runs(tiny_q8_0: Path) -> None:
 
 def test_keys_and_values_take_what_the_cache_takes() -> None:
     c = MODELS["7b"]
-    for n_ctx in (1, 64, 65, 1000):
-        cache = KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_ctx))
-        assert footprint(c, 0, n_ctx).kv == cache.k.nbytes + cache.v.nbytes
+    for n_ctx, kv_type in ((1, "f16"), (64, "q8_0"), (65, "f16"), (1000, "f32"), (1000, "q8_0")):
+        cache = KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_ctx), kv_type)
+        assert footprint(c, 0, n_ctx, kv_type).kv == cache.k.nbytes + cache.v.nbytes
     assert kv_bytes_per_token(c) * 64 == footprint(c, 0, 1).kv
 
 

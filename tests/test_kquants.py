@@ -219,7 +219,7 @@ def test_a_model_of_mixed_types(tmp_path: Path) -> None:
     for isa in ISAS:
         model = Model(weights, CONFIG, n_threads=2, isa=isa)
         for pieces in ([70], [1, 2, 3, 64], [66, 1, 1, 1, 1]):
-            cache = model.new_cache(len(tokens), np.float32)
+            cache = model.new_cache(len(tokens), "f32")
             sequence = cache.new_sequence()
             ends = np.cumsum(pieces)
             rows = [model.forward(tokens[end - n : end], [(sequence, n)], cache) for n, end in zip(pieces, ends, strict=True)]

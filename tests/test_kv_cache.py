@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
-from pymixtral.kv_cache import PAGE, KVCache, Sequence, n_pages_for
+from pymixtral.kv_cache import KV_TYPES, PAGE, KVCache, Sequence, n_pages_for
 
 N_LAYERS, N_HEADS, HEAD_DIM = 2, 2, 8
 
 
 def small_cache(n_pages: int) -> KVCache:
-    return KVCache(N_LAYERS, N_HEADS, HEAD_DIM, n_pages, np.float32)
+    return KVCache(N_LAYERS, N_HEADS, HEAD_DIM, n_pages, "f32")
 
 
 def put(cache: KVCache, sequence: Sequence, values: list[float]) -> None:
@@ -54,7 +54,11 @@ def test_layout() -> None:
     assert cache.k.dtype == cache.v.dtype == np.float16
     assert cache.k.flags.c_contiguous
     assert cache.v.flags.c_contiguous
-    assert KVCache(1, 1, 8, 1, np.float32).k.dtype == np.float32
+    assert KVCache(1, 1, 8, 1, "f32").k.dtype == np.float32
+    blocks = KVCache(3, 2, 64, 5, "q8_0")
+    assert blocks.k.shape == blocks.v.shape == (3, 5, 2, 68 * 64)
+    assert blocks.k.dtype == blocks.v.dtype == np.uint8
+    assert [kind for kind, n in KV_TYPES.items() if KVCache(1, 1, 32, 1, kind).k.nbytes == 64 * n] == ["f16", "f32", "q8_0"]
     assert (cache.n_pages, cache.n_free_pages) == (5, 5)
     assert [n_pages_for(n) for n in (0, 1, 64, 65, 128)] == [0, 1, 1, 2, 2]
 
@@ -168,8 +172,10 @@ def test_arguments_out_of_range() -> None:
     for sizes in [(0, 1, 8, 1), (1, 0, 8, 1), (1, 1, 8, 0), (1, 1, 8, 2**31), (1, 1, 12, 1), (1, 1, 0, 1), (1, 1, 1032, 1)]:
         with pytest.raises(InvalidArgumentError):
             KVCache(*sizes)
-    with pytest.raises(InvalidArgumentError, match="found float64"):
-        KVCache(1, 1, 8, 1, np.float64)
+    with pytest.raises(InvalidArgumentError, match="found 'f64'"):
+        KVCache(1, 1, 8, 1, "f64")
+    with pytest.raises(InvalidArgumentError, match="multiple of 32"):
+        KVCache(1, 1, 40, 1, "q8_0")
     sequence = small_cache(1).new_sequence()
     with pytest.raises(InvalidArgumentError):
         sequence.reserve(-1)

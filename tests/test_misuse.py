@@ -222,7 +222,8 @@ def test_positions_beyond_32_bits() -> None:
 CACHES: list[tuple[dict[str, Any], int]] = [
     ({"k": ffi.NULL}, lib.PMX_EINVAL),
     ({"v": ffi.NULL}, lib.PMX_EINVAL),
-    ({"type": 8}, lib.PMX_EUNSUPPORTED),
+    ({"type": 2}, lib.PMX_EUNSUPPORTED),
+    ({"type": 8}, lib.PMX_EINVAL),  # q8_0, in heads of 24
     ({"type": -1}, lib.PMX_EUNSUPPORTED),
     ({"n_kv_heads": 0}, lib.PMX_EINVAL),
     ({"n_kv_heads": -2}, lib.PMX_EINVAL),

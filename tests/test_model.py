@@ -102,7 +102,7 @@ def state(kv: KVCache, *sequences: Sequence) -> tuple[Any, ...]:
 def test_a_whole_text(load: Load, name: str, isa: str, n_threads: int) -> None:
     e = load(name)
     model = e.model(isa, n_threads)
-    kv = model.new_cache(len(e.tokens), np.float32)
+    kv = model.new_cache(len(e.tokens), "f32")
     sequence = kv.new_sequence()
     hidden = run(model, kv, sequence, e.tokens)
     np.testing.assert_array_equal(hidden, e.hidden())
@@ -123,13 +123,24 @@ def test_a_cache_of_f16(load: Load, name: str, isa: str) -> None:
     model.close()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_a_cache_of_q8_0(load: Load, isa: str, size: int) -> None:
+    e = load("tiny-q4_0")
+    model = e.model(isa, 3)
+    kv = model.new_cache(len(e.tokens), "q8_0")
+    assert kv.k.dtype == np.uint8
+    np.testing.assert_array_equal(run(model, kv, kv.new_sequence(), e.tokens, size), e.hidden(reference.Q8_0))
+    model.close()
+
+
 @pytest.mark.parametrize("name", ["tiny-q4_0", "tiny-f16", "odd-f32", "dense-q4_0", "many-q8_0"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_a_text_in_pieces(load: Load, name: str, isa: str, size: int) -> None:
     e = load(name)
     model = e.model(isa)
-    kv = model.new_cache(len(e.tokens), np.float32)
+    kv = model.new_cache(len(e.tokens), "f32")
     np.testing.assert_array_equal(run(model, kv, kv.new_sequence(), e.tokens, size), e.hidden())
     model.close()
 
@@ -140,7 +151,7 @@ def test_texts_together_and_alone(load: Load, name: str, n_threads: int) -> None
     """Prompts, continuations and single tokens of four sequences in the same passes."""
     e = load(name)
     model = e.model(n_threads=n_threads)
-    kv = model.new_cache(5 * 192, np.float32)
+    kv = model.new_cache(5 * 192, "f32")
     texts = [e.tokens, e.rotated(1), e.rotated(2), e.tokens]
     want = [e.hidden(), e.hidden(np.float32, 1), e.hidden(np.float32, 2), e.hidden()]
     sequences = [kv.new_sequence() for _ in texts]
@@ -159,7 +170,7 @@ def test_texts_together_and_alone(load: Load, name: str, n_threads: int) -> None
 def test_a_prefix_forked_or_computed_again(load: Load, name: str) -> None:
     e = load(name)
     model = e.model()
-    kv = model.new_cache(4 * 192, np.float32)
+    kv = model.new_cache(4 * 192, "f32")
     half = len(e.tokens) // 2
     first = kv.new_sequence()
     run(model, kv, first, e.tokens[:half])
@@ -176,7 +187,7 @@ def test_layers_in_two_calls(load: Load, name: str) -> None:
     """As two machines would share them: each its range of layers and its own cache."""
     e = load(name)
     front, back = e.model(n_threads=1), e.model(n_threads=3)
-    caches = [model.new_cache(len(e.tokens), np.float32) for model in (front, back)]
+    caches = [model.new_cache(len(e.tokens), "f32") for model in (front, back)]
     sequences = [kv.new_sequence() for kv in caches]
     n_layers, rows = e.config.n_layers, []
     for part in np.split(e.tokens, [5, 6, 40]):
@@ -203,7 +214,7 @@ def with_nan_token(e: Example, token: int) -> ModelWeights:
 def test_a_pass_that_meets_nan_leaves_no_trace(load: Load) -> None:
     e = load("odd-f32")
     model = e.model(weights=with_nan_token(e, 332))
-    kv = model.new_cache(4 * 64, np.float32)
+    kv = model.new_cache(4 * 64, "f32")
     e_tokens = np.where(e.tokens == 332, 0, e.tokens).astype(np.int32)
     good, other = kv.new_sequence(), kv.new_sequence()
     want = run(model, kv, good, e_tokens)
@@ -225,7 +236,7 @@ def test_keys_beyond_f16_name_the_row_and_fit_f32(load: Load) -> None:
     layers = list(e.weights.layers)
     layers[1] = dataclasses.replace(layers[1], k=Matrix.from_float(layers[1].k.data.view(np.float32) * np.float32(1e6)))
     model = e.model(weights=dataclasses.replace(e.weights, layers=layers))
-    half, full = model.new_cache(128, np.float16), model.new_cache(128, np.float32)
+    half, full = model.new_cache(128, "f16"), model.new_cache(128, "f32")
     sequence = half.new_sequence()
     before = state(half, sequence)
     with pytest.raises(NonFiniteError, match="f32 cache") as caught:
@@ -239,7 +250,7 @@ def test_keys_beyond_f16_name_the_row_and_fit_f32(load: Load) -> None:
 def test_a_full_cache_leaves_no_trace(load: Load) -> None:
     e = load("odd-f32")
     model = e.model()
-    kv = model.new_cache(3 * 64, np.float32)
+    kv = model.new_cache(3 * 64, "f32")
     first, second = kv.new_sequence(), kv.new_sequence()
     run(model, kv, first, e.tokens[:64])
     before = state(kv, first, second)
@@ -256,7 +267,7 @@ def test_a_full_cache_leaves_no_trace(load: Load) -> None:
 def test_batches_that_make_no_sense_are_refused(load: Load) -> None:
     e = load("odd-f32")
     model = e.model()
-    kv = model.new_cache(3 * 64, np.float32)
+    kv = model.new_cache(3 * 64, "f32")
     a, b = kv.new_sequence(), kv.new_sequence()
     before = state(kv, a, b)
     tokens = e.tokens[:4]
@@ -280,7 +291,7 @@ def test_batches_that_make_no_sense_are_refused(load: Load) -> None:
 def test_a_long_prefill_is_canceled_and_leaves_no_trace(load: Load) -> None:
     e = load("tiny-q8_0")
     model = e.model("scalar", 2)  # several seconds' work
-    kv = model.new_cache(2048, np.float32)
+    kv = model.new_cache(2048, "f32")
     sequence = kv.new_sequence()
     before = state(kv, sequence)
     with ThreadPoolExecutor(1) as pool:

@@ -205,6 +205,13 @@ def test_four_bits_lose_a_little_and_eight_bits_less(q4_0: Mixtral, tiny_q8_0: P
     assert four.ratio == pytest.approx(1, abs=0.1)
 
 
+def test_keys_and_values_in_q8_0_lose_little(f32: Mixtral, tiny_f32: Path) -> None:
+    with Mixtral(tiny_f32, n_ctx=64, n_threads=2, kv_type="q8_0") as model:
+        found, expected = (perplexity(m, TEXT, n_ctx=32).perplexity for m in (model, f32))
+    assert found != expected
+    assert abs(found / expected - 1) < 0.03
+
+
 def test_a_base_serves_for_its_first_windows(f32: Mixtral, base: Path) -> None:
     result = perplexity(f32, TEXT, n_ctx=16, n_windows=3, kl_against=base)
     assert result.kl is not None

@@ -108,9 +108,9 @@ def test_logits_of_tiny_mixtral_are_those_of_hugging_face() -> None:
 
 
 @pytest.mark.parametrize("n_experts", [4, 0])
-@pytest.mark.parametrize("cache_dtype", [np.float32, np.float16])
-def test_a_token_does_not_depend_on_what_follows(n_experts: int, cache_dtype: type) -> None:
-    weights, config = random_model(Shape(n_vocab=64, n_experts=n_experts), 90)
+@pytest.mark.parametrize("cache_dtype", [np.float32, np.float16, reference.Q8_0])
+def test_a_token_does_not_depend_on_what_follows(n_experts: int, cache_dtype: Any) -> None:
+    weights, config = random_model(Shape(n_vocab=64, n_experts=n_experts, head_dim=32), 90)
     tokens = np.random.default_rng(91).integers(0, 64, 70).astype(np.int32)
     hidden = reference.forward(weights, config, tokens, cache_dtype)
     assert hidden.shape == (70, 64)

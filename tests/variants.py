@@ -10,7 +10,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from pymixtral import ops, reference_blocks
+from pymixtral import ops, reference, reference_blocks
 from pymixtral._native import lib
 from pymixtral.errors import NonFiniteError
 from pymixtral.matrix import Matrix
@@ -146,3 +146,34 @@ def _finite_f16(g: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.ui
     bits[g.integers(0, 8, shape) == 0] &= 0x83FF  # zero and subnormal
     bits[(bits & 0x7C00) == 0x7C00] ^= 0x4000
     return bits
+
+
+# --- Cache pages -------------------------------------------------------------------------------------------------
+
+
+def _pages(x: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
+    """axes: of a page, from [64, n_kv_heads, *rest]; the rest is head_dim, which keys in q8_0 have as [head_dim/4, 4]."""
+    axes = (0, *(1 + axis for axis in axes))
+    if x.dtype != reference.Q8_0:
+        return np.ascontiguousarray(x.transpose(axes))
+    pages, n, heads = x.shape[:3]
+    q = np.ascontiguousarray(x["q"].reshape(pages, n, heads, *((-1, 4) if len(axes) == 5 else (-1,))).transpose(axes))
+    d = np.ascontiguousarray(x["d"].transpose(0, 2, 3, 1))
+    return np.concatenate([a.view(np.uint8).reshape(pages, heads, -1) for a in (q, d)], axis=2)
+
+
+def key_pages(x: NDArray[Any]) -> NDArray[Any]:
+    """x [n_pages, 64, n_kv_heads, ...], keys as reference.round_to_cache gives them, as they lie in a cache (pmx_cache in pmx.h)."""
+    return _pages(x, (1, 2, 0, 3) if x.dtype == reference.Q8_0 else (1, 2, 0))
+
+
+def value_pages(x: NDArray[Any]) -> NDArray[Any]:
+    """The same for values."""
+    return _pages(x, (1, 0, 2))
+
+
+def stored_bytes(shape: tuple[int, ...], dtype: Any, fill: int = 0xFF) -> NDArray[Any]:
+    """What reference.round_to_cache gives for a shape [..., head_dim], every byte `fill`: 0xff makes NaN of numbers and scales."""
+    last = shape[-1] // 32 if np.dtype(dtype) == reference.Q8_0 else shape[-1]
+    n_bytes = int(np.prod((*shape[:-1], last))) * np.dtype(dtype).itemsize
+    return np.full(n_bytes, fill, np.uint8).view(dtype).reshape(*shape[:-1], last)

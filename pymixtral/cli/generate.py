@@ -60,7 +60,9 @@ Examples:
 @click.option(
     "-c", "--context", type=click.IntRange(min=1), help="Tokens of prompt and text together.  [default: the model's, at most 4096]"
 )
-@click.option("--kv-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of cached keys and values.")
+@click.option(
+    "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of cached keys and values."
+)
 @override_options
 @click.pass_context
 def generate(

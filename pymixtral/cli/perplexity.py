@@ -35,7 +35,9 @@ How much does q4_0 lose against f16?
 @click.option("--save-base", type=click.Path(path_type=Path), help="Write all predictions to a new file; big: see above.")
 @click.option("--kl-against", type=click.Path(path_type=Path), help="Compare the predictions with those in such a file.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
-@click.option("--kv-type", type=click.Choice(["f16", "f32"]), default="f16", show_default=True, help="Type of cached keys and values.")
+@click.option(
+    "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of cached keys and values."
+)
 @override_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

@@ -128,7 +128,7 @@ static pmx_status route(pmx_ctx *ctx, call *c) {
 
 /* ints[at..]: type, key/value heads, head_dim, pages. Outputs: k, v, every byte 0xff. */
 static pmx_cache cache(call *c, int at) {
-    const int64_t *n = c->ints + at, bytes = n[1] * n[2] * n[3] * 64 * (n[0] == PMX_F32 ? 4 : 2);
+    const int64_t *n = c->ints + at, bytes = n[1] * n[2] * n[3] * (n[0] == PMX_F32 ? 256 : n[0] == PMX_F16 ? 128 : 68);
     return (pmx_cache){output(c, bytes), output(c, bytes), (int32_t)n[0], (int32_t)n[1], (int32_t)n[2], (int32_t)n[3]};
 }
 

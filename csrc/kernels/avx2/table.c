@@ -41,6 +41,7 @@ const pmx_kernels pmx_kernels_avx2 = {
     .widen = pmx_avx2_widen,
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,
+    .attend_q8_0 = pmx_avx2_attend_q8_0,
     .combine = pmx_avx2_combine,
 };
 #endif

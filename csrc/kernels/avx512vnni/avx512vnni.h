@@ -38,6 +38,9 @@ void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const flo
 void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
                                const uint16_t *v, const int32_t *lo, const int32_t *hi);
 
+void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                                const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
+
 PMX_AVX512VNNI_BEGIN
 
 /* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */

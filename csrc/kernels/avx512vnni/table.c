@@ -42,6 +42,7 @@ const pmx_kernels pmx_kernels_avx512vnni = {
     .widen = pmx_avx2_widen,
     .attend_f32 = pmx_avx512vnni_attend_f32,
     .attend_f16 = pmx_avx512vnni_attend_f16,
+    .attend_q8_0 = pmx_avx512vnni_attend_q8_0,
     .combine = pmx_avx2_combine,
 };
 #endif

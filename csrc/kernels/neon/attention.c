@@ -1,7 +1,8 @@
 /* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
  * one chain of fused multiply-adds without horizontal sums. Sixteen accumulators cover the latency of the chain (4 cycles, up to 4 a
  * cycle) and leave half the registers: 4 queries x 16 lanes where there are 4, since a loaded key or value then serves all of them,
- * else 1 query x 64 lanes. f16 pages are converted as they are loaded. */
+ * else 1 query x 64 lanes. f16 pages are converted as they are loaded. Keys of q8_0 lie as [d/4][64][4], so that sdot leaves each
+ * position's sum in its own lane. */
 #if defined(__aarch64__)
 #include "neon.h"
 
@@ -58,6 +59,22 @@ PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
     *l = sum8_tree(low, high);
 }
 
+/* The positions that at least one of a few queries sees. */
+typedef struct {
+    int32_t first, end;
+} span;
+
+/* softmax of n queries. */
+PMX_INLINE span softmax_n(float *m, float *l, float *s, const int n, const int32_t *lo, const int32_t *hi) {
+    span seen = {PMX_PAGE, 0};
+    for (int i = 0; i < n; i++) {
+        softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
+        if (lo[i] < hi[i] && lo[i] < seen.first) seen.first = lo[i];
+        if (lo[i] < hi[i] && hi[i] > seen.end) seen.end = hi[i];
+    }
+    return seen;
+}
+
 /* o[i][d .. d+4*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
 PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const void *v, int64_t d, int32_t lo,
                       int32_t hi, load4 load) {
@@ -79,16 +96,11 @@ PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int6
 PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const void *k,
                          const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
     const int n_v = 16 / n;
-    int32_t first = PMX_PAGE, end = 0;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores(s + j, q, n, n_v, head_dim, k, j, load);
-    for (int i = 0; i < n; i++) {
-        softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
-        if (lo[i] < hi[i] && lo[i] < first) first = lo[i];
-        if (lo[i] < hi[i] && hi[i] > end) end = hi[i];
-    }
+    const span seen = softmax_n(m, l, s, n, lo, hi);
     int64_t d = 0;
-    for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(o, s, n, n_v, head_dim, v, d, first, end, load);
-    for (; d < head_dim; d += 8) weigh(o, s, n, 2, head_dim, v, d, first, end, load);
+    for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(o, s, n, n_v, head_dim, v, d, seen.first, seen.end, load);
+    for (; d < head_dim; d += 8) weigh(o, s, n, 2, head_dim, v, d, seen.first, seen.end, load);
 }
 
 PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const void *k, const void *v,
@@ -108,6 +120,85 @@ void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q,
 void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
                          const uint16_t *v, const int32_t *lo, const int32_t *hi) {
     attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load4_f16);
+}
+
+/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 8: as many integer sums. */
+PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, const int n_v, int64_t head_dim, const uint8_t *k,
+                            int64_t first) {
+    const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim) + first;
+    const int64_t n_blocks = head_dim / 32;
+    float32x4_t acc[4][8];
+#pragma GCC unroll 8
+    for (int i = 0; i < n * n_v; i++) acc[i / n_v][i % n_v] = vdupq_n_f32(0.0f);
+    for (int64_t b = 0; b < n_blocks; b++) {
+        int32x4_t dot[4][8];
+#pragma GCC unroll 8
+        for (int i = 0; i < n * n_v; i++) dot[i / n_v][i % n_v] = vdupq_n_s32(0);
+        for (int64_t d = 32 * b; d < 32 * b + 32; d += 4) {
+            int8x16_t key[8];
+#pragma GCC unroll 8
+            for (int j = 0; j < n_v; j++) key[j] = vld1q_s8((const int8_t *)k + d * PMX_PAGE + 4 * (first + 4 * j));
+#pragma GCC unroll 8
+            for (int i = 0; i < n * n_v; i++) {
+                int32_t four;
+                memcpy(&four, q->q + i / n_v * head_dim + d, sizeof four);
+                const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(four));
+                dot[i / n_v][i % n_v] = vdotq_s32(dot[i / n_v][i % n_v], key[i % n_v], x);
+            }
+        }
+#pragma GCC unroll 8
+        for (int i = 0; i < n * n_v; i++) {
+            const float32x4_t d = vmulq_n_f32(load4_f16(dk, b * PMX_PAGE + 4 * (i % n_v)), q->d[i / n_v * n_blocks + b]);
+            acc[i / n_v][i % n_v] = vfmaq_f32(acc[i / n_v][i % n_v], d, vcvtq_f32_s32(dot[i / n_v][i % n_v]));
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < n * n_v; i++) vst1q_f32(s + i / n_v * PMX_PAGE + i % n_v * 4, acc[i / n_v][i % n_v]);
+}
+
+/* As weigh, for 16 values of q8_0 from d on: first p times the scales, position by position. */
+PMX_INLINE void weigh_q8_0(float *o, const float *p, const int n, int64_t head_dim, const uint8_t *v, int64_t d, int32_t lo, int32_t hi) {
+    const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
+    float weights[4][PMX_PAGE];
+    for (int j = 0; j < PMX_PAGE; j += 4) {
+        const float32x4_t scale = load4_f16(dv, j);
+        for (int i = 0; i < n; i++) vst1q_f32(weights[i] + j, vmulq_f32(vld1q_f32(p + i * PMX_PAGE + j), scale));
+    }
+    float32x4_t acc[4][4];
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * n; i++) acc[i / 4][i % 4] = vdupq_n_f32(0.0f);
+    for (int32_t position = lo; position < hi; position++) {
+        const int8x16_t bytes = vld1q_s8((const int8_t *)v + position * head_dim + d);
+        const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+        const float32x4_t value[4] = {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+                                      vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))};
+#pragma GCC unroll 16
+        for (int i = 0; i < 4 * n; i++) acc[i / 4][i % 4] = vfmaq_n_f32(acc[i / 4][i % 4], value[i % 4], weights[i / 4][position]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < 4 * n; i++) vst1q_f32(o + i / 4 * head_dim + d + i % 4 * 4, acc[i / 4][i % 4]);
+}
+
+PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_quantized *q, const int n, int64_t head_dim,
+                              const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+    const int n_v = 8 / n;
+    for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores_q8_0(s + j, q, n, n_v, head_dim, k, j);
+    const span seen = softmax_n(m, l, s, n, lo, hi);
+    for (int64_t d = 0; d < head_dim; d += 16) weigh_q8_0(o, s, n, head_dim, v, d, seen.first, seen.end);
+}
+
+void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
+                          const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+    for (int64_t i = 0; i < n_q;) {
+        const pmx_quantized at = {q->q + i * head_dim, q->d + i * (head_dim / 32), q->sums + i * (head_dim / 32)};
+        if (i + 4 <= n_q) {
+            attend_q8_0_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, &at, 4, head_dim, k, v, lo + i, hi + i);
+            i += 4;
+        } else {
+            attend_q8_0_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, &at, 1, head_dim, k, v, lo + i, hi + i);
+            i += 1;
+        }
+    }
 }
 
 void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {

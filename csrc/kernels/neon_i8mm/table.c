@@ -41,6 +41,7 @@ const pmx_kernels pmx_kernels_neon_i8mm = {
     .widen = pmx_neon_widen,
     .attend_f32 = pmx_neon_attend_f32,
     .attend_f16 = pmx_neon_attend_f16,
+    .attend_q8_0 = pmx_neon_attend_q8_0,
     .combine = pmx_neon_combine,
 };
 #endif

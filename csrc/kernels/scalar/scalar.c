@@ -95,25 +95,53 @@ static void widen(float *y, const uint16_t *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = pmx_f16_to_f32(x[i]);
 }
 
+/* s becomes p; returns through m and l. */
+static void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
+    float largest = -INFINITY, sums[8] = {0};
+    for (int32_t j = lo; j < hi; j++)
+        if (s[j] > largest) largest = s[j];
+    for (int32_t j = lo; j < hi; j++) {
+        s[j] = exp1(s[j] - largest);
+        sums[j % 8] += s[j];
+    }
+    *m = largest;
+    *l = pmx_sum8_tree(sums);
+}
+
 static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
                    const int32_t *lo, const int32_t *hi) {
     for (int64_t i = 0; i < n_q; i++, q += head_dim, o += head_dim, s += PMX_PAGE) {
-        if (lo[i] >= hi[i]) continue;
-        float largest = -INFINITY, sums[8] = {0};
         for (int32_t j = lo[i]; j < hi[i]; j++) {
-            float score = 0.0f;
-            for (int64_t d = 0; d < head_dim; d++) score = fmaf(q[d], k[d * PMX_PAGE + j], score);
-            s[j] = score;
-            if (score > largest) largest = score;
+            s[j] = 0.0f;
+            for (int64_t d = 0; d < head_dim; d++) s[j] = fmaf(q[d], k[d * PMX_PAGE + j], s[j]);
         }
+        softmax(s, m + i, l + i, lo[i], hi[i]);
         for (int64_t d = 0; d < head_dim; d++) o[d] = 0.0f;
+        for (int32_t j = lo[i]; j < hi[i]; j++) axpy(o, s[j], v + j * head_dim, head_dim);
+    }
+}
+
+static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
+                        const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+    const int8_t *keys = (const int8_t *)k, *values = (const int8_t *)v;
+    const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim), *dv = pmx_q8_0_page_scales(v, head_dim);
+    for (int64_t i = 0; i < n_q; i++, o += head_dim, s += PMX_PAGE) {
+        const int8_t *query = q->q + i * head_dim;
+        const float *dq = q->d + i * (head_dim / 32);
         for (int32_t j = lo[i]; j < hi[i]; j++) {
-            const float p = exp1(s[j] - largest);
-            sums[j % 8] += p;
-            axpy(o, p, v + j * head_dim, head_dim);
+            s[j] = 0.0f;
+            for (int64_t b = 0; b < head_dim / 32; b++) {
+                int32_t isum = 0;
+                for (int64_t d = 32 * b; d < 32 * b + 32; d++) isum += query[d] * keys[(d / 4 * PMX_PAGE + j) * 4 + d % 4];
+                s[j] = fmaf(dq[b] * pmx_f16_to_f32(dk[b * PMX_PAGE + j]), (float)isum, s[j]);
+            }
         }
-        m[i] = largest;
-        l[i] = pmx_sum8_tree(sums);
+        softmax(s, m + i, l + i, lo[i], hi[i]);
+        for (int64_t d = 0; d < head_dim; d++) {
+            o[d] = 0.0f;
+            for (int32_t j = lo[i]; j < hi[i]; j++)
+                o[d] = fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], o[d]);
+        }
     }
 }
 
@@ -126,7 +154,8 @@ static void combine(float *m, float *l, float *o, float page_m, float page_l, co
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
-#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T}
+#define TYPE(FORM, T)                                                                                                                      \
+    { FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T }
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
@@ -161,5 +190,6 @@ const pmx_kernels pmx_kernels_scalar = {
     .narrow = narrow,
     .widen = widen,
     .attend_f32 = attend,
+    .attend_q8_0 = attend_q8_0,
     .combine = combine,
 };
