@@ -84,7 +84,7 @@ class ModelWeights:
 
 
 def load_weights(file: GGUFFile, config: ModelConfig) -> ModelWeights:
-    """Views of all tensors of `file`, none copied except norms in f16; they stay valid after file.close().
+    """Views of all tensors of `file`, none copied except norms in f16 and bf16; they stay valid after file.close().
 
     Experts may be merged (blk.N.ffn_gate_exps.weight, [n_experts, ffn, hidden]) or split (blk.N.ffn_gate.E.weight); without
     output.weight the head is the embedding. Raises ModelConfigError for a tensor that is missing or whose shape contradicts `config`,
@@ -132,9 +132,11 @@ class _Tensors:
         return Matrix(tensor.type, tensor.data)
 
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
-        tensor = self._find(name, (n,), (GGMLQuantizationType.F32, GGMLQuantizationType.F16))
+        tensor = self._find(name, (n,), (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16))
         if tensor.type == GGMLQuantizationType.F16:
             return tensor.data.view(np.float16).astype(np.float32)
+        if tensor.type == GGMLQuantizationType.BF16:
+            return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         return np.require(tensor.data.view(np.float32), requirements="A")  # C reads floats; GGUF's alignment makes this no copy
 
     def experts(self, name: str, n_experts: int, rows: int, cols: int) -> list[Matrix]:

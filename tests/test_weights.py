@@ -241,7 +241,7 @@ def test_row_12_metadata_that_contradicts_the_tensors(write: Callable[..., GGUFF
         ("blk.1.ffn_down_exps.weight", Type.I32),
         ("token_embd.weight", Type.F64),
         ("output_norm.weight", Type.Q8_0),
-        ("blk.0.ffn_norm.weight", Type.BF16),
+        ("blk.0.ffn_norm.weight", Type.Q4_0),
     ],
 )
 def test_types_without_a_kernel_are_refused_by_name(write: Callable[..., GGUFFile], name: str, kind: Type) -> None:
