@@ -28,18 +28,22 @@ Tokens = NDArray[np.int32]
 
 
 class Engine(Protocol):
-    """A model opened, and one text in its cache. about: name, variant (the instruction sets in use) and what else the engine can tell."""
+    """A model opened, and one text in its cache. about: name, variant (the instruction sets in use) and what else the engine can tell.
+    kept: how many tokens clear() leaves in the cache."""
 
     about: dict[str, Any]
+    kept: int
 
     def clear(self) -> None:
-        """Forgets the text."""
+        """Forgets the text but for its first `kept` tokens."""
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
         """Appends tokens, at most BATCH; the logits after the last one, float32 [n_vocab], valid until the next call."""
 
 
 class PyMixtral:
+    kept = 0
+
     def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
         import pymixtral
         from pymixtral.config import ModelConfig
@@ -65,7 +69,7 @@ class PyMixtral:
         }
 
     def clear(self) -> None:
-        self.sequence.truncate(0)
+        self.sequence.truncate(self.kept)
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
         hidden = self.model.forward(tokens, [(self.sequence, len(tokens))], self.cache)
@@ -79,6 +83,8 @@ class LlamaCpp:
     Its defaults (memory map, weights repacked where it has a faster layout, flash attention where it thinks it best, f16 cache), except for
     threads and the sizes of context and batch.
     """
+
+    kept = 0
 
     def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
         import llama_cpp
@@ -108,7 +114,7 @@ class LlamaCpp:
         }
 
     def clear(self) -> None:
-        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+        self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, self.kept, -1)
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
         ids = tokens.ctypes.data_as(ctypes.POINTER(self.api.llama_token))
@@ -148,8 +154,17 @@ class TimedLibrary:
         return timed
 
 
+def keep(engine: Engine, tokens: Tokens) -> dict[str, Any]:
+    """Makes these tokens the beginning of every text to come."""
+    engine.clear()
+    for start in range(0, len(tokens), BATCH):
+        engine.feed(tokens[start : start + BATCH])
+    engine.kept = len(tokens)
+    return {}
+
+
 def prefill(engine: Engine, tokens: Tokens) -> dict[str, Any]:
-    """Seconds from an empty cache to the logits after the last token, and these logits."""
+    """Seconds from the cleared cache to the logits after the last token, and these logits."""
     engine.clear()
     begin = time.perf_counter()
     for start in range(0, len(tokens), BATCH):
@@ -184,7 +199,7 @@ def python_share(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, An
     return {"seconds": seconds, "python_seconds": seconds - library.seconds}
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"prefill": prefill, "decode": decode, "python_share": python_share}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"keep": keep, "prefill": prefill, "decode": decode, "python_share": python_share}
 
 
 def main() -> None:

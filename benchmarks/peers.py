@@ -65,17 +65,20 @@ class Worker:
 
 @dataclass(frozen=True)
 class Workload:
-    """Turns of each engine; tokens of the prompt whose prefill is timed; tokens decoded one at a time."""
+    """Turns of each engine; tokens of the prompt whose prefill is timed; tokens decoded one at a time; tokens before all of these."""
 
     pairs: int
     prompt: int
     decode: int
+    position: int
 
 
 def measure(workers: tuple[Worker, Worker], work: Workload, draw: Callable[[int], Tokens], bandwidth: ReadBandwidth) -> dict[str, Any]:
     """Seconds of each turn, in order, of (pymixtral, peer). draw(n): n random token ids."""
     ours, peer = workers
     turns: dict[str, Any] = {"prefill": [], "correlation": [], "decode": [], "read_gbps": []}
+    for worker in workers:
+        worker.ask("keep", draw(work.position))
     tokens = draw(work.prompt)
     turns["first_prefill"] = [worker.ask("prefill", tokens)["seconds"] for worker in workers]
     for _ in range(work.pairs):
@@ -130,7 +133,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{setting['model']}, {setting['file_bytes'] / 1e9:.2f} GB; {setting['threads']} threads, {setting['pairs']} pairs; "
-            f"{setting['cpu']}, load {setting['load_before']:.2f} before",
+            f"{setting['cpu']}, load {setting['load_before']:.2f} before; at position {setting['position']}",
             *(f"{engine['name']}: {engine['variant']}" for engine in (ours, peer)),
             "",
             *(f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows),
@@ -165,6 +168,13 @@ def read_through(path: Path) -> None:
 )
 @click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt whose prefill is timed.")
 @click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens decoded one at a time.")
+@click.option(
+    "--position",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Tokens of context before the prompt and before what is decoded.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random tokens.")
 @click.option(
     "--peer-python",
@@ -175,9 +185,19 @@ def read_through(path: Path) -> None:
     help="Python interpreter of an environment with the [peers] extra.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure to this file.")
-def main(model: Path, threads: int, pairs: int, prompt: int, decode: int, seed: int, peer_python: str, json_file: Path | None) -> None:
+def main(
+    model: Path,
+    threads: int,
+    pairs: int,
+    prompt: int,
+    decode: int,
+    position: int,
+    seed: int,
+    peer_python: str,
+    json_file: Path | None,
+) -> None:
     """Compare pymixtral with llama-cpp-python on MODEL."""
-    work = Workload(pairs, prompt, decode)
+    work = Workload(pairs, prompt, decode, position)
     setting = {
         "model": model.name,
         "file_bytes": model.stat().st_size,
@@ -188,7 +208,7 @@ def main(model: Path, threads: int, pairs: int, prompt: int, decode: int, seed: 
         **asdict(work),
     }
     read_through(model)
-    n_ctx = max(prompt, SHORT_PROMPT + decode)
+    n_ctx = position + max(prompt, SHORT_PROMPT + decode)
     ours = Worker(sys.executable, "pymixtral", model, threads, n_ctx)
     peer = Worker(peer_python, "llama-cpp-python", model, threads, n_ctx)
     rng = np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Writes a Mixtral of full width with random weights: a file to measure speed with, in a few seconds and without a download.
 
     python benchmarks/synthetic.py --layers 4 --type q4_0 /var/tmp/mixtral-q4_0.gguf
+    python benchmarks/synthetic.py --layers 4 --type q4_k_m /var/tmp/mixtral-q4_k_m.gguf
 
 Every layer has Mixtral 8x7B's shape, so that a layer costs what it costs there. The weights have standard deviation 1/sqrt(cols),
 which keeps activations near one and spreads tokens over all experts; the text that such a model writes means nothing.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +20,11 @@ from typing import Any, BinaryIO
 import click
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, TokenType
+from gguf.quants import dequantize
 from numpy.typing import NDArray
+
+from pymixtral import mixes
+from pymixtral.inventory import Inventory
 
 HIDDEN, FFN, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 4096, 14336, 32, 8, 128, 32000
 N_EXPERTS, N_EXPERTS_USED = 8, 2
@@ -64,12 +69,42 @@ def _scales(rng: Rng, n: int, scale: float) -> Blocks:
     return np.copysign(rng.uniform(0.5 * scale, 1.5 * scale, n), rng.random(n) - 0.5)
 
 
+def _kquant(kind: GGMLQuantizationType, d_at: int, dmin_at: int | None, middle: float) -> Callable[[Rng, int, float], Blocks]:
+    """Blocks of 256 with random scales and integers. d_at, dmin_at: where their f16 scales stand; middle: the mean of the integers, which
+    the minimums take off."""
+
+    def draw(rng: Rng, n: int, std: float) -> Blocks:
+        blocks = rng.integers(0, 256, (n, GGML_QUANT_SIZES[kind][1]), np.uint8)
+
+        def put(d: NDArray[np.float16], rows: Blocks) -> None:
+            rows[:, d_at : d_at + 2] = d.view(np.uint8).reshape(-1, 2)
+            if dmin_at is not None:
+                rows[:, dmin_at : dmin_at + 2] = (middle * d).astype(np.float16).view(np.uint8).reshape(-1, 2)
+
+        sample = blocks[:256].copy()
+        put(np.ones(len(sample), np.float16), sample)
+        put(_scales(rng, n, std / float(dequantize(sample, kind).std())).astype(np.float16), blocks)
+        return blocks
+
+    return draw
+
+
+_T = GGMLQuantizationType
+
 BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
-    GGMLQuantizationType.F32: _f32,
-    GGMLQuantizationType.F16: _f16,
-    GGMLQuantizationType.Q8_0: _q8_0,
-    GGMLQuantizationType.Q4_0: _q4_0,
+    _T.F32: _f32,
+    _T.F16: _f16,
+    _T.Q8_0: _q8_0,
+    _T.Q4_0: _q4_0,
+    _T.Q2_K: _kquant(_T.Q2_K, 80, 82, 1.5),
+    _T.Q3_K: _kquant(_T.Q3_K, 108, None, 0),
+    _T.Q4_K: _kquant(_T.Q4_K, 0, 2, 7.5),
+    _T.Q5_K: _kquant(_T.Q5_K, 0, 2, 15.5),
+    _T.Q6_K: _kquant(_T.Q6_K, 208, None, 0),
 }
+
+# What the command offers: one type for every matrix, or a mix of types as quantizers choose them.
+TYPES = ["q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
 
 
 # --- The file --------------------------------------------------------------------------------------------------------------------
@@ -92,33 +127,20 @@ class Tensor:
         return self.n_blocks * int(GGML_QUANT_SIZES[self.type][1])
 
 
-def tensors(n_layers: int, kind: GGMLQuantizationType) -> list[Tensor]:
+def tensors(n_layers: int, name: str) -> list[Tensor]:
     """All tensors of the model, in the file's order; norms and router are f32."""
-    f32 = GGMLQuantizationType.F32
-    found = [
-        Tensor("token_embd.weight", (N_VOCAB, HIDDEN), kind),
-        Tensor("output_norm.weight", (HIDDEN,), f32),
-        Tensor("output.weight", (N_VOCAB, HIDDEN), kind),
-    ]
-    for i in range(n_layers):
-        found += [
-            Tensor(f"blk.{i}.attn_norm.weight", (HIDDEN,), f32),
-            Tensor(f"blk.{i}.attn_q.weight", (N_HEADS * HEAD_DIM, HIDDEN), kind),
-            Tensor(f"blk.{i}.attn_k.weight", (N_KV_HEADS * HEAD_DIM, HIDDEN), kind),
-            Tensor(f"blk.{i}.attn_v.weight", (N_KV_HEADS * HEAD_DIM, HIDDEN), kind),
-            Tensor(f"blk.{i}.attn_output.weight", (HIDDEN, N_HEADS * HEAD_DIM), kind),
-            Tensor(f"blk.{i}.ffn_norm.weight", (HIDDEN,), f32),
-            Tensor(f"blk.{i}.ffn_gate_inp.weight", (N_EXPERTS, HIDDEN), f32),
-            Tensor(f"blk.{i}.ffn_gate_exps.weight", (N_EXPERTS, FFN, HIDDEN), kind),
-            Tensor(f"blk.{i}.ffn_up_exps.weight", (N_EXPERTS, FFN, HIDDEN), kind),
-            Tensor(f"blk.{i}.ffn_down_exps.weight", (N_EXPERTS, HIDDEN, FFN), kind),
-        ]
-    return found
+    parts = mixes.parts(replace(mixes.MODELS["8x7b"], n_layers=n_layers))
+    if name.endswith("_k") or name.endswith("_m"):
+        kinds = mixes.types(Inventory(parts, N_EXPERTS, N_EXPERTS_USED), name)
+    else:
+        plain = GGMLQuantizationType[name.upper()]
+        kinds = [_T.F32 if len(part.shape) == 1 or "ffn_gate_inp" in part.name else plain for part in parts]
+    return [Tensor(part.name, part.shape, kind) for part, kind in zip(parts, kinds, strict=True)]
 
 
-def write(dest: Path, n_layers: int, kind: GGMLQuantizationType, seed: int) -> None:
+def write(dest: Path, n_layers: int, name: str, seed: int) -> None:
     """Writes the model; the same arguments give the same bytes. `dest` appears, or is replaced, when the file is complete."""
-    plan = tensors(n_layers, kind)
+    plan = tensors(n_layers, name)
     partial = dest.with_name(f"{dest.name}.partial")
     try:
         _write_header(partial, n_layers, plan)
@@ -221,17 +243,17 @@ def _pad(file: BinaryIO) -> None:
 @click.option("--layers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Decoder layers; Mixtral 8x7B has 32.")
 @click.option(
     "--type",
-    "kind",
-    type=click.Choice([kind.name.lower() for kind in BLOCKS]),
+    "name",
+    type=click.Choice(TYPES),
     default="q4_0",
     show_default=True,
-    help="Type of the matrices; norms and router are f32.",
+    help="Type of the matrices, or mix of types; norms and router are f32.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random weights.")
-def main(dest: Path, layers: int, kind: str, seed: int) -> None:
+def main(dest: Path, layers: int, name: str, seed: int) -> None:
     """Write a Mixtral of full width with random weights to DEST, a GGUF file."""
     start = time.perf_counter()
-    write(dest, layers, GGMLQuantizationType[kind.upper()], seed)
+    write(dest, layers, name, seed)
     click.echo(f"{dest}: {dest.stat().st_size / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s")
 
 
