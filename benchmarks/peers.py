@@ -173,7 +173,7 @@ def read_through(path: Path) -> None:
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="Tokens of context before the prompt and before what is decoded.",
+    help="Tokens of context before what is timed.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random tokens.")
 @click.option(
