@@ -250,8 +250,8 @@ class _Dat:
             n_values = self.number(f"values of {quoted(name)}", 1, (1 << 31) - 1)
             begin = self.take(4 * n_values, f"values of {quoted(name)}")
             values = np.frombuffer(self.data, "<f4", n_values, begin).astype(np.float64)[None]
-            n_tokens = max(n_calls, 1) * DAT_CHUNK
-            result.entries[name] = _checked(self.path, name, values * DAT_CHUNK, np.array([float(n_tokens)]))
+            entry = _checked(self.path, name, values, np.array([max(n_calls, 1.0)]))
+            result.entries[name] = Entry(entry.sums * DAT_CHUNK, entry.counts * DAT_CHUNK)
         if self.pos < len(self.data):
             result.n_windows = self.number("number of chunks", 0, (1 << 31) - 1)
             if self.pos < len(self.data):
