@@ -275,9 +275,10 @@ def _processor(pieces: list[str], scores: list[float], types: list[int], dummy_p
     taken = set(pieces)
     used: set[str] = set()
     for i, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
-        # sentencepiece refuses empty and repeated pieces, and a control piece of one character would match text. Such an id
-        # stays, under a name of its own: as a control piece of several characters, no text can lead to it.
-        if not piece or piece in used or kind == _CONTROL:
+        # sentencepiece refuses empty and repeated pieces, warns of a NUL that it does not use beside byte tokens, and a control piece
+        # of one character would match text. Such an id stays, under a name of its own: as a control piece of several characters, no
+        # text can lead to it.
+        if not piece or piece in used or kind == _CONTROL or (piece == "\0" and _BYTE in types):
             piece = f"<id {i}>"
             while piece in taken:
                 piece += ">"

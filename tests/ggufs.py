@@ -59,3 +59,12 @@ def rewrite(
             file.seek(4)
             file.write(version.to_bytes(4, "little"))
     return paths[0]
+
+
+def damaged(source: Path, dest: Path, tensor: str, at: int, value: bytes) -> Path:
+    """A copy with `value` written at byte `at` of a tensor's data."""
+    data = bytearray(source.read_bytes())
+    begin = next(int(t.data_offset) for t in GGUFReader(source).tensors if t.name == tensor)
+    data[begin + at : begin + at + len(value)] = value
+    dest.write_bytes(data)
+    return dest

@@ -147,6 +147,15 @@ def test_empty_and_repeated_pieces_keep_their_ids_and_text() -> None:
     assert tokenizer.encode(text, add_bos=False) == ORACLE.encode(text)
 
 
+@pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED, UNUSED])
+def test_a_piece_of_nul_is_as_sentencepiece_has_it_without_a_word_on_stderr(kind: int, capfd: pytest.CaptureFixture[str]) -> None:
+    tokenizer = with_pieces(("\0", 1.0, kind))
+    assert capfd.readouterr().err == ""
+    ids = tokenizer.encode("a\0b", add_bos=False)
+    assert ids == ORACLE.encode("a\0b")
+    assert tokenizer.decode([*ids, 4096]) == "a\0b\0"
+
+
 def test_user_defined_pieces_match_whole() -> None:
     tokenizer = with_pieces(("<|pause|>", 0.0, USER_DEFINED), ("qqqq", -9999.0, UNUSED))
     ids = tokenizer.encode("a<|pause|>b qqqq", add_bos=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gguf import GGMLQuantizationType, GGUFReader, quants
-from ggufs import rewrite
+from ggufs import damaged, rewrite
 from variants import TYPES, matrix, set_iq1_m_scales
 
 from pymixtral import verification
@@ -19,15 +19,6 @@ from pymixtral.gguf import Tensor
 from pymixtral.verification import verify
 
 Type = GGMLQuantizationType
-
-
-def damaged(source: Path, dest: Path, tensor: str, at: int, value: bytes) -> Path:
-    """A copy with bytes written into a tensor's data."""
-    data = bytearray(source.read_bytes())
-    begin = next(int(t.data_offset) for t in GGUFReader(source).tensors if t.name == tensor)
-    data[begin + at : begin + at + len(value)] = value
-    dest.write_bytes(data)
-    return dest
 
 
 def test_a_sound_model_has_as_many_tensors_as_its_header_says(tiny_q8_0: Path, tiny_f32: Path) -> None:
