@@ -109,7 +109,7 @@ def test_an_interrupted_calibration_goes_on(
     assert calls[0] == 3 + whole.n_windows - 2
     equal(rest, whole, rtol=1e-6)  # sums are float32 in the file
     with pytest.raises(InvalidArgumentError, match="begun with others"):
-        calibrate(model, [("t", TEXT + "!")], n_ctx=32, resume=read(path), progress=False)
+        calibrate(model, [("t", "Twice" + TEXT[4:])], n_ctx=32, resume=read(path), progress=False)
     with pytest.raises(InvalidArgumentError, match="begun with others"):
         calibrate(model, [("t", TEXT)], n_ctx=16, resume=read(path), progress=False)
 
