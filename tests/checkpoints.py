@@ -44,6 +44,8 @@ class Shape:
     """Sliding window in positions; 0: none."""
     rope_base: float = 1e6
     rms_eps: float = 1e-5
+    rope_scaling: tuple[str, float, int] | None = None
+    """Kind, factor, positions before scaling."""
 
 
 GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
@@ -57,6 +59,26 @@ GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
     "mistral-window": (
         Shape(hidden=96, ffn=160, n_layers=3, n_heads=8, n_kv_heads=2, head_dim=16, n_experts=0, n_vocab=320, window=70, rope_base=1e4),
         14,
+        200,
+    ),
+    "llama-linear": (
+        Shape(hidden=96, ffn=160, n_heads=6, n_kv_heads=6, n_experts=0, n_vocab=320, rope_base=1e4, rope_scaling=("linear", 4.0, 256)),
+        15,
+        120,
+    ),
+    "mistral-yarn": (
+        Shape(
+            hidden=96,
+            ffn=160,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=32,
+            n_experts=0,
+            n_vocab=320,
+            rope_base=1e4,
+            rope_scaling=("yarn", 8.0, 1024),
+        ),
+        16,
         200,
     ),
 }
@@ -86,9 +108,25 @@ def config_json(shape: Shape, *, dtype: str = "float32") -> dict[str, object]:
         "torch_dtype": dtype,
         "vocab_size": shape.n_vocab,
     }
+    if shape.rope_scaling:
+        kind, factor, before = shape.rope_scaling
+        config["rope_scaling"] = {
+            "rope_type": kind,
+            "factor": factor,
+            **({"original_max_position_embeddings": before} if kind == "yarn" else {}),
+        }
     if not dense:
         config |= {"num_local_experts": shape.n_experts, "num_experts_per_tok": shape.n_experts_used}
     return config
+
+
+def scaling_keys(shape: Shape) -> dict[str, int | float | str]:
+    """The rope scaling of a config.json as GGUF has it."""
+    if shape.rope_scaling is None:
+        return {}
+    kind, factor, before = shape.rope_scaling
+    keys: dict[str, int | float | str] = {"type": kind, "factor": factor, "original_context_length": before}
+    return {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -15,10 +15,17 @@ from pymixtral import reference
 from pymixtral.config import ModelConfig
 from pymixtral.errors import NonFiniteError
 from pymixtral.matrix import Matrix
+from pymixtral.rope import RopeScaling
 from pymixtral.weights import LayerWeights, ModelWeights
 
 F32 = NDArray[np.float32]
 GOLDENS = Path(__file__).parent / "goldens"
+
+
+def rope_scaling(found: dict[str, Any] | None) -> RopeScaling:
+    if found is None:
+        return RopeScaling()
+    return RopeScaling(found["rope_type"], found["factor"], n_ctx_original=found.get("original_max_position_embeddings", 0))
 
 
 def float32_model(config: dict[str, Any], tensors: dict[str, F32]) -> tuple[ModelWeights, ModelConfig]:
@@ -77,6 +84,7 @@ def float32_model(config: dict[str, Any], tensors: dict[str, F32]) -> tuple[Mode
         rms_eps=config["rms_norm_eps"],
         rope_base=config["rope_theta"],
         window=config["sliding_window"] or 0,
+        rope_scaling=rope_scaling(config.get("rope_scaling")),
     )
 
 
