@@ -11,8 +11,8 @@ from pymixtral.config import ModelConfig
 from pymixtral.inventory import Part
 
 
-def write_hole(path: Path, config: ModelConfig, parts: list[Part], *, architecture: str = "llama") -> Path:
-    """A file without a tokenizer; its tensors are `parts`."""
+def write_hole(path: Path, config: ModelConfig, parts: list[Part], *, architecture: str = "llama", tokens: bool = False) -> Path:
+    """A file whose tensors are `parts`. tokens: with a token list of the size of Mixtral's, else without a tokenizer."""
     c, writer = config, GGUFWriter(path, architecture)
     writer.add_name(c.name)
     writer.add_vocab_size(c.n_vocab)
@@ -27,6 +27,12 @@ def write_hole(path: Path, config: ModelConfig, parts: list[Part], *, architectu
     if c.n_experts > 1:
         writer.add_expert_count(c.n_experts)
         writer.add_expert_used_count(c.n_experts_used)
+    if tokens:
+        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *(f"\u2581word{i}" for i in range(c.n_vocab - 259))]
+        writer.add_tokenizer_model("llama")
+        writer.add_token_list(pieces)
+        writer.add_token_scores([-float(i) for i in range(len(pieces))])
+        writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(pieces) - 259)])
     for part in parts:
         writer.add_tensor_info(part.name, part.shape, np.dtype(np.float32), part.n_bytes, raw_dtype=part.type)
     writer.write_header_to_file()
