@@ -163,7 +163,7 @@ def run(path: Path) -> str:
         tokenizer.decode(ids)
         model = Model(weights, config, n_threads=1)
         try:
-            cache = model.new_cache(8, np.float16)
+            cache = model.new_cache(8, "f16")
             tokens = np.minimum(np.array(ids or [0], np.int32), config.n_vocab - 1)
             model.logits(model.forward(tokens, [(cache.new_sequence(), len(tokens))], cache)[-1:])
         finally:
@@ -172,7 +172,6 @@ def run(path: Path) -> str:
 
 
 def main(seconds: float, seed: int) -> int:
-    faulthandler.enable()
     directory = Path(tempfile.mkdtemp(prefix="fuzz-"))
     path = directory / "input.gguf"
     print(f"{ops.available_isas()[-1]}, seed {seed}, inputs in {path}", flush=True)
@@ -210,4 +209,5 @@ def main(seconds: float, seed: int) -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()
     sys.exit(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fuzz_gguf
 import numpy as np
 import pytest
 from ggufs import damaged, rewrite
@@ -129,6 +130,11 @@ def test_row_23_nul_bytes_are_text(engine: Mixtral) -> None:
 def test_row_23_nul_bytes_in_a_path(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="cannot be opened"):
         Mixtral(f"{tmp_path}/a\0b.gguf")
+
+
+def test_a_short_run_of_the_fuzzer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)  # where findings are kept
+    assert fuzz_gguf.main(3, 0) == 0, capsys.readouterr().out
 
 
 def test_the_tests_that_the_table_names_exist() -> None:
