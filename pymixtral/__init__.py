@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pymixtral.config import ModelConfig
     from pymixtral.engine import Mixtral
     from pymixtral.generation import Completion, Generation, Stats
+    from pymixtral.layout import convert_layout
 
     __version__: str
 
@@ -52,6 +53,7 @@ __all__ = [
     "Stats",
     "UnsupportedError",
     "__version__",
+    "convert_layout",
 ]
 
 _HOMES = {
@@ -60,6 +62,7 @@ _HOMES = {
     "Completion": "pymixtral.generation",
     "Generation": "pymixtral.generation",
     "Stats": "pymixtral.generation",
+    "convert_layout": "pymixtral.layout",
 }
 
 

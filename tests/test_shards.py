@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from gguf import GGUFValueType
 from ggufs import rewrite
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from test_gguf import F32, V, build, key, refused, tensor
 
 from pymixtral import Mixtral
-from pymixtral.errors import ModelFileError
+from pymixtral.errors import ModelFileError, PymixtralError
 from pymixtral.gguf import GGUFFile
 from pymixtral.inspection import inspect
 from pymixtral.shards import MAX_SHARDS, shard_name, stem
@@ -175,3 +177,28 @@ def test_headers_together_have_the_limits_of_one(pair: tuple[Path, Path], monkey
     monkeypatch.setattr("pymixtral.shards.MAX_TENSORS", 1)
     with pytest.raises(ModelFileError, match="2 tensors, more than the limit of 1"):
         GGUFFile(pair[0])
+
+
+FIRST, SECOND = shard(0), shard(1)
+edits = st.lists(
+    st.tuples(st.integers(0, len(FIRST) - 1), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)), min_size=1, max_size=3
+)
+
+
+@settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=edits, which=st.integers(0, 1), end=st.just(len(FIRST)) | st.integers(0, len(FIRST)))
+def test_a_mutated_shard_opens_cleanly_or_is_refused(tmp_path: Path, changes: list[tuple[int, int, int]], which: int, end: int) -> None:
+    contents = [bytearray(FIRST), bytearray(SECOND)]
+    for pos, width, value in changes:
+        contents[which][pos : pos + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
+    contents[which] = contents[which][:end]
+    for i, content in enumerate(contents):
+        (tmp_path / shard_name("m", i, 2)).write_bytes(content)
+    for i in range(2):
+        try:
+            file = GGUFFile(tmp_path / shard_name("m", i, 2))
+        except PymixtralError:
+            continue
+        assert len(file.tensors) in (1, 2)  # 1: of a file that no longer says that it is a shard
+        for found in file.tensors.values():
+            found.data.sum()
