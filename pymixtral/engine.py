@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral import ops
+from pymixtral import ops, residence
 from pymixtral.config import ModelConfig
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.generation import Completion, Generation, StopStrings
@@ -47,13 +47,15 @@ class Mixtral:
     kv_type: "f16", "f32" or "q8_0", how keys and values are cached. q8_0 takes 53% of f16's memory; its heads are a multiple of 32.
     experts_used: experts for each token; None: as the file has it. overrides: metadata in place of the file's, checked like it, such as
     {"llama.attention.sliding_window": 4096}; see pymixtral.overrides.
+    lock: keep in memory the weights that have been read, so that nothing drives them out. prefault: read all weights now, not when they
+    are first needed; as a function, it is called with the bytes read so far and in all.
 
     active_bytes, active_weights: what one token reads, and the weights of the layers that it is multiplied with.
     isa, n_threads: the instruction set and number of threads in use.
     slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs"; a model with some is several times slower.
 
     Raises ModelFileError, ModelConfigError or UnsupportedError for a file that cannot be used, InvalidArgumentError for an argument
-    out of its range, NativeError where memory or threads are short.
+    out of its range, NativeError where memory or threads are short or the system refuses to lock.
 
     The keys and values of the last text stay in the cache; a text that begins with the same tokens is computed from where it differs,
     with the same result to the bit. All methods may be called from any thread: one works while the others wait. Texts that are
@@ -70,6 +72,8 @@ class Mixtral:
         kv_type: str = "f16",
         experts_used: int | None = None,
         overrides: Mapping[str, Override] | None = None,
+        lock: bool = False,
+        prefault: bool | Callable[[int, int], None] = False,
     ) -> None:
         self.is_demo = path is None
         self.path = Path(str(importlib.resources.files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf")) if path is None else Path(path)
@@ -90,6 +94,10 @@ class Mixtral:
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
             self.isa, self.n_threads = self._model.context.isa, self._model.context.n_threads
+            if lock:
+                residence.lock(file.maps.values())
+            if prefault:
+                residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
             self._kv_type = kv_type
             self._ids = np.empty(self.n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
             self._new_cache()

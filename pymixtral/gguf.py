@@ -99,7 +99,7 @@ class GGUFFile:
     version: 2 or 3. alignment: of each tensor's offset, in bytes, a power of two of at least 8.
     encoded: key to its bytes in the file (name, type and value), views of the mapped file.
     paths: the file, or all shards of a model in several files, of which `path` may be any; metadata, encoded, version and alignment are
-    those of the first, the tensors those of all. n_bytes: of all files.
+    those of the first, the tensors those of all. maps: path to mapped file. n_bytes: of all files.
 
     Opening reads the headers only, whatever the size of the file. Raises ModelFileError for a file that cannot be opened or breaks
     the format and for shards that are missing or contradict each other, and UnsupportedError for a retired tensor type.
@@ -120,7 +120,7 @@ class GGUFFile:
         first = shards[0]
         self.paths = tuple(shard.path for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
-        self._maps = {shard.path: shard.mapped for shard in shards}
+        self.maps = {shard.path: shard.mapped for shard in shards}
         self.version, self.alignment = first.version, first.alignment
         self.metadata: dict[str, Value] = first.metadata
         self.encoded: dict[str, memoryview] = first.encoded
@@ -128,7 +128,7 @@ class GGUFFile:
 
     def check_length(self) -> None:
         """Raises ModelFileError if a file is shorter than when it was mapped: what was read of its last page may then be zeros."""
-        for path, mapped in self._maps.items():
+        for path, mapped in self.maps.items():
             if mapped.size() < len(mapped):
                 raise ModelFileError(
                     f"{path}: the file was shortened while it was in use, from {len(mapped)} bytes to {mapped.size()}: results are "
@@ -137,7 +137,7 @@ class GGUFFile:
 
     def close(self) -> None:
         """Drops the tensors; the mapping itself ends with the last view of it. May be called twice."""
-        self.tensors, self.encoded, self._maps = {}, {}, {}
+        self.tensors, self.encoded, self.maps = {}, {}, {}
 
     def __enter__(self) -> GGUFFile:
         return self

@@ -118,6 +118,18 @@ def test_options_reach_the_engine(tiny_q8_0: Path, engine: Mixtral) -> None:
     assert stopped == greedy[: greedy.index(words[4])] + "\n"
 
 
+def test_weights_are_locked_and_read_ahead(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("pymixtral.residence.lock", lambda maps: called.append(f"lock {len(list(maps))}"))
+    monkeypatch.setattr("pymixtral.residence.prefault", lambda _, n, progress: (called.append(f"prefault {n}"), progress(1, 1)))
+    result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0, "-t", 3, "--lock", "--prefault")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
+    assert called == ["lock 1", "prefault 3"]
+    called.clear()
+    assert run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0).exit_code == 0
+    assert called == []
+
+
 def test_nothing_to_write(tiny_q8_0: Path) -> None:
     result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0)
     assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ Examples:
     "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of cached keys and values."
 )
 @override_options
+@click.option("--lock", is_flag=True, help="Keep the weights that were read in memory.")
+@click.option("--prefault", is_flag=True, help="Read all weights before the prompt.")
 @click.pass_context
 def generate(
     ctx: click.Context,
@@ -79,6 +82,8 @@ def generate(
     kv_type: str,
     experts_used: int | None,
     overrides: dict[str, Override],
+    lock: bool,
+    prefault: bool,
     **sampling: Any,
 ) -> None:
     """Write text that follows a prompt.
@@ -92,7 +97,16 @@ def generate(
     prompt = _read_prompt(ctx, prompt, file)
     from pymixtral.engine import Mixtral
 
-    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
+    with Mixtral(
+        model,
+        n_ctx=context,
+        n_threads=threads,
+        kv_type=kv_type,
+        experts_used=experts_used,
+        overrides=overrides,
+        lock=lock,
+        prefault=_reading() if prefault else False,
+    ) as engine:
         if engine.is_demo:
             click.echo(f"No model named (-m): using the demo model of the package, {engine.config.name}.", err=True)
         if engine.slow_types:
@@ -104,6 +118,21 @@ def generate(
             click.echo(_summary(generation) + " (interrupted)", err=True)
             ctx.exit(130)
         click.echo(_summary(generation), err=True)
+
+
+def _reading() -> Callable[[int, int], None]:
+    """A bar on standard error, if that is a terminal."""
+    from tqdm import tqdm
+
+    bar = tqdm(unit="B", unit_scale=True, desc="weights", disable=None)
+
+    def progress(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return progress
 
 
 def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> str:
