@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .budget import Choice, choose
 from .checkpoint import Checkpoint
 from .layout import Target
 from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
-from .report import size, tensor_class
+from .report import show_notes, size, tensor_class
 
 ALIGNMENT = 32  # GGUF's default
 
@@ -81,7 +82,7 @@ class Plan:
         lines = [
             f"{self.name}: {size(self.n_bytes)} of tensors, {self.bits_per_weight:.3f} bits per weight",
             "",
-            f"  {'tensors':<20}{'types':<36}{'size':>12}{'bits':>8}",
+            f"  {'tensors':<18}{'types':<34}{'size':>12}{'bits':>8}",
         ]
         groups: dict[str, list[PlannedTensor]] = {}
         for tensor in self.tensors:
@@ -89,12 +90,13 @@ class Plan:
         for group, tensors in groups.items():
             types = Counter(tensor.type.name.lower() for tensor in tensors)
             n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
-            shown = ", ".join(f"{n} {name}" for name, n in types.items())
-            lines.append(f"  {group:<20}{shown:<36}{size(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
+            first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in types.items()), 33)
+            lines.append(f"  {group:<18}{first:<34}{size(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
+            lines += [f"  {'':<18}{part}" for part in rest]
         lines += ["", *self._grid()]
         if self.choice:
             lines += ["", f"  objective: {self.choice.objective:.6g}, the sum of squared relative errors; see quantize --help"]
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *show_notes(self.notes)])
 
     def _grid(self) -> list[str]:
         """The types of each layer's matrices; equal layers that follow one another share a line."""
@@ -104,12 +106,13 @@ class Plan:
             if name[0] == "blk" and not kept_f32(tensor.target):
                 layers.setdefault(int(name[1]), {})[name[2].removesuffix("_exps")] = tensor.type.name.lower()
         columns = list(layers[0])
-        lines = [f"  {'layers':<8}" + "".join(f"{column:>12}" if "output" in column else f"{column:>10}" for column in columns)]
+        heads = [column.removeprefix("attn_").removeprefix("ffn_") for column in columns]
+        lines = [f"  {'layers':<8}" + "".join(f"{head:>9}" for head in heads)]
         begin = 0
         for i in range(len(layers)):
             if i + 1 < len(layers) and layers[i + 1] == layers[begin]:
                 continue
-            cells = "".join(f"{layers[i][column]:>12}" if "output" in column else f"{layers[i][column]:>10}" for column in columns)
+            cells = "".join(f"{layers[i][column]:>9}" for column in columns)
             lines.append(f"  {f'{begin}-{i}' if i > begin else str(i):<8}{cells}")
             begin = i + 1
         return lines
@@ -160,10 +163,7 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
         notes.append(f"{path.name} has nothing for {len(missing)} matrices, whose columns count alike, such as {missing[0]}")
     if hardly := matrix.hardly_seen():
         experts = ", ".join(f"{layer} {', '.join(map(str, seen))}" for layer, seen in list(hardly.items())[:4])
-        n = sum(map(len, hardly.values()))
-        notes.append(
-            f"{n} experts were hardly seen in calibration and take after their layer's mean: {experts}{', ...' * (len(hardly) > 4)}"
-        )
+        notes.append(f"experts hardly seen in calibration take after their layer's mean: {experts}{', ...' * (len(hardly) > 4)}")
     return present, notes
 
 

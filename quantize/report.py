@@ -102,8 +102,7 @@ class Report:
             sizes = f"{quantity(entry.n_weights):>9}{size(entry.n_bytes):>11}{entry.bits_per_weight:>7.2f}"
             lines += [f"  {entry.name:<18}{first:<24}{sizes}{error:>8}", *(f"  {'':<18}{part}" for part in rest)]
         lines += ["", f"  error: ||w - decoded|| / ||w||, measured on every {ERROR_STRIDE}th row"]
-        lines += [f"  note: {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join([*lines, *show_notes(self.notes)])
 
 
 @dataclass
@@ -178,6 +177,11 @@ def tensor_class(name: str) -> str:
     """The class of a GGUF tensor name such as blk.3.attn_q.weight."""
     stem = name.removesuffix(".weight").rpartition(".")[2]
     return next(group for group, stems in _CLASSES.items() if stem in stems)
+
+
+def show_notes(notes: Sequence[str]) -> list[str]:
+    """Lines of at most 80 columns."""
+    return [line for note in notes for line in textwrap.wrap(f"note: {note}", 78, initial_indent="  ", subsequent_indent="    ")]
 
 
 def size(n_bytes: int) -> str:
