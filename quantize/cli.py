@@ -67,6 +67,7 @@ Examples:
 @click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors by layer and expert to a PNG (extra [plot]).")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), default=None, help="Threads to use.  [default: one per core]")
 @click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+@click.option("--no-verify", is_flag=True, help="Do not read the file back and compare it with what was written.")
 @click.pass_context
 def quantize(
     ctx: click.Context,
@@ -83,11 +84,13 @@ def quantize(
     heatmap: Path | None,
     threads: int | None,
     force: bool,
+    no_verify: bool,
 ) -> None:
     """Write a checkpoint as a GGUF file.
 
-    SOURCE is a Hugging Face directory of a Mixtral or a dense Mistral: config.json, safetensors (single or sharded) and
-    tokenizer.model. DEST is the file to write; it appears only when it is complete. Norms and routers are f32 in every type.
+    SOURCE is the directory of a Mixtral or a dense Mistral in Hugging Face's form (config.json, safetensors) or in Mistral's own
+    (params.json, consolidated.safetensors), or a GGUF file. DEST is the file to write; it appears only when it is complete, read back and
+    found equal to what was written. Norms and routers are f32 in every type.
 
     A mix such as q4_k_m gives some tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
     With --target-size or --target-bpw the rules are made for this model: encoding sampled rows shows what each type costs each matrix,
@@ -119,6 +122,7 @@ def quantize(
         target_bpw=target_bpw,
         n_threads=threads,
         force=force,
+        verify=not no_verify,
     )
     if report:
         report.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The numbers of a Hugging Face config.json, checked as untrusted input."""
+"""The numbers of a model, and how they are read from a config.json as untrusted input."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pymixtral.errors import CheckpointError, UnsupportedError
 from .strict_json import read_object, shown
 
 _MAX_COUNT = 2**31 - 1
-_MAX_LAYERS = 1024
-_MAX_EXPERTS = 64  # what csrc/pmx.h routes among
+MAX_LAYERS = 1024
+MAX_EXPERTS = 64  # what csrc/pmx.h routes among
 _REQUIRED = object()
 
 
@@ -40,30 +40,21 @@ class CheckpointConfig:
     @classmethod
     def read(cls, path: Path) -> CheckpointConfig:
         """Reads config.json. Raises CheckpointError for a value that makes no sense, UnsupportedError for a model of another kind."""
-        values = _Values(read_object(path), str(path))
+        values = Values(read_object(path), str(path))
         moe = _is_mixtral(values)
         _refuse_unknown_features(values)
-        hidden = values.count("hidden_size")
         n_heads = values.count("num_attention_heads")
         n_kv_heads = values.count("num_key_value_heads")
         if n_heads % n_kv_heads:
             raise CheckpointError(f"{path}: num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}")
-        if values.get("head_dim") is not None:
-            head_dim = values.count("head_dim")
-        elif hidden % n_heads == 0:
-            head_dim = hidden // n_heads
-        else:
-            raise CheckpointError(f"{path}: hidden_size {hidden} is no multiple of num_attention_heads {n_heads} and there is no head_dim")
-        if head_dim % 2:
-            raise CheckpointError(f"{path}: head_dim {head_dim}; expected an even number (RoPE turns pairs)")
-        n_experts = values.count("num_local_experts", _MAX_EXPERTS) if moe else 0
+        n_experts = values.count("num_local_experts", MAX_EXPERTS) if moe else 0
         return cls(
-            hidden=hidden,
+            hidden=values.count("hidden_size"),
             ffn=values.count("intermediate_size"),
-            n_layers=values.count("num_hidden_layers", _MAX_LAYERS),
+            n_layers=values.count("num_hidden_layers", MAX_LAYERS),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
+            head_dim=values.head_dim("hidden_size", "num_attention_heads"),
             n_experts=n_experts,
             n_experts_used=values.count("num_experts_per_tok", n_experts) if moe else 0,
             n_vocab=values.count("vocab_size"),
@@ -76,7 +67,7 @@ class CheckpointConfig:
         )
 
 
-def _is_mixtral(values: _Values) -> bool:
+def _is_mixtral(values: Values) -> bool:
     names = values.get("architectures", _REQUIRED)
     if names == ["MixtralForCausalLM"]:
         return True
@@ -85,7 +76,7 @@ def _is_mixtral(values: _Values) -> bool:
     raise UnsupportedError(f"{values.where}: architectures is {shown(names)}; expected MixtralForCausalLM or MistralForCausalLM")
 
 
-def _refuse_unknown_features(values: _Values) -> None:
+def _refuse_unknown_features(values: Values) -> None:
     if (scaling := values.get("rope_scaling")) is not None:
         raise UnsupportedError(f"{values.where}: rope_scaling is {shown(scaling)}; only models without RoPE scaling (null) are quantized")
     if (kind := _rope(values).get("rope_type", "default")) != "default":
@@ -94,18 +85,15 @@ def _refuse_unknown_features(values: _Values) -> None:
         raise UnsupportedError(f"{values.where}: hidden_act is {shown(activation)}; only 'silu' is supported")
 
 
-def _rope(values: _Values) -> _Values:
+def _rope(values: Values) -> Values:
     """Where rope_theta lives: the top level, or rope_parameters in files of transformers 5."""
-    inner = values.get("rope_parameters")
-    if inner is None:
-        return values
-    if not isinstance(inner, dict):
-        raise CheckpointError(f"{values.where}: rope_parameters is {shown(inner)}; expected an object")
-    return _Values(inner, f"{values.where}: rope_parameters")
+    return values.inner("rope_parameters") or values
 
 
 @dataclass(frozen=True)
-class _Values:
+class Values:
+    """Checked access to the values of a JSON object. Raises CheckpointError, which names `where` and the key."""
+
     values: Mapping[str, Any]
     where: str
 
@@ -132,3 +120,23 @@ class _Values:
         if type(value) is not bool:
             raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected true or false")
         return value
+
+    def inner(self, key: str) -> Values | None:
+        """The object under a key; None where there is none."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected an object")
+        return None if value is None else Values(value, f"{self.where}: {key}")
+
+    def head_dim(self, hidden_key: str, heads_key: str) -> int:
+        """head_dim, or what hidden size and number of heads make it."""
+        hidden, n_heads = self.count(hidden_key), self.count(heads_key)
+        if self.get("head_dim") is not None:
+            head_dim = self.count("head_dim")
+        elif hidden % n_heads == 0:
+            head_dim = hidden // n_heads
+        else:
+            raise CheckpointError(f"{self.where}: {hidden_key} {hidden} is no multiple of {heads_key} {n_heads} and there is no head_dim")
+        if head_dim % 2:
+            raise CheckpointError(f"{self.where}: head_dim {head_dim}; expected an even number (RoPE turns pairs)")
+        return head_dim

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import NoReturn
 
 from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
@@ -17,10 +19,12 @@ from pymixtral.files import check_dest, check_space, replacing
 
 from .checkpoint import Checkpoint
 from .encoding import F32, U8, decode
+from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report
+from .verify import verify as read_back
 from .vocab import Vocabulary, read_vocabulary
-from .writer import write_gguf, write_header
+from .writer import write_gguf
 
 Path_ = str | os.PathLike[str]
 
@@ -36,20 +40,26 @@ def quantize(
     target_bpw: float | None = None,
     n_threads: int | None = None,
     force: bool = False,
+    verify: bool = True,
     progress: bool = True,
 ) -> Report:
-    """Writes the Hugging Face checkpoint in the directory `source` as the GGUF file `dest`.
+    """Writes the checkpoint `source` as the GGUF file `dest`.
+
+    source: a directory in Hugging Face's form (config.json, safetensors) or in Mistral's own (params.json, consolidated.safetensors), or a
+    GGUF file, whose metadata is kept; one that is quantized already keeps its errors, and tensors that stay in their type are copied.
 
     type: a type for the matrices ("f32", "bf16", "f16", "q8_0", "q4_0") or the name of a mix, such as "q4_k_m"; None without a target:
     "q8_0". Norms and the router are f32. tensors: (pattern, type) pairs that decide for the GGUF tensors of matching names, such as
     ("blk.*.ffn_down_exps.weight", "q6_k"); the last that matches counts. imatrix: a file of `pymixtral calibrate` or llama.cpp's; columns
     with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or bits per weight: each
     matrix gets what reduces errors most, as pymixtral.quantize.budget explains. n_threads: None for one per core. force: replace an
-    existing file. progress: bars on stderr when that is a terminal.
+    existing file. verify: read the file back from the disk and compare it with checksums of what was written, before it gets its name.
+    progress: warnings on stderr, and bars when that is a terminal.
 
-    `dest` appears only when it is complete. Memory beyond the mapped checkpoint stays under 1 GB whatever the model's size.
-    Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix) and
-    InvalidArgumentError (the other arguments, and an importance matrix of another model).
+    `dest` appears only when it is complete. Memory stays under 1 GB whatever the model's size.
+    Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix or GGUF source),
+    ModelConfigError (a GGUF source that makes no sense) and InvalidArgumentError (the other arguments, and an importance matrix of
+    another model).
     """
     started = time.monotonic()
     path = Path(dest)
@@ -58,34 +68,38 @@ def quantize(
     with ops.Context(n_threads) as context:
         decided = _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)
-        meter = ErrorMeter()
+        header = make_header(checkpoint, vocabulary, decided.tensors, decided.file_type)
+        meter, checksums = ErrorMeter(), dict[str, int]()
+        notes = [*checkpoint.notes, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
+        for note in checkpoint.notes if progress else ():
+            tqdm.write(f"warning: {note}", file=sys.stderr)
         try:
-            with (
-                replacing(path) as temporary,
-                tqdm(
-                    total=sum(tensor.n_bytes for tensor in decided.tensors),
-                    unit="B",
-                    unit_scale=True,
-                    unit_divisor=1024,
-                    desc=path.name,
-                    disable=None if progress else True,
-                ) as bar,
-            ):
-                for chunk in write_gguf(temporary, checkpoint, vocabulary, decided, context):
-                    _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
-                    bar.update(chunk.data.size)
+            with replacing(path) as temporary:
+                with (
+                    closing(write_gguf(temporary, header, checkpoint, decided, context, checksums)) as chunks,
+                    _bar(path.name, decided, progress) as bar,
+                ):
+                    for chunk in chunks:
+                        _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
+                        bar.update(chunk.data.size)
+                if verify:
+                    began = time.monotonic()
+                    with _bar("verifying", decided, progress) as bar:
+                        for n_bytes in read_back(temporary, header, decided, checksums):
+                            bar.update(n_bytes)
+                    notes.append(f"read back from the disk and found equal to what was written, in {time.monotonic() - began:.1f} s")
         except OSError as error:
             raise CheckpointError(f"{path} could not be written ({error.strerror or error}); nothing was left behind") from error
     reports = tuple(meter.tensor(tensor.target.name, tensor.type, tensor.target.shape, tensor.n_bytes) for tensor in decided.tensors)
     return Report(
-        source=checkpoint.directory,
+        source=checkpoint.path,
         dest=path,
         type=decided.name,
         file_bytes=path.stat().st_size,
         seconds=time.monotonic() - started,
         classes=meter.classes(reports),
         tensors=reports,
-        notes=(*_vocabulary_notes(vocabulary), *decided.notes),
+        notes=tuple(notes),
     )
 
 
@@ -114,19 +128,21 @@ def _request(
     return Request(type, target_bytes, target_bpw, tensors, Path(imatrix) if imatrix is not None else None)
 
 
-def _open(directory: Path) -> tuple[Checkpoint, Vocabulary | None]:
-    checkpoint = Checkpoint.open(directory)
-    vocabulary = read_vocabulary(directory)
+def _open(source: Path) -> tuple[Checkpoint, Vocabulary | None]:
+    checkpoint = Checkpoint.open(source)
+    vocabulary = None if checkpoint.metadata else read_vocabulary(source)
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab) if vocabulary is not None else None
 
 
 def _plan(checkpoint: Checkpoint, vocabulary: Vocabulary | None, request: Request, context: ops.Context, progress: bool) -> Plan:
     placeholders = [PlannedTensor(target, GGMLQuantizationType.F32) for target in checkpoint.targets]
-    with tempfile.TemporaryDirectory() as directory:
-        header = Path(directory) / "header"
-        write_header(header, checkpoint, vocabulary, placeholders, LlamaFileType.ALL_F32)
-        header_bytes = header.stat().st_size
-    return make_plan(checkpoint, request, context, -(-header_bytes // ALIGNMENT) * ALIGNMENT, progress)
+    n_header = len(make_header(checkpoint, vocabulary, placeholders, LlamaFileType.ALL_F32))
+    return make_plan(checkpoint, request, context, n_header, progress)
+
+
+def _bar(name: str, plan: Plan, progress: bool) -> tqdm[NoReturn]:
+    n_bytes = sum(tensor.n_bytes for tensor in plan.tensors)
+    return tqdm(total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=None if progress else True)
 
 
 def _measure(meter: ErrorMeter, context: ops.Context, tensor: PlannedTensor, source: int, weights: F32, data: U8) -> None:
@@ -134,9 +150,11 @@ def _measure(meter: ErrorMeter, context: ops.Context, tensor: PlannedTensor, sou
     meter.add_rows(tensor.target.name, source, weights[::ERROR_STRIDE], decode(context, tensor.type, data[::ERROR_STRIDE]), importance)
 
 
-def _vocabulary_notes(vocabulary: Vocabulary | None) -> list[str]:
+def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> list[str]:
+    if checkpoint.metadata:
+        return []
     if vocabulary is None:
-        return ["no tokenizer.model in the checkpoint: the file has no vocabulary and takes token ids only"]
+        return ["no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids only"]
     if vocabulary.n_padding:
-        return [f"tokenizer.model is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added"]
+        return [f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added"]
     return []

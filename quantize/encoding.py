@@ -12,12 +12,13 @@ from pymixtral.matrix import Matrix
 
 from .checkpoint import Checkpoint
 from .layout import Target, rope_order
+from .stored import FLOATS
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
 # Types whose encoding is defined without a search, so that there is nothing to weight.
-_EXACT = tuple(GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0"))
+_EXACT = (*FLOATS, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0)
 
 
 def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> F32:
@@ -25,7 +26,19 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
     tensor = checkpoint.tensors[source]
     if len(target.part_shape) == 1:
         return tensor.floats(slice(None)).reshape(1, -1)
-    return tensor.floats(rope_order(target.rope_heads, checkpoint.config.head_dim)[rows] if target.rope_heads else rows)
+    return tensor.floats(rope_order(target.rope_heads, target.rows // target.rope_heads)[rows] if target.rope_heads else rows)
+
+
+def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType) -> U8 | None:
+    """uint8 [rows, row_bytes] of a source that is quantized as `kind` already: encoding it once more would only add errors. None of
+    others."""
+    tensor = checkpoint.tensors[source]
+    if tensor.type != kind or tensor.dequantize is None or kind in FLOATS or target.rope_heads:
+        return None
+    raw = tensor.raw(rows)
+    if not np.isfinite(tensor.dequantize(kind, raw)).all():
+        raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again")
+    return raw
 
 
 def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, source: str, importance: F32 | None) -> U8:

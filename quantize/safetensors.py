@@ -41,9 +41,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     start = 8 + n_header
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_cover(path, entries, file.size - start)
-    return {
-        name: StoredTensor(file, _TYPES[entry.dtype][0], entry.shape, start + entry.begin) for name, entry in entries.items()
-    }
+    return {name: StoredTensor(file, _TYPES[entry.dtype][0], entry.shape, start + entry.begin) for name, entry in entries.items()}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 Type = GGMLQuantizationType
 
+FLOATS = (Type.F32, Type.F16, Type.BF16)
+
 
 class SourceFile:
     """An open file, read with pread. Unlike in a memory map, a file that shrinks while it is read is an error and not the end of the
@@ -39,7 +41,7 @@ class SourceFile:
 
     def read_into(self, buffer: U8, offset: int) -> None:
         """Fills a contiguous array. Raises CheckpointError where the file has fewer bytes or cannot be read."""
-        view, done = memoryview(buffer.reshape(-1)), 0
+        view, done = buffer.reshape(-1).data, 0
         while done < len(view):
             try:
                 n = os.preadv(self._fd, [view[done : done + (1 << 30)]], offset + done)
@@ -83,7 +85,7 @@ class StoredTensor:
         return replace(self, shape=shape, offset=offset)
 
     def raw(self, rows: slice | NDArray[np.int64] = slice(None)) -> U8:
-        """uint8 [n, row_bytes]: the chosen rows of a matrix, or a vector as one row. Raises CheckpointError for a file that cannot be read."""
+        """uint8 [n, row_bytes]: the chosen rows of a matrix, or a vector as one row. Raises CheckpointError if they cannot be read."""
         n_rows = prod(self.shape[:-1])
         if isinstance(rows, slice):
             begin, end, _ = rows.indices(n_rows)

@@ -30,6 +30,8 @@ class Vocabulary:
     add_space_prefix: bool
     chat_template: str | None
     n_padding: int = 0
+    eot_id: int | None = None
+    add_bos: bool = True
 
     def padded(self, n_vocab: int) -> Vocabulary:
         """With unused control pieces `[PADn]` up to n_vocab. Raises CheckpointError when there are more pieces already."""

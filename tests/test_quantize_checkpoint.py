@@ -124,7 +124,7 @@ def test_missing_and_unexpected_tensors_in_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"])
 def test_wrong_shape(tmp_path: Path, name: str) -> None:
     directory = write(tmp_path, lambda tensors: tensors.update({name: tensors[name][:-1]}))
-    refused(directory, name, "config.json asks for")
+    refused(directory, name, "its configuration asks for")
 
 
 def test_shape_of_other_rank(tmp_path: Path) -> None:
@@ -139,10 +139,10 @@ def test_tied_checkpoint_needs_no_head(tmp_path: Path, stored: bool) -> None:
 
 def test_directory_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(SHAPE)))
-    refused(tmp_path, "neither model.safetensors nor", "convert")
+    refused(tmp_path, "neither model.safetensors nor", "consolidated.safetensors")
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
     refused(tmp_path / "absent", "no such directory")
-    (tmp_path / "file").write_bytes(b"")
-    refused(tmp_path / "file", "no such directory")
+    (tmp_path / "config.json").write_bytes(b"{}")
+    refused(tmp_path / "config.json", "one file of a checkpoint", "name its directory")

@@ -1,0 +1,94 @@
+"""What comes before the data in a GGUF file: metadata, and the names, shapes, types and offsets of the tensors."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from gguf import GGML_QUANT_VERSION, GGUFValueType, LlamaFileType
+
+from .checkpoint import Checkpoint
+from .config import CheckpointConfig
+from .planning import ALIGNMENT, PlannedTensor
+from .vocab import Vocabulary
+
+_Scalar = bool | int | float | str
+_Value = _Scalar | Sequence[str] | Sequence[int] | Sequence[float]
+
+_VERSION = 3
+_KINDS = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
+_FORMATS = {bool: "<?", int: "<I", float: "<f"}
+
+
+def make_header(checkpoint: Checkpoint, vocabulary: Vocabulary | None, tensors: Sequence[PlannedTensor], file_type: LlamaFileType) -> bytes:
+    """The file without its data, padded; its length does not depend on the types. A GGUF source's metadata is kept byte for byte."""
+    written = {"general.file_type": int(file_type), "general.quantization_version": GGML_QUANT_VERSION}
+    if checkpoint.metadata:
+        keys = dict(checkpoint.metadata) | {key: _entry(key, value) for key, value in written.items()}
+    else:
+        name = checkpoint.name.encode("utf-8", "replace").decode()  # a directory's name may be no UTF-8
+        general: dict[str, _Value] = {"general.architecture": "llama", "general.name": name, **written}
+        values = general | dict(_config(checkpoint.config)) | dict(_vocabulary(vocabulary) if vocabulary else ())
+        keys = {key: _entry(key, value) for key, value in values.items()}
+    infos, offset = [], 0
+    for tensor in tensors:
+        shape = tensor.target.shape
+        infos.append(_string(tensor.target.name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), tensor.type, offset))
+        offset += tensor.n_bytes + -tensor.n_bytes % ALIGNMENT
+    header = b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(keys)) + b"".join([*keys.values(), *infos])
+    return header + bytes(-len(header) % ALIGNMENT)
+
+
+def _config(config: CheckpointConfig) -> Iterator[tuple[str, _Value]]:
+    yield "llama.vocab_size", config.n_vocab
+    yield "llama.context_length", config.n_ctx_train
+    yield "llama.embedding_length", config.hidden
+    yield "llama.block_count", config.n_layers
+    yield "llama.feed_forward_length", config.ffn
+    yield "llama.attention.head_count", config.n_heads
+    yield "llama.attention.head_count_kv", config.n_kv_heads
+    yield "llama.attention.key_length", config.head_dim
+    yield "llama.attention.value_length", config.head_dim
+    yield "llama.attention.layer_norm_rms_epsilon", config.rms_eps
+    yield "llama.rope.dimension_count", config.head_dim
+    yield "llama.rope.freq_base", config.rope_base
+    if config.n_experts:
+        yield "llama.expert_count", config.n_experts
+        yield "llama.expert_used_count", config.n_experts_used
+    if config.window:
+        yield "llama.attention.sliding_window", config.window
+
+
+def _vocabulary(vocabulary: Vocabulary) -> Iterator[tuple[str, _Value]]:
+    yield "tokenizer.ggml.model", "llama"
+    yield "tokenizer.ggml.tokens", vocabulary.tokens
+    yield "tokenizer.ggml.scores", vocabulary.scores
+    yield "tokenizer.ggml.token_type", vocabulary.types
+    for key, token in (("bos", vocabulary.bos_id), ("eos", vocabulary.eos_id), ("eot", vocabulary.eot_id)):
+        if token is not None:
+            yield f"tokenizer.ggml.{key}_token_id", token
+    yield "tokenizer.ggml.unknown_token_id", vocabulary.unknown_id
+    yield "tokenizer.ggml.add_bos_token", vocabulary.add_bos
+    yield "tokenizer.ggml.add_eos_token", False
+    yield "tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix
+    if vocabulary.chat_template is not None:
+        yield "tokenizer.chat_template", vocabulary.chat_template
+
+
+def _entry(key: str, value: _Value) -> bytes:
+    """Key, type and value. Whole numbers are uint32, in arrays int32."""
+    if isinstance(value, str):
+        return _string(key) + struct.pack("<I", GGUFValueType.STRING) + _string(value)
+    if isinstance(value, bool | int | float):
+        return _string(key) + struct.pack("<I", _KINDS[type(value)]) + struct.pack(_FORMATS[type(value)], value)
+    kind = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}[type(value[0])]
+    head = _string(key) + struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(value))
+    if kind == GGUFValueType.STRING:
+        return head + b"".join(_string(item) for item in value)  # type: ignore[arg-type]
+    return head + np.asarray(value, "<i4" if kind == GGUFValueType.INT32 else "<f4").tobytes()
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data

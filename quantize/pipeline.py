@@ -1,0 +1,124 @@
+"""Two threads at the ends of a computation: one reads ahead, one writes behind. Bounded queues between them bound the memory."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Full, Queue
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Item = TypeVar("Item")
+
+DEPTH = 2
+"""Items that wait in each queue: enough that a slow moment on one side does not stop the other."""
+
+
+@contextmanager
+def read_ahead(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
+    """The items, made in a thread. What making them raises is raised where they are used; leaving the block ends the thread."""
+    reader = _Reader(items)
+    try:
+        yield reader.items()
+    finally:
+        reader.stop()
+
+
+class _Reader(Generic[Item]):
+    def __init__(self, items: Iterable[Item]) -> None:
+        self._queue: Queue[tuple[Item | None, BaseException | None]] = Queue(DEPTH)
+        self._stopped = threading.Event()
+        self._source = items
+        self._thread = threading.Thread(target=self._run, name="pymixtral read", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._source:
+                if not self._put((item, None)):
+                    return
+        except BaseException as caught:
+            error = caught
+        self._put((None, error or StopIteration()))
+
+    def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(entry, timeout=0.1)
+            except Full:
+                continue
+            return True
+        return False
+
+    def items(self) -> Iterator[Item]:
+        while True:
+            item, error = self._queue.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]  # an Item, where there is no error
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+class WriteBehind:
+    """A new file, written in a thread. Leaving the block waits until everything is written, or raises the OSError that ended it.
+
+    checksums: CRC-32 of the bytes between one mark() and the next.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.checksums: list[int] = []
+        self._file = path.open("xb", buffering=0)
+        self._queue: Queue[NDArray[np.uint8] | bytes | None] = Queue(DEPTH)
+        self._error: OSError | None = None
+        self._abandoned = False
+        self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
+        self._thread.start()
+
+    def write(self, data: NDArray[np.uint8] | bytes) -> None:
+        """data is not copied and must not change. Raises the OSError of an earlier write."""
+        if self._error:
+            raise self._error
+        self._queue.put(data)
+
+    def mark(self) -> None:
+        """Ends a stretch of bytes that has a checksum of its own."""
+        self.write(b"")
+
+    def _run(self) -> None:
+        checksum = 0
+        while (data := self._queue.get()) is not None:
+            if self._error or self._abandoned:
+                continue  # whoever writes sees the error at the next write
+            if not len(data):
+                self.checksums.append(checksum)
+                checksum = 0
+                continue
+            try:
+                view = data.reshape(-1).data if isinstance(data, np.ndarray) else memoryview(data)
+                checksum = zlib.crc32(view, checksum)
+                while len(view):
+                    view = view[self._file.write(view) :]
+            except OSError as error:
+                self._error = error
+
+    def __enter__(self) -> WriteBehind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._abandoned = kind is not None
+        self._queue.put(None)
+        self._thread.join()
+        self._file.close()
+        if self._error and kind is None:
+            raise self._error
