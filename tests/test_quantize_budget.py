@@ -145,7 +145,7 @@ def run(*arguments: object) -> Any:
 def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", Shape(n_vocab=64, hidden=256, ffn=256), seed=4)
     before = sorted(tmp_path.rglob("*"))
-    for arguments in (["--type", "Q4_K_M"], ["--target-bpw", "6.5"], ["--target-size", "0.9MB"]):
+    for arguments in (["--type", "Q4_K_M"], ["--target-bpw", "6.5"], ["--target-size", "1.1MB"]):
         result = run(tmp_path / "hf", "--dry-run", *arguments)
         assert result.exit_code == 0
         assert all(len(line) <= 80 for line in result.stdout.splitlines())
