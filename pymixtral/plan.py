@@ -116,21 +116,23 @@ def plan(
     *,
     mix: str | None = None,
     problem: str | None = None,
+    kv_type: str = "f16",
 ) -> Plan:
     """bandwidth: GB/s. mix: a name of pymixtral.mixes.MIXES, in which the tensors are thought to be; None: as they are. problem: see
-    Plan; types without a kernel are found here. Raises InvalidArgumentError for an unknown mix."""
+    Plan; types without a kernel are found here. kv_type: of keys and values. Raises InvalidArgumentError for an unknown mix, and for a
+    kv_type that is unknown or does not fit the model's heads."""
     if mix is not None:
         inventory = mixed(inventory, mix)
     missing = [kind.name.lower() for kind in inventory.types if kind not in MATRIX_TYPES]
     if problem is None and missing:
         problem = f"there is no kernel for {', '.join(missing)}"
-    need = footprint(config, inventory.n_bytes, n_ctx)
+    need = footprint(config, inventory.n_bytes, n_ctx, kv_type)
     return Plan(config, inventory, mix, n_ctx, need, memory.usable, memory.limit, bandwidth, problem)
 
 
-def plans(config: ModelConfig, inventory: Inventory, n_ctx: int, memory: Memory, bandwidth: float) -> list[Plan]:
+def plans(config: ModelConfig, inventory: Inventory, n_ctx: int, memory: Memory, bandwidth: float, *, kv_type: str = "f16") -> list[Plan]:
     """The model in every mix, from the largest to the smallest."""
-    found = [plan(config, inventory, n_ctx, memory, bandwidth, mix=mix) for mix in MIXES]
+    found = [plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type) for mix in MIXES]
     return sorted(found, key=lambda one: -one.memory.weights)
 
 

@@ -197,6 +197,8 @@ def test_plan_without_a_file() -> None:
     }
     assert (found["verdict"], found["limit"], found["available"]) == ("crowded", 64 * 10**9, 40 * 10**9)
     assert found["predicted_tokens_per_second"]["in_memory"] == pytest.approx(50e9 / found["active_bytes_per_token"], rel=1e-3)
+    small = as_json("plan", "--params", "8x7b", "--type", "q8_0", "--kv-type", "q8_0")["memory"]
+    assert small["kv"] == found["memory"]["kv"] * 34 // 64
     text = output("plan", "--params", "8x7b", "--type", "q8_0")
     assert "it would if other programs ended" in " ".join(text.split())
 

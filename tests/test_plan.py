@@ -48,6 +48,16 @@ def test_the_last_byte_decides() -> None:
     assert plan("8x7b", "q4_k_m", need - 1).verdict == "pages"
 
 
+def test_keys_and_values_in_q8_0_take_less() -> None:
+    config = MODELS["8x7b"]
+    found = Inventory(parts(config), config.n_experts, config.n_experts_used)
+    args = config, found, 32768, Memory(64 * GB, 64 * GB, None, None), 50.0
+    for half, blocks in zip(plans(*args), plans(*args, kv_type="q8_0"), strict=True):
+        assert (half.memory.kv, blocks.memory.kv) == (4 << 30, (4 << 30) * 34 // 64)
+        assert half.memory.total - blocks.memory.total == half.memory.kv - blocks.memory.kv
+    assert planning.plan(*args, kv_type="q8_0").memory.kv == blocks.memory.kv
+
+
 def test_speed_is_bandwidth_over_active_bytes() -> None:
     found = plan("8x7b", "q4_k_m", 64 * GB, bandwidth=78.9)
     assert found.inventory.active_bytes == pytest.approx(7.89e9, rel=1e-3)

@@ -31,11 +31,19 @@ Examples:
 @click.option("--params", type=click.Choice(_MODELS), help="Plan for a published model instead of a file.")
 @click.option("--type", "mix", metavar="TYPE", help="The type of its weights: f16, q8_0, q4_k_m, ...  [default: the file's, or all]")
 @click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens of context.  [default: the model's, at most 4096]")
+@click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of keys and values.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to measure with.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
 @click.pass_context
 def plan(
-    ctx: click.Context, model: Path | None, params: str | None, mix: str | None, context: int | None, threads: int | None, as_json: bool
+    ctx: click.Context,
+    model: Path | None,
+    params: str | None,
+    mix: str | None,
+    context: int | None,
+    kv_type: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Say whether a model fits this machine, and how fast it can be.
 
@@ -58,7 +66,7 @@ def plan(
     memory = machine.memory()
     n_threads = threads or machine.threads().default
     bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
-    choices = planning.plans(config, inventory, n_ctx, memory, bandwidth)
+    choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, kv_type=kv_type)
     best = planning.largest_that_fits(choices)
     if params and mix is None:
         measured = f"{bandwidth:.1f} GB/s with {n_threads} thread{'s' * (n_threads > 1)}"
@@ -68,9 +76,9 @@ def plan(
             write("\n".join(_choices(choices, best, measured)))
         return
     if mix:
-        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix.lower())
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix.lower(), kv_type=kv_type)
     else:
-        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, problem=problem)
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, problem=problem, kv_type=kv_type)
     if as_json:
         fits = one.verdict == "fits" and one.problem is None
         write_json(one.to_json() | {"threads": n_threads, "choose": one.type if fits or best is None else best.type})
