@@ -57,16 +57,8 @@ _DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
 }
 
 # Types that once were in files and that ggml has since removed.
-_RETIRED_TYPES = {
-    4: "Q4_2",
-    5: "Q4_3",
-    31: "Q4_0_4_4",
-    32: "Q4_0_4_8",
-    33: "Q4_0_8_8",
-    36: "IQ4_NL_4_4",
-    37: "IQ4_NL_4_8",
-    38: "IQ4_NL_8_8",
-}
+_RETIRED_TYPES = {4: "Q4_2", 5: "Q4_3"} | {31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
+_RETIRED_TYPES |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 
 
 def quoted(value: object) -> str:
