@@ -14,8 +14,8 @@ from pathlib import Path
 import fuzz_gguf
 import numpy as np
 import pytest
-from ggufs import damaged, rewrite
 from gguf import GGMLQuantizationType, GGUFReader
+from ggufs import damaged, rewrite
 
 from pymixtral import ContextLengthError, Mixtral, ModelConfigError, ModelFileError, NonFiniteError
 
