@@ -131,7 +131,7 @@ class Mutator:
             elif where < 9:
                 at = int(g.integers(0, self.header))
             else:
-                at = int(g.integers(0, len(data)))
+                at = int(g.integers(0, len(data) + 1))
             at = min(max(at, 0), max(len(data) - 1, 0))
             how = int(g.choice([0, 0, 0, 2, 2, 3, 3, 3, 3, 3, 5, 6, 7, 8]))  # few that move what follows
             if how == 0:
