@@ -155,6 +155,8 @@ def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> 
         return []
     if vocabulary is None:
         return ["no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids only"]
+    if vocabulary.n_dropped:
+        return [f"{vocabulary.n_dropped} added tokens are beyond the model's vocab_size and were left out"]
     if vocabulary.n_padding:
         return [f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added"]
     return []

@@ -1,4 +1,4 @@
-"""A SentencePiece vocabulary as GGUF's token lists (tokenizer.ggml.model = "llama")."""
+"""A vocabulary as GGUF's token lists (tokenizer.ggml.model = "llama")."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from pymixtral.errors import CheckpointError, UnsupportedError
 
-from .strict_json import read_limited, read_object, shown
+from .strict_json import read_limited, shown
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces by token id. `tokens` are raw pieces, with U+2581 for a space; `types` are GGUF's, which equal SentencePiece's."""
+    """Pieces by token id. `tokens` are raw pieces, with U+2581 for a space; `types` are GGUF's, which equal SentencePiece's.
+
+    eos_id ends a text, eot_id, where there is a second such token, a turn. n_added: tokens at the end that were added to the model's own;
+    n_padding, n_dropped: those that padded() added and took away.
+    """
 
     tokens: Sequence[str]
     scores: Sequence[float]
@@ -29,35 +33,56 @@ class Vocabulary:
     unknown_id: int
     add_space_prefix: bool
     chat_template: str | None
-    n_padding: int = 0
     eot_id: int | None = None
     add_bos: bool = True
+    n_added: int = 0
+    n_padding: int = 0
+    n_dropped: int = 0
 
     def padded(self, n_vocab: int) -> Vocabulary:
-        """With unused control pieces `[PADn]` up to n_vocab. Raises CheckpointError when there are more pieces already."""
+        """With unused control pieces `[PADn]` up to n_vocab; without added tokens beyond it, which the model cannot know. Raises
+        CheckpointError when there are more pieces, or when a special token is beyond it."""
         n_tokens = len(self.tokens)
-        if n_tokens > n_vocab:
+        if n_tokens - self.n_added > n_vocab:
             raise CheckpointError(
-                f"tokenizer.model has {n_tokens} pieces, config.json a vocab_size of {n_vocab}: they do not belong together"
+                f"the tokenizer has {n_tokens - self.n_added} pieces, the model a vocabulary of {n_vocab}: they do not belong together"
             )
-        n_padding = n_vocab - n_tokens
+        for name, token in (("bos", self.bos_id), ("eos", self.eos_id), ("eot", self.eot_id)):
+            if token is not None and token >= n_vocab:
+                raise CheckpointError(f"the tokenizer's {name} token is {token}, the model has a vocabulary of {n_vocab}")
+        n_padding = max(0, n_vocab - n_tokens)
         return replace(
             self,
-            tokens=[*self.tokens, *(f"[PAD{token}]" for token in range(n_tokens, n_vocab))],
-            scores=[*self.scores, *[0.0] * n_padding],
-            types=[*self.types, *[int(TokenType.CONTROL)] * n_padding],
+            tokens=[*self.tokens[:n_vocab], *(f"[PAD{token}]" for token in range(n_tokens, n_vocab))],
+            scores=[*self.scores[:n_vocab], *[0.0] * n_padding],
+            types=[*self.types[:n_vocab], *[int(TokenType.CONTROL)] * n_padding],
             n_padding=n_padding,
+            n_dropped=max(0, n_tokens - n_vocab),
         )
 
 
 def read_vocabulary(directory: Path) -> Vocabulary | None:
-    """tokenizer.model and the chat template of tokenizer_config.json; None without tokenizer.model.
+    """tokenizer.model, else tokenizer.json, with added tokens, special tokens and the chat template of the files beside it; None where
+    neither is there.
 
-    Raises CheckpointError for a broken file, UnsupportedError for a SentencePiece model that GGUF's lists cannot express.
+    Raises CheckpointError for a broken file, UnsupportedError for a tokenizer that GGUF's lists cannot express.
     """
-    path = directory / "tokenizer.model"
-    if not path.exists():
-        return None
+    from .special_tokens import completed
+    from .tokenizer_json import read_tokenizer_json
+
+    if (path := directory / "tokenizer.model").exists():
+        return completed(directory, _read_sentencepiece(path))
+    # Mistral's own names for the versions of its tokenizer.
+    if len(paths := sorted(directory.glob("tokenizer.model.v[0-9]"))) == 1:
+        return completed(directory, _read_sentencepiece(paths[0]))
+    if (path := directory / "tokenizer.json").exists():
+        return completed(directory, read_tokenizer_json(path))
+    if (path := directory / "tekken.json").exists():
+        raise UnsupportedError(f"{path}: a tokenizer of kind tekken, which is not supported; expected tokenizer.model")
+    return None
+
+
+def _read_sentencepiece(path: Path) -> Vocabulary:
     model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
     try:
         model.ParseFromString(read_limited(path))
@@ -79,7 +104,7 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
         eos_id=_control_id(model, model.trainer_spec.eos_piece),
         unknown_id=unknown[0],
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
-        chat_template=_read_chat_template(directory / "tokenizer_config.json"),
+        chat_template=None,
     )
 
 
@@ -99,18 +124,3 @@ def _refuse_inexpressible(path: Path, model: Any) -> None:
 def _control_id(model: Any, piece: str) -> int | None:
     """SentencePiece's own rule for bos and eos: the control piece of that text."""
     return next((i for i, entry in enumerate(model.pieces) if entry.piece == piece and entry.type == TokenType.CONTROL), None)
-
-
-def _read_chat_template(path: Path) -> str | None:
-    """A string, or the one named "default" of a list of {name, template}."""
-    if not path.exists():
-        return None
-    template = read_object(path).get("chat_template")
-    if isinstance(template, list):
-        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-        template = named[0].get("template") if named else None
-    if template is None:
-        return None
-    if not isinstance(template, str) or "\0" in template or any("\ud800" <= character <= "\udfff" for character in template):
-        raise CheckpointError(f"{path}: chat_template is {shown(template)}; expected text")
-    return template
