@@ -60,7 +60,7 @@ def _with_added(directory: Path, vocabulary: Vocabulary) -> Vocabulary:
     scores = [*vocabulary.scores, *[0.0] * (end - n)]
     types = [*vocabulary.types, *[int(TokenType.CONTROL)] * (end - n)]
     for token, (content, special) in added.items():
-        tokens[token] = content
+        tokens[token] = content if special else content.replace(" ", "\u2581")
         if types[token] in (TokenType.NORMAL, TokenType.CONTROL):
             types[token] = int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
     return replace(vocabulary, tokens=tokens, scores=scores, types=types, n_added=end - n)

@@ -135,7 +135,7 @@ def _special(path: Path, values: dict[str, Any]) -> set[str]:
 
 
 def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
-    """Whether a text gets a space before it. Raises UnsupportedError unless all else that is done to a text is that spaces become U+2581."""
+    """Whether a text gets a space before it. Raises UnsupportedError unless spaces become U+2581 and nothing else is done to a text."""
     prefix = escaped = False
     for step in _steps(path, values, "normalizer", "normalizers"):
         if step == {"type": "Prepend", "prepend": _SPACE}:
