@@ -22,11 +22,14 @@ _EXACT = (*FLOATS, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0)
 
 
 def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> F32:
-    """float32 [rows, cols] of one source of a target."""
+    """float32 [rows, cols] of one source of a target. Raises CheckpointError for quantized rows whose scales are not finite."""
     tensor = checkpoint.tensors[source]
-    if len(target.part_shape) == 1:
-        return tensor.floats(slice(None)).reshape(1, -1)
-    return tensor.floats(rope_order(target.rope_heads, target.rows // target.rope_heads)[rows] if target.rope_heads else rows)
+    try:
+        if len(target.part_shape) == 1:
+            return tensor.floats(slice(None)).reshape(1, -1)
+        return tensor.floats(rope_order(target.rope_heads, target.rows // target.rope_heads)[rows] if target.rope_heads else rows)
+    except NonFiniteError:
+        raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
 
 
 def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType) -> U8 | None:
@@ -35,10 +38,7 @@ def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: sl
     tensor = checkpoint.tensors[source]
     if tensor.type != kind or tensor.dequantize is None or kind in FLOATS or target.rope_heads:
         return None
-    raw = tensor.raw(rows)
-    if not np.isfinite(tensor.dequantize(kind, raw)).all():
-        raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again")
-    return raw
+    return tensor.raw(rows)
 
 
 def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, source: str, importance: F32 | None) -> U8:
