@@ -154,8 +154,7 @@ static void combine(float *m, float *l, float *o, float page_m, float page_l, co
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
-#define TYPE(FORM, T)                                                                                                                      \
-    { FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T }
+#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
