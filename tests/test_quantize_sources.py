@@ -349,9 +349,8 @@ def test_params_left_out_have_mistral_s_defaults(tmp_path: Path) -> None:
     assert (found.rope_base, found.window, found.n_ctx_train) == (1e4, 512, 4096)
 
 
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4), lambda inner: st.lists(inner, max_size=3)
-)
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+_JSON = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["num_experts", "num_experts_per_tok"]), _SCALARS)
 
 
 @settings(max_examples=300, deadline=None)
