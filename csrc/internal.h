@@ -25,6 +25,7 @@ typedef enum {
     PMX_SCRATCH_TILES,
     PMX_SCRATCH_LOGITS,
     PMX_SCRATCH_GROUPS,
+    PMX_SCRATCH_IMPORTANCE,
     PMX_SCRATCH_SLOTS
 } pmx_scratch_slot;
 

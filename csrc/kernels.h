@@ -42,6 +42,12 @@ typedef struct {
     void (*dequantize)(float *y, const uint8_t *w, int64_t n);
 } pmx_type_kernels;
 
+/* csrc/encode: finds the scales of 16 sub-blocks side by side, in vectors of 4, 8 and 16 floats. */
+typedef struct pmx_tile pmx_tile;
+typedef struct pmx_grid pmx_grid;
+typedef int pmx_search(pmx_tile *tile, const pmx_grid *grid);
+pmx_search pmx_search_portable, pmx_search_avx2, pmx_search_avx512;
+
 typedef struct {
     const char *name;
     int (*available)(void);
@@ -72,6 +78,7 @@ typedef struct {
                         const uint8_t *v, const int32_t *lo, const int32_t *hi);
     /* Folds a page into the running (m, l, o). */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
+    pmx_search *search;
 } pmx_kernels;
 
 extern const pmx_kernels pmx_kernels_scalar;

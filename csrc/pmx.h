@@ -191,9 +191,10 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
                      int32_t n_experts_used);
 
-/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. PMX_ENONFINITE for NaN, infinity, and
- * values that overflow the type. */
-pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64_t rows, int64_t cols);
+/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. importance: [cols], finite, not negative, what the squared error of
+ * a column counts, or NULL: all the same; f32, f16, bf16 and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that
+ * overflow the type. */
+pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows, int64_t cols);
 
 /* --- A decoder layer in two calls ----------------------------------------------------------------------------- */
 

@@ -221,14 +221,23 @@ def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
     return ids, weights
 
 
-def encode(ctx: Context, kind: GGMLQuantizationType, x: F32) -> NDArray[np.uint8]:
-    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind` (f32, f16, bf16, q8_0 or q4_0)."""
+def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) -> NDArray[np.uint8]:
+    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind`: a type that quantize/formats.py or quantize/search.py defines.
+
+    importance: [cols], finite, not negative: what the squared error of each column counts; None: all the same. Only ratios matter.
+    f32, f16, bf16 and q8_0 ignore it.
+    """
     x = _input(x, 2)
     block, _ = GGML_QUANT_SIZES[kind]
     if x.shape[1] % block:
         raise InvalidArgumentError(f"expected a multiple of {block} columns, of which {kind.name} makes its blocks, found {x.shape[1]}")
+    weights = ffi.NULL
+    if importance is not None:
+        importance = _input(importance, 1)
+        _same("importance", importance.shape, x.shape[1:])
+        weights = _pointer(importance)
     y = np.empty((x.shape[0], max(0, lib.pmx_row_bytes(kind, x.shape[1]))), np.uint8)
-    check(lib.pmx_encode(ctx.pointer, _pointer(y), kind, _pointer(x), *x.shape))
+    check(lib.pmx_encode(ctx.pointer, _pointer(y), kind, _pointer(x), weights, *x.shape))
     return y
 
 

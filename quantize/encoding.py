@@ -17,9 +17,6 @@ from .stored import FLOATS
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
-# Types whose encoding is defined without a search, so that there is nothing to weight.
-_EXACT = (*FLOATS, GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0)
-
 
 def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> F32:
     """float32 [rows, cols] of one source of a target. Raises CheckpointError for quantized rows whose scales are not finite."""
@@ -45,9 +42,7 @@ def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, sourc
     """weights: float32 [rows, cols]; importance: float32 [cols]. uint8 [rows, row_bytes]. Raises CheckpointError that names the source
     for weights that are not finite or too large for the type."""
     try:
-        if importance is None or kind in _EXACT:
-            return ops.encode(context, kind, weights)
-        return ops.encode(context, kind, weights, importance)  # type: ignore[call-arg]
+        return ops.encode(context, kind, weights, importance)
     except NonFiniteError:
         if not np.isfinite(weights).all():
             raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None

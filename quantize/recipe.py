@@ -21,7 +21,8 @@ from .layout import Target
 
 Type = GGMLQuantizationType
 
-TYPES = {"f32": Type.F32, "bf16": Type.BF16, "f16": Type.F16, "q8_0": Type.Q8_0, "q4_0": Type.Q4_0}
+_TYPES = (Type.F32, Type.BF16, Type.F16, Type.Q8_0, Type.Q5_0, Type.Q5_1, Type.Q4_0, Type.Q4_1, Type.Q5_K, Type.Q4_K, Type.Q3_K)
+TYPES = {kind.name.lower(): kind for kind in _TYPES}
 """Recipes of one type."""
 
 MIXES = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
@@ -29,9 +30,7 @@ MIXES = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3
 
 RECIPES = (*TYPES, *MIXES)
 
-TENSOR_TYPES = TYPES | {
-    kind.name.lower(): kind for kind in (Type.Q6_K, Type.Q5_K, Type.Q4_K, Type.IQ4_NL, Type.IQ4_XS, Type.Q3_K, Type.Q2_K)
-}
+TENSOR_TYPES = TYPES | {kind.name.lower(): kind for kind in (Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.Q2_K)}
 """What a single tensor can be asked to be."""
 
 _FILE_TYPES = {

@@ -176,11 +176,15 @@ def route(ctx: ops.Context) -> Call:
     return call.array("logits", "float *", logits).value("n_tokens", N).value("n_experts", 7).value("n_experts_used", 3)
 
 
-def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0) -> Call:
-    x = normal(19, 3, 64)
-    want = ops.encode(FIRST_CONTEXT, kind, x)
-    call = Call("pmx_encode", ctx).out("y", "void *", np.uint8, want).value("type", int(kind))
-    return call.array("x", "float *", x).value("rows", 3).value("cols", 64)
+def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 64, weighted: bool = False) -> Call:
+    x, importance = normal(19, 3, cols), np.square(normal(20, cols))
+    want = ops.encode(FIRST_CONTEXT, kind, x, importance if weighted else None)
+    call = Call("pmx_encode", ctx).out("y", "void *", np.uint8, want).value("type", int(kind)).array("x", "float *", x)
+    if weighted:
+        call.array("importance", "float *", importance)
+    else:
+        call.value("importance", ffi.NULL)
+    return call.value("rows", 3).value("cols", cols)
 
 
 def layer_struct(call: Call, kind: GGMLQuantizationType) -> tuple[Any, list[Matrix], list[NDArray[Any]]]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from calls import (
     CALLS,
-    KINDS,
     Call,
     N,
     attention,
@@ -26,7 +25,7 @@ from calls import (
 )
 from fences import Guarded, fenced
 from gguf import GGMLQuantizationType
-from variants import activations, block_of, every_context, every_type, matrix
+from variants import ENCODED, activations, block_of, every_context, every_type, matrix
 
 from pymixtral import ops, reference
 from pymixtral._native import ffi, lib
@@ -72,8 +71,9 @@ def test_all_caches_and_encoders_stay_inside_their_arrays(ctx: ops.Context) -> N
         check(cache_write(ctx, dtype))
         for n in (1, N, 33):
             check(attention(ctx, dtype, n))
-    for kind in (KINDS.F32, KINDS.F16, KINDS.Q8_0, KINDS.Q4_0):
-        check(encode(ctx, kind))
+    for kind in ENCODED:
+        for weighted in (False, True):
+            check(encode(ctx, kind, 13 * block_of(kind), weighted))
 
 
 @every_context

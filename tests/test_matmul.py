@@ -6,8 +6,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, quants
-from pymixtral.quantize import formats
+from gguf import GGMLQuantizationType
 from variants import (
     F32,
     FIRST_CONTEXT,
@@ -22,24 +21,15 @@ from variants import (
     matrix,
     normal,
     row_of,
-    wide,
 )
 
 from pymixtral import ops, reference
-from pymixtral.errors import InvalidArgumentError, PymixtralError
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.matrix import Matrix
 
 COLS = {1: (1, 7, 8, 9, 31, 67), 32: (32, 64, 96, 224), 256: (256, 512, 768)}
 LONG = {1: (2001,), 32: (1024, 1056, 2080), 256: (1024, 1280, 2304)}
 """Columns beyond one strip of any kernel."""
-
-ENCODED = [
-    GGMLQuantizationType.F32,
-    GGMLQuantizationType.F16,
-    GGMLQuantizationType.BF16,
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.Q4_0,
-]
 
 
 @cache
@@ -184,65 +174,3 @@ def test_embed_refuses_ids_outside_the_matrix(ctx: ops.Context) -> None:
     for bad in (-1, 9, -(1 << 31), (1 << 31) - 1):
         with pytest.raises(InvalidArgumentError, match=f"id {bad} at 1"):
             ops.embed(ctx, w, np.array([8, bad], np.int32))
-
-
-# --- encode ------------------------------------------------------------------------------------------------------
-
-
-def encodable() -> F32:
-    """Rows of 96 weights: ordinary ones, then halves, equal magnitudes of both signs, zeros, and blocks too small for a scale."""
-    x = normal(10, 40, 96)
-    ends = np.where(np.arange(96) % 2, -2, 2).astype(np.float32)
-    halves = (np.arange(96) - 48).astype(np.float32) / np.float32(2)
-    halves[::32] = 127
-    for row, values in enumerate([0.0, -0.0, ends, -ends, halves, -halves, halves / np.float32(8), 1e-40, 1e-45, 2e-38, 6e-8, 3e-8, 1e-3]):
-        x[row] = values
-    x[13] = wide(11, 96) * np.float32(1e-6)
-    return x
-
-
-@every_context
-@pytest.mark.parametrize("kind", ENCODED, ids=lambda kind: kind.name.lower())
-def test_encoded_bytes_are_those_of_the_definition(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    x = encodable()
-    np.testing.assert_array_equal(ops.encode(ctx, kind, x), formats.encode(kind, x))
-    large = normal(12, 300, 320) * np.float32(0.02)
-    want = np.ascontiguousarray(quants.quantize(large, kind)).view(np.uint8)
-    np.testing.assert_array_equal(ops.encode(ctx, kind, large), want)
-    np.testing.assert_array_equal(ops.encode(ctx, kind, large[:1, :32]), formats.encode(kind, large[:1, :32]))
-
-
-@every_context
-def test_encoding_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
-    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    every = np.sort(every[np.isfinite(every)]).astype(np.float32)
-    middle = (every[1:] + every[:-1]) / 2
-    x = np.concatenate([every, middle, np.nextafter(middle, np.float32(1e9)), np.nextafter(middle, np.float32(-1e9)), wide(13, 1000)])
-    x = x[np.abs(x) < 65520][None]
-    np.testing.assert_array_equal(ops.encode(ctx, GGMLQuantizationType.F16, x).view(np.uint16), x.astype(np.float16).view(np.uint16))
-
-
-@every_context
-@pytest.mark.parametrize("kind", ENCODED, ids=lambda kind: kind.name.lower())
-def test_encode_refuses_what_the_type_cannot_hold(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    bad: list[float] = [np.nan, np.inf, -np.inf]
-    too_large: dict[str, list[float]] = {
-        "F32": [],
-        "F16": [65520, -65520],
-        "BF16": [float.fromhex("0x1.ffp127"), -3.4e38],
-        "Q8_0": [65520 * 127.0, -1e30],
-        "Q4_0": [65520 * 8.0, -1e30],
-    }
-    for value in bad + too_large[kind.name]:
-        x = normal(14, 7, 64)
-        x[5, 63] = x[6, 0] = value
-        assert row_of(ops.encode, ctx, kind, x) == 5
-
-
-def test_encode_refuses_other_types_and_parts_of_blocks() -> None:
-    for kind in set(GGMLQuantizationType) - set(ENCODED):
-        with pytest.raises(PymixtralError):
-            ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 256))
-    for kind in ENCODED[3:]:
-        with pytest.raises(InvalidArgumentError, match="multiple of 32"):
-            ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 48))

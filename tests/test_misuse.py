@@ -39,7 +39,7 @@ from pymixtral._native import ffi, lib
 every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
 
 LARGEST = (1 << 63) - 1
-OPTIONAL = {"observer"}
+OPTIONAL = {"observer", "importance"}
 
 
 def refused(status: int, expected: int = lib.PMX_EINVAL) -> str:

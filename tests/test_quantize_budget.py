@@ -18,6 +18,8 @@ from pymixtral.quantize.cli import quantize as command
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.gguf import GGUFFile
 from pymixtral.imatrix import ImportanceMatrix
+from pymixtral.matrix import Matrix
+from pymixtral.reference_blocks import dequantize
 
 Type = GGMLQuantizationType
 GATE = "blk.{}.ffn_gate_exps.weight"
@@ -117,7 +119,7 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
     for expert in range(4):
         x = tensors[f"model.layers.1.block_sparse_moe.experts.{expert}.w1.weight"]
         x = x[np.linspace(0, 95, 16).astype(int)]
-        error = x - formats.decode(kind, formats.encode(kind, x))
+        error = x - dequantize(Matrix(kind, formats.encode(kind, x, np.asarray(importance.weights[expert], np.float32))))
         noise += importance.energy[expert] * float((np.square(error) * importance.weights[expert]).sum())
         signal += importance.energy[expert] * float((np.square(x) * importance.weights[expert]).sum())
     assert planned.choice.errors[name] == pytest.approx((noise / signal) ** 0.5, rel=1e-5)

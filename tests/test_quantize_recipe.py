@@ -95,7 +95,8 @@ def test_columns_decide_what_a_type_becomes(cols: int, kind: Type) -> None:
 
 def test_row_bytes() -> None:
     assert {name: row_bytes(kind, 256) for name, kind in TENSOR_TYPES.items() if name[0] in "fq"} == {
-        "f32": 1024, "f16": 512, "q8_0": 272, "q6_k": 210, "q5_k": 176, "q4_k": 144, "q4_0": 144, "q3_k": 110, "q2_k": 84,
+        "f32": 1024, "f16": 512, "q8_0": 272, "q6_k": 210, "q5_1": 192, "q5_0": 176, "q5_k": 176, "q4_1": 160, "q4_k": 144, "q4_0": 144,
+        "q3_k": 110, "q2_k": 84,
     }  # fmt: skip
 
 
@@ -103,10 +104,12 @@ def test_file_type_is_the_recipe_s_or_that_of_most_bytes() -> None:
     assert file_type("q4_k_m", Counter()) == LlamaFileType.MOSTLY_Q4_K_M
     assert file_type("f32", Counter()) == LlamaFileType.ALL_F32
     assert file_type(None, Counter({Type.Q4_K: 5, Type.Q8_0: 3})) == LlamaFileType.MOSTLY_Q4_K_S
-    assert all(file_type(recipe, Counter()).name.removeprefix("MOSTLY_").lower() in (recipe, "all_f32") for recipe in RECIPES)
+    assert all(
+        file_type(recipe, Counter()).name.removeprefix("MOSTLY_").lower() in (recipe, f"{recipe}_s", "all_f32") for recipe in RECIPES
+    )
 
 
-@pytest.mark.parametrize("name", ["q4_k", "Q8_0", "", "8"])
+@pytest.mark.parametrize("name", ["q4", "Q8_0", "", "8"])
 def test_unknown_type_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="f32, bf16, f16, q8_0, q4_0"):
+    with pytest.raises(InvalidArgumentError, match="f32, bf16, f16, q8_0, q5_0"):
         wanted_types(mixtral(1), name)

@@ -22,6 +22,10 @@ ISAS = ops.available_isas()
 CONTEXTS = {f"{isa}-{n}": ops.Context(n, isa) for isa in ISAS for n in (1, 2, 3)}
 FIRST_CONTEXT = CONTEXTS["scalar-1"]
 TYPES = [kind for kind in GGMLQuantizationType if lib.pmx_row_bytes(kind, 256) >= 0]
+UNSEARCHED = [GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
+"""Types that gguf-py encodes as well."""
+SEARCHED = [GGMLQuantizationType[name] for name in ("IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
+ENCODED = UNSEARCHED + SEARCHED
 assert CONTEXTS, "tests of no instruction set prove nothing"
 assert TYPES, "tests of no weight type prove nothing"
 

@@ -1,66 +1,11 @@
-/* encode.c: weight encoders of the quantizer: f32 rows to GGUF blocks, the same bytes as gguf-py's encoders (FORMATS: q8_0 with
- * d = amax/127 and rounding half away from zero, q4_0 with d = -extreme/8 and truncation of x/d + 8.5). */
+/* encode.c: weights into GGUF's types, row by row on all threads. Types that share one scale among 32 weights and f16, bf16 are what
+ * gguf-py makes of the same rows (blocks32.c), unless columns have importance; the others are searched for (searched.c). */
 #include <math.h>
 #include <string.h>
 
 #include "../blocks.h"
 #include "../internal.h"
-
-/* 1/d, or 0 where d is zero or so small that its inverse overflows: such a block is zero in f16 anyway. */
-static float inverse_of(float d) {
-    const float inverse = 1.0f / d;
-    return d == 0.0f || isinf(inverse) ? 0.0f : inverse;
-}
-
-/* Returns the scale as f16; *overflow is set when it does not fit. */
-static uint16_t scale_f16(float d, int *overflow) {
-    const uint16_t h = pmx_f32_to_f16(d);
-    *overflow |= (h & 0x7c00u) == 0x7c00u;
-    return h;
-}
-
-static int encode_q8_0(pmx_block_q8_0 *y, const float *x, int64_t n) {
-    int overflow = 0;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
-        float amax = 0.0f;
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            const float a = fabsf(x[i]);
-            if (a > amax) amax = a;
-        }
-        const float d = amax / 127.0f;
-        const float inverse = inverse_of(d);
-        y[b].d = scale_f16(d, &overflow);
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            const float v = x[i] * inverse, a = fabsf(v);
-            const float whole = (float)(int32_t)a;
-            const int32_t magnitude = (int32_t)a + (a - whole >= 0.5f);
-            y[b].qs[i] = (int8_t)(v < 0.0f ? -magnitude : magnitude);
-        }
-    }
-    return overflow;
-}
-
-static int encode_q4_0(pmx_block_q4_0 *y, const float *x, int64_t n) {
-    int overflow = 0;
-    for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
-        float amax = fabsf(x[0]), extreme = x[0]; /* the first of equal magnitudes; its sign counts even when it is zero */
-        for (int i = 1; i < PMX_BLOCK; i++)
-            if (fabsf(x[i]) > amax) {
-                amax = fabsf(x[i]);
-                extreme = x[i];
-            }
-        const float d = extreme / -8.0f;
-        const float inverse = inverse_of(d);
-        y[b].d = scale_f16(d, &overflow);
-        uint8_t q[PMX_BLOCK];
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            const int32_t v = (int32_t)(x[i] * inverse + 8.5f);
-            q[i] = (uint8_t)(v < 0 ? 0 : v > 15 ? 15 : v);
-        }
-        for (int i = 0; i < 16; i++) y[b].qs[i] = (uint8_t)(q[i] | q[i + 16] << 4);
-    }
-    return overflow;
-}
+#include "encode.h"
 
 static int encode_f16(const pmx_kernels *kernels, uint16_t *y, const float *x, int64_t n) {
     int overflow = 0;
@@ -82,9 +27,43 @@ typedef struct {
     pmx_ctx *ctx;
     uint8_t *y;
     const float *x;
+    const float *weight; /* [cols] or NULL */
     int32_t type;
     int64_t cols, row_bytes;
 } encode_args;
+
+static int encode_blocks(const encode_args *p, void *y, const float *x) {
+    if (!p->weight) switch (p->type) {
+        case PMX_Q4_0: return pmx_encode_q4_0(y, x, p->cols);
+        case PMX_Q4_1: return pmx_encode_q4_1(y, x, p->cols);
+        case PMX_Q5_0: return pmx_encode_q5_0(y, x, p->cols);
+        case PMX_Q5_1: return pmx_encode_q5_1(y, x, p->cols);
+        default: break;
+        }
+    return pmx_encode_searched(p->ctx->kernels, p->type, y, x, p->weight, p->cols);
+}
+
+/* The weights of the columns' squared errors: importance over its mean, from 2^-20 to 2^20; *weight NULL where all importance is 0. */
+static pmx_status weights_of(pmx_ctx *ctx, const float **weight, const float *importance, int64_t cols) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < cols; i++) {
+        if (!(importance[i] >= 0.0f && importance[i] <= 0x1.fffffep127f))
+            return pmx_fail(PMX_EINVAL, "importance of column %lld: expected a finite number of at least 0, found %g", (long long)i,
+                            (double)importance[i]);
+        sum += (double)importance[i];
+    }
+    *weight = NULL;
+    if (sum == 0.0) return PMX_OK;
+    float *w = pmx_scratch(ctx, PMX_SCRATCH_IMPORTANCE, (size_t)cols * sizeof *w);
+    if (!w) return PMX_ENOMEM;
+    const double mean = sum / (double)cols;
+    for (int64_t i = 0; i < cols; i++) {
+        const double v = (double)importance[i] / mean;
+        w[i] = (float)(v < 0x1p-20 ? 0x1p-20 : v > 0x1p20 ? 0x1p20 : v);
+    }
+    *weight = w;
+    return PMX_OK;
+}
 
 static void encode_task(void *arg, int64_t row, int32_t thread) {
     (void)thread;
@@ -97,27 +76,34 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
     }
     int overflow = 0;
     switch (p->type) {
+    case PMX_F32: memcpy(y, x, (size_t)p->row_bytes); break;
     case PMX_F16: overflow = encode_f16(p->ctx->kernels, y, x, p->cols); break;
     case PMX_BF16: overflow = encode_bf16(y, x, p->cols); break;
-    case PMX_Q4_0: overflow = encode_q4_0(y, x, p->cols); break;
-    case PMX_Q8_0: overflow = encode_q8_0(y, x, p->cols); break;
-    default: memcpy(y, x, (size_t)p->row_bytes); break;
+    case PMX_Q8_0: overflow = pmx_encode_q8_0(y, x, p->cols); break;
+    default: overflow = encode_blocks(p, y, x); break;
     }
     if (overflow) pmx_fault(p->ctx, PMX_ENONFINITE, row);
 }
 
-pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, int64_t rows, int64_t cols) {
+static int has_encoder(int32_t type) {
+    return type >= 0 && type < PMX_TYPE_SLOTS &&
+           (type == PMX_F32 || type == PMX_F16 || type == PMX_BF16 || type == PMX_Q8_0 || pmx_encode_searches(type));
+}
+
+pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows, int64_t cols) {
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (type != PMX_F32 && type != PMX_F16 && type != PMX_BF16 && type != PMX_Q4_0 && type != PMX_Q8_0)
-        return pmx_fail(PMX_EUNSUPPORTED, "type %d has no encoder: expected f32 (0), f16 (1), bf16 (30), q4_0 (2) or q8_0 (8)", type);
+    if (!has_encoder(type))
+        return pmx_fail(PMX_EUNSUPPORTED,
+                        "type %d has no encoder: expected f32, f16, bf16, q8_0, q4_0 to q5_1, q2_k to q6_k, iq4_nl or iq4_xs", type);
     const int64_t row_bytes = pmx_row_bytes(type, cols);
     int64_t total;
     if (cols < 1 || row_bytes < 0 || pmx_mul(&total, rows, cols) || total > INT64_MAX / 8)
         return pmx_fail(PMX_EINVAL, "%lld x %lld: expected rows of at least 1 column and of whole blocks", (long long)rows,
                         (long long)cols);
+    encode_args args = {ctx, y, x, NULL, type, cols, row_bytes};
     const pmx_fp_mode mode = pmx_fp_enter();
-    encode_args args = {ctx, y, x, type, cols, row_bytes};
-    const pmx_status status = pmx_parallel(ctx, encode_task, &args, rows, cols * 8);
+    pmx_status status = importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
+    if (status == PMX_OK) status = pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? 64 : 8));
     pmx_fp_leave(mode);
     return status;
 }

@@ -44,5 +44,6 @@ const pmx_kernels pmx_kernels_avx512vnni = {
     .attend_f16 = pmx_avx512vnni_attend_f16,
     .attend_q8_0 = pmx_avx512vnni_attend_q8_0,
     .combine = pmx_avx2_combine,
+    .search = pmx_search_avx512,
 };
 #endif

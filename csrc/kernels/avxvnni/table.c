@@ -44,5 +44,6 @@ const pmx_kernels pmx_kernels_avxvnni = {
     .attend_f16 = pmx_avx2_attend_f16,
     .attend_q8_0 = pmx_avx2_attend_q8_0,
     .combine = pmx_avx2_combine,
+    .search = pmx_search_avx2,
 };
 #endif

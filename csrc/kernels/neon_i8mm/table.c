@@ -43,5 +43,6 @@ const pmx_kernels pmx_kernels_neon_i8mm = {
     .attend_f16 = pmx_neon_attend_f16,
     .attend_q8_0 = pmx_neon_attend_q8_0,
     .combine = pmx_neon_combine,
+    .search = pmx_search_portable,
 };
 #endif

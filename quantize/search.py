@@ -1,0 +1,368 @@
+"""The weight types whose scales are searched for, in NumPy: what csrc/encode/search.h is compared with, byte for byte.
+
+Blocks are cut into sub-blocks of 16 or 32 weights x, represented by integers q as scale * q or scale * q - minimum. A candidate (inverse
+scale, offset) rounds x to codes q; weighted least squares then gives the best scale and minimum for these q and their error in closed
+form. The best of some 20 candidates is refined twice by its own scale. In blocks of 256 the scales are integers times the block's d (and
+the minimums times dmin): d comes from the largest, each integer is chosen among three by error, d is fitted to the choice, and again.
+
+All arithmetic is float32, each written operation rounded, sums in the order of the elements. Arrays of sub-blocks are [elements,
+sub-blocks], so that one row holds the same element of all sub-blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
+MAGIC = np.float32(3 << 22)
+"""Adding and subtracting it rounds to nearest even."""
+VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
+"""iq4_nl's and iq4_xs's."""
+DELTAS = (0, -1, 1)
+
+
+def _range(first: float, step: float, count: int) -> tuple[np.float32, ...]:
+    return tuple(np.float32(first + step * k) for k in range(count))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a type represents a sub-block, and the candidates.
+
+    sub: weights of a sub-block; n_sub: sub-blocks that share d and dmin (1: a block of 32, which has a scale of its own). lo, hi: codes;
+    None: VALUES. scales: smallest and largest integer scale; the largest is that of minimums too. down, up: candidates for scale * q,
+    inverse scales times the weight of largest magnitude. steps, offsets: candidates for scale * q - minimum, inverse scales times the
+    range, and what is added to the codes.
+    """
+
+    sub: int
+    n_sub: int
+    codes: tuple[int, int] | None
+    scales: tuple[int, int] = (1, 1)
+    down: tuple[np.float32, ...] = ()
+    up: tuple[np.float32, ...] = ()
+    steps: tuple[np.float32, ...] = ()
+    offsets: tuple[np.float32, ...] = ()
+
+
+OFFSETS = _range(0.125, -0.3125, 4)
+KINDS = GGMLQuantizationType
+GRIDS = {
+    KINDS.Q4_0: Grid(32, 1, (-8, 7), down=_range(6.5, 0.25, 12), up=_range(6.5, 0.25, 6)),
+    KINDS.Q5_0: Grid(32, 1, (-16, 15), down=_range(14.5, 0.25, 12), up=_range(14.5, 0.25, 6)),
+    KINDS.IQ4_NL: Grid(32, 1, None, down=_range(95, 4, 13), up=_range(95, 4, 9)),
+    KINDS.Q4_1: Grid(32, 1, (0, 15), steps=_range(14.25, 0.5, 6), offsets=OFFSETS),
+    KINDS.Q5_1: Grid(32, 1, (0, 31), steps=_range(30.25, 0.5, 6), offsets=OFFSETS),
+    KINDS.Q2_K: Grid(16, 16, (0, 3), (0, 15), steps=_range(2.25, 0.375, 6), offsets=OFFSETS),
+    KINDS.Q3_K: Grid(16, 16, (-4, 3), (-32, 31), down=_range(2.75, 0.1875, 12), up=_range(2.75, 0.25, 6)),
+    KINDS.Q4_K: Grid(32, 8, (0, 15), (0, 63), steps=_range(14.25, 0.5, 6), offsets=OFFSETS),
+    KINDS.Q5_K: Grid(32, 8, (0, 31), (0, 63), steps=_range(30.25, 0.5, 6), offsets=OFFSETS),
+    KINDS.Q6_K: Grid(16, 16, (-32, 31), (-128, 127), down=_range(31, 0.25, 9)),
+    KINDS.IQ4_XS: Grid(32, 8, None, (-32, 31), down=_range(95, 4, 13), up=_range(95, 4, 9)),
+}
+
+
+def weights_of(importance: F32) -> F32:
+    """What the squared error of each column counts: importance over its mean, from 2^-20 to 2^20; 1 where all importance is 0."""
+    total = np.cumsum(importance, dtype=np.float64)[-1]
+    if total == 0:
+        return np.ones_like(importance)
+    weights: F32 = np.clip(importance / (total / len(importance)), 2.0**-20, 2.0**20).astype(np.float32)
+    return weights
+
+
+def encode(kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> U8:
+    """x: float32 [rows, cols], finite, cols a multiple of the block; importance: float32 [cols]. Returns uint8 [rows, row_bytes].
+
+    A scale that overflows f16 becomes infinity here; C refuses it.
+    """
+    grid = GRIDS[kind]
+    weights = np.broadcast_to(ONE if importance is None else weights_of(importance), x.shape)
+    tiles = [np.ascontiguousarray(a.reshape(-1, grid.sub).T) for a in (x, weights)]
+    with np.errstate(all="ignore"):
+        found = _affine(grid, *tiles) if grid.steps else _symmetric(grid, *tiles)
+    found.codes = np.ascontiguousarray(found.codes.T).reshape(-1, grid.sub * grid.n_sub)
+    return PACKERS[kind](found).reshape(x.shape[0], -1)
+
+
+@dataclass
+class Found:
+    """d, m: float32 [blocks], exact in f16. scales, minimums: int32 [blocks, n_sub]. codes: uint8 [blocks, elements], from 0."""
+
+    d: F32
+    m: F32
+    scales: NDArray[np.int32]
+    minimums: NDArray[np.int32]
+    codes: U8
+
+
+# --- Arithmetic
+
+
+def _rounded(v: F32) -> F32:
+    rounded: F32 = (v + MAGIC) - MAGIC
+    return rounded
+
+
+def _clamped(v: F32, lo: float, hi: float) -> F32:
+    clamped: F32 = np.minimum(np.maximum(v, np.float32(lo)), np.float32(hi))
+    return clamped
+
+
+def _finite_ratio(a: Any, b: F32) -> F32:
+    ratio: F32 = a / b
+    return np.where(np.isfinite(ratio), ratio, ZERO)
+
+
+def _ratio(a: F32, b: F32) -> F32:
+    return np.where(b > 0, a / b, ZERO)
+
+
+def _scale16(d: F32) -> F32:
+    """The nearest f16; what is not zero does not become zero."""
+    smallest = np.float32(2**-24)
+    d = np.where((d != 0) & (np.abs(d) < smallest), np.where(d < 0, -smallest, smallest), d)
+    nearest: F32 = d.astype(np.float16).astype(np.float32)
+    return nearest
+
+
+def _sum(a: F32) -> F32:
+    """Over the last axis, in order."""
+    total = np.zeros(a.shape[:-1], np.float32)
+    for j in range(a.shape[-1]):
+        total = total + a[..., j]
+    return total
+
+
+def _quantize(grid: Grid, x: F32, inverse: F32, offset: Any) -> F32:
+    if grid.codes is None:
+        return VALUES[np.searchsorted((VALUES[1:] + VALUES[:-1]) / TWO, x * inverse)]
+    return _clamped(_rounded(x * inverse + offset), *grid.codes)
+
+
+def _sums(grid: Grid, x: F32, w: F32, inverse: F32, offset: Any) -> F32:
+    """[3, sub-blocks]: the sums of w*q, w*q*q and w*q*x."""
+    total = np.zeros((3, x.shape[1]), np.float32)
+    for xi, wi in zip(x, w, strict=True):
+        q = _quantize(grid, xi, inverse, offset)
+        weighted = wi * q
+        total += (weighted, weighted * q, weighted * xi)
+    return total
+
+
+def _finish(grid: Grid, x: F32, d: F32, m: F32, scales: F32, minimums: F32, lowest: F32) -> Found:
+    inverse = _finite_ratio(ONE, np.repeat(d, grid.n_sub) * scales)
+    q = _quantize(grid, x, inverse, (np.repeat(m, grid.n_sub) * minimums + lowest) * inverse)
+    codes = np.searchsorted(VALUES, q) if grid.codes is None else q - np.float32(grid.codes[0])
+    shape = (-1, grid.n_sub)
+    return Found(d, m, scales.reshape(shape).astype(np.int32), minimums.reshape(shape).astype(np.int32), codes.astype(np.uint8))
+
+
+# --- Symmetric: x is about scale * q
+
+
+def _symmetric(grid: Grid, x: F32, w: F32) -> Found:
+    scale = _find_scales(grid, x, w)
+    zeros = np.zeros_like(scale)
+    if grid.n_sub == 1:
+        return _finish(grid, x, _scale16(scale), zeros, np.ones_like(scale), zeros, zeros)
+    d, scales = _fit_scales(grid, x, w, scale)
+    return _finish(grid, x, d, np.zeros_like(d), scales, zeros, zeros)
+
+
+def _find_scales(grid: Grid, x: F32, w: F32) -> F32:
+    scale, best = np.zeros((2, x.shape[1]), np.float32)
+    extreme = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], 0)[0]
+    for c in (*(-c for c in grid.down), *grid.up, None, None):
+        _, qq, xq = _sums(grid, x, w, _finite_ratio(ONE, scale) if c is None else _finite_ratio(c, extreme), ZERO)
+        candidate = _ratio(xq, qq)
+        gain = xq * candidate
+        better = gain > best
+        best, scale = np.where(better, gain, best), np.where(better, candidate, scale)
+    return scale
+
+
+def _fit_scales(grid: Grid, x: F32, w: F32, found: F32) -> tuple[F32, F32]:
+    """d [blocks] and the integer scales, float32 [sub-blocks]."""
+    lo, hi = grid.scales
+    by_block = found.reshape(-1, grid.n_sub)
+    d = _scale16(np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], 1)[:, 0] / np.float32(lo))
+    chosen_d, chosen, total = d, np.zeros_like(by_block), np.full_like(d, np.inf)
+    for _ in range(2):
+        of_sub = np.repeat(d, grid.n_sub)
+        best = np.full((4, len(found)), np.inf, np.float32)
+        for delta in DELTAS:
+            candidate = _clamped(_rounded(found * _finite_ratio(ONE, of_sub)) + np.float32(delta), lo, hi)
+            scale = of_sub * candidate
+            _, qq, xq = _sums(grid, x, w, _finite_ratio(ONE, scale), ZERO)
+            error = scale * (scale * qq - (xq + xq))
+            best = np.where(error < best[0], (error, candidate, qq, xq), best)
+        error, integer, qq, xq = best.reshape(4, -1, grid.n_sub)
+        better = _sum(error) < total
+        total = np.where(better, _sum(error), total)
+        chosen_d, chosen = np.where(better, d, chosen_d), np.where(better[:, None], integer, chosen)
+        following = _scale16(_ratio(_sum(integer * xq), _sum(integer * integer * qq)))
+        d = np.where(np.isinf(following), d, following)
+    return chosen_d, chosen.reshape(-1)
+
+
+# --- Affine: x is about scale * q - minimum; u = x - lowest is about scale * q - shift
+
+
+@dataclass
+class _Shifted:
+    """u [elements, sub-blocks]; the others [sub-blocks]. wsum, usum: the sums of w and w*u. bounded: a minimum is not negative."""
+
+    u: F32
+    lowest: F32
+    wsum: F32
+    usum: F32
+    bounded: bool
+
+    def error(self, sums: F32, scale: F32, shift: F32) -> F32:
+        """The weighted squared error, less that of nothing."""
+        q, qq, uq = sums
+        cross = uq + shift * q
+        error: F32 = scale * (scale * qq - (cross + cross)) + shift * (shift * self.wsum + (self.usum + self.usum))
+        return error
+
+
+def _affine(grid: Grid, x: F32, w: F32) -> Found:
+    bounded = grid.n_sub > 1
+    lowest = np.where(x[0] > 0, ZERO, x[0]) if bounded else x[0]
+    for xi in x[1:]:
+        lowest = np.where(xi < lowest, xi, lowest)
+    u = x - lowest
+    f = _Shifted(u, lowest, _sum(w.T), _sum((w * u).T), bounded)
+    scale, shift = _find_affine(grid, f, w)
+    if bounded:
+        d, m, scales, minimums = _fit_affine(grid, f, w, scale, shift)
+    else:
+        scales = minimums = np.ones_like(scale)
+        d, m = _scale16(scale), (shift - lowest).astype(np.float16).astype(np.float32)
+    return _finish(grid, u, d, m, scales, minimums, lowest)
+
+
+def _find_affine(grid: Grid, f: _Shifted, w: F32) -> tuple[F32, F32]:
+    """Scales and shifts [sub-blocks]."""
+    scale = np.zeros_like(f.lowest)
+    shift = -f.usum / f.wsum
+    shift = np.where(f.bounded & (shift < f.lowest), f.lowest, shift)
+    best = shift * (shift * f.wsum + (f.usum + f.usum))
+    largest = np.maximum(f.u.max(axis=0), ZERO)
+    for candidate in (*((step, offset) for step in grid.steps for offset in grid.offsets), None, None):
+        if candidate is None:
+            inverse = _finite_ratio(ONE, scale)
+            offset: Any = shift * inverse
+        else:
+            inverse, offset = _finite_ratio(candidate[0], largest), candidate[1]
+        sums = _sums(grid, f.u, w, inverse, offset)
+        q, qq, uq = sums
+        det = f.wsum * qq - q * q
+        new_scale, new_shift = _ratio(f.wsum * uq - f.usum * q, det), _ratio(q * uq - qq * f.usum, det)
+        below = f.bounded & ((new_shift < f.lowest) | (det <= f.wsum * qq * np.float32(2**-16)))  # codes that hardly differ: a scale alone
+        new_scale = np.where(below, _ratio(uq + f.lowest * q, qq), new_scale)
+        new_shift = np.where(below, f.lowest, new_shift)
+        error = f.error(sums, new_scale, new_shift)
+        better = (error < best) & (new_scale > 0)
+        best, scale, shift = np.where(better, (error, new_scale, new_shift), (best, scale, shift))
+    return scale, shift
+
+
+def _fit_affine(grid: Grid, f: _Shifted, w: F32, scale: F32, shift: F32) -> tuple[F32, F32, F32, F32]:
+    """d and dmin [blocks], integer scales and minimums, float32 [sub-blocks]."""
+    most, n_sub = np.float32(grid.scales[1]), grid.n_sub
+    d, m = (_scale16(np.maximum(a.reshape(-1, n_sub).max(axis=1), ZERO) / most) for a in (scale, shift - f.lowest))
+    minimum = _clamped(_rounded((shift - f.lowest) * _finite_ratio(ONE, np.repeat(m, n_sub))), 0, most)
+    total = np.full_like(d, np.inf)
+    chosen = np.zeros((2, len(d)), np.float32)
+    integers = np.zeros((2, len(d), n_sub), np.float32)
+    for _ in range(2):
+        d_sub, m_sub = np.repeat(d, n_sub), np.repeat(m, n_sub)
+        best = np.full((6, len(scale)), np.inf, np.float32)
+        for delta in DELTAS:
+            candidate = _clamped(_rounded(scale * _finite_ratio(ONE, d_sub)) + np.float32(delta), 0, most)
+            a = d_sub * candidate
+            inverse = _finite_ratio(ONE, a)
+            sums = _sums(grid, f.u, w, inverse, (m_sub * minimum + f.lowest) * inverse)
+            wanted = (a * sums[0] - f.usum) / f.wsum - f.lowest
+            integral = _clamped(_rounded(wanted * _finite_ratio(ONE, m_sub)), 0, most)
+            error = f.error(sums, a, m_sub * integral + f.lowest)
+            best = np.where(error < best[0], (error, candidate, integral, *sums), best)
+        minimum = best[2]
+        error, s, k, q, qq, uq = best.reshape(6, -1, n_sub)
+        better = _sum(error) < total
+        total = np.where(better, _sum(error), total)
+        chosen, integers = np.where(better, (d, m), chosen), np.where(better[:, None], (s, k), integers)
+        lowest, wsum, usum = (a.reshape(-1, n_sub) for a in (f.lowest, f.wsum, f.usum))
+        aa, ab, bb = _sum(s * s * qq), _sum(s * k * q), _sum(k * k * wsum)
+        xa, xb = _sum(s * (uq + lowest * q)), _sum(k * (usum + lowest * wsum))
+        det = aa * bb - ab * ab
+        next_d, next_m = _scale16(_ratio(bb * xa - ab * xb, det)), _scale16(_ratio(ab * xa - aa * xb, det))
+        good = (next_d > 0) & (next_m > 0) & np.isfinite(next_d) & np.isfinite(next_m)
+        d, m = np.where(good, (next_d, next_m), (d, m))
+    return chosen[0], chosen[1], integers[0].reshape(-1), integers[1].reshape(-1)
+
+
+# --- Packing: the blocks of csrc/blocks.h
+
+
+def _half(values: F32) -> U8:
+    return np.ascontiguousarray(values.astype("<f2")).view(np.uint8).reshape(-1, 2)
+
+
+def _fields(codes: Any, group: int, bits: int) -> U8:
+    """Of each 8 / bits groups of `group` values, one in the lowest `bits` bits of `group` bytes, the next one above it, and so on."""
+    values = codes.reshape(len(codes), -1, 8 // bits, group).astype(np.uint8) & np.uint8((1 << bits) - 1)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    packed: U8 = np.bitwise_or.reduce(values << shifts, axis=2).reshape(len(codes), -1)
+    return packed
+
+
+def _fifth_bits(codes: U8) -> U8:
+    return np.packbits(codes >> 4, axis=1, bitorder="little")
+
+
+def _six_bits(found: Found) -> U8:
+    s, m = found.scales, found.minimums
+    low, high = slice(None, 4), slice(4, None)
+    parts = [s[:, low] | s[:, high] >> 4 << 6, m[:, low] | m[:, high] >> 4 << 6, s[:, high] & 15 | (m[:, high] & 15) << 4]
+    return np.concatenate(parts, axis=1).astype(np.uint8)
+
+
+def _join(*parts: U8) -> U8:
+    return np.concatenate(parts, axis=1)
+
+
+def _q3_k(f: Found) -> U8:
+    scales = f.scales + 32
+    return _join(_fields(f.codes >> 2, 32, 1), _fields(f.codes, 32, 2), _fields(scales, 8, 4), _fields(scales >> 4, 4, 2), _half(f.d))
+
+
+def _iq4_xs(f: Found) -> U8:
+    scales = f.scales + 32
+    return _join(_half(f.d), _fields(scales >> 4, 1, 2), _fields(scales, 1, 4), _fields(f.codes, 16, 4))
+
+
+PACKERS: dict[GGMLQuantizationType, Callable[[Found], U8]] = {
+    KINDS.Q4_0: lambda f: _join(_half(f.d), _fields(f.codes, 16, 4)),
+    KINDS.Q4_1: lambda f: _join(_half(f.d), _half(-f.m), _fields(f.codes, 16, 4)),
+    KINDS.Q5_0: lambda f: _join(_half(f.d), _fifth_bits(f.codes), _fields(f.codes, 16, 4)),
+    KINDS.Q5_1: lambda f: _join(_half(f.d), _half(-f.m), _fifth_bits(f.codes), _fields(f.codes, 16, 4)),
+    KINDS.IQ4_NL: lambda f: _join(_half(f.d), _fields(f.codes, 16, 4)),
+    KINDS.Q2_K: lambda f: _join(_fields(np.stack([f.scales, f.minimums], 1), 16, 4), _fields(f.codes, 32, 2), _half(f.d), _half(f.m)),
+    KINDS.Q3_K: _q3_k,
+    KINDS.Q4_K: lambda f: _join(_half(f.d), _half(f.m), _six_bits(f), _fields(f.codes, 32, 4)),
+    KINDS.Q5_K: lambda f: _join(_half(f.d), _half(f.m), _six_bits(f), _fields(f.codes >> 4, 32, 1), _fields(f.codes, 32, 4)),
+    KINDS.Q6_K: lambda f: _join(_fields(f.codes, 64, 4), _fields(f.codes >> 4, 32, 2), f.scales.astype(np.int8).view(np.uint8), _half(f.d)),
+    KINDS.IQ4_XS: _iq4_xs,
+}
