@@ -41,7 +41,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
         if (value := model.get(key, "BPE" if key == "type" else None)) not in expected:
             raise UnsupportedError(f"{path}: model: {key} is {shown(value)}; a vocabulary of kind 'llama' means {shown(expected[0])}")
     pieces = _pieces(path, model)
-    unknown = model.get("unk_token")
+    unknown = model.get("unk_token") or "<unk>"  # which never comes of a text, as bytes take its place; some writers leave it out
     if not isinstance(unknown, str) or unknown not in pieces:
         raise CheckpointError(f"{path}: model: unk_token is {shown(unknown)}; expected a piece of the vocabulary")
     if missing := [piece for piece in _BYTES if piece not in pieces]:
