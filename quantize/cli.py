@@ -94,13 +94,18 @@ def quantize(
 
     A mix such as q4_k_m gives some tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
     With --target-size or --target-bpw the rules are made for this model: encoding sampled rows shows what each type costs each matrix,
-    and the types that fit are chosen so that the sum of the matrices' squared relative errors, weighted by the importance matrix if
-    there is one, is least.
+    and the types that fit are chosen so that the sum of the matrices' squared relative errors, each times what errors of its kind and
+    place do to predictions, is least. An importance matrix tells more about both, so calibrate first.
     """
     if sum(value is not None for value in (kind, target_size, target_bpw)) > 1:
         raise click.UsageError("expected one of --type, --target-size and --target-bpw, found more", ctx)
     if dest is None and not dry_run:
         raise click.UsageError("expected DEST, the file to write, or --dry-run", ctx)
+    if dry_run and (report or heatmap):
+        raise click.UsageError("expected --report and --heatmap without --dry-run, which measures no errors", ctx)
+    for path in (report, heatmap):
+        if path and not path.parent.is_dir():
+            raise click.UsageError(f"{path}: the directory {path.parent} does not exist; create it first", ctx)
     from . import convert, heat
 
     if dry_run:
@@ -124,8 +129,8 @@ def quantize(
         force=force,
         verify=not no_verify,
     )
+    click.echo(result)
     if report:
         report.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if heatmap:
         heat.draw(result, heatmap)
-    click.echo(result)

@@ -170,6 +170,8 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
         ["--target-bpw", "0.5"],
         ["--tensor", "q8_0"],
         ["--tensor", "=q8_0"],
+        ["--dry-run", "--report", "r.json"],
+        ["m.gguf", "--heatmap", "no/such/h.png"],
         [],
     ],
 )

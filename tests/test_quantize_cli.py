@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(quantize, arguments)
     assert result.exit_code == 2
     assert "Traceback" not in result.output
+
+
+def test_report_and_heat_map_are_written(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [str(tmp_path / name) for name in ("m.gguf", "r.json", "h.png")]
+    arguments = [str(tiny_checkpoint), files[0], "--type", "q4_k_m", "--report", files[1], "--heatmap", files[2]]
+    assert CliRunner().invoke(quantize, arguments, catch_exceptions=False).exit_code == 0
+    assert json.loads(Path(files[1]).read_text())["type"] == "q4_k_m"
+    assert Path(files[2]).read_bytes().startswith(b"\x89PNG")
 
 
 def test_help_shows_examples_line_by_line() -> None:
