@@ -37,6 +37,12 @@ class Checkpoint:
         """Of the directory."""
         return self.path.resolve().name
 
+    @property
+    def used(self) -> tuple[Path, ...]:
+        """All files that belong to the checkpoint: those of the weights, and what stands beside them in a directory but is no GGUF file."""
+        beside = self.path.iterdir() if self.path.is_dir() else ()
+        return (*self.files, *(entry for entry in beside if entry.is_file() and entry.suffix != ".gguf"))
+
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Opens a directory in Hugging Face's or Mistral's own form, or a GGUF file.

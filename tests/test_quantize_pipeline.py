@@ -100,7 +100,7 @@ def test_error_of_the_writer_is_raised_to_who_writes(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("where", ["header", "first tensor", "middle", "last byte", "cut", "longer"])
-def test_damage_between_writing_and_reading_back_is_found(
+def test_row_19_damage_between_writing_and_reading_back_is_found(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     def damage(path: Path, n_header: int) -> None:
@@ -131,7 +131,7 @@ def test_damage_between_writing_and_reading_back_is_found(
 # --- Deaths and errors at any moment -----------------------------------------------------------------------------
 
 
-def test_source_that_shrinks_while_it_is_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_19_source_that_shrinks_while_it_is_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = source / "model.safetensors"
     genuine, calls = writer.encode, []
 
@@ -149,7 +149,7 @@ def test_source_that_shrinks_while_it_is_read(source: Path, tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
 
 
-def test_read_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_19_read_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     genuine, calls = os.preadv, []
 
     def failing(*arguments: Any) -> int:
@@ -168,7 +168,7 @@ KILLS = int(os.environ.get("PYMIXTRAL_KILLS", "4"))
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
+def test_row_19_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
     """Slow chunks spread the work over half a second, so that kills meet every stage. PYMIXTRAL_KILLS sets their number."""
     make_checkpoint(tmp_path / "hf", Shape(n_vocab=64, n_layers=4, hidden=256, ffn=512, head_dim=64), seed=5)
     dest = tmp_path / "m.gguf"
@@ -183,20 +183,25 @@ def test_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
         "quantize(sys.argv[1], sys.argv[2], force=True, progress=False)\n"
     )
     rng, seen = random.Random(7), {"absent": 0, "old": 0, "complete": 0}
-    started = time.monotonic()
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "hf"), str(dest)], check=True, stdout=subprocess.DEVNULL)
+
+    def begin() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "hf"), str(dest)], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    with begin() as process:
+        started = time.monotonic()
+        process.wait()
     longest = time.monotonic() - started
     for _ in range(KILLS):
         dest.unlink(missing_ok=True)
         if old:
             dest.write_bytes(b"old")
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "hf"), str(dest)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process = begin()
         time.sleep(rng.uniform(0, longest))
-        process.kill()
-        process.wait()
-        process.stdout.close()
+        with process:
+            process.kill()
         found = dest.read_bytes() if dest.exists() else None
         assert found in ((b"old" if old else None), complete)
         seen["complete" if found == complete else "old" if old else "absent"] += 1
@@ -207,7 +212,7 @@ def test_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk")
-def test_disk_that_is_full(source: Path, tmp_path: Path) -> None:
+def test_row_19_disk_that_is_full(source: Path, tmp_path: Path) -> None:
     """A disk that has room when it is asked, and is filled while the file is written."""
     disk = tmp_path / "disk"
     disk.mkdir()

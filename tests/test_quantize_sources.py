@@ -20,7 +20,7 @@ from pymixtral.quantize import quantize
 from pymixtral.quantize.layout import rope_order
 from pymixtral.quantize.mistral import read_params
 
-from pymixtral.errors import CheckpointError, ModelConfigError, ModelFileError, PymixtralError, UnsupportedError
+from pymixtral.errors import CheckpointError, InvalidArgumentError, ModelConfigError, ModelFileError, PymixtralError, UnsupportedError
 from pymixtral.gguf import GGUFFile
 
 Tensors = dict[str, Array]
@@ -198,7 +198,7 @@ def test_tensors_that_stay_in_their_type_are_copied(tmp_path: Path, tiny_q8_0: P
     assert quantized(source, tmp_path / "m.gguf", kind) == contents(source)
 
 
-def test_damaged_scale_in_a_copied_tensor_is_refused(tmp_path: Path, tiny_q8_0: Path) -> None:
+def test_row_20_a_damaged_scale_is_refused(tmp_path: Path, tiny_q8_0: Path) -> None:
     path = Path(shutil.copy(tiny_q8_0, tmp_path / "source.gguf"))
     with GGUFFile(path) as file:
         data = file.tensors["blk.2.ffn_up_exps.weight"].data
@@ -210,6 +210,24 @@ def test_damaged_scale_in_a_copied_tensor_is_refused(tmp_path: Path, tiny_q8_0: 
         with pytest.raises(CheckpointError, match=r"blk\.2\.ffn_up_exps\.weight\[0\] holds NaN"):
             quantize(path, tmp_path / "m.gguf", kind, progress=False)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source.gguf"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])
+def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path, Shape(n_layers=1), seed=4)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InvalidArgumentError, match="one of the files that are read"):
+        quantize(tmp_path, tmp_path / name, force=True, progress=False)
+    assert (tmp_path / name).read_bytes() == before
+    quantize(tmp_path, tmp_path / "m.gguf", progress=False)
+    quantize(tmp_path, tmp_path / "m.gguf", force=True, progress=False)
+
+
+def test_row_18_a_gguf_source_is_not_overwritten(tmp_path: Path, tiny_f16: Path) -> None:
+    source = rewrite(tiny_f16, tmp_path / "m.gguf", shard_tensors=20)
+    for path in sorted(tmp_path.glob("*.gguf")):
+        with pytest.raises(InvalidArgumentError, match="one of the files that are read"):
+            quantize(source, path, force=True, progress=False)
 
 
 def test_gguf_source_that_is_broken_or_another_model(tmp_path: Path, tiny_f16: Path) -> None:
@@ -266,7 +284,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, tiny_f
         ("model.layers.0.mlp.gate.weight", lambda x: x[:-1]),
     ],
 )
-def test_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callable[[Array], Array]) -> None:
+def test_row_17_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callable[[Array], Array]) -> None:
     tensors = fused(make_tensors(SMALL, seed=1), SMALL)
     tensors[name] = np.ascontiguousarray(change(tensors[name]))
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
@@ -275,7 +293,7 @@ def test_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callab
         quantize(tmp_path, tmp_path / "m.gguf", progress=False)
 
 
-def test_fused_and_single_experts_together(tmp_path: Path) -> None:
+def test_row_17_fused_and_single_experts_together(tmp_path: Path) -> None:
     tensors = make_tensors(SMALL, seed=1)
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
     write_safetensors(tmp_path / "model.safetensors", tensors | fused(tensors, SMALL))
@@ -284,7 +302,7 @@ def test_fused_and_single_experts_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [[0, 2], [1, 2], [0, 1]])
-def test_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> None:
+def test_row_17_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> None:
     source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=3)
     (missing,) = {0, 1, 2} - set(kept)
     (source / f"consolidated.{missing:02}-of-03.safetensors").unlink()
@@ -292,14 +310,14 @@ def test_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> None:
         quantize(source, tmp_path / "m.gguf", progress=False)
 
 
-def test_consolidated_tensor_in_two_files(tmp_path: Path) -> None:
+def test_row_17_consolidated_tensor_in_two_files(tmp_path: Path) -> None:
     source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=2)
     shutil.copy(source / "consolidated.00-of-02.safetensors", source / "consolidated.01-of-02.safetensors")
     with pytest.raises(CheckpointError, match=r"'tok_embeddings\.weight' is in another file"):
         quantize(source, tmp_path / "m.gguf", progress=False)
 
 
-def test_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> None:
+def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> None:
     source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
     tensors = consolidated(make_tensors(SMALL, seed=1), SMALL)
     tensors["layers.0.attention.bias"] = tensors.pop("layers.1.feed_forward.experts.2.w2.weight")
@@ -326,7 +344,7 @@ def test_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> None:
         ("moe", {"num_experts": 65, "num_experts_per_tok": 2}, "num_experts is 65"),
     ],
 )
-def test_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
+def test_row_17_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
     (tmp_path / "params.json").write_text(json.dumps(params(SMALL) | {key: value}))
     with pytest.raises(CheckpointError, match=re.escape(words)):
         read_params(tmp_path / "params.json")
@@ -355,7 +373,7 @@ _JSON = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.sampled_f
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from([*params(SMALL), "moe", "sliding_window", "max_seq_len", "tied_embeddings"]), _JSON, max_size=4))
-def test_any_params_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
+def test_row_17_any_params_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "params.json"
     path.write_text(json.dumps(params(SMALL) | changes))
     try:

@@ -155,7 +155,7 @@ def test_rules_of_a_piece_apart_from_one_another_are_unsupported(tmp_path: Path)
         (lambda v: v["added_tokens"].append({"id": 4096, "content": "\ud800"}), "expected text"),
     ],
 )
-def test_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+def test_row_17_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
     with pytest.raises(CheckpointError, match=words):
         read(write(tmp_path, changed(change)))
 
@@ -247,7 +247,7 @@ _VALUES = st.none() | st.booleans() | st.integers(-2, 5000) | st.text(max_size=3
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     values = json.loads(json.dumps(CONVERTED))
     for _ in range(data.draw(st.integers(1, 3))):
         place: Any = values
