@@ -16,7 +16,7 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import Importance, ImportanceMatrix
 from pymixtral.imatrix import read as read_imatrix
 
-from .budget import Choice, choose
+from .budget import CANDIDATES, Choice, choose
 from .checkpoint import Checkpoint
 from .layout import Target
 from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
@@ -140,6 +140,10 @@ def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, he
             name, budget = f"target {request.target_bpw:g} bits per weight", int(request.target_bpw * n_weights / 8)
         choice = choose(context, checkpoint, fixed, importance, budget, progress)
         wanted = [choice.types[target.name] for target in targets]
+        if all(kind == CANDIDATES[-1] for kind in (choice.types[name] for name in choice.errors)):
+            notes.append(
+                f"every matrix that was to be chosen is {CANDIDATES[-1].name.lower()}, the best choice: the target is larger than it takes"
+            )
     tensors = tuple(PlannedTensor(t, fit(t, kind), importance.get(t.name)) for t, kind in zip(targets, wanted, strict=True))
     by_type: Counter[GGMLQuantizationType] = Counter()
     for tensor in tensors:

@@ -72,6 +72,14 @@ def test_bits_per_weight_are_kept_and_used(bpw: float) -> None:
             assert tensor.type == Type.F32
 
 
+def test_more_than_the_best_types_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    planned = plan(TINY_MIXTRAL, target_bpw=9, progress=False)
+    assert planned.bits_per_weight < 8.6
+    assert any("the target is larger than it takes" in note for note in planned.notes)
+    assert not any("target" in note for note in plan(TINY_MIXTRAL, target_bpw=7, progress=False).notes)
+
+
 def test_more_bytes_mean_less_error() -> None:
     choices = [plan(TINY_MIXTRAL, target_bpw=bpw, progress=False).choice for bpw in (4.6, 5.5, 7.0, 8.5)]
     objectives = [choice.objective for choice in choices if choice]
