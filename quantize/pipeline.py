@@ -71,7 +71,7 @@ class _Reader(Generic[Item]):
 
 
 class WriteBehind:
-    """A new file, written in a thread. Leaving the block waits until everything is written, or raises the OSError that ended it.
+    """A new file, written in a thread. Leaving the block waits until everything is written, or raises what ended it, an OSError.
 
     checksums: CRC-32 of the bytes between one mark() and the next.
     """
@@ -80,13 +80,13 @@ class WriteBehind:
         self.checksums: list[int] = []
         self._file = path.open("xb", buffering=0)
         self._queue: Queue[NDArray[np.uint8] | bytes | None] = Queue(DEPTH)
-        self._error: OSError | None = None
+        self._error: Exception | None = None
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
         self._thread.start()
 
     def write(self, data: NDArray[np.uint8] | bytes) -> None:
-        """data is not copied and must not change. Raises the OSError of an earlier write."""
+        """data is not copied and must not change. Raises what ended an earlier write."""
         if self._error:
             raise self._error
         self._queue.put(data)
@@ -109,7 +109,7 @@ class WriteBehind:
                 checksum = zlib.crc32(view, checksum)
                 while len(view):
                     view = view[self._file.write(view) :]
-            except OSError as error:
+            except Exception as error:  # an OSError; whatever it is, who writes must not wait for this thread
                 self._error = error
 
     def __enter__(self) -> WriteBehind:
