@@ -1,7 +1,8 @@
 """The speed of a model on this machine: prompt and generation, as tokens/s and as parts of what the machine can do.
 
 The work is that of `Mixtral.generate` without sampling: random tokens (repeated ones would visit one pair of experts), a prompt of
-n_prompt at once, then n_generate passes of one token each. The limits, memory read bandwidth and int8 products, are measured between the repetitions.
+n_prompt at once, then n_generate passes of one token each. The limits, memory read bandwidth and int8 products, are measured between the
+repetitions.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import importlib.resources
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from pymixtral.config import ModelConfig
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.generation import Completion, Generation, StopStrings
 from pymixtral.gguf import GGUFFile
+from pymixtral.interrupt import run_beside
 from pymixtral.kv_cache import n_pages_for
 from pymixtral.matrix import slow_types
 from pymixtral.model import Model
@@ -265,7 +266,7 @@ class Mixtral:
         """
         if n_tokens == 1 or threading.current_thread() is not threading.main_thread():
             return call()
-        return _run_beside(call, self._model.cancel)
+        return run_beside(call, self._model.cancel)
 
     def forget(self) -> None:
         """Empties the cache: the next text is computed from its first token."""
@@ -330,42 +331,6 @@ class Mixtral:
         if outside.size:
             raise InvalidArgumentError(f"expected token ids from 0 to {self.config.n_vocab - 1} in {what}, found {outside[0]}")
         return ids.astype(np.int32)
-
-
-def _run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
-    """The result of call(), run on another thread while this one waits and takes signals.
-
-    If the wait is interrupted, the call is canceled and has ended, or will never start, when the interrupt goes on.
-    """
-    results: list[T] = []
-    errors: list[BaseException] = []
-    claim = threading.Lock()  # whoever takes it first decides: the thread, that the call runs; an interrupt, that it does not
-    done = threading.Event()
-
-    def work() -> None:
-        if claim.acquire(blocking=False):
-            try:
-                results.append(call())
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                done.set()
-
-    try:
-        threading.Thread(target=work, name="pymixtral", daemon=True).start()
-        done.wait()
-    except BaseException:
-        ended = False
-        while not ended:
-            with suppress(KeyboardInterrupt):  # an impatient second one
-                ended = done.is_set() or claim.acquire(blocking=False)
-                if not ended:
-                    cancel()  # again and again: a pass that begins clears the flag
-                    done.wait(0.02)
-        raise
-    if errors:
-        raise errors[0]
-    return results[0]
 
 
 def _n_common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:

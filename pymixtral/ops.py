@@ -7,9 +7,7 @@ infinity, CanceledError, UnsupportedError and NativeError.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
 
 from pymixtral._native import check, ffi, lib
-from pymixtral.errors import ClosedError, InvalidArgumentError, UnsupportedError
+from pymixtral.context import Context as Context
+from pymixtral.context import available_isas as available_isas
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.matrix import Matrix
 
 F32 = NDArray[np.float32]
@@ -25,71 +25,6 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 
 PAGE = 64  # positions of a cache page
-
-
-def available_isas() -> list[str]:
-    """The instruction sets of this build that this machine runs, slowest first."""
-    names = []
-    i = 0
-    while (name := lib.pmx_isa_name(i)) != ffi.NULL:
-        if lib.pmx_isa_available(i):
-            names.append(ffi.string(name).decode())
-        i += 1
-    return names
-
-
-class Context:
-    """Threads and scratch memory of the C library; one call at a time.
-
-    n_threads: 1 to 256; None: what affinity, cgroup quota and physical cores allow. isa: one of available_isas(); None: the environment's
-    PYMIXTRAL_ISA, else the fastest. Raises UnsupportedError for an unknown or unavailable instruction set.
-    """
-
-    def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
-        self._pointer = ffi.NULL
-        if n_threads is None:
-            n_threads = lib.pmx_default_threads()
-        if not 1 <= n_threads <= 256:
-            raise InvalidArgumentError(f"expected 1 to 256 threads, found {n_threads}")
-        isa = isa or os.environ.get("PYMIXTRAL_ISA") or None
-        if isa is not None and isa not in available_isas():
-            raise UnsupportedError(f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'")
-        out = ffi.new("pmx_ctx **")
-        check(lib.pmx_ctx_create(out, n_threads, ffi.NULL if isa is None else isa.encode()))
-        self._pointer = out[0]
-
-    @property
-    def pointer(self) -> Any:
-        """The C context. Raises ClosedError after close()."""
-        if self._pointer == ffi.NULL:
-            raise ClosedError("expected an open context, found one that was closed")
-        return self._pointer
-
-    @property
-    def isa(self) -> str:
-        return str(ffi.string(lib.pmx_ctx_isa(self.pointer)).decode())
-
-    @property
-    def n_threads(self) -> int:
-        return int(lib.pmx_ctx_threads(self.pointer))
-
-    def cancel(self, on: bool = True) -> None:
-        """Makes the call under way, and later ones, end with CanceledError, until set to False. Any thread may call it."""
-        lib.pmx_ctx_cancel(self.pointer, on)
-
-    def close(self) -> None:
-        """Ends the threads and frees the scratch; may be called again. No call may be under way."""
-        pointer, self._pointer = self._pointer, ffi.NULL
-        lib.pmx_ctx_destroy(pointer)
-
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
 
 
 # --- Arrays ------------------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ from checkpoints import Shape, make_checkpoint
 from pymixtral.quantize import quantize
 
 from pymixtral import Mixtral
-from pymixtral.engine import _run_beside
 from pymixtral.errors import CanceledError
+from pymixtral.interrupt import run_beside
 from pymixtral.kv_cache import Sequence
 
 PROMPT = "Once upon a time there was a king who had three daughters"
@@ -86,10 +86,10 @@ def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(engine: Mixtra
 
 
 def test_a_call_beside_returns_or_raises_what_it_would_here() -> None:
-    assert _run_beside(lambda: 5, lambda: None) == 5
+    assert run_beside(lambda: 5, lambda: None) == 5
     with pytest.raises(ZeroDivisionError):
-        _run_beside(lambda: 1 // 0, lambda: None)
-    assert _run_beside(threading.get_ident, lambda: None) != threading.get_ident()
+        run_beside(lambda: 1 // 0, lambda: None)
+    assert run_beside(threading.get_ident, lambda: None) != threading.get_ident()
 
 
 def test_an_interrupt_waits_until_the_call_has_ended_however_impatient() -> None:
@@ -103,6 +103,6 @@ def test_an_interrupt_waits_until_the_call_has_ended_however_impatient() -> None
 
     thread = interrupt_after(0.1, times=3)
     with pytest.raises(KeyboardInterrupt):
-        _run_beside(call, canceled.set)
+        run_beside(call, canceled.set)
     assert ended.is_set()
     thread.join()
