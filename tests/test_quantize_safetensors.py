@@ -82,7 +82,7 @@ def test_file_that_shrinks_after_it_was_opened_is_an_error(tmp_path: Path) -> No
     tensor = read_safetensors(path)["x"]
     os.truncate(path, path.stat().st_size - 5)
     np.testing.assert_array_equal(tensor.floats(slice(0, 3)), np.ones((3, 8)))
-    with pytest.raises(CheckpointError, match="expected 32 bytes at byte .* found 27: the file was shortened"):
+    with pytest.raises(CheckpointError, match=r"expected 32 bytes at byte .* found 27: the file was shortened"):
         tensor.floats(slice(3, 4))
 
 
