@@ -63,7 +63,7 @@ GRIDS = {
     KINDS.Q4_1: Grid(32, 1, (0, 15), steps=_range(14.25, 0.5, 6), offsets=OFFSETS),
     KINDS.Q5_1: Grid(32, 1, (0, 31), steps=_range(30.25, 0.5, 6), offsets=OFFSETS),
     KINDS.Q2_K: Grid(16, 16, (0, 3), (0, 15), steps=_range(2.25, 0.375, 6), offsets=OFFSETS),
-    KINDS.Q3_K: Grid(16, 16, (-4, 3), (-32, 31), down=_range(2.75, 0.1875, 12), up=_range(2.75, 0.25, 6)),
+    KINDS.Q3_K: Grid(16, 16, (-4, 3), (-32, 31), down=_range(2.75, 0.25, 9), up=_range(2.75, 0.25, 5)),
     KINDS.Q4_K: Grid(32, 8, (0, 15), (0, 63), steps=_range(14.25, 0.5, 6), offsets=OFFSETS),
     KINDS.Q5_K: Grid(32, 8, (0, 31), (0, 63), steps=_range(30.25, 0.5, 6), offsets=OFFSETS),
     KINDS.Q6_K: Grid(16, 16, (-32, 31), (-128, 127), down=_range(31, 0.25, 9)),

@@ -52,6 +52,14 @@ PMX_INLINE float scale16(float d) {
 
 PMX_INLINE vec splat(float a) { return a - (vec){0}; }
 
+/* inverse[j] = finite_ratio(a, b[j]), which compilers leave scalar. */
+static void inverses(float *inverse, float a, const float *b) {
+    for (int j = 0; j < N; j += LANES) {
+        const ivec ratios = (ivec)(splat(a) / *(const vec *)(b + j));
+        *(vec *)(inverse + j) = (vec)(ratios & ((ratios & 0x7fffffff) < 0x7f800000));
+    }
+}
+
 PMX_INLINE vec linear_codes(vec x, vec inverse, vec offset, vec lo, vec hi) {
     const vec magic = splat(round_magic);
     return vec_min(vec_max((x * inverse + offset + magic) - magic, lo), hi);
@@ -125,18 +133,18 @@ static void try_scale(float *scale, float *best, const pmx_tile *t, const float 
 }
 
 static void find_scales(float *scale, const pmx_tile *t, const pmx_grid *g) {
-    float extreme[N], best[N] = {0}, inverse[N] __attribute__((aligned(64)));
+    float extreme[N] __attribute__((aligned(64))), best[N] = {0}, inverse[N] __attribute__((aligned(64)));
     memset(scale, 0, N * sizeof *scale);
     memcpy(extreme, t->x[0], sizeof extreme);
     for (int i = 1; i < g->sub; i++) EACH(j) extreme[j] = fabsf(t->x[i][j]) > fabsf(extreme[j]) ? t->x[i][j] : extreme[j];
     for (int k = 0; k < g->down.count + g->up.count; k++) {
         const int up = k - g->down.count;
         const float c = up < 0 ? -(g->down.first + g->down.step * (float)k) : g->up.first + g->up.step * (float)up;
-        EACH(j) inverse[j] = finite_ratio(c, extreme[j]);
+        inverses(inverse, c, extreme);
         try_scale(scale, best, t, inverse, g);
     }
     for (int k = 0; k < 2; k++) {
-        EACH(j) inverse[j] = finite_ratio(1.0f, scale[j]);
+        inverses(inverse, 1.0f, scale);
         try_scale(scale, best, t, inverse, g);
     }
 }
@@ -196,7 +204,7 @@ static int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g) {
 }
 
 static int search_symmetric(pmx_tile *t, const pmx_grid *g) {
-    float found[N], inverse[N];
+    float found[N] __attribute__((aligned(64))), inverse[N] __attribute__((aligned(64)));
     int overflow = 0;
     find_scales(found, t, g);
     if (g->n_sub > 1)
@@ -219,7 +227,7 @@ typedef struct {
     float u[32][N] __attribute__((aligned(64)));
     float lowest[N];   /* of blocks with integer minimums, which are not negative: at most 0; the shift is not below it */
     float w[N], wu[N]; /* sums of weights, of weighted u */
-    float scale[N], shift[N], best[N];
+    float scale[N] __attribute__((aligned(64))), shift[N], best[N];
 } affine;
 
 /* The weighted squared error of scale * q - shift, less that of 0. */
@@ -251,7 +259,7 @@ static void try_affine(affine *f, const pmx_tile *t, const float *inverse, const
 
 static void find_affine(affine *f, const pmx_tile *t, const pmx_grid *g) {
     const int bounded = g->n_sub > 1;
-    float largest[N] = {0}, inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
+    float largest[N] __attribute__((aligned(64))) = {0}, inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
     EACH(j) f->lowest[j] = bounded && t->x[0][j] > 0.0f ? 0.0f : t->x[0][j];
     for (int i = 1; i < g->sub; i++) EACH(j) f->lowest[j] = t->x[i][j] < f->lowest[j] ? t->x[i][j] : f->lowest[j];
     EACH(j) f->w[j] = f->wu[j] = 0.0f;
@@ -270,17 +278,15 @@ static void find_affine(affine *f, const pmx_tile *t, const pmx_grid *g) {
     }
     for (int k = 0; k < g->steps.count; k++) {
         const float c = g->steps.first + g->steps.step * (float)k;
-        EACH(j) inverse[j] = finite_ratio(c, largest[j]);
+        inverses(inverse, c, largest);
         for (int o = 0; o < g->offsets.count; o++) {
             EACH(j) offset[j] = g->offsets.first + g->offsets.step * (float)o;
             try_affine(f, t, inverse, offset, g);
         }
     }
     for (int k = 0; k < 2; k++) {
-        EACH(j) {
-            inverse[j] = finite_ratio(1.0f, f->scale[j]);
-            offset[j] = f->shift[j] * inverse[j];
-        }
+        inverses(inverse, 1.0f, f->scale);
+        EACH(j) offset[j] = f->shift[j] * inverse[j];
         try_affine(f, t, inverse, offset, g);
     }
 }

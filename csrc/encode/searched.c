@@ -19,8 +19,7 @@ static const pmx_grid grids[PMX_TYPE_SLOTS] = {
     [PMX_Q4_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 15, AFFINE(14.25f, 0.5f)},
     [PMX_Q5_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 31, AFFINE(30.25f, 0.5f)},
     [PMX_Q2_K] = {.sub = 16, .n_sub = 16, .lo = 0, .hi = 3, .scale_hi = 15, AFFINE(2.25f, 0.375f)},
-    [PMX_Q3_K] =
-        {.sub = 16, .n_sub = 16, .lo = -4, .hi = 3, .scale_lo = -32, .scale_hi = 31, DOWN(2.75f, 0.1875f, 12), UP(2.75f, 0.25f, 6)},
+    [PMX_Q3_K] = {.sub = 16, .n_sub = 16, .lo = -4, .hi = 3, .scale_lo = -32, .scale_hi = 31, DOWN(2.75f, 0.25f, 9), UP(2.75f, 0.25f, 5)},
     [PMX_Q4_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 15, .scale_hi = 63, AFFINE(14.25f, 0.5f)},
     [PMX_Q5_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 31, .scale_hi = 63, AFFINE(30.25f, 0.5f)},
     [PMX_Q6_K] = {.sub = 16, .n_sub = 16, .lo = -32, .hi = 31, .scale_lo = -128, .scale_hi = 127, DOWN(31, 0.25f, 9)},
@@ -165,13 +164,13 @@ static pack_function *const packers[PMX_TYPE_SLOTS] = {
 
 /* --- Rows */
 
-static void fill(pmx_tile *t, const pmx_grid *g, const float *x, const float *weight, int64_t n) {
-    for (int j = 0; j < LANES; j++)
-        for (int i = 0; i < g->sub; i++) {
-            const int64_t at = (int64_t)j * g->sub + i;
-            t->x[i][j] = at < n ? x[at] : 0.0f;
-            t->w[i][j] = at < n && weight ? weight[at] : 1.0f;
-        }
+/* n numbers into [element][sub-block], and `beyond` after them. */
+static void fill(float (*to)[LANES], const float *from, int32_t sub, int64_t n, float beyond) {
+    if (n < (int64_t)LANES * sub)
+        for (int i = 0; i < sub; i++)
+            for (int j = 0; j < LANES; j++) to[i][j] = beyond;
+    for (int j = 0; j < LANES && (int64_t)j * sub < n; j++)
+        for (int i = 0; i < sub; i++) to[i][j] = from[j * sub + i];
 }
 
 /* The block whose first sub-block is `lane` of the tile. */
@@ -195,8 +194,12 @@ int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const
     found_block found;
     for (int64_t i = 0; i < cols; i++)
         if (fabsf(x[i]) >= 0x1p40f) return 1;
+    for (int i = 0; i < 32; i++)
+        for (int j = 0; j < LANES; j++) tile.w[i][j] = 1.0f;
     for (int64_t at = 0; at < cols; at += (int64_t)LANES * g->sub) {
-        fill(&tile, g, x + at, weight ? weight + at : NULL, cols - at);
+        const int64_t n = cols - at < (int64_t)LANES * g->sub ? cols - at : (int64_t)LANES * g->sub;
+        fill(tile.x, x + at, g->sub, n, 0.0f);
+        if (weight) fill(tile.w, weight + at, g->sub, n, 1.0f);
         if (kernels->search(&tile, g)) return 1;
         for (int lane = 0; lane < LANES && at + (int64_t)lane * g->sub < cols; lane += g->n_sub) {
             take(&found, &tile, g, lane, type);
