@@ -71,7 +71,7 @@ class _Reader(Generic[Item]):
 
 
 class WriteBehind:
-    """A new file, written in a thread. Leaving the block waits until everything is written, or raises what ended it, an OSError.
+    """A new file, written in a thread. Leaving the block waits until everything is written, or raises what ended it, such as an OSError.
 
     checksums: CRC-32 of the bytes between one mark() and the next.
     """
@@ -80,7 +80,7 @@ class WriteBehind:
         self.checksums: list[int] = []
         self._file = path.open("xb", buffering=0)
         self._queue: Queue[NDArray[np.uint8] | bytes | None] = Queue(DEPTH)
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
         self._thread.start()
@@ -109,7 +109,7 @@ class WriteBehind:
                 checksum = zlib.crc32(view, checksum)
                 while len(view):
                     view = view[self._file.write(view) :]
-            except Exception as error:  # an OSError; whatever it is, who writes must not wait for this thread
+            except BaseException as error:  # an OSError; whatever it is, who writes must not wait for this thread
                 self._error = error
 
     def __enter__(self) -> WriteBehind:

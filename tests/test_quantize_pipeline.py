@@ -96,6 +96,31 @@ def test_error_of_the_writer_is_raised_to_who_writes(tmp_path: Path, monkeypatch
         raise KeyError
 
 
+@pytest.mark.parametrize("error", [MemoryError, SystemExit])
+@pytest.mark.parametrize("n", [1, 100])
+def test_whatever_ends_the_writer_is_raised_and_nothing_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], n: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("pymixtral.quantize.pipeline.zlib.crc32", fail)
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with WriteBehind(tmp_path / "x") as file:
+                for _ in range(n):
+                    file.write(bytes(10))
+        except BaseException as caught:
+            raised.append(caught)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    assert [type(caught) for caught in raised] == [error]
+
+
 # --- Reading back ------------------------------------------------------------------------------------------------
 
 
