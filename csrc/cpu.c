@@ -93,24 +93,53 @@ static int32_t linux_cores(void) {
     return n;
 }
 
-/* The cgroup's CPU quota in whole CPUs (rounded up), or a large number without one. */
-static int32_t linux_quota(void) {
-    long long quota = -1, period = 0;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "r");
-    if (file) { /* version 2: "max 100000" or "200000 100000" */
-        char text[32];
-        if (fscanf(file, "%31s %lld", text, &period) == 2 && strcmp(text, "max") != 0) quota = atoll(text);
-        fclose(file);
-    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r"))) {
-        if (fscanf(file, "%lld", &quota) != 1) quota = -1;
-        fclose(file);
-        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r"))) {
-            if (fscanf(file, "%lld", &period) != 1) period = 0;
-            fclose(file);
-        }
-    }
-    if (quota <= 0 || period <= 0 || quota / period >= 256) return 256;
+enum { NO_QUOTA = 256, PATH_BYTES = 4096 };
+
+/* quota / period in whole CPUs, rounded up. */
+static int32_t whole_cpus(long long quota, long long period) {
+    if (quota <= 0 || period <= 0 || quota / period >= NO_QUOTA) return NO_QUOTA;
     return (int32_t)((quota + period - 1) / period);
+}
+
+/* What cpu.max of a cgroup folder says: "max 100000" or "200000 100000". */
+static int32_t group_quota(const char *folder) {
+    char path[PATH_BYTES + 16], text[32];
+    long long period = 0;
+    snprintf(path, sizeof path, "%s/cpu.max", folder);
+    FILE *file = fopen(path, "r");
+    if (!file) return NO_QUOTA;
+    const int limited = fscanf(file, "%31s %lld", text, &period) == 2 && strcmp(text, "max") != 0;
+    fclose(file);
+    return limited ? whole_cpus(atoll(text), period) : NO_QUOTA;
+}
+
+static long long read_number(const char *path) {
+    long long value = -1;
+    FILE *file = fopen(path, "r");
+    if (!file) return -1;
+    if (fscanf(file, "%lld", &value) != 1) value = -1;
+    fclose(file);
+    return value;
+}
+
+/* The least CPU quota of this process's cgroup and those around it (version 2), or the mount's own (version 1). */
+static int32_t linux_quota(void) {
+    static const char mount[] = "/sys/fs/cgroup";
+    int32_t least = whole_cpus(read_number("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), read_number("/sys/fs/cgroup/cpu/cpu.cfs_period_us"));
+    char folder[PATH_BYTES] = "/sys/fs/cgroup", line[PATH_BYTES - sizeof mount];
+    FILE *file = fopen("/proc/self/cgroup", "r");
+    while (file && fgets(line, sizeof line, file)) {
+        line[strcspn(line, "\n")] = 0;
+        if (strncmp(line, "0::", 3) == 0) snprintf(folder, sizeof folder, "%s%s", mount, line + 3);
+    }
+    if (file) fclose(file);
+    for (size_t length = strlen(folder); length >= strlen(mount);) {
+        const int32_t quota = group_quota(folder);
+        if (quota < least) least = quota;
+        while (length > 0 && folder[length - 1] != '/') length--;
+        folder[length > 0 ? --length : 0] = 0;
+    }
+    return least;
 }
 #endif
 

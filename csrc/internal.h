@@ -63,7 +63,7 @@ static inline void *pmx_thread_scratch(const pmx_ctx *ctx, int32_t thread) {
 }
 /* First row of x [n_rows][n] that holds a NaN or infinity, or -1. */
 int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
-/* The bytes of `n` elements of a known type. */
+/* Whether a weight keeps the contract; name is for the message. */
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
 
 /* --- cache.c */

@@ -2,6 +2,7 @@
 #ifndef PMX_KERNELS_H
 #define PMX_KERNELS_H
 
+#include <math.h>
 #include <stdint.h>
 
 #include "pmx.h"
@@ -109,5 +110,11 @@ static inline const uint16_t *pmx_q8_0_page_scales(const uint8_t *page, int64_t 
 
 /* Activations below this largest magnitude quantize to zero, so that 127 / amax stays finite. */
 #define PMX_TINY_AMAX 0x1p-100f
+
+/* rms_norm's factor. An infinite sum of squares gives NaN, which the entry point finds: its inverse, 0, would hide the overflow. */
+static inline float pmx_rms_scale(float sum_of_squares, int64_t n, float eps) {
+    if (isinf(sum_of_squares)) return NAN;
+    return 1.0f / sqrtf(sum_of_squares / (float)n + eps);
+}
 
 #endif

@@ -255,7 +255,7 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
     const int64_t fault = atomic_load(&pool->fault);
     if (fault == INT64_MAX) return PMX_OK;
     if (fault % 16 == PMX_EOVERFLOW)
-        return pmx_fail_row(PMX_EOVERFLOW, fault / 16, "row %lld: a key or value is beyond f16's 65504: use an f32 cache",
+        return pmx_fail_row(PMX_EOVERFLOW, fault / 16, "row %lld: a key or value is too large for the cache's type: use an f32 cache",
                             (long long)(fault / 16));
     return pmx_fail_row(PMX_ENONFINITE, fault / 16, "row %lld: a value is NaN or infinite: the weights are damaged or overflow",
                         (long long)(fault / 16));

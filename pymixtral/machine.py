@@ -138,14 +138,18 @@ def _first_sibling(root: Path, number: int) -> int:
 
 
 def _quota(root: Path) -> int | None:
-    """Version 2 has "max 100000" or "200000 100000" in one file, version 1 two numbers in two."""
-    group = root / "sys/fs/cgroup"
-    text = _read(group / "cpu.max") or f"{_read(group / 'cpu/cpu.cfs_quota_us')} {_read(group / 'cpu/cpu.cfs_period_us')}"
-    numbers = text.split()
-    if len(numbers) != 2 or not all(number.isdigit() for number in numbers) or "0" in numbers:  # none: "max", or version 1's -1
-        return None
-    quota, period = map(int, numbers)
-    return -(-quota // period)
+    """The least quota in whole CPUs of this process's cgroup and those around it (version 2: "max 100000" or "200000 100000" in one
+    file), or the mount's own (version 1: two numbers in two files); None without one."""
+    base = root / "sys/fs/cgroup"
+    path = next((line[3:] for line in _read(root / "proc/self/cgroup").splitlines() if line.startswith("0::")), "")
+    group = base / path.lstrip("/")
+    texts = [_read(folder / "cpu.max") for folder in (group, *group.parents) if folder.is_relative_to(base)]
+    texts.append(f"{_read(base / 'cpu/cpu.cfs_quota_us')} {_read(base / 'cpu/cpu.cfs_period_us')}")
+    quotas = []
+    for numbers in map(str.split, texts):
+        if len(numbers) == 2 and all(number.isdigit() for number in numbers) and "0" not in numbers:  # none: "max", or version 1's -1
+            quotas.append(-(-int(numbers[0]) // int(numbers[1])))
+    return min(quotas, default=None)
 
 
 # --- Memory ------------------------------------------------------------------------------------------------------

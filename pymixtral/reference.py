@@ -133,7 +133,8 @@ def matmul(x: F32, w: Matrix) -> F32:
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """float32 [n_tokens, n] (Zhang and Sennrich 2019, arXiv:1910.07467). Raises NonFiniteError with the row."""
     with np.errstate(over="ignore", invalid="ignore"):
-        r = _ONE / np.sqrt(sum8(x, x) / np.float32(x.shape[-1]) + np.float32(eps))
+        squares = _finite(sum8(x, x), "a sum of squares")
+        r = _ONE / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps))
         return _finite((x * r[:, None]) * weight, "a normalised vector")
 
 

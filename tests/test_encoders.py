@@ -190,6 +190,10 @@ def test_what_a_type_cannot_hold(ctx: ops.Context, kind: GGMLQuantizationType) -
         x = normal(14, 7, 512)
         x[5, 511] = x[6, 0] = value
         assert row_of(ops.encode, ctx, kind, x) == 5
+    if kind in (KINDS.Q4_1, KINDS.Q5_1):  # each value is finite, their difference is not
+        x = normal(14, 7, 512)
+        x[5, 510:] = 3e38, -3e38
+        assert row_of(ops.encode, ctx, kind, x) == 5
 
 
 @pytest.mark.parametrize("kind", SEARCHED, **names)

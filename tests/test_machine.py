@@ -107,6 +107,17 @@ def test_quota(tmp_path: Path, files: dict[str, str], quota: int | None) -> None
 
 
 @linux
+def test_the_least_quota_of_the_groups_around_the_process_counts(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "0::/user/session\n",
+        "sys/fs/cgroup/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/user/cpu.max": "300000 100000\n",
+        "sys/fs/cgroup/user/session/cpu.max": "900000 100000\n",
+    }
+    assert machine.threads(write(tmp_path, files)).quota == 3
+
+
+@linux
 def test_hyperthreads_count_once(tmp_path: Path) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     files = {f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{allowed[0]}-{allowed[-1]}\n" for i in allowed}

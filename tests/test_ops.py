@@ -68,7 +68,7 @@ def test_a_closed_context_says_so() -> None:
 @pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 31, 64, 100])
 def test_rms_norm(ctx: ops.Context, n: int) -> None:
     x, w = normal(n, 40, n), wide(n + 1, n)
-    x[1], x[2], x[3], x[4], x[5] = 0, 1e-45, 1e-38, 1e30, -3e38  # the squares of the last two overflow: all zero
+    x[1], x[2], x[3], x[4], x[5] = 0, 1e-45, 1e-38, 1e18, -1e18  # the squares of the last two nearly overflow
     x[6:9] = wide(n + 2, 3, n)
     for n_tokens in (1, 2, 9, 40):
         for eps in (1e-5, 1e-6):
@@ -89,6 +89,14 @@ def test_rms_norm_names_the_row(ctx: ops.Context, value: float) -> None:
     assert row_of(ops.rms_norm, ctx, x, w, 1e-5) == row_of(reference.rms_norm, x, w, 1e-5) == 13
     w[5] = value
     assert row_of(ops.rms_norm, ctx, x[:10], w, 1e-5) == 0
+
+
+@every_context
+def test_a_sum_of_squares_that_overflows_is_found(ctx: ops.Context) -> None:
+    x, w = normal(3, 20, 33), normal(4, 33)
+    x[7] = 1e19  # each square is finite
+    x[9, 4] = 3e38
+    assert row_of(ops.rms_norm, ctx, x, w, 1e-5) == row_of(reference.rms_norm, x, w, 1e-5) == 7
 
 
 # --- exp and silu_mul --------------------------------------------------------------------------------------------

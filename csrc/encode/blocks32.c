@@ -1,4 +1,4 @@
-/* blocks32.c: types in blocks of 32 without a search: the same bytes as gguf-py's encoders (FORMATS: q8_0 with d = amax/127 and rounding
+/* blocks32.c: types in blocks of 32 without a search: the same bytes as gguf-py's encoders (q8_0 with d = amax/127 and rounding
  * half away from zero; q4_0, q5_0 with d = -extreme/8, -extreme/16 and truncation of x/d + 8.5, 16.5; q4_1, q5_1 with d = range/15,
  * range/31 and truncation of (x - min)/d + 0.5). */
 #include <math.h>
@@ -20,16 +20,29 @@ static uint16_t scale_f16(float d, int *overflow) {
     return h;
 }
 
+/* The bits of the largest magnitude of a block. Magnitudes compare as integers, which compilers turn into vectors. */
+static int32_t largest_bits(const float *x) {
+    int32_t largest = 0;
+    for (int i = 0; i < PMX_BLOCK; i++) {
+        const int32_t bits = (int32_t)(pmx_f32_bits(x[i]) & 0x7fffffffu);
+        largest = bits > largest ? bits : largest;
+    }
+    return largest;
+}
+
+/* The first element of largest magnitude; its sign counts even when it is zero. */
+static float extreme_of(const float *x) {
+    const int32_t largest = largest_bits(x);
+    int i = 0;
+    while ((int32_t)(pmx_f32_bits(x[i]) & 0x7fffffffu) != largest) i++;
+    return x[i];
+}
+
 int pmx_encode_q8_0(void *blocks, const float *x, int64_t n) {
     pmx_block_q8_0 *y = blocks;
     int overflow = 0;
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
-        float amax = 0.0f;
-        for (int i = 0; i < PMX_BLOCK; i++) {
-            const float a = fabsf(x[i]);
-            if (a > amax) amax = a;
-        }
-        const float d = amax / 127.0f;
+        const float d = pmx_f32_from_bits((uint32_t)largest_bits(x)) / 127.0f;
         const float inverse = inverse_of(d);
         y[b].d = scale_f16(d, &overflow);
         for (int i = 0; i < PMX_BLOCK; i++) {
@@ -46,13 +59,7 @@ int pmx_encode_q4_0(void *blocks, const float *x, int64_t n) {
     pmx_block_q4_0 *y = blocks;
     int overflow = 0;
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
-        float amax = fabsf(x[0]), extreme = x[0]; /* the first of equal magnitudes; its sign counts even when it is zero */
-        for (int i = 1; i < PMX_BLOCK; i++)
-            if (fabsf(x[i]) > amax) {
-                amax = fabsf(x[i]);
-                extreme = x[i];
-            }
-        const float d = extreme / -8.0f;
+        const float d = extreme_of(x) / -8.0f;
         const float inverse = inverse_of(d);
         y[b].d = scale_f16(d, &overflow);
         uint8_t q[PMX_BLOCK];
@@ -95,6 +102,10 @@ static float affine_codes(float *d, uint8_t *codes, const float *x, int32_t most
         largest = x[i] > largest ? x[i] : largest;
     }
     *d = (largest - lowest) / (float)most;
+    if (isinf(*d)) { /* the row is refused */
+        memset(codes, 0, PMX_BLOCK);
+        return lowest;
+    }
     truncated(codes, x, lowest, inverse_of(*d), 0.5f, most);
     return lowest;
 }
@@ -133,9 +144,7 @@ int pmx_encode_q5_0(void *blocks, const float *x, int64_t n) {
     int overflow = 0;
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, x += PMX_BLOCK) {
         uint8_t codes[PMX_BLOCK];
-        float extreme = x[0];
-        for (int i = 1; i < PMX_BLOCK; i++) extreme = fabsf(x[i]) > fabsf(extreme) ? x[i] : extreme;
-        const float d = extreme / -16.0f;
+        const float d = extreme_of(x) / -16.0f;
         y[b].d = scale_f16(d, &overflow);
         truncated(codes, x, 0.0f, inverse_of(d), 16.5f, 31);
         pack_nibbles(y[b].qs, codes);

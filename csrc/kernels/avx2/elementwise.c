@@ -19,7 +19,7 @@ void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
         const __m256 v = _mm256_maskload_ps(x + whole, tail);
         s = _mm256_fmadd_ps(v, v, s);
     }
-    const float r = 1.0f / sqrtf(sum8_tree(s) / (float)n + eps);
+    const float r = pmx_rms_scale(sum8_tree(s), n, eps);
     const __m256 r8 = _mm256_set1_ps(r);
     for (int64_t i = 0; i < whole; i += 8)
         _mm256_storeu_ps(y + i, _mm256_mul_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), r8), _mm256_loadu_ps(w + i)));

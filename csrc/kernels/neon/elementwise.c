@@ -22,7 +22,7 @@ void pmx_neon_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
         low = vfmaq_f32(low, a, a);
         high = vfmaq_f32(high, b, b);
     }
-    const float r = 1.0f / sqrtf(sum8_tree(low, high) / (float)n + eps);
+    const float r = pmx_rms_scale(sum8_tree(low, high), n, eps);
     int64_t i = 0;
     for (; i + 4 <= n; i += 4) vst1q_f32(y + i, vmulq_f32(vmulq_n_f32(vld1q_f32(x + i), r), vld1q_f32(w + i)));
     for (; i < n; i++) y[i] = (x[i] * r) * w[i];

@@ -11,7 +11,7 @@ static int available(void) { return 1; }
 static void rms_norm(float *y, const float *x, const float *w, int64_t n, float eps) {
     float s[8] = {0};
     for (int64_t i = 0; i < n; i++) s[i % 8] = fmaf(x[i], x[i], s[i % 8]);
-    const float r = 1.0f / sqrtf(pmx_sum8_tree(s) / (float)n + eps);
+    const float r = pmx_rms_scale(pmx_sum8_tree(s), n, eps);
     for (int64_t i = 0; i < n; i++) y[i] = (x[i] * r) * w[i];
 }
 
