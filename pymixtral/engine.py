@@ -26,7 +26,7 @@ from pymixtral.matrix import slow_types
 from pymixtral.model import Model
 from pymixtral.overrides import Override, override
 from pymixtral.sampler import Sampler, Sampling
-from pymixtral.tokenizer import Tokenizer
+from pymixtral.tokenizer import Tokenizer, has_tokenizer
 from pymixtral.weights import load_weights
 
 if TYPE_CHECKING:
@@ -343,7 +343,7 @@ def _n_common(a: NDArray[np.int32], b: NDArray[np.int32]) -> int:
 
 def _tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer | None:
     """The file's tokenizer, or None if it says that it has none."""
-    if file.metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+    if not has_tokenizer(file.metadata, os.fspath(file.path)):
         return None
     tokenizer = Tokenizer.from_metadata(file.metadata, os.fspath(file.path))
     if tokenizer.n_vocab != config.n_vocab:

@@ -192,12 +192,15 @@ def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
 
 def _read_gguf(path: Path, file: GGUFFile) -> ImportanceMatrix:
     metadata = file.metadata
-    if metadata.get("general.type") != "imatrix":
-        found = quoted(metadata.get("general.type", metadata.get("general.architecture")))
+    kind = metadata.get("general.type")
+    if not isinstance(kind, str) or kind != "imatrix":
+        found = quoted(metadata.get("general.architecture") if kind is None else kind)
         raise ModelFileError(f"{path}: expected an importance matrix (general.type 'imatrix'), found {found}")
     datasets, digest = metadata.get("imatrix.datasets", []), metadata.get(_DIGEST, "")
-    if not isinstance(datasets, list) or not isinstance(digest, str):
+    if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
         raise ModelFileError(f"{path}: expected a list of strings as imatrix.datasets, found {quoted(datasets)}")
+    if not isinstance(digest, str):
+        raise ModelFileError(f"{path}: expected a string as {_DIGEST}, found {quoted(digest)}")
     result = ImportanceMatrix({}, datasets, _count(path, metadata, "chunk_count"), _count(path, metadata, "chunk_size"), digest)
     for tensor in file.tensors.values():
         name = tensor.name.removesuffix(".in_sum2")

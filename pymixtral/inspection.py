@@ -16,7 +16,7 @@ from pymixtral.inventory import Inventory, Part
 from pymixtral.kv_cache import KV_TYPES
 from pymixtral.matrix import slow_types
 from pymixtral.overrides import Override, override
-from pymixtral.tokenizer import Tokenizer
+from pymixtral.tokenizer import Tokenizer, has_tokenizer
 from pymixtral.weights import load_weights
 
 DEFAULT_CONTEXT = 4096
@@ -102,18 +102,18 @@ def inspect(
     experts_used, overrides: as of pymixtral.Mixtral; InvalidArgumentError for what cannot be given. The metadata shown is the changed."""
     with GGUFFile(path) as file:
         override(file, experts_used, overrides)
-        config, problem = None, None
+        config, problem, tokenizes = None, None, False
         try:
             config = ModelConfig.from_gguf(file)
             load_weights(file, config)
         except PymixtralError as error:
             problem = str(error).removeprefix(f"{file.path}: ")
-        has_tokenizer = file.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
-        if has_tokenizer and problem is None:
-            try:
+        try:
+            tokenizes = has_tokenizer(file.metadata, file.path)
+            if tokenizes and problem is None:
                 Tokenizer.from_metadata(file.metadata, file.path)
-            except PymixtralError as error:
-                problem = str(error).removeprefix(f"{file.path}: ")
+        except PymixtralError as error:
+            problem = problem or str(error).removeprefix(f"{file.path}: ")
         parts = [Part(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
         experts = (config.n_experts, config.n_experts_used) if config else (1, 1)
         return Inspection(
@@ -125,7 +125,7 @@ def inspect(
             inventory=Inventory(parts, *experts),
             config=config,
             problem=problem,
-            has_tokenizer=has_tokenizer,
+            has_tokenizer=tokenizes,
         )
 
 

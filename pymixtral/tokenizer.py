@@ -38,6 +38,15 @@ codecs.register_error("pymixtral.byte", _replace_one_byte)
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
+def has_tokenizer(metadata: Mapping[str, Value], source: str) -> bool:
+    """Whether a file with this metadata has a tokenizer, of whatever kind. Raises ModelConfigError, which names `source`, where
+    tokenizer.ggml.model is no string."""
+    model = metadata.get("tokenizer.ggml.model", "none")
+    if not isinstance(model, str):
+        _Keys(metadata, source).fail("model", "a string", model)
+    return model not in ("none", "no_vocab")
+
+
 class Tokenizer:
     """The tokenizer of one model.
 
@@ -80,7 +89,7 @@ class Tokenizer:
         """
         keys = _Keys(metadata, source)
         model = keys.metadata.get("tokenizer.ggml.model")
-        if model != "llama":
+        if not isinstance(model, str) or model != "llama":
             raise UnsupportedError(
                 f"{source}: expected the tokenizer 'llama' (SentencePiece), found {quoted(model)}, which is not supported"
             )

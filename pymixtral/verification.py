@@ -16,7 +16,7 @@ from pymixtral._native import lib
 from pymixtral.config import ModelConfig
 from pymixtral.errors import ModelFileError
 from pymixtral.gguf import GGUFFile, Tensor, quoted
-from pymixtral.tokenizer import Tokenizer
+from pymixtral.tokenizer import Tokenizer, has_tokenizer
 from pymixtral.weights import load_weights
 
 U8 = NDArray[np.uint8]
@@ -49,7 +49,7 @@ def verify(path: str | os.PathLike[str], *, n_threads: int | None = None, progre
     """
     with GGUFFile(path) as file:
         load_weights(file, ModelConfig.from_gguf(file))
-        if file.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab"):
+        if has_tokenizer(file.metadata, file.path):
             Tokenizer.from_metadata(file.metadata, file.path)
         n_bytes = sum(tensor.data.nbytes for tensor in file.tensors.values())
         pool = ThreadPoolExecutor(n_threads or lib.pmx_default_threads())

@@ -24,7 +24,8 @@ def rewrite(
 ) -> Path:
     """Writes `source` as `dest` and returns the file to open, the first of several with shard_tensors.
 
-    keys: metadata to set (int as uint32, float as float32, bool, str), None to leave out. types: for tensors whose names hold the text.
+    keys: metadata to set (int as uint32, float as float32, bool, str, lists of one kind), None to leave out.
+    types: for tensors whose names hold the text.
     split: one tensor for each expert. without: tensors left out. shard_tensors: at most so many in a file.
     """
     reader = GGUFReader(source)
@@ -34,6 +35,7 @@ def rewrite(
         if not name.startswith("GGUF.") and name != "general.architecture" and name not in changes:
             writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
     kinds = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, bool: GGUFValueType.BOOL, str: GGUFValueType.STRING}
+    kinds[list] = GGUFValueType.ARRAY
     for name, value in changes.items():
         if value is not None:
             writer.add_key_value(name, value, kinds[type(value)])

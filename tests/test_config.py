@@ -13,7 +13,7 @@ from gguf import GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pymixtral.config import ModelConfig
+from pymixtral.config import FEATURES, ModelConfig
 from pymixtral.errors import ModelConfigError, PymixtralError, UnsupportedError
 from pymixtral.gguf import GGUFFile
 from pymixtral.rope import RopeScaling
@@ -150,24 +150,52 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
             read(tmp_path, metadata)
 
 
-@pytest.mark.parametrize("wrong", [True, "8", [8], 8.5, -8])
+@pytest.mark.parametrize("wrong", [True, "8", [8], [8, 9], 8.5, -8])
 @pytest.mark.parametrize("key", [*(k for k, v in MIXTRAL.items() if isinstance(v, int)), "llama.attention.sliding_window"])
 def test_row_4_integers_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
     with pytest.raises(ModelConfigError, match=rf"model\.gguf: metadata key '{key}': expected an integer"):
         read(tmp_path, {**MIXTRAL, key: wrong})
 
 
-@pytest.mark.parametrize("wrong", [True, "1", [1.0], 1])
+@pytest.mark.parametrize("wrong", [True, "1", [1.0], [1, 2], 1])
 @pytest.mark.parametrize("key", ["llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base", "llama.rope.scaling.factor"])
 def test_row_4_floats_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
     with pytest.raises(ModelConfigError, match=f"'{key}': expected a floating-point number"):
         read(tmp_path, {**MIXTRAL, key: wrong})
 
 
+@pytest.mark.parametrize("wrong", [1, [1, 2], ["a", "b"]])
 @pytest.mark.parametrize("key", ["general.architecture", "general.name", "llama.rope.scaling.type"])
-def test_row_4_strings_of_the_wrong_type(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ModelConfigError, match=f"'{key}': expected a string, found 1"):
-        read(tmp_path, {**MIXTRAL, key: 1})
+def test_row_4_strings_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
+    with pytest.raises(ModelConfigError, match=f"'{key}': expected a string, found "):
+        read(tmp_path, {**MIXTRAL, key: wrong})
+
+
+# What is read beyond the keys above, and only where a file has it.
+OPTIONAL = (
+    *FEATURES,
+    "tokenizer.ggml.tokens",
+    "llama.attention.key_length",
+    "llama.attention.value_length",
+    "llama.rope.scale_linear",
+    *(f"llama.rope.scaling.{key}" for key in ("factor", "attn_factor", "original_context_length")),
+    *(f"llama.rope.scaling.yarn_{key}" for key in ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")),
+)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [1.5, 2.5], 7])
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_row_4_optional_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
+    metadata = {**MIXTRAL, key: wrong}
+    if ".scaling." in key:
+        metadata = {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0} | metadata
+    if key == "tokenizer.ggml.tokens":
+        del metadata["llama.vocab_size"]
+    if wrong == 7 and key.endswith("original_context_length"):
+        assert read(tmp_path, metadata).rope_scaling.n_ctx_original == 7
+        return
+    with pytest.raises(PymixtralError, match=f"'{key}'"):
+        read(tmp_path, metadata)
 
 
 @pytest.mark.parametrize(

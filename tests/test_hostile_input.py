@@ -14,10 +14,16 @@ from pathlib import Path
 import fuzz_gguf
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType, GGUFReader
+from click.testing import CliRunner
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from ggufs import damaged, rewrite
 
-from pymixtral import ContextLengthError, Mixtral, ModelConfigError, ModelFileError, NonFiniteError
+from pymixtral import ContextLengthError, Mixtral, ModelConfigError, ModelFileError, NonFiniteError, UnsupportedError
+from pymixtral.cli import main
+from pymixtral.gguf import GGUFFile
+from pymixtral.inspection import inspect
+from pymixtral.tokenizer import Tokenizer
+from pymixtral.verification import verify
 
 COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
 NAN = np.float16(np.nan).tobytes()
@@ -39,6 +45,39 @@ def copy(tiny_q8_0: Path, tmp_path: Path) -> Path:
     path = tmp_path / "copy.gguf"
     path.write_bytes(tiny_q8_0.read_bytes())
     return path
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], 7])
+def test_row_4_a_tokenizer_model_that_is_no_string(tiny_q8_0: Path, tmp_path: Path, wrong: object) -> None:
+    path = rewrite(tiny_q8_0, tmp_path / "m.gguf", keys={"tokenizer.ggml.model": wrong})
+    words = "metadata key 'tokenizer.ggml.model': expected a string, found"
+    for reader in (Mixtral, verify):
+        with pytest.raises(ModelConfigError, match=words):
+            reader(path)
+    assert words in str(inspect(path).problem)
+    with GGUFFile(path) as file, pytest.raises(UnsupportedError, match="found"):
+        Tokenizer.from_metadata(file.metadata)
+    result = CliRunner().invoke(main, ["tokenize", "-m", str(path), "a"])
+    assert (result.exit_code, words in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [True], 7])
+@pytest.mark.parametrize(
+    "key", ["model", "tokens", "scores", "token_type", *(f"{name}_token_id" for name in ("bos", "eos", "eot", "unknown")), "add_bos_token"]
+)
+def test_row_4_tokenizer_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: object) -> None:
+    writer = GGUFWriter(tmp_path / "m.gguf", "llama")
+    keys = {"model": "llama", "tokens": ["<unk>", "<s>", "</s>", "a"], "scores": [0.0] * 4, "token_type": [1, 3, 3, 1], key: wrong}
+    for name, value in keys.items():
+        kind = {str: GGUFValueType.STRING, int: GGUFValueType.UINT32, list: GGUFValueType.ARRAY}[type(value)]
+        writer.add_key_value(f"tokenizer.ggml.{name}", value, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    result = CliRunner().invoke(main, ["tokenize", "-m", str(tmp_path / "m.gguf"), "a"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"'tokenizer.ggml.{key}'" in result.stderr
+    inspect(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize(

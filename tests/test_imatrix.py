@@ -183,6 +183,8 @@ def write_gguf(path: Path, tensors: dict[str, np.ndarray], **keys: object) -> Pa
             writer.add_string(key, value)
         elif isinstance(value, int):
             writer.add_int32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
     for name, array in tensors.items():
         writer.add_tensor(name, array)
     writer.write_header_to_file()
@@ -221,6 +223,15 @@ def test_newer_files_with_more_tensors_and_without_keys_are_read(tmp_path: Path)
 def test_broken_gguf_files(tmp_path: Path, tensors: dict[str, np.ndarray], keys: dict[str, object], words: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ModelFileError, match=words):
         read(write_gguf(tmp_path / "i.gguf", tensors, **keys))
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [True], 7, "text"])
+@pytest.mark.parametrize("key", ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size", imatrix._DIGEST])
+def test_row_4_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: object) -> None:
+    if (key, wrong) in (("imatrix.chunk_count", 7), ("imatrix.chunk_size", 7), (imatrix._DIGEST, "text")):
+        return
+    with pytest.raises(ModelFileError, match=key):
+        read(write_gguf(tmp_path / "i.gguf", {"a.in_sum2": SUMS, "a.counts": COUNTS}, **{key: wrong}))
 
 
 def test_a_model_is_no_importance_matrix(tiny_q8_0: Path, tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def tokenize(ctx: click.Context, text: str | None, model: Path | None, file: Pat
 
     from pymixtral.errors import UnsupportedError
     from pymixtral.gguf import GGUFFile
-    from pymixtral.tokenizer import Tokenizer
+    from pymixtral.tokenizer import Tokenizer, has_tokenizer
 
     with GGUFFile(model or Path(str(files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf"))) as gguf:
-        if gguf.metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
+        if not has_tokenizer(gguf.metadata, gguf.path):
             raise UnsupportedError(f"{gguf.path}: the file has no tokenizer, so text cannot be used")
         tokens = Tokenizer.from_metadata(gguf.metadata, gguf.path).encode(text, add_bos=not no_bos)
         names = gguf.metadata["tokenizer.ggml.tokens"]
