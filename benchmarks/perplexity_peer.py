@@ -64,7 +64,8 @@ def tokenized(engine: LlamaCpp, text: bytes) -> list[int]:
 
 def work(model: str, n_threads: int, job: Path, base: Path) -> None:
     """Writes the peer's base for the windows in `job`, and a line of JSON about the peer."""
-    from pymixtral.perplexity_base import Windows, log_softmax, writing_base
+    from pymixtral.perplexity_base import log_softmax, writing_base
+    from pymixtral.windows import Windows
 
     with np.load(job) as saved:
         numbers = {name: int(saved[name]) for name in ("n_ctx", "step", "n_scored", "n_windows", "bos")}
@@ -87,7 +88,7 @@ def compare(model: Path, text: str, given: argparse.Namespace, directory: Path) 
     """Both engines' figures for one file."""
     import pymixtral
     from pymixtral.perplexity import perplexity
-    from pymixtral.perplexity_base import Windows
+    from pymixtral.windows import Windows
 
     job, base = directory / "job.npz", directory / "peer.base"
     with pymixtral.Mixtral(model, n_ctx=given.context, n_threads=given.threads) as engine:

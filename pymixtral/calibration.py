@@ -19,7 +19,7 @@ from pymixtral import ops
 from pymixtral.engine import Mixtral
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import ImportanceMatrix
-from pymixtral.perplexity_base import Windows
+from pymixtral.windows import Windows
 
 SAVE_SECONDS = 300.0
 

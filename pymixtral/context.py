@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from pymixtral._native import check, ffi, lib
-from pymixtral.errors import ClosedError, InvalidArgumentError, UnsupportedError
+from pymixtral.arguments import integer
+from pymixtral.errors import ClosedError, UnsupportedError
 
 
 def available_isas() -> list[str]:
@@ -25,15 +26,15 @@ class Context:
     """Threads and scratch memory of the C library; one call at a time.
 
     n_threads: 1 to 256; None: what affinity, cgroup quota and physical cores allow. isa: one of available_isas(); None: the environment's
-    PYMIXTRAL_ISA, else the fastest. Raises UnsupportedError for an unknown or unavailable instruction set.
+    PYMIXTRAL_ISA, else the fastest. Raises InvalidArgumentError for other numbers of threads, UnsupportedError for an unknown or
+    unavailable instruction set.
     """
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer = ffi.NULL
         if n_threads is None:
             n_threads = lib.pmx_default_threads()
-        if not 1 <= n_threads <= 256:
-            raise InvalidArgumentError(f"expected 1 to 256 threads, found {n_threads}")
+        n_threads = integer("n_threads", n_threads, 1, 256)
         isa = isa or os.environ.get("PYMIXTRAL_ISA") or None
         if isa is not None and isa not in available_isas():
             raise UnsupportedError(f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'")

@@ -17,7 +17,7 @@ KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
 
 def check_kv_type(kv_type: str, head_dim: int) -> None:
     """Raises InvalidArgumentError for a type that is unknown or cannot hold heads of head_dim."""
-    if kv_type not in KV_TYPES:
+    if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
         raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
     if kv_type == "q8_0" and head_dim % 32:
         raise InvalidArgumentError(f"expected heads of a multiple of 32 for keys and values in q8_0, found {head_dim}: use f16")
@@ -89,7 +89,7 @@ class Sequence:
     """The positions 0 .. length-1 of one text in a cache. Made by KVCache.new_sequence() and fork(); given back by free().
 
     pages: int32 [n], C-contiguous; pages[i] is the cache page of positions 64*i .. 64*i+63, with room for what is reserved. The
-    array is replaced, never changed in place: a C call may keep reading the one it was given.
+    array is replaced, never changed in place: a C call may keep reading the one it was given. cache: the one that has these pages.
 
     Writing goes in three steps: reserve(n), write positions length .. length+n-1, advance(n). A pass that fails skips advance(), and
     nothing has happened.
@@ -98,7 +98,7 @@ class Sequence:
     def __init__(self, cache: KVCache) -> None:
         self.length = 0
         self.pages: NDArray[np.int32] = np.empty(0, np.int32)
-        self._cache = cache
+        self.cache = cache
         self._writable = 0  # positions length .. _writable-1 may be written
 
     def reserve(self, n_tokens: int) -> None:
@@ -106,7 +106,7 @@ class Sequence:
 
         Raises ContextLengthError when the cache has too few free pages, and changes nothing then.
         """
-        cache, end = self._cache, self.length + _count(n_tokens)
+        cache, end = self.cache, self.length + _count(n_tokens)
         partial = self.length // PAGE
         copy = end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
         n_new = max(0, n_pages_for(end) - len(self.pages))
@@ -137,18 +137,18 @@ class Sequence:
         if not 0 <= length <= self.length:
             raise InvalidArgumentError(f"expected a length from 0 to {self.length} to truncate to, found {length}")
         kept = n_pages_for(length)
-        self._cache._drop(self.pages[kept:])
+        self.cache._drop(self.pages[kept:])
         self.pages = self.pages[:kept].copy()
         self.length = self._writable = length
 
     def fork(self) -> Sequence:
         """A second sequence with the same contents, which shares all pages; whoever first writes to the shared partial page gets a
         copy of it. What this sequence had reserved must be reserved again."""
-        other = Sequence(self._cache)
+        other = Sequence(self.cache)
         self.truncate(self.length)
         other.length = other._writable = self.length
         other.pages = self.pages
-        self._cache._share(other.pages)
+        self.cache._share(other.pages)
         return other
 
     def free(self) -> None:
@@ -156,7 +156,7 @@ class Sequence:
         self.truncate(0)
 
     def _replace(self, i: int, page: int) -> None:
-        self._cache._drop(self.pages[i : i + 1])
+        self.cache._drop(self.pages[i : i + 1])
         self.pages = self.pages.copy()
         self.pages[i] = page
 

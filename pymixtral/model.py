@@ -75,6 +75,8 @@ class Model:
         if sum(count for _, count in batch) != n or n == 0 or len({id(sequence) for sequence, _ in batch}) != len(batch):
             found = [count for _, count in batch]
             raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {found}")
+        if any(sequence.cache is not cache for sequence, _ in batch):
+            raise InvalidArgumentError("expected sequences of the given cache, found one of another: make them with its new_sequence()")
         try:
             for sequence, count in batch:
                 sequence.reserve(count)

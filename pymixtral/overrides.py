@@ -39,9 +39,11 @@ _EXPERTS_USED = "llama.expert_used_count"
 def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, Override] | None) -> None:
     """Changes file.metadata. experts_used: short for an override of 'llama.expert_used_count'.
 
-    Raises InvalidArgumentError for a key that is not in KEYS and for a value that is not of its type. Whether a value makes sense
-    is for ModelConfig and Tokenizer to say, as it is of a value in the file.
+    Raises InvalidArgumentError for what is no mapping, a key that is not in KEYS and a value that is not of its type. Whether a value makes
+    sense is for ModelConfig and Tokenizer to say, as it is of a value in the file.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise InvalidArgumentError(f"expected overrides to be a mapping of metadata keys to values, found {type(overrides).__name__}")
     changes = dict(overrides or {})
     if experts_used is not None:
         if changes.setdefault(_EXPERTS_USED, experts_used) != experts_used:

@@ -36,7 +36,8 @@ from tqdm import tqdm
 
 from pymixtral.engine import Ids, Mixtral
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
-from pymixtral.perplexity_base import BaseReader, Windows, log_softmax, writing_base
+from pymixtral.perplexity_base import BaseReader, log_softmax, writing_base
+from pymixtral.windows import Windows
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

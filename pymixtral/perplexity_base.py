@@ -1,4 +1,4 @@
-"""The windows of a text, and the file that keeps a model's predictions for them, so that other models can be compared with it.
+"""The file that keeps a model's predictions for the windows of a text, so that other models can be compared with it.
 
 The file, little endian:
 
@@ -19,11 +19,9 @@ are read they are normalised again. What is lost adds about scale^2 / 24 to a di
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
@@ -32,7 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files import replacing
+from pymixtral.files import check_dest, check_space, replacing
+from pymixtral.windows import Windows
 
 F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
@@ -41,50 +40,6 @@ MAGIC = b"pymixtral base 1"
 DEPTH = 32.0  # nats below the largest that are told apart
 
 _HEADER = struct.Struct("<16s6q")
-
-
-@dataclass(frozen=True, eq=False)
-class Windows:
-    """The windows of a text; iterates over their ids, int32 [n_ctx]. tokens: int32, those that the windows cover; bos: what replaces
-    the first of each window, or None."""
-
-    tokens: I32
-    n_ctx: int
-    step: int
-    n_scored: int
-    n_windows: int
-    bos: int | None
-
-    @classmethod
-    def cut(cls, tokens: I32, n_ctx: int, stride: int | None, n_windows: int | None, bos: int | None, longest: int) -> Windows:
-        """All that fit, or the first n_windows; see pymixtral.perplexity. Raises InvalidArgumentError for numbers out of range, such as
-        an n_ctx above `longest`, and a text that is too short."""
-        _check("n_ctx", n_ctx, 3 if stride is None else 2, longest)
-        if stride is not None:
-            _check("stride", stride, 1, n_ctx - 1)
-        step, n_scored = (n_ctx, n_ctx - n_ctx // 2 - 1) if stride is None else (stride, stride)
-        fit = (len(tokens) - n_ctx) // step + 1 if len(tokens) >= n_ctx else 0
-        if n_windows is not None:
-            _check("n_windows", n_windows, 1)
-            fit = min(fit, n_windows)
-        if fit * n_scored < 2:
-            raise InvalidArgumentError(
-                f"expected a text with at least one window of {n_ctx} tokens and two tokens to score, found {len(tokens)} tokens: "
-                "use a longer text or a shorter window"
-            )
-        return cls(tokens[: (fit - 1) * step + n_ctx], n_ctx, step, n_scored, fit, bos)
-
-    def __iter__(self) -> Iterator[I32]:
-        for i in range(self.n_windows):
-            window = self.tokens[i * self.step : i * self.step + self.n_ctx].copy()
-            if self.bos is not None:
-                window[0] = self.bos
-            yield window
-
-    @property
-    def n_computed(self) -> int:
-        """Tokens that go through the model: the last one of a window does not."""
-        return self.n_windows * (self.n_ctx - 1)
 
 
 def log_softmax(logits: NDArray[np.float32]) -> F64:
@@ -122,15 +77,11 @@ class BaseWriter:
 @contextmanager
 def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWriter]:
     """Makes a file, which appears complete when the block succeeds and not at all when it does not. Raises InvalidArgumentError if
-    it exists, or does not fit its disk."""
-    if path.exists():
+    it exists, its directory does not, or it does not fit its disk."""
+    if os.path.lexists(path):
         raise InvalidArgumentError(f"{path}: expected a new file for the base, found one that exists: remove it or choose another name")
-    needed = _n_bytes(windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, n_vocab)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise InvalidArgumentError(
-            f"{path}: expected {needed / 1e9:.1f} GB of room for the base, found {free / 1e9:.1f} GB: make room or score fewer windows"
-        )
+    check_dest(path, (), force=False)
+    check_space(path, _n_bytes(windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, n_vocab))
     with replacing(path) as temporary, temporary.open("wb") as file:
         bos = -1 if windows.bos is None else windows.bos
         file.write(_HEADER.pack(MAGIC, n_vocab, windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, bos))
@@ -232,9 +183,3 @@ class BaseReader:
 def _n_bytes(n_ctx: int, step: int, n_scored: int, n_windows: int, n_vocab: int) -> int:
     """Of a whole file."""
     return _HEADER.size + 4 * ((n_windows - 1) * step + n_ctx) + n_windows * n_scored * _record(n_vocab).itemsize
-
-
-def _check(name: str, value: object, lowest: int, highest: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest or (highest is not None and value > highest):
-        bounds = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
-        raise InvalidArgumentError(f"expected {name} to be an integer {bounds}, found {value!r}")

@@ -53,10 +53,14 @@ class ReadBandwidth:
     def _read(self, dtype: type[np.generic], reduce: Reduction) -> float:
         chunks = iter(np.split(self._memory.view(dtype), self._memory.nbytes // CHUNK_BYTES))  # next() on a list's iterator is atomic
         start = threading.Barrier(self.n_threads + 1)
-        threads = [threading.Thread(target=_work, args=(chunks, reduce, start)) for _ in range(self.n_threads)]
-        for thread in threads:
-            thread.start()
-        start.wait()
+        threads = [threading.Thread(target=_work, args=(chunks, reduce, start), daemon=True) for _ in range(self.n_threads)]
+        try:
+            for thread in threads:
+                thread.start()
+            start.wait()
+        except BaseException:  # an interrupt, or no more threads: those that wait at the barrier go
+            start.abort()
+            raise
         begin = time.perf_counter()
         for thread in threads:
             thread.join()
@@ -64,7 +68,10 @@ class ReadBandwidth:
 
 
 def _work(chunks: Iterator[NDArray[Any]], reduce: Reduction, start: threading.Barrier) -> None:
-    start.wait()
+    try:
+        start.wait()
+    except threading.BrokenBarrierError:
+        return
     for chunk in chunks:
         reduce(chunk)
 

@@ -172,6 +172,8 @@ def test_arguments_out_of_range() -> None:
     for sizes in [(0, 1, 8, 1), (1, 0, 8, 1), (1, 1, 8, 0), (1, 1, 8, 2**31), (1, 1, 12, 1), (1, 1, 0, 1), (1, 1, 1032, 1)]:
         with pytest.raises(InvalidArgumentError):
             KVCache(*sizes)
+    with pytest.raises(InvalidArgumentError, match=r"found \['f16'\]"):
+        KVCache(1, 1, 32, 1, ["f16"])  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="found 'f64'"):
         KVCache(1, 1, 8, 1, "f64")
     with pytest.raises(InvalidArgumentError, match="multiple of 32"):

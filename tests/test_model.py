@@ -284,6 +284,10 @@ def test_batches_that_make_no_sense_are_refused(load: Load) -> None:
         model.forward(np.array([1, 1 << 32]), [(a, 2)], kv)
     with pytest.raises(InvalidArgumentError, match="shape"):
         model.forward(np.zeros((2, e.config.hidden - 1), np.float32), [(a, 2)], kv)
+    stranger = model.new_cache(64, "f32").new_sequence()
+    with pytest.raises(InvalidArgumentError, match="of the given cache"):
+        model.forward(tokens, [(a, 2), (stranger, 2)], kv)
+    assert (stranger.length, len(stranger.pages)) == (0, 0)
     assert state(kv, a, b) == before
     model.close()
 

@@ -107,6 +107,9 @@ def test_experts_used_that_make_no_sense(tiny_q8_0: Path, n: Any) -> None:
         Mixtral(tiny_q8_0, experts_used=n)
     with pytest.raises(InvalidArgumentError, match="both, and different"):
         Mixtral(tiny_q8_0, experts_used=2, overrides={USED: 3})
+    for overrides in ([1], 1, "llama.expert_used_count=2"):
+        with pytest.raises(InvalidArgumentError, match="overrides to be a mapping"):
+            Mixtral(tiny_q8_0, overrides=overrides)  # type: ignore[arg-type]
 
 
 def test_every_key_that_can_be_given_is_read(tiny_q8_0: Path) -> None:

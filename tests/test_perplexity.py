@@ -19,7 +19,8 @@ from pymixtral.quantize import quantize
 from pymixtral import Mixtral
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.perplexity import Perplexity, perplexity
-from pymixtral.perplexity_base import BaseReader, Windows, log_softmax, writing_base
+from pymixtral.perplexity_base import BaseReader, log_softmax, writing_base
+from pymixtral.windows import Windows
 
 TEXT = """Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun itself wondered
 whenever it shone upon her face. Close by the castle lay a great dark forest, and in the forest under an old lime tree was a well. When
@@ -334,9 +335,15 @@ def test_an_interrupted_base_leaves_nothing(f32: Mixtral, tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_base_needs_a_directory_and_a_name_of_its_own(f32: Mixtral, tmp_path: Path) -> None:
+    for path, words in ((tmp_path / "nodir" / "b", "does not exist"), (tmp_path, "one that exists")):
+        with pytest.raises(InvalidArgumentError, match=words):
+            perplexity(f32, TEXT, n_ctx=16, save_base=path)
+
+
 def test_a_base_that_does_not_fit_the_disk_is_refused_at_once(f32: Mixtral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr(Mixtral, "logits", None)
-    with pytest.raises(InvalidArgumentError, match="GB of room"):
+    with pytest.raises(InvalidArgumentError, match="1000 bytes free"):
         perplexity(f32, TEXT, n_ctx=16, save_base=tmp_path / "b")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -18,6 +19,22 @@ def test_every_chunk_is_read_once(n_threads: int, monkeypatch: pytest.MonkeyPatc
     memory = np.arange(10 * probe.CHUNK_BYTES // 8, dtype=np.uint64).view(np.uint8)
     assert probe.ReadBandwidth(n_threads, memory).measure("note", repeats=2) > 0
     assert sorted(seen) == sorted(list(range(0, 10 * probe.CHUNK_BYTES // 8, probe.CHUNK_BYTES // 8)) * 2)
+
+
+def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(threading.Barrier):
+        def wait(self, timeout: float | None = None) -> int:
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    before = set(threading.enumerate())
+    monkeypatch.setattr(threading, "Barrier", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probe.ReadBandwidth(3, np.ones(probe.CHUNK_BYTES, np.uint8)).measure()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
 
 
 def test_bandwidth_of_each_number_of_threads() -> None:
