@@ -34,19 +34,25 @@ def replacing(dest: Path) -> Iterator[Path]:
 
 
 def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:
-    """Raises InvalidArgumentError where no file can be written, where one of those `used` is, and, without force, where any is."""
+    """Raises InvalidArgumentError where no file can be written, where one of those `used` is or, written later, will be, and, without
+    force, where any is."""
     if not path.parent.is_dir():
         raise InvalidArgumentError(f"{path}: the directory {path.parent} does not exist; create it first")
     if not path.name or path.is_dir():
         raise InvalidArgumentError(f"{path} is a directory; expected the name of a file to write")
+    if any(_same(path, Path(file)) for file in used):
+        raise InvalidArgumentError(f"{path} is one of the files that are read or written otherwise; choose another destination")
     if not os.path.lexists(path):
         return
-    if path.exists() and any(path.samefile(file) for file in used):
-        raise InvalidArgumentError(f"{path} is one of the files that are read; choose another destination")
     if not path.is_file() and not path.is_symlink():
         raise InvalidArgumentError(f"{path} is no regular file; choose another destination")
     if not force:
         raise InvalidArgumentError(f"{path} exists; choose another destination or replace it with --force (force=True)")
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether both are one file, or will be when they are there."""
+    return a.samefile(b) if a.exists() and b.exists() else os.path.realpath(a) == os.path.realpath(b)
 
 
 def check_space(path: Path, n_bytes: int) -> None:

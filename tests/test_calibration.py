@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from ggufs import rewrite
 
 from pymixtral import Mixtral, ops
 from pymixtral.calibration import calibrate
@@ -138,20 +139,63 @@ def test_the_command_measures_resumes_and_merges(tiny_f32: Path, whole: Importan
     assert read(out).datasets == ["t.txt"]
     assert run("--merge", out, "--merge", out, "-o", both).exit_code == 0
     assert read(both).n_windows == 2 * whole.n_windows
-    assert run(tiny_f32, "-f", text, "-c", 32, "-n", 1, "--merge", both, "-o", both, "--force").exit_code == 0
-    assert read(both).n_windows == 2 * whole.n_windows + 1
+    assert run(tiny_f32, "-f", text, "-c", 32, "-n", 1, "--merge", both, "-o", out, "--force").exit_code == 0
+    assert read(out).n_windows == 2 * whole.n_windows + 1
+
+
+def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
+    tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, calls, (text, old, out) = Mixtral.observe, [0], (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf"))
+    text.write_text(TEXT)
+    whole.write(old)
+
+    def interrupted(*arguments: object) -> object:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mixtral, "observe", interrupted)
+    result = run(tiny_f32, "-f", text, "-c", 32, "--merge", old, "-o", out)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "2 windows so far; with what is merged" in result.stderr
+    assert "--resume" not in result.stderr
+    assert read(out).n_windows == whole.n_windows + 2
+
+
+def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: ImportanceMatrix, tmp_path: Path) -> None:
+    model, text, old, link = (tmp_path / name for name in ("m.gguf", "t.txt", "i.gguf", "link"))
+    model.write_bytes(tiny_q8_0.read_bytes())
+    text.write_text(TEXT)
+    whole.write(old)
+    link.symlink_to(model)
+    shard = rewrite(tiny_q8_0, tmp_path / "s.gguf", shard_tensors=30)
+    other = tmp_path / "s-00002-of-00002.gguf"
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert other in before
+    for source, output in ((model, model), (model, link), (model, text), (model, old), (shard, other)):
+        result = run(source, "-f", text, "-c", 32, "-n", 1, "--merge", old, "-o", output, "--force")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{output} is one of the files that are read" in result.stderr
+    for output in (model, text):
+        result = run(model, "-f", text, "-c", 32, "-n", 1, "-o", output, "--resume")
+        assert (result.exit_code, "one of the files that are read" in result.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        ([], "expected a MODEL and a text"),
         (["-o", "i.gguf"], "expected a MODEL and a text"),
         (["m.gguf", "-o", "i.gguf"], "expected a MODEL and a text"),
         (["-f", __file__, "-o", "i.gguf"], "expected a MODEL and a text"),
-        (["m.gguf", "-f", __file__], "-o"),
+        (["m.gguf", "-f", __file__], "expected -o OUTPUT"),
         (["m.gguf", "-f", __file__, "-o", "i.gguf"], "m.gguf"),
         (["m.gguf", "-f", __file__, "-o", "no/such/i.gguf"], "no/such"),
-        (["m.gguf", "-f", __file__, "-o", __file__], "exists"),
+        (["m.gguf", "-f", __file__, "-o", read.__code__.co_filename], "exists: choose another name, --resume"),
+        (["m.gguf", "-f", __file__, "-o", __file__], "files that are read"),
         (["m.gguf", "-f", __file__, "--merge", "i.gguf", "--resume", "-o", "j.gguf"], "--resume or --merge"),
         (["--merge", "missing.gguf", "-o", "i.gguf"], "missing.gguf"),
         (["--merge", __file__, "-o", "i.gguf"], "is it an importance matrix"),

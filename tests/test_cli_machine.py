@@ -19,7 +19,7 @@ from holes import write_hole
 import pymixtral
 from pymixtral import Mixtral, machine, ops, probe
 from pymixtral.cli import main
-from pymixtral.cli.text import shorten, show_bytes, show_count
+from pymixtral.cli.text import shorten
 from pymixtral.inventory import Inventory, Part
 from pymixtral.machine import Memory
 from pymixtral.mixes import MIXES, MODELS, mixed, parts
@@ -68,7 +68,7 @@ def hole(path: Path, mix: str) -> Path:
     return write_hole(path, CONFIG, mixed(Inventory(parts(CONFIG), 8, 2), mix).parts)
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate"])
 def test_help_has_examples(command: str) -> None:
     text = output(command, "--help")
     assert f"Examples:\n    pymixtral {command}" in text
@@ -78,26 +78,6 @@ def test_help_has_examples(command: str) -> None:
 # --- Numbers ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("n", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (999.5, "1.00 kB"),
-        (131072, "131.1 kB"),
-        (9.99e6, "9.99 MB"),
-        (9.996e6, "10.0 MB"),
-        (999.96e6, "1.00 GB"),
-        (26.44e9, "26.4 GB"),
-        (1.2e12, "1.20 TB"),
-    ],
-)
-def test_bytes(n: float, text: str) -> None:
-    assert show_bytes(n) == text
-
-
-def test_counts_and_lines() -> None:
-    assert [show_count(n) for n in (7, 8192, 131_072_000, 46_702_792_704)] == ["7", "8.2K", "131.1M", "46.7B"]
     assert shorten("a\n\x1b[31mb", 80) == "a\\n\\x1b[31mb"
     assert (shorten("a" * 11, 10), shorten("a" * 10, 10)) == ("aaaaaaa...", "a" * 10)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,17 +20,19 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   pymixtral calibrate mixtral-q8_0.gguf -f book.txt -o imatrix.gguf
-  pymixtral calibrate mixtral-q8_0.gguf -f prose.txt -f code.txt -n 200 -o imatrix.gguf
+  pymixtral calibrate mixtral-q8_0.gguf -f prose.txt -f code.txt -n 200 \\
+    -o imatrix.gguf
   pymixtral calibrate mixtral-q8_0.gguf -f book.txt -o imatrix.gguf --resume
   pymixtral calibrate --merge prose.gguf --merge old.dat -o imatrix.gguf
 \b
 Then:
-  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m --imatrix imatrix.gguf""",
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m \\
+    --imatrix imatrix.gguf""",
 )
 @click.argument("model", type=click.Path(path_type=Path), required=False)
 @click.option("-f", "--file", "files", type=click.Path(exists=True, dir_okay=False, path_type=Path), multiple=True, help="A text, UTF-8.")
 @click.option("--merge", "merged", type=click.Path(path_type=Path), multiple=True, help="An importance matrix, gguf or dat, to add.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The importance matrix to write, in gguf form.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The importance matrix to write, in gguf form; required.")
 @click.option("-c", "--context", type=click.IntRange(min=3), default=512, show_default=True, help="Tokens of a window.")
 @click.option("-n", "--windows", type=click.IntRange(min=1), help="Only the first N windows.  [default: all texts]")
 @click.option("--resume", is_flag=True, help="Go on with OUTPUT where an interrupted calibration with the same texts ended.")
@@ -42,7 +45,7 @@ def calibrate(
     model: Path | None,
     files: tuple[Path, ...],
     merged: tuple[Path, ...],
-    output: Path,
+    output: Path | None,
     context: int,
     windows: int | None,
     resume: bool,
@@ -55,24 +58,30 @@ def calibrate(
     each expert were, column by column. Texts should resemble what the model will be used for; 100 windows of 512 tokens go a long way.
     Experts that saw fewer than 256 tokens are named; the quantizer shrinks what they saw towards the layer's mean.
 
-    -f and --merge may be repeated and combined. Ctrl-C keeps the windows that are complete. llama.cpp's quantizer reads the file too.
+    -f and --merge may be repeated and combined. Ctrl-C keeps the windows that are complete; with --merge they are added, and cannot be
+    resumed. llama.cpp's quantizer reads the file too.
     """
     if (model is None) == bool(files) or not (files or merged):
         raise click.UsageError("expected a MODEL and a text (-f), or importance matrices (--merge) alone, or all of these", ctx)
+    if output is None:
+        raise click.UsageError("expected -o OUTPUT, the importance matrix to write", ctx)
     if resume and merged:
         raise click.UsageError("expected --resume or --merge, found both: merge when the calibration is complete", ctx)
     from pymixtral import imatrix
     from pymixtral.errors import InvalidArgumentError
+    from pymixtral.files import check_dest
+    from pymixtral.gguf import GGUFFile
 
-    if not output.parent.is_dir() or output.is_dir():
-        raise InvalidArgumentError(f"{output}: expected the name of a file in a directory that exists")
+    check_dest(output, [*([model] if model else []), *files, *merged], force=True)
     if os.path.lexists(output) and not (force or resume):
         raise InvalidArgumentError(f"{output} exists: choose another name, --resume it or replace it with --force")
     parts = [imatrix.read(path) for path in merged]
     if model:
+        with GGUFFile(model) as file:
+            check_dest(output, file.paths, force=True)  # all shards
         texts = [(path.name, read_text(ctx, path)) for path in files]
         begun = imatrix.read(output) if resume and output.exists() else None
-        parts.insert(0, _measure(model, texts, output, context, windows, begun, threads, keep=not merged))
+        parts.insert(0, _measure(model, texts, output, context, windows, begun, threads, parts))
     result = imatrix.merge(parts) if len(parts) > 1 else parts[0]
     result.write(output)
     write("\n".join(_lines(result, output)))
@@ -86,18 +95,20 @@ def _measure(
     windows: int | None,
     begun: ImportanceMatrix | None,
     threads: int | None,
-    keep: bool,
+    others: Sequence[ImportanceMatrix],
 ) -> ImportanceMatrix:
-    """keep: save what there is to `output` meanwhile, and when interrupted."""
+    """What there is is written to `output` meanwhile, and when interrupted, with the others added."""
+    from pymixtral import imatrix
     from pymixtral.calibration import calibrate as measure
     from pymixtral.engine import Mixtral
 
     def save(state: ImportanceMatrix) -> None:
-        state.write(output)
-        click.echo(f"{output}: {state.n_windows} windows so far; --resume goes on from here", err=True)
+        (imatrix.merge([state, *others]) if others else state).write(output)
+        more = "with what is merged; these cannot be resumed" if others else "--resume goes on from here"
+        click.echo(f"{output}: {state.n_windows} windows so far; {more}", err=True)
 
     with Mixtral(model, n_ctx=context, n_threads=threads) as engine:
-        return measure(engine, texts, n_ctx=context, n_windows=windows, resume=begun, save=save if keep else None)
+        return measure(engine, texts, n_ctx=context, n_windows=windows, resume=begun, save=save)
 
 
 def _lines(result: ImportanceMatrix, output: Path) -> list[str]:
