@@ -104,16 +104,29 @@ static void sums(lane_sums *s, const float (*x)[N], const pmx_tile *t, const flo
         sums_of(s, x, t->w, inverse, offset, g, 0);
 }
 
-static void codes(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g) {
+PMX_INLINE void codes_of(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g, int nonlinear) {
     static const float values[16] = {PMX_IQ4_VALUES};
-    for (int i = 0; i < g->sub; i++) EACH(j) {
-            int32_t code = 0;
-            if (g->nonlinear)
-                for (int k = 1; k < 16; k++) code += x[i][j] * inverse[j] > (values[k - 1] + values[k]) * 0.5f;
+    const vec lo = splat(g->lo), hi = splat(g->hi);
+    for (int i = 0; i < g->sub; i++) {
+        float code[N] __attribute__((aligned(64)));
+        for (int j = 0; j < N; j += LANES) {
+            const vec xi = *(const vec *)(x[i] + j), a = *(const vec *)(inverse + j);
+            vec c = {0};
+            if (nonlinear)
+                for (int k = 1; k < 16; k++) c += (vec)((ivec)(xi * a > splat((values[k - 1] + values[k]) * 0.5f)) & (ivec)splat(1.0f));
             else
-                code = (int32_t)(clamped(rounded(x[i][j] * inverse[j] + offset[j]), g->lo, g->hi) - g->lo);
-            t->codes[i][j] = (uint8_t)code;
+                c = linear_codes(xi, a, *(const vec *)(offset + j), lo, hi) - lo;
+            *(vec *)(code + j) = c;
         }
+        EACH(j) t->codes[i][j] = (uint8_t)(int32_t)code[j];
+    }
+}
+
+static void codes(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g) {
+    if (g->nonlinear)
+        codes_of(t, x, inverse, offset, g, 1);
+    else
+        codes_of(t, x, inverse, offset, g, 0);
 }
 
 /* --- Symmetric: x is about scale * code */
@@ -373,7 +386,7 @@ static int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g) {
 
 static int search_affine(pmx_tile *t, const pmx_grid *g) {
     affine f;
-    float inverse[N], offset[N];
+    float inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
     int overflow = 0;
     find_affine(&f, t, g);
     if (g->n_sub > 1)

@@ -192,8 +192,9 @@ int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const
     const int64_t block = (int64_t)g->sub * g->n_sub, block_bytes = pmx_row_bytes(type, block);
     pmx_tile tile __attribute__((aligned(64)));
     found_block found;
-    for (int64_t i = 0; i < cols; i++)
-        if (fabsf(x[i]) >= 0x1p40f) return 1;
+    int large = 0;
+    for (int64_t i = 0; i < cols; i++) large |= fabsf(x[i]) >= 0x1p40f;
+    if (large) return 1;
     for (int i = 0; i < 32; i++)
         for (int j = 0; j < LANES; j++) tile.w[i][j] = 1.0f;
     for (int64_t at = 0; at < cols; at += (int64_t)LANES * g->sub) {
