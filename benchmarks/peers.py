@@ -27,7 +27,8 @@ from typing import Any
 import click
 import numpy as np
 from numpy.typing import NDArray
-from roofline import ReadBandwidth
+
+from pymixtral.probe import ReadBandwidth
 
 SHORT_PROMPT = 8  # tokens before those that are decoded
 SETTLE_SECONDS = 0.1  # before a measurement: the other engine's threads may spin a moment after their work, waiting for more

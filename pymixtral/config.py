@@ -8,14 +8,25 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.errors import ModelConfigError, UnsupportedError
+from pymixtral.arguments import integer
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.gguf import GGUFFile, Value, quoted
 from pymixtral.rope import UNSCALED, RopeScaling
 from pymixtral.shards import stem
 
+# What a file may ask for, here and in quantize.
+MAX_VOCAB = 1 << 24
+MAX_HIDDEN = 1 << 17
+MAX_LAYERS = 1 << 10
+MAX_FFN = 1 << 20
+MAX_HEADS = 1 << 10
 MAX_EXPERTS = 64
 MAX_HEAD_DIM = 1024
+MAX_WINDOW = (1 << 31) - 1
+RMS_EPS = (2.0**-100, 1.0)
+ROPE_BASE = (1.0, 1e30)
 MAX_CONTEXT = 1 << 20  # docs/numerics.md: an angle is at most 2^20
+DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f16: half a GiB
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,8 @@ class ModelConfig:
                 "which is not supported"
             )
         _refuse_features(keys)
-        hidden = keys.integer("llama.embedding_length", 1, 1 << 17)
-        n_heads = keys.integer("llama.attention.head_count", 1, 1 << 10)
+        hidden = keys.integer("llama.embedding_length", 1, MAX_HIDDEN)
+        n_heads = keys.integer("llama.attention.head_count", 1, MAX_HEADS)
         n_kv_heads = keys.integer("llama.attention.head_count_kv", 1, n_heads, default=n_heads)
         if n_heads % n_kv_heads:
             keys.fail("llama.attention.head_count_kv", f"a divisor of the {n_heads} heads", n_kv_heads)
@@ -67,22 +78,22 @@ class ModelConfig:
             keys.fail("llama.expert_count", f"0 or 2 to {MAX_EXPERTS}", 1)
         lowest = 1 if n_experts else 0
         n_used = keys.integer("llama.expert_used_count", lowest, n_experts, default=None if n_experts else 0)
-        window = keys.integer("llama.attention.sliding_window", 0, (1 << 31) - 1, default=0)
+        window = keys.integer("llama.attention.sliding_window", 0, MAX_WINDOW, default=0)
         n_ctx_train = keys.integer("llama.context_length", 1, MAX_CONTEXT)
-        rope_base = keys.number("llama.rope.freq_base", 1.0, 1e30, default=10000.0)
+        rope_base = keys.number("llama.rope.freq_base", *ROPE_BASE, default=10000.0)
         return cls(
             name=keys.string("general.name", default=stem(file.paths[0])),
             n_vocab=_n_vocab(keys),
             n_ctx_train=n_ctx_train,
             hidden=hidden,
-            n_layers=keys.integer("llama.block_count", 1, 1 << 10),
-            ffn=keys.integer("llama.feed_forward_length", 1, 1 << 20),
+            n_layers=keys.integer("llama.block_count", 1, MAX_LAYERS),
+            ffn=keys.integer("llama.feed_forward_length", 1, MAX_FFN),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=_head_dim(keys, hidden, n_heads),
             n_experts=max(n_experts, 1),
             n_experts_used=max(n_used, 1),
-            rms_eps=keys.number("llama.attention.layer_norm_rms_epsilon", 2.0**-100, 1.0),
+            rms_eps=keys.number("llama.attention.layer_norm_rms_epsilon", *RMS_EPS),
             rope_base=rope_base,
             window=0 if n_experts else window,  # published Mixtral configs that carry a window are wrong
             rope_scaling=_rope_scaling(keys, rope_base, n_ctx_train),
@@ -135,19 +146,18 @@ class _Keys:
 
 def _n_vocab(keys: _Keys) -> int:
     """llama.vocab_size, else the length of the token list, else the rows of the embedding."""
-    highest = 1 << 24
     if "llama.vocab_size" in keys.metadata:
-        return keys.integer("llama.vocab_size", 1, highest)
+        return keys.integer("llama.vocab_size", 1, MAX_VOCAB)
     if "tokenizer.ggml.tokens" in keys.metadata:
         tokens = keys.metadata["tokenizer.ggml.tokens"]
         if not isinstance(tokens, list) or not tokens:
             keys.fail("tokenizer.ggml.tokens", "an array of at least one string", tokens)
         return len(tokens)
     embedding = keys.tensors.get("token_embd.weight")
-    if embedding is None or len(embedding.shape) != 2 or embedding.shape[0] > highest:
+    if embedding is None or len(embedding.shape) != 2 or embedding.shape[0] > MAX_VOCAB:
         raise ModelConfigError(
             f"{keys.path}: the vocabulary's size is unknown: expected metadata key 'llama.vocab_size', a token list, "
-            f"or a tensor 'token_embd.weight' of two dimensions with at most {highest} rows"
+            f"or a tensor 'token_embd.weight' of two dimensions with at most {MAX_VOCAB} rows"
         )
     return embedding.shape[0]
 
@@ -232,3 +242,14 @@ def _rope_scaling(keys: _Keys, base: float, n_ctx_train: int) -> RopeScaling:
         beta_slow=keys.number(f"{prefix}.yarn_beta_slow", 1e-3, 1e6, default=1.0),
         log_multiplier=keys.number(f"{prefix}.yarn_log_multiplier", 0.0, 1e3, default=0.0),
     )
+
+
+def context_length(config: ModelConfig, n_ctx: int | None) -> int:
+    """n_ctx, or by default the model's own context but at most DEFAULT_CONTEXT. Raises InvalidArgumentError for one that is no integer
+    from 1 to the model's own."""
+    if n_ctx is None:
+        return min(config.n_ctx_train, DEFAULT_CONTEXT)
+    n_ctx = integer("n_ctx", n_ctx, 1)
+    if n_ctx > config.n_ctx_train:
+        raise InvalidArgumentError(f"expected n_ctx of at most {config.n_ctx_train}, which the model was trained for, found {n_ctx}")
+    return n_ctx

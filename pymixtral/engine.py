@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral import ops, residence
-from pymixtral.config import ModelConfig
+from pymixtral.arguments import integer
+from pymixtral.config import ModelConfig, context_length
+from pymixtral.demo import demo_path
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.generation import Completion, Generation, StopStrings
 from pymixtral.gguf import GGUFFile
@@ -31,8 +32,6 @@ from pymixtral.weights import load_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-DEFAULT_CONTEXT = 4096  # a cache of Mixtral 8x7B takes 128 KiB a position in f16: half a GiB
 
 T = TypeVar("T")
 Ids = Sequence[int] | NDArray[np.integer[Any]]
@@ -77,8 +76,8 @@ class Mixtral:
         prefault: bool | Callable[[int, int], None] = False,
     ) -> None:
         self.is_demo = path is None
-        self.path = Path(str(importlib.resources.files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf")) if path is None else Path(path)
-        self._n_batch = _count("n_batch", n_batch)
+        self.path = demo_path() if path is None else Path(path)
+        self._n_batch = integer("n_batch", n_batch, 1)
         self._lock = threading.RLock()
         self._closed = False
         with ExitStack() as stack:
@@ -86,7 +85,7 @@ class Mixtral:
             override(file, experts_used, overrides)
             self.config: ModelConfig = ModelConfig.from_gguf(file)
             self._tokenizer = _tokenizer(file, self.config)
-            self.n_ctx = _context_length(n_ctx, self.config)
+            self.n_ctx = context_length(self.config, n_ctx)
             weights = load_weights(file, self.config)
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
             self._check_file = file.check_length
@@ -159,7 +158,7 @@ class Mixtral:
         sampler = Sampler(self._exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else (), **sampling)
         stop_strings = StopStrings(stop)
         if max_tokens is not None:
-            max_tokens = _count("max_tokens", max_tokens, lowest=0)
+            max_tokens = integer("max_tokens", max_tokens, 0)
         ids = self._checked_ids(self._prompt_ids(prompt) if isinstance(prompt, str) else prompt, "prompt")
         tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
         decoder = None
@@ -187,7 +186,7 @@ class Mixtral:
         NonFiniteError as generate() does.
         """
         ids = self._checked_ids(tokens, "tokens")
-        first = _count("first", first, lowest=0)
+        first = integer("first", first, 0)
         if first >= len(ids):
             raise InvalidArgumentError(f"expected first to be less than the number of tokens, {len(ids)}, found {first}")
         rows, _ = self._logits(ids, len(ids) - 1 if last_only else first)
@@ -352,18 +351,3 @@ def _tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer | None:
             f"found {tokenizer.n_vocab}"
         )
     return tokenizer
-
-
-def _context_length(n_ctx: int | None, config: ModelConfig) -> int:
-    if n_ctx is None:
-        return min(config.n_ctx_train, DEFAULT_CONTEXT)
-    n_ctx = _count("n_ctx", n_ctx)
-    if n_ctx > config.n_ctx_train:
-        raise InvalidArgumentError(f"expected n_ctx of at most {config.n_ctx_train}, which the model was trained for, found {n_ctx}")
-    return n_ctx
-
-
-def _count(name: str, value: object, lowest: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < lowest:
-        raise InvalidArgumentError(f"expected {name} to be an integer of at least {lowest}, found {value!r}")
-    return int(value)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pymixtral.config import ModelConfig
-from pymixtral.kv_cache import KV_TYPES, PAGE, check_kv_type, n_pages_for
+from pymixtral.kv_cache import KV_TYPES, check_kv_type, n_pages_for
+from pymixtral.ops import PAGE
 
 # Python, NumPy and the tokenizer: 35 MB of private memory and some 20 of libraries, measured on Linux.
 _PROCESS_BYTES = 60_000_000

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from pymixtral.config import ModelConfig
-from pymixtral.errors import InvalidArgumentError, PymixtralError
+from pymixtral.config import ModelConfig, context_length
+from pymixtral.errors import PymixtralError
 from pymixtral.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.gguf import GGUFFile, Value
 from pymixtral.inventory import Inventory, Part
@@ -19,7 +19,6 @@ from pymixtral.overrides import Override, override
 from pymixtral.tokenizer import Tokenizer, has_tokenizer
 from pymixtral.weights import load_weights
 
-DEFAULT_CONTEXT = 4096
 _SHOWN = 8  # elements of a longer array that are kept
 
 
@@ -127,15 +126,6 @@ def inspect(
             problem=problem,
             has_tokenizer=tokenizes,
         )
-
-
-def context_length(config: ModelConfig, n_ctx: int | None) -> int:
-    """n_ctx, or by default the model's own context but at most 4096, as the engine has it. Raises InvalidArgumentError."""
-    if n_ctx is None:
-        return min(config.n_ctx_train, DEFAULT_CONTEXT)
-    if not 1 <= n_ctx <= config.n_ctx_train:
-        raise InvalidArgumentError(f"expected a context of 1 to {config.n_ctx_train} tokens, as the model was trained for, found {n_ctx}")
-    return n_ctx
 
 
 def _plain(value: Value) -> Any:

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
-
-PAGE = 64
+from pymixtral.ops import PAGE
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
 """The types of a cache, and the bytes that 32 keys or values take."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ from pymixtral._native import lib
 from pymixtral.config import ModelConfig
 from pymixtral.errors import ModelFileError
 from pymixtral.gguf import GGUFFile, Tensor, quoted
+from pymixtral.overrides import Override, override
 from pymixtral.tokenizer import Tokenizer, has_tokenizer
 from pymixtral.weights import load_weights
 
@@ -38,16 +39,25 @@ _SCALES: dict[GGMLQuantizationType, tuple[int, ...]] = {
 }
 
 
-def verify(path: str | os.PathLike[str], *, n_threads: int | None = None, progress: bool = True) -> int:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    experts_used: int | None = None,
+    overrides: Mapping[str, Override] | None = None,
+    n_threads: int | None = None,
+    progress: bool = True,
+) -> int:
     """Reads a whole model, or all shards of one, and returns its number of tensors.
 
-    n_threads: None for what affinity, quota and cores allow. progress: a bar on stderr when that is a terminal.
+    experts_used, overrides: as of pymixtral.Mixtral. n_threads: None for what affinity, quota and cores allow. progress: a bar on stderr
+    when that is a terminal.
 
     Raises ModelFileError for a broken file, and for a scale, minimum or weight that is NaN or infinite, with tensor, row and block, the
     first in the order of the file (blocks are counted along their row); ModelConfigError for a tensor that is missing or has another
     shape than the metadata says; UnsupportedError for a model that pymixtral does not run.
     """
     with GGUFFile(path) as file:
+        override(file, experts_used, overrides)
         load_weights(file, ModelConfig.from_gguf(file))
         if has_tokenizer(file.metadata, file.path):
             Tokenizer.from_metadata(file.metadata, file.path)

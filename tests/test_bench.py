@@ -54,3 +54,10 @@ def test_the_command_prints_a_table_or_json(result: Bench) -> None:
     read = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)
     assert read.keys() == asdict(result).keys()
     assert read["n_generate"] == 8
+
+
+def test_a_prompt_beyond_the_model_s_context_names_the_options() -> None:
+    shown = CliRunner().invoke(main, ["bench", "-p", "4000"])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "-p and -n of at most 2048 tokens together" in shown.stderr
+    assert "found 4000 and 128" in shown.stderr

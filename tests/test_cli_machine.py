@@ -75,9 +75,10 @@ def test_help_has_examples(command: str) -> None:
     assert f"  {command} " in output("--help")
 
 
-# --- Numbers ------------------------------------------------------------------------------------------------------
+# --- Lines ------------------------------------------------------------------------------------------------------------
 
 
+def test_lines_are_shortened() -> None:
     assert shorten("a\n\x1b[31mb", 80) == "a\\n\\x1b[31mb"
     assert (shorten("a" * 11, 10), shorten("a" * 10, 10)) == ("aaaaaaa...", "a" * 10)
 

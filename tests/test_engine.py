@@ -245,7 +245,12 @@ def test_tokens_that_are_no_ids_are_refused(engine: Mixtral, tokens: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_ctx": 0}, {"n_ctx": 2049}, {"n_ctx": "5"}, {"n_batch": 0}, {"kv_type": "q4_0"}, {"n_threads": 0}, {"n_threads": 257}]
+    "options",
+    [
+        *({"n_ctx": n} for n in (0, 2049, "5")),
+        *({"n_threads": n} for n in (0, 257, 2.5, "2", True)),
+        *({"n_batch": 0}, {"kv_type": "q4_0"}, {"kv_type": ["f16"]}, {"overrides": [1]}),
+    ],
 )
 def test_options_out_of_range_are_refused(tiny_q8_0: Path, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError):

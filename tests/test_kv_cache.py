@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from numpy.typing import NDArray
 
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
-from pymixtral.kv_cache import KV_TYPES, PAGE, KVCache, Sequence, n_pages_for
+from pymixtral.kv_cache import KV_TYPES, KVCache, Sequence, n_pages_for
+from pymixtral.ops import PAGE
 
 N_LAYERS, N_HEADS, HEAD_DIM = 2, 2, 8
 

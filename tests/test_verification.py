@@ -98,11 +98,22 @@ def test_every_shard_is_read(tiny_q8_0: Path, tmp_path: Path) -> None:
         verify(first, progress=False)
 
 
-def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(main, ["inspect", *arguments])
-        return result.exit_code, result.stdout, result.stderr
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, ["inspect", *arguments])
+    return result.exit_code, result.stdout, result.stderr
 
+
+def test_what_is_verified_is_the_model_with_its_overrides(tiny_q8_0: Path, tmp_path: Path) -> None:
+    odd = rewrite(tiny_q8_0, tmp_path / "odd.gguf", keys={"llama.feed_forward_length": 64})
+    assert verify(odd, overrides={"llama.feed_forward_length": 512}, progress=False) == verify(tiny_q8_0, progress=False)
+    assert run(str(odd), "--verify", "--override-kv", "llama.feed_forward_length=int:512")[0] == 0
+    assert run(str(odd), "--verify")[0] == 2
+    with pytest.raises(ModelConfigError, match="expert_used_count"):
+        verify(tiny_q8_0, experts_used=9, progress=False)
+    assert run(str(tiny_q8_0), "--verify", "--experts-used", "9")[0] == 2
+
+
+def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:
     n = len(GGUFReader(tiny_q8_0).tensors)
     code, text, _ = run(str(tiny_q8_0), "--verify")
     assert (code, text.splitlines()[-1]) == (0, f"Verified: {n} tensors")

@@ -23,15 +23,27 @@ Examples:
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of so many.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def bench(model: Path | None, prompt: int, generate: int, repetitions: int, threads: int | None, as_json: bool) -> None:
+@click.pass_context
+def bench(
+    ctx: click.Context, /, model: Path | None, prompt: int, generate: int, repetitions: int, threads: int | None, as_json: bool
+) -> None:
     """Measure the speed of a model here, and how much of the machine it uses.
 
     Random tokens: a prompt at once, then one by one. The percentages are of the int8 products and of the memory read bandwidth measured
     in the same run: a prompt is bound by the former, generation by the latter. Run it on an idle machine.
     """
     from pymixtral.bench import bench as measure
+    from pymixtral.config import ModelConfig
+    from pymixtral.demo import demo_path
     from pymixtral.engine import Mixtral
+    from pymixtral.gguf import GGUFFile
 
+    with GGUFFile(model or demo_path()) as file:
+        longest = ModelConfig.from_gguf(file).n_ctx_train
+    if prompt + generate > longest:
+        raise click.UsageError(
+            f"expected -p and -n of at most {longest} tokens together, the model's context, found {prompt} and {generate}", ctx
+        )
     with Mixtral(model, n_ctx=prompt + generate, n_threads=threads) as engine:
         result = measure(engine, n_prompt=prompt, n_generate=generate, repetitions=repetitions)
     if as_json:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.generate import read_text
-from pymixtral.cli.text import wrap, write
+from pymixtral.cli.text import read_text, wrap, write
 
 if TYPE_CHECKING:
     from pymixtral.imatrix import ImportanceMatrix
@@ -24,6 +23,7 @@ Examples:
     -o imatrix.gguf
   pymixtral calibrate mixtral-q8_0.gguf -f book.txt -o imatrix.gguf --resume
   pymixtral calibrate --merge prose.gguf --merge old.dat -o imatrix.gguf
+
 \b
 Then:
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m \\

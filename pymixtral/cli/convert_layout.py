@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
-
-
-def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,14})([KMG]?)", text, re.ASCII)
-    if not match:
-        raise click.BadParameter(f"expected a number of bytes such as 4G, 500M or 1000, found {text!r}", ctx, param)
-    return int(match[1]) * _UNITS[match[2]]
+from pymixtral.cli.options import size
 
 
 @click.command(
@@ -31,7 +21,11 @@ Examples:
 @click.argument("dest", type=click.Path(path_type=Path))
 @click.option("--layout", type=click.Choice(["merged", "split"]), help="How the experts are kept.  [default: as they are]")
 @click.option(
-    "--max-shard-size", "max_shard_bytes", metavar="N[K|M|G]", callback=_bytes, help="Bytes of weights in one file.  [default: one file]"
+    "--max-shard-size",
+    "max_shard_bytes",
+    callback=size,
+    metavar="SIZE",
+    help="Bytes of weights in one file, such as 4G.  [default: one file]",
 )
 @click.option("--force", is_flag=True, help="Replace DEST if it exists.")
 def convert_layout(source: Path, dest: Path, layout: str | None, max_shard_bytes: int | None, force: bool) -> None:
@@ -39,7 +33,7 @@ def convert_layout(source: Path, dest: Path, layout: str | None, max_shard_bytes
 
     SOURCE is a GGUF file or any shard of a model in several; DEST the file to write. Split experts, one tensor each, are the form of
     files of December 2023, which current programs other than this one refuse; merged ones are today's. With --max-shard-size, DEST.gguf
-    becomes DEST-00001-of-0000N.gguf and so on. Weights and metadata are copied as they are. K, M and G are 10^3, 10^6 and 10^9.
+    becomes DEST-00001-of-0000N.gguf and so on. Weights and metadata are copied as they are. G and GB are 10^9 bytes, GiB is 2^30.
     """
     from pymixtral.layout import convert_layout as run
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.text import show_bytes, wrap, write, write_json
+from pymixtral.cli.text import wrap, write, write_json
+from pymixtral.units import show_bytes
 
 if TYPE_CHECKING:
     from pymixtral.machine import Cpu, InstructionSets, Memory, Threads

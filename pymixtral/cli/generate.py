@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.overrides import override_options
-from pymixtral.cli.text import slow_note
-from pymixtral.errors import InvalidArgumentError
+from pymixtral.cli.options import kv_type_option, override_options
+from pymixtral.cli.text import read_text, slow_note
 
 if TYPE_CHECKING:
     from pymixtral.generation import Generation
@@ -61,9 +60,7 @@ Examples:
 @click.option(
     "-c", "--context", type=click.IntRange(min=1), help="Tokens of prompt and text together.  [default: the model's, at most 4096]"
 )
-@click.option(
-    "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of cached keys and values."
-)
+@kv_type_option
 @override_options
 @click.option("--lock", is_flag=True, help="Keep the weights that were read in memory.")
 @click.option("--prefault", is_flag=True, help="Read all weights before the prompt.")
@@ -141,20 +138,6 @@ def _read_prompt(ctx: click.Context, prompt: str | None, file: Path | None) -> s
     if prompt is not None:
         return prompt
     return read_text(ctx, file, "no prompt: expected -p TEXT, -f FILE, or text on standard input")
-
-
-def read_text(ctx: click.Context, file: Path | None, nothing: str = "no text: expected -f FILE, or text on standard input") -> str:
-    """The contents of a file or else of standard input, without a newline at the end. Raises UsageError with the message `nothing` if
-    standard input is a terminal, InvalidArgumentError for what is not UTF-8."""
-    if file is None and sys.stdin.isatty():
-        raise click.UsageError(nothing, ctx)
-    data = file.read_bytes() if file else sys.stdin.buffer.read()
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        name = f"the file {file}" if file else "standard input"
-        raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
-    return text.removesuffix("\n")
 
 
 def _write(generation: Generation) -> None:

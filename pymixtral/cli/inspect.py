@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.overrides import override_options
-from pymixtral.cli.text import WIDTH, shorten, show_bytes, show_count, slow_note, table, wrap, write, write_json
+from pymixtral.cli.options import override_options
+from pymixtral.cli.text import WIDTH, shorten, slow_note, table, wrap, write, write_json
+from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
     from pymixtral.gguf import Value
@@ -45,7 +46,7 @@ def inspect(
     if verify:
         from pymixtral.verification import verify as check
 
-        n_verified = check(model)
+        n_verified = check(model, experts_used=experts_used, overrides=overrides)
     if as_json:
         write_json({**found.to_json(context), "verified": verify})
     else:
@@ -108,8 +109,8 @@ def _tensors(found: Inspection) -> list[str]:
 
 
 def _memory(found: Inspection, n_ctx: int | None) -> list[str]:
+    from pymixtral.config import context_length
     from pymixtral.footprint import kv_bytes_per_token
-    from pymixtral.inspection import context_length
 
     memory = found.footprint(n_ctx)
     if found.config is None or memory is None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.generate import read_text
-from pymixtral.cli.overrides import override_options
+from pymixtral.cli.options import kv_type_option, override_options
+from pymixtral.cli.text import read_text
 
 if TYPE_CHECKING:
     from pymixtral.overrides import Override
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Examples:
   pymixtral perplexity mixtral-q4_0.gguf -f book.txt
   pymixtral perplexity mixtral-q4_0.gguf -f book.txt -c 2048 --stride 512 --json
+
 \b
 How much does q4_0 lose against f16?
   pymixtral perplexity mixtral-f16.gguf -f book.txt -n 50 --save-base book.base
@@ -35,9 +36,7 @@ How much does q4_0 lose against f16?
 @click.option("--save-base", type=click.Path(path_type=Path), help="Write all predictions to a new file; big: see above.")
 @click.option("--kl-against", type=click.Path(path_type=Path), help="Compare the predictions with those in such a file.")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
-@click.option(
-    "--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of cached keys and values."
-)
+@kv_type_option
 @override_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context

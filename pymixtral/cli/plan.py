@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.text import shorten, show_bytes, show_count, table, wrap, write, write_json
+from pymixtral.cli.options import kv_type_option
+from pymixtral.cli.text import shorten, table, wrap, write, write_json
+from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
     from pymixtral.config import ModelConfig
@@ -31,7 +33,7 @@ Examples:
 @click.option("--params", type=click.Choice(_MODELS), help="Plan for a published model instead of a file.")
 @click.option("--type", "mix", metavar="TYPE", help="The type of its weights: f16, q8_0, q4_k_m, ...  [default: the file's, or all]")
 @click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens of context.  [default: the model's, at most 4096]")
-@click.option("--kv-type", type=click.Choice(["f16", "f32", "q8_0"]), default="f16", show_default=True, help="Type of keys and values.")
+@kv_type_option
 @click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to measure with.  [default: one per core]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
 @click.pass_context
@@ -55,7 +57,7 @@ def plan(
         raise click.UsageError(f"expected a MODEL file or --params, found {'neither' if model is None else 'both'}", ctx)
     from pymixtral import machine, probe
     from pymixtral import plan as planning
-    from pymixtral.inspection import context_length
+    from pymixtral.config import context_length
     from pymixtral.mixes import MIXES
 
     if mix is not None and mix.lower() not in MIXES:

@@ -1,31 +1,17 @@
-"""Numbers as people read them, and lines that fit 80 columns. GB is 10^9 bytes, as in file listings and bandwidths."""
+"""Texts that are read, and lines that fit 80 columns."""
 
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 WIDTH = 80
-
-
-def show_bytes(n: float) -> str:
-    """Three or four digits: 131.1 kB, 28.4 GB."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= 0.9995 * size:
-            return f"{n / size:.2f} {unit}" if n < 9.995 * size else f"{n / size:.1f} {unit}"
-    return f"{n:.0f} B"
-
-
-def show_count(n: float) -> str:
-    """46.7B, 131.1M, 266.2K."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if n >= 0.9995 * size:
-            return f"{n / size:.1f}{unit}"
-    return f"{n:.0f}"
 
 
 def wrap(text: str, indent: str = "") -> str:
@@ -50,6 +36,22 @@ def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
     lines = ("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows)
     return [f"  {line.rstrip()}" for line in lines]
+
+
+def read_text(ctx: click.Context, file: Path | None, nothing: str = "no text: expected -f FILE, or text on standard input") -> str:
+    """The contents of a file or else of standard input, without a newline at the end. Raises UsageError with the message `nothing` if
+    standard input is a terminal, InvalidArgumentError for what is not UTF-8."""
+    if file is None and sys.stdin.isatty():
+        raise click.UsageError(nothing, ctx)
+    data = file.read_bytes() if file else sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        from pymixtral.errors import InvalidArgumentError
+
+        name = f"the file {file}" if file else "standard input"
+        raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
+    return text.removesuffix("\n")
 
 
 def write(text: str) -> None:

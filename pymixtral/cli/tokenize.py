@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from pymixtral.cli.text import shorten, write, write_json
+from pymixtral.cli.text import read_text, shorten, write, write_json
 
 
 @click.command(
@@ -33,14 +32,16 @@ def tokenize(ctx: click.Context, text: str | None, model: Path | None, file: Pat
     """
     if ids and as_json:
         raise click.UsageError("expected --ids or --json, found both", ctx)
-    text = _read_text(ctx, text, file)
-    from importlib.resources import files
-
+    if text is not None and file is not None:
+        raise click.UsageError("expected TEXT or -f, found both", ctx)
+    if text is None:
+        text = read_text(ctx, file, "no text: expected TEXT, -f FILE, or text on standard input")
+    from pymixtral.demo import demo_path
     from pymixtral.errors import UnsupportedError
     from pymixtral.gguf import GGUFFile
     from pymixtral.tokenizer import Tokenizer, has_tokenizer
 
-    with GGUFFile(model or Path(str(files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf"))) as gguf:
+    with GGUFFile(model or demo_path()) as gguf:
         if not has_tokenizer(gguf.metadata, gguf.path):
             raise UnsupportedError(f"{gguf.path}: the file has no tokenizer, so text cannot be used")
         tokens = Tokenizer.from_metadata(gguf.metadata, gguf.path).encode(text, add_bos=not no_bos)
@@ -56,21 +57,3 @@ def tokenize(ctx: click.Context, text: str | None, model: Path | None, file: Pat
         width = len(str(max(tokens)))
         write("\n".join(f"{token:{width}}  {shorten(piece, 200)}" for token, piece in zip(tokens, pieces, strict=True)))
     click.echo(f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}", err=True)
-
-
-def _read_text(ctx: click.Context, text: str | None, file: Path | None) -> str:
-    if text is not None and file is not None:
-        raise click.UsageError("expected TEXT or -f, found both", ctx)
-    if text is not None:
-        return text
-    if file is None and sys.stdin.isatty():
-        raise click.UsageError("no text: expected TEXT, -f FILE, or text on standard input", ctx)
-    data = file.read_bytes() if file else sys.stdin.buffer.read()
-    try:
-        decoded = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        from pymixtral.errors import InvalidArgumentError
-
-        name = f"the file {file}" if file else "standard input"
-        raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
-    return decoded.removesuffix("\n")

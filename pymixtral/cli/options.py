@@ -1,4 +1,4 @@
-"""The options --experts-used and --override-kv, which several commands have."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+
+from pymixtral.units import parse_bytes
+
+# As pymixtral.kv_cache has them, which is not imported for a help text.
+_KV_TYPES = ("f16", "f32", "q8_0")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Value = int | float | bool | str
@@ -31,8 +36,21 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
     return found
 
 
+kv_type_option = click.option(
+    "--kv-type", type=click.Choice(_KV_TYPES), default="f16", show_default=True, help="Type of cached keys and values."
+)
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """The callback of an option that is a size: its bytes."""
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def override_options(function: _Function) -> _Function:
-    """Adds the options, as parameters `experts_used: int | None` and `overrides: dict`."""
+    """Adds --experts-used and --override-kv, as parameters `experts_used: int | None` and `overrides: dict`."""
     for option in (
         click.option(
             "--override-kv",

@@ -1,0 +1,10 @@
+"""The demo model that comes with the package."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def demo_path() -> Path:
+    return Path(str(files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf"))
