@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from pymixtral.config import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    MAX_FFN,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_HIDDEN,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WINDOW,
+    RMS_EPS,
+    ROPE_BASE,
+)
 from pymixtral.errors import CheckpointError, UnsupportedError
 
 from .strict_json import read_object, shown
 
-_MAX_COUNT = 2**31 - 1
-MAX_LAYERS = 1024
-MAX_EXPERTS = 64  # what csrc/pmx.h routes among
 _REQUIRED = object()
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A Mixtral (n_experts >= 1) or a dense Mistral (n_experts = n_experts_used = 0); window 0 means full attention."""
+    """A Mixtral (n_experts >= 2) or a dense Mistral (n_experts = n_experts_used = 0); window 0 means full attention."""
 
     hidden: int
     ffn: int
@@ -43,26 +54,26 @@ class CheckpointConfig:
         values = Values(read_object(path), str(path))
         moe = _is_mixtral(values)
         _refuse_unknown_features(values)
-        n_heads = values.count("num_attention_heads")
-        n_kv_heads = values.count("num_key_value_heads")
+        n_heads = values.count("num_attention_heads", MAX_HEADS)
+        n_kv_heads = values.count("num_key_value_heads", MAX_HEADS)
         if n_heads % n_kv_heads:
             raise CheckpointError(f"{path}: num_attention_heads {n_heads} is no multiple of num_key_value_heads {n_kv_heads}")
-        n_experts = values.count("num_local_experts", MAX_EXPERTS) if moe else 0
+        n_experts = values.count("num_local_experts", MAX_EXPERTS, lowest=2) if moe else 0
         return cls(
-            hidden=values.count("hidden_size"),
-            ffn=values.count("intermediate_size"),
+            hidden=values.count("hidden_size", MAX_HIDDEN),
+            ffn=values.count("intermediate_size", MAX_FFN),
             n_layers=values.count("num_hidden_layers", MAX_LAYERS),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=values.head_dim("hidden_size", "num_attention_heads"),
             n_experts=n_experts,
             n_experts_used=values.count("num_experts_per_tok", n_experts) if moe else 0,
-            n_vocab=values.count("vocab_size"),
-            n_ctx_train=values.count("max_position_embeddings"),
-            rms_eps=values.positive("rms_norm_eps"),
-            rope_base=_rope(values).positive("rope_theta"),
+            n_vocab=values.count("vocab_size", MAX_VOCAB),
+            n_ctx_train=values.count("max_position_embeddings", MAX_CONTEXT),
+            rms_eps=values.number("rms_norm_eps", *RMS_EPS),
+            rope_base=_rope(values).number("rope_theta", *ROPE_BASE),
             # Published Mixtral configs that carry a window are wrong: Mixtral attends to everything.
-            window=0 if moe or values.get("sliding_window", _REQUIRED) is None else values.count("sliding_window"),
+            window=0 if moe or values.get("sliding_window", _REQUIRED) is None else values.count("sliding_window", MAX_WINDOW),
             tied=values.flag("tie_word_embeddings"),
         )
 
@@ -102,17 +113,17 @@ class Values:
             raise CheckpointError(f"{self.where}: {key} is missing")
         return self.values.get(key, default)
 
-    def count(self, key: str, limit: int = _MAX_COUNT) -> int:
+    def count(self, key: str, highest: int, lowest: int = 1) -> int:
         value = self.get(key, _REQUIRED)
-        if type(value) is not int or not 1 <= value <= limit:
-            raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected a whole number from 1 to {limit}")
+        if type(value) is not int or not lowest <= value <= highest:
+            raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected a whole number from {lowest} to {highest}")
         return value
 
-    def positive(self, key: str) -> float:
+    def number(self, key: str, lowest: float, highest: float) -> float:
         value = self.get(key, _REQUIRED)
-        # The GGUF key is a float32, so the value must survive there too.
-        if type(value) not in (int, float) or not 1e-30 < value < 1e30 or not math.isfinite(value):
-            raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected a positive number")
+        # The GGUF key is a float32, so the value must be in the range when it is one.
+        if type(value) not in (int, float) or not lowest <= value <= highest or not lowest <= float(np.float32(value)) <= highest:
+            raise CheckpointError(f"{self.where}: {key} is {shown(value)}; expected a number from {lowest:g} to {highest:g}")
         return float(value)
 
     def flag(self, key: str) -> bool:
@@ -130,13 +141,13 @@ class Values:
 
     def head_dim(self, hidden_key: str, heads_key: str) -> int:
         """head_dim, or what hidden size and number of heads make it."""
-        hidden, n_heads = self.count(hidden_key), self.count(heads_key)
+        hidden, n_heads = self.count(hidden_key, MAX_HIDDEN), self.count(heads_key, MAX_HEADS)
         if self.get("head_dim") is not None:
-            head_dim = self.count("head_dim")
+            head_dim = self.count("head_dim", MAX_HEAD_DIM)
         elif hidden % n_heads == 0:
             head_dim = hidden // n_heads
         else:
             raise CheckpointError(f"{self.where}: {hidden_key} {hidden} is no multiple of {heads_key} {n_heads} and there is no head_dim")
-        if head_dim % 2:
-            raise CheckpointError(f"{self.where}: head_dim {head_dim}; expected an even number (RoPE turns pairs)")
+        if head_dim % 8 or head_dim > MAX_HEAD_DIM:
+            raise CheckpointError(f"{self.where}: head_dim {head_dim}; expected a multiple of 8, from 8 to {MAX_HEAD_DIM}")
         return head_dim

@@ -9,10 +9,22 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from pymixtral.config import (
+    MAX_CONTEXT,
+    MAX_EXPERTS,
+    MAX_FFN,
+    MAX_HEADS,
+    MAX_HIDDEN,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WINDOW,
+    RMS_EPS,
+    ROPE_BASE,
+)
 from pymixtral.errors import CheckpointError, UnsupportedError
 
 from .checkpoint import Checkpoint
-from .config import MAX_EXPERTS, MAX_LAYERS, CheckpointConfig, Values
+from .config import CheckpointConfig, Values
 from .layout import targets
 from .safetensors import read_safetensors
 from .stored import StoredTensor
@@ -73,28 +85,28 @@ def read_params(path: Path) -> CheckpointConfig:
     for key, neutral in _FEATURES.items():
         if values.get(key) not in neutral:
             raise UnsupportedError(f"{path}: {key} is {shown(values.get(key))}; models with it are not supported")
-    n_heads = values.count("n_heads")
-    n_kv_heads = values.count("n_kv_heads") if values.get("n_kv_heads") is not None else n_heads
+    n_heads = values.count("n_heads", MAX_HEADS)
+    n_kv_heads = values.count("n_kv_heads", MAX_HEADS) if values.get("n_kv_heads") is not None else n_heads
     if n_heads % n_kv_heads:
         raise CheckpointError(f"{path}: n_heads {n_heads} is no multiple of n_kv_heads {n_kv_heads}")
     moe = values.inner("moe")
-    n_experts = moe.count("num_experts", MAX_EXPERTS) if moe else 0
-    window = values.count("sliding_window") if values.get("sliding_window") is not None else 0
+    n_experts = moe.count("num_experts", MAX_EXPERTS, lowest=2) if moe else 0
+    window = values.count("sliding_window", MAX_WINDOW) if values.get("sliding_window") is not None else 0
     context = next((key for key in ("max_position_embeddings", "max_seq_len") if values.get(key) is not None), None)
     return CheckpointConfig(
-        hidden=values.count("dim"),
-        ffn=values.count("hidden_dim"),
+        hidden=values.count("dim", MAX_HIDDEN),
+        ffn=values.count("hidden_dim", MAX_FFN),
         n_layers=values.count("n_layers", MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=values.head_dim("dim", "n_heads"),
         n_experts=n_experts,
         n_experts_used=moe.count("num_experts_per_tok", n_experts) if moe else 0,
-        n_vocab=values.count("vocab_size"),
-        n_ctx_train=values.count(context) if context else _CONTEXT,
-        rms_eps=values.positive("norm_eps"),
+        n_vocab=values.count("vocab_size", MAX_VOCAB),
+        n_ctx_train=values.count(context, MAX_CONTEXT) if context else _CONTEXT,
+        rms_eps=values.number("norm_eps", *RMS_EPS),
         # mistral-inference's own default.
-        rope_base=values.positive("rope_theta") if values.get("rope_theta") is not None else 1e4 if window else 1e6,
+        rope_base=values.number("rope_theta", *ROPE_BASE) if values.get("rope_theta") is not None else 1e4 if window else 1e6,
         window=0 if moe else window,
         tied=values.flag("tied_embeddings"),
     )

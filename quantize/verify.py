@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pymixtral.errors import CheckpointError, ModelFileError
+from pymixtral.config import ModelConfig
+from pymixtral.errors import CheckpointError, ModelFileError, PymixtralError
 from pymixtral.gguf import GGUFFile
+from pymixtral.weights import load_weights
 
 from .planning import ALIGNMENT, Plan
 from .stored import SourceFile
@@ -21,13 +23,16 @@ _CHUNK_BYTES = 1 << 20
 def verify(path: Path, header: bytes, plan: Plan, checksums: Mapping[str, int]) -> Iterator[int]:
     """Compares header, names, shapes, types and the checksum of each tensor's bytes; yields the numbers of bytes as they are read.
 
-    Raises CheckpointError for a file that is not what was written.
+    Raises CheckpointError for a file that is not what was written, or that pymixtral would not run.
     """
     try:
         with GGUFFile(path) as file:
             found = [(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
+            load_weights(file, ModelConfig.from_gguf(file))
     except ModelFileError as error:
         raise CheckpointError(f"read back, the file is broken: {error}; check the disk and try again") from error
+    except PymixtralError as error:
+        raise CheckpointError(f"read back, the file describes no model that pymixtral runs: {error}") from error
     written = SourceFile(path)
     _drop_cache(path)
     planned = [(tensor.target.name, tensor.type, tensor.target.shape) for tensor in plan.tensors]

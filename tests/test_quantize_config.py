@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 from checkpoints import Shape, config_json
+from gguf import LlamaFileType
+from pymixtral.quantize.checkpoint import Checkpoint
 from pymixtral.quantize.config import CheckpointConfig
+from pymixtral.quantize.header import make_header
 
+from pymixtral.config import ModelConfig
 from pymixtral.errors import CheckpointError, PymixtralError, UnsupportedError
+from pymixtral.gguf import GGUFFile
 
 
 def read(tmp_path: Path, *, dense: bool = False, without: str = "", **changes: Any) -> CheckpointConfig:
@@ -124,7 +129,7 @@ def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     [
         ({"num_attention_heads": 6, "num_key_value_heads": 4}, "num_key_value_heads 4"),
         ({"head_dim": None, "hidden_size": 65}, "hidden_size 65"),
-        ({"head_dim": 15}, "even"),
+        ({"head_dim": 15}, "multiple of 8"),
         ({"num_local_experts": 65}, "num_local_experts"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok"),
         ({"num_hidden_layers": 100_000}, "num_hidden_layers"),
@@ -143,6 +148,39 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> No
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         CheckpointConfig.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "highest"),
+    [
+        ("hidden_size", 2**17),
+        ("intermediate_size", 2**20),
+        ("num_hidden_layers", 1024),
+        ("num_attention_heads", 1024),
+        ("num_local_experts", 64),
+        ("head_dim", 1024),
+        ("max_position_embeddings", 2**20),
+        ("vocab_size", 2**24),
+        ("rms_norm_eps", 1.0),
+        ("rope_theta", 9.9e29),
+    ],
+)
+def test_limits_are_those_of_who_reads_the_file(tmp_path: Path, key: str, highest: float) -> None:
+    config = read(tmp_path, **{key: highest})
+    checkpoint = Checkpoint(tmp_path, config, (), {}, ())
+    (tmp_path / "m.gguf").write_bytes(make_header(checkpoint, None, [], LlamaFileType.ALL_F32))
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        ModelConfig.from_gguf(file)
+    with pytest.raises(CheckpointError, match=f"{key} "):
+        read(tmp_path, **{key: highest * 1.02 if isinstance(highest, float) else highest + 8})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_local_experts", 1), ("head_dim", 4), ("head_dim", 12), ("rope_theta", 0.5), ("rms_norm_eps", 1e-31)]
+)
+def test_what_no_reader_takes_is_refused(tmp_path: Path, key: str, value: float) -> None:
+    with pytest.raises(CheckpointError, match=f"{key} "):
+        read(tmp_path, **{key: value})
 
 
 def test_absent_file(tmp_path: Path) -> None:

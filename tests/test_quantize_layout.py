@@ -38,7 +38,7 @@ def floats(file: GGUFFile, name: str) -> Floats:
 
 def test_attention_scores_are_those_of_rotate_half(tmp_path: Path) -> None:
     """RoPE on adjacent pairs of the file's rows gives the scores that rotate-half gives on the checkpoint's."""
-    shape = Shape(hidden=96, n_heads=6, n_kv_heads=2, head_dim=20, n_layers=1, n_vocab=64)
+    shape = Shape(hidden=96, n_heads=6, n_kv_heads=2, head_dim=24, n_layers=1, n_vocab=64)
     tensors = make_checkpoint(tmp_path / "hf", shape, seed=1)
     quantize(tmp_path / "hf", tmp_path / "m.gguf", "f32", progress=False)
     x = np.random.Generator(np.random.PCG64(2)).standard_normal((2, shape.hidden))

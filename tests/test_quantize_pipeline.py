@@ -153,6 +153,13 @@ def test_row_19_damage_between_writing_and_reading_back_is_found(
     quantize(source, tmp_path / "m.gguf", "f16", verify=False, progress=False)
 
 
+def test_a_file_that_pymixtral_would_refuse_does_not_pass(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pymixtral.quantize.header._config", lambda _: [("llama.context_length", 1)])
+    with pytest.raises(CheckpointError, match=r"no model that pymixtral runs.*is missing"):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 # --- Deaths and errors at any moment -----------------------------------------------------------------------------
 
 
