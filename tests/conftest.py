@@ -7,6 +7,16 @@ from pathlib import Path
 import pytest
 from pymixtral.quantize import quantize
 
+from pymixtral.machine import instruction_sets
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which instruction sets the kernels' tests ran on, and which of this build the machine cannot run."""
+    sets = instruction_sets()
+    missing = [name for name in sets.built if name not in sets.available]
+    not_run = f"; not run: {', '.join(missing)}" if missing else ""
+    terminalreporter.write_line(f"instruction sets: {', '.join(sets.available)}{not_run}")
+
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
