@@ -18,13 +18,16 @@ from tqdm import tqdm
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, UnsupportedError
 from pymixtral.files import check_dest, check_space, replacing
 from pymixtral.gguf import GGUFFile, Tensor
+from pymixtral.gguf_header import TensorInfo, encode_header, encode_string
 from pymixtral.shards import MAX_SHARDS, shard_name
 
 LAYOUTS = ("merged", "split")
 
+SPLIT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(0|[1-9]\d*)\.weight", re.ASCII)
+"""Names of tensors of one expert: its stem and its number."""
+
 _CHUNK_BYTES = 1 << 24
 _MERGED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
-_SPLIT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(0|[1-9]\d*)\.weight", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +125,11 @@ def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     """The experts' tensors of one layer and kind as one, in the place of the first."""
     groups: dict[str, dict[int, Tensor]] = {}
     for tensor in tensors:
-        if match := _SPLIT.fullmatch(tensor.name):
+        if match := SPLIT.fullmatch(tensor.name):
             groups.setdefault(match[1], {})[int(match[2])] = tensor
     names = {tensor.name for tensor in tensors}
     for tensor in tensors:
-        match = _SPLIT.fullmatch(tensor.name)
+        match = SPLIT.fullmatch(tensor.name)
         if not match:
             yield _kept(tensor)
         elif match[1] in groups:
@@ -184,21 +187,11 @@ def _header(file: GGUFFile, tensors: list[_Tensor], number: int, count: int, n_t
     if number > 0:
         keys = {key: view for key, view in keys.items() if key == "general.alignment"}
     if count > 1:
-        keys["split.no"] = _string("split.no") + struct.pack("<IH", GGUFValueType.UINT16, number)
-        keys["split.count"] = _string("split.count") + struct.pack("<IH", GGUFValueType.UINT16, count)
-        keys["split.tensors.count"] = _string("split.tensors.count") + struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
-    infos, offset = [], 0
-    for tensor in tensors:
-        n_dims = len(tensor.shape)
-        infos.append(_string(tensor.name) + struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), tensor.type, offset))
-        offset += tensor.n_bytes + -tensor.n_bytes % file.alignment
-    header = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(keys)) + b"".join([*keys.values(), *infos])
-    return header + bytes(-len(header) % file.alignment)
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data
+        keys["split.no"] = encode_string("split.no") + struct.pack("<IH", GGUFValueType.UINT16, number)
+        keys["split.count"] = encode_string("split.count") + struct.pack("<IH", GGUFValueType.UINT16, count)
+        keys["split.tensors.count"] = encode_string("split.tensors.count") + struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
+    infos = (TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
+    return encode_header(list(keys.values()), infos, file.alignment)
 
 
 def _data(tensors: list[_Tensor], alignment: int) -> Iterator[memoryview]:

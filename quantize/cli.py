@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import click
 
+from pymixtral.cli.options import size
+
 from .recipe import RECIPES
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "K": 10**3,
-    "KB": 10**3,
-    "KIB": 2**10,
-    "M": 10**6,
-    "MB": 10**6,
-    "MIB": 2**20,
-    "G": 10**9,
-    "GB": 10**9,
-    "GIB": 2**30,
-}
-
-
-def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """20GiB, 21.5GB, 900MB in bytes."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value.strip())
-    if not match or match[2].upper() not in _UNITS:
-        raise click.BadParameter(f"expected a size such as 20GiB or 21.5GB, found {value!r}", ctx, param)
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -60,7 +37,7 @@ Examples:
 @click.option("--type", "kind", type=click.Choice(RECIPES, case_sensitive=False), help="Type of the matrices, or a mix.  [default: q8_0]")
 @click.option("--tensor", "tensors", metavar="PATTERN=TYPE", multiple=True, callback=_tensors, help="Type of tensors by name; repeatable.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix: pymixtral calibrate's, or llama.cpp's (gguf, dat).")
-@click.option("--target-size", callback=_size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
+@click.option("--target-size", callback=size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
 @click.option("--target-bpw", type=click.FloatRange(1, 32), metavar="BITS", help="Choose types for so many bits per weight, such as 3.5.")
 @click.option("--dry-run", is_flag=True, help="Print types and sizes; write nothing.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON too, with each expert's error.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pymixtral import ops
 from pymixtral.config import ModelConfig
 from pymixtral.gguf import GGUFFile, read_shard
+from pymixtral.layout import SPLIT
 from pymixtral.matrix import Matrix
 from pymixtral.weights import load_weights
 
@@ -21,8 +21,6 @@ from .checkpoint import Checkpoint
 from .config import CheckpointConfig
 from .layout import Target
 from .stored import FLOATS, SourceFile, StoredTensor
-
-_SPLIT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(\d+)\.weight", re.ASCII)
 
 # Metadata of a quantization, of files, and of an alignment that is not kept.
 _DROPPED = ("split.", "quantize.", "general.alignment")
@@ -68,9 +66,9 @@ def _dequantizer() -> Callable[[GGMLQuantizationType, NDArray[np.uint8]], NDArra
 
 def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) -> Iterator[Target]:
     """The file's tensors in its order; those of single experts become one, in the place of the first. Fills `tensors`."""
-    experts: dict[str, int] = Counter(match[1] for name in stored if (match := _SPLIT.fullmatch(name)))
+    experts: dict[str, int] = Counter(match[1] for name in stored if (match := SPLIT.fullmatch(name)))
     for name, tensor in stored.items():
-        match = _SPLIT.fullmatch(name)
+        match = SPLIT.fullmatch(name)
         if match:
             if match[1] in experts:
                 sources = tuple(f"{match[1]}.{e}.weight" for e in range(experts.pop(match[1])))

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType, LlamaFileType
 
+from pymixtral.gguf_header import TensorInfo, encode_header, encode_string
+
 from .checkpoint import Checkpoint
 from .config import CheckpointConfig
 from .planning import ALIGNMENT, PlannedTensor
@@ -16,7 +18,6 @@ from .vocab import Vocabulary
 _Scalar = bool | int | float | str
 _Value = _Scalar | Sequence[str] | Sequence[int] | Sequence[float]
 
-_VERSION = 3
 _KINDS = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32}
 _FORMATS = {bool: "<?", int: "<I", float: "<f"}
 
@@ -31,13 +32,8 @@ def make_header(checkpoint: Checkpoint, vocabulary: Vocabulary | None, tensors: 
         general: dict[str, _Value] = {"general.architecture": "llama", "general.name": name, **written}
         values = general | dict(_config(checkpoint.config)) | dict(_vocabulary(vocabulary) if vocabulary else ())
         keys = {key: _entry(key, value) for key, value in values.items()}
-    infos, offset = [], 0
-    for tensor in tensors:
-        shape = tensor.target.shape
-        infos.append(_string(tensor.target.name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *reversed(shape), tensor.type, offset))
-        offset += tensor.n_bytes + -tensor.n_bytes % ALIGNMENT
-    header = b"GGUF" + struct.pack("<IQQ", _VERSION, len(tensors), len(keys)) + b"".join([*keys.values(), *infos])
-    return header + bytes(-len(header) % ALIGNMENT)
+    infos = (TensorInfo(tensor.target.name, tensor.target.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
+    return encode_header(list(keys.values()), infos, ALIGNMENT)
 
 
 def _config(config: CheckpointConfig) -> Iterator[tuple[str, _Value]]:
@@ -79,16 +75,11 @@ def _vocabulary(vocabulary: Vocabulary) -> Iterator[tuple[str, _Value]]:
 def _entry(key: str, value: _Value) -> bytes:
     """Key, type and value. Whole numbers are uint32, in arrays int32."""
     if isinstance(value, str):
-        return _string(key) + struct.pack("<I", GGUFValueType.STRING) + _string(value)
+        return encode_string(key) + struct.pack("<I", GGUFValueType.STRING) + encode_string(value)
     if isinstance(value, bool | int | float):
-        return _string(key) + struct.pack("<I", _KINDS[type(value)]) + struct.pack(_FORMATS[type(value)], value)
+        return encode_string(key) + struct.pack("<I", _KINDS[type(value)]) + struct.pack(_FORMATS[type(value)], value)
     kind = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}[type(value[0])]
-    head = _string(key) + struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(value))
+    head = encode_string(key) + struct.pack("<IIQ", GGUFValueType.ARRAY, kind, len(value))
     if kind == GGUFValueType.STRING:
-        return head + b"".join(_string(item) for item in value)  # type: ignore[arg-type]
+        return head + b"".join(encode_string(item) for item in value)  # type: ignore[arg-type]
     return head + np.asarray(value, "<i4" if kind == GGUFValueType.INT32 else "<f4").tobytes()
-
-
-def _string(text: str) -> bytes:
-    data = text.encode()
-    return struct.pack("<Q", len(data)) + data

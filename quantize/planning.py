@@ -15,12 +15,13 @@ from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import Importance, ImportanceMatrix
 from pymixtral.imatrix import read as read_imatrix
+from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
 from .checkpoint import Checkpoint
 from .layout import Target
 from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
-from .report import show_notes, size, tensor_class
+from .report import show_notes, tensor_class
 
 ALIGNMENT = 32  # GGUF's default
 
@@ -80,7 +81,7 @@ class Plan:
     def __str__(self) -> str:
         """The plan as a terminal shows it: sizes by class, types by layer."""
         lines = [
-            f"{self.name}: {size(self.n_bytes)} of tensors, {self.bits_per_weight:.3f} bits per weight",
+            f"{self.name}: {show_bytes(self.n_bytes)} of tensors, {self.bits_per_weight:.3f} bits per weight",
             "",
             f"  {'tensors':<18}{'types':<34}{'size':>12}{'bits':>8}",
         ]
@@ -91,7 +92,7 @@ class Plan:
             types = Counter(tensor.type.name.lower() for tensor in tensors)
             n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
             first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in types.items()), 33)
-            lines.append(f"  {group:<18}{first:<34}{size(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
+            lines.append(f"  {group:<18}{first:<34}{show_bytes(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
             lines += [f"  {'':<18}{part}" for part in rest]
         lines += ["", *self._grid()]
         if self.choice:
@@ -134,7 +135,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, he
     else:
         n_weights = sum(prod(target.shape) for target in targets)
         if request.target_bytes is not None:
-            name, budget = f"target size {size(request.target_bytes)}", request.target_bytes - header_bytes - ALIGNMENT * len(targets)
+            name, budget = f"target size {show_bytes(request.target_bytes)}", request.target_bytes - header_bytes - ALIGNMENT * len(targets)
         else:
             assert request.target_bpw is not None
             name, budget = f"target {request.target_bpw:g} bits per weight", int(request.target_bpw * n_weights / 8)

@@ -14,6 +14,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from pymixtral.units import show_bytes, show_count
+
 ERROR_STRIDE = 16
 """Errors are measured on every 16th row of a chunk: a small part of the run time; on all rows it would take most of it."""
 
@@ -91,15 +93,15 @@ class Report:
     def __str__(self) -> str:
         """The report as a terminal shows it."""
         lines = [
-            f"{self.dest}: {size(self.file_bytes)}, {self.bits_per_weight:.2f} bits per weight, "
-            f"{quantity(self.n_weights)} weights, {self.seconds:.1f} s",
+            f"{self.dest}: {show_bytes(self.file_bytes)}, {self.bits_per_weight:.2f} bits per weight, "
+            f"{show_count(self.n_weights)} weights, {self.seconds:.1f} s",
             "",
             f"  {'tensors':<18}{'types':<24}{'weights':>9}{'size':>11}{'bits':>7}{'error':>8}",
         ]
         for entry in self.classes:
             first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in entry.types.items()), 23)
             error = "exact" if entry.relative_error == 0 else f"{100 * entry.relative_error:.3g}%"
-            sizes = f"{quantity(entry.n_weights):>9}{size(entry.n_bytes):>11}{entry.bits_per_weight:>7.2f}"
+            sizes = f"{show_count(entry.n_weights):>9}{show_bytes(entry.n_bytes):>11}{entry.bits_per_weight:>7.2f}"
             lines += [f"  {entry.name:<18}{first:<24}{sizes}{error:>8}", *(f"  {'':<18}{part}" for part in rest)]
         lines += ["", f"  error: ||w - decoded|| / ||w||, measured on every {ERROR_STRIDE}th row"]
         return "\n".join([*lines, *show_notes(self.notes)])
@@ -182,20 +184,3 @@ def tensor_class(name: str) -> str:
 def show_notes(notes: Sequence[str]) -> list[str]:
     """Lines of at most 80 columns."""
     return [line for note in notes for line in textwrap.wrap(f"note: {note}", 78, initial_indent="  ", subsequent_indent="    ")]
-
-
-def size(n_bytes: int) -> str:
-    """1536 -> "1.5 KiB"."""
-    return _scaled(n_bytes, 1024, ("bytes", "KiB", "MiB", "GiB", "TiB"))
-
-
-def quantity(n: int) -> str:
-    """46_700_000_000 -> "46.7 G"."""
-    return _scaled(n, 1000, ("", "k", "M", "G", "T"))
-
-
-def _scaled(value: float, base: int, units: Sequence[str]) -> str:
-    step = 0
-    while value >= base and step < len(units) - 1:
-        value, step = value / base, step + 1
-    return f"{value:.0f} {units[0]}".rstrip() if step == 0 else f"{value:.1f} {units[step]}"

@@ -20,6 +20,7 @@ from pymixtral.gguf import GGUFFile
 from pymixtral.imatrix import ImportanceMatrix
 from pymixtral.matrix import Matrix
 from pymixtral.reference_blocks import dequantize
+from pymixtral.units import show_bytes
 
 Type = GGMLQuantizationType
 GATE = "blk.{}.ffn_gate_exps.weight"
@@ -91,7 +92,7 @@ def test_more_bytes_mean_less_error() -> None:
 def test_the_file_is_at_most_the_target_size(tmp_path: Path, n_bytes: int) -> None:
     report = quantize(TINY_MIXTRAL, tmp_path / "m.gguf", target_bytes=n_bytes, progress=False)
     assert 0.95 * n_bytes < report.file_bytes <= n_bytes
-    assert report.type == f"target size {n_bytes / 2**20:.1f} MiB"
+    assert report.type == f"target size {show_bytes(n_bytes)}"
     planned = plan(TINY_MIXTRAL, target_bytes=n_bytes, progress=False)
     with GGUFFile(tmp_path / "m.gguf") as file:
         assert {name: tensor.type for name, tensor in file.tensors.items()} == {t.target.name: t.type for t in planned.tensors}

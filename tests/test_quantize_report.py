@@ -11,7 +11,7 @@ import pytest
 from checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, read_tensors
 from gguf import GGMLQuantizationType, quants
 from pymixtral.quantize import heat, quantize
-from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, quantity, size, tensor_class
+from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, tensor_class
 
 from pymixtral.errors import UnsupportedError
 
@@ -119,8 +119,3 @@ def test_output_is_not_attention_output() -> None:
     assert tensor_class("output_norm.weight") == "norms and router"
     assert tensor_class("blk.7.attn_output.weight") == "attention"
     assert tensor_class("blk.7.ffn_gate_inp.weight") == "norms and router"
-
-
-def test_units() -> None:
-    assert [size(0), size(1023), size(1536), size(90 << 30)] == ["0 bytes", "1023 bytes", "1.5 KiB", "90.0 GiB"]
-    assert [quantity(999), quantity(46_702_792_704)] == ["999", "46.7 G"]
