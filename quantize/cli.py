@@ -27,14 +27,23 @@ def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     epilog="""\b
 Examples:
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf
-  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m --imatrix imatrix.gguf
-  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-20g.gguf --target-size 20GiB --imatrix imatrix.gguf
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m \\
+    --imatrix imatrix.gguf
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-20g.gguf --target-size 20GiB \\
+    --imatrix imatrix.gguf
   pymixtral quantize Mixtral-8x7B-v0.1 --target-bpw 3.5 --dry-run
-  pymixtral quantize my-merge my-merge.gguf --type q4_k_m --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
+  pymixtral quantize my-merge my-merge.gguf --type q4_k_m \\
+    --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
 )
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("dest", type=click.Path(path_type=Path), required=False)
-@click.option("--type", "kind", type=click.Choice(RECIPES, case_sensitive=False), help="Type of the matrices, or a mix.  [default: q8_0]")
+@click.option(
+    "--type",
+    "kind",
+    type=click.Choice(RECIPES, case_sensitive=False),
+    metavar="TYPE",
+    help=f"Type of the matrices, or a mix; from most bits to fewest {', '.join(RECIPES)}.  [default: q8_0]",
+)
 @click.option("--tensor", "tensors", metavar="PATTERN=TYPE", multiple=True, callback=_tensors, help="Type of tensors by name; repeatable.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix: pymixtral calibrate's, or llama.cpp's (gguf, dat).")
 @click.option("--target-size", callback=size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
@@ -43,7 +52,7 @@ Examples:
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON too, with each expert's error.")
 @click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors by layer and expert to a PNG (extra [plot]).")
 @click.option("-t", "--threads", type=click.IntRange(1, 256), default=None, help="Threads to use.  [default: one per core]")
-@click.option("--force", is_flag=True, help="Replace DEST if it exists.")
+@click.option("--force", is_flag=True, help="Replace files that exist: DEST, and those of --report and --heatmap.")
 @click.option("--no-verify", is_flag=True, help="Do not read the file back and compare it with what was written.")
 @click.pass_context
 def quantize(
@@ -80,11 +89,21 @@ def quantize(
         raise click.UsageError("expected DEST, the file to write, or --dry-run", ctx)
     if dry_run and (report or heatmap):
         raise click.UsageError("expected --report and --heatmap without --dry-run, which measures no errors", ctx)
-    for path in (report, heatmap):
-        if path and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: the directory {path.parent} does not exist; create it first", ctx)
-    from . import convert, heat
+    from pymixtral.files import check_dest, replacing
 
+    from . import convert, heat
+    from .checkpoint import Checkpoint
+
+    if dest and (dry_run or report or heatmap):
+        # Before hours of work, though convert.quantize looks at DEST itself.
+        checkpoint = Checkpoint.open(source)
+        used = [*checkpoint.used, *([imatrix] if imatrix else [])]
+        for path in (dest, report, heatmap):
+            if path:
+                check_dest(path, used, force)
+                used.append(path)
+        if heatmap:
+            heat.check(checkpoint)
     if dry_run:
         planned = convert.plan(
             source, kind, tensors=tensors, imatrix=imatrix, target_bytes=target_size, target_bpw=target_bpw, n_threads=threads
@@ -92,8 +111,6 @@ def quantize(
         click.echo(planned)
         return
     assert dest is not None
-    if heatmap:
-        heat.check()
     result = convert.quantize(
         source,
         dest,
@@ -108,6 +125,8 @@ def quantize(
     )
     click.echo(result)
     if report:
-        report.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
+        with replacing(report) as temporary:
+            temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if heatmap:
-        heat.draw(result, heatmap)
+        with replacing(heatmap) as temporary:
+            heat.draw(result, temporary)

@@ -64,7 +64,7 @@ def quantize(
     started = time.monotonic()
     path = Path(dest)
     checkpoint, vocabulary = _open(Path(source))
-    check_dest(path, checkpoint.used, force)
+    check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         decided = _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)

@@ -11,24 +11,25 @@ import numpy as np
 
 from pymixtral.errors import UnsupportedError
 
+from .checkpoint import Checkpoint
 from .report import Report
 
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 
 
-def check() -> None:
-    """Raises UnsupportedError where matplotlib is missing."""
+def check(checkpoint: Checkpoint) -> None:
+    """Raises UnsupportedError for a dense model, and where matplotlib is missing."""
+    if checkpoint.config.n_experts < 2:
+        raise UnsupportedError(f"{checkpoint.path}: expected a model with experts for a heat map, found a dense one")
     _figure()
 
 
 def draw(report: Report, path: Path) -> None:
-    """A PNG of relative errors, layers x experts, for gate, up and down. Raises UnsupportedError for a dense model."""
+    """A PNG of relative errors, layers x experts, for gate, up and down; of what check() passes."""
     errors: dict[str, list[tuple[float, ...]]] = {}
     for tensor in report.tensors:
         if match := _EXPERTS.fullmatch(tensor.name):
             errors.setdefault(match[2], []).append(tensor.expert_errors)
-    if not errors:
-        raise UnsupportedError(f"{path}: expected a model with experts to draw, found a dense one")
     highest = max(max(map(max, rows)) for rows in errors.values())
     n_layers, n_experts = np.shape(next(iter(errors.values())))
     figure = _figure()(figsize=(3 * (1.5 + 0.25 * n_experts), 1.5 + 0.25 * n_layers), layout="constrained")

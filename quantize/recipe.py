@@ -28,7 +28,11 @@ TYPES = {kind.name.lower(): kind for kind in _TYPES}
 MIXES = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
 """Recipes of several."""
 
-RECIPES = (*TYPES, *MIXES)
+RECIPES = (
+    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_k", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_k"),
+    *("q4_0", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
+)
+"""All of them, from most bits to fewest."""
 
 TENSOR_TYPES = TYPES | {kind.name.lower(): kind for kind in (Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.Q2_K)}
 """What a single tensor can be asked to be."""

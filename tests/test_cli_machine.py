@@ -68,7 +68,7 @@ def hole(path: Path, mix: str) -> Path:
     return write_hole(path, CONFIG, mixed(Inventory(parts(CONFIG), 8, 2), mix).parts)
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate", "quantize"])
 def test_help_has_examples(command: str) -> None:
     text = output(command, "--help")
     assert f"Examples:\n    pymixtral {command}" in text

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from checkpoints import Shape, make_checkpoint
+from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
 from pymixtral.quantize.cli import quantize
 from pymixtral.quantize.recipe import TYPES
 
-from pymixtral.errors import InvalidArgumentError
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.gguf import GGUFFile
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(quantize, list(map(str, arguments)), catch_exceptions=False)
 
 
 def test_default_type_is_q8_0(tiny_checkpoint: Path, tiny_q8_0: Path, tmp_path: Path) -> None:
@@ -61,10 +68,78 @@ def test_report_and_heat_map_are_written(tiny_checkpoint: Path, tmp_path: Path) 
     assert Path(files[2]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("option", ["--report", "--heatmap"])
+def test_row_18_a_report_overwrites_nothing_that_is_used(tiny_checkpoint: Path, tmp_path: Path, option: str) -> None:
+    """And says so before anything is encoded."""
+    pytest.importorskip("matplotlib")
+    source, dest, matrix, old = tmp_path / "hf", tmp_path / "m.gguf", tmp_path / "i.gguf", tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, source)
+    matrix.write_bytes(b"importance")
+    old.write_bytes(b"old")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    cases = {
+        dest: "read or written",
+        matrix: "read or written",
+        source / "config.json": "read or written",
+        source / "model.safetensors": "read or written",
+        tmp_path / "missing" / "x": "does not exist",
+    }
+    for path, words in cases.items():
+        with pytest.raises(InvalidArgumentError, match=words):
+            run(source, dest, "--imatrix", matrix, "--force", option, path)
+    with pytest.raises(InvalidArgumentError, match="--force"):
+        run(source, dest, option, old)
+    other = {"--report": "--heatmap", "--heatmap": "--report"}[option]
+    with pytest.raises(InvalidArgumentError, match="read or written"):
+        run(source, dest, option, tmp_path / "x", other, tmp_path / "x")
+    with pytest.raises(InvalidArgumentError, match="read or written"):
+        run(source, matrix, "--imatrix", matrix, "--force")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_heat_map_of_a_dense_model_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_experts=0, n_vocab=64), seed=1)
+    with pytest.raises(UnsupportedError, match="dense"):
+        run(tmp_path / "hf", tmp_path / "m.gguf", "--heatmap", tmp_path / "h.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_report_that_fails_leaves_the_model_and_no_part_of_itself(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: object, **__: object) -> None:
+        path.write_bytes(b"{")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    result = CliRunner().invoke(quantize, [str(tiny_checkpoint), str(tmp_path / "m.gguf"), "--report", str(tmp_path / "r.json")])
+    assert isinstance(result.exception, OSError)
+    assert "bits per weight" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+@pytest.mark.parametrize("option", ["--report", "--heatmap"])
+def test_a_dry_run_has_no_report(tiny_checkpoint: Path, tmp_path: Path, option: str) -> None:
+    result = CliRunner().invoke(quantize, [str(tiny_checkpoint), "--dry-run", option, str(tmp_path / "x")])
+    assert (result.exit_code, "without --dry-run" in result.stderr) == (2, True)
+
+
+def test_a_dry_run_looks_at_dest(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"old")
+    for dest in (tmp_path / "m.gguf", tiny_checkpoint / "config.json", tmp_path / "missing" / "m.gguf"):
+        with pytest.raises(InvalidArgumentError):
+            run(tiny_checkpoint, dest, "--dry-run")
+    result = run(tiny_checkpoint, tmp_path / "m.gguf", "--dry-run", "--force")
+    assert "q8_0" in result.stdout
+    assert (tmp_path / "m.gguf").read_bytes() == b"old"
+
+
 def test_help_shows_examples_line_by_line() -> None:
     text = CliRunner().invoke(quantize, ["--help"]).stdout
-    assert "--type [f32|bf16|f16|q8_0|q5_0|q5_1|" in text
-    assert "\n  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf\n" in text or "\n    pymixtral quantize Mixtral" in text
+    assert "Examples:\n    pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf\n    pymixtral quantize" in text
+    assert "--type q4_k_m \\\n      --imatrix imatrix.gguf\n" in text
+    assert re.search(r"--type TYPE .*fewest f32,\s+f16,.*q3_k,\s+q2_k\.\s+\[default:\s+q8_0\]", text, re.DOTALL)
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_ctrl_c_exits_130_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from collections import Counter
 import pytest
 from gguf import GGMLQuantizationType, LlamaFileType
 from pymixtral.quantize.layout import Target
-from pymixtral.quantize.recipe import RECIPES, TENSOR_TYPES, TYPES, file_type, fit, overrides, row_bytes, wanted_types
+from pymixtral.quantize.recipe import MIXES, RECIPES, TENSOR_TYPES, TYPES, file_type, fit, overrides, row_bytes, wanted_types
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.inventory import Inventory
+from pymixtral.mixes import MODELS, mixed, parts
 
 Type = GGMLQuantizationType
 NORMS = [Target(name, ("x",), (64,)) for name in ("blk.0.attn_norm.weight", "output_norm.weight")]
@@ -24,6 +26,13 @@ def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
         for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_down_exps")
     ]
     return [Target("token_embd.weight", ("x",), (64, cols)), *layers, ROUTER, *NORMS, Target("output.weight", ("x",), (64, cols))]
+
+
+def test_recipes_are_in_the_order_of_their_bits() -> None:
+    whole = Inventory(parts(MODELS["8x7b"]), 8, 2)
+    bits = [row_bytes(TYPES[name], 256) / 32 if name in TYPES else mixed(whole, name).bits_per_weight for name in RECIPES]
+    assert bits == sorted(bits, reverse=True)
+    assert sorted(RECIPES) == sorted((*TYPES, *MIXES))
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -111,5 +120,5 @@ def test_file_type_is_the_recipe_s_or_that_of_most_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["q4", "Q8_0", "", "8"])
 def test_unknown_type_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="f32, bf16, f16, q8_0, q5_0"):
+    with pytest.raises(InvalidArgumentError, match="f32, f16, bf16, q8_0, q6_k"):
         wanted_types(mixtral(1), name)

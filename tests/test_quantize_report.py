@@ -11,6 +11,7 @@ import pytest
 from checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, read_tensors
 from gguf import GGMLQuantizationType, quants
 from pymixtral.quantize import heat, quantize
+from pymixtral.quantize.checkpoint import Checkpoint
 from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, tensor_class
 
 from pymixtral.errors import UnsupportedError
@@ -105,13 +106,13 @@ def test_heat_map_is_a_png(tmp_path: Path) -> None:
 def test_heat_map_of_a_dense_model_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", Shape(n_experts=0, n_vocab=64), seed=1)
     with pytest.raises(UnsupportedError, match="dense"):
-        heat.draw(quantize(tmp_path / "hf", tmp_path / "m.gguf", progress=False), tmp_path / "errors.png")
+        heat.check(Checkpoint.open(tmp_path / "hf"))
 
 
 def test_heat_map_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError, match=r"pymixtral\[plot\]"):
-        heat.check()
+        heat.check(Checkpoint.open(TINY_MIXTRAL))
 
 
 def test_output_is_not_attention_output() -> None:
