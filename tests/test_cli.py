@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,12 +22,17 @@ from pymixtral.quantize import quantize
 
 import pymixtral
 from pymixtral import Mixtral
+from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.cli import main
+from pymixtral.cli.generate import _summary
+from pymixtral.cli.options import _KV_TYPES
+from pymixtral.generation import Stats
+from pymixtral.kv_cache import KV_TYPES
 
 PROMPT = "Once upon a time there was a king"
 SUMMARY = re.compile(
-    r"prompt: (\d+) tokens, [\d.]+ tokens/s, first token after [\d.]+ s; "
-    r"generated: (\d+) tokens, [\d.]+ tokens/s, [\d.]+ GB/s of weights read"
+    r"prompt: (\d+) tokens, [\d.]+ tokens/s, first token after [\d.]+ s\n"
+    r"generated: (\d+) tokens, [\d.]+ tokens/s, [\d.]+ GB/s of weights"
 )
 COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
 
@@ -52,12 +58,23 @@ def engine(tiny_q8_0: Path) -> Iterator[Mixtral]:
 # --- Help ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["generate", "--help"], ["quantize", "--help"]])
-def test_help_has_examples(arguments: list[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_has_examples_and_a_line_for_each_command(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     assert "Examples:\n  " in result.output
-    assert "generate" in result.output or "quantize" in result.output
+    lines = [line.split(maxsplit=1) for line in result.output.splitlines()]
+    assert all([name, text] in lines for name, (_, text) in COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_examples_and_80_columns(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    pymixtral {command}" in result.output
+    for line in result.output.splitlines():
+        assert len(line) <= 80, line
+        assert line.isprintable()
 
 
 def test_version() -> None:
@@ -135,13 +152,28 @@ def test_nothing_to_write(tiny_q8_0: Path) -> None:
     assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
 
 
+def test_the_closing_lines_have_80_columns_and_no_rates_of_nothing(tiny_q8_0: Path) -> None:
+    result = run("generate", "-m", tiny_q8_0, "-p", "", "-n", 1)
+    first, last = result.stderr.splitlines()
+    assert first.startswith("prompt: 1 token, ")
+    assert last == "generated: 1 token"
+    largest = SimpleNamespace(tokens=[1], stats=Stats(1 << 20, 0, 1 << 20, 99.999, 84.5, 1 << 20, 10**7))
+    lines = f"{_summary(largest)} (interrupted)".splitlines()  # type: ignore[arg-type]
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_types_of_a_cache_are_those_that_there_are() -> None:
+    assert tuple(KV_TYPES) == _KV_TYPES
+
+
 def test_without_a_model_the_demo_writes_and_says_so() -> None:
     result = run("generate", "-p", PROMPT, "-n", 20, "--temperature", 0)
     with Mixtral() as demo:
         assert (result.exit_code, result.stdout) == (0, demo.generate(PROMPT, max_tokens=20, temperature=0).text + "\n")
-    first, last = result.stderr.splitlines()
+    first, *last = result.stderr.splitlines()
     assert "demo model" in first
-    assert SUMMARY.fullmatch(last)
+    assert SUMMARY.fullmatch("\n".join(last))
 
 
 # --- Wrong input --------------------------------------------------------------------------------------------------
@@ -245,6 +277,29 @@ def test_ctrl_c_ends_a_long_prompt_within_a_second(endless: Path, tmp_path: Path
     assert time.monotonic() - begin < 1
     assert (process.returncode, out) == (130, b"\n")
     assert re.fullmatch(r"prompt: \d+ tokens; nothing generated \(interrupted\)\n", err.decode())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_leave_no_unfinished_file(endless: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start("perplexity", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"a " * 20_000)
+    process.stdin.close()
+    process.stdin = None
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [path.name[0] for path in tmp_path.iterdir()] == ["."]
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (128 + number, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_run_by_a_program_leave_its_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("--version").exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_reader_that_leaves_is_no_error(endless: Path) -> None:

@@ -1,13 +1,16 @@
 """The command `pymixtral`: its subcommands are imported when they are run, so that the help is quick.
 
 Wrong input (a PymixtralError, a file that cannot be read, a wrong option) is one line on stderr and exit code 2, Ctrl-C exit code 130.
+SIGTERM and SIGHUP leave no unfinished file, exit code 143 and 129.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
@@ -18,7 +21,7 @@ _COMMANDS = {
     "perplexity": ("pymixtral.cli.perplexity", "Measure how well a model predicts a text."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
-    "plan": ("pymixtral.cli.plan", "Say whether a model fits this machine, and how fast it can be."),
+    "plan": ("pymixtral.cli.plan", "Say whether a model fits, and how fast it can be."),
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize."),
@@ -49,6 +52,10 @@ class _Commands(click.Group):
             return super().main(args, prog_name, standalone_mode=False, **extra)
         from pymixtral.errors import PymixtralError
 
+        if args is None:  # a process of its own, not a call from a program
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+                    signal.signal(number, _end)
         try:
             result = super().main(args, prog_name, standalone_mode=False, **extra)
         except click.Abort:  # Ctrl-C; click has ended the line
@@ -61,6 +68,12 @@ class _Commands(click.Group):
         except (PymixtralError, OSError) as error:
             _fail(str(error))
         sys.exit(result if isinstance(result, int) else 0)  # an int is the code of Context.exit()
+
+
+def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Ends the process by an exception, so that finally blocks run, which remove what is unfinished."""
+    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt them
+    sys.exit(128 + number)
 
 
 def _fail(message: str) -> None:

@@ -33,8 +33,10 @@ def _logit_bias(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     epilog="""\b
 Examples:
   pymixtral generate -p "Once upon a time"
-  pymixtral generate -m mixtral-q4_0.gguf -p "The capital of France is" -n 20 --temperature 0
-  pymixtral generate -m mixtral-q4_0.gguf -f chapter.txt --seed 7 --stop "THE END" > next.txt
+  pymixtral generate -m mixtral-q4_0.gguf -p "The capital of France is" \\
+    -n 20 --temperature 0
+  pymixtral generate -m mixtral-q4_0.gguf -f chapter.txt --seed 7 \\
+    --stop "THE END" > next.txt
   echo "The wolf said:" | pymixtral generate -n 50""",
 )
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="A GGUF file.  [default: the demo model in the package]")
@@ -160,13 +162,17 @@ def _write(generation: Generation) -> None:
 
 
 def _summary(generation: Generation) -> str:
-    """The closing line."""
+    """The closing lines. There are rates where a pass has followed the prompt."""
     stats = generation.stats
+    n_prompt, n_generated = _tokens(stats.prompt_tokens), _tokens(stats.generated_tokens)
     if not generation.tokens:
-        return f"prompt: {stats.prompt_tokens} tokens; nothing generated"
+        return f"prompt: {n_prompt}; nothing generated"
+    rates = f", {stats.tokens_per_second:.1f} tokens/s, {stats.gigabytes_per_second:.1f} GB/s of weights" if stats.passes else ""
     return (
-        f"prompt: {stats.prompt_tokens} tokens, {stats.prompt_tokens_per_second:.1f} tokens/s, "
-        f"first token after {stats.prompt_seconds:.3f} s; "
-        f"generated: {stats.generated_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s, "
-        f"{stats.gigabytes_per_second:.1f} GB/s of weights read"
+        f"prompt: {n_prompt}, {stats.prompt_tokens_per_second:.1f} tokens/s, first token after {stats.prompt_seconds:.3f} s\n"
+        f"generated: {n_generated}{rates}"
     )
+
+
+def _tokens(n: int) -> str:
+    return f"{n} token{'' if n == 1 else 's'}"

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   pymixtral perplexity mixtral-q4_0.gguf -f book.txt
-  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -c 2048 --stride 512 --json
+  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -c 2048 \\
+    --stride 512 --json
 
 \b
 How much does q4_0 lose against f16?
-  pymixtral perplexity mixtral-f16.gguf -f book.txt -n 50 --save-base book.base
-  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -n 50 --kl-against book.base""",
+  pymixtral perplexity mixtral-f16.gguf -f book.txt -n 50 \\
+    --save-base book.base
+  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -n 50 \\
+    --kl-against book.base""",
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-f", "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The text.  [default: standard input]")
