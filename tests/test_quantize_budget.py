@@ -180,7 +180,6 @@ def test_dry_run_prints_and_writes_nothing(tmp_path: Path) -> None:
         ["--tensor", "q8_0"],
         ["--tensor", "=q8_0"],
         ["--dry-run", "--report", "r.json"],
-        ["m.gguf", "--heatmap", "no/such/h.png"],
         [],
     ],
 )
