@@ -52,7 +52,8 @@ def f16(raw: U8, at: int) -> F32:
 
 def _nibbles(packed: U8) -> I32:
     """int32 [..., 2n] of bytes [..., n]: the low nibbles, then the high ones."""
-    return np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
+    nibbles: I32 = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
+    return nibbles
 
 
 def _fifth_bits(packed: U8) -> I32:

@@ -33,7 +33,8 @@ def encode(kind: GGMLQuantizationType, x: NDArray[np.float32], importance: NDArr
         if kind == GGMLQuantizationType.F16:
             return np.ascontiguousarray(x.astype("<f2")).view(np.uint8).reshape(rows, -1)
         if kind == GGMLQuantizationType.Q8_0 or (kind in _UNSEARCHED and (importance is None or not importance.any())):
-            return np.concatenate(_UNSEARCHED[kind](np.ascontiguousarray(x).reshape(-1, BLOCK)), axis=1).reshape(rows, -1)
+            blocks: U8 = np.concatenate(_UNSEARCHED[kind](np.ascontiguousarray(x).reshape(-1, BLOCK)), axis=1).reshape(rows, -1)
+            return blocks
         return search.encode(kind, x, importance)
 
 

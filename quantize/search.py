@@ -336,7 +336,8 @@ def _six_bits(found: Found) -> U8:
     s, m = found.scales, found.minimums
     low, high = slice(None, 4), slice(4, None)
     parts = [s[:, low] | s[:, high] >> 4 << 6, m[:, low] | m[:, high] >> 4 << 6, s[:, high] & 15 | (m[:, high] & 15) << 4]
-    return np.concatenate(parts, axis=1).astype(np.uint8)
+    packed: U8 = np.concatenate(parts, axis=1).astype(np.uint8)
+    return packed
 
 
 def _join(*parts: U8) -> U8:
