@@ -252,7 +252,9 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_pieces_arrive_as_they_come_and_ctrl_c_keeps_them(endless: Path) -> None:
     process = start("generate", "-m", endless, "-c", 1 << 16, "-p", PROMPT, "--seed", 1)
     assert process.stdout is not None
-    first = os.read(process.stdout.fileno(), 1)  # long before the end
+    first = b""
+    while len(first) < 40:  # several tokens, long before the end
+        first += os.read(process.stdout.fileno(), 40)
     process.send_signal(signal.SIGINT)
     begin = time.monotonic()
     out, err = process.communicate(timeout=10)
