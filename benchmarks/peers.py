@@ -78,8 +78,9 @@ def measure(workers: tuple[Worker, Worker], work: Workload, draw: Callable[[int]
     """Seconds of each turn, in order, of (pymixtral, peer). draw(n): n random token ids."""
     ours, peer = workers
     turns: dict[str, Any] = {"prefill": [], "correlation": [], "decode": [], "read_gbps": []}
+    beginning = draw(work.position)
     for worker in workers:
-        worker.ask("keep", draw(work.position))
+        worker.ask("keep", beginning)
     tokens = draw(work.prompt)
     turns["first_prefill"] = [worker.ask("prefill", tokens)["seconds"] for worker in workers]
     for _ in range(work.pairs):
