@@ -3,6 +3,9 @@
 Runs without importing pymixtral. The ABI that cffi sees is pmx.h itself, between its two markers, so that the header
 cannot drift from the binding. No -march: each instruction set's files raise their own target, chosen at run time.
 No link-time optimization: it could clone scalar kernels into wider instruction sets.
+
+Environment: PYMIXTRAL_STRICT=1 makes warnings errors; PYMIXTRAL_SANITIZE=address,undefined builds with these sanitizers,
+for a Python that has their runtime preloaded (tests/native/sanitize).
 """
 
 import os
@@ -23,6 +26,15 @@ FLAGS = [
     "-D_GNU_SOURCE",
 ]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
+# Python's own -fwrapv would hide signed overflow, and make gcc take minutes over it.
+SANITIZED = ["-O1", "-g", "-fno-wrapv", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+
+
+def flags() -> tuple[list[str], list[str]]:
+    """For the compiler and the linker."""
+    strict = [*WARNINGS, "-Werror"] if os.environ.get("PYMIXTRAL_STRICT") else []
+    sanitize = [f"-fsanitize={names}"] if (names := os.environ.get("PYMIXTRAL_SANITIZE")) else []
+    return [*FLAGS, *strict, *(SANITIZED if sanitize else []), *sanitize], sanitize
 
 
 def declarations() -> str:
@@ -36,6 +48,7 @@ def sources() -> list[str]:
     return [os.path.relpath(p, ROOT) for p in files]
 
 
+compile_args, link_args = flags()
 ffibuilder = FFI()
 ffibuilder.cdef(declarations())
 ffibuilder.set_source(
@@ -44,7 +57,8 @@ ffibuilder.set_source(
     sources=sources(),
     include_dirs=[os.path.relpath(HERE, ROOT)],
     depends=[os.path.relpath(p, ROOT) for p in sorted(HERE.rglob("*.h"))],
-    extra_compile_args=FLAGS + ([*WARNINGS, "-Werror"] if os.environ.get("PYMIXTRAL_STRICT") else []),
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
     libraries=["m", "pthread"],
     py_limited_api=True,
 )

@@ -1,0 +1,125 @@
+/* race.c: what the pool of threads must bear, for ThreadSanitizer: contexts used from two threads at once, cancelled by a third, made and
+ * destroyed, and forked while others work. Every result is compared with that of one thread. Built and run by
+ * tests/native/sanitize. */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "pmx.h"
+
+enum { ROWS = 400, COLS = 96, TOKENS = 9, CALLS = 200, ROUNDS = 40, FORKS = 20, CANCELS = 6000 };
+
+static float x[TOKENS * COLS], w[ROWS * COLS], want[TOKENS * ROWS];
+static const pmx_weight weight = {.data = w, .type = PMX_F32, .rows = ROWS, .cols = COLS, .row_bytes = COLS * sizeof(float)};
+
+static void expect(int holds, const char *what) {
+    if (holds) return;
+    fprintf(stderr, "race: %s: %s\n", what, pmx_message());
+    _exit(1);
+}
+
+static pmx_ctx *create(int n_threads) {
+    pmx_ctx *ctx = NULL;
+    expect(pmx_ctx_create(&ctx, n_threads, NULL) == PMX_OK, "no context");
+    return ctx;
+}
+
+/* One product; it may have been cancelled if it can be. Returns whether it was. */
+static int multiply(pmx_ctx *ctx, int may_cancel) {
+    float y[TOKENS * ROWS];
+    memset(y, 0xff, sizeof y); /* so that no earlier result passes for this one */
+    const pmx_status status = pmx_matmul(ctx, y, x, &weight, TOKENS);
+    if (may_cancel && status == PMX_ECANCELED) return 1;
+    expect(status == PMX_OK, "a product failed");
+    expect(memcmp(y, want, sizeof y) == 0, "a product is wrong");
+    return 0;
+}
+
+/* --- Two users, each with contexts of its own */
+
+static void *use_contexts(void *arg) {
+    (void)arg;
+    for (int round = 0; round < ROUNDS; round++) {
+        pmx_ctx *ctx = create(1 + round % 4);
+        for (int i = 0; i < CALLS; i++) {
+            multiply(ctx, 0);
+            if (i % 20 == 19) usleep(300); /* until idle threads sleep */
+        }
+        pmx_ctx_destroy(ctx);
+    }
+    return NULL;
+}
+
+/* --- Cancellation from another thread */
+
+typedef struct {
+    pmx_ctx *ctx;
+    _Atomic int done;
+} cancelled;
+
+static void *cancel(void *arg) {
+    cancelled *c = arg;
+    while (!atomic_load(&c->done)) {
+        pmx_ctx_cancel(c->ctx, 1);
+        pmx_ctx_cancel(c->ctx, 0);
+    }
+    return NULL;
+}
+
+static void cancel_while_multiplying(int n_threads) {
+    cancelled c = {.ctx = create(n_threads)};
+    pthread_t thread;
+    expect(pthread_create(&thread, NULL, cancel, &c) == 0, "no thread");
+    int n = 0;
+    for (int i = 0; n < CANCELS && i < 10 * CANCELS; i++) n += multiply(c.ctx, 1);
+    expect(n > 0, "nothing was cancelled");
+    atomic_store(&c.done, 1);
+    pthread_join(thread, NULL);
+    pmx_ctx_cancel(c.ctx, 0);
+    multiply(c.ctx, 0);
+    pmx_ctx_destroy(c.ctx);
+}
+
+/* --- Fork */
+
+static void fork_and_multiply(void) {
+    pmx_ctx *ctx = create(3);
+    multiply(ctx, 0);
+    for (int i = 0; i < FORKS; i++) {
+        const pid_t child = fork();
+        expect(child >= 0, "no child");
+        if (child == 0) {
+            if (i % 2) { /* odd ones go on, the others only clean up */
+                multiply(ctx, 0);
+                multiply(ctx, 0);
+            }
+            pmx_ctx_destroy(ctx);
+            _exit(0);
+        }
+        multiply(ctx, 0);
+        int status = 1;
+        expect(waitpid(child, &status, 0) == child && status == 0, "a child failed");
+    }
+    pmx_ctx_destroy(ctx);
+}
+
+int main(void) {
+    for (int i = 0; i < TOKENS * COLS; i++) x[i] = (float)(i % 17 - 8);
+    for (int i = 0; i < ROWS * COLS; i++) w[i] = (float)(i % 13 - 6);
+    pmx_ctx *alone = create(1);
+    expect(pmx_matmul(alone, want, x, &weight, TOKENS) == PMX_OK, "no product");
+    pmx_ctx_destroy(alone);
+
+    pthread_t users[2];
+    for (int i = 0; i < 2; i++) expect(pthread_create(&users[i], NULL, use_contexts, NULL) == 0, "no thread");
+    cancel_while_multiplying(1);
+    cancel_while_multiplying(3);
+    fork_and_multiply();
+    for (int i = 0; i < 2; i++) pthread_join(users[i], NULL);
+    printf("race: all results as on one thread\n");
+    return 0;
+}
