@@ -1,6 +1,6 @@
 """Draws docs/terminal.png: commands as typed, with their real output.
 
-    pip install -e '.[plot]' && python docs/terminal_picture.py
+pip install -e '.[plot]' && python docs/terminal_picture.py
 """
 
 import subprocess

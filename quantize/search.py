@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -113,7 +113,7 @@ def _rounded(v: F32) -> F32:
     return rounded
 
 
-def _clamped(v: F32, lo: float, hi: float) -> F32:
+def _clamped(v: F32, lo: SupportsFloat, hi: SupportsFloat) -> F32:
     clamped: F32 = np.minimum(np.maximum(v, np.float32(lo)), np.float32(hi))
     return clamped
 
