@@ -5,6 +5,7 @@ from setuptools import setup
 setup(
     packages=["pymixtral", "pymixtral.cli", "pymixtral.quantize"],
     package_dir={"pymixtral": "pymixtral", "pymixtral.quantize": "quantize"},
+    include_package_data=False,  # only what is named here, not all that the sdist holds
     package_data={"pymixtral": ["py.typed", "data/*.gguf"]},
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -23,6 +23,7 @@ FLAGS = [
     "-fno-lto",
     "-ffp-contract=off",
     "-fvisibility=hidden",
+    "-g0",  # Python's own flags may ask for -g, which makes four megabytes of one
     "-D_GNU_SOURCE",
 ]
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wconversion"]
