@@ -66,6 +66,12 @@ PMX_AVX2_PRODUCTS(q5_k)
 PMX_AVX2_PRODUCTS(q6_k)
 PMX_AVX2_PRODUCTS(iq4_xs)
 
+/* The operations that all x86 tables take from here. */
+#define PMX_AVX2_OPERATIONS                                                                                                                \
+    .rms_norm = pmx_avx2_rms_norm, .quantize32 = pmx_avx2_quantize32, .quantize256 = pmx_avx2_quantize256, .exp = pmx_avx2_exp,            \
+    .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .rope = pmx_avx2_rope, .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen,       \
+    .combine = pmx_avx2_combine
+
 PMX_AVX2_BEGIN
 
 /* Lanes 0 .. n-1 set. */

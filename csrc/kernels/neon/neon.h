@@ -63,6 +63,13 @@ PMX_NEON_TYPE(q5_k)
 PMX_NEON_TYPE(q6_k)
 PMX_NEON_TYPE(iq4_xs)
 
+/* Both ARM tables have these: i8mm helps matrix products only. */
+#define PMX_NEON_OPERATIONS                                                                                                                \
+    .rms_norm = pmx_neon_rms_norm, .quantize32 = pmx_neon_quantize32, .quantize256 = pmx_neon_quantize256, .exp = pmx_neon_exp,            \
+    .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .rope = pmx_neon_rope, .narrow = pmx_neon_narrow, .widen = pmx_neon_widen,       \
+    .attend_f32 = pmx_neon_attend_f32, .attend_f16 = pmx_neon_attend_f16, .attend_q8_0 = pmx_neon_attend_q8_0,                             \
+    .combine = pmx_neon_combine, .search = pmx_search_portable
+
 PMX_NEON_BEGIN
 
 /* The contract's tree over eight partial sums, s0..s3 in low, s4..s7 in high. */
