@@ -30,6 +30,24 @@ def test_rates_and_limits_belong_together(result: Bench) -> None:
     assert min(result.prompt_rate, result.generation_rate) > 0
 
 
+def test_rates_are_medians_of_tokens_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, generations = iter([9.0, 2.0, 1.0, 4.0]), iter([8.0, 4.0, 2.0])  # the first prompt pages the weights in
+    monkeypatch.setattr("pymixtral.bench._prompt", lambda *_: next(prompts))
+    monkeypatch.setattr("pymixtral.bench._generate", lambda *_: next(generations))
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        found = bench(model, n_prompt=16, n_generate=8, repetitions=3)
+    assert (found.prompt_rate, found.generation_rate) == (8, 2)
+
+
+def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        sizes: list[int] = []
+        forward = model._model.forward
+        monkeypatch.setattr(model._model, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1])
+        bench(model, n_prompt=16, n_generate=8, repetitions=1)
+    assert sizes == [16, 16, *[1] * 8]
+
+
 def test_the_demo_model_multiplies_two_experts_of_eight() -> None:
     with Mixtral() as model:  # 4 layers: q, k, v, output, router and 2 experts of 3 matrices
         layer = 256 * 256 * 2 + 64 * 256 * 2 + 8 * 256 + 2 * 3 * 512 * 256
