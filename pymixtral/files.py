@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pymixtral.errors import InvalidArgumentError
 
+_PREFIX = f".pymixtral-{zlib.crc32(os.uname().nodename.encode()):08x}-"
+"""Of temporary files. It tells machines apart that share a disk, whose locks may be unknown to one another."""
+
 
 @contextmanager
 def replacing(dest: Path) -> Iterator[Path]:
-    """A temporary path beside `dest` that becomes `dest` when the block succeeds and disappears when it does not.
+    """A temporary file beside `dest`, empty, that becomes `dest` when the block succeeds and disappears when it does not.
 
-    After a crash at any moment `dest` is absent, old or complete.
+    After a crash at any moment `dest` is absent, old or complete. What a killed process left in the directory, the next one removes.
     """
-    temporary = dest.with_name(f".pymixtral-{secrets.token_hex(8)}.tmp")
+    remove_abandoned(dest.parent)
+    temporary, fd = _locked(dest.parent)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(dest)
+        try:
+            yield temporary
+            os.fsync(fd)
+            temporary.replace(dest)
+        finally:
+            temporary.unlink(missing_ok=True)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(fd)
     directory = os.open(dest.parent, os.O_RDONLY)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def remove_abandoned(directory: Path) -> None:
+    """Removes the temporary files of this machine's processes that have died: a lock ends with the process that holds it."""
+    with suppress(OSError):  # a directory that cannot be listed
+        for path in [entry for entry in directory.iterdir() if entry.name.startswith(_PREFIX)]:
+            with suppress(OSError):  # locked, gone meanwhile, or another user's
+                fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+                finally:
+                    os.close(fd)
+
+
+def _locked(directory: Path) -> tuple[Path, int]:
+    """A new file and its descriptor, which holds the lock."""
+    while True:
+        path = directory / f"{_PREFIX}{secrets.token_hex(8)}.tmp"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks: there nobody gets one, and nothing is removed
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return path, fd
+        os.close(fd)  # somebody saw it before it was locked, and removed it
 
 
 def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:
@@ -56,7 +89,8 @@ def _same(a: Path, b: Path) -> bool:
 
 
 def check_space(path: Path, n_bytes: int) -> None:
-    """Raises InvalidArgumentError if the disk that `path` will be on has less free."""
+    """Raises InvalidArgumentError if the disk that `path` will be on has less free, without what killed processes left beside it."""
+    remove_abandoned(path.parent)
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         raise InvalidArgumentError(f"{path}: needs {n_bytes} bytes, its disk has {free} bytes free; free some or choose another place")

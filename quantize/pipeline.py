@@ -71,14 +71,14 @@ class _Reader(Generic[Item]):
 
 
 class WriteBehind:
-    """A new file, written in a thread. Leaving the block waits until everything is written, or raises what ended it, such as an OSError.
+    """A file, written anew in a thread. Leaving the block waits until everything is written, or raises what ended it, such as an OSError.
 
     checksums: CRC-32 of the bytes between one mark() and the next.
     """
 
     def __init__(self, path: Path) -> None:
         self.checksums: list[int] = []
-        self._file = path.open("xb", buffering=0)
+        self._file = path.open("wb", buffering=0)
         self._queue: Queue[NDArray[np.uint8] | bytes | None] = Queue(DEPTH)
         self._error: BaseException | None = None
         self._abandoned = False

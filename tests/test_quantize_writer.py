@@ -226,8 +226,9 @@ def test_kill_midway_leaves_no_destination(small: Path, tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code, str(small), str(tmp_path / "m.gguf")], check=False)
     assert result.returncode == -9
     assert not (tmp_path / "m.gguf").exists()
-    quantize(small, tmp_path / "m.gguf", progress=False)  # what was left is in nobody's way
-    assert (tmp_path / "m.gguf").exists()
+    assert len(list(tmp_path.glob(".pymixtral-*.tmp"))) == 1
+    quantize(small, tmp_path / "m.gguf", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]  # what was left is gone
 
 
 @pytest.mark.parametrize("kind", TYPES)
