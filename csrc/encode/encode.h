@@ -18,7 +18,7 @@ int pmx_encode_searches(int32_t type);
 /* One row. weight: [cols], positive, what the squared error of a column counts; NULL: 1. Nonzero: a scale overflows f16. */
 int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight, int64_t cols);
 
-/* --- search.h, once per instruction set */
+/* --- search.h and codes.h, once per instruction set */
 
 enum { PMX_SEARCH_LANES = 16 };
 
@@ -40,12 +40,13 @@ struct pmx_grid {
     pmx_range steps, offsets; /* affine: inverse scales times the range of the weights; offsets in codes */
 };
 
-/* Up to 16 sub-blocks side by side, those of one block next to each other. */
+/* Up to 16 sub-blocks side by side, those of one block next to each other. Aligned to 64 bytes. */
 struct pmx_tile {
     float x[32][PMX_SEARCH_LANES], w[32][PMX_SEARCH_LANES];   /* element i of sub-block j; its weight */
     float scale[PMX_SEARCH_LANES], minimum[PMX_SEARCH_LANES]; /* out, of each sub-block, integers; n_sub 1: none */
     float d[PMX_SEARCH_LANES], m[PMX_SEARCH_LANES];           /* out, of each sub-block its block's: exact in f16 */
     uint8_t codes[32][PMX_SEARCH_LANES];                      /* out, from 0 */
+    int32_t weighted;                                         /* 0: every w is 1 */
 };
 
 /* pmx_search (kernels.h) finds what `out` says. It returns nonzero when a d or m overflows f16; the rest is then undefined. |x| below 2^40;

@@ -1,48 +1,12 @@
-/* search.h: the search for scales and minimums, included once per instruction set by a file that defines LANES, vec (LANES floats),
- * vec_min, vec_max, PMX_INLINE and SEARCH (the name of the entry).
- *
- * A lane is a sub-block: 16 of them are searched side by side and every sum runs over the elements of its own lane in order, so that the
- * width of the registers cannot change a bit. No fma. The oracle is quantize/search.py.
+/* search.h: the search for scales and minimums, included once per instruction set by a file that defines what codes.h needs and SEARCH,
+ * the name of the entry. 16 sub-blocks are searched side by side, a lane each. The oracle is quantize/search.py.
  *
  * A candidate (inverse scale, offset) gives codes q; the sums of w*q, w*q*q, w*q*x over a lane give the best scale and minimum for these
  * codes and their error in closed form, by least squares. Hence a candidate costs one pass over the lane, and no pass needs a
- * division. */
-#include <math.h>
+ * division. What is best so far stays in registers while the candidates of a few lanes are tried. */
 #include <string.h>
 
-#include "../blocks.h"
-#include "encode.h"
-
-#define N PMX_SEARCH_LANES
-#define EACH(j) for (int j = 0; j < N; j++)
-
-typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
-
-typedef struct {
-    float q[N], qq[N], xq[N];
-} lane_sums;
-
-/* Adding and subtracting it rounds to nearest even; for magnitudes from 2^22 on the result is off, and clamped. */
-static const float round_magic = 12582912.0f;
-
-PMX_INLINE float rounded(float v) { return (v + round_magic) - round_magic; }
-
-PMX_INLINE float clamped(float v, float lo, float hi) {
-    v = v > lo ? v : lo;
-    return v < hi ? v : hi;
-}
-
-/* a/b; 0 where that is not finite. */
-PMX_INLINE float finite_ratio(float a, float b) {
-    const float r = a / b;
-    return fabsf(r) <= 0x1.fffffep127f ? r : 0.0f;
-}
-
-/* a/b for a positive b; else 0. */
-PMX_INLINE float ratio(float a, float b) {
-    const float r = a / b;
-    return b > 0.0f ? r : 0.0f;
-}
+#include "codes.h"
 
 /* The f16 nearest to d, as f32; what is not zero does not become zero. */
 PMX_INLINE float scale16(float d) {
@@ -50,121 +14,72 @@ PMX_INLINE float scale16(float d) {
     return pmx_f16_to_f32(pmx_f32_to_f16(d));
 }
 
-PMX_INLINE vec splat(float a) { return a - (vec){0}; }
-
-/* inverse[j] = finite_ratio(a, b[j]), which compilers leave scalar. */
-static void inverses(float *inverse, float a, const float *b) {
-    for (int j = 0; j < N; j += LANES) {
-        const ivec ratios = (ivec)(splat(a) / *(const vec *)(b + j));
-        *(vec *)(inverse + j) = (vec)(ratios & ((ratios & 0x7fffffff) < 0x7f800000));
-    }
+/* a/b for a positive b; else 0. */
+PMX_INLINE float ratio1(float a, float b) {
+    const float r = a / b;
+    return b > 0.0f ? r : 0.0f;
 }
 
-PMX_INLINE vec linear_codes(vec x, vec inverse, vec offset, vec lo, vec hi) {
-    const vec magic = splat(round_magic);
-    return vec_min(vec_max((x * inverse + offset + magic) - magic, lo), hi);
-}
-
-/* The value nearest to x * inverse, of two the lower. */
-PMX_INLINE vec nonlinear_values(vec x, vec inverse) {
-    static const float values[16] = {PMX_IQ4_VALUES};
-    const vec v = x * inverse;
-    vec value = splat(values[0]);
-    for (int k = 1; k < 16; k++) {
-        const vec middle = splat((values[k - 1] + values[k]) * 0.5f);
-        value += (vec)((ivec)(v > middle) & (ivec)splat(values[k] - values[k - 1]));
-    }
-    return value;
-}
-
-PMX_INLINE void sums_of(lane_sums *s, const float (*x)[N], const float (*w)[N], const float *inverse, const float *offset,
-                        const pmx_grid *g, int nonlinear) {
-    const vec lo = splat(g->lo), hi = splat(g->hi);
-    for (int j = 0; j < N; j += LANES) {
-        const vec a = *(const vec *)(inverse + j), b = *(const vec *)(offset + j);
-        vec q = {0}, qq = {0}, xq = {0};
-        for (int i = 0; i < g->sub; i++) {
-            const vec xi = *(const vec *)(x[i] + j);
-            const vec code = nonlinear ? nonlinear_values(xi, a) : linear_codes(xi, a, b, lo, hi);
-            const vec weighted = *(const vec *)(w[i] + j) * code;
-            q += weighted;
-            qq += weighted * code;
-            xq += weighted * xi;
-        }
-        *(vec *)(s->q + j) = q;
-        *(vec *)(s->qq + j) = qq;
-        *(vec *)(s->xq + j) = xq;
-    }
-}
-
-static void sums(lane_sums *s, const float (*x)[N], const pmx_tile *t, const float *inverse, const float *offset, const pmx_grid *g) {
-    if (g->nonlinear)
-        sums_of(s, x, t->w, inverse, offset, g, 1);
-    else
-        sums_of(s, x, t->w, inverse, offset, g, 0);
-}
-
-PMX_INLINE void codes_of(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g, int nonlinear) {
-    static const float values[16] = {PMX_IQ4_VALUES};
-    const vec lo = splat(g->lo), hi = splat(g->hi);
-    for (int i = 0; i < g->sub; i++) {
-        float code[N] __attribute__((aligned(64)));
-        for (int j = 0; j < N; j += LANES) {
-            const vec xi = *(const vec *)(x[i] + j), a = *(const vec *)(inverse + j);
-            vec c = {0};
-            if (nonlinear)
-                for (int k = 1; k < 16; k++) c += (vec)((ivec)(xi * a > splat((values[k - 1] + values[k]) * 0.5f)) & (ivec)splat(1.0f));
-            else
-                c = linear_codes(xi, a, *(const vec *)(offset + j), lo, hi) - lo;
-            *(vec *)(code + j) = c;
-        }
-        EACH(j) t->codes[i][j] = (uint8_t)(int32_t)code[j];
-    }
-}
-
-static void codes(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g) {
-    if (g->nonlinear)
-        codes_of(t, x, inverse, offset, g, 1);
-    else
-        codes_of(t, x, inverse, offset, g, 0);
-}
+static const float deltas[3] = {0.0f, -1.0f, 1.0f}; /* around the nearest integer scale */
 
 /* --- Symmetric: x is about scale * code */
 
-static const float no_offset[N] __attribute__((aligned(64)));
-
 /* Keeps the scale that least squares gives for the codes of an inverse scale, if it explains more of x. */
-static void try_scale(float *scale, float *best, const pmx_tile *t, const float *inverse, const pmx_grid *g) {
-    lane_sums s __attribute__((aligned(64)));
-    sums(&s, t->x, t, inverse, no_offset, g);
-    EACH(j) {
-        const float a = ratio(s.xq[j], s.qq[j]), gain = s.xq[j] * a;
-        const int better = gain > best[j];
-        best[j] = better ? gain : best[j];
-        scale[j] = better ? a : scale[j];
+PMX_INLINE void try_scale(vec *scale, vec *best, const pmx_tile *t, int j, vec inverse, const pmx_grid *g, int kind) {
+    const vec_sums s = sums_of(t->x, t, j, inverse, inverse, g, kind);
+    const vec a = ratio(s.xq, s.qq), gain = s.xq * a;
+    const ivec better = gain > *best;
+    *best = pick(better, gain, *best);
+    *scale = pick(better, a, *scale);
+}
+
+PMX_INLINE void find_scales(float *scale, const pmx_tile *t, const pmx_grid *g, int kind) {
+    EACH_VEC(j) {
+        vec extreme = load(t->x[0] + j), found = {0}, best = {0};
+        for (int i = 1; i < g->sub; i++) {
+            const vec xi = load(t->x[i] + j);
+            extreme = pick(magnitude(xi) > magnitude(extreme), xi, extreme);
+        }
+        for (int k = 0; k < g->down.count + g->up.count; k++) {
+            const int up = k - g->down.count;
+            const float c = up < 0 ? -(g->down.first + g->down.step * (float)k) : g->up.first + g->up.step * (float)up;
+            try_scale(&found, &best, t, j, finite_ratio(splat(c), extreme), g, kind);
+        }
+        for (int k = 0; k < 2; k++) try_scale(&found, &best, t, j, finite_ratio(splat(1.0f), found), g, kind);
+        store(scale + j, found);
     }
 }
 
-static void find_scales(float *scale, const pmx_tile *t, const pmx_grid *g) {
-    float extreme[N] __attribute__((aligned(64))), best[N] = {0}, inverse[N] __attribute__((aligned(64)));
-    memset(scale, 0, N * sizeof *scale);
-    memcpy(extreme, t->x[0], sizeof extreme);
-    for (int i = 1; i < g->sub; i++) EACH(j) extreme[j] = fabsf(t->x[i][j]) > fabsf(extreme[j]) ? t->x[i][j] : extreme[j];
-    for (int k = 0; k < g->down.count + g->up.count; k++) {
-        const int up = k - g->down.count;
-        const float c = up < 0 ? -(g->down.first + g->down.step * (float)k) : g->up.first + g->up.step * (float)up;
-        inverses(inverse, c, extreme);
-        try_scale(scale, best, t, inverse, g);
-    }
-    for (int k = 0; k < 2; k++) {
-        inverses(inverse, 1.0f, scale);
-        try_scale(scale, best, t, inverse, g);
+/* What the sub-blocks make of a block's d, and the sums of the codes. */
+typedef struct {
+    float error[N] ALIGNED, integer[N] ALIGNED, qq[N] ALIGNED, xq[N] ALIGNED;
+} chosen_scales;
+
+PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *found, const float *d, const pmx_grid *g, int kind) {
+    EACH_VEC(j) {
+        const vec dj = load(d + j), nearest = rounded(load(found + j) * finite_ratio(splat(1.0f), dj));
+        vec best = {0}, integer = {0}, qq = {0}, xq = {0};
+        for (int k = 0; k < 3; k++) {
+            const vec candidate = clamped(nearest + splat(deltas[k]), g->scale_lo, g->scale_hi), a = dj * candidate;
+            const vec inverse = finite_ratio(splat(1.0f), a);
+            const vec_sums s = sums_of(t->x, t, j, inverse, inverse, g, kind);
+            const vec error = a * (a * s.qq - (s.xq + s.xq));
+            const ivec better = k == 0 ? (ivec){0} == 0 : error < best;
+            best = pick(better, error, best);
+            integer = pick(better, candidate, integer);
+            qq = pick(better, s.qq, qq);
+            xq = pick(better, s.xq, xq);
+        }
+        store(c->error + j, best);
+        store(c->integer + j, integer);
+        store(c->qq + j, qq);
+        store(c->xq + j, xq);
     }
 }
 
 /* The integer scales of one d per block, and a better d: twice. found: the scales of the sub-blocks. */
-static int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g) {
-    float d[N], total[N];
+PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, int kind) {
+    float d[N] ALIGNED, total[N];
     int overflow = 0;
     for (int b = 0; b < N; b += g->n_sub) {
         float extreme = found[b];
@@ -175,40 +90,23 @@ static int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g) {
     }
     if (overflow) return 1;
     for (int round = 0; round < 2; round++) {
-        float best[N], integer[N], qq[N], xq[N];
-        for (int k = 0; k < 3; k++) {
-            static const float deltas[3] = {0.0f, -1.0f, 1.0f};
-            float candidate[N], inverse[N] __attribute__((aligned(64)));
-            lane_sums s __attribute__((aligned(64)));
-            EACH(j) {
-                candidate[j] = clamped(rounded(found[j] * finite_ratio(1.0f, d[j])) + deltas[k], g->scale_lo, g->scale_hi);
-                inverse[j] = finite_ratio(1.0f, d[j] * candidate[j]);
-            }
-            sums(&s, t->x, t, inverse, no_offset, g);
-            EACH(j) {
-                const float a = d[j] * candidate[j], error = a * (a * s.qq[j] - (s.xq[j] + s.xq[j]));
-                const int better = k == 0 || error < best[j];
-                best[j] = better ? error : best[j];
-                integer[j] = better ? candidate[j] : integer[j];
-                qq[j] = better ? s.qq[j] : qq[j];
-                xq[j] = better ? s.xq[j] : xq[j];
-            }
-        }
+        chosen_scales c;
+        choose_scales(&c, t, found, d, g, kind);
         for (int b = 0; b < N; b += g->n_sub) {
             float error = 0.0f, above = 0.0f, below = 0.0f;
             for (int j = b; j < b + g->n_sub; j++) {
-                error += best[j];
-                above += integer[j] * xq[j];
-                below += integer[j] * integer[j] * qq[j];
+                error += c.error[j];
+                above += c.integer[j] * c.xq[j];
+                below += c.integer[j] * c.integer[j] * c.qq[j];
             }
             if (round == 0 || error < total[b]) {
                 total[b] = error;
                 for (int j = b; j < b + g->n_sub; j++) {
                     t->d[j] = d[j];
-                    t->scale[j] = integer[j];
+                    t->scale[j] = c.integer[j];
                 }
             }
-            const float next = scale16(ratio(above, below));
+            const float next = scale16(ratio1(above, below));
             if (!isinf(next))
                 for (int j = b; j < b + g->n_sub; j++) d[j] = next;
         }
@@ -216,12 +114,12 @@ static int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g) {
     return 0;
 }
 
-static int search_symmetric(pmx_tile *t, const pmx_grid *g) {
-    float found[N] __attribute__((aligned(64))), inverse[N] __attribute__((aligned(64)));
+PMX_INLINE int search_symmetric(pmx_tile *t, const pmx_grid *g, int kind) {
+    float found[N] ALIGNED, inverse[N] ALIGNED;
     int overflow = 0;
-    find_scales(found, t, g);
+    find_scales(found, t, g, kind);
     if (g->n_sub > 1)
-        overflow = fit_scales(t, found, g);
+        overflow = fit_scales(t, found, g, kind);
     else
         EACH(j) {
             t->scale[j] = 1.0f;
@@ -229,84 +127,125 @@ static int search_symmetric(pmx_tile *t, const pmx_grid *g) {
             overflow |= isinf(t->d[j]);
         }
     if (overflow) return 1;
-    EACH(j) inverse[j] = finite_ratio(1.0f, t->d[j] * t->scale[j]);
-    codes(t, t->x, inverse, no_offset, g);
+    EACH_VEC(j) store(inverse + j, finite_ratio(splat(1.0f), load(t->d + j) * load(t->scale + j)));
+    codes_of(t, t->x, inverse, inverse, g, kind);
     return 0;
 }
 
 /* --- Affine: x is about scale * code - minimum, searched for as u = x - lowest, about scale * code - shift, shift = minimum + lowest */
 
 typedef struct {
-    float u[32][N] __attribute__((aligned(64)));
-    float lowest[N];   /* of blocks with integer minimums, which are not negative: at most 0; the shift is not below it */
-    float w[N], wu[N]; /* sums of weights, of weighted u */
-    float scale[N] __attribute__((aligned(64))), shift[N], best[N];
+    float u[32][N] ALIGNED;
+    float lowest[N] ALIGNED;           /* of blocks with integer minimums, which are not negative: at most 0; the shift is not below it */
+    float w[N] ALIGNED, wu[N] ALIGNED; /* sums of weights, of weighted u */
+    float scale[N] ALIGNED, shift[N] ALIGNED; /* found */
 } affine;
 
+/* The same of a few lanes. */
+typedef struct {
+    vec lowest, w, wu, scale, shift, best;
+} affine_lanes;
+
 /* The weighted squared error of scale * q - shift, less that of 0. */
-PMX_INLINE float affine_error(const affine *f, const lane_sums *s, int j, float scale, float shift) {
-    const float cross = s->xq[j] + shift * s->q[j];
-    return scale * (scale * s->qq[j] - (cross + cross)) + shift * (shift * f->w[j] + (f->wu[j] + f->wu[j]));
+PMX_INLINE vec affine_error(const affine_lanes *f, const vec_sums *s, vec scale, vec shift) {
+    const vec cross = s->xq + shift * s->q;
+    return scale * (scale * s->qq - (cross + cross)) + shift * (shift * f->w + (f->wu + f->wu));
 }
 
-static void try_affine(affine *f, const pmx_tile *t, const float *inverse, const float *offset, const pmx_grid *g) {
-    lane_sums s __attribute__((aligned(64)));
-    const int bounded = g->n_sub > 1;
-    sums(&s, (const float(*)[N])f->u, t, inverse, offset, g);
-    EACH(j) {
-        const float det = f->w[j] * s.qq[j] - s.q[j] * s.q[j];
-        float scale = ratio(f->w[j] * s.xq[j] - f->wu[j] * s.q[j], det);
-        float shift = ratio(s.q[j] * s.xq[j] - s.qq[j] * f->wu[j], det);
-        const float bound = f->lowest[j], at_bound = ratio(s.xq[j] + bound * s.q[j], s.qq[j]);
-        /* Codes that hardly differ determine a scale alone. */
-        const int below = bounded & ((shift < bound) | (det <= f->w[j] * s.qq[j] * 0x1p-16f));
-        scale = below ? at_bound : scale;
-        shift = below ? bound : shift;
-        const float error = affine_error(f, &s, j, scale, shift);
-        const int better = (error < f->best[j]) & (scale > 0.0f);
-        f->best[j] = better ? error : f->best[j];
-        f->scale[j] = better ? scale : f->scale[j];
-        f->shift[j] = better ? shift : f->shift[j];
+PMX_INLINE void try_affine(affine_lanes *f, const vec_sums *s, ivec bounded) {
+    const vec det = f->w * s->qq - s->q * s->q;
+    vec scale = ratio(f->w * s->xq - f->wu * s->q, det);
+    vec shift = ratio(s->q * s->xq - s->qq * f->wu, det);
+    /* Codes that hardly differ determine a scale alone. */
+    const ivec below = bounded & ((shift < f->lowest) | (det <= f->w * s->qq * splat(0x1p-16f)));
+    scale = pick(below, ratio(s->xq + f->lowest * s->q, s->qq), scale);
+    shift = pick(below, f->lowest, shift);
+    const vec error = affine_error(f, s, scale, shift);
+    const ivec better = (error < f->best) & (scale > splat(0.0f));
+    f->best = pick(better, error, f->best);
+    f->scale = pick(better, scale, f->scale);
+    f->shift = pick(better, shift, f->shift);
+}
+
+PMX_INLINE void find_affine(affine *f, const pmx_tile *t, const pmx_grid *g, int kind) {
+    const float(*u)[N] = (const float(*)[N])f->u;
+    const ivec bounded = -((ivec){0} + (g->n_sub > 1));
+    EACH_VEC(j) {
+        affine_lanes v = {.lowest = load(t->x[0] + j)};
+        v.lowest = pick(bounded & (v.lowest > splat(0.0f)), splat(0.0f), v.lowest);
+        for (int i = 1; i < g->sub; i++) v.lowest = vec_min(load(t->x[i] + j), v.lowest);
+        vec largest = {0};
+        for (int i = 0; i < g->sub; i++) {
+            const vec wi = load(t->w[i] + j), ui = load(t->x[i] + j) - v.lowest;
+            store(f->u[i] + j, ui);
+            v.w += wi;
+            v.wu += wi * ui;
+            largest = vec_max(ui, largest);
+        }
+        v.shift = -v.wu / v.w; /* without a scale */
+        v.shift = pick(bounded & (v.shift < v.lowest), v.lowest, v.shift);
+        v.best = v.shift * (v.shift * v.w + (v.wu + v.wu));
+        for (int k = 0; k < g->steps.count; k++) {
+            const vec inverse = finite_ratio(splat(g->steps.first + g->steps.step * (float)k), largest);
+            for (int o = 0; o < g->offsets.count; o++) {
+                const vec_sums s = sums_of(u, t, j, inverse, splat(g->offsets.first + g->offsets.step * (float)o), g, kind);
+                try_affine(&v, &s, bounded);
+            }
+        }
+        for (int k = 0; k < 2; k++) {
+            const vec inverse = finite_ratio(splat(1.0f), v.scale);
+            const vec_sums s = sums_of(u, t, j, inverse, v.shift * inverse, g, kind);
+            try_affine(&v, &s, bounded);
+        }
+        store(f->lowest + j, v.lowest);
+        store(f->w + j, v.w);
+        store(f->wu + j, v.wu);
+        store(f->scale + j, v.scale);
+        store(f->shift + j, v.shift);
     }
 }
 
-static void find_affine(affine *f, const pmx_tile *t, const pmx_grid *g) {
-    const int bounded = g->n_sub > 1;
-    float largest[N] __attribute__((aligned(64))) = {0}, inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
-    EACH(j) f->lowest[j] = bounded && t->x[0][j] > 0.0f ? 0.0f : t->x[0][j];
-    for (int i = 1; i < g->sub; i++) EACH(j) f->lowest[j] = t->x[i][j] < f->lowest[j] ? t->x[i][j] : f->lowest[j];
-    EACH(j) f->w[j] = f->wu[j] = 0.0f;
-    for (int i = 0; i < g->sub; i++) EACH(j) {
-            const float u = t->x[i][j] - f->lowest[j];
-            f->u[i][j] = u;
-            f->w[j] += t->w[i][j];
-            f->wu[j] += t->w[i][j] * u;
-            largest[j] = u > largest[j] ? u : largest[j];
+/* What the sub-blocks make of a block's d and dmin, and the sums of the codes. */
+typedef struct {
+    float error[N] ALIGNED, integer[N] ALIGNED, least[N] ALIGNED, q[N] ALIGNED, qq[N] ALIGNED, xq[N] ALIGNED;
+} chosen_affine;
+
+/* minimum: the integers to begin with. */
+PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine *f, const float *minimum, const float *d, const float *m,
+                              const pmx_grid *g, int kind) {
+    EACH_VEC(j) {
+        const affine_lanes v = {.lowest = load(f->lowest + j), .w = load(f->w + j), .wu = load(f->wu + j)};
+        const vec dj = load(d + j), mj = load(m + j), per_m = finite_ratio(splat(1.0f), mj);
+        const vec nearest = rounded(load(f->scale + j) * finite_ratio(splat(1.0f), dj)), shift = mj * load(minimum + j) + v.lowest;
+        vec best = {0}, integer = {0}, least = {0};
+        vec_sums of_best = {{0}, {0}, {0}};
+        for (int k = 0; k < 3; k++) {
+            const vec candidate = clamped(nearest + splat(deltas[k]), 0.0f, g->scale_hi), scale = dj * candidate;
+            const vec inverse = finite_ratio(splat(1.0f), scale);
+            const vec_sums s = sums_of((const float(*)[N])f->u, t, j, inverse, shift * inverse, g, kind);
+            const vec wanted = (scale * s.q - v.wu) / v.w - v.lowest;
+            const vec integral = clamped(rounded(wanted * per_m), 0.0f, g->scale_hi);
+            const vec error = affine_error(&v, &s, scale, mj * integral + v.lowest);
+            const ivec better = k == 0 ? (ivec){0} == 0 : error < best;
+            best = pick(better, error, best);
+            integer = pick(better, candidate, integer);
+            least = pick(better, integral, least);
+            of_best.q = pick(better, s.q, of_best.q);
+            of_best.qq = pick(better, s.qq, of_best.qq);
+            of_best.xq = pick(better, s.xq, of_best.xq);
         }
-    EACH(j) { /* without a scale */
-        const float shift = -f->wu[j] / f->w[j];
-        f->scale[j] = 0.0f;
-        f->shift[j] = bounded && shift < f->lowest[j] ? f->lowest[j] : shift;
-        f->best[j] = f->shift[j] * (f->shift[j] * f->w[j] + (f->wu[j] + f->wu[j]));
-    }
-    for (int k = 0; k < g->steps.count; k++) {
-        const float c = g->steps.first + g->steps.step * (float)k;
-        inverses(inverse, c, largest);
-        for (int o = 0; o < g->offsets.count; o++) {
-            EACH(j) offset[j] = g->offsets.first + g->offsets.step * (float)o;
-            try_affine(f, t, inverse, offset, g);
-        }
-    }
-    for (int k = 0; k < 2; k++) {
-        inverses(inverse, 1.0f, f->scale);
-        EACH(j) offset[j] = f->shift[j] * inverse[j];
-        try_affine(f, t, inverse, offset, g);
+        store(c->error + j, best);
+        store(c->integer + j, integer);
+        store(c->least + j, least);
+        store(c->q + j, of_best.q);
+        store(c->qq + j, of_best.qq);
+        store(c->xq + j, of_best.xq);
     }
 }
 
 /* The integer scales and minimums of one d and one dmin per block, and better ones: twice. */
-static int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g) {
-    float d[N], m[N], minimum[N], total[N];
+PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int kind) {
+    float d[N] ALIGNED, m[N] ALIGNED, minimum[N] ALIGNED, total[N];
     int overflow = 0;
     for (int b = 0; b < N; b += g->n_sub) {
         float scale = 0.0f, least = 0.0f;
@@ -324,56 +263,36 @@ static int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g) {
         }
     }
     if (overflow) return 1;
-    EACH(j) minimum[j] = clamped(rounded((f->shift[j] - f->lowest[j]) * finite_ratio(1.0f, m[j])), 0.0f, g->scale_hi);
+    EACH_VEC(j) {
+        const vec found = load(f->shift + j) - load(f->lowest + j);
+        store(minimum + j, clamped(rounded(found * finite_ratio(splat(1.0f), load(m + j))), 0.0f, g->scale_hi));
+    }
     for (int round = 0; round < 2; round++) {
-        float best[N], integer[N], least[N], start[N];
-        lane_sums chosen;
-        memcpy(start, minimum, sizeof start);
-        for (int k = 0; k < 3; k++) {
-            static const float deltas[3] = {0.0f, -1.0f, 1.0f};
-            float candidate[N], inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
-            lane_sums s __attribute__((aligned(64)));
-            EACH(j) {
-                candidate[j] = clamped(rounded(f->scale[j] * finite_ratio(1.0f, d[j])) + deltas[k], 0.0f, g->scale_hi);
-                inverse[j] = finite_ratio(1.0f, d[j] * candidate[j]);
-                offset[j] = (m[j] * start[j] + f->lowest[j]) * inverse[j];
-            }
-            sums(&s, (const float(*)[N])f->u, t, inverse, offset, g);
-            EACH(j) {
-                const float scale = d[j] * candidate[j], wanted = (scale * s.q[j] - f->wu[j]) / f->w[j] - f->lowest[j];
-                const float integral = clamped(rounded(wanted * finite_ratio(1.0f, m[j])), 0.0f, g->scale_hi);
-                const float error = affine_error(f, &s, j, scale, m[j] * integral + f->lowest[j]);
-                const int better = k == 0 || error < best[j];
-                best[j] = better ? error : best[j];
-                integer[j] = better ? candidate[j] : integer[j];
-                least[j] = better ? integral : least[j];
-                chosen.q[j] = better ? s.q[j] : chosen.q[j];
-                chosen.qq[j] = better ? s.qq[j] : chosen.qq[j];
-                chosen.xq[j] = better ? s.xq[j] : chosen.xq[j];
-            }
-        }
-        memcpy(minimum, least, sizeof minimum);
+        chosen_affine c;
+        choose_affine(&c, t, f, minimum, d, m, g, kind);
+        memcpy(minimum, c.least, sizeof minimum);
         for (int b = 0; b < N; b += g->n_sub) {
             float error = 0.0f, aa = 0.0f, ab = 0.0f, bb = 0.0f, xa = 0.0f, xb = 0.0f;
             for (int j = b; j < b + g->n_sub; j++) {
-                error += best[j];
-                aa += integer[j] * integer[j] * chosen.qq[j];
-                ab += integer[j] * least[j] * chosen.q[j];
-                bb += least[j] * least[j] * f->w[j];
-                xa += integer[j] * (chosen.xq[j] + f->lowest[j] * chosen.q[j]);
-                xb += least[j] * (f->wu[j] + f->lowest[j] * f->w[j]);
+                const float integer = c.integer[j], least = c.least[j];
+                error += c.error[j];
+                aa += integer * integer * c.qq[j];
+                ab += integer * least * c.q[j];
+                bb += least * least * f->w[j];
+                xa += integer * (c.xq[j] + f->lowest[j] * c.q[j]);
+                xb += least * (f->wu[j] + f->lowest[j] * f->w[j]);
             }
             if (round == 0 || error < total[b]) {
                 total[b] = error;
                 for (int j = b; j < b + g->n_sub; j++) {
                     t->d[j] = d[j];
                     t->m[j] = m[j];
-                    t->scale[j] = integer[j];
-                    t->minimum[j] = least[j];
+                    t->scale[j] = c.integer[j];
+                    t->minimum[j] = c.least[j];
                 }
             }
             const float det = aa * bb - ab * ab;
-            const float next_d = scale16(ratio(bb * xa - ab * xb, det)), next_m = scale16(ratio(ab * xa - aa * xb, det));
+            const float next_d = scale16(ratio1(bb * xa - ab * xb, det)), next_m = scale16(ratio1(ab * xa - aa * xb, det));
             if (next_d > 0.0f && next_m > 0.0f && !isinf(next_d) && !isinf(next_m))
                 for (int j = b; j < b + g->n_sub; j++) {
                     d[j] = next_d;
@@ -384,13 +303,13 @@ static int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g) {
     return 0;
 }
 
-static int search_affine(pmx_tile *t, const pmx_grid *g) {
+PMX_INLINE int search_affine(pmx_tile *t, const pmx_grid *g, int kind) {
     affine f;
-    float inverse[N] __attribute__((aligned(64))), offset[N] __attribute__((aligned(64)));
+    float inverse[N] ALIGNED, offset[N] ALIGNED;
     int overflow = 0;
-    find_affine(&f, t, g);
+    find_affine(&f, t, g, kind);
     if (g->n_sub > 1)
-        overflow = fit_affine(t, &f, g);
+        overflow = fit_affine(t, &f, g, kind);
     else
         EACH(j) {
             t->scale[j] = 1.0f;
@@ -400,12 +319,29 @@ static int search_affine(pmx_tile *t, const pmx_grid *g) {
             overflow |= isinf(t->d[j]) | isinf(t->m[j]);
         }
     if (overflow) return 1;
-    EACH(j) {
-        inverse[j] = finite_ratio(1.0f, t->d[j] * t->scale[j]);
-        offset[j] = (t->m[j] * t->minimum[j] + f.lowest[j]) * inverse[j];
+    EACH_VEC(j) {
+        const vec per_scale = finite_ratio(splat(1.0f), load(t->d + j) * load(t->scale + j));
+        store(inverse + j, per_scale);
+        store(offset + j, (load(t->m + j) * load(t->minimum + j) + load(f.lowest + j)) * per_scale);
     }
-    codes(t, (const float(*)[N])f.u, inverse, offset, g);
+    codes_of(t, (const float(*)[N])f.u, inverse, offset, g, kind);
     return 0;
 }
 
-int SEARCH(pmx_tile *tile, const pmx_grid *grid) { return grid->affine ? search_affine(tile, grid) : search_symmetric(tile, grid); }
+/* --- One function for each kind */
+
+#define KIND(name, search, kind)                                                                                                           \
+    static int name(pmx_tile *t, const pmx_grid *g) { return search(t, g, kind); }
+
+KIND(plain, search_symmetric, 0)
+KIND(plain_weighted, search_symmetric, WEIGHTED)
+KIND(table, search_symmetric, NONLINEAR)
+KIND(table_weighted, search_symmetric, NONLINEAR | WEIGHTED)
+KIND(shifted, search_affine, AFFINE)
+KIND(shifted_weighted, search_affine, AFFINE | WEIGHTED)
+
+int SEARCH(pmx_tile *t, const pmx_grid *g) {
+    if (g->affine) return t->weighted ? shifted_weighted(t, g) : shifted(t, g);
+    if (g->nonlinear) return t->weighted ? table_weighted(t, g) : table(t, g);
+    return t->weighted ? plain_weighted(t, g) : plain(t, g);
+}

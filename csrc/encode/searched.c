@@ -193,6 +193,7 @@ int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const
     pmx_tile tile __attribute__((aligned(64)));
     found_block found;
     int large = 0;
+    tile.weighted = weight != NULL;
     for (int64_t i = 0; i < cols; i++) large |= fabsf(x[i]) >= 0x1p40f;
     if (large) return 1;
     for (int i = 0; i < 32; i++)
