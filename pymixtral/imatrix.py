@@ -77,6 +77,10 @@ class Importance:
     energy: F64
     counts: F64
 
+    def part(self, i: int) -> Importance:
+        """Of matrix i alone."""
+        return Importance(self.weights[i : i + 1], self.energy[i : i + 1], self.counts[i : i + 1])
+
 
 @dataclass
 class ImportanceMatrix:

@@ -30,6 +30,12 @@ _CHUNK_BYTES = 1 << 24
 _MERGED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
 
 
+def merged_name(name: str) -> str:
+    """The merged tensor that the tensor of a single expert belongs to, blk.0.ffn_up_exps.weight for blk.0.ffn_up.3.weight; else `name`."""
+    match = SPLIT.fullmatch(name)
+    return f"{match[1]}_exps.weight" if match else name
+
+
 @dataclass(frozen=True, eq=False)
 class _Tensor:
     """A tensor to write. pieces: its data one after the other, views of the source."""

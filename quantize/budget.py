@@ -8,7 +8,8 @@ Each matrix (all experts of a projection together, since a merged tensor has one
 
 under a number of bytes: e is the error of the matrix's output relative to the output, as far as the importance matrix tells: w_ij is the
 importance of column j for expert i (else 1), energy_i the expert's mean squared input times the part of the tokens that it sees (else
-equal). e is measured by encoding sampled rows.
+equal). e is measured by encoding sampled rows. Where experts have tensors of their own, each may have another type: its term of the sum
+over i is chosen by itself.
 
 The sensitivity says what the error does to the model's predictions, relative to one of the output matrix, which has 1: for a matrix of
 a layer SENSITIVITY times the share that its half of the layer (attention, or the experts) has in the residual stream. With an importance
@@ -34,6 +35,7 @@ from tqdm import tqdm
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import Importance
+from pymixtral.layout import merged_name
 
 from .checkpoint import Checkpoint
 from .encoding import decode, encode, part_rows
@@ -53,12 +55,12 @@ EMBEDDING_SENSITIVITY = 0.8
 """Of the embedding, measured likewise, over the number of layers: what it adds to the stream is the input of the first."""
 
 SAMPLED_ROWS = 64
-"""Of each matrix, spread over its experts and evenly over their rows."""
+"""Of each tensor, spread over its experts and evenly over their rows."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """types: by tensor name. errors: the relative error e of each matrix. objective: the sum that was minimized."""
+    """types: by tensor name. errors: the relative error e of each tensor that was chosen for. objective: the sum that was minimized."""
 
     types: dict[str, Type]
     errors: dict[str, float]
@@ -67,10 +69,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Measured:
-    """types: type, bytes and e^2 of each candidate; amplitude: root mean square of the matrix's output, None without importance."""
+    """Of one tensor. types: type, bytes and noise, the numerator of e^2, of each candidate; signal: the denominator, over all rows;
+    known: whether there is importance, so that it tells how large outputs are."""
 
     types: list[tuple[Type, int, float]]
-    amplitude: float | None
+    signal: float
+    known: bool
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,11 @@ def choose(
         else:
             measured[target.name] = _measure(context, checkpoint, target, importance.get(target.name))
     types |= {target.name: fit(target, fixed[target.name]) for target in checkpoint.targets if target.name in fixed}
-    sensitivity = _sensitivities(measured)
+    price = _prices(measured)
     options = {
-        name: _hull([_Option(kind, n_bytes, sensitivity[name] * squared, squared**0.5) for kind, n_bytes, squared in found.types])
+        name: _hull(
+            [_Option(kind, n_bytes, price[name] * noise, _ratio(noise, found.signal) ** 0.5) for kind, n_bytes, noise in found.types]
+        )
         for name, found in measured.items()
         if name not in fixed
     }
@@ -146,17 +152,22 @@ def _slope(a: _Option, b: _Option) -> float:
     return (b.cost - a.cost) / (b.n_bytes - a.n_bytes)
 
 
-def _sensitivities(measured: Mapping[str, _Measured]) -> dict[str, float]:
-    stems = {name: name.split(".")[-2].removesuffix("_exps") for name in measured}
-    halves = [name for name in measured if stems[name] in ("attn_output", "ffn_down")]
-    amplitudes = [found for name in halves if (found := measured[name].amplitude) is not None]
-    if len(amplitudes) < len(halves) or sum(amplitudes) == 0:
+def _prices(measured: Mapping[str, _Measured]) -> dict[str, float]:
+    """What the noise of each tensor costs: the sensitivity of its matrix over the signal of that."""
+    signals: dict[str, float] = {}
+    for name, found in measured.items():
+        signals[merged_name(name)] = signals.get(merged_name(name), 0.0) + found.signal
+    stems = {name: name.split(".")[-2].removesuffix("_exps") for name in signals}
+    halves = [name for name in signals if stems[name] in ("attn_output", "ffn_down")]
+    amplitudes = [signals[name] ** 0.5 for name in halves]
+    if not all(found.known for name, found in measured.items() if merged_name(name) in halves) or sum(amplitudes) == 0:
         edge = 2 * max(1, len(halves) // 16)
         amplitudes = [2.0 if i < edge or i >= len(halves) - edge else 1.0 for i in range(len(halves))]
     shares = {_half(name): 0.9 * amplitudes[i] / sum(amplitudes) + 0.1 / len(halves) for i, name in enumerate(halves)}
-    embedding = EMBEDDING_SENSITIVITY / (len(halves) // 2) + ("output.weight" not in measured)  # a tied one is the output matrix too
+    embedding = EMBEDDING_SENSITIVITY / (len(halves) // 2) + ("output.weight" not in signals)  # a tied one is the output matrix too
     fixed = {"token_embd": embedding, "output": 1.0}
-    return {name: fixed[stem] if stem in fixed else SENSITIVITY[stem] * shares[_half(name)] for name, stem in stems.items()}
+    sensitivity = {name: fixed[stem] if stem in fixed else SENSITIVITY[stem] * shares[_half(name)] for name, stem in stems.items()}
+    return {name: _ratio(sensitivity[merged_name(name)], signals[merged_name(name)]) for name in measured}
 
 
 def _half(name: str) -> str:
@@ -171,15 +182,20 @@ def _measure(context: ops.Context, checkpoint: Checkpoint, target: Target, impor
     samples = [part_rows(checkpoint, target, source, rows) for source in target.sources]
     energy = importance.energy if importance else np.ones(n_sources)
     weights = [importance.weights[i] if importance else None for i in range(n_sources)]
-    signal = sum(energy[i] * _energy(x, weights[i]) for i, x in enumerate(samples))
+    scale = target.rows / n_rows
     types = []
     for kind in dict.fromkeys(fit(target, candidate) for candidate in CANDIDATES):
         noise = 0.0
         for i, (source, x) in enumerate(zip(target.sources, samples, strict=True)):
             data = encode(context, kind, x, source, weights[i])
             noise += energy[i] * _energy(x - decode(context, kind, data), weights[i])
-        types.append((kind, _n_bytes(target, kind), float(noise / signal) if signal > 0 else 0.0))
-    return _Measured(types, float(signal * target.rows / n_rows) ** 0.5 if importance else None)
+        types.append((kind, _n_bytes(target, kind), scale * noise))
+    signal = sum(energy[i] * _energy(x, weights[i]) for i, x in enumerate(samples))
+    return _Measured(types, float(scale * signal), importance is not None)
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b > 0 else 0.0
 
 
 def _energy(x: NDArray[np.float32], weights: NDArray[np.float32] | None) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.errors import CheckpointError, InvalidArgumentError, UnsupportedError
 
 from .config import CheckpointConfig
 from .layout import Target
@@ -73,6 +73,12 @@ class Checkpoint:
             f"{path}: neither {huggingface.SINGLE} nor {huggingface.INDEX} nor {mistral.SINGLE} is there; "
             "expected a checkpoint in one of these forms, or a GGUF file"
         )
+
+    def per_expert(self) -> Checkpoint:
+        """With a target for each expert in place of the merged ones. Raises InvalidArgumentError for a dense model."""
+        if not self.config.n_experts:
+            raise InvalidArgumentError(f"{self.path}: expected a model with experts for types per expert, found a dense one")
+        return replace(self, targets=tuple(part for target in self.targets for part in target.split()))
 
     def check_tensors(self) -> Checkpoint:
         """Returns itself. Raises CheckpointError unless the tensors are those that the configuration asks for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +49,11 @@ Examples:
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix: pymixtral calibrate's, or llama.cpp's (gguf, dat).")
 @click.option("--target-size", callback=size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
 @click.option("--target-bpw", type=click.FloatRange(1, 32), metavar="BITS", help="Choose types for so many bits per weight, such as 3.5.")
+@click.option(
+    "--per-expert",
+    is_flag=True,
+    help="Write a tensor for each expert, so that each has a type of its own. pymixtral runs such files; llama.cpp, since 2024, does not.",
+)
 @click.option("--dry-run", is_flag=True, help="Print types and sizes; write nothing.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON too, with each expert's error.")
 @click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors by layer and expert to a PNG (extra [plot]).")
@@ -65,6 +71,7 @@ def quantize(
     imatrix: Path | None,
     target_size: int | None,
     target_bpw: float | None,
+    per_expert: bool,
     dry_run: bool,
     report: Path | None,
     heatmap: Path | None,
@@ -104,25 +111,19 @@ def quantize(
                 used.append(path)
         if heatmap:
             heat.check(checkpoint)
+    options: dict[str, Any] = {
+        "tensors": tensors,
+        "imatrix": imatrix,
+        "target_bytes": target_size,
+        "target_bpw": target_bpw,
+        "per_expert": per_expert,
+        "n_threads": threads,
+    }
     if dry_run:
-        planned = convert.plan(
-            source, kind, tensors=tensors, imatrix=imatrix, target_bytes=target_size, target_bpw=target_bpw, n_threads=threads
-        )
-        click.echo(planned)
+        click.echo(convert.plan(source, kind, **options))
         return
     assert dest is not None
-    result = convert.quantize(
-        source,
-        dest,
-        kind,
-        tensors=tensors,
-        imatrix=imatrix,
-        target_bytes=target_size,
-        target_bpw=target_bpw,
-        n_threads=threads,
-        force=force,
-        verify=not no_verify,
-    )
+    result = convert.quantize(source, dest, kind, force=force, verify=not no_verify, **options)
     click.echo(result)
     if report:
         with replacing(report) as temporary:

@@ -38,6 +38,7 @@ def quantize(
     imatrix: Path_ | None = None,
     target_bytes: int | None = None,
     target_bpw: float | None = None,
+    per_expert: bool = False,
     n_threads: int | None = None,
     force: bool = False,
     verify: bool = True,
@@ -52,9 +53,10 @@ def quantize(
     "q8_0". Norms and the router are f32. tensors: (pattern, type) pairs that decide for the GGUF tensors of matching names, such as
     ("blk.*.ffn_down_exps.weight", "q6_k"); the last that matches counts. imatrix: a file of `pymixtral calibrate` or llama.cpp's; columns
     with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or bits per weight: each
-    matrix gets what reduces errors most, as pymixtral.quantize.budget explains. n_threads: None for one per core. force: replace an
-    existing file. verify: read the file back from the disk and compare it with checksums of what was written, before it gets its name.
-    progress: warnings on stderr, and bars when that is a terminal.
+    matrix gets what reduces errors most, as pymixtral.quantize.budget explains. per_expert: write a tensor for each expert, so that a
+    target, or a pattern such as "blk.0.ffn_down.3.weight", gives each a type of its own; pymixtral reads such files, llama.cpp does not.
+    n_threads: None for one per core. force: replace an existing file. verify: read the file back from the disk and compare it with
+    checksums of what was written, before it gets its name. progress: warnings on stderr, and bars when that is a terminal.
 
     `dest` appears only when it is complete. Memory stays under 1 GB whatever the model's size.
     Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix or GGUF source),
@@ -63,7 +65,7 @@ def quantize(
     """
     started = time.monotonic()
     path = Path(dest)
-    checkpoint, vocabulary = _open(Path(source))
+    checkpoint, vocabulary = _open(Path(source), per_expert)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         decided = _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
@@ -111,11 +113,12 @@ def plan(
     imatrix: Path_ | None = None,
     target_bytes: int | None = None,
     target_bpw: float | None = None,
+    per_expert: bool = False,
     n_threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
     """What quantize() with these arguments would write; writes nothing, and raises the same."""
-    checkpoint, vocabulary = _open(Path(source))
+    checkpoint, vocabulary = _open(Path(source), per_expert)
     with ops.Context(n_threads) as context:
         return _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
 
@@ -128,8 +131,10 @@ def _request(
     return Request(type, target_bytes, target_bpw, tensors, Path(imatrix) if imatrix is not None else None)
 
 
-def _open(source: Path) -> tuple[Checkpoint, Vocabulary | None]:
+def _open(source: Path, per_expert: bool) -> tuple[Checkpoint, Vocabulary | None]:
     checkpoint = Checkpoint.open(source)
+    if per_expert:
+        checkpoint = checkpoint.per_expert()
     vocabulary = None if checkpoint.metadata else read_vocabulary(source)
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab) if vocabulary is not None else None
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pymixtral.errors import UnsupportedError
+from pymixtral.layout import merged_name
 
 from .checkpoint import Checkpoint
 from .report import Report
@@ -26,16 +27,18 @@ def check(checkpoint: Checkpoint) -> None:
 
 def draw(report: Report, path: Path) -> None:
     """A PNG of relative errors, layers x experts, for gate, up and down; of what check() passes."""
-    errors: dict[str, list[tuple[float, ...]]] = {}
+    by_layer: dict[str, dict[int, list[float]]] = {}
     for tensor in report.tensors:
-        if match := _EXPERTS.fullmatch(tensor.name):
-            errors.setdefault(match[2], []).append(tensor.expert_errors)
-    highest = max(max(map(max, rows)) for rows in errors.values())
-    n_layers, n_experts = np.shape(next(iter(errors.values())))
+        if match := _EXPERTS.fullmatch(merged_name(tensor.name)):
+            row = by_layer.setdefault(match[2], {}).setdefault(int(match[1]), [])
+            row += tensor.expert_errors or (tensor.relative_error,)
+    errors = {name: np.array(list(rows.values())) for name, rows in by_layer.items()}
+    highest = max(values.max() for values in errors.values())
+    n_layers, n_experts = next(iter(errors.values())).shape
     figure = _figure()(figsize=(3 * (1.5 + 0.25 * n_experts), 1.5 + 0.25 * n_layers), layout="constrained")
     axes = figure.subplots(1, len(errors), sharey=True)
-    for axis, (name, rows) in zip(axes, errors.items(), strict=True):
-        image = axis.imshow(100 * np.array(rows), vmin=0, vmax=100 * highest, aspect="auto", cmap="viridis")
+    for axis, (name, values) in zip(axes, errors.items(), strict=True):
+        image = axis.imshow(100 * values, vmin=0, vmax=100 * highest, aspect="auto", cmap="viridis")
         axis.set(title=name, xlabel="expert", xticks=range(n_experts))
     axes[0].set(ylabel="layer", yticks=range(0, n_layers, max(1, n_layers // 16)))
     figure.colorbar(image, ax=axes, label="relative error, %")

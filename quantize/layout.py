@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,13 @@ class Target:
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.sources), *self.part_shape) if self.merged else self.part_shape
+
+    def split(self) -> list[Target]:
+        """The tensors of single experts that a merged one consists of, by the names of the split layout; of another tensor itself."""
+        if not self.merged:
+            return [self]
+        stem = self.name.removesuffix("_exps.weight")
+        return [replace(self, name=f"{stem}.{e}.weight", sources=(source,), merged=False) for e, source in enumerate(self.sources)]
 
     @property
     def rows(self) -> int:

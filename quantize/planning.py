@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
@@ -15,6 +17,7 @@ from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import Importance, ImportanceMatrix
 from pymixtral.imatrix import read as read_imatrix
+from pymixtral.layout import merged_name
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
@@ -24,6 +27,9 @@ from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
 from .report import show_notes, tensor_class
 
 ALIGNMENT = 32  # GGUF's default
+
+_Row = TypeVar("_Row")
+_Types = dict[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,23 +106,30 @@ class Plan:
         return "\n".join([*lines, *show_notes(self.notes)])
 
     def _grid(self) -> list[str]:
-        """The types of each layer's matrices; equal layers that follow one another share a line."""
-        layers: dict[int, dict[str, str]] = {}
+        """The types of each layer's matrices, and of each expert's that has its own; equal lines that follow one another are one."""
+        layers: dict[int, tuple[_Types, dict[int, _Types]]] = {}
+        columns: dict[str, None] = {}
         for tensor in self.tensors:
             name = tensor.target.name.split(".")
             if name[0] == "blk" and not kept_f32(tensor.target):
-                layers.setdefault(int(name[1]), {})[name[2].removesuffix("_exps")] = tensor.type.name.lower()
-        columns = list(layers[0])
-        heads = [column.removeprefix("attn_").removeprefix("ffn_") for column in columns]
-        lines = [f"  {'layers':<8}" + "".join(f"{head:>9}" for head in heads)]
-        begin = 0
-        for i in range(len(layers)):
-            if i + 1 < len(layers) and layers[i + 1] == layers[begin]:
-                continue
-            cells = "".join(f"{layers[i][column]:>9}" for column in columns)
-            lines.append(f"  {f'{begin}-{i}' if i > begin else str(i):<8}{cells}")
-            begin = i + 1
+                column = name[2].removesuffix("_exps")
+                columns[column] = None
+                layer, experts = layers.setdefault(int(name[1]), ({}, {}))
+                row = experts.setdefault(int(name[3]), {}) if len(name) > 4 else layer
+                row[column] = tensor.type.name.lower()
+        width = 14 if layers[0][1] else 8
+        lines = [f"  {'layers':<{width}}" + "".join(f"{column.removeprefix('attn_').removeprefix('ffn_'):>9}" for column in columns)]
+        for numbers, (layer, experts) in _runs(layers):
+            rows = [(numbers, layer), *((f"  expert {several}", row) for several, row in _runs(experts))]
+            lines += [f"  {head:<{width}}" + "".join(f"{row.get(column, ''):>9}" for column in columns).rstrip() for head, row in rows]
         return lines
+
+
+def _runs(rows: Mapping[int, _Row]) -> Iterator[tuple[str, _Row]]:
+    """Equal rows that follow one another as one, with their numbers."""
+    for _, group in groupby(rows.items(), lambda item: item[1]):
+        (first, row), *others = group
+        yield f"{first}-{others[-1][0]}" if others else str(first), row
 
 
 def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, header_bytes: int, progress: bool) -> Plan:
@@ -127,6 +140,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, he
     if sum(value is not None for value in asked) != 1:
         raise InvalidArgumentError(f"expected a type, a target size or target bits per weight, one of them, found {asked}")
     importance, notes = _importance(targets, request.imatrix)
+    if any(merged_name(target.name) != target.name for target in targets):
+        notes.insert(0, "each expert has a tensor of its own: pymixtral runs such a file, llama.cpp has refused them since 2024")
     fixed = overrides(targets, request.tensors)
     choice = None
     if request.recipe is not None:
@@ -157,7 +172,11 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
         return {}, []
     matrix: ImportanceMatrix = read_imatrix(path)
     matrices = [target for target in targets if not kept_f32(target)]
-    found = {t.name: matrix.importance(t.name, t.shape[0] if t.merged else 1, t.cols) for t in matrices}
+    found: dict[str, Importance | None] = {}
+    for name, group in groupby(matrices, lambda target: merged_name(target.name)):
+        members = list(group)
+        importance = matrix.importance(name, sum(len(target.sources) for target in members), members[0].cols)
+        found |= {t.name: importance.part(i) if importance and not t.merged else importance for i, t in enumerate(members)}
     present = {name: importance for name, importance in found.items() if importance is not None}
     if not present:
         raise InvalidArgumentError(f"{path}: expected entries for this checkpoint's tensors, such as {matrices[1].name}, found none")

@@ -14,6 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.inventory import Inventory, Part
+from pymixtral.layout import merged_name
 from pymixtral.mixes import fitting
 from pymixtral.mixes import types as mix_types
 
@@ -67,12 +68,13 @@ def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
         raise InvalidArgumentError(f"type is {recipe!r}; expected one of {', '.join(RECIPES)}")
     if recipe in TYPES:
         return [Type.F32 if kept_f32(target) else TYPES[recipe] for target in targets]
-    n_experts = max(target.shape[0] if target.merged else 1 for target in targets)
+    n_experts = max(Counter(merged_name(target.name) for target in targets for _ in target.sources).values())
     return mix_types(Inventory([Part(target.name, Type.F32, target.shape) for target in targets], n_experts), recipe)
 
 
 def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) -> dict[str, Type]:
-    """Type by tensor name for (pattern, type) pairs, the last that matches a name. Patterns are those of fnmatch, on whole GGUF names.
+    """Type by tensor name for (pattern, type) pairs, the last that matches a name. Patterns are those of fnmatch, on whole GGUF names; that
+    of a merged tensor stands for its experts' where these are single.
 
     Raises InvalidArgumentError for an unknown type and for a pattern that matches no tensor, or none but norms and routers.
     """
@@ -80,8 +82,12 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
     for pattern, name in patterns:
         if name not in TENSOR_TYPES:
             raise InvalidArgumentError(f"type of {pattern!r} is {name!r}; expected one of {', '.join(TENSOR_TYPES)}")
-        matched = [target for target in targets if fnmatchcase(target.name, pattern)]
+        matched = [t for t in targets if fnmatchcase(t.name, pattern) or fnmatchcase(merged_name(t.name), pattern)]
         if not matched:
+            if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
+                raise InvalidArgumentError(
+                    f"{pattern!r} matches single experts, which have types of their own with --per-expert (per_expert=True)"
+                )
             raise InvalidArgumentError(f"{pattern!r} matches no tensor; expected a pattern such as 'blk.*.ffn_down_exps.weight'")
         matrices = [target for target in matched if not kept_f32(target)]
         if not matrices:

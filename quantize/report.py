@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from pymixtral.layout import merged_name
 from pymixtral.units import show_bytes, show_count
 
 ERROR_STRIDE = 16
@@ -177,7 +178,7 @@ def _relative(error: float, norm: float) -> float:
 
 def tensor_class(name: str) -> str:
     """The class of a GGUF tensor name such as blk.3.attn_q.weight."""
-    stem = name.removesuffix(".weight").rpartition(".")[2]
+    stem = merged_name(name).removesuffix(".weight").rpartition(".")[2]
     return next(group for group, stems in _CLASSES.items() if stem in stems)
 
 

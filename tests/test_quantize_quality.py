@@ -53,6 +53,15 @@ def test_types_for_a_size_diverge_less_than_the_mix_of_that_size(divergence: Div
     assert of_choice < 0.9 * of_mix
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_types_per_expert_diverge_less_than_those_per_matrix(divergence: Divergence, calibrated: bool) -> None:
+    """Where one step of a merged matrix is a large part of the bits above the least."""
+    merged, of_merged = divergence(calibrated, target_bpw=2.95)
+    own, of_own = divergence(calibrated, target_bpw=2.95, per_expert=True)
+    assert abs(own - merged) < 0.01
+    assert of_own < 0.95 * of_merged
+
+
 def test_more_bits_diverge_less(divergence: Divergence) -> None:
     found = [divergence(True, target_bpw=bpw)[1] for bpw in (3, 4, 5, 6)]
     assert found == sorted(found, reverse=True)
