@@ -90,7 +90,7 @@ class LlamaCpp:
         import llama_cpp
 
         self.api = llama_cpp
-        self.log = llama_cpp.llama_log_callback(_print_errors)  # C keeps the pointer
+        self.log = llama_cpp.llama_log_callback(print_errors)  # C keeps the pointer
         llama_cpp.llama_log_set(self.log, None)
         llama_cpp.llama_backend_init()
         begin = time.perf_counter()
@@ -124,7 +124,7 @@ class LlamaCpp:
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (self.n_vocab,))
 
 
-def _print_errors(level: int, text: bytes, _: object) -> None:
+def print_errors(level: int, text: bytes, _: object) -> None:
     if level == 4:  # GGML_LOG_LEVEL_ERROR
         print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
 
