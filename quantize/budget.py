@@ -179,7 +179,7 @@ def _measure(context: ops.Context, checkpoint: Checkpoint, target: Target, impor
     n_sources = len(target.sources)
     n_rows = min(target.rows, max(4, SAMPLED_ROWS // n_sources))
     rows = np.linspace(0, target.rows - 1, n_rows).astype(np.int64)
-    samples = [part_rows(checkpoint, target, source, rows) for source in target.sources]
+    samples = [part_rows(checkpoint, target, source, rows)[0] for source in target.sources]
     energy = importance.energy if importance else np.ones(n_sources)
     weights = [importance.weights[i] if importance else None for i in range(n_sources)]
     scale = target.rows / n_rows

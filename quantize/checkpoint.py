@@ -22,6 +22,7 @@ class Checkpoint:
 
     path: the directory or GGUF file. files: what the weights are read from. tensors: by the checkpoint's own names, read when asked for;
     targets say what becomes of them. metadata: of a GGUF file, encoded, by key; empty for others. notes: what a user should know.
+    zero_nonfinite: weights that are NaN or infinite count as 0, instead of being an error.
     """
 
     path: Path
@@ -31,6 +32,7 @@ class Checkpoint:
     targets: tuple[Target, ...]
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    zero_nonfinite: bool = False
 
     @property
     def name(self) -> str:

@@ -54,6 +54,11 @@ Examples:
     is_flag=True,
     help="Write a tensor for each expert, so that each has a type of its own. pymixtral runs such files; llama.cpp, since 2024, does not.",
 )
+@click.option(
+    "--zero-nonfinite",
+    is_flag=True,
+    help="Write weights that are NaN or infinite as 0 and report them, instead of refusing the checkpoint.",
+)
 @click.option("--dry-run", is_flag=True, help="Print types and sizes; write nothing.")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as JSON too, with each expert's error.")
 @click.option("--heatmap", type=click.Path(path_type=Path, dir_okay=False), help="Draw errors by layer and expert to a PNG (extra [plot]).")
@@ -72,6 +77,7 @@ def quantize(
     target_size: int | None,
     target_bpw: float | None,
     per_expert: bool,
+    zero_nonfinite: bool,
     dry_run: bool,
     report: Path | None,
     heatmap: Path | None,
@@ -117,6 +123,7 @@ def quantize(
         "target_bytes": target_size,
         "target_bpw": target_bpw,
         "per_expert": per_expert,
+        "zero_nonfinite": zero_nonfinite,
         "n_threads": threads,
     }
     if dry_run:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +41,7 @@ def quantize(
     target_bytes: int | None = None,
     target_bpw: float | None = None,
     per_expert: bool = False,
+    zero_nonfinite: bool = False,
     n_threads: int | None = None,
     force: bool = False,
     verify: bool = True,
@@ -55,8 +58,10 @@ def quantize(
     with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or bits per weight: each
     matrix gets what reduces errors most, as pymixtral.quantize.budget explains. per_expert: write a tensor for each expert, so that a
     target, or a pattern such as "blk.0.ffn_down.3.weight", gives each a type of its own; pymixtral reads such files, llama.cpp does not.
-    n_threads: None for one per core. force: replace an existing file. verify: read the file back from the disk and compare it with
-    checksums of what was written, before it gets its name. progress: warnings on stderr, and bars when that is a terminal.
+    zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of refusing the checkpoint; in a quantized source
+    a block with such a scale. n_threads: None for one per core. force: replace an existing file. verify: read the file back from the disk
+    and compare it with checksums of what was written, before it gets its name. progress: warnings on stderr, and bars when that is a
+    terminal.
 
     `dest` appears only when it is complete. Memory stays under 1 GB whatever the model's size.
     Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix or GGUF source),
@@ -65,13 +70,13 @@ def quantize(
     """
     started = time.monotonic()
     path = Path(dest)
-    checkpoint, vocabulary = _open(Path(source), per_expert)
+    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         decided = _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)
         header = make_header(checkpoint, vocabulary, decided.tensors, decided.file_type)
-        meter, checksums = ErrorMeter(), dict[str, int]()
+        meter, checksums, zeroed = ErrorMeter(), dict[str, int](), Counter[str]()
         notes = [*checkpoint.notes, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
         for note in checkpoint.notes if progress else ():
             tqdm.write(f"warning: {note}", file=sys.stderr)
@@ -83,6 +88,7 @@ def quantize(
                 ):
                     for chunk in chunks:
                         _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
+                        zeroed[chunk.tensor.target.sources[chunk.source]] += chunk.n_zeroed
                         bar.update(chunk.data.size)
                 if verify:
                     began = time.monotonic()
@@ -92,7 +98,10 @@ def quantize(
                     notes.append(f"read back from the disk and found equal to what was written, in {time.monotonic() - began:.1f} s")
         except OSError as error:
             raise CheckpointError(f"{path} could not be written ({error.strerror or error}); nothing was left behind") from error
-    reports = tuple(meter.tensor(tensor.target.name, tensor.type, tensor.target.shape, tensor.n_bytes) for tensor in decided.tensors)
+    reports = tuple(
+        meter.tensor(t.target.name, t.type, t.target.shape, t.n_bytes, sum(zeroed[source] for source in t.target.sources))
+        for t in decided.tensors
+    )
     return Report(
         source=checkpoint.path,
         dest=path,
@@ -101,7 +110,7 @@ def quantize(
         seconds=time.monotonic() - started,
         classes=meter.classes(reports),
         tensors=reports,
-        notes=tuple(notes),
+        notes=(*notes, *_zeroed_notes(zeroed)),
     )
 
 
@@ -114,11 +123,12 @@ def plan(
     target_bytes: int | None = None,
     target_bpw: float | None = None,
     per_expert: bool = False,
+    zero_nonfinite: bool = False,
     n_threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
     """What quantize() with these arguments would write; writes nothing, and raises the same."""
-    checkpoint, vocabulary = _open(Path(source), per_expert)
+    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
     with ops.Context(n_threads) as context:
         return _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
 
@@ -131,8 +141,8 @@ def _request(
     return Request(type, target_bytes, target_bpw, tensors, Path(imatrix) if imatrix is not None else None)
 
 
-def _open(source: Path, per_expert: bool) -> tuple[Checkpoint, Vocabulary | None]:
-    checkpoint = Checkpoint.open(source)
+def _open(source: Path, per_expert: bool, zero_nonfinite: bool) -> tuple[Checkpoint, Vocabulary | None]:
+    checkpoint = replace(Checkpoint.open(source), zero_nonfinite=zero_nonfinite)
     if per_expert:
         checkpoint = checkpoint.per_expert()
     vocabulary = None if checkpoint.metadata else read_vocabulary(source)
@@ -153,6 +163,15 @@ def _bar(name: str, plan: Plan, progress: bool) -> tqdm[NoReturn]:
 def _measure(meter: ErrorMeter, context: ops.Context, tensor: PlannedTensor, source: int, weights: F32, data: U8) -> None:
     importance = tensor.importance.weights[source] if tensor.importance else None
     meter.add_rows(tensor.target.name, source, weights[::ERROR_STRIDE], decode(context, tensor.type, data[::ERROR_STRIDE]), importance)
+
+
+def _zeroed_notes(zeroed: Counter[str]) -> list[str]:
+    found = [f"{n} of {source}" for source, n in zeroed.items() if n]
+    if not found:
+        return []
+    return [
+        f"weights that were NaN or infinite and are 0: {', '.join(found[:4])}{f' and {len(found) - 4} more tensors' * (len(found) > 4)}"
+    ]
 
 
 def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> list[str]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pymixtral import ops
 from pymixtral.errors import CheckpointError, NonFiniteError
 from pymixtral.matrix import Matrix
+from pymixtral.reference_blocks import dequantize
 
 from .checkpoint import Checkpoint
 from .layout import Target, rope_order
@@ -18,15 +19,25 @@ F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 
 
-def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> F32:
-    """float32 [rows, cols] of one source of a target. Raises CheckpointError for quantized rows whose scales are not finite."""
+def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> tuple[F32, int]:
+    """float32 [rows, cols] of one source of a target, and how many of them were not finite and are 0, if the checkpoint allows it. Raises
+    CheckpointError for quantized rows whose scales are not finite, if it does not."""
     tensor = checkpoint.tensors[source]
+    if len(target.part_shape) == 1:
+        rows = slice(None)
+    elif target.rope_heads:
+        rows = rope_order(target.rope_heads, target.rows // target.rope_heads)[rows]
     try:
-        if len(target.part_shape) == 1:
-            return tensor.floats(slice(None)).reshape(1, -1)
-        return tensor.floats(rope_order(target.rope_heads, target.rows // target.rope_heads)[rows] if target.rope_heads else rows)
+        weights = tensor.floats(rows).reshape(-1, target.cols)
     except NonFiniteError:
-        raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
+        if not checkpoint.zero_nonfinite:
+            raise _damaged(source) from None
+        weights = dequantize(Matrix(tensor.type, tensor.raw(rows)))
+    if not checkpoint.zero_nonfinite:
+        return weights, 0
+    wrong = ~np.isfinite(weights)
+    weights[wrong] = 0
+    return weights, int(np.count_nonzero(wrong))
 
 
 def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType) -> U8 | None:
@@ -45,9 +56,16 @@ def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, sourc
         return ops.encode(context, kind, weights, importance)
     except NonFiniteError:
         if not np.isfinite(weights).all():
-            raise CheckpointError(f"tensor {source} holds NaN or infinity; the checkpoint is damaged, get it again") from None
+            raise _damaged(source) from None
         largest, name = np.abs(weights).max(), kind.name.lower()
         raise CheckpointError(f"tensor {source} holds a weight of magnitude {largest:.3g}, too large for {name}; use f32") from None
+
+
+def _damaged(source: str) -> CheckpointError:
+    return CheckpointError(
+        f"tensor {source} holds NaN or infinity: the checkpoint is damaged, get it again, or have such weights written as 0 with "
+        "--zero-nonfinite (zero_nonfinite=True)"
+    )
 
 
 def decode(context: ops.Context, kind: GGMLQuantizationType, data: U8) -> F32:

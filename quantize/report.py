@@ -52,7 +52,8 @@ class ClassReport:
 @dataclass(frozen=True)
 class TensorReport:
     """One tensor. relative_error: as for a class; weighted_error: the same with squares weighted by the importance of their columns, None
-    without; expert_errors: the relative error of each expert of a merged tensor, else empty."""
+    without; expert_errors: the relative error of each expert of a merged tensor, else empty; n_zeroed: weights that were not finite and are
+    0."""
 
     name: str
     type: str
@@ -61,6 +62,7 @@ class TensorReport:
     relative_error: float
     weighted_error: float | None
     expert_errors: tuple[float, ...]
+    n_zeroed: int
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class ErrorMeter:
             sums.weighted_norm += float(norm @ importance)
             sums.weighted_error += float(error @ importance)
 
-    def tensor(self, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], n_bytes: int) -> TensorReport:
+    def tensor(self, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], n_bytes: int, n_zeroed: int = 0) -> TensorReport:
         parts = [sums for _, sums in sorted(self._sums[name].items())]
         weighted_norm = sum(sums.weighted_norm for sums in parts)
         return TensorReport(
@@ -153,6 +155,7 @@ class ErrorMeter:
             _relative(sum(sums.error for sums in parts), sum(sums.norm for sums in parts)),
             _relative(sum(sums.weighted_error for sums in parts), weighted_norm) if weighted_norm else None,
             tuple(_relative(sums.error, sums.norm) for sums in parts) if len(shape) == 3 else (),
+            n_zeroed,
         )
 
     def classes(self, tensors: Sequence[TensorReport]) -> tuple[ClassReport, ...]:

@@ -24,12 +24,13 @@ CHUNK_WEIGHTS = 1 << 22  # 16 MB as f32; some ten such arrays exist at a time
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Rows of one source tensor, before and after encoding. source: which of the target's; weights: float32 [rows, cols]; data: uint8
-    [rows, row_bytes]."""
+    """Rows of one source tensor, before and after encoding. source: which of the target's; weights: float32 [rows, cols]; n_zeroed: of
+    them, those that were not finite and are 0; data: uint8 [rows, row_bytes]."""
 
     tensor: PlannedTensor
     source: int
     weights: NDArray[np.float32]
+    n_zeroed: int
     data: NDArray[np.uint8]
 
 
@@ -41,7 +42,7 @@ def write_gguf(
     with read_ahead(_pieces(checkpoint, plan)) as pieces, WriteBehind(path) as file:
         file.write(header)
         file.mark()
-        for tensor, i, weights, raw, is_last in pieces:
+        for tensor, i, weights, n_zeroed, raw, is_last in pieces:
             importance = tensor.importance.weights[i] if tensor.importance else None
             data = raw if raw is not None else encode(context, tensor.type, weights, tensor.target.sources[i], importance)
             file.write(data)
@@ -49,13 +50,15 @@ def write_gguf(
                 if padding := -tensor.n_bytes % ALIGNMENT:
                     file.write(bytes(padding))
                 file.mark()
-            yield Chunk(tensor, i, weights, data)
+            yield Chunk(tensor, i, weights, n_zeroed, data)
     checksums |= {tensor.target.name: checksum for tensor, checksum in zip(plan.tensors, file.checksums[1:], strict=True)}
 
 
-def _pieces(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[PlannedTensor, int, NDArray[np.float32], NDArray[np.uint8] | None, bool]]:
-    """Tensor, which of its sources, float32 [rows, cols] in the file's row order, their bytes where they are in the tensor's type already,
-    and whether the tensor ends here."""
+def _pieces(
+    checkpoint: Checkpoint, plan: Plan
+) -> Iterator[tuple[PlannedTensor, int, NDArray[np.float32], int, NDArray[np.uint8] | None, bool]]:
+    """Tensor, which of its sources, float32 [rows, cols] in the file's row order, how many of them were zeroed, their bytes where they are
+    in the tensor's type already, and whether the tensor ends here."""
     for tensor in plan.tensors:
         target = tensor.target
         step = max(1, CHUNK_WEIGHTS // target.cols)
@@ -63,5 +66,6 @@ def _pieces(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[PlannedTensor,
             for start in range(0, target.rows, step):
                 rows = slice(start, min(start + step, target.rows))
                 is_last = rows.stop == target.rows and i == len(target.sources) - 1
-                raw = quantized_rows(checkpoint, target, source, rows, tensor.type)
-                yield tensor, i, part_rows(checkpoint, target, source, rows), raw, is_last
+                weights, n_zeroed = part_rows(checkpoint, target, source, rows)
+                raw = quantized_rows(checkpoint, target, source, rows, tensor.type) if n_zeroed == 0 else None
+                yield tensor, i, weights, n_zeroed, raw, is_last

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoints import Shape, make_checkpoint
+from checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
 from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
 from pymixtral.quantize.cli import quantize
 from pymixtral.quantize.recipe import TYPES
 
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.errors import CheckpointError, InvalidArgumentError, UnsupportedError
 from pymixtral.gguf import GGUFFile
 
 
@@ -116,6 +116,20 @@ def test_a_report_that_fails_leaves_the_model_and_no_part_of_itself(
     assert isinstance(result.exception, OSError)
     assert "bits per weight" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_row_20_non_finite_weights(tmp_path: Path) -> None:
+    shape = Shape(n_layers=1, n_vocab=64)
+    make_checkpoint(tmp_path / "hf", shape, seed=4)
+    tensors = make_tensors(shape, seed=4)
+    tensors["model.norm.weight"][7] = float("nan")
+    write_safetensors(tmp_path / "hf" / "model.safetensors", tensors)
+    arguments = [tmp_path / "hf", tmp_path / "m.gguf", "--report", tmp_path / "r.json"]
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN .* --zero-nonfinite"):
+        run(*arguments)
+    assert "1 of model.norm.weight" in run(*arguments, "--zero-nonfinite").stdout
+    counts = {tensor["name"]: tensor["n_zeroed"] for tensor in json.loads((tmp_path / "r.json").read_text())["tensors"]}
+    assert {name: n for name, n in counts.items() if n} == {"output_norm.weight": 1}
 
 
 @pytest.mark.parametrize("option", ["--report", "--heatmap"])

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import TINY_MIXTRAL, Array, Shape, config_json, make_checkpoint, make_tensors, read_tensors, write_safetensors
-from gguf import GGMLQuantizationType
-from ggufs import rewrite
+from gguf import GGMLQuantizationType, quants
+from ggufs import damaged, rewrite
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymixtral.quantize import quantize
@@ -210,6 +210,19 @@ def test_row_20_a_damaged_scale_is_refused(tmp_path: Path, tiny_q8_0: Path) -> N
         with pytest.raises(CheckpointError, match=r"blk\.2\.ffn_up_exps\.weight\[0\] holds NaN"):
             quantize(path, tmp_path / "m.gguf", kind, progress=False)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source.gguf"]
+
+
+@pytest.mark.parametrize("scale", [b"\0\x7e", b"\0\x7c", b"\0\xfc"])
+def test_row_20_a_block_with_a_damaged_scale_is_0_when_asked_for(tmp_path: Path, tiny_q8_0: Path, scale: bytes) -> None:
+    name = "blk.2.ffn_up_exps.weight"
+    path = damaged(tiny_q8_0, tmp_path / "source.gguf", name, 34 * 7, scale)
+    for kind in ("q8_0", "f32"):
+        report = quantize(path, tmp_path / "m.gguf", kind, zero_nonfinite=True, force=True, progress=False)
+        assert {tensor.name: tensor.n_zeroed for tensor in report.tensors if tensor.n_zeroed} == {name: 32}
+        with GGUFFile(tiny_q8_0) as before, GGUFFile(tmp_path / "m.gguf") as after:
+            expected, found = (quants.dequantize(file.tensors[name].data, file.tensors[name].type) for file in (before, after))
+        expected.reshape(-1)[32 * 7 : 32 * 8] = 0
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])

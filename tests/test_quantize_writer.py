@@ -241,6 +241,40 @@ def test_non_finite_weight_is_refused_by_name(small: Path, tmp_path: Path, kind:
     refused(CheckpointError, small, tmp_path / "m.gguf", name, "NaN or infinity", type=kind)
 
 
+@pytest.mark.parametrize("options", [{"type": kind} for kind in ("f32", "bf16", "q8_0", "q4_0")] + [{"target_bpw": 5.5}], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_row_20_non_finite_weights_become_0_when_asked_for(small: Path, tmp_path: Path, options: dict[str, Any], dtype: str) -> None:
+    tensors = make_tensors(SMALL, seed=2)
+    names = ("input_layernorm", "self_attn.q_proj", "block_sparse_moe.experts.2.w2")
+    norm, query, expert = (f"model.layers.0.{name}.weight" for name in names)
+    at = {norm: [(5, np.nan)], query: [(0, np.inf), (64 * 17 + 3, -np.inf)], expert: [(i, np.nan) for i in range(96)]}
+    files = {}
+    for name in ("damaged", "zeros"):
+        for tensor, values in at.items():
+            for i, value in values:
+                tensors[tensor].reshape(-1)[i] = value if name == "damaged" else 0
+        write_safetensors(small / "model.safetensors", tensors, dtype=dtype)
+        files[name] = quantize(small, tmp_path / name, zero_nonfinite=True, progress=False, **options)
+    assert (tmp_path / "damaged").read_bytes() == (tmp_path / "zeros").read_bytes()
+    assert f"and are 0: 1 of {norm}, 2 of {query}, 96 of {expert}" in str(files["damaged"].notes)
+    counts = {tensor.name: tensor.n_zeroed for tensor in files["damaged"].tensors if tensor.n_zeroed}
+    assert counts == {"blk.0.attn_norm.weight": 1, "blk.0.attn_q.weight": 2, "blk.0.ffn_down_exps.weight": 96}
+    assert "are 0" not in str(files["zeros"].notes)
+    assert not any(tensor.n_zeroed for tensor in files["zeros"].tensors)
+
+
+def test_row_20_a_tensor_without_a_single_number(small: Path, tmp_path: Path) -> None:
+    tensors = make_tensors(SMALL, seed=2)
+    tensors["lm_head.weight"][:] = np.nan
+    write_safetensors(small / "model.safetensors", tensors)
+    refused(CheckpointError, small, tmp_path / "m.gguf", "lm_head.weight", "--zero-nonfinite")
+    report = quantize(small, tmp_path / "m.gguf", target_bpw=6, zero_nonfinite=True, progress=False)
+    assert f"{64 * 64} of lm_head.weight" in report.notes[-1]
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        output = file.tensors["output.weight"]
+        assert not quants.dequantize(output.data, output.type).any()
+
+
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 def test_weight_beyond_f16_is_refused_by_name(small: Path, tmp_path: Path, kind: str) -> None:
     tensors = make_tensors(SMALL, seed=2)
