@@ -1,0 +1,69 @@
+"""Files of llama.cpp's quantizer run here as they do there, and files written here run there; docs/interoperation.md has the whole table.
+
+Needs llama-cpp-python: in this environment, or in that of the interpreter that PYMIXTRAL_PEER_PYTHON names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from pymixtral.quantize import quantize
+
+from pymixtral import Mixtral, convert_layout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from agreement import KL, Passage, Peer, RefusedError, agreement
+
+PYTHON = os.environ.get("PYMIXTRAL_PEER_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.skipif(PYTHON is None, reason="not run: needs llama-cpp-python, here or where PYMIXTRAL_PEER_PYTHON points"),
+]
+
+TOP1 = 0.97
+"""Not 99%: the small model's best tokens lie near each other. docs/interoperation.md has what exact arithmetic says to that."""
+
+FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q2_k": 10, "q4_k_m": 15, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30}  # numbers of llama_ftype
+
+
+@pytest.fixture(scope="module")
+def peer() -> Peer:
+    return Peer(str(PYTHON), 1)
+
+
+@pytest.fixture(scope="module")
+def passage(tiny_q8_0: Path) -> Passage:
+    """What the model itself tells, so that it is at home in it."""
+    with Mixtral(tiny_q8_0, n_ctx=256) as model:
+        tales = [model.generate(start, max_tokens=240, seed=7).text for start in ("Once upon a time", "The king", "There was", "In a wood")]
+    return Passage(" ".join(tales), 128, 6)
+
+
+@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("writer", ["pymixtral", "llama.cpp"])
+def test_both_engines_agree(tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, writer: str, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    if writer == "pymixtral":
+        quantize(tiny_f32, path, kind, progress=False)
+    else:
+        peer("quantize", source=tiny_f32, dest=path, kind=FILE_TYPES[kind], imatrix=None)
+    found = agreement(peer, passage, path, path, tmp_path)
+    assert found.mapped
+    assert found.same_tokens
+    assert found.kl < KL
+    assert found.top1 >= TOP1
+    assert found.exact_kl["pymixtral"] < KL
+
+
+def test_split_experts_run_here_and_not_there(tiny_q8_0: Path, tmp_path: Path, peer: Peer, passage: Passage) -> None:
+    (split,) = convert_layout(tiny_q8_0, tmp_path / "split.gguf", layout="split", progress=False)
+    with pytest.raises(RefusedError, match="ffn_down_exps"):
+        peer("open", model=split)
+    found = agreement(peer, passage, split, tiny_q8_0, tmp_path)
+    assert found.mapped
+    assert found.kl < KL
+    assert found.top1 >= TOP1
