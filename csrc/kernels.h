@@ -9,7 +9,7 @@
 
 enum {
     PMX_TYPE_SLOTS = 40,   /* types are GGUF's numbers, 0..39 */
-    PMX_TOKEN_BLOCK = 128, /* most tokens of one mat call: its float accumulators (128 x 16 x 4 bytes) stay in L1 */
+    PMX_TOKEN_BLOCK = 256, /* most tokens of one mat call */
     PMX_PAGE = 64,         /* positions of a cache page */
     PMX_MAT_SCRATCH = 96 * 1024
 };

@@ -100,21 +100,24 @@ typedef struct {
 
 PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part, const type256 T) {
     uint8_t q[8][PMX_BLOCK256] __attribute__((aligned(64)));
+    __m256i v[8], scales[8], pairs[8];
     for (int i = 0; i < 8; i++) {
         const block256 block = T.unpack(rows[i] + at);
-        int16_t scales[16];
-        int32_t pairs[PAIRS];
         for (int j = 0; j < 4; j++) _mm512_store_si512(q[i] + 64 * j, block.q[j]);
-        _mm256_storeu_si256((__m256i *)(void *)scales, block.scales);
-        _mm256_storeu_si256((__m256i *)(void *)pairs, block.pairs);
-        for (int j = 0; j < T.n_sub; j++) out->scales[j][part + i] = scales[j * 16 / T.n_sub];
-        for (int j = 0; j < PAIRS; j++) out->pairs[j][part + i] = pairs[j];
+        scales[i] = block.scales;
+        pairs[i] = block.pairs;
     }
     for (int g = 0; g < PMX_BLOCK256 / 32; g++) {
-        __m256i v[8];
         for (int i = 0; i < 8; i++) v[i] = _mm256_load_si256((const __m256i *)(const void *)(q[i] + 32 * g));
         transpose8(&out->q[8 * g][part][0], 4 * STRIP_ROWS, v);
     }
+    for (int half = 0; half < T.n_sub / 8; half++) {
+        for (int i = 0; i < 8; i++) /* of 8 sub-blocks, each has two equal ones */
+            v[i] = T.n_sub == 8 ? _mm256_srai_epi32(scales[i], 16)
+                                : _mm256_cvtepi16_epi32(half ? _mm256_extracti128_si256(scales[i], 1) : _mm256_castsi256_si128(scales[i]));
+        transpose8((uint8_t *)&out->scales[8 * half][part], 4 * STRIP_ROWS, v);
+    }
+    transpose8((uint8_t *)&out->pairs[0][part], 4 * STRIP_ROWS, pairs);
     _mm256_store_ps(out->d + part, load_scales(rows, at + T.d_at));
     if (T.dmin_at) _mm256_store_ps(out->dmin + part, load_scales(rows, at + T.dmin_at));
 }
@@ -215,9 +218,12 @@ PMX_INLINE void mat256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
             unpack_strip(strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
+            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * T.block_bytes, n * T.block_bytes);
             int64_t t = 0;
-            for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS)
+            for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS) {
+                prefetch_share(&next, t, TILE_TOKENS, n_tokens);
                 tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, TILE_TOKENS, T);
+            }
             for (; t < n_tokens; t++) tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, 1, T);
         }
         for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);

@@ -116,11 +116,10 @@ PMX_INLINE __m512i load_dword(const int8_t *q) {
     return _mm512_set1_epi32(x);
 }
 
-/* 16 results of a token += a block. at: the block's first row in scales and minimums. */
-PMX_INLINE void flush(float *acc, __m512i isum, const strip32 *strip, int64_t at, float d, int32_t sum, const type32 T) {
-    const __m512 scale = _mm512_mul_ps(_mm512_load_ps(strip->scales + at), _mm512_set1_ps(d));
-    __m512 y = _mm512_fmadd_ps(scale, _mm512_cvtepi32_ps(isum), _mm512_load_ps(acc));
-    if (T.has_min) y = _mm512_fmadd_ps(_mm512_load_ps(strip->mins + at), _mm512_set1_ps(d * (float)sum), y);
+/* 16 results of a token += a block. */
+PMX_INLINE void flush(float *acc, __m512i isum, __m512 scale, __m512 min, __m512 d, __m512 dsum, const type32 T) {
+    __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(scale, d), _mm512_cvtepi32_ps(isum), _mm512_load_ps(acc));
+    if (T.has_min) y = _mm512_fmadd_ps(min, dsum, y);
     _mm512_store_ps(acc, y);
 }
 
@@ -144,10 +143,15 @@ PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, con
                 high[t] = _mm512_dpbusd_epi32(high[t], w1, v);
             }
         }
+        __asm__ volatile("" ::: "memory"); /* keeps acc in memory: all 32 registers are taken */
+        const float *scales = strip->scales + b * STRIP_ROWS, *mins = strip->mins + b * STRIP_ROWS;
+        const __m512 scale0 = _mm512_load_ps(scales), scale1 = _mm512_load_ps(scales + 16);
+        const __m512 min0 = T.has_min ? _mm512_load_ps(mins) : scale0, min1 = T.has_min ? _mm512_load_ps(mins + 16) : scale1;
 #pragma GCC unroll 8
         for (int t = 0; t < N; t++) {
-            flush(acc + t * STRIP_ROWS, low[t], strip, b * STRIP_ROWS, x.d[t][b], x.sums[t][b], T);
-            flush(acc + t * STRIP_ROWS + 16, high[t], strip, b * STRIP_ROWS + 16, x.d[t][b], x.sums[t][b], T);
+            const __m512 d = _mm512_set1_ps(x.d[t][b]), dsum = T.has_min ? _mm512_set1_ps(x.d[t][b] * (float)x.sums[t][b]) : d;
+            flush(acc + t * STRIP_ROWS, low[t], scale0, min0, d, dsum, T);
+            flush(acc + t * STRIP_ROWS + 16, high[t], scale1, min1, d, dsum, T);
         }
     }
 }
@@ -165,8 +169,12 @@ PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
             unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
+            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * T.block_bytes, n * T.block_bytes);
             int64_t t = 0;
-            for (; t + 8 <= n_tokens; t += 8) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 8, T);
+            for (; t + 8 <= n_tokens; t += 8) {
+                prefetch_share(&next, t, 8, n_tokens);
+                tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 8, T);
+            }
             for (; t + 2 <= n_tokens; t += 2) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 2, T);
             if (t < n_tokens) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 1, T);
         }
