@@ -25,7 +25,7 @@ _ERRORS: dict[int, type[PymixtralError]] = {
 
 def check(status: int) -> None:
     """Raises the exception of a status other than PMX_OK, with the C side's message."""
-    if status == lib.PMX_OK:
+    if not status:
         return
     message = ffi.string(lib.pmx_message()).decode("utf-8", "replace")
     if status in (lib.PMX_ENONFINITE, lib.PMX_EOVERFLOW):

@@ -31,7 +31,7 @@ class Context:
     """
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
-        self._pointer = ffi.NULL
+        self._pointer: Any = None
         if n_threads is None:
             n_threads = lib.pmx_default_threads()
         n_threads = integer("n_threads", n_threads, 1, 256)
@@ -45,7 +45,7 @@ class Context:
     @property
     def pointer(self) -> Any:
         """The C context. Raises ClosedError after close()."""
-        if self._pointer == ffi.NULL:
+        if self._pointer is None:
             raise ClosedError("expected an open context, found one that was closed")
         return self._pointer
 
@@ -63,8 +63,9 @@ class Context:
 
     def close(self) -> None:
         """Ends the threads and frees the scratch; may be called again. No call may be under way."""
-        pointer, self._pointer = self._pointer, ffi.NULL
-        lib.pmx_ctx_destroy(pointer)
+        pointer, self._pointer = self._pointer, None
+        if pointer is not None:
+            lib.pmx_ctx_destroy(pointer)
 
     def __enter__(self) -> Context:
         return self

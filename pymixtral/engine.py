@@ -220,8 +220,12 @@ class Mixtral:
             for begin in range(n_cached, len(ids), self._n_batch):
                 hidden = self._forward(ids[begin : begin + self._n_batch])[max(first - begin, 0) :]
                 if len(hidden):
-                    at = max(begin - first, 0)
-                    rows[at : at + len(hidden)] = self._interruptible(len(hidden), partial(self._model.logits, hidden))
+                    part = self._interruptible(len(hidden), partial(self._model.logits, hidden))
+                    if len(part) == len(rows):  # mostly: then there is nothing to copy
+                        rows = part
+                    else:
+                        at = max(begin - first, 0)
+                        rows[at : at + len(part)] = part
             self._check_file()
             return rows, n_cached
 

@@ -99,6 +99,7 @@ class Sequence:
         self.pages: NDArray[np.int32] = np.empty(0, np.int32)
         self.cache = cache
         self._writable = 0  # positions length .. _writable-1 may be written
+        self._forked = False  # so that pages may belong to others too
 
     def reserve(self, n_tokens: int) -> None:
         """Makes positions length .. length+n_tokens-1 writable: takes pages, and copies the last one if it is partial and shared.
@@ -107,7 +108,7 @@ class Sequence:
         """
         cache, end = self.cache, self.length + _count(n_tokens)
         partial = self.length // PAGE
-        copy = end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
+        copy = self._forked and end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
         n_new = max(0, n_pages_for(end) - len(self.pages))
         if n_new + copy > cache.n_free_pages:
             raise ContextLengthError(
@@ -147,6 +148,7 @@ class Sequence:
         self.truncate(self.length)
         other.length = other._writable = self.length
         other.pages = self.pages
+        self._forked = other._forked = True
         self.cache._share(other.pages)
         return other
 

@@ -12,6 +12,7 @@ from pymixtral import ops
 from pymixtral.config import ModelConfig
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.kv_cache import KVCache, Sequence, n_pages_for
+from pymixtral.ops import PAGE
 from pymixtral.weights import ModelWeights
 
 Batch = Seq[tuple[Sequence, int]]
@@ -45,8 +46,13 @@ class Model:
             )
             for layer in weights.layers
         ]
+        self._embedding, self._head = ops.BoundMatrix(weights.embedding), ops.BoundMatrix(weights.head)
         self._frequencies, self._rope_factor = config.rope_frequencies(), config.rope_factor()
+        # Kept between passes, of which most are of one token:
         self._cache_views: tuple[KVCache, list[ops.CacheLayer]] | None = None
+        self._shared: ops.Pass | None = None
+        self._run: tuple[NDArray[np.int32], ops.Runs] | None = None
+        self._rotation: tuple[int, ops.Rotation] | None = None
 
     def new_cache(self, n_tokens: int, kv_type: str = "f16") -> KVCache:
         """A cache for n_tokens positions of one sequence; kv_type: "f16", "f32" or "q8_0"."""
@@ -71,12 +77,15 @@ class Model:
         ContextLengthError when the cache is full, NonFiniteError, and CanceledError after cancel().
         """
         self.context.cancel(False)
-        n = len(inputs)
-        if sum(count for _, count in batch) != n or n == 0 or len({id(sequence) for sequence, _ in batch}) != len(batch):
+        n, n_batch, sequences = len(inputs), 0, set()
+        for sequence, count in batch:
+            if sequence.cache is not cache:
+                raise InvalidArgumentError("expected sequences of the given cache, found one of another: make them with its new_sequence()")
+            n_batch += count
+            sequences.add(sequence)
+        if n_batch != n or n == 0 or len(sequences) != len(batch):
             found = [count for _, count in batch]
             raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {found}")
-        if any(sequence.cache is not cache for sequence, _ in batch):
-            raise InvalidArgumentError("expected sequences of the given cache, found one of another: make them with its new_sequence()")
         try:
             for sequence, count in batch:
                 sequence.reserve(count)
@@ -97,25 +106,58 @@ class Model:
         layers: range,
         observers: Seq[ops.Observer] | None,
     ) -> NDArray[np.float32]:
-        positions = np.concatenate([np.arange(s.length, s.length + count, dtype=np.int32) for s, count in batch])
-        rotation = ops.Rotation(*ops.rope_table(self.context, self._frequencies, positions, self._rope_factor))
-        runs = ops.Runs([(count, sequence.length, sequence.pages) for sequence, count in batch])
-        if np.issubdtype(inputs.dtype, np.floating):
+        rotation, runs = self._rotation_of(batch), self._runs_of(batch)
+        if inputs.dtype.kind == "f":
             x = np.array(inputs, np.float32, order="C")
         else:
-            x = ops.embed(self.context, self.weights.embedding, cast("NDArray[np.int32]", inputs))
+            x = ops.embed(self.context, self._embedding, cast("NDArray[np.int32]", inputs))
         views = self._views(cache)
-        shared = ops.Pass(self.layers[0], x)
+        shared = self._pass_of(x)
         for i in layers:
             observer = observers[i] if observers else None
             ops.layer_attention(self.context, shared, self.layers[i], views[i], runs, rotation, observer)
             ops.layer_experts(self.context, shared, self.layers[i], observer)
         return x
 
+    def _rotation_of(self, batch: Batch) -> ops.Rotation:
+        """The next token of a text mostly has its position in the same page of them as the last one."""
+        (page, first), count = divmod(batch[0][0].length, PAGE), batch[0][1]
+        if len(batch) > 1 or first + count > PAGE:
+            return self._new_rotation([(sequence.length, count) for sequence, count in batch])
+        if self._rotation is None or self._rotation[0] != page:
+            self._rotation = page, self._new_rotation([(page * PAGE, PAGE)])
+        rotation = self._rotation[1]
+        rotation.move(first, count)
+        return rotation
+
+    def _new_rotation(self, runs: list[tuple[int, int]]) -> ops.Rotation:
+        """runs: first positions and numbers of them."""
+        positions = np.concatenate([np.arange(first, first + count, dtype=np.int32) for first, count in runs])
+        return ops.Rotation(*ops.rope_table(self.context, self._frequencies, positions, self._rope_factor))
+
+    def _runs_of(self, batch: Batch) -> ops.Runs:
+        """The last ones again, moved, for one text that has the same pages as the last one."""
+        sequence, count = batch[0]
+        if len(batch) > 1:
+            return ops.Runs([(count, sequence.length, sequence.pages) for sequence, count in batch])
+        if self._run is None or self._run[0] is not sequence.pages:
+            self._run = sequence.pages, ops.Runs([(count, sequence.length, sequence.pages)])
+        runs = self._run[1]
+        runs.move(count, sequence.length)
+        return runs
+
+    def _pass_of(self, x: NDArray[np.float32]) -> ops.Pass:
+        """The last one again, if it was of as many tokens."""
+        if self._shared is None or self._shared.n_tokens != len(x):
+            self._shared = ops.Pass(self.layers[0], x)
+        else:
+            self._shared.begin(x)
+        return self._shared
+
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """float32 [n, n_vocab] of hidden rows [n, hidden] after the last layer."""
         self.context.cancel(False)
-        return ops.matmul(self.context, self.head_input(hidden), self.weights.head)
+        return ops.matmul(self.context, self.head_input(hidden), self._head)
 
     def head_input(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """The normed rows float32 [n, hidden] that logits() multiplies with the head."""

@@ -32,6 +32,8 @@ PAGE = 64  # positions of a cache page
 
 def _input(x: Any, ndim: int, dtype: DTypeLike = np.float32) -> Any:
     """x as a C-contiguous array of a dtype; raises InvalidArgumentError for another number of dimensions and integers out of range."""
+    if type(x) is np.ndarray and x.dtype is np.dtype(dtype) and x.ndim == ndim and x.flags.c_contiguous:
+        return x
     given = np.asarray(x)
     array = np.ascontiguousarray(given, dtype)
     if array.ndim != ndim:
@@ -89,22 +91,20 @@ def quantize_activations(ctx: Context, x: F32, block: int = 32) -> tuple[NDArray
     return q, d, sums
 
 
-def matmul(ctx: Context, x: F32, w: Matrix) -> F32:
+def matmul(ctx: Context, x: F32, w: Matrix | BoundMatrix) -> F32:
     """x: [n_tokens, w.cols]; result: [n_tokens, w.rows]."""
-    x = _input(x, 2)
+    w, x = _bound(w), _input(x, 2)
     _same("x", x.shape, (len(x), w.cols))
     y = np.empty((len(x), w.rows), np.float32)
-    view = _Weights([w])
-    check(lib.pmx_matmul(ctx.pointer, _pointer(y), _pointer(x), view.array, len(x)))
+    check(lib.pmx_matmul(ctx.pointer, _pointer(y), _pointer(x), w.struct, len(x)))
     return y
 
 
-def embed(ctx: Context, w: Matrix, ids: I32) -> F32:
+def embed(ctx: Context, w: Matrix | BoundMatrix, ids: I32) -> F32:
     """ids: int32 [n], rows of w; result: [n, w.cols], widened or dequantized."""
-    ids = _input(ids, 1, np.int32)
+    w, ids = _bound(w), _input(ids, 1, np.int32)
     y = np.empty((len(ids), w.cols), np.float32)
-    view = _Weights([w])
-    check(lib.pmx_embed(ctx.pointer, _pointer(y), view.array, _pointer(ids), len(ids)))
+    check(lib.pmx_embed(ctx.pointer, _pointer(y), w.struct, _pointer(ids), len(ids)))
     return y
 
 
@@ -194,6 +194,19 @@ class _Weights:
             view.row_bytes = matrix.row_bytes
 
 
+class BoundMatrix:
+    """A matrix as C sees it, for one that is multiplied by often."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self._keep = _Weights([matrix])
+        self.struct = self._keep.array
+        self.rows, self.cols = matrix.shape
+
+
+def _bound(w: Matrix | BoundMatrix) -> BoundMatrix:
+    return w if isinstance(w, BoundMatrix) else BoundMatrix(w)
+
+
 class CacheLayer:
     """One layer of a key/value cache, C-contiguous, written in place by cache_write and layer_attention: float16 or float32, k [n_pages,
     n_kv_heads, head_dim, 64] and v [n_pages, n_kv_heads, 64, head_dim]; or of q8_0, both uint8 [n_pages, n_kv_heads, 68*head_dim]."""
@@ -206,6 +219,7 @@ class CacheLayer:
             raise InvalidArgumentError(f"expected k of shape {expected}, found {k.dtype} {k.shape}")
         self.n_pages, self.n_kv_heads = k.shape[:2]
         self.head_dim = k.shape[2] // 68 if blocks else k.shape[2]
+        self.n_pairs = self.head_dim // 2
         _in_place("k", k, k.shape, k.dtype)
         _in_place("v", v, k.shape if blocks else (*k.shape[:2], PAGE, self.head_dim), k.dtype)
         self._keep = k, v
@@ -227,6 +241,12 @@ class Runs:
         for run, (n_tokens, first, _), pages in zip(self.array, runs, self._keep, strict=True):
             run.n_tokens, run.first_position = n_tokens, first
             run.pages, run.n_pages = _pointer(pages), len(pages)
+
+    def move(self, n_tokens: int, first: int) -> None:
+        """Makes the only run one of n_tokens from another first position on, in the same pages."""
+        _same("runs to move", (self.n_runs,), (1,))
+        self.n_tokens = n_tokens
+        self.array[0].n_tokens, self.array[0].first_position = n_tokens, first
 
 
 def cache_write(ctx: Context, cache: CacheLayer, k: F32, v: F32, runs: Runs) -> None:
@@ -271,6 +291,7 @@ class Layer:
     ) -> None:
         self.hidden = q.cols
         self.n_experts_used = n_experts_used
+        self.width = self.hidden, n_experts_used
         self.n_experts = len(experts)
         self.ffn = experts[0][0].rows
         self.q_dim = q.rows
@@ -309,10 +330,8 @@ class Observer:
             setattr(self.struct, name, _pointer(getattr(self, name)))
 
 
-def _observed(observer: Observer | None, layer: Layer) -> Any:
-    """The C struct of an observer made for a layer of these sizes; NULL without one."""
-    if observer is None:
-        return ffi.NULL
+def _observed(observer: Observer, layer: Layer) -> Any:
+    """The C struct of an observer made for a layer of these sizes."""
     _same("observer", observer.expert_input.shape, (layer.n_experts, layer.hidden))
     _same("observer", observer.down_input.shape, (layer.n_experts, layer.ffn))
     _same("observer", observer.output_input.shape, (layer.q_dim,))
@@ -324,18 +343,19 @@ class Pass:
     float32 [n_tokens, hidden], the experts' input; ids int32 and weights float32 [n_tokens, n_experts_used], the router's choice."""
 
     def __init__(self, layer: Layer, x: F32) -> None:
-        _in_place("x", x, (len(x), layer.hidden))
-        self.x = x
         self.n_tokens = len(x)
-        self.width = layer.hidden, layer.n_experts_used
-        self.normed = np.empty_like(x)
+        self.width = layer.width
+        self.normed = np.empty((self.n_tokens, layer.hidden), np.float32)
         self.ids = np.empty((self.n_tokens, layer.n_experts_used), np.int32)
         self.weights = np.empty((self.n_tokens, layer.n_experts_used), np.float32)
-        self.pointers = _pointer(x), _pointer(self.normed), _pointer(self.ids), _pointer(self.weights)
+        self._own = _pointer(self.normed), _pointer(self.ids), _pointer(self.weights)
+        self.begin(x)
 
-    def check(self, layer: Layer) -> None:
-        """Raises InvalidArgumentError if the layer is not of the sizes that this pass was made for."""
-        _same("a pass through this layer", self.width, (layer.hidden, layer.n_experts_used))
+    def begin(self, x: F32) -> None:
+        """Makes it the pass of another x of as many tokens."""
+        _in_place("x", x, self.normed.shape)
+        self.x = x
+        self.pointers = _pointer(x), *self._own
 
 
 class Rotation:
@@ -345,23 +365,33 @@ class Rotation:
         _in_place("cosines", cosines, (len(cosines), *cosines.shape[1:2]))
         _in_place("sines", sines, cosines.shape)
         self._keep = cosines, sines
-        self.shape = cosines.shape
-        self.pointers = _pointer(cosines), _pointer(sines)
+        self._table = _pointer(cosines), _pointer(sines)
+        self._n_rows, self._n_pairs = cosines.shape
+        self.move(0, self._n_rows)
+
+    def move(self, first: int, n_tokens: int) -> None:
+        """Makes the pass one of the rows first .. first+n_tokens-1 of all that were given."""
+        if not 0 <= first <= first + n_tokens <= self._n_rows:
+            raise InvalidArgumentError(f"expected some of {self._n_rows} rows of a rotation, found {n_tokens} from row {first} on")
+        cosines, sines = self._table
+        self.shape = n_tokens, self._n_pairs
+        self.pointers = cosines + first * self._n_pairs, sines + first * self._n_pairs
 
 
 def layer_attention(
     ctx: Context, p: Pass, layer: Layer, cache: CacheLayer, runs: Runs, rotation: Rotation, observer: Observer | None = None
 ) -> None:
     """Adds attention to p.x, writes the runs' keys and values to the cache, fills normed, ids and weights of p."""
-    p.check(layer)
-    _same("rotation", rotation.shape, (p.n_tokens, cache.head_dim // 2))
+    _same("a pass through this layer", p.width, layer.width)
+    _same("rotation", rotation.shape, (p.n_tokens, cache.n_pairs))
     _same("runs", (runs.n_tokens,), (p.n_tokens,))
-    observed = _observed(observer, layer)
+    observed = _observed(observer, layer) if observer else ffi.NULL
     args = layer.struct, cache.struct, runs.array, runs.n_runs, *rotation.pointers, observed
     check(lib.pmx_layer_attention(ctx.pointer, *p.pointers, *args))
 
 
 def layer_experts(ctx: Context, p: Pass, layer: Layer, observer: Observer | None = None) -> None:
     """Adds the outputs of the experts that p.ids and p.weights name to p.x."""
-    p.check(layer)
-    check(lib.pmx_layer_experts(ctx.pointer, *p.pointers, p.n_tokens, layer.struct, _observed(observer, layer)))
+    _same("a pass through this layer", p.width, layer.width)
+    observed = _observed(observer, layer) if observer else ffi.NULL
+    check(lib.pmx_layer_experts(ctx.pointer, *p.pointers, p.n_tokens, layer.struct, observed))

@@ -363,6 +363,29 @@ def test_a_rotation_or_runs_of_another_length_are_refused() -> None:
         ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(3, 0, pages)]), short)
     with pytest.raises(InvalidArgumentError, match="runs"):
         ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(2, 0, pages)]), fitting)
+    for first, n in [(-1, 2), (0, 4), (4, 0), (3, 1), (1, -1)]:
+        with pytest.raises(InvalidArgumentError, match=f"3 rows of a rotation, found {n} from row {first}"):
+            fitting.move(first, n)
+    with pytest.raises(InvalidArgumentError, match="runs to move"):
+        ops.Runs([(1, 0, pages), (1, 1, pages)]).move(1, 2)
+    with pytest.raises(InvalidArgumentError, match="x: expected shape"):
+        p.begin(e.x[:2].copy())
+
+
+def test_what_is_moved_is_what_is_made_anew() -> None:
+    ctx, e = FIRST_CONTEXT, example(Shape())
+    whole = run_attention(ctx, e, np.float32, [N])
+    kv = ops.CacheLayer(np.zeros((1, 2, HEAD_DIM, 64), np.float32), np.zeros((1, 2, 64, HEAD_DIM), np.float32))
+    rotation, runs = ops.Rotation(*e.tables), ops.Runs([(1, 0, np.zeros(1, np.int32))])
+    p = ops.Pass(e.layer, e.x[:1].copy())
+    for i in range(min(N, 64)):
+        x = e.x[i : i + 1].copy()
+        p.begin(x)
+        rotation.move(i, 1)
+        runs.move(1, i)
+        ops.layer_attention(ctx, p, e.layer, kv, runs, rotation)
+        for found, expected in zip((x, p.normed, p.ids, p.weights), whole, strict=True):
+            np.testing.assert_array_equal(found, expected[i : i + 1])
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:

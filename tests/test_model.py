@@ -112,6 +112,22 @@ def test_a_whole_text(load: Load, name: str, isa: str, n_threads: int) -> None:
     model.close()
 
 
+def test_texts_in_turn(load: Load) -> None:
+    """What a model keeps between passes, such as cosines and pages, is that of the text at hand: two texts at different positions, in
+    caches of their own, one of them forgotten and written anew, token by token over the end of a page."""
+    e = load("odd-q8_0")
+    model = e.model()
+    caches = [model.new_cache(len(e.tokens), "f32") for _ in range(2)]
+    ahead, behind = (kv.new_sequence() for kv in caches)
+    run(model, caches[0], ahead, e.tokens[:60])
+    for i in range(60, 70):
+        np.testing.assert_array_equal(run(model, caches[0], ahead, e.tokens[i : i + 1]), e.hidden()[i : i + 1])
+        if i == 65:
+            behind.truncate(0)
+        first = behind.length
+        np.testing.assert_array_equal(run(model, caches[1], behind, e.tokens[first : first + 3]), e.hidden()[first : first + 3])
+
+
 @pytest.mark.parametrize("name", ["tiny-q4_0", "odd-q8_0", "dense-q4_0"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_cache_of_f16(load: Load, name: str, isa: str) -> None:
