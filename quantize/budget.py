@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -36,6 +36,7 @@ from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.imatrix import Importance
 from pymixtral.layout import merged_name
+from pymixtral.units import show_bytes
 
 from .checkpoint import Checkpoint
 from .encoding import decode, encode, part_rows
@@ -114,6 +115,13 @@ def choose(
         if name not in fixed
     }
     spent = sum(_n_bytes(target, types[target.name]) for target in checkpoint.targets if target.name in types)
+    least = spent + sum(hull[0].n_bytes for hull in options.values())
+    if least > budget:
+        bits = ceil(8000 * least / sum(prod(target.shape) for target in checkpoint.targets)) / 1000
+        raise InvalidArgumentError(
+            f"the smallest types take {show_bytes(least)} of tensors, {bits} bits per weight, {least - budget} bytes more than the target "
+            "leaves; expected a larger target"
+        )
     chosen = _spend(options, budget - spent)
     types |= {name: option.type for name, option in chosen.items()}
     return Choice(types, {name: option.error for name, option in chosen.items()}, sum(option.cost for option in chosen.values()))
@@ -122,8 +130,6 @@ def choose(
 def _spend(options: Mapping[str, list[_Option]], budget: int) -> dict[str, _Option]:
     at = dict.fromkeys(options, 0)
     left = budget - sum(hull[0].n_bytes for hull in options.values())
-    if left < 0:
-        raise InvalidArgumentError(f"target: the smallest types need {-left} bytes more; expected a larger target")
     steps = sorted(
         ((hull[i].cost - hull[i + 1].cost) / (hull[i + 1].n_bytes - hull[i].n_bytes), name, i)
         for name, hull in options.items()

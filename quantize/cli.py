@@ -33,6 +33,8 @@ Examples:
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-20g.gguf --target-size 20GiB \\
     --imatrix imatrix.gguf
   pymixtral quantize Mixtral-8x7B-v0.1 --target-bpw 3.5 --dry-run
+  pymixtral quantize Mixtral-8x7B-v0.1 mixtral-3bit.gguf --target-bpw 3 \\
+    --per-expert --imatrix imatrix.gguf
   pymixtral quantize my-merge my-merge.gguf --type q4_k_m \\
     --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
 )
@@ -45,14 +47,21 @@ Examples:
     metavar="TYPE",
     help=f"Type of the matrices, or a mix; from most bits to fewest {', '.join(RECIPES)}.  [default: q8_0]",
 )
-@click.option("--tensor", "tensors", metavar="PATTERN=TYPE", multiple=True, callback=_tensors, help="Type of tensors by name; repeatable.")
+@click.option(
+    "--tensor",
+    "tensors",
+    metavar="PATTERN=TYPE",
+    multiple=True,
+    callback=_tensors,
+    help="Type of the tensors of a GGUF name or a pattern of names; repeatable, the last counts.",
+)
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix: pymixtral calibrate's, or llama.cpp's (gguf, dat).")
-@click.option("--target-size", callback=size, metavar="SIZE", help="Choose types for a file of at most this size, such as 20GiB.")
+@click.option("--target-size", callback=size, metavar="SIZE", help="Choose types for a file of at most this size: 20GiB, 21.5GB.")
 @click.option("--target-bpw", type=click.FloatRange(1, 32), metavar="BITS", help="Choose types for so many bits per weight, such as 3.5.")
 @click.option(
     "--per-expert",
     is_flag=True,
-    help="Write a tensor for each expert, so that each has a type of its own. pymixtral runs such files; llama.cpp, since 2024, does not.",
+    help="Write a tensor for each expert, so that each may have its own type. pymixtral reads such files; llama.cpp has not since 2024.",
 )
 @click.option(
     "--zero-nonfinite",
@@ -91,10 +100,15 @@ def quantize(
     (params.json, consolidated.safetensors), or a GGUF file. DEST is the file to write; it appears only when it is complete, read back and
     found equal to what was written. Norms and routers are f32 in every type.
 
-    A mix such as q4_k_m gives some tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
-    With --target-size or --target-bpw the rules are made for this model: encoding sampled rows shows what each type costs each matrix,
-    and the types that fit are chosen so that the sum of the matrices' squared relative errors, each times what errors of its kind and
-    place do to predictions, is least. An importance matrix tells more about both, so calibrate first.
+    Of the types, q8_0 is hardly worse than the original, and q4_k_m little worse in half the size. A mix such as q4_k_m gives some
+    tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
+
+    With --target-size or --target-bpw the rules are made for this model: sampled rows show the error of each type in each matrix, and of
+    the types that fit those are chosen whose squared relative errors, times what errors of that kind and place do to predictions, add up
+    to the least. They are better than a mix of the same size.
+
+    An importance matrix makes both better, most below 4 bits: make one with pymixtral calibrate. With --per-expert, a target gives more
+    bits to the experts that need them.
     """
     if sum(value is not None for value in (kind, target_size, target_bpw)) > 1:
         raise click.UsageError("expected one of --type, --target-size and --target-bpw, found more", ctx)

@@ -88,7 +88,9 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
                 raise InvalidArgumentError(
                     f"{pattern!r} matches single experts, which have types of their own with --per-expert (per_expert=True)"
                 )
-            raise InvalidArgumentError(f"{pattern!r} matches no tensor; expected a pattern such as 'blk.*.ffn_down_exps.weight'")
+            raise InvalidArgumentError(
+                f"{pattern!r} matches no tensor; expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight'"
+            )
         matrices = [target for target in matched if not kept_f32(target)]
         if not matrices:
             raise InvalidArgumentError(f"{pattern!r} matches {matched[0].name}; norms and routers stay f32: expected a pattern for others")

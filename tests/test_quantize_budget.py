@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,14 @@ def fits(combination: tuple[_Option, ...], total: int) -> bool:
     return sum(option.n_bytes for option in combination) <= total
 
 
-def test_too_small_a_budget_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(InvalidArgumentError, match="need 7 bytes more"):
-        _spend({"a": options((10, 1.0), (20, 0.5)), "b": options((7, 1.0))}, 10)
+def test_too_small_a_target_is_refused_with_the_least_that_is_enough() -> None:
+    with pytest.raises(InvalidArgumentError, match=r"of tensors, 4\.\d+ bits per weight, \d+ bytes more than the target leaves") as caught:
+        plan(TINY_MIXTRAL, target_bpw=4.4, progress=False)
+    found = re.search(r"([\d.]+) bits per weight, (\d+) bytes", str(caught.value))
+    assert found
+    least = plan(TINY_MIXTRAL, target_bpw=float(found[1]), progress=False)
+    assert {tensor.type for tensor in least.tensors} == {Type.F32, Type.Q4_0}
+    assert int(4.4 * least.n_weights / 8) + int(found[2]) == sum(tensor.n_bytes for tensor in least.tensors)
 
 
 @pytest.mark.parametrize("bpw", [4.6, 5.5, 7.0, 8.0, 12.0])
