@@ -56,8 +56,8 @@ def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 @every_context
 @every_type
 def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    x, w, want = product(kind, 258, 130, COLS[block_of(kind)][1])
-    for n in (127, 128, 129, 130, 258):
+    x, w, want = product(kind, 514, 130, COLS[block_of(kind)][1])
+    for n in (127, 130, 255, 256, 257, 258, 514):
         np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
 
