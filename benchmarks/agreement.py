@@ -103,8 +103,10 @@ class Agreement:
     n_positions: int
 
     @property
-    def within(self) -> bool:
-        return self.top1 >= TOP1 and self.kl < KL and self.margin <= MARGIN
+    def beyond(self) -> tuple[str, ...]:
+        """The bounds that do not hold."""
+        holds = {"top-1": self.top1 >= TOP1, "margin": self.margin <= MARGIN, "KL": self.kl < KL}
+        return tuple(name for name, held in holds.items() if not held)
 
     @property
     def nearer(self) -> str:

@@ -201,7 +201,7 @@ def line(case: Case, found: Agreement | str, note: str) -> str:
         *(f"{found.perplexity[name]:.3f}" for name in (*engines, "exact")),
         *(f"{found.exact_top1[name]:.2%}" for name in engines),
         *(f"{found.exact_kl[name]:.2e}" for name in engines),
-        "; ".join(filter(None, ("within bounds" if found.within else f"{found.nearer} is nearer to exact", note))),
+        "; ".join(filter(None, (f"{', '.join(found.beyond)} beyond: {found.nearer} is nearer" if found.beyond else "within bounds", note))),
     ]
     return f"| {case.name} | {' | '.join(cells)} |"
 
