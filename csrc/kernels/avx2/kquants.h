@@ -7,11 +7,14 @@
 
 #include "blocks32.h"
 
+/* iq4_xs with 128 added to the table's values, which makes bytes unsigned as in the other types. */
+#define KQUANT_IQ4_XS_128 PMX_TYPE_SLOTS
+
 /* Elements of a sub-block. */
-#define KQUANT_SUB(type) ((type) == PMX_Q4_K || (type) == PMX_Q5_K || (type) == PMX_IQ4_XS ? 32 : 16)
+#define KQUANT_SUB(type) ((type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16 : 32)
 #define KQUANT_HAS_MIN(type) ((type) == PMX_Q2_K || (type) == PMX_Q4_K || (type) == PMX_Q5_K)
 /* Bytes are unsigned (but for iq4_xs): the type's offset is 2 to this, applied to sums; -1: none. */
-#define KQUANT_OFFSET_BITS(type) ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : -1)
+#define KQUANT_OFFSET_BITS(type) ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : (type) == KQUANT_IQ4_XS_128 ? 7 : -1)
 #define KQUANT_SIGNED(type) ((type) == PMX_IQ4_XS)
 
 PMX_INLINE int64_t kquant_bytes(const int type) {
@@ -52,8 +55,8 @@ PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, const int c
         return _mm256_or_si256(move_bits(load32(block + offsetof(pmx_block_q6_k, ql) + 64 * half + s % 2 * 32), 4 * (s / 2), 0, 15),
                                move_bits(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * half), 2 * s, 4, 3));
     default: {
-        const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES);
-        return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_xs, qs) + 16 * c));
+        const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES), offset = _mm256_set1_epi8(KQUANT_SIGNED(type) ? 0 : -128);
+        return _mm256_shuffle_epi8(_mm256_xor_si256(values, offset), load_nibbles(block + offsetof(pmx_block_iq4_xs, qs) + 16 * c));
     }
     }
 }

@@ -1,193 +1,58 @@
-/* kquants_mat.c: blocks of 256 times many tokens: the strips and tiles of matmul32.h, with the sub-blocks' scales kept as integers.
+/* kquants_mat.c: the strips and tiles of kquants_mat.h with vpmaddubsw.
  *
- * A strip of 16 rows is unpacked once per K_BLOCK columns: bytes [k/4][16 rows][4], scales as (scale, scale) in the two int16 of a dword
- * [sub-block][16 rows]. After vpmaddubsw a dword holds two int16 of its row, so vpmaddwd with the scales sums and scales them at once; the
- * int32 of a row are converted to float once per 256 columns. What an int16 sums before that (two products each):
+ * After vpmaddubsw a dword holds two int16 of its row, so vpmaddwd with the scales sums and scales them at once. What an int16 sums before
+ * that (two products each):
  *   2 bits, 3 bits: the 4 of a sub-block of 16, 8 * 7*127 = 7112     4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480
  *   5 bits: 4, 8 * 31*127 = 31496                                    6 bits: 2, 4 * 63*127 = 32004
- *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258              all below 32768
- * No int32 overflows: see kquants_vec.c. Offsets and minimums are vpmaddwd of pairs of sub-blocks' scales or minimums with pairs of the
- * activations' sums (int16).
- */
+ *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258              all below 32768 */
 #if defined(__x86_64__)
-#include "kquants.h"
-#include "matmul32.h"
-
-enum { STRIP_BLOCKS256 = K_BLOCK / PMX_BLOCK256 };
-
-/* What a strip knows of a block beside its bytes. */
-typedef struct {
-    int32_t scales[16][STRIP_ROWS]; /* of each sub-block, twice in a dword */
-    int32_t pairs[8][STRIP_ROWS]; /* what is multiplied with the activations' sums, of two consecutive sub-blocks a dword: the minimums, or
-                                     the scales of a type with an offset; sub-blocks of 32: the last four */
-    float d[STRIP_ROWS], dmin[STRIP_ROWS];
-} strip_block;
-_Static_assert(sizeof(strip_block) % 64 == 0, "aligned loads");
-
-typedef struct {
-    _Alignas(64) uint8_t q[K_BLOCK * STRIP_ROWS];
-    strip_block blocks[STRIP_BLOCKS256];
-    float acc[PMX_TOKEN_BLOCK * STRIP_ROWS];
-} mat_scratch;
-_Static_assert(sizeof(mat_scratch) <= PMX_MAT_SCRATCH, "scratch");
+#include "kquants_mat.h"
 
 PMX_AVX2_BEGIN
 
-PMX_INLINE __m256i load_epi32(const int32_t *p) { return _mm256_load_si256((const __m256i *)(const void *)p); }
-PMX_INLINE void store_epi32(int32_t *p, __m256i v) { _mm256_store_si256((__m256i *)(void *)p, v); }
-
-/* Eight rows' 16 signed bytes as int16, two consecutive ones a dword: [8][8 rows], into every second half of pairs. */
-PMX_INLINE void store_pairs(int32_t (*pairs)[STRIP_ROWS], int half, const __m128i *bytes) {
-    __m256i v[8];
-    for (int i = 0; i < 8; i++) v[i] = _mm256_cvtepi8_epi16(bytes[i]);
-    transpose8((uint8_t *)(void *)&pairs[0][half], sizeof pairs[0], v);
-}
-
-PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int half, const uint8_t *const *rows, int64_t offset) {
-#pragma GCC unroll 8
-    for (int c = 0; c < 8; c++) {
-        __m256i v[8];
-        for (int i = 0; i < 8; i++) v[i] = kquant_load(type, rows[i] + offset, c);
-        transpose8(q + 32 * c * STRIP_ROWS + 4 * half, 4 * STRIP_ROWS, v);
-    }
-    __m128i bytes[8];
-    for (int i = 0; i < 8; i++) bytes[i] = kquant_scales(type, rows[i] + offset);
-    store_pairs(out->pairs, half, bytes);
-    const __m256i first = _mm256_set1_epi32(0x01000100), second = _mm256_set1_epi32(0x03020302),
-                  lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
-    for (int p = 0; p < 128 / KQUANT_SUB(type); p++) {
-        const __m256i pair = load_epi32(&out->pairs[p][half]);
-        store_epi32(&out->scales[2 * p][half], _mm256_shuffle_epi8(pair, _mm256_add_epi8(lane, first)));
-        store_epi32(&out->scales[2 * p + 1][half], _mm256_shuffle_epi8(pair, _mm256_add_epi8(lane, second)));
-    }
-    if (type == PMX_Q2_K) {
-        for (int i = 0; i < 8; i++) bytes[i] = kquant_mins_q2_k(rows[i] + offset);
-        store_pairs(out->pairs, half, bytes);
-    }
-    __m256 d, dmin;
-    kquant_load_d(type, &d, &dmin, rows, offset);
-    _mm256_store_ps(out->d + half, d);
-    _mm256_store_ps(out->dmin + half, dmin);
-}
-
-/* Pointers of the four tokens of a tile, at the strip's first column. */
-typedef struct {
-    const int8_t *q[TILE_TOKENS];
-    const float *d[TILE_TOKENS];
-    const int32_t *sums[TILE_TOKENS];
-} tile_acts256;
-
-PMX_INLINE void tile_pointers256(tile_acts256 *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, int64_t t,
-                                 int64_t first) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    for (int i = 0; i < TILE_TOKENS; i++) {
-        const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
-        tile->q[i] = acts->q256.q + token * acts->cols + first * PMX_BLOCK256;
-        tile->d[i] = acts->q256.d + token * n_blocks + first;
-        tile->sums[i] = acts->q256.sums + (token * n_blocks + first) * 16;
-    }
-}
-
-/* sum over pairs of scales or minimums times the activations' sums, for 8 rows. */
-PMX_INLINE __m256i dot_pairs(const int type, const strip_block *block, int half, const int32_t *sums) {
-    __m256i total = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int p = KQUANT_SUB(type) == 16 ? 0 : 4; p < 8; p++)
-        total = _mm256_add_epi32(total, _mm256_madd_epi16(load_epi32(&block->pairs[p][half]), _mm256_set1_epi32(sums[p])));
-    return total;
-}
-
-PMX_INLINE void finish(const int type, float *acc, int32_t *isum, const strip_block *block, int half, const int32_t *sums, float dx_) {
-    const __m256 dx = _mm256_set1_ps(dx_);
-    __m256i total = load_epi32(isum + half);
-    if (KQUANT_OFFSET_BITS(type) >= 0)
-        total = _mm256_sub_epi32(total, _mm256_slli_epi32(dot_pairs(type, block, half, sums), KQUANT_OFFSET_BITS(type)));
-    __m256 y = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->d + half), dx), _mm256_cvtepi32_ps(total), _mm256_load_ps(acc + half));
-    if (KQUANT_HAS_MIN(type))
-        y = _mm256_fnmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->dmin + half), dx), _mm256_cvtepi32_ps(dot_pairs(type, block, half, sums)),
-                             y);
-    _mm256_store_ps(acc + half, y);
-}
-
-/* acc [4 tokens][16 rows] += the strip's blocks, with named accumulators and an empty asm as in matmul32.h. */
-PMX_INLINE void tile(const int type, float *acc, const uint8_t *q, const strip_block *block, const tile_acts256 *acts, int64_t n_blocks) {
+/* Named accumulators and an empty asm as in matmul32.h. */
+PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
+                               const int8_t *const *x) {
     const int n_sums = type == PMX_Q4_K ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) ? 1 : 4;
-    for (int64_t b = 0; b < n_blocks; b++, block++) {
-        _Alignas(32) int32_t isum[TILE_TOKENS][STRIP_ROWS];
-        memset(isum, 0, sizeof isum);
-        for (int c = 0; c < 8; c++, q += 32 * STRIP_ROWS) {
-            const __m256i *w = (const __m256i *)(const void *)q;
+    memset(isum, 0, TILE_TOKENS * sizeof *isum);
+    for (int c = 0; c < 8; c++, q += 32 * STRIP_ROWS) {
+        const __m256i *w = (const __m256i *)(const void *)q;
 #pragma GCC unroll 8
-            for (int first = 0; first < 8; first += n_sums) {
+        for (int first = 0; first < 8; first += n_sums) {
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
-                FOR_TOKENS(DECLARE)
+            FOR_TOKENS(DECLARE)
 #undef DECLARE
 #define STEP(t)                                                                                                                            \
     {                                                                                                                                      \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK256 + 32 * c + 4 * i);                                                      \
+        const __m256i v = load_dword(x[t] + 32 * c + 4 * i);                                                                               \
         low##t = _mm256_add_epi16(low##t,                                                                                                  \
-                                  KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a0, _mm256_sign_epi8(x, w0)) : _mm256_maddubs_epi16(w0, x));  \
+                                  KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, w0)) : _mm256_maddubs_epi16(w0, v));  \
         high##t = _mm256_add_epi16(high##t,                                                                                                \
-                                   KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a1, _mm256_sign_epi8(x, w1)) : _mm256_maddubs_epi16(w1, x)); \
+                                   KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, w1)) : _mm256_maddubs_epi16(w1, v)); \
         __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
     }
 #pragma GCC unroll 8
-                for (int i = first; i < first + n_sums; i++) {
-                    const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
-                    const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-                    FOR_TOKENS(STEP)
-                }
+            for (int i = first; i < first + n_sums; i++) {
+                const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
+                const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
+                FOR_TOKENS(STEP)
+            }
 #undef STEP
-                const int32_t *scales = block->scales[KQUANT_SUB(type) == 32 ? c : 2 * c + first / 4];
-                const __m256i scale0 = load_epi32(scales), scale1 = load_epi32(scales + 8);
+            const int32_t *scales = block->scales[KQUANT_SUB(type) == 32 ? c : 2 * c + first / 4];
+            const __m256i scale0 = load_epi32(scales), scale1 = load_epi32(scales + 8);
 #define FLUSH(t)                                                                                                                           \
     store_epi32(isum[t], _mm256_add_epi32(load_epi32(isum[t]), _mm256_madd_epi16(low##t, scale0)));                                        \
     store_epi32(isum[t] + 8, _mm256_add_epi32(load_epi32(isum[t] + 8), _mm256_madd_epi16(high##t, scale1)));
-                FOR_TOKENS(FLUSH)
+            FOR_TOKENS(FLUSH)
 #undef FLUSH
-            }
         }
-        for (int t = 0; t < TILE_TOKENS; t++) {
-            _Alignas(32) int32_t sums[8];
-            if (!KQUANT_SIGNED(type))
-                store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(acts->sums[t] + 16 * b) : kquant_sums32(acts->sums[t] + 16 * b));
-            for (int half = 0; half < STRIP_ROWS; half += 8) finish(type, acc + t * STRIP_ROWS, isum[t], block, half, sums, acts->d[t][b]);
-        }
-    }
-}
-
-PMX_INLINE void mat(const int type, float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                    const int32_t *tokens, int64_t n_tokens, void *scratch) {
-    mat_scratch *strip = scratch;
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256, tiles = (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const int64_t n = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
-        memset(strip->acc, 0, (size_t)(tiles * TILE_TOKENS * STRIP_ROWS) * sizeof *strip->acc);
-        for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS256) {
-            const int64_t blocks = n_blocks - first < STRIP_BLOCKS256 ? n_blocks - first : STRIP_BLOCKS256;
-            for (int half = 0; half < STRIP_ROWS; half += 8) {
-                const uint8_t *rows[8];
-                row_pointers(rows, w + r * row_bytes, row_bytes, half, n);
-                for (int64_t b = 0; b < blocks; b++)
-                    unpack_block(type, strip->q + b * PMX_BLOCK256 * STRIP_ROWS, strip->blocks + b, half, rows,
-                                 (first + b) * kquant_bytes(type));
-            }
-            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * kquant_bytes(type), blocks * kquant_bytes(type));
-            for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
-                prefetch_share(&next, t, TILE_TOKENS, n_tokens);
-                tile_acts256 pointers;
-                tile_pointers256(&pointers, acts, tokens, n_tokens, t, first);
-                tile(type, strip->acc + t * STRIP_ROWS, strip->q, strip->blocks, &pointers, blocks);
-            }
-        }
-        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, strip->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
     }
 }
 
 #define TYPE(T, ID)                                                                                                                        \
     void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
                           const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                        \
-        mat(ID, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                                                            \
+        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                                         \
     }
 
 TYPE(q2_k, PMX_Q2_K)

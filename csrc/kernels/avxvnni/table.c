@@ -5,7 +5,7 @@
 #include "avxvnni.h"
 
 #define TYPE(FORM, T) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_avx2_dequantize_##T}
-#define KQUANT(T) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avx2_mat_##T, pmx_scalar_dequantize_##T}
+#define KQUANT(T) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avxvnni_mat_##T, pmx_scalar_dequantize_##T}
 #define VNNI(T) {PMX_FORM_Q32, pmx_avx2_vec_##T, pmx_avxvnni_mat_##T, pmx_avx2_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avxvnni = {
