@@ -1,14 +1,20 @@
 /* attention.c: attention over the pages of the key/value cache.
  *
- * A tile is up to TILE_TOKENS tokens of one run with one key/value head: all queries that share its keys and values. With enough
- * tiles for all threads a tile walks its pages and combines them as it goes. Otherwise (a few tokens far into a context) pages
- * are the items: each leaves its partial result, and a second region combines them in the same order. Same bits either way. */
+ * A tile is some tokens of one run with one key/value head: all queries that share its keys and values. With enough tiles for all
+ * threads a tile walks its pages and combines them as it goes; the tiles of one head follow each other, so that its pages come from
+ * the shared cache. Otherwise (a few tokens far into a context) pages are the items: each leaves its partial result, and a second
+ * region combines them in the same order. Same bits either way. */
 #include <math.h>
 #include <string.h>
 
 #include "internal.h"
 
-enum { TILE_TOKENS = 8, MAX_PARTIAL_FLOATS = 16 << 20 };
+enum {
+    TILE_QUERIES = 128,   /* of a tile, at most: they and a page stay in L2 */
+    TILE_TOKENS = 8,      /* of a tile, at least, where the queries allow it */
+    WIDENED_QUERIES = 48, /* from so many on a page of f16 is widened once for all */
+    MAX_PARTIAL_FLOATS = 16 << 20
+};
 
 typedef struct {
     const pmx_run *run;
@@ -24,7 +30,9 @@ typedef struct {
     float *y;
     const float *q;
     const tile *tiles;
-    int64_t group; /* query heads of a key/value head */
+    int64_t n_tiles;
+    int64_t group;       /* query heads of a key/value head */
+    int64_t tile_tokens; /* at most */
     int32_t n_heads, window;
     float scale;
     int64_t max_pages;   /* of any tile, when pages are the items */
@@ -32,36 +40,32 @@ typedef struct {
     float *partials;
 } attention_args;
 
-/* One thread's scratch; every array for n_q = TILE_TOKENS * group queries. */
+/* One thread's scratch; every array for n_q = tile_tokens * group queries. */
 typedef struct {
     float *k, *v; /* a page in f32 */
     float *q, *s;
-    int8_t *q8; /* q for a cache of q8_0, its scales and sums */
+    float *m, *l, *o; /* of the pages so far */
+    int8_t *q8;       /* q for a cache of q8_0, its scales and sums */
     float *dq;
     int32_t *sums;
-    float *m, *l, *o;             /* of one page */
-    float *run_m, *run_l, *run_o; /* combined so far */
     int32_t *lo, *hi;
 } workspace;
 
 static size_t workspace_floats(int64_t n_q, int64_t dim) {
-    return (size_t)(2 * dim * PMX_PAGE + n_q * (3 * dim + PMX_PAGE + 6 + dim / 4 + 2 * (dim / 32)));
+    return (size_t)(2 * dim * PMX_PAGE + n_q * (2 * dim + PMX_ATTEND_SCRATCH + 4 + dim / 4 + 2 * (dim / 32)));
 }
 
 static workspace workspace_at(const attention_args *p, int32_t thread) {
-    const int64_t dim = p->cache->head_dim, n_q = TILE_TOKENS * p->group;
+    const int64_t dim = p->cache->head_dim, n_q = p->tile_tokens * p->group;
     workspace w;
     w.k = pmx_thread_scratch(p->ctx, thread);
     w.v = w.k + dim * PMX_PAGE;
     w.q = w.v + dim * PMX_PAGE;
     w.s = w.q + n_q * dim;
-    w.o = w.s + n_q * PMX_PAGE;
-    w.run_o = w.o + n_q * dim;
-    w.m = w.run_o + n_q * dim;
+    w.o = w.s + n_q * PMX_ATTEND_SCRATCH;
+    w.m = w.o + n_q * dim;
     w.l = w.m + n_q;
-    w.run_m = w.l + n_q;
-    w.run_l = w.run_m + n_q;
-    w.lo = (int32_t *)(void *)(w.run_l + n_q);
+    w.lo = (int32_t *)(void *)(w.l + n_q);
     w.hi = w.lo + n_q;
     w.sums = w.hi + n_q;
     w.dq = (float *)(void *)(w.sums + n_q * (dim / 32));
@@ -86,7 +90,14 @@ static void scale_queries(const attention_args *p, const workspace *w, const til
     }
 }
 
-/* Results of one page for a tile's queries, into m, l, o; w->lo and w->hi tell which queries see it. */
+/* What no page has been folded into. */
+static void clear(float *m, float *l, float *o, int64_t n_q, int64_t dim) {
+    for (int64_t i = 0; i < n_q; i++) m[i] = -INFINITY;
+    memset(l, 0, (size_t)n_q * sizeof *l);
+    memset(o, 0, (size_t)(n_q * dim) * sizeof *o);
+}
+
+/* Folds one page into m, l, o of a tile's queries. */
 static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m, float *l,
                         float *o) {
     const pmx_cache *cache = p->cache;
@@ -114,7 +125,7 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
         return;
     }
     const uint16_t *k = (const uint16_t *)cache->k + base, *v = (const uint16_t *)cache->v + base;
-    if (kernels->attend_f16) {
+    if (kernels->attend_f16 && n_q < WIDENED_QUERIES) {
         kernels->attend_f16(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
         return;
     }
@@ -123,40 +134,23 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
     kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, w->k, w->v, w->lo, w->hi);
 }
 
-/* Folds a page's results into the running ones; the first page that a query sees starts them (l is not 0 ever after, but NaN when
- * a score overflowed). */
-static void fold(const attention_args *p, const workspace *w, int64_t i, float m, float l, const float *o) {
-    const int64_t dim = p->cache->head_dim;
-    if (w->run_l[i] != 0.0f) {
-        p->ctx->kernels->combine(&w->run_m[i], &w->run_l[i], w->run_o + i * dim, m, l, o, dim);
-        return;
-    }
-    w->run_m[i] = m;
-    w->run_l[i] = l;
-    memcpy(w->run_o + i * dim, o, (size_t)dim * sizeof *o);
-}
-
 static void store(const attention_args *p, const workspace *w, const tile *t, int64_t kv) {
     const int64_t dim = p->cache->head_dim;
     for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
         float *y = p->y + (query_at(p, t, kv, i) - p->q);
-        const float inverse = 1.0f / w->run_l[i];
-        for (int64_t d = 0; d < dim; d++) y[d] = w->run_o[i * dim + d] * inverse;
+        const float inverse = 1.0f / w->l[i];
+        for (int64_t d = 0; d < dim; d++) y[d] = w->o[i * dim + d] * inverse;
     }
 }
 
 static void tile_task(void *arg, int64_t item, int32_t thread) {
     const attention_args *p = arg;
-    const tile *t = &p->tiles[item / p->cache->n_kv_heads];
-    const int64_t kv = item % p->cache->n_kv_heads, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
+    const tile *t = &p->tiles[item % p->n_tiles];
+    const int64_t kv = item / p->n_tiles;
     const workspace w = workspace_at(p, thread);
     scale_queries(p, &w, t, kv);
-    memset(w.run_l, 0, (size_t)n_q * sizeof *w.run_l);
-    for (int32_t page = t->first_page; page < t->end_page; page++) {
-        attend_page(p, &w, t, kv, page, w.m, w.l, w.o);
-        for (int64_t i = 0; i < n_q; i++)
-            if (w.lo[i] < w.hi[i]) fold(p, &w, i, w.m[i], w.l[i], w.o + i * dim);
-    }
+    clear(w.m, w.l, w.o, t->n_tokens * p->group, p->cache->head_dim);
+    for (int32_t page = t->first_page; page < t->end_page; page++) attend_page(p, &w, t, kv, page, w.m, w.l, w.o);
     store(p, &w, t, kv);
 }
 
@@ -168,64 +162,72 @@ static float *partial_at(const attention_args *p, int64_t tile_and_head, int64_t
 static void page_task(void *arg, int64_t item, int32_t thread) {
     const attention_args *p = arg;
     const int64_t tile_and_head = item / p->max_pages, index = item % p->max_pages;
-    const tile *t = &p->tiles[tile_and_head / p->cache->n_kv_heads];
-    const int64_t kv = tile_and_head % p->cache->n_kv_heads, n_q = t->n_tokens * p->group;
+    const tile *t = &p->tiles[tile_and_head % p->n_tiles];
+    const int64_t kv = tile_and_head / p->n_tiles, n_q = t->n_tokens * p->group;
     const int32_t page = t->first_page + (int32_t)index;
     if (page >= t->end_page) return;
     const workspace w = workspace_at(p, thread);
-    float *l = partial_at(p, tile_and_head, index);
+    float *l = partial_at(p, tile_and_head, index), *m = l + n_q, *o = m + n_q;
     scale_queries(p, &w, t, kv);
-    attend_page(p, &w, t, kv, page, l + n_q, l, l + 2 * n_q);
-    for (int64_t i = 0; i < n_q; i++)
-        if (w.lo[i] >= w.hi[i]) l[i] = 0.0f;
+    clear(m, l, o, n_q, p->cache->head_dim);
+    attend_page(p, &w, t, kv, page, m, l, o);
 }
 
 static void combine_task(void *arg, int64_t item, int32_t thread) {
     const attention_args *p = arg;
-    const tile *t = &p->tiles[item / p->cache->n_kv_heads];
-    const int64_t kv = item % p->cache->n_kv_heads, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
+    const tile *t = &p->tiles[item % p->n_tiles];
+    const int64_t kv = item / p->n_tiles, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
     const workspace w = workspace_at(p, thread);
-    memset(w.run_l, 0, (size_t)n_q * sizeof *w.run_l);
+    clear(w.m, w.l, w.o, n_q, dim);
     for (int64_t page = 0; page < t->end_page - t->first_page; page++) {
-        const float *l = partial_at(p, item, page);
-        for (int64_t i = 0; i < n_q; i++)
-            if (l[i] != 0.0f) fold(p, &w, i, l[n_q + i], l[i], l + 2 * n_q + i * dim);
+        const float *l = partial_at(p, item, page), *m = l + n_q, *o = m + n_q;
+        for (int64_t i = 0; i < n_q; i++) /* l is NaN when a score overflowed */
+            if (l[i] != 0.0f) p->ctx->kernels->combine(&w.m[i], &w.l[i], w.o + i * dim, m[i], l[i], o + i * dim, dim);
     }
     store(p, &w, t, kv);
 }
 
-/* Cuts the runs into tiles; returns how many, and the most pages of one in *max_pages. */
-static int64_t make_tiles(tile *tiles, const pmx_run *runs, int64_t n_runs, int32_t window, int64_t *max_pages) {
-    int64_t n = 0, row = 0;
-    *max_pages = 0;
+/* Tokens of a tile: many, as a page is then read and widened less often, but no more than give every thread a few tiles. */
+static int64_t tile_tokens(int64_t group, int64_t n_tokens_and_heads, int32_t n_threads) {
+    const int64_t most = group < TILE_QUERIES ? TILE_QUERIES / group : 1, least = most < TILE_TOKENS ? most : TILE_TOKENS;
+    const int64_t fair = n_tokens_and_heads / (8 * n_threads);
+    return fair > most ? most : fair < least ? least : fair;
+}
+
+/* Cuts the runs into tiles and finds the most pages of one. */
+static void make_tiles(attention_args *p, tile *tiles, const pmx_run *runs, int64_t n_runs) {
+    int64_t row = 0;
+    p->tiles = tiles;
+    p->n_tiles = p->max_pages = 0;
     for (int64_t i = 0; i < n_runs; i++) {
-        for (int32_t at = 0; at < runs[i].n_tokens; at += TILE_TOKENS, n++) {
-            tile *t = &tiles[n];
+        for (int64_t at = 0; at < runs[i].n_tokens; at += p->tile_tokens) {
+            tile *t = &tiles[p->n_tiles++];
+            const int64_t left = runs[i].n_tokens - at;
             t->run = &runs[i];
             t->row = row + at;
-            t->position = runs[i].first_position + at;
-            t->n_tokens = runs[i].n_tokens - at < TILE_TOKENS ? runs[i].n_tokens - at : TILE_TOKENS;
-            const int32_t oldest = window && t->position - window + 1 > 0 ? t->position - window + 1 : 0;
+            t->position = runs[i].first_position + (int32_t)at;
+            t->n_tokens = (int32_t)(left < p->tile_tokens ? left : p->tile_tokens);
+            const int32_t oldest = p->window && t->position - p->window + 1 > 0 ? t->position - p->window + 1 : 0;
             t->first_page = oldest / PMX_PAGE;
             t->end_page = (t->position + t->n_tokens - 1) / PMX_PAGE + 1;
-            if (t->end_page - t->first_page > *max_pages) *max_pages = t->end_page - t->first_page;
+            if (t->end_page - t->first_page > p->max_pages) p->max_pages = t->end_page - t->first_page;
         }
         row += runs[i].n_tokens;
     }
-    return n;
 }
 
 static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_runs, int64_t n_tokens) {
-    const int64_t dim = p->cache->head_dim, n_q = TILE_TOKENS * p->group;
+    const int64_t dim = p->cache->head_dim;
     tile *tiles = pmx_scratch(p->ctx, PMX_SCRATCH_TILES, (size_t)n_tokens * sizeof *tiles);
     if (!tiles) return PMX_ENOMEM;
-    pmx_status status = pmx_thread_scratch_reserve(p->ctx, workspace_floats(n_q, dim) * sizeof(float));
+    p->tile_tokens = tile_tokens(p->group, n_tokens * p->cache->n_kv_heads, p->ctx->n_threads);
+    pmx_status status = pmx_thread_scratch_reserve(p->ctx, workspace_floats(p->tile_tokens * p->group, dim) * sizeof(float));
     if (status != PMX_OK) return status;
-    p->tiles = tiles;
-    const int64_t n_tiles = make_tiles(tiles, runs, n_runs, p->window, &p->max_pages) * p->cache->n_kv_heads;
+    make_tiles(p, tiles, runs, n_runs);
+    const int64_t n_tiles = p->n_tiles * p->cache->n_kv_heads;
     int64_t widest = 0; /* tokens of the widest tile */
-    for (int64_t i = 0; i < n_runs; i++)
-        if (runs[i].n_tokens > widest) widest = runs[i].n_tokens < TILE_TOKENS ? runs[i].n_tokens : TILE_TOKENS;
+    for (int64_t i = 0; i < p->n_tiles; i++)
+        if (tiles[i].n_tokens > widest) widest = tiles[i].n_tokens;
     p->part_floats = widest * p->group * (dim + 2);
     int64_t partial_floats;
     const int64_t work = widest * p->group * dim * PMX_PAGE * 2; /* of one page */

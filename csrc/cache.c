@@ -8,15 +8,13 @@
 /* The least that rounds to infinity. A scale, amax / 127, stays below it exactly if amax stays below 127 times it. */
 #define F16_LIMIT 65520.0f
 
-enum { MAX_HEAD_DIM = 1024 };
-
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
     if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0) return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
     if (cache->type != PMX_F32 && cache->type != PMX_F16 && cache->type != PMX_Q8_0)
         return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0), f16 (1) or q8_0 (8)", cache->type);
-    if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > MAX_HEAD_DIM)
+    if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > PMX_MAX_HEAD_DIM)
         return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads, cache->head_dim);
     if (cache->type == PMX_Q8_0 && cache->head_dim % 32)
         return pmx_fail(PMX_EINVAL, "heads of %d: expected a multiple of 32 for a cache of q8_0", cache->head_dim);
@@ -62,7 +60,7 @@ static void write_f32(float *k_page, float *v_page, int64_t j, const float *k, c
 
 static void write_f16(const pmx_kernels *kernels, uint16_t *k_page, uint16_t *v_page, int64_t j, const float *k, const float *v,
                       int64_t dim) {
-    uint16_t narrow[MAX_HEAD_DIM];
+    uint16_t narrow[PMX_MAX_HEAD_DIM];
     kernels->narrow(narrow, k, dim);
     for (int64_t d = 0; d < dim; d++) k_page[d * PMX_PAGE + j] = narrow[d];
     kernels->narrow(v_page + j * dim, v, dim);
@@ -70,9 +68,9 @@ static void write_f16(const pmx_kernels *kernels, uint16_t *k_page, uint16_t *v_
 
 static void write_q8_0(const pmx_kernels *kernels, uint8_t *k_page, uint8_t *v_page, int64_t j, const float *k, const float *v,
                        int64_t dim) {
-    int8_t q[MAX_HEAD_DIM];
-    float scales[MAX_HEAD_DIM / 32];
-    int32_t sums[MAX_HEAD_DIM / 32];
+    int8_t q[PMX_MAX_HEAD_DIM];
+    float scales[PMX_MAX_HEAD_DIM / 32];
+    int32_t sums[PMX_MAX_HEAD_DIM / 32];
     uint16_t *dk = (uint16_t *)(void *)(k_page + dim * PMX_PAGE), *dv = (uint16_t *)(void *)(v_page + dim * PMX_PAGE);
     kernels->quantize32(q, scales, sums, k, dim);
     for (int64_t d = 0; d < dim; d += 4) memcpy(k_page + d * PMX_PAGE + 4 * j, q + d, 4);

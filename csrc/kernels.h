@@ -11,6 +11,8 @@ enum {
     PMX_TYPE_SLOTS = 40,   /* types are GGUF's numbers, 0..39 */
     PMX_TOKEN_BLOCK = 256, /* most tokens of one mat call */
     PMX_PAGE = 64,         /* positions of a cache page */
+    PMX_ATTEND_SCRATCH = PMX_PAGE + 2,
+    PMX_MAX_HEAD_DIM = 1024,
     PMX_MAT_SCRATCH = 96 * 1024
 };
 
@@ -67,8 +69,9 @@ typedef struct {
     void (*widen)(float *y, const uint16_t *x, int64_t n);  /* f16 to f32 */
 
     /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k [head_dim][64], v [64][head_dim];
-     * query i sees positions lo[i] <= j < hi[i] of the page (lo == hi: none; its results mean nothing).
-     * m[i], l[i], o[i*head_dim]: the page's maximum, sum and weighted values. s: scratch [n_q][64]. */
+     * query i sees positions lo[i] <= j < hi[i] of the page (lo == hi: none).
+     * m[i], l[i], o[i*head_dim]: maximum, sum and weighted values of the pages so far (-infinity, 0, 0 before the first), into which the
+     * page is folded. s: scratch of n_q * PMX_ATTEND_SCRATCH floats. */
     void (*attend_f32)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
                        const float *v, const int32_t *lo, const int32_t *hi);
     /* The same on f16 pages; NULL: the page is widened first. */
@@ -77,7 +80,7 @@ typedef struct {
     /* The same on q8_0 pages (pmx.h). q: n_q rows of head_dim (scaled), in blocks of 32. */
     void (*attend_q8_0)(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
                         const uint8_t *v, const int32_t *lo, const int32_t *hi);
-    /* Folds a page into the running (m, l, o). */
+    /* Folds a page's own (m, l, o) into those so far. */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
     pmx_search *search;
 } pmx_kernels;

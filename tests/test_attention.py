@@ -117,6 +117,10 @@ CASES = [  # positions, first query, key/value heads, group, head_dim
     (66, 63, 2, 8, 136),
     (200, 180, 2, 1, 40),
     (192, 191, 1, 4, 16),
+    (150, 0, 1, 1, 64),  # with one thread, tiles of 18 tokens
+    (96, 80, 1, 7, 88),
+    (100, 66, 1, 5, 72),
+    (68, 65, 1, 150, 8),  # a tile is one token
 ]
 
 

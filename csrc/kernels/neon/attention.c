@@ -93,14 +93,31 @@ PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int6
     for (int i = 0; i < n * n_v; i++) vst1q_f32(o + i / n_v * head_dim + d + i % n_v * 4, acc[i / n_v][i % n_v]);
 }
 
+void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
+    const float largest = *m > page_m ? *m : page_m;
+    const float a = vgetq_lane_f32(exp4(vdupq_n_f32(*m - largest)), 0), b = vgetq_lane_f32(exp4(vdupq_n_f32(page_m - largest)), 0);
+    *m = largest;
+    *l = __builtin_fmaf(page_l, b, *l * a);
+    for (int64_t d = 0; d < head_dim; d += 4) vst1q_f32(o + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(o + d), a), vld1q_f32(page_o + d), b));
+}
+
+/* Folds the page of n queries into what each of them that sees it has so far. */
+PMX_INLINE void fold_n(float *m, float *l, float *o, const float *page_m, const float *page_l, const float *page_o, const int n,
+                       int64_t head_dim, const int32_t *lo, const int32_t *hi) {
+    for (int i = 0; i < n; i++)
+        if (lo[i] < hi[i]) pmx_neon_combine(m + i, l + i, o + i * head_dim, page_m[i], page_l[i], page_o + i * head_dim, head_dim);
+}
+
 PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const void *k,
                          const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
     const int n_v = 16 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores(s + j, q, n, n_v, head_dim, k, j, load);
-    const span seen = softmax_n(m, l, s, n, lo, hi);
+    float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
+    const span seen = softmax_n(page_m, page_l, s, n, lo, hi);
     int64_t d = 0;
-    for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(o, s, n, n_v, head_dim, v, d, seen.first, seen.end, load);
-    for (; d < head_dim; d += 8) weigh(o, s, n, 2, head_dim, v, d, seen.first, seen.end, load);
+    for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(page_o, s, n, n_v, head_dim, v, d, seen.first, seen.end, load);
+    for (; d < head_dim; d += 8) weigh(page_o, s, n, 2, head_dim, v, d, seen.first, seen.end, load);
+    fold_n(m, l, o, page_m, page_l, page_o, n, head_dim, lo, hi);
 }
 
 PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const void *k, const void *v,
@@ -183,8 +200,10 @@ PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_
                               const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
     const int n_v = 8 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores_q8_0(s + j, q, n, n_v, head_dim, k, j);
-    const span seen = softmax_n(m, l, s, n, lo, hi);
-    for (int64_t d = 0; d < head_dim; d += 16) weigh_q8_0(o, s, n, head_dim, v, d, seen.first, seen.end);
+    float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
+    const span seen = softmax_n(page_m, page_l, s, n, lo, hi);
+    for (int64_t d = 0; d < head_dim; d += 16) weigh_q8_0(page_o, s, n, head_dim, v, d, seen.first, seen.end);
+    fold_n(m, l, o, page_m, page_l, page_o, n, head_dim, lo, hi);
 }
 
 void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
@@ -199,14 +218,6 @@ void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quan
             i += 1;
         }
     }
-}
-
-void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
-    const float largest = *m > page_m ? *m : page_m;
-    const float a = vgetq_lane_f32(exp4(vdupq_n_f32(*m - largest)), 0), b = vgetq_lane_f32(exp4(vdupq_n_f32(page_m - largest)), 0);
-    *m = largest;
-    *l = __builtin_fmaf(page_l, b, *l * a);
-    for (int64_t d = 0; d < head_dim; d += 4) vst1q_f32(o + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(o + d), a), vld1q_f32(page_o + d), b));
 }
 
 PMX_NEON_END

@@ -108,16 +108,26 @@ static void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
     *l = pmx_sum8_tree(sums);
 }
 
+static void combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
+    const float largest = *m > page_m ? *m : page_m;
+    const float a = exp1(*m - largest), b = exp1(page_m - largest);
+    *m = largest;
+    *l = fmaf(page_l, b, *l * a);
+    for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
+}
+
 static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
                    const int32_t *lo, const int32_t *hi) {
     for (int64_t i = 0; i < n_q; i++, q += head_dim, o += head_dim, s += PMX_PAGE) {
+        if (lo[i] >= hi[i]) continue;
         for (int32_t j = lo[i]; j < hi[i]; j++) {
             s[j] = 0.0f;
             for (int64_t d = 0; d < head_dim; d++) s[j] = fmaf(q[d], k[d * PMX_PAGE + j], s[j]);
         }
-        softmax(s, m + i, l + i, lo[i], hi[i]);
-        for (int64_t d = 0; d < head_dim; d++) o[d] = 0.0f;
-        for (int32_t j = lo[i]; j < hi[i]; j++) axpy(o, s[j], v + j * head_dim, head_dim);
+        float page_m, page_l, page_o[PMX_MAX_HEAD_DIM] = {0};
+        softmax(s, &page_m, &page_l, lo[i], hi[i]);
+        for (int32_t j = lo[i]; j < hi[i]; j++) axpy(page_o, s[j], v + j * head_dim, head_dim);
+        combine(m + i, l + i, o, page_m, page_l, page_o, head_dim);
     }
 }
 
@@ -126,6 +136,7 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
     const int8_t *keys = (const int8_t *)k, *values = (const int8_t *)v;
     const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim), *dv = pmx_q8_0_page_scales(v, head_dim);
     for (int64_t i = 0; i < n_q; i++, o += head_dim, s += PMX_PAGE) {
+        if (lo[i] >= hi[i]) continue;
         const int8_t *query = q->q + i * head_dim;
         const float *dq = q->d + i * (head_dim / 32);
         for (int32_t j = lo[i]; j < hi[i]; j++) {
@@ -136,21 +147,13 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
                 s[j] = fmaf(dq[b] * pmx_f16_to_f32(dk[b * PMX_PAGE + j]), (float)isum, s[j]);
             }
         }
-        softmax(s, m + i, l + i, lo[i], hi[i]);
-        for (int64_t d = 0; d < head_dim; d++) {
-            o[d] = 0.0f;
+        float page_m, page_l, page_o[PMX_MAX_HEAD_DIM] = {0};
+        softmax(s, &page_m, &page_l, lo[i], hi[i]);
+        for (int64_t d = 0; d < head_dim; d++)
             for (int32_t j = lo[i]; j < hi[i]; j++)
-                o[d] = fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], o[d]);
-        }
+                page_o[d] = fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], page_o[d]);
+        combine(m + i, l + i, o, page_m, page_l, page_o, head_dim);
     }
-}
-
-static void combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
-    const float largest = *m > page_m ? *m : page_m;
-    const float a = exp1(*m - largest), b = exp1(page_m - largest);
-    *m = largest;
-    *l = fmaf(page_l, b, *l * a);
-    for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
