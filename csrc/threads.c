@@ -1,9 +1,9 @@
-/* threads.c: the pool of a context: parallel regions of dynamically handed out items.
+/* threads.c: the pool of a context: parallel regions of items that are handed out in runs.
  *
  * A region is opened by storing (epoch, open, 0 active) into `gate`. A worker that sees a new epoch registers by incrementing
  * `active`, takes items until none are left and unregisters. The caller takes items too and then closes the gate as soon as nobody
  * is active: it waits only for items in flight, never for a worker that the system has not scheduled yet, so stolen cores or
- * more threads than cores slow a region down no further than the items they hold.
+ * more threads than cores slow a region down no further than the run of items they hold.
  *
  * Idle workers spin for some 50 microseconds (regions of one token follow each other faster than that), then sleep. */
 #include <pthread.h>
@@ -107,15 +107,22 @@ static void event_signal(event *e) {
 #endif
 }
 
+/* Items are taken in runs, since neighbours lie side by side in memory and kernels prefetch what comes next: a quarter of a thread's
+ * share of what is left, so that the runs shrink to single items and threads end together. */
 static void take_items(pmx_pool *pool, int32_t thread) {
     for (;;) {
-        if (atomic_load_explicit(&pool->cancel, memory_order_relaxed)) {
-            atomic_store_explicit(&pool->stopped, 1, memory_order_relaxed);
-            return;
+        const int64_t left = pool->n_items - atomic_load_explicit(&pool->next, memory_order_relaxed);
+        const int64_t run = left / (4 * pool->n_threads) + 1;
+        int64_t item = atomic_fetch_add_explicit(&pool->next, run, memory_order_relaxed);
+        const int64_t end = item + run < pool->n_items ? item + run : pool->n_items;
+        if (item >= end) return;
+        for (; item < end; item++) {
+            if (atomic_load_explicit(&pool->cancel, memory_order_relaxed)) {
+                atomic_store_explicit(&pool->stopped, 1, memory_order_relaxed);
+                return;
+            }
+            pool->task(pool->arg, item, thread);
         }
-        const int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
-        if (item >= pool->n_items) return;
-        pool->task(pool->arg, item, thread);
     }
 }
 
