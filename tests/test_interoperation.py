@@ -1,6 +1,6 @@
 """Files of llama.cpp's quantizer run here as they do there, and files written here run there; docs/interoperation.md has the whole table.
 
-Needs llama-cpp-python: in this environment, or in that of the interpreter that PYMIXTRAL_PEER_PYTHON names.
+Run with `pytest -m peers`; needs llama-cpp-python: in this environment, or in that of the interpreter that PYMIXTRAL_PEER_PYTHON names.
 """
 
 from __future__ import annotations
