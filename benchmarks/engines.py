@@ -1,6 +1,6 @@
 """The engines that peers.py compares, each in a process of its own: what one leaves behind, threads or memory, does not touch the other.
 
-    python engines.py {pymixtral,llama-cpp-python} MODEL THREADS CONTEXT
+    python engines.py {pymixtral,llama-cpp-python} MODEL THREADS CONTEXT {f16,q8_0}
 
 The process opens the model, writes a line of JSON that describes it, then answers each line of JSON on standard input with one. Only
 the engine that is asked for is imported, and nothing else but NumPy. Seconds are taken here, around the calls into the engine, so the
@@ -44,7 +44,7 @@ class Engine(Protocol):
 class PyMixtral:
     kept = 0
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
+    def __init__(self, path: str, n_threads: int, n_ctx: int, kv_type: str = "f16") -> None:
         import pymixtral
         from pymixtral.config import ModelConfig
         from pymixtral.gguf import GGUFFile
@@ -58,7 +58,7 @@ class PyMixtral:
             weights = load_weights(file, config)
             Tokenizer.from_metadata(file.metadata, path)  # not used, but llama.cpp's time to open has the vocabulary in it too
         self.model = Model(weights, config, n_threads=n_threads)
-        self.cache = self.model.new_cache(n_ctx)
+        self.cache = self.model.new_cache(n_ctx, kv_type)
         self.sequence = self.cache.new_sequence()
         self.about = {
             "open_seconds": time.perf_counter() - begin,
@@ -80,13 +80,13 @@ class PyMixtral:
 class LlamaCpp:
     """Through llama-cpp-python's plain bindings of llama.h, so that only llama.cpp is timed.
 
-    Its defaults (memory map, weights repacked where it has a faster layout, flash attention where it thinks it best, f16 cache), except for
-    threads and the sizes of context and batch.
+    Its defaults (memory map, weights repacked where it has a faster layout, flash attention where it thinks it best), except for threads,
+    the sizes of context and batch, and the cache's type.
     """
 
     kept = 0
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int) -> None:
+    def __init__(self, path: str, n_threads: int, n_ctx: int, kv_type: str = "f16") -> None:
         import llama_cpp
 
         self.api = llama_cpp
@@ -101,6 +101,7 @@ class LlamaCpp:
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = BATCH
         params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = params.type_v = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}[kv_type]
         self.context = llama_cpp.llama_init_from_model(model, params)
         if self.context is None:
             raise SystemExit(f"llama.cpp cannot make a context of {n_ctx} tokens for {path}")
@@ -129,7 +130,7 @@ def print_errors(level: int, text: bytes, _: object) -> None:
         print(text.decode("utf-8", "replace"), end="", file=sys.stderr)
 
 
-ENGINES: dict[str, Callable[[str, int, int], Engine]] = {"pymixtral": PyMixtral, "llama-cpp-python": LlamaCpp}
+ENGINES: dict[str, Callable[[str, int, int, str], Engine]] = {"pymixtral": PyMixtral, "llama-cpp-python": LlamaCpp}
 
 
 class TimedLibrary:
@@ -208,8 +209,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("threads", type=int)
     parser.add_argument("context", type=int)
+    parser.add_argument("kv_type")
     given = parser.parse_args()
-    engine = ENGINES[given.engine](given.model, given.threads, given.context)
+    engine = ENGINES[given.engine](given.model, given.threads, given.context, given.kv_type)
     print(json.dumps(engine.about), flush=True)
     for line in sys.stdin:
         command, arguments = json.loads(line)

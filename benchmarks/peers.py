@@ -39,9 +39,9 @@ Tokens = NDArray[np.int32]
 class Worker:
     """An engine in its own process (engines.py). about: what it tells of itself. Raises ClickException if the process ends early."""
 
-    def __init__(self, python: str, engine: str, model: Path, n_threads: int, n_ctx: int) -> None:
+    def __init__(self, python: str, engine: str, model: Path, n_threads: int, n_ctx: int, kv_type: str) -> None:
         self._what = f"{engine}, run by {python},"
-        command = [python, str(Path(__file__).with_name("engines.py")), engine, str(model), str(n_threads), str(n_ctx)]
+        command = [python, str(Path(__file__).with_name("engines.py")), engine, str(model), str(n_threads), str(n_ctx), kv_type]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._answer()
 
@@ -135,7 +135,7 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{setting['model']}, {setting['file_bytes'] / 1e9:.2f} GB; {setting['threads']} threads, {setting['pairs']} pairs; "
-            f"{setting['cpu']}, load {setting['load_before']:.2f} before; at position {setting['position']}",
+            f"{setting['cpu']}, load {setting['load_before']:.2f} before; at position {setting['position']}, {setting['kv_type']} cache",
             *(f"{engine['name']}: {engine['variant']}" for engine in (ours, peer)),
             "",
             *(f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows),
@@ -177,6 +177,7 @@ def read_through(path: Path) -> None:
     show_default=True,
     help="Tokens of context before what is timed.",
 )
+@click.option("--kv-type", type=click.Choice(["f16", "q8_0"]), default="f16", show_default=True, help="Of both caches.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the random tokens.")
 @click.option(
     "--peer-python",
@@ -194,6 +195,7 @@ def main(
     prompt: int,
     decode: int,
     position: int,
+    kv_type: str,
     seed: int,
     peer_python: str,
     json_file: Path | None,
@@ -207,12 +209,13 @@ def main(
         "load_before": os.getloadavg()[0],
         "threads": threads,
         "seed": seed,
+        "kv_type": kv_type,
         **asdict(work),
     }
     read_through(model)
     n_ctx = position + max(prompt, SHORT_PROMPT + decode)
-    ours = Worker(sys.executable, "pymixtral", model, threads, n_ctx)
-    peer = Worker(peer_python, "llama-cpp-python", model, threads, n_ctx)
+    ours = Worker(sys.executable, "pymixtral", model, threads, n_ctx, kv_type)
+    peer = Worker(peer_python, "llama-cpp-python", model, threads, n_ctx, kv_type)
     rng = np.random.default_rng(seed)
 
     def draw(n: int) -> Tokens:
