@@ -72,26 +72,10 @@ PMX_AVX2_PRODUCTS(iq4_xs)
     .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .rope = pmx_avx2_rope, .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen,       \
     .combine = pmx_avx2_combine
 
-/* Part of a matrix that a mat kernel unpacks next: `bytes` of each of n_rows rows. */
-typedef struct {
-    const uint8_t *w;
-    int64_t row_bytes, bytes, n_rows;
-} pmx_span;
-
-/* The span behind the columns at..at+bytes of rows r..r+strip_rows-1: the same rows, then the first columns of the next ones. */
-PMX_INLINE pmx_span next_span(const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t r, int64_t strip_rows, int64_t at,
-                              int64_t bytes) {
-    at += bytes;
-    if (at >= row_bytes) r += strip_rows, at = 0;
-    const int64_t rows = n_rows - r < strip_rows ? n_rows - r : strip_rows;
-    return (pmx_span){w + r * row_bytes + at, row_bytes, row_bytes - at < bytes ? row_bytes - at : bytes, rows};
-}
-
-/* Into L2, as much as belongs to tokens t .. t+step-1 of n: spread over a strip's tiles, the reading of memory hides behind them. */
-PMX_INLINE void prefetch_share(const pmx_span *next, int64_t t, int64_t step, int64_t n) {
-    const int64_t end = t + step < n ? next->n_rows * (t + step) / n : next->n_rows;
-    for (int64_t i = next->n_rows * t / n; i < end; i++)
-        for (int64_t line = 0; line < next->bytes; line += 64) __builtin_prefetch(next->w + i * next->row_bytes + line, 0, 2);
+/* Into L2. Spread over the unpacking of a strip, the reading of the next one hides behind it: all at once, or between the tiles, where few
+ * tokens leave no room, it does not. */
+PMX_INLINE void prefetch_bytes(const uint8_t *p, int64_t n) {
+    for (int64_t line = 0; line < n; line += 64) __builtin_prefetch(p + line, 0, 2);
 }
 
 PMX_AVX2_BEGIN

@@ -139,16 +139,17 @@ PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ld
         memset(strip->acc, 0, (size_t)(tiles * TILE_TOKENS * STRIP_ROWS) * sizeof *strip->acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS256) {
             const int64_t blocks = n_blocks - first < STRIP_BLOCKS256 ? n_blocks - first : STRIP_BLOCKS256;
+            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * kquant_bytes(type);
             for (int half = 0; half < STRIP_ROWS; half += 8) {
                 const uint8_t *rows[8];
                 row_pointers(rows, w + r * row_bytes, row_bytes, half, n);
-                for (int64_t b = 0; b < blocks; b++)
+                for (int64_t b = 0; b < blocks; b++, next += 8 * kquant_bytes(type)) {
+                    prefetch_bytes(next, 8 * kquant_bytes(type));
                     unpack_block(type, strip->q + b * PMX_BLOCK256 * STRIP_ROWS, strip->blocks + b, half, rows,
                                  (first + b) * kquant_bytes(type));
+                }
             }
-            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * kquant_bytes(type), blocks * kquant_bytes(type));
             for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
-                prefetch_share(&next, t, TILE_TOKENS, n_tokens);
                 tile_acts256 pointers;
                 tile_pointers256(&pointers, acts, tokens, n_tokens, t, first);
                 tile256(type, kernel, strip->acc + t * STRIP_ROWS, strip->q, strip->blocks, &pointers, blocks);

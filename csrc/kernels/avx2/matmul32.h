@@ -9,9 +9,9 @@
  *
  * vec takes 8 rows of one token straight from the mapped blocks. Eight short row streams defeat the hardware prefetchers, so it
  * prefetches the next 8 rows, which lie behind these ones, linearly.
- * mat unpacks a strip of 16 rows to bytes [k/4][16 rows][4] once, and multiplies it with all tokens, prefetching the next strip; four at a
- * time: 2 loads and 4 dword broadcasts feed 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays here, and pass
- * through an empty asm because it also reassociates the chains of additions into trees and spills all the products. */
+ * mat unpacks a strip of 16 rows to bytes [k/4][16 rows][4] once, prefetching the next strip likewise, and multiplies it with all tokens,
+ * four at a time: 2 loads and 4 dword broadcasts feed 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays here,
+ * and pass through an empty asm because it also reassociates the chains of additions into trees and spills all the products. */
 #ifndef PMX_AVX2_MATMUL32_H
 #define PMX_AVX2_MATMUL32_H
 
@@ -110,12 +110,14 @@ typedef struct {
     float *scales, *mins;
 } strip32;
 
-/* n_blocks blocks of each row from w on. */
-PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const type32 T) {
+/* n_blocks blocks of each row from w on. next: their share of the next strip, n_blocks * STRIP_ROWS blocks, to be prefetched. */
+PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
+                             const uint8_t *next, const type32 T) {
     for (int half = 0; half < STRIP_ROWS; half += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, half, n_rows);
-        for (int64_t b = 0; b < n_blocks; b++) {
+        for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes) {
+            prefetch_bytes(next, 8 * T.block_bytes);
             __m256i v[8];
             for (int i = 0; i < 8; i++) v[i] = T.unpack(rows[i] + b * T.block_bytes);
             transpose8(strip->q + b * PMX_BLOCK * STRIP_ROWS + half * 4, 4 * STRIP_ROWS, v);
@@ -269,10 +271,9 @@ PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes
         memset(acc, 0, (size_t)(tiles * TILE_TOKENS * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
-            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
-            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * T.block_bytes, n * T.block_bytes);
+            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * T.block_bytes;
+            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, next, T);
             for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
-                prefetch_share(&next, t, TILE_TOKENS, n_tokens);
                 tile_acts tile;
                 tile_pointers(&tile, acts, tokens, n_tokens, t, first);
                 kernel(acc + t * STRIP_ROWS, &strip, &tile, n, T);

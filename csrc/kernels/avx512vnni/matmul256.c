@@ -98,10 +98,12 @@ typedef struct {
     float d[STRIP_ROWS], dmin[STRIP_ROWS];
 } strip_block;
 
-PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part, const type256 T) {
+PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part, const uint8_t *next,
+                            const type256 T) {
     uint8_t q[8][PMX_BLOCK256] __attribute__((aligned(64)));
     __m256i v[8], scales[8], pairs[8];
     for (int i = 0; i < 8; i++) {
+        prefetch_bytes(next + i * T.block_bytes, T.block_bytes);
         const block256 block = T.unpack(rows[i] + at);
         for (int j = 0; j < 4; j++) _mm512_store_si512(q[i] + 64 * j, block.q[j]);
         scales[i] = block.scales;
@@ -122,11 +124,12 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     if (T.dmin_at) _mm256_store_ps(out->dmin + part, load_scales(rows, at + T.dmin_at));
 }
 
-PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const type256 T) {
+PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const uint8_t *next,
+                             const type256 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, part, n_rows);
-        for (int64_t b = 0; b < n_blocks; b++) unpack_rows(strip + b, rows, b * T.block_bytes, part, T);
+        for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes) unpack_rows(strip + b, rows, b * T.block_bytes, part, next, T);
     }
 }
 
@@ -217,11 +220,10 @@ PMX_INLINE void mat256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
         memset(acc, 0, (size_t)(n_tokens * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
-            unpack_strip(strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
-            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * T.block_bytes, n * T.block_bytes);
+            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * T.block_bytes;
+            unpack_strip(strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, next, T);
             int64_t t = 0;
             for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS) {
-                prefetch_share(&next, t, TILE_TOKENS, n_tokens);
                 tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, TILE_TOKENS, T);
             }
             for (; t < n_tokens; t++) tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, 1, T);

@@ -74,11 +74,13 @@ typedef struct {
     float *scales, *mins;
 } strip32;
 
-PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const type32 T) {
+PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
+                             const uint8_t *next, const type32 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, part, n_rows);
-        for (int64_t b = 0; b < n_blocks; b++) {
+        for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes) {
+            prefetch_bytes(next, 8 * T.block_bytes);
             __m256i v[8];
             for (int i = 0; i < 8; i++) v[i] = T.unpack(rows[i] + b * T.block_bytes);
             transpose8(strip->q + b * PMX_BLOCK * STRIP_ROWS + part * 4, 4 * STRIP_ROWS, v);
@@ -168,11 +170,10 @@ PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes
         memset(acc, 0, (size_t)(n_tokens * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
-            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, T);
-            const pmx_span next = next_span(w, row_bytes, n_rows, r, STRIP_ROWS, first * T.block_bytes, n * T.block_bytes);
+            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * T.block_bytes;
+            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, next, T);
             int64_t t = 0;
             for (; t + 8 <= n_tokens; t += 8) {
-                prefetch_share(&next, t, 8, n_tokens);
                 tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 8, T);
             }
             for (; t + 2 <= n_tokens; t += 2) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 2, T);
