@@ -8,12 +8,12 @@
 #include "pmx.h"
 
 enum {
-    PMX_TYPE_SLOTS = 40,   /* types are GGUF's numbers, 0..39 */
-    PMX_TOKEN_BLOCK = 256, /* most tokens of one mat call */
-    PMX_PAGE = 64,         /* positions of a cache page */
-    PMX_ATTEND_SCRATCH = PMX_PAGE + 2,
+    PMX_TYPE_SLOTS = 40,               /* types are GGUF's numbers, 0..39 */
+    PMX_TOKEN_BLOCK = 256,             /* most tokens of one mat call */
+    PMX_PAGE = 64,                     /* positions of a cache page */
+    PMX_ATTEND_SCRATCH = PMX_PAGE + 2, /* floats of each query of attend: its scores, and two factors */
     PMX_MAX_HEAD_DIM = 1024,
-    PMX_MAT_SCRATCH = 96 * 1024
+    PMX_MAT_SCRATCH = 96 * 1024 /* bytes */
 };
 
 /* In which form a weight type wants its activations. */
@@ -96,6 +96,19 @@ extern const pmx_kernels pmx_kernels_neon, pmx_kernels_neon_i8mm;
 static inline int64_t pmx_q8_0_page_bytes(int64_t head_dim) { return head_dim * PMX_PAGE + head_dim / 32 * PMX_PAGE * 2; }
 static inline const uint16_t *pmx_q8_0_page_scales(const uint8_t *page, int64_t head_dim) {
     return (const uint16_t *)(const void *)(page + head_dim * PMX_PAGE);
+}
+
+/* The positions of a page that at least one of n queries sees. */
+typedef struct {
+    int32_t first, end;
+} pmx_positions;
+static inline pmx_positions pmx_positions_seen(const int32_t *lo, const int32_t *hi, int64_t n) {
+    pmx_positions seen = {PMX_PAGE, 0};
+    for (int64_t i = 0; i < n; i++) {
+        if (lo[i] < hi[i] && lo[i] < seen.first) seen.first = lo[i];
+        if (lo[i] < hi[i] && hi[i] > seen.end) seen.end = hi[i];
+    }
+    return seen;
 }
 
 /* Constants of exp in docs/numerics.md, shared by all kernels. */

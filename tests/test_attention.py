@@ -121,6 +121,8 @@ CASES = [  # positions, first query, key/value heads, group, head_dim
     (96, 80, 1, 7, 88),
     (100, 66, 1, 5, 72),
     (68, 65, 1, 150, 8),  # a tile is one token
+    (600, 0, 1, 1, 8),  # with one thread, tiles of 75 tokens, of which a window shows each its own pages
+    (67, 63, 1, 3, 1024),
 ]
 
 
@@ -132,8 +134,8 @@ def test_attention(ctx: ops.Context, dtype: Any, case: tuple[int, int, int, int,
     n, first, n_kv_heads, group, head_dim = case
     head_dim = fitting(head_dim, dtype)
     t = text(10, n, first, n_kv_heads, group, head_dim, dtype, window)
-    _, _, layer = nan_cache(7, n_kv_heads, head_dim, dtype)
-    pages = scattered(n, 7)
+    _, _, layer = nan_cache(10, n_kv_heads, head_dim, dtype)
+    pages = scattered(n, 10)
     ops.cache_write(ctx, layer, t.k, t.v, ops.Runs([(n, 0, pages)]))
     np.testing.assert_array_equal(ops.attention(ctx, t.q, layer, ops.Runs([(n - first, first, pages)]), window), t.want)
 

@@ -105,24 +105,10 @@ PMX_INLINE void weights(float *m, float *l, float *s, float *factors, int64_t n_
     }
 }
 
-/* The positions that at least one of a few queries sees. */
-typedef struct {
-    int32_t first, end;
-} span;
-
-PMX_INLINE span span_of(const int32_t *lo, const int32_t *hi, const int N) {
-    span seen = {PMX_PAGE, 0};
-    for (int i = 0; i < N; i++) {
-        if (lo[i] < hi[i] && lo[i] < seen.first) seen.first = lo[i];
-        if (lo[i] < hi[i] && hi[i] > seen.end) seen.end = hi[i];
-    }
-    return seen;
-}
-
 /* o[i][0 .. 8*V) = the values weighted by p over the positions seen, folded into what is there. Masked positions have p = 0 and add
  * nothing. */
 PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N, const int V,
-                      const void *v, int64_t at, int64_t ldv, span seen, load8 load) {
+                      const void *v, int64_t at, int64_t ldv, pmx_positions seen, load8 load) {
     const block acc = product(p, PMX_PAGE, N, V, v, at, ldv, seen.first, seen.end, load);
 #pragma GCC unroll 6
     for (int i = 0; i < N; i++)
@@ -136,7 +122,7 @@ PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *b
 
 PMX_INLINE void weigh_all(float *o, const float *p, const float *before, const float *now, const int N, int64_t head_dim, const void *v,
                           const int32_t *lo, const int32_t *hi, load8 load) {
-    const span seen = span_of(lo, hi, N);
+    const pmx_positions seen = pmx_positions_seen(lo, hi, N);
     const int V = width(N);
     int64_t d = 0;
     for (; d + 8 * V <= head_dim; d += 8 * V) weigh(o + d, head_dim, p, before, now, N, V, v, d, head_dim, seen, load);
@@ -215,7 +201,7 @@ PMX_INLINE __m256 load8_i8(const void *page, int64_t at) {
 
 /* As weigh, for 32 values of q8_0 that share the scales dv: first p times the scales, position by position. */
 PMX_INLINE void weigh_q8_0(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N,
-                           const uint16_t *dv, const void *v, int64_t at, int64_t ldv, span seen, load8 load) {
+                           const uint16_t *dv, const void *v, int64_t at, int64_t ldv, pmx_positions seen, load8 load) {
     float scaled[6][PMX_PAGE];
     for (int j = 0; j < PMX_PAGE; j += 8) {
         const __m256 scale = load8_f16(dv, j);
@@ -238,7 +224,8 @@ void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quan
     }
     weights(m, l, s, before, n_q, lo, hi);
 #define WEIGH_Q8_0(N, V, AT, LDV, LOAD)                                                                                                    \
-    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV, span_of(lo + i, hi + i, N), LOAD)
+    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV,                                   \
+               pmx_positions_seen(lo + i, hi + i, N), LOAD)
     for (int64_t d = 0; d < head_dim; d += 32) {
         const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
         int64_t i = 0;

@@ -126,24 +126,10 @@ PMX_INLINE void weights(float *m, float *l, float *s, float *factors, int64_t n_
     }
 }
 
-/* The positions that at least one of a few queries sees. */
-typedef struct {
-    int32_t first, end;
-} span;
-
-PMX_INLINE span span_of(const int32_t *lo, const int32_t *hi, const int N) {
-    span seen = {PMX_PAGE, 0};
-    for (int i = 0; i < N; i++) {
-        if (lo[i] < hi[i] && lo[i] < seen.first) seen.first = lo[i];
-        if (lo[i] < hi[i] && hi[i] > seen.end) seen.end = hi[i];
-    }
-    return seen;
-}
-
 /* o[i][0 .. 16*V) = the values weighted by p over the positions seen, folded into what is there. Masked positions have p = 0 and add
  * nothing. */
 PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N, const int V,
-                      const void *v, int64_t at, int64_t ldv, span seen, load16 load) {
+                      const void *v, int64_t at, int64_t ldv, pmx_positions seen, load16 load) {
     const block acc = product(p, PMX_PAGE, N, V, v, at, ldv, seen.first, seen.end, load);
 #pragma GCC unroll 12
     for (int i = 0; i < N; i++) {
@@ -157,8 +143,8 @@ PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *b
 }
 
 /* The last 8 of a head_dim that is no multiple of 16, one query. */
-PMX_INLINE void weigh_tail(float *o, const float *p, float before, float now, int64_t head_dim, const void *v, int64_t at, span seen,
-                           load8 load) {
+PMX_INLINE void weigh_tail(float *o, const float *p, float before, float now, int64_t head_dim, const void *v, int64_t at,
+                           pmx_positions seen, load8 load) {
     __m256 acc = _mm256_setzero_ps();
     for (int32_t position = seen.first; position < seen.end; position++)
         acc = _mm256_fmadd_ps(_mm256_set1_ps(p[position]), load(v, position * head_dim + at), acc);
@@ -168,7 +154,7 @@ PMX_INLINE void weigh_tail(float *o, const float *p, float before, float now, in
 
 PMX_INLINE void weigh_all(float *o, const float *p, const float *before, const float *now, const int N, int64_t head_dim, const void *v,
                           const int32_t *lo, const int32_t *hi, load16 load, load8 load_tail) {
-    const span seen = span_of(lo, hi, N);
+    const pmx_positions seen = pmx_positions_seen(lo, hi, N);
     int64_t d = 0;
     for (; d + 64 <= head_dim; d += 64) weigh(o + d, head_dim, p, before, now, N, 4, v, d, head_dim, seen, load);
     for (; d + 16 <= head_dim; d += 16) weigh(o + d, head_dim, p, before, now, N, 1, v, d, head_dim, seen, load);
@@ -262,7 +248,7 @@ PMX_INLINE __m512 load16_i8(const void *page, int64_t at) {
 
 /* As weigh, for 32 values of q8_0 that share the scales dv: first p times the scales, position by position. */
 PMX_INLINE void weigh_q8_0(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N,
-                           const uint16_t *dv, const void *v, int64_t at, int64_t ldv, span seen, load16 load) {
+                           const uint16_t *dv, const void *v, int64_t at, int64_t ldv, pmx_positions seen, load16 load) {
     float scaled[12][PMX_PAGE];
 #pragma GCC unroll 4
     for (int j = 0; j < PMX_PAGE; j += 16) {
@@ -283,7 +269,8 @@ void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pm
     IN_BLOCKS(n_q, SCORES_Q8_0)
     weights(m, l, s, before, n_q, lo, hi);
 #define WEIGH_Q8_0(N, V, AT, LDV, LOAD)                                                                                                    \
-    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV, span_of(lo + i, hi + i, N), LOAD)
+    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV,                                   \
+               pmx_positions_seen(lo + i, hi + i, N), LOAD)
     for (int64_t d = 0; d < head_dim; d += 32) {
         const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
         i = 0;

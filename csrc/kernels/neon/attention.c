@@ -59,20 +59,9 @@ PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
     *l = sum8_tree(low, high);
 }
 
-/* The positions that at least one of a few queries sees. */
-typedef struct {
-    int32_t first, end;
-} span;
-
 /* softmax of n queries. */
-PMX_INLINE span softmax_n(float *m, float *l, float *s, const int n, const int32_t *lo, const int32_t *hi) {
-    span seen = {PMX_PAGE, 0};
-    for (int i = 0; i < n; i++) {
-        softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
-        if (lo[i] < hi[i] && lo[i] < seen.first) seen.first = lo[i];
-        if (lo[i] < hi[i] && hi[i] > seen.end) seen.end = hi[i];
-    }
-    return seen;
+PMX_INLINE void softmax_n(float *m, float *l, float *s, const int n, const int32_t *lo, const int32_t *hi) {
+    for (int i = 0; i < n; i++) softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
 }
 
 /* o[i][d .. d+4*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
@@ -113,7 +102,8 @@ PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q,
     const int n_v = 16 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores(s + j, q, n, n_v, head_dim, k, j, load);
     float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
-    const span seen = softmax_n(page_m, page_l, s, n, lo, hi);
+    softmax_n(page_m, page_l, s, n, lo, hi);
+    const pmx_positions seen = pmx_positions_seen(lo, hi, n);
     int64_t d = 0;
     for (; d + 4 * n_v <= head_dim; d += 4 * n_v) weigh(page_o, s, n, n_v, head_dim, v, d, seen.first, seen.end, load);
     for (; d < head_dim; d += 8) weigh(page_o, s, n, 2, head_dim, v, d, seen.first, seen.end, load);
@@ -201,7 +191,8 @@ PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_
     const int n_v = 8 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores_q8_0(s + j, q, n, n_v, head_dim, k, j);
     float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
-    const span seen = softmax_n(page_m, page_l, s, n, lo, hi);
+    softmax_n(page_m, page_l, s, n, lo, hi);
+    const pmx_positions seen = pmx_positions_seen(lo, hi, n);
     for (int64_t d = 0; d < head_dim; d += 16) weigh_q8_0(page_o, s, n, head_dim, v, d, seen.first, seen.end);
     fold_n(m, l, o, page_m, page_l, page_o, n, head_dim, lo, hi);
 }
