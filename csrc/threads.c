@@ -112,6 +112,7 @@ static void event_signal(event *e) {
 static void take_items(pmx_pool *pool, int32_t thread) {
     for (;;) {
         const int64_t left = pool->n_items - atomic_load_explicit(&pool->next, memory_order_relaxed);
+        if (left <= 0) return;
         const int64_t run = left / (4 * pool->n_threads) + 1;
         int64_t item = atomic_fetch_add_explicit(&pool->next, run, memory_order_relaxed);
         const int64_t end = item + run < pool->n_items ? item + run : pool->n_items;
