@@ -185,15 +185,15 @@ def test_a_canceled_context_ends_every_call_until_it_is_told_otherwise(ctx: ops.
 
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_long_call_is_canceled_from_another_thread(n_threads: int) -> None:
-    w, x = Matrix.from_float(normal(6, 16384, 1024)), normal(7, 500, 1024)  # seconds of work for the scalar kernels
+    w, x = Matrix.from_float(normal(6, 16384, 1024)), normal(7, 500, 1024)  # some ten seconds for the scalar kernels
     with ops.Context(n_threads, "scalar") as ctx, ThreadPoolExecutor(1) as pool:
         call = pool.submit(ops.matmul, ctx, x, w)
         time.sleep(0.05)
-        asked = time.monotonic()
+        asked = time.process_time()
         ctx.cancel()
         with pytest.raises(CanceledError):
             call.result()
-        assert time.monotonic() - asked < 1
+        assert time.process_time() - asked < 2  # of CPU, however busy the machine is: what was begun is finished, with sanitizers slowly
         ctx.cancel(False)
         np.testing.assert_array_equal(ops.matmul(ctx, X, W), WANT)
 
