@@ -117,7 +117,7 @@ def test_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
 
 # --- Errors ------------------------------------------------------------------------------------------------------
 
-RELATIVE_ERRORS = {"IQ4_NL": 0.0745, "IQ4_XS": 0.0755, "Q2_K": 0.262, "Q3_K": 0.146, "Q4_K": 0.0711, "Q5_K": 0.0355, "Q6_K": 0.0174}
+RELATIVE_ERRORS = {"IQ4_NL": 0.0745, "IQ4_XS": 0.0755, "Q2_K": 0.271, "Q3_K": 0.148, "Q4_K": 0.0711, "Q5_K": 0.0355, "Q6_K": 0.0174}
 """Of Gaussian weights, rounded up."""
 
 
@@ -126,6 +126,30 @@ def test_errors_of_gaussian_weights(kind: GGMLQuantizationType) -> None:
     x = normal(18, 64, 2048)
     error = root_mean_square(kind, x, ops.encode(FIRST_CONTEXT, kind, x))
     assert 0.97 * RELATIVE_ERRORS[kind.name] < error < RELATIVE_ERRORS[kind.name]
+
+
+def explained(kind: GGMLQuantizationType, x: F32, weights: F32 | None) -> NDArray[np.float64]:
+    """Of each block: how long what is decoded is along the weights."""
+    decoded = decode(kind, ops.encode(FIRST_CONTEXT, kind, x, weights)).astype(np.float64)
+    sums = [((1 if weights is None else weights) * x * a).reshape(-1, block_of(kind)).sum(axis=1) for a in (decoded, x)]
+    return np.asarray(sums[0] / sums[1], np.float64)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", WEIGHTED, **names)
+def test_errors_are_orthogonal_to_the_weights(kind: GGMLQuantizationType, weighted: bool) -> None:
+    """With scales of least squares a block would be too short: by 7% at q2_k."""
+    x = generator(27).laplace(size=(64, 1024)).astype(np.float32)
+    importance = generator(28).gamma(0.7, size=1024).astype(np.float32) if weighted else np.ones(1024, np.float32)
+    np.testing.assert_allclose(explained(kind, x, importance), 1, atol=2e-3)
+
+
+def test_a_block_that_is_mostly_error_stays_short() -> None:
+    """One scale for weights of which the larger do not count and the smaller fall below its step."""
+    x, importance = normal(29, 32, 256), np.ones(256, np.float32)
+    x[:, 16:] *= np.float32(0.01)
+    importance[16:] = 1e4
+    assert explained(KINDS.Q2_K, x, importance).max() < 0.9
 
 
 @pytest.mark.parametrize("kind", WEIGHTED, **names)

@@ -6,6 +6,7 @@
  * branch and no operation that the kind has no need of: x + 0 and 1 * x are x. */
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "../blocks.h"
 #include "encode.h"
@@ -91,16 +92,32 @@ PMX_INLINE vec_sums sums_of(const float (*x)[N], const pmx_tile *t, int j, vec i
     return s;
 }
 
-/* The tile's codes, counted from 0. */
-PMX_INLINE void codes_of(pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g, int kind) {
+/* Of each lane the sums of w*x*x, w*x*q and, for AFFINE, w*x: how much of x the codes explain. */
+typedef struct {
+    float xx[N] ALIGNED, xq[N] ALIGNED, x[N] ALIGNED;
+} explained;
+
+/* The tile's codes, counted from 0. x: the tile's, or what AFFINE has in its place. */
+PMX_INLINE void codes_of(explained *e, pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g,
+                         int kind) {
+    memset(e, 0, sizeof *e);
     for (int i = 0; i < g->sub; i++) {
         float code[N] ALIGNED;
         EACH_VEC(j) {
-            const vec xi = load(x[i] + j), a = load(inverse + j);
-            if (kind & NONLINEAR)
-                store(code + j, nonlinear_codes(xi, a));
-            else
-                store(code + j, linear_codes(xi, a, load(offset + j), g, kind) - splat(g->lo));
+            const vec u = load(x[i] + j), a = load(inverse + j), xi = load(t->x[i] + j);
+            vec q, from_0, weighted = xi;
+            if (kind & NONLINEAR) {
+                q = nonlinear_values(u, a);
+                from_0 = nonlinear_codes(u, a);
+            } else {
+                q = linear_codes(u, a, load(offset + j), g, kind);
+                from_0 = q - splat(g->lo);
+            }
+            store(code + j, from_0);
+            if (kind & WEIGHTED) weighted *= load(t->w[i] + j);
+            store(e->xx + j, load(e->xx + j) + weighted * xi);
+            store(e->xq + j, load(e->xq + j) + weighted * q);
+            if (kind & AFFINE) store(e->x + j, load(e->x + j) + weighted);
         }
         EACH(j) t->codes[i][j] = (uint8_t)(int32_t)code[j];
     }
