@@ -10,6 +10,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
+from pymixtral.gguf import GGUFFile
+
 
 def rewrite(
     source: Path,
@@ -70,3 +72,9 @@ def damaged(source: Path, dest: Path, tensor: str, at: int, value: bytes) -> Pat
     data[begin + at : begin + at + len(value)] = value
     dest.write_bytes(data)
     return dest
+
+
+def contents(path: Path) -> dict[str, tuple[GGMLQuantizationType, tuple[int, ...], bytes]]:
+    """Type, shape and bytes of each tensor, as pymixtral reads them."""
+    with GGUFFile(path) as file:
+        return {tensor.name: (tensor.type, tensor.shape, tensor.data.tobytes()) for tensor in file.tensors.values()}

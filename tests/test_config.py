@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from configs import DENSE, MIXTRAL, YARN, read
 from gguf import GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,52 +16,8 @@ from hypothesis import strategies as st
 from pymixtral.config import FEATURES, ModelConfig
 from pymixtral.errors import ModelConfigError, PymixtralError, UnsupportedError
 from pymixtral.gguf import GGUFFile
-from pymixtral.rope import RopeScaling
 
 V = GGUFValueType
-
-MIXTRAL: dict[str, Any] = {
-    "general.architecture": "llama",
-    "general.name": "Mixtral 8x7B",
-    "llama.vocab_size": 32000,
-    "llama.context_length": 32768,
-    "llama.embedding_length": 4096,
-    "llama.block_count": 32,
-    "llama.feed_forward_length": 14336,
-    "llama.attention.head_count": 32,
-    "llama.attention.head_count_kv": 8,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.dimension_count": 128,
-    "llama.rope.freq_base": 1e6,
-    "llama.expert_count": 8,
-    "llama.expert_used_count": 2,
-}
-DENSE = {key: value for key, value in MIXTRAL.items() if "expert" not in key}
-
-
-def write(path: Path, metadata: dict[str, Any]) -> Path:
-    """A GGUF file without tensors; integers become uint32 or, negative, int32, floats float32; None leaves a key out."""
-    writer = GGUFWriter(path, "llama")
-    del writer.kv_data[0]["general.architecture"]
-    for key, value in metadata.items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_key_value(key, value, V.INT32 if value < 0 else V.UINT32)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        elif isinstance(value, str):
-            writer.add_key_value(key, value, V.STRING)
-        elif isinstance(value, list):
-            writer.add_key_value(key, value, V.ARRAY)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
-
-def read(directory: Path, metadata: dict[str, Any]) -> ModelConfig:
-    return ModelConfig.from_gguf(GGUFFile(write(directory / "model.gguf", metadata)))
 
 
 def test_mixtral(tmp_path: Path) -> None:
@@ -245,105 +201,6 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, name: str) -> N
     with pytest.raises(UnsupportedError, match=f"general.architecture.*found '{name[:60]}") as caught:
         read(tmp_path, {**MIXTRAL, "general.architecture": name})
     assert len(str(caught.value)) < len(str(tmp_path)) + 300
-
-
-# --- Rope ---------------------------------------------------------------------------------------------------------
-
-
-def test_rope_frequencies(tmp_path: Path) -> None:
-    frequencies = read(tmp_path, MIXTRAL).rope_frequencies()
-    assert frequencies.dtype == np.float64
-    assert (frequencies.shape, frequencies[0]) == ((64,), 1.0)
-    # Correctly rounded: within half a unit of the exact base^(-i/64), taken as a root of a power to 80 digits.
-    with localcontext() as context:
-        context.prec = 80
-        root = Decimal(10)
-        for _ in range(5):
-            root = root.sqrt()  # 10^(1/32); base^(-i/64) = 10^(-6i/64) = root^(-3i)
-        for i, frequency in enumerate(frequencies.tolist()):
-            assert abs(Decimal(frequency) - 1 / root ** (3 * i)) <= Decimal(math.ulp(frequency)) / 2
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
-        {"llama.rope.scaling.factor": 4.0},
-        {"llama.rope.scale_linear": 4.0},
-        {"llama.rope.scale_linear": 8.0, "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.attn_factor": 1.0},
-    ],
-)
-def test_linear_rope_scaling_divides_the_frequencies(tmp_path: Path, keys: dict[str, Any]) -> None:
-    config = read(tmp_path, {**MIXTRAL, **keys})
-    assert (config.rope_scaling, config.rope_factor()) == (RopeScaling("linear", 4.0), 1.0)
-    assert np.array_equal(config.rope_frequencies() * 4, read(tmp_path, MIXTRAL).rope_frequencies())
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
-        {"llama.rope.scaling.factor": 0.0},
-        {"llama.rope.scale_linear": 1.0},
-        {"llama.rope.scaling.type": "yarn"},
-        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 1.0, "llama.rope.scaling.yarn_log_multiplier": 1.0},
-    ],
-)
-def test_no_rope_scaling(tmp_path: Path, keys: dict[str, Any]) -> None:
-    assert read(tmp_path, {**MIXTRAL, **keys}).rope_scaling == RopeScaling()
-
-
-YARN = {
-    "llama.rope.scaling.type": "yarn",
-    "llama.rope.scaling.factor": 16.0,
-    "llama.rope.scaling.original_context_length": 8192,
-}
-
-
-def test_yarn(tmp_path: Path) -> None:
-    assert read(tmp_path, {**DENSE, **YARN}).rope_scaling == RopeScaling("yarn", 16.0, n_ctx_original=8192)
-    more = {
-        "attn_factor": 0.5,
-        "yarn_beta_fast": 16.0,
-        "yarn_beta_slow": 2.0,
-        "yarn_log_multiplier": 0.25,
-        "yarn_ext_factor": 1.0,
-        "yarn_attn_factor": 1.0,
-    }
-    keys = {f"llama.rope.scaling.{key}": value for key, value in more.items()}
-    assert read(tmp_path, {**DENSE, **YARN, **keys}).rope_scaling == RopeScaling("yarn", 16.0, 0.5, 8192, 16.0, 2.0, 0.25)
-    del keys["llama.rope.scaling.attn_factor"]
-    short = {**DENSE, **YARN, "llama.rope.scaling.original_context_length": None}
-    assert read(tmp_path, short).rope_scaling.n_ctx_original == 32768  # the model's own
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("type", "longrope"), ("type", "llama3"), ("type", ""), ("yarn_ext_factor", 0.5), ("yarn_attn_factor", 1.5)]
-)
-def test_other_rope_scalings_are_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
-    with pytest.raises(UnsupportedError, match=rf"llama\.rope\.scaling\.{key}.*not supported"):
-        read(tmp_path, {**MIXTRAL, **YARN, f"llama.rope.scaling.{key}": value})
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *(("attn_factor", x) for x in (0.0, -1.0, math.nan, math.inf, 1)),
-        *(("original_context_length", x) for x in (0, -1, 2**20 + 1, 8192.0)),
-        *(("yarn_beta_fast", x) for x in (0.0, -1.0, math.nan, math.inf)),
-        *(("yarn_beta_slow", x) for x in (0.0, -1.0, math.nan)),
-        *(("yarn_log_multiplier", x) for x in (-1.0, math.nan, math.inf)),
-        ("factor", 0.5),
-    ],
-)
-def test_row_11_rope_scalings_that_make_no_sense(tmp_path: Path, key: str, value: Any) -> None:
-    with pytest.raises(ModelConfigError, match=rf"'llama\.rope\.scaling\.{key}': expected"):
-        read(tmp_path, {**MIXTRAL, **YARN, f"llama.rope.scaling.{key}": value})
-
-
-def test_row_11_a_base_of_1_has_no_yarn(tmp_path: Path) -> None:
-    with pytest.raises(ModelConfigError, match=r"'llama\.rope\.freq_base': expected more than 1"):
-        read(tmp_path, {**MIXTRAL, **YARN, "llama.rope.freq_base": 1.0})
 
 
 @pytest.mark.parametrize(
