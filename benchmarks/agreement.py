@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from pymixtral.gguf import GGUFFile
 from pymixtral.perplexity_base import log_softmax
 from pymixtral.weights import load_weights
 from pymixtral.windows import Windows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from ggufs import is_mapped
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -133,8 +137,7 @@ def agreement(peer: Peer, passage: Passage, ours: Path, theirs: Path, scratch: P
 
 def _mapped(path: Path) -> bool:
     with GGUFFile(path) as file:
-        weights = load_weights(file, ModelConfig.from_gguf(file))
-        return all(not matrix.data.flags.owndata for layer in weights.layers for expert in layer.experts for matrix in expert)
+        return is_mapped(file, load_weights(file, ModelConfig.from_gguf(file)))
 
 
 def _measured(targets: I32, logits: dict[str, F32], *, mapped: bool, same_tokens: bool) -> Agreement:

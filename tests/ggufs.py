@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
 
 from pymixtral.gguf import GGUFFile
+from pymixtral.weights import ModelWeights
 
 
 def rewrite(
@@ -78,3 +79,13 @@ def contents(path: Path) -> dict[str, tuple[GGMLQuantizationType, tuple[int, ...
     """Type, shape and bytes of each tensor, as pymixtral reads them."""
     with GGUFFile(path) as file:
         return {tensor.name: (tensor.type, tensor.shape, tensor.data.tobytes()) for tensor in file.tensors.values()}
+
+
+def is_mapped(file: GGUFFile, weights: ModelWeights) -> bool:
+    """Whether every matrix is memory of the mapped file."""
+    matrices = [weights.embedding, weights.head]
+    for layer in weights.layers:
+        matrices += [layer.q, layer.k, layer.v, layer.output, *filter(None, [layer.router])]
+        matrices += [matrix for expert in layer.experts for matrix in expert]
+    maps = [np.frombuffer(mapped, np.uint8) for mapped in file.maps.values()]
+    return all(any(np.may_share_memory(matrix.data, mapped) for mapped in maps) for matrix in matrices)

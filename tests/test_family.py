@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import Shape, make_checkpoint
 from gguf import GGMLQuantizationType
-from ggufs import rewrite
+from ggufs import is_mapped, rewrite
 from pymixtral.quantize import quantize
 
 from pymixtral import Mixtral, reference
@@ -73,7 +73,7 @@ def opened(path: Path) -> tuple[ModelConfig, ModelWeights]:
     with GGUFFile(path) as file:
         config = ModelConfig.from_gguf(file)
         weights = load_weights(file, config)
-        assert all(not matrix.data.flags.owndata for layer in weights.layers for expert in layer.experts for matrix in expert)  # mapped
+        assert is_mapped(file, weights)
         return config, weights
 
 
