@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from gguf import GGMLQuantizationType, GGUFReader
+from gguf_bytes import F32, Q8_0, build, key, string, tensor
 from ggufs import rewrite
-from test_gguf import F32, Q8_0, build, key, string, tensor
 
 from pymixtral import Mixtral, layout
 from pymixtral.cli import main

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGUFValueType
+from gguf_bytes import F32, V, build, key, refused, tensor
 from ggufs import rewrite
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_gguf import F32, V, build, key, refused, tensor
 
 from pymixtral import Mixtral
 from pymixtral.errors import ModelFileError, PymixtralError
