@@ -128,6 +128,40 @@ def test_texts_in_turn(load: Load) -> None:
         np.testing.assert_array_equal(run(model, caches[1], behind, e.tokens[first : first + 3]), e.hidden()[first : first + 3])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_passes_in_any_order(load: Load, seed: int) -> None:
+    """Single tokens, pieces and batches of forked, truncated and freed texts in two caches, with failed passes between."""
+    e = load("odd-q8_0")
+    model, random, n = e.model(), generator(9, seed), len(e.tokens)
+    texts = [(e.tokens, e.hidden()), *((e.rotated(i), e.hidden(np.float32, i)) for i in (1, 2))]
+    caches = [model.new_cache(6 * 192, "f32") for _ in range(2)]
+    live = [(0, caches[0].new_sequence())]  # of texts
+    for step in range(250):
+        i, sequence = live[random.integers(len(live))]
+        kind = step % 10
+        if kind == 0 and len(live) < 6:
+            live.append((int(random.integers(3)), caches[step // 10 % 2].new_sequence()))
+        elif kind == 1 and len(live) < 6:
+            live.append((i, sequence.fork()))
+        elif kind == 2:
+            sequence.truncate(int(random.integers(sequence.length + 1)))
+        elif kind == 3 and len(live) > 3:
+            sequence.free()
+            live.remove((i, sequence))
+        elif kind == 4:
+            with pytest.raises(InvalidArgumentError):
+                model.forward(np.array([1, -1], np.int32), [(sequence, 2)], sequence.cache)
+        else:
+            together = [(j, other) for j, other in live if other.cache is sequence.cache and (kind == 5 or other is sequence)]
+            sizes = [min(int(random.choice([1, 1, 1, 2, 7, 70])), n - other.length) for _, other in together]
+            parts = [(j, slice(other.length, other.length + size)) for (j, other), size in zip(together, sizes, strict=True)]
+            tokens, want = (np.concatenate([texts[j][k][part] for j, part in parts]) for k in range(2))
+            if len(tokens):
+                batch = [(other, size) for (_, other), size in zip(together, sizes, strict=True)]
+                np.testing.assert_array_equal(model.forward(tokens, batch, sequence.cache), want)
+    model.close()
+
+
 @pytest.mark.parametrize("name", ["tiny-q4_0", "odd-q8_0", "dense-q4_0"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_a_cache_of_f16(load: Load, name: str, isa: str) -> None:
