@@ -1,129 +1,208 @@
-/* blocks256.h: blocks of 256 of one row, from memory into registers: for each type its integers as unsigned bytes in element order, and
- * the integer scales of its sub-blocks. A signed integer is stored plus an offset; what the offset adds is undone by `pairs`. */
+/* blocks256.h: blocks of 256, from memory into registers: for each type a row's integers as unsigned bytes, and the integer scales of four
+ * rows at once. A signed integer is stored plus an offset, which is undone with the scales and the activations' sums. */
 #ifndef PMX_AVX512VNNI_BLOCKS256_H
 #define PMX_AVX512VNNI_BLOCKS256_H
 
 #include "../avx2/kquants.h"
 #include "avx512vnni.h"
 
-/* One block of one row. q[i]: elements 64*i .. 64*i+63. scales: int16 for each 16 elements (a sub-block of 32 has two equal ones).
- * pairs: int16 for each 16 elements, to be multiplied with their activations' sum: -offset * scale, part of the dot product, or
- * the minimum, which has a sum of its own. */
-typedef struct {
-    __m512i q[4];
-    __m256i scales, pairs;
-} block256;
+/* In which order a row's 16 pieces of 16 elements are unpacked, four a register: as two shifts of 64 packed bytes give them, so that the
+ * activations are put into order, once for eight rows, instead of the weights. */
+typedef enum { ORDER_PLAIN, ORDER_NIBBLES, ORDER_NIBBLES16, ORDER_CRUMBS } order256;
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
 typedef struct {
-    block256 (*unpack)(const uint8_t *block);
-    int64_t block_bytes;
-    int64_t d_at, dmin_at; /* where in a block; dmin_at 0: no minimums */
-    int n_sub;             /* sub-blocks: 8 of 32 or 16 of 16 */
-    int wide;              /* the sum of four products may exceed int16 */
+    void (*unpack)(__m512i q[4], const uint8_t *block);
+    __m512i (*scales)(__m512i heads); /* of 16 bytes of each of four rows: their scales as bytes; of 8 sub-blocks: then their minimums */
+    int64_t block_bytes, head_at;     /* head_at: where these 16 bytes are in a block */
+    int64_t d_at;                     /* of the scale, which a minimum's may follow */
+    order256 order;
+    int n_sub;       /* sub-blocks: 8 of 32 or 16 of 16 */
+    int has_min;     /* each sub-block has a minimum */
+    int offset_bits; /* the integers' offset is 2 to this; 0: none */
+    int wide;        /* the sum of four products may exceed int16 */
 } type256;
+
+/* Int16 of four rows, one a 128-bit lane: those of bytes 0..7 and of bytes 8..15. */
+typedef struct {
+    __m512i low, high;
+} words256;
 
 PMX_AVX512VNNI_BEGIN
 
-PMX_INLINE __m512i load32_twice(const uint8_t *p) { return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)p)); }
-
-/* Each byte shifted right by `low` in the lower and by `high` in the upper half, and masked. */
-PMX_INLINE __m512i shift_halves(__m512i v, const int low, const int high, const char mask) {
-    const __m512i counts = _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1);
-    return _mm512_and_si512(_mm512_srlv_epi32(v, counts), _mm512_set1_epi8(mask));
+/* The piece that is 128-bit lane `lane` of register i. */
+PMX_INLINE int piece256(const order256 order, const int i, const int lane) {
+    switch (order) {
+    case ORDER_NIBBLES: return i / 2 * 8 + lane / 2 * 4 + i % 2 * 2 + lane % 2; /* 32 bytes hold 32 elements, then the next 32 */
+    case ORDER_NIBBLES16: return i / 2 * 8 + lane * 2 + i % 2;                  /* 16 bytes hold 16, then the next 16 */
+    case ORDER_CRUMBS: return lane / 2 * 8 + i * 2 + lane % 2;                  /* 32 bytes hold four times 32 */
+    default: return 4 * i + lane;
+    }
 }
 
-/* 128 bytes of nibbles: a low half and a high half of 32 elements in each register. */
+PMX_INLINE __m512i four_lanes(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
+    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(load16(c)), load16(d), 1), 1);
+}
+
+/* The 256 bytes at p in a type's order. */
+PMX_INLINE void load_ordered256(__m512i x[4], const int8_t *p, const order256 order) {
+    const uint8_t *at = (const uint8_t *)p;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const int a = 16 * piece256(order, i, 0), b = 16 * piece256(order, i, 1), c = 16 * piece256(order, i, 2),
+                  d = 16 * piece256(order, i, 3);
+        if (order == ORDER_PLAIN)
+            x[i] = _mm512_loadu_si512(at + a);
+        else if (order == ORDER_NIBBLES16)
+            x[i] = four_lanes(at + a, at + b, at + c, at + d);
+        else
+            x[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load32(at + a)), load32(at + c), 1);
+    }
+}
+
+/* The other way. */
+PMX_INLINE void store_ordered256(uint8_t *p, const __m512i x[4], const order256 order) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        if (order == ORDER_PLAIN) {
+            _mm512_store_si512(p + 64 * i, x[i]);
+        } else if (order == ORDER_NIBBLES16) {
+#define STORE(lane) _mm_store_si128((__m128i *)(void *)(p + 16 * piece256(order, i, lane)), _mm512_extracti32x4_epi32(x[i], lane))
+            STORE(0), STORE(1), STORE(2), STORE(3);
+#undef STORE
+        } else {
+            _mm256_store_si256((__m256i *)(void *)(p + 16 * piece256(order, i, 0)), _mm512_castsi512_si256(x[i]));
+            _mm256_store_si256((__m256i *)(void *)(p + 16 * piece256(order, i, 2)), _mm512_extracti64x4_epi64(x[i], 1));
+        }
+    }
+}
+
+/* --- Integers */
+
+/* Each byte's bits from `from` on moved to bit `to`, masked there. */
+PMX_INLINE __m512i move_bits512(__m512i v, const int from, const int to, const int mask) {
+    const __m512i moved = from > to   ? _mm512_srli_epi32(v, (unsigned)(from - to))
+                          : from < to ? _mm512_slli_epi32(v, (unsigned)(to - from))
+                                      : v;
+    return _mm512_and_si512(moved, _mm512_set1_epi8((char)(mask << to)));
+}
+
+/* 128 bytes of nibbles. */
 PMX_INLINE void load_nibbles256(__m512i q[4], const uint8_t *qs) {
-    for (int i = 0; i < 4; i++) q[i] = shift_halves(load32_twice(qs + 32 * i), 0, 4, 15);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) q[i] = move_bits512(_mm512_loadu_si512(qs + 64 * (i / 2)), i % 2 * 4, 0, 15);
 }
 
-/* 64 bytes of crumbs. */
-PMX_INLINE void load_crumbs256(__m512i q[4], const uint8_t *qs) {
-    for (int i = 0; i < 4; i++) q[i] = shift_halves(load32_twice(qs + 32 * (i / 2)), i % 2 * 4, i % 2 * 4 + 2, 3);
+PMX_INLINE void unpack_q2_k(__m512i q[4], const uint8_t *block) {
+    const __m512i crumbs = _mm512_loadu_si512(block + offsetof(pmx_block_q2_k, qs));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) q[i] = move_bits512(crumbs, 2 * i, 0, 3);
 }
 
-/* Adds `value` to the elements whose bit in 32 bytes of bits is set. */
-PMX_INLINE void add_bits256(__m512i q[4], const uint8_t *bits, const char value) {
-    const __m512i v = load32_twice(bits);
+/* 32 bytes, and moved right by 4 bits. */
+PMX_INLINE __m512i load_bits(const uint8_t *bits) {
+    const __m256i v = load32(bits);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
+}
+
+PMX_INLINE void unpack_q3_k(__m512i q[4], const uint8_t *block) {
+    const __m512i crumbs = _mm512_loadu_si512(block + offsetof(pmx_block_q3_k, qs));
+    const __m512i bits = load_bits(block + offsetof(pmx_block_q3_k, hmask));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(move_bits512(crumbs, 2 * i, 0, 3), move_bits512(bits, i, 2, 1));
+}
+
+PMX_INLINE void unpack_q4_k(__m512i q[4], const uint8_t *block) { load_nibbles256(q, block + offsetof(pmx_block_q4_k, qs)); }
+
+PMX_INLINE void unpack_q5_k(__m512i q[4], const uint8_t *block) {
+    const __m256i v = load32(block + offsetof(pmx_block_q5_k, qh));
+    const __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 2), 1);
+    load_nibbles256(q, block + offsetof(pmx_block_q5_k, qs));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(q[i], move_bits512(bits, i / 2 * 4 + i % 2, 4, 1));
+}
+
+PMX_INLINE void unpack_q6_k(__m512i q[4], const uint8_t *block) {
+#pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        const __m512i wanted = _mm512_inserti64x4(_mm512_set1_epi8((char)(1 << 2 * i)), _mm256_set1_epi8((char)(1 << (2 * i + 1))), 1);
-        q[i] = _mm512_mask_add_epi8(q[i], _mm512_test_epi8_mask(v, wanted), q[i], _mm512_set1_epi8(value));
+        const __m512i low = move_bits512(_mm512_loadu_si512(block + offsetof(pmx_block_q6_k, ql) + 64 * (i / 2)), i % 2 * 4, 0, 15);
+        const __m512i counts = _mm512_inserti64x4(_mm512_set1_epi32(i % 2 * 4), _mm256_set1_epi32(i % 2 * 4 + 2), 1);
+        const __m512i high = _mm512_broadcast_i64x4(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * (i / 2)));
+        q[i] = _mm512_or_si512(low, move_bits512(_mm512_srlv_epi32(high, counts), 0, 4, 3));
     }
 }
 
-/* Eight values, one for each 32 elements, as 16 int16, one for each 16. */
-PMX_INLINE __m256i twice16(__m128i bytes) {
-    const __m128i doubled = _mm_unpacklo_epi8(bytes, bytes);
-    return _mm256_cvtepi8_epi16(doubled);
-}
-
-/* Scales and minimums of q4_k and q5_k. */
-PMX_INLINE void load_scales_k4(block256 *out, const uint8_t *block) {
-    const __m128i both = six_bits(load16(block));
-    out->scales = twice16(both);
-    out->pairs = twice16(_mm_unpackhi_epi64(both, both));
-}
-
-PMX_INLINE block256 unpack_q2_k(const uint8_t *block) {
-    block256 out;
-    load_crumbs256(out.q, block + offsetof(pmx_block_q2_k, qs));
-    out.scales = _mm256_cvtepi8_epi16(kquant_scales(PMX_Q2_K, block));
-    out.pairs = _mm256_cvtepi8_epi16(kquant_mins_q2_k(block));
-    return out;
-}
-
-PMX_INLINE block256 unpack_q3_k(const uint8_t *block) {
-    block256 out;
-    load_crumbs256(out.q, block + offsetof(pmx_block_q3_k, qs));
-    add_bits256(out.q, block + offsetof(pmx_block_q3_k, hmask), 4);
-    out.scales = _mm256_cvtepi8_epi16(scales_q3_k(block));
-    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-4));
-    return out;
-}
-
-PMX_INLINE block256 unpack_q4_k(const uint8_t *block) {
-    block256 out;
-    load_nibbles256(out.q, block + offsetof(pmx_block_q4_k, qs));
-    load_scales_k4(&out, block);
-    return out;
-}
-
-PMX_INLINE block256 unpack_q5_k(const uint8_t *block) {
-    block256 out;
-    load_nibbles256(out.q, block + offsetof(pmx_block_q5_k, qs));
-    add_bits256(out.q, block + offsetof(pmx_block_q5_k, qh), 16);
-    load_scales_k4(&out, block);
-    return out;
-}
-
-PMX_INLINE block256 unpack_q6_k(const uint8_t *block) {
-    block256 out;
-    __m512i high[4];
-    load_crumbs256(high, block + offsetof(pmx_block_q6_k, qh));
-    for (int i = 0; i < 4; i++) {
-        const __m512i packed = _mm512_loadu_si512(block + offsetof(pmx_block_q6_k, ql) + 64 * (i / 2));
-        const __m512i low = _mm512_and_si512(i % 2 ? _mm512_srli_epi16(packed, 4) : packed, _mm512_set1_epi8(15));
-        out.q[i] = _mm512_or_si512(low, _mm512_slli_epi16(high[i], 4));
-    }
-    out.scales = _mm256_cvtepi8_epi16(load16(block + offsetof(pmx_block_q6_k, scales)));
-    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-32));
-    return out;
-}
-
-PMX_INLINE block256 unpack_iq4_xs(const uint8_t *block) {
-    block256 out;
+PMX_INLINE void unpack_iq4_xs(__m512i q[4], const uint8_t *block) {
     const __m128i values = _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); /* plus 128 */
-    for (int i = 0; i < 4; i++) {
-        const __m512i packed =
-            _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(const void *)(block + offsetof(pmx_block_iq4_xs, qs) + 32 * i)));
-        const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3), packed);
-        const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-        out.q[i] = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), _mm512_and_si512(shifted, _mm512_set1_epi8(15)));
-    }
-    out.scales = twice16(scales_iq4_xs(block));
-    out.pairs = _mm256_mullo_epi16(out.scales, _mm256_set1_epi16(-128));
-    return out;
+    load_nibbles256(q, block + offsetof(pmx_block_iq4_xs, qs));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) q[i] = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), q[i]);
+}
+
+/* --- Scales of four rows */
+
+PMX_INLINE __m512i shuffle4(__m512i v, __m128i order) { return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(order)); }
+
+PMX_INLINE __m512i scales4_q2_k(__m512i heads) { return _mm512_and_si512(heads, _mm512_set1_epi8(15)); }
+PMX_INLINE __m512i mins4_q2_k(__m512i heads) { return move_bits512(heads, 4, 0, 15); }
+
+/* 2 bytes of no interest, then the 12 of the scales, then d. */
+PMX_INLINE __m512i scales4_q3_k(__m512i heads) {
+    const __m512i low = shuffle4(heads, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
+    const __m512i top = shuffle4(heads, _mm_setr_epi8(10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13));
+    const __m512i four = move_bits512(_mm512_srlv_epi64(low, _mm512_broadcast_i32x4(_mm_set_epi64x(4, 0))), 0, 0, 15);
+    const __m512i two = move_bits512(_mm512_srlv_epi32(top, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 2, 4, 6))), 0, 4, 3);
+    return _mm512_sub_epi8(_mm512_or_si512(four, two), _mm512_set1_epi8(32));
+}
+
+/* d, dmin and 12 bytes of 6-bit numbers, as six_bits of kquants.h. */
+PMX_INLINE __m512i scales4_k4(__m512i heads) {
+    const __m512i low = shuffle4(heads, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
+    const __m512i top = shuffle4(heads, _mm_setr_epi8(-1, -1, -1, -1, 4, 5, 6, 7, -1, -1, -1, -1, 8, 9, 10, 11));
+    const __m512i mask = _mm512_broadcast_i32x4(_mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const __m512i counts = _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0, 0, 4));
+    return _mm512_or_si512(_mm512_and_si512(_mm512_srlv_epi32(low, counts), mask), move_bits512(top, 6, 4, 3));
+}
+
+PMX_INLINE __m512i scales4_q6_k(__m512i heads) { return heads; }
+
+/* d, 2 bytes of the scales' high bits, 4 of the low ones; as scales_iq4_xs of kquants.h. */
+PMX_INLINE __m512i scales4_iq4_xs(__m512i heads) {
+    const __m512i low = shuffle4(heads, _mm_setr_epi8(4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1));
+    const __m512i low_at = _mm512_broadcast_i32x4(_mm_setr_epi16(0, 4, 0, 4, 0, 4, 0, 4));
+    const __m512i nibbles = _mm512_and_si512(_mm512_srlv_epi16(low, low_at), _mm512_set1_epi16(15));
+    const __m512i high = shuffle4(heads, _mm_setr_epi8(2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
+    const __m512i high_at = _mm512_broadcast_i32x4(_mm_setr_epi16(0, 2, 4, 6, 8, 10, 12, 14));
+    const __m512i crumbs = _mm512_and_si512(_mm512_srlv_epi16(high, high_at), _mm512_set1_epi16(3));
+    const __m512i words = _mm512_sub_epi16(_mm512_or_si512(nibbles, _mm512_slli_epi16(crumbs, 4)), _mm512_set1_epi16(32));
+    return _mm512_packs_epi16(words, _mm512_setzero_si512());
+}
+
+/* Signed bytes of four rows as int16. */
+PMX_INLINE words256 widen256(__m512i bytes) {
+    return (words256){_mm512_srai_epi16(_mm512_unpacklo_epi8(bytes, bytes), 8), _mm512_srai_epi16(_mm512_unpackhi_epi8(bytes, bytes), 8)};
+}
+
+/* The scales of four rows, and what is multiplied with the activations' sums: minimums, or the scales again where there is an offset. For 8
+ * sub-blocks both are in `low`. */
+PMX_INLINE void load_scales256(words256 *scales, words256 *pairs, const uint8_t *const *rows, int64_t at, const type256 T) {
+    const int64_t head = at + T.head_at;
+    const __m512i heads = four_lanes(rows[0] + head, rows[1] + head, rows[2] + head, rows[3] + head);
+    *scales = *pairs = widen256(T.scales(heads));
+    if (T.has_min && T.n_sub == 8)
+        pairs->low = scales->high;
+    else if (T.has_min)
+        *pairs = widen256(mins4_q2_k(heads));
+}
+
+/* d, and dmin where the type has it, of eight rows. */
+PMX_INLINE void load_d256(__m256 *d, __m256 *dmin, const uint8_t *const *rows, int64_t at, const type256 T) {
+    *dmin = _mm256_setzero_ps();
+    if (T.has_min)
+        load_scale_pairs(d, dmin, rows, at + T.d_at);
+    else
+        *d = load_scales(rows, at + T.d_at);
 }
 
 PMX_AVX512VNNI_END

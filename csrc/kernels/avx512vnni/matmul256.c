@@ -1,10 +1,11 @@
 /* matmul256.c: weights in blocks of 256 (k-quants, iq4_xs) times 8-bit activations with VNNI.
  *
  * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, which are scaled as integers, and one conversion
- * and fma ends the block of 256. Offsets and minimums are one vpdpwssd for each 32 elements: int16 of the weights (block256.pairs) times
- * the activations' sums of 16, which fit int16 (16 * 127).
+ * and fma ends the block of 256. Offsets and minimums are vpdpwssd of int16: scales or minimums times the activations' sums, which fit
+ * (32 * 127).
  *
- * vec: 8 rows of one token; the rows' 16 lanes are reduced together once per block of 256.
+ * vec: 8 rows of one token; the rows' 16 lanes are reduced together once per block of 256, and so are the products of the sums, which are
+ * formed for four rows in one register.
  * mat: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8 accumulators of a sub-block and 8 of the block. */
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
@@ -22,39 +23,67 @@ PMX_AVX512VNNI_BEGIN
 
 /* --- vec */
 
-/* Sums of 16 lanes of each of 8 registers. */
-PMX_INLINE __m256i reduce16(const __m512i rows[8]) {
-    __m512i p[4]; /* 8 lanes of row i, 8 of row i + 4 */
-    for (int i = 0; i < 4; i++)
-        p[i] = _mm512_add_epi32(_mm512_shuffle_i64x2(rows[i], rows[i + 4], 0x44), _mm512_shuffle_i64x2(rows[i], rows[i + 4], 0xee));
-    return reduce8(p);
+/* Sums of 16 lanes of rows i and i + 4: 8 lanes each. */
+PMX_INLINE __m512i halve(__m512i a, __m512i b) {
+    return _mm512_add_epi32(_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(a, b, 0xee));
 }
 
-/* Word w of two packed registers i and i + 1 (vpackssdw works within 128-bit lanes) belongs to 16 elements: their scale. */
-PMX_INLINE __m512i packed_scales(__m256i scales, const int i) {
-    const __m512i lane = _mm512_setr_epi64(0, 0x0004000400040004, 0x0001000100010001, 0x0005000500050005, 0x0002000200020002,
-                                           0x0006000600060006, 0x0003000300030003, 0x0007000700070007);
-    return _mm512_permutexvar_epi16(_mm512_add_epi16(lane, _mm512_set1_epi16((int16_t)(4 * i))), _mm512_castsi256_si512(scales));
+/* Of rows i and i + 4 the sums of 128-bit lane i, which has four. */
+PMX_INLINE __m256i reduce_lanes(__m512i a, __m512i b) {
+    const __m512i two = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+    const __m512i sums = _mm512_add_epi32(two, _mm512_shuffle_epi32(two, _MM_PERM_CDAB));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, sums));
 }
 
-/* Lane l of register i belongs to elements 64*i + 4*l ..: its scale. */
-PMX_INLINE __m512i wide_scales(__m256i scales, const int i) {
-    const __m512i by4 = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    return _mm512_permutexvar_epi32(_mm512_add_epi32(by4, _mm512_set1_epi32(4 * i)), _mm512_cvtepi16_epi32(scales));
+/* The sub-block of a register's 128-bit lane. */
+PMX_INLINE int sub_block(const int i, const int lane, const type256 T) { return piece256(T.order, i, lane) * T.n_sub / 16; }
+
+/* Where the scale of a sub-block of row `row` of four is among the int16 of words256. */
+PMX_INLINE int64_t four_times(const int sub, const int row) { return (8 * row + sub % 8 + sub / 8 * 32) * INT64_C(0x0001000100010001); }
+
+/* Words of packed registers i and i + 1 (vpackssdw works within 128-bit lanes): their scales. */
+PMX_INLINE __m512i packed_scales(const words256 *scales, const int row, const int i, const type256 T) {
+#define AT(k, lane) four_times(sub_block(i + k, lane, T), row)
+    const __m512i order = _mm512_setr_epi64(AT(0, 0), AT(1, 0), AT(0, 1), AT(1, 1), AT(0, 2), AT(1, 2), AT(0, 3), AT(1, 3));
+#undef AT
+    if (T.n_sub == 8) return _mm512_permutexvar_epi16(order, scales->low);
+    return _mm512_permutex2var_epi16(scales->low, order, scales->high);
 }
 
-/* start + the scaled sums of products of a row's block with activations q, in 16 lanes. A lane of vpdpbusd holds four products: at most
+/* Of types whose sums exceed int16: the scales of registers i and i + 1, whose lanes have the same sub-blocks. */
+PMX_INLINE __m512i wide_scales(const words256 *scales, const int row, const int i, const type256 T) {
+    const int at = row % 2 * 8 + sub_block(i, 0, T);
+    const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m256i two_rows = row < 2 ? _mm512_castsi512_si256(scales->low) : _mm512_extracti64x4_epi64(scales->low, 1);
+    return _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(at)), _mm512_cvtepi16_epi32(two_rows));
+}
+
+/* The scaled sums of products of a row's block with activations x, in 16 lanes. A lane of vpdpbusd holds four products: at most
  * 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into int16 without loss, and vpdpwssd scales and adds them. */
-PMX_INLINE __m512i dot_block(__m512i start, const block256 *block, const int8_t *q, const type256 T) {
-    __m512i dots[4];
-    for (int j = 0; j < 4; j++) dots[j] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), block->q[j], _mm512_loadu_si512(q + 64 * j));
-    for (int j = 0; T.wide && j < 4; j++) start = _mm512_add_epi32(start, _mm512_mullo_epi32(dots[j], wide_scales(block->scales, j)));
-    for (int j = 0; !T.wide && j < 4; j += 2)
-        start = _mm512_dpwssd_epi32(start, _mm512_packs_epi32(dots[j], dots[j + 1]), packed_scales(block->scales, j));
-    return start;
+PMX_INLINE __m512i dot_block(const uint8_t *block, const words256 *scales, const int row, const __m512i x[4], const type256 T) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i q[4], dot = zero;
+    T.unpack(q, block);
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+        const __m512i first = _mm512_dpbusd_epi32(zero, q[i], x[i]);
+        if (T.wide) {
+            const __m512i both = _mm512_dpbusd_epi32(first, q[i + 1], x[i + 1]);
+            dot = _mm512_add_epi32(dot, _mm512_mullo_epi32(both, wide_scales(scales, row, i, T)));
+        } else {
+            const __m512i second = _mm512_dpbusd_epi32(zero, q[i + 1], x[i + 1]);
+            dot = _mm512_dpwssd_epi32(dot, _mm512_packs_epi32(first, second), packed_scales(scales, row, i, T));
+        }
+    }
+    return dot;
 }
 
-PMX_INLINE __m256i sums16(const int32_t *sums) { return _mm512_cvtepi32_epi16(_mm512_loadu_si512(sums)); }
+/* A block's sums of activations as int16, for each sub-block, in every 128-bit lane. */
+PMX_INLINE words256 load_sums(const int32_t *sums, const type256 T) {
+    const __m256i v = T.n_sub == 16 ? kquant_sums16(sums) : _mm256_permute4x64_epi64(kquant_sums32(sums), 0x4e);
+    return (words256){_mm512_broadcast_i32x4(_mm256_castsi256_si128(v)), _mm512_broadcast_i32x4(_mm256_extracti128_si256(v, 1))};
+}
 
 PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token,
                        const type256 T) {
@@ -69,20 +98,33 @@ PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            const __m256i xsums = sums16(sums + b * 16);
-            __m512i dots[8], mins[8];
-            for (int i = 0; i < 8; i++) {
-                for (int64_t line = 0; line < T.block_bytes; line += 64)
-                    _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
-                const block256 block = T.unpack(rows[i] + at);
-                const __m512i pairs = _mm512_zextsi256_si512(_mm256_madd_epi16(block.pairs, xsums));
-                mins[i] = pairs;
-                dots[i] = dot_block(T.dmin_at ? _mm512_setzero_si512() : pairs, &block, q + b * PMX_BLOCK256, T);
+            const words256 xsums = load_sums(sums + b * 16, T);
+            __m512i x[4], dots[8], pairs[2];
+            load_ordered256(x, q + b * PMX_BLOCK256, T.order);
+#pragma GCC unroll 2
+            for (int first = 0; first < 8; first += 4) {
+                words256 scales, factors;
+                load_scales256(&scales, &factors, rows + first, at, T);
+                pairs[first / 4] = _mm512_madd_epi16(factors.low, xsums.low);
+                if (T.n_sub == 16) pairs[first / 4] = _mm512_dpwssd_epi32(pairs[first / 4], factors.high, xsums.high);
+#pragma GCC unroll 4
+                for (int i = first; i < first + 4; i++) {
+                    for (int64_t line = 0; line < T.block_bytes; line += 64)
+                        _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
+                    dots[i] = dot_block(rows[i] + at, &scales, i - first, x, T);
+                    __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
+                }
             }
+            __m512i halves[4];
+            for (int i = 0; i < 4; i++) halves[i] = halve(dots[i], dots[i + 4]);
+            __m256i isum = reduce8(halves);
+            const __m256i psum = reduce_lanes(pairs[0], pairs[1]);
+            if (T.offset_bits) isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
+            __m256 dw, dmin;
+            load_d256(&dw, &dmin, rows, at, T);
             const __m256 dx = _mm256_set1_ps(d[b]);
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(load_scales(rows, at + T.d_at), dx), _mm256_cvtepi32_ps(reduce16(dots)), acc);
-            if (T.dmin_at)
-                acc = _mm256_fnmadd_ps(_mm256_mul_ps(load_scales(rows, at + T.dmin_at), dx), _mm256_cvtepi32_ps(reduce16(mins)), acc);
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(isum), acc);
+            if (T.has_min) acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(psum), acc);
         }
         _mm256_mask_storeu_ps(y + r, n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1), acc);
     }
@@ -98,30 +140,46 @@ typedef struct {
     float d[STRIP_ROWS], dmin[STRIP_ROWS];
 } strip_block;
 
+PMX_INLINE __m128i lane_of(const __m512i *two, int row) { return load16((const uint8_t *)two + 16 * row); }
+
 PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part, const uint8_t *next,
                             const type256 T) {
     uint8_t q[8][PMX_BLOCK256] __attribute__((aligned(64)));
-    __m256i v[8], scales[8], pairs[8];
+    __m256i v[8];
     for (int i = 0; i < 8; i++) {
         prefetch_bytes(next + i * T.block_bytes, T.block_bytes);
-        const block256 block = T.unpack(rows[i] + at);
-        for (int j = 0; j < 4; j++) _mm512_store_si512(q[i] + 64 * j, block.q[j]);
-        scales[i] = block.scales;
-        pairs[i] = block.pairs;
+        __m512i ordered[4];
+        T.unpack(ordered, rows[i] + at);
+        store_ordered256(q[i], ordered, T.order);
     }
     for (int g = 0; g < PMX_BLOCK256 / 32; g++) {
         for (int i = 0; i < 8; i++) v[i] = _mm256_load_si256((const __m256i *)(const void *)(q[i] + 32 * g));
         transpose8(&out->q[8 * g][part][0], 4 * STRIP_ROWS, v);
     }
+    __m512i scales[2][2], pairs[2][2]; /* [low, high][rows 0..3, 4..7] */
+    for (int i = 0; i < 2; i++) {
+        words256 words, factors;
+        load_scales256(&words, &factors, rows + 4 * i, at, T);
+        scales[0][i] = words.low;
+        scales[1][i] = words.high;
+        const __m512i factor = _mm512_set1_epi16((int16_t)-(1 << T.offset_bits));
+        pairs[0][i] = T.offset_bits ? _mm512_mullo_epi16(factors.low, factor) : factors.low;
+        pairs[1][i] = T.offset_bits ? _mm512_mullo_epi16(factors.high, factor) : factors.high;
+    }
     for (int half = 0; half < T.n_sub / 8; half++) {
-        for (int i = 0; i < 8; i++) /* of 8 sub-blocks, each has two equal ones */
-            v[i] = T.n_sub == 8 ? _mm256_srai_epi32(scales[i], 16)
-                                : _mm256_cvtepi16_epi32(half ? _mm256_extracti128_si256(scales[i], 1) : _mm256_castsi256_si128(scales[i]));
+        for (int i = 0; i < 8; i++) v[i] = _mm256_cvtepi16_epi32(lane_of(scales[half], i));
         transpose8((uint8_t *)&out->scales[8 * half][part], 4 * STRIP_ROWS, v);
     }
-    transpose8((uint8_t *)&out->pairs[0][part], 4 * STRIP_ROWS, pairs);
-    _mm256_store_ps(out->d + part, load_scales(rows, at + T.d_at));
-    if (T.dmin_at) _mm256_store_ps(out->dmin + part, load_scales(rows, at + T.dmin_at));
+    for (int i = 0; i < 8; i++) {
+        const __m128i low = lane_of(pairs[0], i); /* of sub-blocks of 32, each has two equal ones */
+        v[i] = T.n_sub == 8 ? _mm256_set_m128i(_mm_unpackhi_epi16(low, low), _mm_unpacklo_epi16(low, low))
+                            : _mm256_set_m128i(lane_of(pairs[1], i), low);
+    }
+    transpose8((uint8_t *)&out->pairs[0][part], 4 * STRIP_ROWS, v);
+    __m256 d, dmin;
+    load_d256(&d, &dmin, rows, at, T);
+    _mm256_store_ps(out->d + part, d);
+    _mm256_store_ps(out->dmin + part, dmin);
 }
 
 PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const uint8_t *next,
@@ -139,6 +197,8 @@ PMX_INLINE __m512i load_dword(const void *p) {
     return _mm512_set1_epi32(x);
 }
 
+PMX_INLINE __m256i sums16(const int32_t *sums) { return _mm512_cvtepi32_epi16(_mm512_loadu_si512(sums)); }
+
 /* sum + pairs of 16 rows times the sums of a token. */
 PMX_INLINE __m512i add_pairs(__m512i sum, const strip_block *block, const int half, const int16_t *xsums) {
 #pragma GCC unroll 8
@@ -148,9 +208,9 @@ PMX_INLINE __m512i add_pairs(__m512i sum, const strip_block *block, const int ha
 
 PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m512i isum, float d, const int16_t *xsums, const type256 T) {
     const __m512 dx = _mm512_set1_ps(d);
-    if (!T.dmin_at) isum = add_pairs(isum, block, half, xsums);
+    if (T.offset_bits) isum = add_pairs(isum, block, half, xsums);
     __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->d + half), dx), _mm512_cvtepi32_ps(isum), _mm512_load_ps(acc + half));
-    if (T.dmin_at) {
+    if (T.has_min) {
         const __m512 msum = _mm512_cvtepi32_ps(add_pairs(_mm512_setzero_si512(), block, half, xsums));
         y = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->dmin + half), dx), msum, y);
     }
@@ -234,8 +294,8 @@ PMX_INLINE void mat256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
 _Static_assert(STRIP_BLOCKS * sizeof(strip_block) + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH, "scratch");
 _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks");
 
-#define TYPE(T, ...)                                                                                                                       \
-    static const type256 T = {unpack_##T, sizeof(pmx_block_##T), offsetof(pmx_block_##T, d), __VA_ARGS__};                                 \
+#define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                                                  \
+    static const type256 T = {unpack_##T, SCALES, sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d), ORDER, __VA_ARGS__};            \
     void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
         vec256(y, w, row_bytes, n_rows, acts, token, T);                                                                                   \
     }                                                                                                                                      \
@@ -244,12 +304,12 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
         mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                          \
     }
 
-TYPE(q2_k, offsetof(pmx_block_q2_k, dmin), 16, 0)
-TYPE(q3_k, 0, 16, 0)
-TYPE(q4_k, offsetof(pmx_block_q4_k, dmin), 8, 0)
-TYPE(q5_k, offsetof(pmx_block_q5_k, dmin), 8, 0)
-TYPE(q6_k, 0, 16, 0)
-TYPE(iq4_xs, 0, 8, 1)
+TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)
+TYPE(q3_k, scales4_q3_k, sizeof(pmx_block_q3_k) - 16, ORDER_CRUMBS, .n_sub = 16, .offset_bits = 2)
+TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
+TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
+TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5)
+TYPE(iq4_xs, scales4_iq4_xs, 0, ORDER_NIBBLES16, .n_sub = 8, .offset_bits = 7, .wide = 1)
 
 PMX_AVX512VNNI_END
 #endif
