@@ -100,8 +100,9 @@ def quantize(
     (params.json, consolidated.safetensors), or a GGUF file. DEST is the file to write; it appears only when it is complete, read back and
     found equal to what was written. Norms and routers are f32 in every type.
 
-    Of the types, q8_0 is hardly worse than the original, and q4_k_m little worse in half the size. A mix such as q4_k_m gives some
-    tensors more bits; its rules are llama.cpp's, for Mixtral attn_k and attn_v in q8_0, output in q6_k.
+    Of the types, q8_0 is hardly worse than the original, and q4_k_m little worse in half the size. A mix such as q4_k_m or q4_0 gives
+    some tensors more bits: those that llama.cpp's gives more, and in a Mixtral all that every token passes, output, embedding and
+    attention, 3% of the weights. --tensor '*=q4_0' makes all alike.
 
     With --target-size or --target-bpw the rules are made for this model: sampled rows show the error of each type in each matrix, and of
     the types that fit those are chosen whose squared relative errors, times what errors of that kind and place do to predictions, add up

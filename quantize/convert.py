@@ -52,16 +52,16 @@ def quantize(
     source: a directory in Hugging Face's form (config.json, safetensors) or in Mistral's own (params.json, consolidated.safetensors), or a
     GGUF file, whose metadata is kept; one that is quantized already keeps its errors, and tensors that stay in their type are copied.
 
-    type: a type for the matrices ("f32", "bf16", "f16", "q8_0", "q4_0") or the name of a mix, such as "q4_k_m"; None without a target:
+    type: a type for the matrices ("f32", "bf16", "f16", "q8_0") or the name of a mix, such as "q4_k_m" or "q4_0"; None without a target:
     "q8_0". Norms and the router are f32. tensors: (pattern, type) pairs that decide for the GGUF tensors of matching names, such as
-    ("blk.*.ffn_down_exps.weight", "q6_k"); the last that matches counts. imatrix: a file of `pymixtral calibrate` or llama.cpp's; columns
-    with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or bits per weight: each
-    matrix gets what reduces errors most, as pymixtral.quantize.budget explains. per_expert: write a tensor for each expert, so that a
-    target, or a pattern such as "blk.0.ffn_down.3.weight", gives each a type of its own; pymixtral reads such files, llama.cpp does not.
-    zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of refusing the checkpoint; in a quantized source
-    a block with such a scale. n_threads: None for one per core. force: replace an existing file. verify: read the file back from the disk
-    and compare it with checksums of what was written, before it gets its name. progress: warnings on stderr, and bars when that is a
-    terminal.
+    ("blk.*.ffn_down_exps.weight", "q6_k"), or of all, ("*", "q4_0"); the last that matches counts. imatrix: a file of `pymixtral calibrate`
+    or llama.cpp's; columns with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or
+    bits per weight: each matrix gets what reduces errors most, as pymixtral.quantize.budget explains. per_expert: write a tensor for each
+    expert, so that a target, or a pattern such as "blk.0.ffn_down.3.weight", gives each a type of its own; pymixtral reads such files,
+    llama.cpp does not. zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of refusing the checkpoint; in
+    a quantized source a block with such a scale. n_threads: None for one per core. force: replace an existing file. verify: read the file
+    back from the disk and compare it with checksums of what was written, before it gets its name. progress: warnings on stderr, and bars
+    when that is a terminal.
 
     `dest` appears only when it is complete. Memory stays under 1 GB whatever the model's size.
     Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix or GGUF source),

@@ -1,7 +1,7 @@
 """The type of each tensor in the GGUF file: by a recipe's name, and by name patterns of the user.
 
-A recipe is a type for all matrices, or one of the mixes of pymixtral.mixes. Norms and the router stay f32 whatever is asked: they are a
-thousandth of the weights, and the router's choice is discrete.
+A recipe is a type for all matrices, or one of the mixes of pymixtral.mixes; a pattern for all, "*", makes others of one type. Norms and the
+router stay f32 whatever is asked: they are a thousandth of the weights, and the router's choice is discrete.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ from .layout import Target
 
 Type = GGMLQuantizationType
 
-_TYPES = (Type.F32, Type.BF16, Type.F16, Type.Q8_0, Type.Q5_0, Type.Q5_1, Type.Q4_0, Type.Q4_1, Type.Q5_K, Type.Q4_K, Type.Q3_K)
+_TYPES = (Type.F32, Type.BF16, Type.F16, Type.Q8_0, Type.Q5_K, Type.Q4_K, Type.Q3_K)
 TYPES = {kind.name.lower(): kind for kind in _TYPES}
 """Recipes of one type."""
 
-MIXES = ("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k")
+MIXES = (
+    *("q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_0", "iq4_xs"),
+    *("q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
 """Recipes of several."""
 
 RECIPES = (
-    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_k", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_k"),
-    *("q4_0", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
+    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q5_k", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_0"),
+    *("q4_k", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
 )
 """All of them, from most bits to fewest."""
 
-TENSOR_TYPES = TYPES | {kind.name.lower(): kind for kind in (Type.Q6_K, Type.IQ4_NL, Type.IQ4_XS, Type.Q2_K)}
+_OTHERS = (Type.Q6_K, Type.Q5_1, Type.Q5_0, Type.Q4_1, Type.IQ4_NL, Type.Q4_0, Type.IQ4_XS, Type.Q2_K)
+TENSOR_TYPES = TYPES | {kind.name.lower(): kind for kind in _OTHERS}
 """What a single tensor can be asked to be."""
 
 _FILE_TYPES = {

@@ -59,11 +59,11 @@ def test_keys_and_values_in_q8_0_take_less() -> None:
 
 
 def test_speed_is_bandwidth_over_active_bytes() -> None:
-    found = plan("8x7b", "q4_k_m", 64 * GB, bandwidth=78.9)
-    assert found.inventory.active_bytes == pytest.approx(7.89e9, rel=1e-3)
+    found = plan("8x7b", "q4_k_m", 64 * GB, bandwidth=78.6)
+    assert found.inventory.active_bytes == pytest.approx(7.86e9, rel=1e-3)
     assert found.tokens_per_second == found.tokens_per_second_in_memory == pytest.approx(10.0, rel=1e-3)
     full = found.inventory.active_bytes + 4096 * kv_bytes_per_token(found.config)
-    assert found.tokens_per_second_full == pytest.approx(78.9e9 / full)
+    assert found.tokens_per_second_full == pytest.approx(78.6e9 / full)
 
 
 def test_paging_reads_the_absent_share_of_the_experts() -> None:

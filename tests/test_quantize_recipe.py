@@ -48,27 +48,33 @@ def test_a_type_is_that_of_all_matrices(recipe: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("recipe", "most", "attn_output", "ffn_down"),
+    ("recipe", "most", "large", "small", "ffn_down"),
     [
-        ("q6_k", Type.Q6_K, Type.Q6_K, "66666666"),
-        ("q5_k_m", Type.Q5_K, Type.Q5_K, "65565566"),
-        ("q5_k_s", Type.Q5_K, Type.Q5_K, "55555555"),
-        ("q4_k_m", Type.Q4_K, Type.Q5_K, "64464466"),
-        ("q4_k_s", Type.Q4_K, Type.Q5_K, "54444444"),
-        ("q3_k_m", Type.Q3_K, Type.Q5_K, "44444444"),
-        ("q3_k_s", Type.Q3_K, Type.Q5_K, "33333333"),
-        ("q2_k", Type.Q2_K, Type.Q5_K, "33333333"),
+        ("q8_0", Type.Q8_0, Type.Q8_0, Type.Q8_0, "88888888"),
+        ("q6_k", Type.Q6_K, Type.Q6_K, Type.Q6_K, "66666666"),
+        ("q5_1", Type.Q5_1, Type.Q5_1, Type.Q6_K, "55555555"),
+        ("q5_k_m", Type.Q5_K, Type.Q5_K, Type.Q6_K, "65565566"),
+        ("q5_k_s", Type.Q5_K, Type.Q5_K, Type.Q6_K, "55555555"),
+        ("q5_0", Type.Q5_0, Type.Q5_0, Type.Q6_K, "55555555"),
+        ("q4_1", Type.Q4_1, Type.Q5_K, Type.Q5_K, "44444444"),
+        ("q4_k_m", Type.Q4_K, Type.Q5_K, Type.Q5_K, "64464466"),
+        ("q4_k_s", Type.Q4_K, Type.Q5_K, Type.Q5_K, "54444444"),
+        ("q4_0", Type.Q4_0, Type.Q5_K, Type.Q5_K, "44444444"),
+        ("q3_k_m", Type.Q3_K, Type.Q4_K, Type.Q5_K, "44444444"),
+        ("q3_k_s", Type.Q3_K, Type.Q4_K, Type.Q5_K, "33333333"),
+        ("q2_k", Type.Q2_K, Type.Q4_K, Type.Q5_K, "33333333"),
     ],
 )
-def test_mixes_have_mixtral_s_own_choices(recipe: str, most: Type, attn_output: Type, ffn_down: str) -> None:
+def test_mixes_have_mixtral_s_own_choices(recipe: str, most: Type, large: Type, small: Type, ffn_down: str) -> None:
+    """For what every token passes: attn_q and attn_output are large, attn_k, attn_v and the embedding small."""
     targets = mixtral()
     found = dict(zip([target.name for target in targets], wanted_types(targets, recipe), strict=True))
-    assert found["token_embd.weight"] == most
-    assert found["output.weight"] == Type.Q6_K
+    assert found["token_embd.weight"] == small
+    assert found["output.weight"] == (Type.Q8_0 if recipe == "q8_0" else Type.Q6_K)
     for i in range(8):
-        assert [found[f"blk.{i}.{name}.weight"] for name in ("attn_q", "ffn_gate_exps")] == [most, most]
-        assert [found[f"blk.{i}.{name}.weight"] for name in ("attn_k", "attn_v")] == [Type.Q8_0, Type.Q8_0]
-        assert found[f"blk.{i}.attn_output.weight"] == attn_output
+        assert found[f"blk.{i}.ffn_gate_exps.weight"] == most
+        assert [found[f"blk.{i}.{name}.weight"] for name in ("attn_q", "attn_output")] == [large, large]
+        assert [found[f"blk.{i}.{name}.weight"] for name in ("attn_k", "attn_v")] == [small, small]
     assert "".join(found[f"blk.{i}.ffn_down_exps.weight"].name[1] for i in range(8)) == ffn_down
 
 

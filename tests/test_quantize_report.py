@@ -31,7 +31,7 @@ def test_report_of_tiny_mixtral(tmp_path: Path) -> None:
 
 
 def test_error_is_that_of_the_measured_rows(tmp_path: Path) -> None:
-    report = quantize(TINY_MIXTRAL, tmp_path / "tiny.gguf", "q4_0", progress=False)
+    report = quantize(TINY_MIXTRAL, tmp_path / "tiny.gguf", tensors=[("*", "q4_0")], progress=False)
     embedding = read_tensors(TINY_MIXTRAL)["model.embed_tokens.weight"][::ERROR_STRIDE]
     kind = GGMLQuantizationType.Q4_0
     difference = quants.dequantize(quants.quantize(embedding, kind), kind).astype(np.float64) - embedding
