@@ -42,6 +42,7 @@ typedef struct {
      * bytes, 64-byte aligned. NULL: there is only vec. */
     void (*mat)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
                 int64_t n_tokens, void *scratch);
+    int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     void (*dequantize)(float *y, const uint8_t *w, int64_t n);
 } pmx_type_kernels;
 
@@ -54,7 +55,6 @@ pmx_search pmx_search_portable, pmx_search_avx2, pmx_search_avx512;
 typedef struct {
     const char *name;
     int (*available)(void);
-    int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     pmx_type_kernels types[PMX_TYPE_SLOTS];
 
     void (*rms_norm)(float *y, const float *x, const float *w, int64_t n, float eps);

@@ -83,7 +83,7 @@ void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weigh
         return;
     }
     const uint8_t *data = (const uint8_t *)w->data + first_row * w->row_bytes;
-    if (type->mat && n_tokens >= kernels->mat_min_tokens) {
+    if (type->mat && n_tokens >= type->mat_min_tokens) {
         type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, scratch);
         return;
     }

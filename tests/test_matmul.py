@@ -65,8 +65,8 @@ def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 @every_type
 def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     for cols in LONG[block_of(kind)]:
-        x, w, want = product(kind, 6, 19, cols)
-        for n in (1, 6):
+        x, w, want = product(kind, 12, 19, cols)
+        for n in (1, 6, 12):
             np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
 
@@ -74,8 +74,8 @@ def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 @pytest.mark.parametrize("kind", INTEGER_TYPES, ids=lambda kind: kind.name.lower())
 def test_the_largest_integers(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     for fill in (0x00, 0x0F, 0x7F, 0x80, 0xF0, 0xFF):  # -128 of q8_0, both ends of every nibble and of every scale
-        x, w, want = product(kind, 6, 17, 512, fill)
-        for n in (1, 6):
+        x, w, want = product(kind, 12, 17, 512, fill)
+        for n in (1, 6, 12):
             np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
 

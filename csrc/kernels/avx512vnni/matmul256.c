@@ -4,9 +4,9 @@
  * and fma ends the block of 256. Offsets and minimums are vpdpwssd of int16: scales or minimums times the activations' sums, which fit
  * (32 * 127).
  *
- * vec: 8 rows of one token; the rows' 16 lanes are reduced together once per block of 256, and so are the products of the sums, which are
- * formed for four rows in one register.
- * mat: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8 accumulators of a sub-block and 8 of the block. */
+ * vec: 8 rows of up to 4 tokens; the rows' 16 lanes are reduced together once per block of 256, and so are the products of the sums, which
+ * are formed for four rows in one register. mat takes a few tokens so.
+ * mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8 accumulators of a sub-block and 8 of the block. */
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
@@ -16,7 +16,9 @@ enum {
     STRIP_ROWS = 32,
     STRIP_BLOCKS = 4, /* blocks of 256 of a strip: 32 KB of weights */
     TILE_TOKENS = 4,
-    PAIRS = 8 /* of int16 sums in a block of 256 */
+    VEC_TOKENS = 4,
+    FEW_TOKENS = 8, /* so many are faster without a strip */
+    PAIRS = 8       /* of int16 sums in a block of 256 */
 };
 
 PMX_AVX512VNNI_BEGIN
@@ -59,21 +61,33 @@ PMX_INLINE __m512i wide_scales(const words256 *scales, const int row, const int 
     return _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(at)), _mm512_cvtepi16_epi32(two_rows));
 }
 
+/* One row's block, as all tokens need it. */
+typedef struct {
+    __m512i q[4];
+    __m512i scales[2]; /* of registers 0 and 1, 2 and 3 */
+} row_block;
+
+PMX_INLINE row_block unpack_row(const uint8_t *block, const words256 *scales, const int row, const type256 T) {
+    row_block out;
+    T.unpack(out.q, block);
+    for (int i = 0; i < 2; i++) out.scales[i] = T.wide ? wide_scales(scales, row, 2 * i, T) : packed_scales(scales, row, 2 * i, T);
+    return out;
+}
+
 /* The scaled sums of products of a row's block with activations x, in 16 lanes. A lane of vpdpbusd holds four products: at most
  * 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into int16 without loss, and vpdpwssd scales and adds them. */
-PMX_INLINE __m512i dot_block(const uint8_t *block, const words256 *scales, const int row, const __m512i x[4], const type256 T) {
+PMX_INLINE __m512i dot_block(const row_block *w, const __m512i x[4], const type256 T) {
     const __m512i zero = _mm512_setzero_si512();
-    __m512i q[4], dot = zero;
-    T.unpack(q, block);
+    __m512i dot = zero;
 #pragma GCC unroll 2
-    for (int i = 0; i < 4; i += 2) {
-        const __m512i first = _mm512_dpbusd_epi32(zero, q[i], x[i]);
+    for (int i = 0; i < 2; i++) {
+        const __m512i first = _mm512_dpbusd_epi32(zero, w->q[2 * i], x[2 * i]);
         if (T.wide) {
-            const __m512i both = _mm512_dpbusd_epi32(first, q[i + 1], x[i + 1]);
-            dot = _mm512_add_epi32(dot, _mm512_mullo_epi32(both, wide_scales(scales, row, i, T)));
+            const __m512i both = _mm512_dpbusd_epi32(first, w->q[2 * i + 1], x[2 * i + 1]);
+            dot = _mm512_add_epi32(dot, _mm512_mullo_epi32(both, w->scales[i]));
         } else {
-            const __m512i second = _mm512_dpbusd_epi32(zero, q[i + 1], x[i + 1]);
-            dot = _mm512_dpwssd_epi32(dot, _mm512_packs_epi32(first, second), packed_scales(scales, row, i, T));
+            const __m512i second = _mm512_dpbusd_epi32(zero, w->q[2 * i + 1], x[2 * i + 1]);
+            dot = _mm512_dpwssd_epi32(dot, _mm512_packs_epi32(first, second), w->scales[i]);
         }
     }
     return dot;
@@ -85,48 +99,75 @@ PMX_INLINE words256 load_sums(const int32_t *sums, const type256 T) {
     return (words256){_mm512_broadcast_i32x4(_mm256_castsi256_si128(v)), _mm512_broadcast_i32x4(_mm256_extracti128_si256(v, 1))};
 }
 
-PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token,
-                       const type256 T) {
+/* Of N tokens; N is a constant where this is inlined. */
+PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, const int N, const type256 T) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    const int8_t *q = acts->q256.q + token * acts->cols;
-    const float *d = acts->q256.d + token * n_blocks;
-    const int32_t *sums = acts->q256.sums + token * n_blocks * 16;
     for (int64_t r = 0; r < n_rows; r += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, r, n_rows);
         const char *next = (const char *)w + (r + 8) * row_bytes;
-        __m256 acc = _mm256_setzero_ps();
+        __m256 acc[VEC_TOKENS];
+        for (int t = 0; t < N; t++) acc[t] = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            const words256 xsums = load_sums(sums + b * 16, T);
-            __m512i x[4], dots[8], pairs[2];
-            load_ordered256(x, q + b * PMX_BLOCK256, T.order);
+            words256 xsums[VEC_TOKENS];
+            __m512i x[VEC_TOKENS][4], dots[VEC_TOKENS][8], pairs[VEC_TOKENS][2];
+            for (int t = 0; t < N; t++) {
+                const int64_t block = tokens[t] * n_blocks + b;
+                xsums[t] = load_sums(acts->q256.sums + block * 16, T);
+                load_ordered256(x[t], acts->q256.q + block * PMX_BLOCK256, T.order);
+            }
 #pragma GCC unroll 2
             for (int first = 0; first < 8; first += 4) {
                 words256 scales, factors;
                 load_scales256(&scales, &factors, rows + first, at, T);
-                pairs[first / 4] = _mm512_madd_epi16(factors.low, xsums.low);
-                if (T.n_sub == 16) pairs[first / 4] = _mm512_dpwssd_epi32(pairs[first / 4], factors.high, xsums.high);
+                for (int t = 0; t < N; t++) {
+                    __m512i sum = _mm512_madd_epi16(factors.low, xsums[t].low);
+                    if (T.n_sub == 16) sum = _mm512_dpwssd_epi32(sum, factors.high, xsums[t].high);
+                    pairs[t][first / 4] = sum;
+                }
 #pragma GCC unroll 4
                 for (int i = first; i < first + 4; i++) {
                     for (int64_t line = 0; line < T.block_bytes; line += 64)
                         _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
-                    dots[i] = dot_block(rows[i] + at, &scales, i - first, x, T);
+                    const row_block row = unpack_row(rows[i] + at, &scales, i - first, T);
+                    for (int t = 0; t < N; t++) dots[t][i] = dot_block(&row, x[t], T);
                     __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
                 }
             }
-            __m512i halves[4];
-            for (int i = 0; i < 4; i++) halves[i] = halve(dots[i], dots[i + 4]);
-            __m256i isum = reduce8(halves);
-            const __m256i psum = reduce_lanes(pairs[0], pairs[1]);
-            if (T.offset_bits) isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
             __m256 dw, dmin;
             load_d256(&dw, &dmin, rows, at, T);
-            const __m256 dx = _mm256_set1_ps(d[b]);
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(isum), acc);
-            if (T.has_min) acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(psum), acc);
+            for (int t = 0; t < N; t++) {
+                __m512i halves[4];
+                for (int i = 0; i < 4; i++) halves[i] = halve(dots[t][i], dots[t][i + 4]);
+                __m256i isum = reduce8(halves);
+                const __m256i psum = reduce_lanes(pairs[t][0], pairs[t][1]);
+                if (T.offset_bits) isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
+                const __m256 dx = _mm256_set1_ps(acts->q256.d[tokens[t] * n_blocks + b]);
+                acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(isum), acc[t]);
+                if (T.has_min) acc[t] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(psum), acc[t]);
+            }
         }
-        _mm256_mask_storeu_ps(y + r, n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1), acc);
+        const __mmask8 stored = n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1);
+        for (int t = 0; t < N; t++) _mm256_mask_storeu_ps(y + t * ldy + r, stored, acc[t]);
+    }
+}
+
+/* A few tokens: groups of 8 rows, so that they read each row from memory once. */
+PMX_INLINE void few256(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       const int32_t *tokens, int64_t n_tokens, const type256 T) {
+    for (int64_t r = 0; r < n_rows; r += 8, w += 8 * row_bytes) {
+        const int64_t rows = n_rows - r < 8 ? n_rows - r : 8;
+        float *out = y + r;
+        int64_t t = 0;
+        for (; t + 4 <= n_tokens; t += 4) vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 4, T);
+        switch (n_tokens - t) {
+        case 3: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 3, T); break;
+        case 2: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 2, T); break;
+        case 1: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 1, T); break;
+        default: break;
+        }
     }
 }
 
@@ -297,11 +338,15 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
 #define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                                                  \
     static const type256 T = {unpack_##T, SCALES, sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d), ORDER, __VA_ARGS__};            \
     void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
-        vec256(y, w, row_bytes, n_rows, acts, token, T);                                                                                   \
+        const int32_t t = (int32_t)token;                                                                                                  \
+        vec256(y, 0, w, row_bytes, n_rows, acts, &t, 1, T);                                                                                \
     }                                                                                                                                      \
     void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
                                 const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
-        mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                          \
+        if (n_tokens <= FEW_TOKENS)                                                                                                        \
+            few256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, T);                                                               \
+        else                                                                                                                               \
+            mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                      \
     }
 
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)

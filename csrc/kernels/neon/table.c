@@ -4,12 +4,11 @@
 #include "../scalar/scalar.h"
 #include "neon.h"
 
-#define TYPE(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T}
+#define TYPE(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_mat_##T, 4, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_neon = {
     .name = "neon",
     .available = pmx_cpu_neon,
-    .mat_min_tokens = 4,
     .types =
         {
             [PMX_F32] = TYPE(PMX_FORM_F32, f32),

@@ -4,13 +4,12 @@
 #include "../scalar/scalar.h"
 #include "neon_i8mm.h"
 
-#define FLOATS(T) {PMX_FORM_F32, pmx_neon_vec_##T, pmx_neon_mat_##T, pmx_scalar_dequantize_##T}
-#define INTEGERS(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_i8mm_mat_##T, pmx_scalar_dequantize_##T}
+#define FLOATS(T) {PMX_FORM_F32, pmx_neon_vec_##T, pmx_neon_mat_##T, 4, pmx_scalar_dequantize_##T}
+#define INTEGERS(FORM, T) {FORM, pmx_neon_vec_##T, pmx_neon_i8mm_mat_##T, 4, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_neon_i8mm = {
     .name = "neon_i8mm",
     .available = pmx_cpu_neon_i8mm,
-    .mat_min_tokens = 4,
     .types =
         {
             [PMX_F32] = FLOATS(f32),

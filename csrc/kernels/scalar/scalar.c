@@ -157,12 +157,11 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
-#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, pmx_scalar_dequantize_##T}
+#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, 0, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
     .available = available,
-    .mat_min_tokens = INT64_MAX,
     .types =
         {
             [PMX_F32] = TYPE(PMX_FORM_F32, f32),

@@ -44,7 +44,7 @@ void pmx_scalar_dequantize_tq1_0(float *y, const uint8_t *w, int64_t n);
 void pmx_scalar_dequantize_tq2_0(float *y, const uint8_t *w, int64_t n);
 void pmx_scalar_dequantize_mxfp4(float *y, const uint8_t *w, int64_t n);
 /* Their places in the table of an instruction set. */
-#define PMX_DEQUANTIZED(T) {PMX_FORM_F32, NULL, NULL, pmx_scalar_dequantize_##T}
+#define PMX_DEQUANTIZED(T) {PMX_FORM_F32, NULL, NULL, 0, pmx_scalar_dequantize_##T}
 #define PMX_DEQUANTIZED_TYPES                                                                                                              \
     [PMX_IQ2_XXS] = PMX_DEQUANTIZED(iq2_xxs), [PMX_IQ2_XS] = PMX_DEQUANTIZED(iq2_xs), [PMX_IQ3_XXS] = PMX_DEQUANTIZED(iq3_xxs),            \
     [PMX_IQ1_S] = PMX_DEQUANTIZED(iq1_s), [PMX_IQ3_S] = PMX_DEQUANTIZED(iq3_s), [PMX_IQ2_S] = PMX_DEQUANTIZED(iq2_s),                      \
