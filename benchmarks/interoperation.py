@@ -6,8 +6,8 @@ A trained Mixtral is written in every type that llama.cpp's quantizer (llama_mod
 small models of other shapes (interoperation_models.py) and other layouts in a few. agreement.py says what is compared. Files that
 llama.cpp writes only with an importance matrix get pymixtral's, of the calibration text.
 
-Then both quantizers write a few types without an importance matrix, with pymixtral's, and, with --tools, llama-imatrix's: the divergence
-of each file's predictions from those of the f32 model. With --tools, a directory that has llama-imatrix and llama-quantize,
+Then both quantizers write every type of both without an importance matrix, with pymixtral's, and, with --tools, llama-imatrix's: the
+divergence of each file's predictions from those of the f32 model. With --tools, a directory that has llama-imatrix and llama-quantize,
 llama-quantize reads the files themselves; without, pymixtral reads its file for llama.cpp's quantizer.
 """
 
@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pymixtral.quantize.recipe import RECIPES
 import pymixtral
 from pymixtral import Mixtral, PymixtralError, convert_layout, imatrix
 from pymixtral.calibration import calibrate
+from pymixtral.gguf import GGUFFile
 from pymixtral.perplexity import perplexity
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +48,10 @@ PEER_TYPES = {
     **{"iq1_s": 24, "iq1_m": 31, "iq2_xxs": 19, "iq2_xs": 20, "iq2_s": 28, "iq2_m": 29, "iq3_xxs": 23, "iq3_xs": 22, "iq3_s": 26},
     **{"iq3_m": 27, "tq1_0": 36, "tq2_0": 37, "mxfp4_moe": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41},
 }
-WEIGHTED = ("q2_k", "q3_k_s", "q3_k_m", "q4_0", "q4_k_s", "q4_k_m", "iq4_xs")
+WEIGHTED = (
+    *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "iq4_xs", "q4_0", "iq4_nl", "q4_k_s", "q4_k_m", "q4_1"),
+    *("q5_0", "q5_k_s", "q5_k_m", "q5_1", "q6_k", "q8_0"),
+)
 """Types written with and without an importance matrix."""
 
 Written = tuple[Path, Path, str]
@@ -169,9 +174,11 @@ def weighted(bench: Bench, passage: Passage, calibration: Path, tools: Path | No
                 with Mixtral(path, n_ctx=passage.n_ctx, n_threads=bench.peer.n_threads) as model:
                     kl = perplexity(model, passage.text, kl_against=base, **options).kl
                 assert kl
-                n_bytes = path.stat().st_size
+                with GGUFFile(path) as file:
+                    tensors = file.tensors.values()
+                    bits = 8 * sum(tensor.data.nbytes for tensor in tensors) / sum(prod(tensor.shape) for tensor in tensors)
                 path.unlink()
-                yield {"type": kind, "writer": writer, "imatrix": name, "bytes": n_bytes, **asdict(kl)}
+                yield {"type": kind, "writer": writer, "imatrix": name, "bits": bits, **asdict(kl)}
 
 
 def _silently(command: list[Any]) -> None:
@@ -187,7 +194,7 @@ HEAD = """\
 top-1 with exact: pymixtral | llama.cpp | KL from exact: pymixtral | llama.cpp | |
 | --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
 WEIGHTED_HEAD = """\
-| type | written by | importance matrix | bytes | KL from the f32 model | top-1 | perplexity ratio |
+| type | written by | importance matrix | bits per weight | KL from the f32 model | top-1 | perplexity ratio |
 | --- | --- | --- | ---: | ---: | ---: | ---: |"""
 
 
@@ -258,8 +265,11 @@ def main() -> None:
             print("", WEIGHTED_HEAD, sep="\n")
             for row in weighted(bench, passage, given.calibration, given.tools, directory):
                 weights.append(row)
-                cells = f"{row['mean']:.5f} ± {row['standard_error']:.5f} | {row['top1_agreement']:.2%} | {row['ratio']:.4f}"
-                lines.append(f"| {row['type']} | {row['writer']} | {row['imatrix']} | {row['bytes']} | {cells} |")
+                cells = [
+                    *(row["type"], row["writer"], row["imatrix"], f"{row['bits']:.3f}", f"{row['mean']:.5f} ± {row['standard_error']:.5f}"),
+                    *(f"{row['top1_agreement']:.2%}", f"{row['ratio']:.4f} ± {row['ratio_error']:.4f}"),
+                ]
+                lines.append(f"| {' | '.join(cells)} |")
                 print(lines[-1], flush=True)
     if given.markdown:
         given.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
