@@ -125,13 +125,17 @@ PMX_INLINE acts4 load_acts(const int8_t *q, const float *d, const int32_t *sums,
     return x;
 }
 
-/* acc of 16 rows += n blocks. */
-PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const acts4 *x, const int64_t n, const type4 T) {
+/* acc of 16 rows += n blocks. next: what to prefetch meanwhile, a line a row, so that a few are left to the hardware: all of them, or all
+ * at once, cost two cores more of a busy memory's bandwidth than they gain. */
+PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const char *next, const acts4 *x, const int64_t n,
+                             const type4 T) {
     __m512i heads[ROWS], sums[4];
     for (int g = 0; g < 4; g++) {
         __m512i p[4];
         for (int i = 0; i < 4; i++) {
             __m512i tail;
+            _mm_prefetch(next + (4 * g + i) * 2 * T.block_words * BLOCKS, _MM_HINT_T0);
+            __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
             load_blocks(&heads[4 * g + i], &tail, rows[4 * g + i] + at, n, T);
             p[i] = dot_row(heads[4 * g + i], tail, x, T);
         }
@@ -160,14 +164,12 @@ PMX_INLINE void vec4(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_ro
         __m512 acc = _mm512_setzero_ps();
         int64_t b = 0;
         for (; b + BLOCKS <= n_blocks; b += BLOCKS) {
-            for (int64_t line = 0; line < ROWS * BLOCKS * block_bytes; line += 64)
-                _mm_prefetch(next + ROWS * b * block_bytes + line, _MM_HINT_T0);
             const acts4 x = load_acts(q + b * PMX_BLOCK, d + b, sums + b, BLOCKS, T);
-            acc = add_blocks(acc, rows, b * block_bytes, &x, BLOCKS, T);
+            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, BLOCKS, T);
         }
         if (b < n_blocks) {
             const acts4 x = load_acts(q + b * PMX_BLOCK, d + b, sums + b, n_blocks - b, T);
-            acc = add_blocks(acc, rows, b * block_bytes, &x, n_blocks - b, T);
+            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, n_blocks - b, T);
         }
         _mm512_mask_storeu_ps(y + r, n_rows - r >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << (n_rows - r)) - 1), acc);
     }
