@@ -72,8 +72,8 @@ class PyMixtral:
         self.sequence.truncate(self.kept)
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
-        hidden = self.model.forward(tokens, [(self.sequence, len(tokens))], self.cache)
-        logits: NDArray[np.float32] = self.model.logits(hidden[-1:])[0]
+        last = self.model.forward(tokens, [(self.sequence, len(tokens))], self.cache, rows=slice(len(tokens) - 1 or None, None))
+        logits: NDArray[np.float32] = self.model.logits(last)[0]
         return logits
 
 

@@ -60,7 +60,7 @@ def bench(model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetit
         int8_rates.append(probe.int8_rate(model.n_threads).gmacs)
     prompt_rate = n_prompt / statistics.median(prompts)
     generation_rate = n_generate / statistics.median(generations)
-    prompt_gmacs = prompt_rate * model.active_weights / 1e9
+    prompt_gmacs = prompt_rate * model.prompt_weights / 1e9
     generation_bandwidth = generation_rate * model.active_bytes / 1e9
     read_bandwidth, int8_gmacs = statistics.median(bandwidths), statistics.median(int8_rates)
     return Bench(

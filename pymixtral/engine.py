@@ -24,7 +24,7 @@ from pymixtral.gguf import GGUFFile
 from pymixtral.interrupt import run_beside
 from pymixtral.kv_cache import n_pages_for
 from pymixtral.matrix import slow_types
-from pymixtral.model import Model
+from pymixtral.model import EVERY, Model
 from pymixtral.overrides import Override, override
 from pymixtral.sampler import Sampler, Sampling
 from pymixtral.tokenizer import Tokenizer, has_tokenizer
@@ -50,7 +50,7 @@ class Mixtral:
     lock: keep in memory the weights that have been read, so that nothing drives them out. prefault: read all weights now, not when they
     are first needed; as a function, it is called with the bytes read so far and in all.
 
-    active_bytes, active_weights: what one token reads, and the weights of the layers that it is multiplied with.
+    active_bytes, prompt_weights: what a generated token reads, and the weights that a token of a prompt is multiplied with.
     isa, n_threads: the instruction set and number of threads in use.
     slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs"; a model with some is several times slower.
 
@@ -90,7 +90,7 @@ class Mixtral:
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
             self._check_file = file.check_length
             self.active_bytes = weights.active_bytes(self.config.n_experts_used)
-            self.active_weights = weights.active_weights(self.config.n_experts_used)
+            self.prompt_weights = weights.prompt_weights(self.config.n_experts_used)
             self._model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(self._model.close)
             self.isa, self.n_threads = self._model.context.isa, self._model.context.n_threads
@@ -203,7 +203,7 @@ class Mixtral:
         ids = self._checked_ids(tokens, "tokens")
         with self._working():
             self._truncate(0)
-            parts = [self._forward(ids[i : i + self._n_batch], observers) for i in range(0, len(ids), self._n_batch)]
+            parts = [self._forward(ids[i : i + self._n_batch], EVERY, observers) for i in range(0, len(ids), self._n_batch)]
             return self._model.head_input(np.concatenate(parts))
 
     def _next_logits(self, ids: NDArray[np.int32]) -> tuple[NDArray[np.float32], int]:
@@ -218,7 +218,7 @@ class Mixtral:
             self._truncate(n_cached)
             rows = np.empty((len(ids) - first, self.config.n_vocab), np.float32)
             for begin in range(n_cached, len(ids), self._n_batch):
-                hidden = self._forward(ids[begin : begin + self._n_batch])[max(first - begin, 0) :]
+                hidden = self._forward(ids[begin : begin + self._n_batch], slice(max(first - begin, 0) or None, None))
                 if len(hidden):
                     part = self._interruptible(len(hidden), partial(self._model.logits, hidden))
                     if len(part) == len(rows):  # mostly: then there is nothing to copy
@@ -229,12 +229,12 @@ class Mixtral:
             self._check_file()
             return rows, n_cached
 
-    def _forward(self, ids: NDArray[np.int32], observers: Sequence[ops.Observer] | None = None) -> NDArray[np.float32]:
-        """Appends ids to the sequence; hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""
+    def _forward(self, ids: NDArray[np.int32], rows: slice, observers: Sequence[ops.Observer] | None = None) -> NDArray[np.float32]:
+        """Appends ids to the sequence; those hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""
         begin = self._sequence.length
         self._ids[begin : begin + len(ids)] = ids  # first: whatever interrupts, the ids of all positions that count are right
         batch = [(self._sequence, len(ids))]
-        return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache, observers=observers))
+        return self._interruptible(len(ids), partial(self._model.forward, ids, batch, self._cache, rows=rows, observers=observers))
 
     @contextmanager
     def _working(self) -> Iterator[None]:

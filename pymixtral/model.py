@@ -16,6 +16,7 @@ from pymixtral.ops import PAGE
 from pymixtral.weights import ModelWeights
 
 Batch = Seq[tuple[Sequence, int]]
+EVERY = slice(None)
 
 
 class Model:
@@ -66,13 +67,15 @@ class Model:
         cache: KVCache,
         *,
         layers: range | None = None,
+        rows: slice = EVERY,
         observers: Seq[ops.Observer] | None = None,
     ) -> NDArray[np.float32]:
-        """The hidden rows float32 [n, hidden] after some layers, by default all.
+        """The hidden rows float32 [n, hidden], or those of them that `rows` names, after some layers, by default all.
 
         inputs: token ids int32 [n], or hidden rows float32 [n, hidden] from earlier layers. batch: (sequence, how many of the rows
         continue it), in the order of the rows; the sequences belong to `cache`, each at most once. They advance when the pass has
-        succeeded; after an exception they are as before, and what was reserved is given back. observers: for calibration, one for
+        succeeded; after an exception they are as before, and what was reserved is given back. rows: the last layer's experts are spared
+        the others, which nothing depends on; a NonFiniteError from there counts among these rows. observers: for calibration, one for
         each layer of the model; an exception leaves parts of the pass in them. Raises InvalidArgumentError,
         ContextLengthError when the cache is full, NonFiniteError, and CanceledError after cancel().
         """
@@ -89,7 +92,7 @@ class Model:
         try:
             for sequence, count in batch:
                 sequence.reserve(count)
-            x = self._pass(inputs, batch, cache, range(self.config.n_layers) if layers is None else layers, observers)
+            x = self._pass(inputs, batch, cache, range(self.config.n_layers) if layers is None else layers, rows, observers)
         except BaseException:
             for sequence, _ in batch:
                 sequence.truncate(sequence.length)  # gives back what was reserved
@@ -104,6 +107,7 @@ class Model:
         batch: Batch,
         cache: KVCache,
         layers: range,
+        rows: slice,
         observers: Seq[ops.Observer] | None,
     ) -> NDArray[np.float32]:
         rotation, runs = self._rotation_of(batch), self._runs_of(batch)
@@ -116,8 +120,16 @@ class Model:
         for i in layers:
             observer = observers[i] if observers else None
             ops.layer_attention(self.context, shared, self.layers[i], views[i], runs, rotation, observer)
-            ops.layer_experts(self.context, shared, self.layers[i], observer)
-        return x
+            if i == layers[-1] and rows != EVERY:
+                shared = self._part(shared, rows)
+            if shared.n_tokens:
+                ops.layer_experts(self.context, shared, self.layers[i], observer)
+        return shared.x
+
+    def _part(self, whole: ops.Pass, rows: slice) -> ops.Pass:
+        part = ops.Pass(self.layers[0], whole.x[rows].copy())
+        part.normed[:], part.ids[:], part.weights[:] = whole.normed[rows], whole.ids[rows], whole.weights[rows]
+        return part
 
     def _rotation_of(self, batch: Batch) -> ops.Rotation:
         """The next token of a text mostly has its position in the same page of them as the last one."""

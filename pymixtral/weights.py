@@ -70,9 +70,12 @@ class ModelWeights:
         layers = self._per_token(n_experts_used, lambda matrix: matrix.data.nbytes)
         return self.head.data.nbytes + self.embedding.row_bytes + layers
 
-    def active_weights(self, n_experts_used: int) -> int:
-        """Weights of the layers that one token is multiplied with; the output head is not among them."""
-        return self._per_token(n_experts_used, lambda matrix: matrix.rows * matrix.cols)
+    def prompt_weights(self, n_experts_used: int) -> int:
+        """Weights that each token of a prompt is multiplied with when logits are asked for after the last one only: those of the layers,
+        without the last layer's experts."""
+        last = self.layers[-1].experts
+        unused = sum(matrix.rows * matrix.cols for expert in last for matrix in expert) * n_experts_used // len(last)
+        return self._per_token(n_experts_used, lambda matrix: matrix.rows * matrix.cols) - unused
 
     def _per_token(self, n_experts_used: int, size: Callable[[Matrix], int]) -> int:
         total = 0

@@ -22,7 +22,7 @@ def result() -> Bench:
 
 def test_rates_and_limits_belong_together(result: Bench) -> None:
     with Mixtral(n_ctx=24) as model:
-        assert result.prompt_gmacs == pytest.approx(result.prompt_rate * model.active_weights / 1e9)
+        assert result.prompt_gmacs == pytest.approx(result.prompt_rate * model.prompt_weights / 1e9)
         assert result.generation_bandwidth == pytest.approx(result.generation_rate * model.active_bytes / 1e9)
     assert result.prompt_limit == pytest.approx(result.prompt_gmacs / result.int8_gmacs)
     assert result.generation_limit == pytest.approx(result.generation_bandwidth / result.read_bandwidth)
@@ -49,9 +49,9 @@ def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.Monkey
 
 
 def test_the_demo_model_multiplies_two_experts_of_eight() -> None:
-    with Mixtral() as model:  # 4 layers: q, k, v, output, router and 2 experts of 3 matrices
-        layer = 256 * 256 * 2 + 64 * 256 * 2 + 8 * 256 + 2 * 3 * 512 * 256
-        assert model.active_weights == 4 * layer
+    with Mixtral() as model:  # 4 layers: q, k, v, output, router; 2 experts of 3 matrices, but in the last one
+        attention, experts = 256 * 256 * 2 + 64 * 256 * 2 + 8 * 256, 2 * 3 * 512 * 256
+        assert model.prompt_weights == 4 * attention + 3 * experts
 
 
 def test_wrong_numbers_are_refused() -> None:

@@ -252,6 +252,20 @@ def test_layers_in_two_calls(load: Load, name: str) -> None:
     back.close()
 
 
+@pytest.mark.parametrize("name", ["tiny-q4_0", "odd-q8_0", "dense-q4_0"])
+def test_some_rows(load: Load, name: str) -> None:
+    """The others stay in the cache, for what follows."""
+    e = load(name)
+    model, want = e.model(), e.hidden()
+    kv = model.new_cache(len(e.tokens), "f32")
+    for rows in (slice(0, None), slice(9, None), slice(39, None), slice(40, None), slice(3, 17), slice(0, 40, 6)):
+        sequence = kv.new_sequence()
+        np.testing.assert_array_equal(model.forward(e.tokens[:40], [(sequence, 40)], kv, rows=rows), want[:40][rows])
+        np.testing.assert_array_equal(run(model, kv, sequence, e.tokens[40:]), want[40:])
+        sequence.free()
+    model.close()
+
+
 # --- Failures ----------------------------------------------------------------------------------------------------
 
 
