@@ -110,7 +110,12 @@ def plot(result: dict[str, Any], path: Path) -> None:
     isa = list(next(iter(result["figures"].values())))[-1]
     names = list(result["figures"])
     panels = [
-        (f"GMAC/s, {TOKENS} tokens", result["limits"][f"int8 GMAC/s {isa}"], f"{TOKENS} tokens: 10⁹ multiply-adds a second", "int8 product in cache:"),
+        (
+            f"GMAC/s, {TOKENS} tokens",
+            result["limits"][f"int8 GMAC/s {isa}"],
+            f"{TOKENS} tokens: 10⁹ multiply-adds a second",
+            "int8, in cache:",
+        ),
         ("GB/s, 1 token", result["limits"]["read GB/s"], "1 token: GB/s of weights read", "memory read:"),
     ]
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True)
