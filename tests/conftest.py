@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from pymixtral.quantize import quantize
 
 from pymixtral.machine import instruction_sets
+
+
+def pytest_configure() -> None:
+    """The signals that a terminal's programs begin with, also where the tests run in the background or under nohup: tests of interrupts
+    send them, to this process and to those it starts, which inherit what is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

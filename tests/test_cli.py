@@ -236,16 +236,8 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0
 # --- Processes ----------------------------------------------------------------------------------------------------
 
 
-def default_signals() -> None:
-    """What a terminal's child has, also where the tests themselves run in the background or under nohup."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=default_signals, **options
-    )
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 @pytest.fixture(scope="module")
