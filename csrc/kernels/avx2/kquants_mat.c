@@ -49,18 +49,12 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
     }
 }
 
-#define TYPE(T, ID)                                                                                                                        \
-    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
-                          const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                        \
-        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                                         \
-    }
-
-TYPE(q2_k, PMX_Q2_K)
-TYPE(q3_k, PMX_Q3_K)
-TYPE(q4_k, PMX_Q4_K)
-TYPE(q5_k, PMX_Q5_K)
-TYPE(q6_k, PMX_Q6_K)
-TYPE(iq4_xs, PMX_IQ4_XS)
+KQUANTS_MAT(pmx_avx2_mat_q2_k, PMX_Q2_K)
+KQUANTS_MAT(pmx_avx2_mat_q3_k, PMX_Q3_K)
+KQUANTS_MAT(pmx_avx2_mat_q4_k, PMX_Q4_K)
+KQUANTS_MAT(pmx_avx2_mat_q5_k, PMX_Q5_K)
+KQUANTS_MAT(pmx_avx2_mat_q6_k, PMX_Q6_K)
+KQUANTS_MAT(pmx_avx2_mat_iq4_xs, PMX_IQ4_XS)
 
 PMX_AVX2_END
 #endif

@@ -159,6 +159,13 @@ PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ld
     }
 }
 
+/* Defines a type's kernel by the multiply_block of the file. */
+#define KQUANTS_MAT(NAME, ID)                                                                                                              \
+    void NAME(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,     \
+              int64_t n_tokens, void *scratch) {                                                                                           \
+        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                                         \
+    }
+
 PMX_AVX2_END
 
 #endif
