@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pymixtral.quantize import quantize
 
 from pymixtral import Mixtral
-from pymixtral.config import ModelConfig
-from pymixtral.gguf import GGUFFile
-from pymixtral.perplexity_base import log_softmax
-from pymixtral.weights import load_weights
-from pymixtral.windows import Windows
+from pymixtral.evaluation.base import log_softmax
+from pymixtral.evaluation.windows import Windows
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.model.config import ModelConfig
+from pymixtral.model.weights import load_weights
+from pymixtral.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from ggufs import is_mapped
+from support.ggufs import is_mapped
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from pymixtral.quantize.safetensors import read_safetensors
 
 from pymixtral import ops
-from pymixtral.matrix import Matrix
+from pymixtral.files.types import Matrix
+from pymixtral.ops.native import lib
+from pymixtral.quantize.sources.safetensors import read_safetensors
 
 F32 = NDArray[np.float32]
 NAMES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
@@ -39,7 +40,7 @@ class Peer:
         self._n_threads = n_threads
 
     def encode(self, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> NDArray[np.uint8]:
-        row_bytes = ops.lib.pmx_row_bytes(kind, x.shape[1])
+        row_bytes = lib.pmx_row_bytes(kind, x.shape[1])
         y = np.empty((len(x), row_bytes), np.uint8)
         bounds = np.linspace(0, len(x), self._n_threads + 1, dtype=int)
 

@@ -46,11 +46,11 @@ class PyMixtral:
 
     def __init__(self, path: str, n_threads: int, n_ctx: int, kv_type: str = "f16") -> None:
         import pymixtral
-        from pymixtral.config import ModelConfig
-        from pymixtral.gguf import GGUFFile
-        from pymixtral.model import Model
-        from pymixtral.tokenizer import Tokenizer
-        from pymixtral.weights import load_weights
+        from pymixtral.files.gguf import GGUFFile
+        from pymixtral.model.config import ModelConfig
+        from pymixtral.model.forward import Model
+        from pymixtral.model.weights import load_weights
+        from pymixtral.text.tokenizer import Tokenizer
 
         begin = time.perf_counter()
         with GGUFFile(path) as file:

@@ -30,14 +30,15 @@ from typing import Any
 import numpy as np
 from agreement import Agreement, Passage, Peer, RefusedError, agreement
 from interoperation_models import MEMBERS, Member, make, rewrite
-from pymixtral.quantize import quantize
-from pymixtral.quantize.recipe import RECIPES
 
 import pymixtral
-from pymixtral import Mixtral, PymixtralError, convert_layout, imatrix
-from pymixtral.calibration import calibrate
-from pymixtral.gguf import GGUFFile
-from pymixtral.perplexity import perplexity
+from pymixtral import Mixtral, PymixtralError, convert_layout
+from pymixtral.evaluation.calibration import calibrate
+from pymixtral.evaluation.perplexity import perplexity
+from pymixtral.files import imatrix
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import quantize
+from pymixtral.quantize.recipe import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 

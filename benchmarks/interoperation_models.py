@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pymixtral.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from checkpoints import Shape, make_checkpoint, read_tensors, write_safetensors
-from ggufs import rewrite
+from support.checkpoints import Shape, make_checkpoint, read_tensors, write_safetensors
+from support.ggufs import rewrite
 
 F32 = NDArray[np.float32]
 

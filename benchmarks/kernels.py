@@ -21,8 +21,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from pymixtral import ops, probe
-from pymixtral.matrix import Matrix
+from pymixtral import ops
+from pymixtral.files.types import Matrix
+from pymixtral.inspection import probe
 
 TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "iq4_xs"]
 ROWS = COLS = 4096

@@ -28,7 +28,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.probe import ReadBandwidth
+from pymixtral.inspection.probe import ReadBandwidth
 
 SHORT_PROMPT = 8  # tokens before those that are decoded
 SETTLE_SECONDS = 0.1  # before a measurement: the other engine's threads may spin a moment after their work, waiting for more

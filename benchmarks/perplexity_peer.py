@@ -2,8 +2,9 @@
 
     python benchmarks/perplexity_peer.py -f book.txt -c 256 mixtral-q8_0.gguf mixtral-q4_0.gguf
 
-llama.cpp, in a process of its own, computes the logits of every window that pymixtral.perplexity describes, from pymixtral's token ids,
-and its predictions become a base (pymixtral.perplexity_base) that pymixtral is compared with: both perplexities, their ratio with its
+llama.cpp, in a process of its own, computes the logits of every window that pymixtral.evaluation.perplexity
+describes, from pymixtral's token ids, and its predictions become a base (pymixtral.evaluation.base) that
+pymixtral is compared with: both perplexities, their ratio with its
 standard error from the differences token by token, the divergence of pymixtral's predictions from llama.cpp's, and how often both find
 the same token most likely. Both cache keys and values in f16. Bases are temporary files, of 2 bytes for each token scored and of the
 vocabulary.
@@ -64,8 +65,8 @@ def tokenized(engine: LlamaCpp, text: bytes) -> list[int]:
 
 def work(model: str, n_threads: int, job: Path, base: Path) -> None:
     """Writes the peer's base for the windows in `job`, and a line of JSON about the peer."""
-    from pymixtral.perplexity_base import log_softmax, writing_base
-    from pymixtral.windows import Windows
+    from pymixtral.evaluation.base import log_softmax, writing_base
+    from pymixtral.evaluation.windows import Windows
 
     with np.load(job) as saved:
         numbers = {name: int(saved[name]) for name in ("n_ctx", "step", "n_scored", "n_windows", "bos")}
@@ -87,8 +88,8 @@ def work(model: str, n_threads: int, job: Path, base: Path) -> None:
 def compare(model: Path, text: str, given: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Both engines' figures for one file."""
     import pymixtral
-    from pymixtral.perplexity import perplexity
-    from pymixtral.windows import Windows
+    from pymixtral.evaluation.perplexity import perplexity
+    from pymixtral.evaluation.windows import Windows
 
     job, base = directory / "job.npz", directory / "peer.base"
     with pymixtral.Mixtral(model, n_ctx=given.context, n_threads=given.threads) as engine:

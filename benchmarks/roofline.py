@@ -1,4 +1,4 @@
-"""The machine's limits, measured now by pymixtral.probe: what the speed of a model is to be compared with.
+"""The machine's limits, measured now by pymixtral.inspection.probe: what the speed of a model is to be compared with.
 
     python benchmarks/roofline.py [-t THREADS]
 
@@ -11,7 +11,7 @@ import os
 
 import click
 
-from pymixtral.probe import REDUCTIONS, ReadBandwidth, cache_rate
+from pymixtral.inspection.probe import REDUCTIONS, ReadBandwidth, cache_rate
 
 
 @click.command()

@@ -23,8 +23,8 @@ from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGU
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from pymixtral import mixes
-from pymixtral.inventory import Inventory
+from pymixtral.inspection import mixes
+from pymixtral.inspection.inventory import Inventory
 
 HIDDEN, FFN, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 4096, 14336, 32, 8, 128, 32000
 N_EXPERTS, N_EXPERTS_USED = 8, 2

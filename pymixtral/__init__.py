@@ -28,10 +28,10 @@ from pymixtral.errors import (
 )
 
 if TYPE_CHECKING:
-    from pymixtral.config import ModelConfig
-    from pymixtral.engine import Mixtral
-    from pymixtral.generation import Completion, Generation, Stats
-    from pymixtral.layout import convert_layout
+    from pymixtral.engine.completion import Completion, Generation, Stats
+    from pymixtral.files.layout import convert_layout
+    from pymixtral.mixtral import Mixtral
+    from pymixtral.model.config import ModelConfig
 
     __version__: str
 
@@ -57,12 +57,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Mixtral": "pymixtral.engine",
-    "ModelConfig": "pymixtral.config",
-    "Completion": "pymixtral.generation",
-    "Generation": "pymixtral.generation",
-    "Stats": "pymixtral.generation",
-    "convert_layout": "pymixtral.layout",
+    "Mixtral": "pymixtral.mixtral",
+    "ModelConfig": "pymixtral.model.config",
+    "Completion": "pymixtral.engine.completion",
+    "Generation": "pymixtral.engine.completion",
+    "Stats": "pymixtral.engine.completion",
+    "convert_layout": "pymixtral.files.layout",
 }
 
 

@@ -34,14 +34,14 @@ from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.imatrix import Importance
-from pymixtral.layout import merged_name
+from pymixtral.files.imatrix import Importance
+from pymixtral.files.layout import merged_name
 from pymixtral.units import show_bytes
 
-from .checkpoint import Checkpoint
 from .encoding import decode, encode, part_rows
-from .layout import Target
 from .recipe import fit, kept_f32, row_bytes
+from .sources.checkpoint import Checkpoint
+from .sources.targets import Target
 
 Type = GGMLQuantizationType
 

@@ -17,15 +17,15 @@ from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.errors import CheckpointError
-from pymixtral.files import check_dest, check_space, replacing
+from pymixtral.files.atomic import check_dest, check_space, replacing
 
-from .checkpoint import Checkpoint
 from .encoding import F32, U8, decode
 from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report
+from .sources.checkpoint import Checkpoint
 from .verify import verify as read_back
-from .vocab import Vocabulary, read_vocabulary
+from .vocabulary.vocabulary import Vocabulary, read_vocabulary
 from .writer import write_gguf
 
 Path_ = str | os.PathLike[str]

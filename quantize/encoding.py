@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.errors import CheckpointError, NonFiniteError
-from pymixtral.matrix import Matrix
-from pymixtral.reference_blocks import dequantize
+from pymixtral.files.types import Matrix
+from pymixtral.reference.blocks import dequantize
 
-from .checkpoint import Checkpoint
-from .layout import Target, rope_order
-from .stored import FLOATS
+from .sources.checkpoint import Checkpoint
+from .sources.stored import FLOATS
+from .sources.targets import Target, rope_order
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType, LlamaFileType
 
-from pymixtral.gguf_header import TensorInfo, encode_header, encode_string
+from pymixtral.files.writing import TensorInfo, encode_header, encode_string
 
-from .checkpoint import Checkpoint
-from .config import CheckpointConfig
 from .planning import ALIGNMENT, PlannedTensor
-from .vocab import Vocabulary
+from .sources.checkpoint import Checkpoint
+from .sources.config import CheckpointConfig
+from .vocabulary.vocabulary import Vocabulary
 
 _Scalar = bool | int | float | str
 _Value = _Scalar | Sequence[str] | Sequence[int] | Sequence[float]

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from pymixtral.errors import UnsupportedError
-from pymixtral.layout import merged_name
+from pymixtral.files.layout import merged_name
 
-from .checkpoint import Checkpoint
 from .report import Report
+from .sources.checkpoint import Checkpoint
 
 _EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 

@@ -15,16 +15,16 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.imatrix import Importance, ImportanceMatrix
-from pymixtral.imatrix import read as read_imatrix
-from pymixtral.layout import merged_name
+from pymixtral.files.imatrix import Importance, ImportanceMatrix
+from pymixtral.files.imatrix import read as read_imatrix
+from pymixtral.files.layout import merged_name
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
-from .checkpoint import Checkpoint
-from .layout import Target
 from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
 from .report import show_notes, tensor_class
+from .sources.checkpoint import Checkpoint
+from .sources.targets import Target
 
 ALIGNMENT = 32  # GGUF's default
 

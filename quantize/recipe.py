@@ -1,7 +1,7 @@
 """The type of each tensor in the GGUF file: by a recipe's name, and by name patterns of the user.
 
-A recipe is a type for all matrices, or one of the mixes of pymixtral.mixes; a pattern for all, "*", makes others of one type. Norms and the
-router stay f32 whatever is asked: they are a thousandth of the weights, and the router's choice is discrete.
+A recipe is a type for all matrices, or one of the mixes of pymixtral.inspection.mixes; a pattern for all, "*", makes others of one type.
+Norms and the router stay f32 whatever is asked: they are a thousandth of the weights, and the router's choice is discrete.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from fnmatch import fnmatchcase
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.inventory import Inventory, Part
-from pymixtral.layout import merged_name
-from pymixtral.mixes import fitting
-from pymixtral.mixes import types as mix_types
+from pymixtral.files.layout import merged_name
+from pymixtral.inspection.inventory import Inventory, Part
+from pymixtral.inspection.mixes import fitting
+from pymixtral.inspection.mixes import types as mix_types
 
-from .layout import Target
+from .sources.targets import Target
 
 Type = GGMLQuantizationType
 

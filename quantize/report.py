@@ -14,7 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from pymixtral.layout import merged_name
+from pymixtral.files.layout import merged_name
 from pymixtral.units import show_bytes, show_count
 
 ERROR_STRIDE = 16

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pymixtral.config import ModelConfig
 from pymixtral.errors import CheckpointError, ModelFileError, PymixtralError
-from pymixtral.gguf import GGUFFile
-from pymixtral.weights import load_weights
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.model.config import ModelConfig
+from pymixtral.model.weights import load_weights
 
 from .planning import ALIGNMENT, Plan
-from .stored import SourceFile
+from .sources.stored import SourceFile
 
 _CHUNK_BYTES = 1 << 20
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from pymixtral import ops
 
-from .checkpoint import Checkpoint
 from .encoding import encode, part_rows, quantized_rows
 from .pipeline import WriteBehind, read_ahead
 from .planning import ALIGNMENT, Plan, PlannedTensor
+from .sources.checkpoint import Checkpoint
 
 CHUNK_WEIGHTS = 1 << 22  # 16 MB as f32; some ten such arrays exist at a time
 

@@ -6,9 +6,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from pymixtral.quantize import quantize
 
-from pymixtral.machine import instruction_sets
+from pymixtral.inspection.machine import instruction_sets
+from pymixtral.quantize import quantize
+from support.paths import DATA
 
 
 def pytest_configure() -> None:
@@ -30,7 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
     """A small trained Mixtral as a Hugging Face directory, bfloat16."""
-    return Path(__file__).parent / "data" / "tiny-mixtral"
+    return DATA / "tiny-mixtral"
 
 
 def _quantized(kind: str, checkpoint: Path, factory: pytest.TempPathFactory) -> Path:

@@ -17,8 +17,8 @@ def test_every_public_name_is_there() -> None:
     for name in pymixtral.__all__:
         assert getattr(pymixtral, name) is not None
         assert name in dir(pymixtral)
-    with pytest.raises(AttributeError, match="mixtral"):
-        _ = pymixtral.mixtral
+    with pytest.raises(AttributeError, match="mixtrals"):
+        _ = pymixtral.mixtrals
     assert pymixtral.__version__ == version("pymixtral")
     assert (files("pymixtral") / "py.typed").is_file()
 

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from pymixtral.quantize import quantize
 
 from pymixtral import Mixtral, convert_layout
+from pymixtral.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from agreement import KL, Passage, Peer, RefusedError, agreement

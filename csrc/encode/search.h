@@ -1,5 +1,5 @@
 /* search.h: the search for scales and minimums, included once per instruction set by a file that defines what codes.h needs and SEARCH,
- * the name of the entry. 16 sub-blocks are searched side by side, a lane each. The oracle is quantize/search.py.
+ * the name of the entry. 16 sub-blocks are searched side by side, a lane each. The oracle is quantize/encoders/search.py.
  *
  * A candidate (inverse scale, offset) gives codes q; the sums of w*q, w*q*q, w*q*x over a lane give the best scale and minimum for these
  * codes and their error in closed form, by least squares. Hence a candidate costs one pass over the lane, and no pass needs a

@@ -25,7 +25,7 @@ _COMMANDS = {
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize."),
-    "quantize": ("pymixtral.quantize.cli", "Write a checkpoint as a GGUF file."),
+    "quantize": ("pymixtral.cli.quantize", "Write a checkpoint as a GGUF file."),
     "convert-layout": ("pymixtral.cli.convert_layout", "Merge or split a model's experts or files."),
 }
 

@@ -32,11 +32,11 @@ def bench(
     Random tokens: a prompt at once, then one by one. The percentages are of the int8 products and of the memory read bandwidth measured
     in the same run: a prompt is bound by the former, generation by the latter. Run it on an idle machine.
     """
-    from pymixtral.bench import bench as measure
-    from pymixtral.config import ModelConfig
     from pymixtral.demo import demo_path
-    from pymixtral.engine import Mixtral
-    from pymixtral.gguf import GGUFFile
+    from pymixtral.evaluation.bench import bench as measure
+    from pymixtral.files.gguf import GGUFFile
+    from pymixtral.mixtral import Mixtral
+    from pymixtral.model.config import ModelConfig
 
     with GGUFFile(model or demo_path()) as file:
         longest = ModelConfig.from_gguf(file).n_ctx_train

@@ -12,7 +12,7 @@ import click
 from pymixtral.cli.text import read_text, wrap, write
 
 if TYPE_CHECKING:
-    from pymixtral.imatrix import ImportanceMatrix
+    from pymixtral.files.imatrix import ImportanceMatrix
 
 
 @click.command(
@@ -67,10 +67,10 @@ def calibrate(
         raise click.UsageError("expected -o OUTPUT, the importance matrix to write", ctx)
     if resume and merged:
         raise click.UsageError("expected --resume or --merge, found both: merge when the calibration is complete", ctx)
-    from pymixtral import imatrix
     from pymixtral.errors import InvalidArgumentError
-    from pymixtral.files import check_dest
-    from pymixtral.gguf import GGUFFile
+    from pymixtral.files import imatrix
+    from pymixtral.files.atomic import check_dest
+    from pymixtral.files.gguf import GGUFFile
 
     check_dest(output, [*([model] if model else []), *files, *merged], force=True)
     if os.path.lexists(output) and not (force or resume):
@@ -98,9 +98,9 @@ def _measure(
     others: Sequence[ImportanceMatrix],
 ) -> ImportanceMatrix:
     """What there is is written to `output` meanwhile, and when interrupted, with the others added."""
-    from pymixtral import imatrix
-    from pymixtral.calibration import calibrate as measure
-    from pymixtral.engine import Mixtral
+    from pymixtral.evaluation.calibration import calibrate as measure
+    from pymixtral.files import imatrix
+    from pymixtral.mixtral import Mixtral
 
     def save(state: ImportanceMatrix) -> None:
         (imatrix.merge([state, *others]) if others else state).write(output)

@@ -35,7 +35,7 @@ def convert_layout(source: Path, dest: Path, layout: str | None, max_shard_bytes
     files of December 2023, which current programs other than this one refuse; merged ones are today's. With --max-shard-size, DEST.gguf
     becomes DEST-00001-of-0000N.gguf and so on. Weights and metadata are copied as they are. G and GB are 10^9 bytes, GiB is 2^30.
     """
-    from pymixtral.layout import convert_layout as run
+    from pymixtral.files.layout import convert_layout as run
 
     for path in run(source, dest, layout=layout, max_shard_bytes=max_shard_bytes, force=force):
         click.echo(str(path))

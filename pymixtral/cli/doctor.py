@@ -13,7 +13,7 @@ from pymixtral.cli.text import wrap, write, write_json
 from pymixtral.units import show_bytes
 
 if TYPE_CHECKING:
-    from pymixtral.machine import Cpu, InstructionSets, Memory, Threads
+    from pymixtral.inspection.machine import Cpu, InstructionSets, Memory, Threads
 
 _PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
 
@@ -34,7 +34,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     which limits the generation of text, and the int8 products of pymixtral's own kernels, which limit the reading of prompts. GB is 10^9
     bytes, GMAC/s 10^9 multiply-accumulates a second. Exit code 1 if something is wrong.
     """
-    from pymixtral import machine
+    from pymixtral.inspection import machine
 
     cpu = machine.cpu()
     isas = machine.instruction_sets(cpu.features)
@@ -61,7 +61,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str, Any]:
     """With one thread and with the default number: GB/s and GMAC/s, by the number of threads. int8 runs with the chosen instruction set,
     or the fastest if none could be chosen."""
-    from pymixtral import probe
+    from pymixtral.inspection import probe
 
     isa = isas.chosen or isas.available[-1]
     counts = sorted({1, threads.default})

@@ -13,8 +13,8 @@ from pymixtral.cli.options import kv_type_option, override_options
 from pymixtral.cli.text import read_text, slow_note
 
 if TYPE_CHECKING:
-    from pymixtral.generation import Generation
-    from pymixtral.overrides import Override
+    from pymixtral.engine.completion import Generation
+    from pymixtral.model.overrides import Override
 
 
 def _logit_bias(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[int, float]:
@@ -94,7 +94,7 @@ def generate(
     The options that change probabilities apply in this order: logit bias, penalties, top-k, typical-p, top-p, min-p, temperature.
     """
     prompt = _read_prompt(ctx, prompt, file)
-    from pymixtral.engine import Mixtral
+    from pymixtral.mixtral import Mixtral
 
     with Mixtral(
         model,

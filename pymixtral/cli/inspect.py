@@ -12,9 +12,9 @@ from pymixtral.cli.text import WIDTH, shorten, slow_note, table, wrap, write, wr
 from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
-    from pymixtral.gguf import Value
-    from pymixtral.inspection import Inspection
-    from pymixtral.overrides import Override
+    from pymixtral.files.gguf import Value
+    from pymixtral.inspection.inspect import Inspection
+    from pymixtral.model.overrides import Override
 
 
 @click.command(
@@ -39,12 +39,12 @@ def inspect(
     read, so a file of any size and of any tensor types takes a moment; --verify reads it all. Damage ends with exit code 2 and names
     the tensor and the block. GB is 10^9 bytes.
     """
-    from pymixtral.inspection import inspect as run
+    from pymixtral.inspection.inspect import inspect as run
 
     found = run(model, experts_used=experts_used, overrides=overrides)
     n_verified = None
     if verify:
-        from pymixtral.verification import verify as check
+        from pymixtral.inspection.verify import verify as check
 
         n_verified = check(model, experts_used=experts_used, overrides=overrides)
     if as_json:
@@ -109,8 +109,8 @@ def _tensors(found: Inspection) -> list[str]:
 
 
 def _memory(found: Inspection, n_ctx: int | None) -> list[str]:
-    from pymixtral.config import context_length
-    from pymixtral.footprint import kv_bytes_per_token
+    from pymixtral.model.config import context_length
+    from pymixtral.model.footprint import kv_bytes_per_token
 
     memory = found.footprint(n_ctx)
     if found.config is None or memory is None:

@@ -9,7 +9,7 @@ import click
 
 from pymixtral.units import parse_bytes
 
-# As pymixtral.kv_cache has them, which is not imported for a help text.
+# As pymixtral.model.kv_cache has them, which is not imported for a help text.
 _KV_TYPES = ("f16", "f32", "q8_0")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

@@ -13,8 +13,8 @@ from pymixtral.cli.options import kv_type_option, override_options
 from pymixtral.cli.text import read_text
 
 if TYPE_CHECKING:
-    from pymixtral.overrides import Override
-    from pymixtral.perplexity import Perplexity
+    from pymixtral.evaluation.perplexity import Perplexity
+    from pymixtral.model.overrides import Override
 
 
 @click.command(
@@ -69,8 +69,8 @@ def perplexity(
     """
     text = read_text(ctx, file)
     from pymixtral.cli.text import slow_note
-    from pymixtral.engine import Mixtral
-    from pymixtral.perplexity import perplexity as measure
+    from pymixtral.evaluation.perplexity import perplexity as measure
+    from pymixtral.mixtral import Mixtral
 
     with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
         if engine.slow_types:

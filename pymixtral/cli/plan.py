@@ -12,11 +12,11 @@ from pymixtral.cli.text import shorten, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
-    from pymixtral.config import ModelConfig
-    from pymixtral.inventory import Inventory
-    from pymixtral.plan import Plan
+    from pymixtral.inspection.inventory import Inventory
+    from pymixtral.inspection.plan import Plan
+    from pymixtral.model.config import ModelConfig
 
-# As pymixtral.mixes has them, which is not imported for a help text.
+# As pymixtral.inspection.mixes has them, which is not imported for a help text.
 _MODELS = ("8x7b", "8x22b", "7b")
 
 
@@ -55,10 +55,10 @@ def plan(
     """
     if (model is None) == (params is None):
         raise click.UsageError(f"expected a MODEL file or --params, found {'neither' if model is None else 'both'}", ctx)
-    from pymixtral import machine, probe
-    from pymixtral import plan as planning
-    from pymixtral.config import context_length
-    from pymixtral.mixes import MIXES
+    from pymixtral.inspection import machine, probe
+    from pymixtral.inspection import plan as planning
+    from pymixtral.inspection.mixes import MIXES
+    from pymixtral.model.config import context_length
 
     if mix is not None and mix.lower() not in MIXES:
         raise click.UsageError(f"expected --type to be one of {', '.join(MIXES)}, found {mix!r}", ctx)
@@ -91,9 +91,9 @@ def plan(
 def _model(model: Path | None, params: str | None) -> tuple[ModelConfig, Inventory, str | None]:
     """Config and tensors, and why pymixtral cannot run the file, or None."""
     from pymixtral.errors import UnsupportedError
-    from pymixtral.inspection import inspect
-    from pymixtral.inventory import Inventory
-    from pymixtral.mixes import MODELS, parts
+    from pymixtral.inspection.inspect import inspect
+    from pymixtral.inspection.inventory import Inventory
+    from pymixtral.inspection.mixes import MODELS, parts
 
     if params:
         config = MODELS[params]

@@ -38,8 +38,8 @@ def tokenize(ctx: click.Context, text: str | None, model: Path | None, file: Pat
         text = read_text(ctx, file, "no text: expected TEXT, -f FILE, or text on standard input")
     from pymixtral.demo import demo_path
     from pymixtral.errors import UnsupportedError
-    from pymixtral.gguf import GGUFFile
-    from pymixtral.tokenizer import Tokenizer, has_tokenizer
+    from pymixtral.files.gguf import GGUFFile
+    from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
 
     with GGUFFile(model or demo_path()) as gguf:
         if not has_tokenizer(gguf.metadata, gguf.path):

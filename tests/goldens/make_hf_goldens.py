@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, make_checkpoint  # noqa: E402
+from support.checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, make_checkpoint  # noqa: E402
 
 TEXT = """Once upon a time there was a miller who had a daughter, and she was so clever that the whole village came to her for counsel.
 One evening in the winter a stranger knocked at the door of the mill. His coat was wet with snow, and he carried nothing but a little

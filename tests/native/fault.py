@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from pymixtral import ops
-from pymixtral._native import ffi, lib
+from pymixtral.ops.native import ffi, lib
 
 N = 5000
 x = ffi.new("float[]", N)

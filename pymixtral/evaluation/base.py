@@ -1,0 +1,185 @@
+"""The file that keeps a model's predictions for the windows of a text, so that other models can be compared with it.
+
+The file, little endian:
+
+    16 bytes                the text "pymixtral base 1"
+    6 int64                 n_vocab, n_ctx, step, n_scored, n_windows, and the begin-of-text id, or -1 if windows don't begin with it
+    int32 [n_tokens]        the tokens that the windows cover: n_tokens = (n_windows - 1) * step + n_ctx
+    n_windows * n_scored    one record for each scored token, in order:
+      float64 score           -log(probability) of the token that came
+      float64 low, scale      float64 log-probability of token i of the vocabulary = low + scale * q[i]
+      int32 top               the most likely token
+      uint16 [n_vocab] q
+
+A record takes 2 * n_vocab + 28 bytes: 64 KB at Mixtral's vocabulary, 16 GB for 250,000 scored tokens. Log-probabilities more than 32
+nats below the largest are set to 32 below it, and scale is at most 32/65535, so that the others are right to 0.00025 nats. After they
+are read they are normalised again. What is lost adds about scale^2 / 24 to a divergence, at most 1e-8 nats.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.evaluation.windows import Windows
+from pymixtral.files.atomic import check_dest, check_space, replacing
+
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+MAGIC = b"pymixtral base 1"
+DEPTH = 32.0  # nats below the largest that are told apart
+
+_HEADER = struct.Struct("<16s6q")
+
+
+def log_softmax(logits: NDArray[np.float32]) -> F64:
+    """Log-probabilities, float64 [rows, n_vocab], of finite logits of the same shape."""
+    log_p = logits.astype(np.float64)
+    log_p -= log_p.max(axis=1, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
+    return log_p
+
+
+def _record(n_vocab: int) -> np.dtype[Any]:
+    return np.dtype([("score", "<f8"), ("low", "<f8"), ("scale", "<f8"), ("top", "<i4"), ("q", "<u2", (n_vocab,))])
+
+
+class BaseWriter:
+    """Appends records; made by writing_base()."""
+
+    def __init__(self, file: BinaryIO, n_vocab: int) -> None:
+        self._file = file
+        self._record = _record(n_vocab)
+
+    def write(self, log_p: F64, scores: F64) -> None:
+        """log_p: [rows, n_vocab]; scores: [rows]."""
+        records = np.empty(len(log_p), self._record)
+        high = log_p.max(axis=1)
+        low = np.maximum(log_p.min(axis=1), high - DEPTH)
+        scale = (high - low) / 65535
+        q = np.rint((log_p - low[:, None]) / np.where(scale > 0, scale, 1)[:, None])
+        records["score"], records["low"], records["scale"] = scores, low, scale
+        records["top"] = log_p.argmax(axis=1)
+        records["q"] = np.clip(q, 0, 65535)
+        self._file.write(records.data)
+
+
+@contextmanager
+def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWriter]:
+    """Makes a file, which appears complete when the block succeeds and not at all when it does not. Raises InvalidArgumentError if
+    it exists, its directory does not, or it does not fit its disk."""
+    if os.path.lexists(path):
+        raise InvalidArgumentError(f"{path}: expected a new file for the base, found one that exists: remove it or choose another name")
+    check_dest(path, (), force=False)
+    check_space(path, _n_bytes(windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, n_vocab))
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        bos = -1 if windows.bos is None else windows.bos
+        file.write(_HEADER.pack(MAGIC, n_vocab, windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, bos))
+        file.write(windows.tokens.astype("<i4").tobytes())
+        yield BaseWriter(file, n_vocab)
+
+
+class BaseReader:
+    """A base, opened for windows that it covers; a context manager.
+
+    The file may come from anyone: every number is checked before it is used. Raises InvalidArgumentError, here for a file that is
+    not a complete base or one of another vocabulary, other windows or other tokens, from compare() for impossible values.
+    """
+
+    def __init__(self, path: Path, windows: Windows, n_vocab: int) -> None:
+        if not path.is_file():
+            raise InvalidArgumentError(f"{path}: expected a base, a regular file, found {'something else' if path.exists() else 'nothing'}")
+        self._path = path
+        self._n_vocab = n_vocab
+        self._record = _record(n_vocab)
+        self._n_read = 0
+        self._file = path.open("rb")
+        try:
+            self._check(windows)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> BaseReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def compare(self, log_p: F64) -> tuple[F64, NDArray[np.bool_], F64]:
+        """For the next rows of a model's log-probabilities [rows, n_vocab]: the divergence of each from the base's, in nats, whether
+        the most likely token is the same, and the base's score; each [rows]."""
+        records = np.frombuffer(self._read(len(log_p) * self._record.itemsize), self._record)
+        low, scale = records["low"], records["scale"]
+        # The bounds hold for all that BaseWriter writes: the largest log-probability is from -log(n_vocab) to 0.
+        right = (low <= 0) & (low >= -DEPTH - 64) & (scale >= 0) & (scale <= DEPTH / 65535 * 1.001)
+        right &= (records["score"] >= 0) & (records["score"] < np.inf)
+        if not right.all():
+            record = self._n_read + int(np.argmin(right))
+            self._fail(f"log-probabilities in record {record} of the base", "impossible values", "save it again")
+        self._n_read += len(log_p)
+        base = low[:, None] + scale[:, None] * records["q"]
+        base -= base.max(axis=1, keepdims=True)
+        p = np.exp(base)
+        sums = p.sum(axis=1)
+        base -= log_p
+        p *= base
+        kl = p.sum(axis=1) / sums - np.log(sums)
+        return np.maximum(kl, 0), records["top"] == log_p.argmax(axis=1), records["score"].astype(np.float64)
+
+    def _check(self, windows: Windows) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size < _HEADER.size:
+            self._fail(f"a base of at least {_HEADER.size} bytes", f"{size}", "save it again")
+        magic, n_vocab, n_ctx, step, n_scored, n_windows, bos = _HEADER.unpack(self._read(_HEADER.size))
+        if magic != MAGIC:
+            self._fail(f"a base, which begins with {MAGIC.decode()!r}", f"{magic!r}", "save one with --save-base")
+        if n_vocab != self._n_vocab:
+            self._fail(f"a base of a vocabulary of {self._n_vocab} tokens, the model's", f"{n_vocab}", "compare models of one family")
+        ours = windows.n_ctx, windows.step, windows.n_scored, -1 if windows.bos is None else windows.bos
+        if (n_ctx, step, n_scored, bos) != ours:
+            self._fail(
+                "a base of windows of {} tokens, {} apart, {} scored, first token {}".format(*ours),
+                f"{n_ctx}, {step}, {n_scored}, {bos}",
+                "use the options that it was saved with",
+            )
+        if n_windows < windows.n_windows:
+            self._fail(
+                f"a base of at least {windows.n_windows} windows", f"{n_windows}", "score fewer windows or save a base of the whole text"
+            )
+        needed = _n_bytes(n_ctx, step, n_scored, n_windows, n_vocab)
+        if size != needed:
+            self._fail(f"a base of {needed} bytes, as its head says", f"{size}", "it is not complete, save it again")
+        tokens = np.frombuffer(self._read(windows.tokens.nbytes), "<i4")
+        different = np.flatnonzero(tokens != windows.tokens)
+        if different.size:
+            self._fail(
+                f"a base of the same tokens, {windows.tokens[different[0]]} at position {different[0]}",
+                f"{tokens[different[0]]}",
+                "use the same text and models of one tokenizer",
+            )
+        self._file.seek(needed - n_windows * n_scored * self._record.itemsize)
+
+    def _read(self, n_bytes: int) -> bytes:
+        data = self._file.read(n_bytes)
+        if len(data) != n_bytes:
+            self._fail("a complete base", "its end", "save it again")
+        return data
+
+    def _fail(self, expected: str, found: str, do: str) -> NoReturn:
+        raise InvalidArgumentError(f"{self._path}: expected {expected}, found {found}: {do}")
+
+
+def _n_bytes(n_ctx: int, step: int, n_scored: int, n_windows: int, n_vocab: int) -> int:
+    """Of a whole file."""
+    return _HEADER.size + 4 * ((n_windows - 1) * step + n_ctx) + n_windows * n_scored * _record(n_vocab).itemsize

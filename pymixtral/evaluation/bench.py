@@ -1,0 +1,97 @@
+"""The speed of a model on this machine: prompt and generation, as tokens/s and as parts of what the machine can do.
+
+The work is that of `Mixtral.generate` without sampling: random tokens (repeated ones would visit one pair of experts), a prompt of
+n_prompt at once, then n_generate passes of one token each. The limits, memory read bandwidth and int8 products, are measured between the
+repetitions.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral.errors import ContextLengthError, InvalidArgumentError
+from pymixtral.inspection import probe
+from pymixtral.mixtral import Mixtral
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Medians over the repetitions. Rates in tokens/s; bandwidths in 10^9 bytes/s; gmacs in 10^9 multiply-accumulates/s.
+
+    prompt_limit, generation_limit: the part of the machine's int8 rate and read bandwidth that was reached. A model whose weights
+    fit the CPU's caches may go beyond 1.
+    """
+
+    model: str
+    isa: str
+    n_threads: int
+    n_prompt: int
+    n_generate: int
+    repetitions: int
+    prompt_rate: float
+    prompt_gmacs: float
+    prompt_limit: float
+    generation_rate: float
+    generation_bandwidth: float
+    generation_limit: float
+    read_bandwidth: float
+    int8_gmacs: float
+
+
+def bench(model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetitions: int = 5, seed: int = 0) -> Bench:
+    """Measures `model`. Raises InvalidArgumentError for numbers below 1, ContextLengthError where both do not fit its context."""
+    for name, value in (("n_prompt", n_prompt), ("n_generate", n_generate), ("repetitions", repetitions)):
+        if value < 1:
+            raise InvalidArgumentError(f"expected {name} of at least 1, found {value}")
+    if n_prompt + n_generate > model.n_ctx:
+        raise ContextLengthError(f"expected at most {model.n_ctx} tokens (n_ctx), found {n_prompt} of prompt and {n_generate} to generate")
+    ids = np.random.default_rng(seed).integers(0, model.config.n_vocab, n_prompt + n_generate, np.int32)
+    prompts, generations, bandwidths, int8_rates = [], [], [], []
+    _prompt(model, ids[:n_prompt])  # pages the weights in and sizes the scratch memory
+    for _ in range(repetitions):
+        prompts.append(_prompt(model, ids[:n_prompt]))
+        generations.append(_generate(model, ids, n_prompt))
+        bandwidths.append(probe.read_bandwidth([model.n_threads])[model.n_threads])
+        int8_rates.append(probe.int8_rate(model.n_threads).gmacs)
+    prompt_rate = n_prompt / statistics.median(prompts)
+    generation_rate = n_generate / statistics.median(generations)
+    prompt_gmacs = prompt_rate * model.prompt_weights / 1e9
+    generation_bandwidth = generation_rate * model.active_bytes / 1e9
+    read_bandwidth, int8_gmacs = statistics.median(bandwidths), statistics.median(int8_rates)
+    return Bench(
+        model=str(model.path),
+        isa=model.isa,
+        n_threads=model.n_threads,
+        n_prompt=n_prompt,
+        n_generate=n_generate,
+        repetitions=repetitions,
+        prompt_rate=prompt_rate,
+        prompt_gmacs=prompt_gmacs,
+        prompt_limit=prompt_gmacs / int8_gmacs,
+        generation_rate=generation_rate,
+        generation_bandwidth=generation_bandwidth,
+        generation_limit=generation_bandwidth / read_bandwidth,
+        read_bandwidth=read_bandwidth,
+        int8_gmacs=int8_gmacs,
+    )
+
+
+def _prompt(model: Mixtral, ids: NDArray[np.int32]) -> float:
+    """Seconds of a prompt from an empty cache."""
+    model.forget()
+    begin = time.perf_counter()
+    model.logits(ids, last_only=True)
+    return time.perf_counter() - begin
+
+
+def _generate(model: Mixtral, ids: NDArray[np.int32], n_prompt: int) -> float:
+    """Seconds of one pass for each id behind the prompt."""
+    begin = time.perf_counter()
+    for n in range(n_prompt + 1, len(ids) + 1):
+        model.logits(ids[:n], last_only=True)
+    return time.perf_counter() - begin

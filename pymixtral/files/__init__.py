@@ -1,0 +1,1 @@
+"""What lies on disk: formats read and written, nothing about what the numbers mean."""

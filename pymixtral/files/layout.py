@@ -1,0 +1,209 @@
+"""The same model in another layout of files: experts merged or one tensor each, in one file or in shards. No weight is changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, UnsupportedError
+from pymixtral.files.atomic import check_dest, check_space, replacing
+from pymixtral.files.gguf import GGUFFile, Tensor
+from pymixtral.files.shards import MAX_SHARDS, shard_name
+from pymixtral.files.writing import TensorInfo, encode_header, encode_string
+
+LAYOUTS = ("merged", "split")
+
+SPLIT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(0|[1-9]\d*)\.weight", re.ASCII)
+"""Names of tensors of one expert: its stem and its number."""
+
+_CHUNK_BYTES = 1 << 24
+_MERGED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
+
+
+def merged_name(name: str) -> str:
+    """The merged tensor that the tensor of a single expert belongs to, blk.0.ffn_up_exps.weight for blk.0.ffn_up.3.weight; else `name`."""
+    match = SPLIT.fullmatch(name)
+    return f"{match[1]}_exps.weight" if match else name
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensor:
+    """A tensor to write. pieces: its data one after the other, views of the source."""
+
+    name: str
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    pieces: list[NDArray[np.uint8]]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(piece.nbytes for piece in self.pieces)
+
+
+def convert_layout(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    max_shard_bytes: int | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Writes the GGUF file `source`, or the model of which it is one shard, as `dest`; returns the files written.
+
+    layout: "merged" (each layer's experts in three tensors, which current programs read), "split" (a tensor for each expert), None: as
+    it is. max_shard_bytes: of tensor data in one file, but at least one tensor; a model with more becomes several, dest-00001-of-0000N.gguf
+    and so on; None: one file. force: replace existing files. progress: a bar on stderr when that is a terminal.
+
+    Tensor data and metadata are copied byte for byte. A file appears only when all are complete. Raises ModelFileError for a source
+    that cannot be read or a destination that cannot be written, ModelConfigError for experts that are incomplete, UnsupportedError for
+    experts of different types that cannot be merged, InvalidArgumentError for the arguments.
+    """
+    if layout not in (None, *LAYOUTS):
+        raise InvalidArgumentError(f"expected a layout of {' or '.join(LAYOUTS)}, found {layout!r}")
+    if max_shard_bytes is not None and (type(max_shard_bytes) is not int or max_shard_bytes < 1):
+        raise InvalidArgumentError(f"expected max_shard_bytes to be an integer of at least 1, found {max_shard_bytes!r}")
+    path = Path(dest)
+    with GGUFFile(source) as file:
+        tensors = list(file.tensors.values())
+        if layout == "merged":
+            planned = list(_merged(file.path, tensors))
+        elif layout == "split":
+            planned = list(_split(file.path, tensors))
+        else:
+            planned = [_kept(tensor) for tensor in tensors]
+        shards = _shards(planned, max_shard_bytes)
+        paths = _paths(path, len(shards))
+        for one in paths:
+            check_dest(one, file.paths, force)
+        n_bytes = sum(tensor.n_bytes for tensor in planned)
+        check_space(path, n_bytes + sum(map(len, file.encoded.values())))
+        try:
+            with (
+                ExitStack() as stack,  # the last is renamed first: the first shard appears when all others are there
+                tqdm(total=n_bytes, unit="B", unit_scale=True, desc=path.name, disable=None if progress else True) as bar,
+            ):
+                for number, (one, shard) in enumerate(zip(paths, shards, strict=True)):
+                    with stack.enter_context(replacing(one)).open("wb") as out:
+                        out.write(_header(file, shard, number, len(shards), len(planned)))
+                        for chunk in _data(shard, file.alignment):
+                            out.write(chunk)
+                            bar.update(len(chunk))
+        except OSError as error:
+            raise ModelFileError(
+                f"{path} could not be written ({error.strerror or error}); free space or choose another destination"
+            ) from error
+    return paths
+
+
+def _kept(tensor: Tensor) -> _Tensor:
+    return _Tensor(tensor.name, tensor.type, tensor.shape, [tensor.data])
+
+
+def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
+    """Each merged tensor as those of its experts, in its place."""
+    names = {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        match = _MERGED.fullmatch(tensor.name)
+        if not match:
+            yield _kept(tensor)
+            continue
+        if len(tensor.shape) != 3:
+            raise ModelConfigError(f"{path}: tensor '{tensor.name}': expected three dimensions, found the shape {list(tensor.shape)}")
+        for e, data in enumerate(tensor.data):
+            name = f"{match[1]}.{e}.weight"
+            if name in names:
+                raise ModelConfigError(f"{path}: tensors '{tensor.name}' and '{name}' are both in the file: expected one layout")
+            yield _Tensor(name, tensor.type, tensor.shape[1:], [data])
+
+
+def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
+    """The experts' tensors of one layer and kind as one, in the place of the first."""
+    groups: dict[str, dict[int, Tensor]] = {}
+    for tensor in tensors:
+        if match := SPLIT.fullmatch(tensor.name):
+            groups.setdefault(match[1], {})[int(match[2])] = tensor
+    names = {tensor.name for tensor in tensors}
+    for tensor in tensors:
+        match = SPLIT.fullmatch(tensor.name)
+        if not match:
+            yield _kept(tensor)
+        elif match[1] in groups:
+            yield _merge(path, match[1], groups.pop(match[1]), names)
+
+
+def _merge(path: str, stem: str, experts: dict[int, Tensor], names: set[str]) -> _Tensor:
+    name = f"{stem}_exps.weight"
+    if name in names:
+        raise ModelConfigError(f"{path}: tensors '{stem}.{min(experts)}.weight' and '{name}' are both in the file: expected one layout")
+    for e in range(len(experts)):
+        if e not in experts:
+            raise ModelConfigError(f"{path}: tensor '{stem}.{e}.weight' is missing, expected experts from 0 to {max(experts)}")
+        if experts[e].shape != experts[0].shape:
+            shapes = f"{list(experts[0].shape)} of expert 0, found {list(experts[e].shape)}"
+            raise ModelConfigError(f"{path}: tensor '{stem}.{e}.weight': expected the shape {shapes}")
+        if experts[e].type != experts[0].type:
+            raise UnsupportedError(
+                f"{path}: tensor '{stem}.{e}.weight': expected {experts[0].type.name}, the type of expert 0, found {experts[e].type.name}: "
+                "experts of different types cannot be merged"
+            )
+    ordered = [experts[e] for e in range(len(experts))]
+    return _Tensor(name, ordered[0].type, (len(ordered), *ordered[0].shape), [tensor.data for tensor in ordered])
+
+
+def _shards(tensors: list[_Tensor], max_bytes: int | None) -> list[list[_Tensor]]:
+    if max_bytes is None:
+        return [tensors]
+    shards: list[list[_Tensor]] = [[]]
+    left = max_bytes
+    for tensor in tensors:
+        if tensor.n_bytes > left and shards[-1]:
+            shards.append([])
+            left = max_bytes
+        shards[-1].append(tensor)
+        left -= tensor.n_bytes
+    if len(shards) > MAX_SHARDS:
+        raise InvalidArgumentError(
+            f"expected at most {MAX_SHARDS} shards, but of {max_bytes} bytes there would be {len(shards)}: ask for larger ones"
+        )
+    return shards
+
+
+def _paths(dest: Path, count: int) -> list[Path]:
+    if count == 1:
+        return [dest]
+    if dest.suffix != ".gguf":
+        raise InvalidArgumentError(f"{dest}: expected a name that ends in .gguf, as it is written in {count} shards")
+    return [dest.with_name(shard_name(dest.stem, number, count)) for number in range(count)]
+
+
+def _header(file: GGUFFile, tensors: list[_Tensor], number: int, count: int, n_tensors: int) -> bytes:
+    """Everything before the data: the source's metadata as it is, in the first shard; keys of the shard; names, shapes, offsets."""
+    keys = {key: bytes(view) for key, view in file.encoded.items() if not key.startswith("split.")}
+    if number > 0:
+        keys = {key: view for key, view in keys.items() if key == "general.alignment"}
+    if count > 1:
+        keys["split.no"] = encode_string("split.no") + struct.pack("<IH", GGUFValueType.UINT16, number)
+        keys["split.count"] = encode_string("split.count") + struct.pack("<IH", GGUFValueType.UINT16, count)
+        keys["split.tensors.count"] = encode_string("split.tensors.count") + struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
+    infos = (TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
+    return encode_header(list(keys.values()), infos, file.alignment)
+
+
+def _data(tensors: list[_Tensor], alignment: int) -> Iterator[memoryview]:
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            flat = piece.reshape(-1)
+            for begin in range(0, flat.size, _CHUNK_BYTES):
+                yield flat[begin : begin + _CHUNK_BYTES].data
+        yield memoryview(bytes(-tensor.n_bytes % alignment))

@@ -1,0 +1,1 @@
+"""What a file or a machine holds, what fits, and whether a file is whole."""

@@ -1,0 +1,137 @@
+"""What a model file holds, read from its header alone: no weight is touched, and no kernel for its types is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from pymixtral.errors import PymixtralError
+from pymixtral.files.gguf import GGUFFile, Value
+from pymixtral.files.types import slow_types
+from pymixtral.inspection.inventory import Inventory, Part
+from pymixtral.model.config import ModelConfig, context_length
+from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
+from pymixtral.model.kv_cache import KV_TYPES
+from pymixtral.model.overrides import Override, override
+from pymixtral.model.weights import load_weights
+from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
+
+_SHOWN = 8  # elements of a longer array that are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """A file's contents.
+
+    file_bytes: its size, or that of all shards. metadata: all keys and values. config: None where the metadata describes no model that
+    pymixtral knows.
+    problem: why pymixtral cannot run the file, a sentence, or None. has_tokenizer: whether text can be used.
+    """
+
+    path: str
+    file_bytes: int
+    version: int
+    alignment: int
+    metadata: dict[str, Value]
+    inventory: Inventory
+    config: ModelConfig | None
+    problem: str | None
+    has_tokenizer: bool
+
+    @property
+    def slow_types(self) -> tuple[str, ...]:
+        """Names of the tensor types without kernels, which make a model several times slower."""
+        return slow_types(self.inventory.types)
+
+    def footprint(self, n_ctx: int | None = None) -> Footprint | None:
+        """Memory to run with a context of n_ctx tokens, by default context_length(); None without a config. Raises InvalidArgumentError."""
+        if self.config is None:
+            return None
+        return footprint(self.config, self.inventory.n_bytes, context_length(self.config, n_ctx))
+
+    def to_json(self, n_ctx: int | None = None) -> dict[str, Any]:
+        """Everything as plain values for a program; sizes in bytes, arrays of more than 8 elements as their length and first ones,
+        floats that are not finite as strings."""
+        inventory, config = self.inventory, self.config
+        memory = self.footprint(n_ctx)
+        return {
+            "path": self.path,
+            "file_bytes": self.file_bytes,
+            "gguf_version": self.version,
+            "alignment": self.alignment,
+            "runs": self.problem is None,
+            "problem": self.problem,
+            "slow_types": self.slow_types,
+            "tokenizer": self.has_tokenizer,
+            "model": None if config is None else asdict(config),
+            "parameters": inventory.n_weights,
+            "active_parameters": None if config is None else inventory.active_weights,
+            "bits_per_weight": round(inventory.bits_per_weight, 4),
+            "tensor_bytes": inventory.n_bytes,
+            "active_bytes_per_token": None if config is None else inventory.active_bytes,
+            "tensors": {
+                name: {
+                    "count": total.n_tensors,
+                    "parameters": total.n_weights,
+                    "bytes": total.n_bytes,
+                    "bits_per_weight": round(total.bits_per_weight, 4),
+                    "types": {kind.name.lower(): n_bytes for kind, n_bytes in total.types.items()},
+                }
+                for name, total in inventory.classes.items()
+            },
+            "kv_bytes_per_token": None
+            if config is None
+            else {t: kv_bytes_per_token(config, t) for t in KV_TYPES if t != "q8_0" or config.head_dim % 32 == 0},
+            "memory": None
+            if config is None or memory is None
+            else {"context": context_length(config, n_ctx), **asdict(memory), "total": memory.total},
+            "metadata": {key: _plain(value) for key, value in self.metadata.items()},
+        }
+
+
+def inspect(
+    path: str | os.PathLike[str], *, experts_used: int | None = None, overrides: Mapping[str, Override] | None = None
+) -> Inspection:
+    """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format or shards that do not belong together,
+    UnsupportedError for a retired type; a readable file that pymixtral cannot run is described, with the reason in `problem`.
+
+    experts_used, overrides: as of pymixtral.Mixtral; InvalidArgumentError for what cannot be given. The metadata shown is the changed."""
+    with GGUFFile(path) as file:
+        override(file, experts_used, overrides)
+        config, problem, tokenizes = None, None, False
+        try:
+            config = ModelConfig.from_gguf(file)
+            load_weights(file, config)
+        except PymixtralError as error:
+            problem = str(error).removeprefix(f"{file.path}: ")
+        try:
+            tokenizes = has_tokenizer(file.metadata, file.path)
+            if tokenizes and problem is None:
+                Tokenizer.from_metadata(file.metadata, file.path)
+        except PymixtralError as error:
+            problem = problem or str(error).removeprefix(f"{file.path}: ")
+        parts = [Part(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
+        experts = (config.n_experts, config.n_experts_used) if config else (1, 1)
+        return Inspection(
+            path=file.path,
+            file_bytes=file.n_bytes,
+            version=file.version,
+            alignment=file.alignment,
+            metadata=file.metadata,
+            inventory=Inventory(parts, *experts),
+            config=config,
+            problem=problem,
+            has_tokenizer=tokenizes,
+        )
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)  # JSON has no numbers for these
+    if isinstance(value, (int, float, bool, str)):
+        return value
+    first = [item if isinstance(item, str) else _plain(item.item()) for item in value[:_SHOWN]]
+    return first if len(value) <= _SHOWN else {"length": len(value), "first": first}

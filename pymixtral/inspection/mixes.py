@@ -1,0 +1,190 @@
+"""Models and types by name: what a GGUF file of a published model has in it, without the file.
+
+Shapes are those of the published configurations. A name such as q4_k_m, or q4_0, is a mix: some tensors of the model have more bits than
+the rest. The rules are those of llama.cpp's default mixes, made without an importance matrix, but for one: in a Mixtral, what every token
+passes has types of its own (EVERY_TOKEN). Sizes are those of published files, of Mixtrals within 0.6%.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.inspection.inventory import Inventory, Part
+from pymixtral.model.config import ModelConfig
+
+Type = GGMLQuantizationType
+
+
+def _model(name: str, **numbers: int) -> ModelConfig:
+    common: dict[str, Any] = {"n_kv_heads": 8, "head_dim": 128, "window": 0}
+    return ModelConfig(name=name, rms_eps=1e-5, rope_base=1e6, **(common | numbers))
+
+
+MODELS = {
+    "8x7b": _model(
+        "Mixtral 8x7B", n_vocab=32000, n_ctx_train=32768, hidden=4096, n_layers=32, ffn=14336, n_heads=32, n_experts=8, n_experts_used=2
+    ),
+    "8x22b": _model(
+        "Mixtral 8x22B", n_vocab=32768, n_ctx_train=65536, hidden=6144, n_layers=56, ffn=16384, n_heads=48, n_experts=8, n_experts_used=2
+    ),
+    "7b": _model(
+        "Mistral 7B", n_vocab=32000, n_ctx_train=32768, hidden=4096, n_layers=32, ffn=14336, n_heads=32, n_experts=1, n_experts_used=1
+    ),
+}
+
+# Name: type of most matrices; from the largest to the smallest file.
+MIXES = {
+    "f32": Type.F32,
+    "bf16": Type.BF16,
+    "f16": Type.F16,
+    "q8_0": Type.Q8_0,
+    "q6_k": Type.Q6_K,
+    "q5_1": Type.Q5_1,
+    "q5_k_m": Type.Q5_K,
+    "q5_k_s": Type.Q5_K,
+    "q5_0": Type.Q5_0,
+    "q4_1": Type.Q4_1,
+    "q4_k_m": Type.Q4_K,
+    "q4_k_s": Type.Q4_K,
+    "iq4_nl": Type.IQ4_NL,
+    "q4_0": Type.Q4_0,
+    "iq4_xs": Type.IQ4_XS,
+    "q3_k_l": Type.Q3_K,
+    "q3_k_m": Type.Q3_K,
+    "q3_k_s": Type.Q3_K,
+    "q2_k": Type.Q2_K,
+}
+
+EVERY_TOKEN = {
+    Type.Q2_K: (Type.Q4_K, Type.Q5_K),
+    Type.Q3_K: (Type.Q4_K, Type.Q5_K),
+    Type.IQ4_XS: (Type.Q5_K, Type.Q5_K),
+    Type.IQ4_NL: (Type.Q5_K, Type.Q5_K),
+    Type.Q4_0: (Type.Q5_K, Type.Q5_K),
+    Type.Q4_1: (Type.Q5_K, Type.Q5_K),
+    Type.Q4_K: (Type.Q5_K, Type.Q5_K),
+    Type.Q5_0: (Type.Q5_0, Type.Q6_K),
+    Type.Q5_1: (Type.Q5_1, Type.Q6_K),
+    Type.Q5_K: (Type.Q5_K, Type.Q6_K),
+}
+"""By the experts' type: that of attn_q and attn_output, that of attn_k, attn_v and the embedding; else all have the experts'.
+
+With eight experts and more these matrices are some 3% of the weights, but every token passes them. llama.cpp leaves the embedding and
+attn_q in the experts' type, and has attn_k and attn_v in q8_0, which is more than they need. The bytes saved there and spent on the others
+take a seventh (4 bits) to two fifths (q2_k) off the divergence of tests/data/tiny-mixtral. Mixtral 8x7B becomes smaller than with
+llama.cpp's rules, but for q3_k_l (0.3% larger, attn_output was q3_k), q4_0 (0.2%), q2_k and iq4_xs (0.03% and less)."""
+
+_NARROW = {
+    Type.Q2_K: Type.IQ4_NL,
+    Type.Q3_K: Type.IQ4_NL,
+    Type.IQ4_XS: Type.IQ4_NL,
+    Type.Q4_K: Type.Q5_0,
+    Type.Q5_K: Type.Q5_1,
+    Type.Q6_K: Type.Q8_0,
+}
+
+_LAYER = re.compile(r"blk\.(\d+)\.(.*)")
+
+
+def parts(config: ModelConfig) -> list[Part]:
+    """The tensors of a model, all f32, its experts merged, in the order of a file."""
+    c = config
+    q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    moe, suffix, stack = c.n_experts > 1, "_exps" if c.n_experts > 1 else "", (c.n_experts,) if c.n_experts > 1 else ()
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (c.hidden,),
+        "attn_q": (q_dim, c.hidden),
+        "attn_k": (kv_dim, c.hidden),
+        "attn_v": (kv_dim, c.hidden),
+        "attn_output": (c.hidden, q_dim),
+        "ffn_norm": (c.hidden,),
+        **({"ffn_gate_inp": (c.n_experts, c.hidden)} if moe else {}),
+        f"ffn_gate{suffix}": (*stack, c.ffn, c.hidden),
+        f"ffn_up{suffix}": (*stack, c.ffn, c.hidden),
+        f"ffn_down{suffix}": (*stack, c.hidden, c.ffn),
+    }
+    shapes: dict[str, tuple[int, ...]] = {"token_embd": (c.n_vocab, c.hidden), "output_norm": (c.hidden,), "output": (c.n_vocab, c.hidden)}
+    shapes |= {f"blk.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
+    return [Part(f"{name}.weight", Type.F32, shape) for name, shape in shapes.items()]
+
+
+def mixed(inventory: Inventory, mix: str) -> Inventory:
+    """The same tensors in the types of a mix, as fitting() lets them. Raises InvalidArgumentError for an unknown mix."""
+    kinds = [fitting(kind, part.shape[-1]) for kind, part in zip(types(inventory, mix), inventory.parts, strict=True)]
+    retyped = [Part(part.name, kind, part.shape) for kind, part in zip(kinds, inventory.parts, strict=True)]
+    return Inventory(retyped, inventory.n_experts, inventory.n_experts_used)
+
+
+def types(inventory: Inventory, mix: str) -> list[Type]:
+    """The type that a mix wants for each tensor, whatever its columns. Norms and routers are f32. Raises InvalidArgumentError for an
+    unknown mix."""
+    if mix not in MIXES:
+        raise InvalidArgumentError(f"expected a type among {', '.join(MIXES)}, found {mix!r}")
+    n_layers = 1 + max((int(match[1]) for part in inventory.parts if (match := _LAYER.match(part.name))), default=-1)
+    return [_type(part, mix, n_layers, inventory.n_experts >= 8, inventory.tied) for part in inventory.parts]
+
+
+def fitting(kind: Type, cols: int) -> Type:
+    """The type, or what takes its place where rows of so many columns do not divide into its blocks: as in llama.cpp, one with blocks of
+    32 and not fewer bits, else f16."""
+    if cols % GGML_QUANT_SIZES[kind][0] == 0:
+        return kind
+    kind = _NARROW.get(kind, Type.F16)
+    return Type.F16 if cols % GGML_QUANT_SIZES[kind][0] else kind
+
+
+def _type(part: Part, mix: str, n_layers: int, many: bool, tied: bool) -> Type:
+    """many: eight experts or more."""
+    base = MIXES[mix]
+    if len(part.shape) == 1 or part.kind == "router":
+        return Type.F32
+    if base in (Type.F32, Type.F16, Type.BF16):
+        return base
+    if part.kind == "output" or (part.kind == "embedding" and tied):
+        return Type.Q8_0 if base == Type.Q8_0 else Type.Q6_K
+    match = _LAYER.match(part.name)
+    if many and part.kind in ("embedding", "attention"):
+        large, small = EVERY_TOKEN.get(base, (base, base))
+        return large if match and match[2].startswith(("attn_q.", "attn_output.")) else small
+    if match:
+        for name, rule in _RULES.items():
+            if match[2].startswith(name):
+                return rule(mix, int(match[1]), n_layers) or base
+    return base
+
+
+def _more_bits(i: int, n: int) -> bool:
+    """The first and the last eighth of the layers, and every third one between."""
+    return i < n // 8 or i >= 7 * n // 8 or (i - n // 8) % 3 == 2
+
+
+def _attn_v(mix: str, i: int, n: int) -> Type | None:
+    if mix in ("q4_k_m", "q5_k_m"):
+        return Type.Q6_K if _more_bits(i, n) else None
+    if mix == "q3_k_m":
+        return Type.Q5_K if i < 2 else Type.Q4_K
+    if mix == "q4_k_s":
+        return Type.Q5_K if i < 4 else None
+    return {"q2_k": Type.Q4_K, "q3_k_l": Type.Q5_K, "iq4_nl": Type.Q5_K, "iq4_xs": Type.Q5_K}.get(mix)
+
+
+def _attn_output(mix: str, i: int, n: int) -> Type | None:  # noqa: ARG001
+    return {"q2_k": Type.Q3_K, "q3_k_m": Type.Q4_K, "q3_k_l": Type.Q5_K}.get(mix)
+
+
+def _ffn_down(mix: str, i: int, n: int) -> Type | None:
+    if mix in ("q4_k_m", "q5_k_m"):
+        return Type.Q6_K if _more_bits(i, n) else None
+    if mix in ("q4_k_s", "iq4_nl", "iq4_xs"):
+        return Type.Q5_K if i < n // 8 else None
+    if mix == "q3_k_m":
+        return Type.Q5_K if i < n // 16 else Type.Q4_K
+    return {"q2_k": Type.Q3_K, "q3_k_l": Type.Q5_K}.get(mix)
+
+
+_RULES: dict[str, Callable[[str, int, int], Type | None]] = {"attn_v.": _attn_v, "attn_output.": _attn_output, "ffn_down": _ffn_down}

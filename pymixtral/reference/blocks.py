@@ -1,0 +1,159 @@
+"""The oracle's weight types: the blocks of docs/numerics.md, section Types, decoded into integers and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+from pymixtral.errors import UnsupportedError
+from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
+
+FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+
+TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
+"""iq4_nl's and iq4_xs's values."""
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A matrix of [rows, n_blocks] blocks.
+
+    d: float32 [rows, n_blocks]. q: int32 [rows, n_blocks, 32 or 256], offset or table applied.
+    m: float32 [rows, n_blocks], the minimum of a block of 32 or dmin of one of 256; None: the type has none.
+    sc, mins: int32 [rows, n_blocks, n_sub], the integer scales and minimums of the sub-blocks of a block of 256, else None.
+    """
+
+    d: F32
+    q: I32
+    m: F32 | None = None
+    sc: I32 | None = None
+    mins: I32 | None = None
+
+    @property
+    def size(self) -> int:
+        """Elements of a block, and of the block of activations it is multiplied with."""
+        return int(self.q.shape[2])
+
+
+def f16(raw: U8, at: int) -> F32:
+    """The f16 number at byte `at` of each block, widened: float32 [rows, n_blocks] of raw [rows, n_blocks, bytes]."""
+    widened: F32 = np.ascontiguousarray(raw[..., at : at + 2]).view(np.dtype("<f2"))[..., 0].astype(np.float32)
+    return widened
+
+
+def _nibbles(packed: U8) -> I32:
+    """int32 [..., 2n] of bytes [..., n]: the low nibbles, then the high ones."""
+    nibbles: I32 = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.int32)
+    return nibbles
+
+
+def _fifth_bits(packed: U8) -> I32:
+    """int32 [..., 32] of bytes [..., 4]: bit i, little endian, is worth 16 for element i."""
+    return np.unpackbits(packed, axis=-1, bitorder="little").astype(np.int32) << 4
+
+
+def _fields(packed: U8, group: int, bits: int) -> I32:
+    """int32 [..., n * 8 / bits] of bytes [..., n]: of each group of bytes the lowest `bits` bits, then the next ones, up to the highest."""
+    groups = packed.reshape(*packed.shape[:-1], -1, 1, group)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
+    return (groups >> shifts & (1 << bits) - 1).reshape(*packed.shape[:-1], -1).astype(np.int32)
+
+
+def _six_bits(packed: U8) -> tuple[I32, I32]:
+    """The 8 scales and the 8 minimums of q4_k and q5_k, both int32 [..., 8], of bytes [..., 12]."""
+    low, high = packed[..., :8].astype(np.int32), packed[..., 8:].astype(np.int32)
+    scales = np.concatenate([low[..., :4] & 63, high & 15 | low[..., :4] >> 6 << 4], axis=-1)
+    minimums = np.concatenate([low[..., 4:] & 63, high >> 4 | low[..., 4:] >> 6 << 4], axis=-1)
+    return scales, minimums
+
+
+def _q2_k(raw: U8) -> Blocks:
+    """Scales and minimums (16 bytes), 2 bits of each element (64), d, dmin."""
+    scales = raw[..., :16].astype(np.int32)
+    return Blocks(f16(raw, 80), _fields(raw[..., 16:80], 32, 2), f16(raw, 82), scales & 15, scales >> 4)
+
+
+def _q3_k(raw: U8) -> Blocks:
+    """Third bits (32 bytes), 2 bits (64), scales (12), d."""
+    q = _fields(raw[..., 32:96], 32, 2) | _fields(raw[..., :32], 32, 1) << 2
+    scales = _fields(raw[..., 96:104], 8, 4) | _fields(raw[..., 104:108], 4, 2) << 4
+    return Blocks(f16(raw, 108), q - 4, sc=scales - 32)
+
+
+def _q4_k(raw: U8) -> Blocks:
+    """d, dmin, scales and minimums (12 bytes), 4 bits of each element (128)."""
+    return Blocks(f16(raw, 0), _fields(raw[..., 16:], 32, 4), f16(raw, 2), *_six_bits(raw[..., 4:16]))
+
+
+def _q5_k(raw: U8) -> Blocks:
+    """d, dmin, scales and minimums (12 bytes), fifth bits (32), 4 bits (128)."""
+    q = _fields(raw[..., 48:], 32, 4) | _fields(raw[..., 16:48], 32, 1) << 4
+    return Blocks(f16(raw, 0), q, f16(raw, 2), *_six_bits(raw[..., 4:16]))
+
+
+def _q6_k(raw: U8) -> Blocks:
+    """4 bits of each element (128 bytes), the 2 bits above (64), scales (16), d."""
+    q = _fields(raw[..., :128], 64, 4) | _fields(raw[..., 128:192], 32, 2) << 4
+    return Blocks(f16(raw, 208), q - 32, sc=raw[..., 192:208].view(np.int8).astype(np.int32))
+
+
+def _iq4_xs(raw: U8) -> Blocks:
+    """d, high bits of the scales (2 bytes), low bits (4), 4 bits of each element (128)."""
+    scales = _fields(raw[..., 4:8], 1, 4) | _fields(raw[..., 2:4], 1, 2) << 4
+    return Blocks(f16(raw, 0), TABLE[_fields(raw[..., 8:], 16, 4)], sc=scales - 32)
+
+
+DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
+    GGMLQuantizationType.Q4_0: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 2:]) - 8),
+    GGMLQuantizationType.Q4_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 4:]), f16(raw, 2)),
+    GGMLQuantizationType.Q5_0: lambda raw: Blocks(f16(raw, 0), (_nibbles(raw[..., 6:]) | _fifth_bits(raw[..., 2:6])) - 16),
+    GGMLQuantizationType.Q5_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8]), f16(raw, 2)),
+    GGMLQuantizationType.Q8_0: lambda raw: Blocks(f16(raw, 0), raw[..., 2:].view(np.int8).astype(np.int32)),
+    GGMLQuantizationType.IQ4_NL: lambda raw: Blocks(f16(raw, 0), TABLE[_nibbles(raw[..., 2:])]),
+    GGMLQuantizationType.Q2_K: _q2_k,
+    GGMLQuantizationType.Q3_K: _q3_k,
+    GGMLQuantizationType.Q4_K: _q4_k,
+    GGMLQuantizationType.Q5_K: _q5_k,
+    GGMLQuantizationType.Q6_K: _q6_k,
+    GGMLQuantizationType.IQ4_XS: _iq4_xs,
+}
+"""For each type in blocks, Blocks of the raw bytes uint8 [rows, n_blocks, block bytes]."""
+
+
+def decode(w: Matrix) -> Blocks:
+    """The blocks of a matrix in blocks. Raises UnsupportedError for a type that this project does not run."""
+    if w.type not in DECODERS:
+        known = ", ".join(kind.name.lower() for kind in (*FLOAT_TYPES, *DECODERS, *DEQUANTIZED_TYPES))
+        raise UnsupportedError(f"expected a matrix of type {known}, found {w.type.name.lower()}: quantize the model to one of these")
+    return DECODERS[w.type](w.data.reshape(w.rows, -1, GGML_QUANT_SIZES[w.type][1]))
+
+
+def dequantize(w: Matrix) -> F32:
+    """float32 [rows, cols], each written operation rounded. Raises UnsupportedError for a type that this project does not run."""
+    if w.type == GGMLQuantizationType.BF16:
+        return (w.data.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
+    if w.type in FLOAT_TYPES:
+        return w.data.view(np.dtype("<f4" if w.type == GGMLQuantizationType.F32 else "<f2")).astype(np.float32)
+    if w.type in DEQUANTIZED_TYPES:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values: F32 = quants.dequantize(w.data, w.type)
+        return values
+    blocks = decode(w)
+    d: Any = blocks.d[..., None]
+    if blocks.sc is not None:
+        d = d * blocks.sc.astype(np.float32)
+    n_sub = d.shape[2]
+    y: F32 = d[..., None] * blocks.q.reshape(*blocks.d.shape, n_sub, -1).astype(np.float32)
+    if blocks.m is not None:
+        minimum = blocks.m[..., None]
+        y = y + minimum[..., None] if blocks.mins is None else y - (minimum * blocks.mins.astype(np.float32))[..., None]
+    return y.reshape(w.shape)

@@ -1,0 +1,400 @@
+"""The oracle: every operation of docs/numerics.md and the whole forward pass in plain NumPy.
+
+This is what pymixtral computes, to the bit; the C kernels are compared with it by `==`. It is written to be read beside the contract: each
+function has the name of its section there, vectorises over outputs and loops over the one axis whose order the contract fixes.
+
+The model is Mixtral's (Jiang et al. 2024, arXiv:2401.04088): a decoder of RMS-normed grouped-query attention with rotary positions and a
+feed-forward in which a router picks a few experts for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral.errors import InvalidArgumentError, NonFiniteError
+from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
+from pymixtral.reference.blocks import FLOAT_TYPES, decode
+from pymixtral.reference.blocks import dequantize as dequantize
+
+if TYPE_CHECKING:
+    from pymixtral.model.config import ModelConfig
+    from pymixtral.model.weights import LayerWeights, ModelWeights
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I32 = NDArray[np.int32]
+
+PAGE = 64
+"""Positions of a key/value page, the unit in which attention is computed and combined."""
+
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+def _finite(y: F32, what: str) -> F32:
+    """y itself; raises NonFiniteError with the index along the first axis when it holds a NaN or an infinity."""
+    bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise NonFiniteError(f"expected finite numbers, found NaN or infinity in {what} of row {row}: check the model's weights", row)
+    return y
+
+
+# --- Ground ------------------------------------------------------------------------------------------------------
+
+
+def fma(a: Any, b: Any, c: Any) -> F32:
+    """a*b + c rounded once to float32, for float32 arrays that broadcast; infinities and NaN as IEEE 754 has them.
+
+    The product of two float32 is exact in float64. The sum is not: two-sum (Knuth) gives its error, and moving an inexact sum to the
+    neighbour with an odd last bit keeps what the second rounding, to float32, must know (Boldo and Melquiond 2008).
+    """
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
+        addend = np.asarray(c, np.float64)
+        total = np.asarray(product + addend)
+        back = total - product
+        error = (product - (total - back)) + (addend - back)
+        bits = total.view(np.int64)
+        toward_error = np.where((error > 0) == (total > 0), bits + 1, bits - 1)
+        inexact = (error < 0) | (error > 0)
+        odd: F64 = np.where(inexact & (bits & 1 == 0), toward_error, bits).view(np.float64)
+        return odd.astype(np.float32)
+
+
+def sum8(a: F32, b: F32 | None = None) -> F32:
+    """The sum of a (or of a*b, by fma) along the last axis, in eight partial sums and a tree. a and b broadcast."""
+    n = a.shape[-1]
+    shape = a.shape[:-1] if b is None else np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
+    s = np.zeros((*shape, 8), np.float32)
+    for k in range(0, n, 8):
+        lanes = s[..., : n - k]  # a short tail leaves the other sums as they are, which is what adding +0 does
+        lanes[...] = lanes + a[..., k : k + 8] if b is None else fma(a[..., k : k + 8], b[..., k : k + 8], lanes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total: F32 = ((s[..., 0] + s[..., 4]) + (s[..., 2] + s[..., 6])) + ((s[..., 1] + s[..., 5]) + (s[..., 3] + s[..., 7]))
+        return total
+
+
+# --- Activation quantization and matmul --------------------------------------------------------------------------
+
+
+def embed(w: Matrix, ids: I32) -> F32:
+    """float32 [n_ids, cols]: the rows `ids` of w."""
+    return dequantize(Matrix(w.type, w.data[ids]))
+
+
+def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32, I32]:
+    """x [n_tokens, n], n a multiple of block, 32 or 256 -> q int8 [n_tokens, n], d float32 [n_tokens, n/block] and the integer sums of
+    each 32 values, or of each 16 with block 256: int32 [n_tokens, n/32 or n/16].
+
+    Raises NonFiniteError with the row.
+    """
+    blocks = _finite(x, "the activations").reshape(len(x), -1, block)
+    amax = np.abs(blocks).max(axis=-1)
+    zero = amax < np.float32(2.0**-100)
+    scaled = np.where(zero, _ONE, amax)
+    d = np.where(zero, _ZERO, scaled / np.float32(127))
+    inverse = np.where(zero, _ZERO, np.float32(127) / scaled)
+    q = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    return q.reshape(x.shape), d, q.reshape(len(x), -1, 32 if block == 32 else 16).sum(axis=-1, dtype=np.int32)
+
+
+def matmul(x: F32, w: Matrix) -> F32:
+    """float32 [n_tokens, rows] = x [n_tokens, cols] times w transposed. Raises NonFiniteError with the row, UnsupportedError."""
+    if w.type in FLOAT_TYPES or w.type in DEQUANTIZED_TYPES:
+        widened, strip = dequantize(w), 1 + 2048 // max(1, len(x))  # strips of outputs that stay in the processor's cache
+        y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]
+        return _finite(np.concatenate(y, axis=1), "a matrix product")
+    blocks = decode(w)
+    xq, dx, sums = quantize_activations(x, blocks.size)
+    xi = xq.reshape(*dx.shape, blocks.size).astype(np.int32)
+    sums = sums.reshape(*dx.shape, -1)
+    acc = np.zeros((len(x), w.rows), np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for b in range(dx.shape[1]):
+            wi, d = blocks.q[:, b], dx[:, b, None]
+            if blocks.sc is not None:
+                wi = wi * blocks.sc[:, b].repeat(blocks.size // blocks.sc.shape[2], axis=1)
+            acc = fma(blocks.d[:, b] * d, (xi[:, b] @ wi.T).astype(np.float32), acc)
+            if blocks.m is not None and blocks.mins is None:
+                acc = fma(blocks.m[:, b], d * sums[:, b].astype(np.float32), acc)
+            elif blocks.m is not None and blocks.mins is not None:
+                mins = blocks.mins[:, b].repeat(16 // blocks.mins.shape[2], axis=1)
+                acc = fma(-(blocks.m[:, b] * d), (sums[:, b] @ mins.T).astype(np.float32), acc)
+    return _finite(acc, "a matrix product")
+
+
+# --- Elementwise -------------------------------------------------------------------------------------------------
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F32:
+    """float32 [n_tokens, n] (Zhang and Sennrich 2019, arXiv:1910.07467). Raises NonFiniteError with the row."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = _finite(sum8(x, x), "a sum of squares")
+        r = _ONE / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps))
+        return _finite((x * r[:, None]) * weight, "a normalised vector")
+
+
+_LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
+_LN2 = [np.float32(float.fromhex(c)) for c in ("-0x1.62e430p-1", "0x1.05c610p-29")]
+_EXP = [
+    np.float32(float.fromhex(c))
+    for c in ("0x1.a125f6p-13", "0x1.6d444ap-10", "0x1.1110e0p-7", "0x1.5554e8p-5", "0x1.555556p-3", "0x1p-1", "0x1p0", "0x1p0")
+]
+_EXP_MAX, _EXP_MIN = np.float32(88), np.float32(-87.3)
+
+
+def exp(x: F32) -> F32:
+    """e**x: within 0.85 ulp from -87.3 to 88, +0 below, infinity above, NaN for NaN."""
+    inside = np.clip(x, _EXP_MIN, _EXP_MAX)
+    n = np.rint(inside * _LOG2_E)
+    r = fma(n, _LN2[1], fma(n, _LN2[0], inside))
+    p = np.broadcast_to(_EXP[0], r.shape)
+    for c in _EXP[1:]:
+        p = fma(p, r, c)
+    with np.errstate(invalid="ignore"):
+        y: F32 = np.ldexp(p, n.astype(np.int32))
+    y[x > _EXP_MAX] = np.inf
+    y[x < _EXP_MIN] = 0
+    return y
+
+
+def silu_mul(gate: F32, up: F32) -> F32:
+    """(gate / (1 + exp(-gate))) * up, Mixtral's gated unit (Shazeer 2020, arXiv:2002.05202). Raises NonFiniteError with the row."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _finite((gate / (_ONE + exp(-gate))) * up, "a gated product")
+
+
+# --- Rotary positions --------------------------------------------------------------------------------------------
+
+_TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
+_HALF_PI = [float.fromhex(c) for c in ("0x1.921fb544p+0", "0x1.0b4611a6p-34", "0x1.3198a2e037073p-69")]
+_SINE = [
+    float.fromhex(c)
+    for c in (
+        *("0x1.952c77030ad4ap-49", "-0x1.ae7f3e733b81fp-41", "0x1.6124613a86d09p-33", "-0x1.ae64567f544e4p-26"),
+        *("0x1.71de3a556c734p-19", "-0x1.a01a01a01a01ap-13", "0x1.1111111111111p-7", "-0x1.5555555555555p-3"),
+    )
+]
+_COSINE = [
+    float.fromhex(c)
+    for c in (
+        *("0x1.ae7f3e733b81fp-45", "-0x1.93974a8c07c9dp-37", "0x1.1eed8eff8d898p-29", "-0x1.27e4fb7789f5cp-22"),
+        *("0x1.a01a01a01a01ap-16", "-0x1.6c16c16c16c17p-10", "0x1.5555555555555p-5", "-0x1p-1"),
+    )
+]
+_MAX_ANGLE = 2.0**20
+
+
+def rope_table(frequencies: F64, positions: I32, factor: float = 1.0) -> tuple[F32, F32]:
+    """Cosines and sines, float32 [n_tokens, n_pairs], of positions [n_tokens] times frequencies [n_pairs], both times `factor`.
+
+    Raises InvalidArgumentError for a negative position or an angle above 2^20.
+    """
+    angle = positions.astype(np.float64)[:, None] * frequencies
+    if angle.size and not (positions.min() >= 0 and angle.max() <= _MAX_ANGLE):
+        raise InvalidArgumentError(f"expected rope angles from 0 to 2^20, found {angle.min():g} to {angle.max():g}: use smaller positions")
+    n = np.rint(angle * _TWO_OVER_PI)
+    r = ((angle - n * _HALF_PI[0]) - n * _HALF_PI[1]) - n * _HALF_PI[2]
+    z = r * r
+    p, q = np.full_like(z, _SINE[0]), np.full_like(z, _COSINE[0])
+    for s, c in zip(_SINE[1:], _COSINE[1:], strict=True):
+        p, q = p * z + s, q * z + c
+    sine, cosine = r + (r * z) * p, 1 + z * q
+    quadrant = n.astype(np.int64) & 3
+    cosines = np.choose(quadrant, [cosine, -sine, -cosine, sine])
+    sines = np.choose(quadrant, [sine, cosine, -sine, -cosine])
+    return (cosines * factor).astype(np.float32), (sines * factor).astype(np.float32)
+
+
+def rope(x: F32, cosines: F32, sines: F32) -> F32:
+    """x [n_tokens, n_heads, head_dim] with each adjacent pair rotated by its angle (Su et al. 2021, arXiv:2104.09864).
+
+    Raises NonFiniteError with the row.
+    """
+    c, s = cosines[:, None], sines[:, None]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    y = np.empty_like(x)
+    y[..., 0::2] = fma(even, c, -(odd * s))
+    y[..., 1::2] = fma(even, s, odd * c)
+    return _finite(y, "the rotated vectors")
+
+
+# --- Attention ---------------------------------------------------------------------------------------------------
+
+
+Q8_0 = np.dtype([("d", np.float16), ("q", np.int8, 32)])
+"""A block of 32 keys or values in a cache of q8_0."""
+
+
+def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
+    """Keys or values [n_tokens, n_kv_heads, head_dim] as a cache of float16, float32 or Q8_0 stores them; in blocks, Q8_0 [n_tokens,
+    n_kv_heads, head_dim/32]. Raises NonFiniteError with the row."""
+    what = "the keys or values that the cache must hold"
+    with np.errstate(over="ignore"):
+        if np.dtype(dtype) != Q8_0:
+            stored = x.astype(dtype)
+            _finite(stored, what)
+            return stored
+        q, d, _ = quantize_activations(x.reshape(len(x), -1))
+        blocks = np.empty((*x.shape[:2], x.shape[2] // 32), Q8_0)
+        blocks["q"] = q.reshape(*blocks.shape, 32)
+        blocks["d"] = _finite(d.astype(np.float16), what).reshape(blocks.shape)
+        return blocks
+
+
+def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0, window: int = 0) -> F32:
+    """float32 [n_tokens, n_heads, head_dim] for queries q at positions first_position, first_position + 1, ...
+
+    k, v: of n_positions, as round_to_cache gives them, k rotated; from position 0 to at least the last query's.
+    window: positions that a query sees, its own included; 0: all up to its own. Raises NonFiniteError with the row.
+    """
+    n_tokens, n_heads, head_dim = q.shape
+    group = n_heads // k.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        q = q * np.float32(1 / np.sqrt(np.float64(head_dim)))
+        last = first_position + np.arange(n_tokens)
+        first = np.maximum(0, last - window + 1) if window else np.zeros_like(last)
+        m = np.full((n_tokens, n_heads), -np.inf, np.float32)
+        l = np.zeros((n_tokens, n_heads), np.float32)  # noqa: E741 - the contract's name
+        o = np.zeros((n_tokens, n_heads, head_dim), np.float32)
+        for begin in range(int(first[0]) // PAGE * PAGE, int(last[-1]) + 1, PAGE):
+            page = slice(begin, min(begin + PAGE, len(k)))
+            position = np.arange(page.start, page.stop)
+            seen = (first[:, None] <= position) & (position <= last[:, None])
+            keys, values = (a[page].repeat(group, axis=1) for a in (k, v))
+            m_c, l_c, o_c = _attend_page(q, keys, values, seen[:, None])
+            top = np.maximum(m, m_c)
+            a, b = exp(m - top), exp(m_c - top)  # before the first page m is -inf and l, o are 0, so that it gives m_c, l_c, o_c
+            some = np.any(seen, axis=1, keepdims=True)
+            m = np.where(some, top, m)
+            l = np.where(some, fma(l_c, b, l * a), l)  # noqa: E741
+            o = np.where(some[..., None], fma(o_c, b[..., None], o * a[..., None]), o)
+        return _finite(o * (_ONE / l)[..., None], "the attention")
+
+
+def _attend_page(q: F32, k: NDArray[Any], v: NDArray[Any], seen: NDArray[np.bool_]) -> tuple[F32, F32, F32]:
+    """One page alone: its largest score and sum [n_tokens, n_heads] and unscaled output [n_tokens, n_heads, head_dim].
+
+    q: scaled, [n_tokens, n_heads, head_dim]; k, v: of up to 64 positions and n_heads; seen: [n_tokens, 1, up to 64].
+    """
+    s = np.where(seen, _scores_q8_0(q, k) if k.dtype == Q8_0 else _scores(q, k.astype(np.float32)), np.float32(-np.inf))
+    m = s.max(axis=-1)
+    p = np.where(seen, exp(s - m[..., None]), _ZERO)
+    if v.dtype == Q8_0:
+        scale, values = v["d"].astype(np.float32).repeat(32, axis=2), v["q"].reshape(*v.shape[:2], -1).astype(np.float32)
+    else:
+        scale, values = np.ones((len(v), 1, 1), np.float32), v.astype(np.float32)  # a product with 1 changes nothing
+    o = np.zeros_like(q)
+    for j in range(len(v)):
+        o = np.where(seen[..., j, None], fma(p[..., j, None] * scale[j], values[j], o), o)
+    return m, sum8(p), o
+
+
+def _scores(q: F32, k: F32) -> F32:
+    """[n_tokens, n_heads, n_positions] for k [n_positions, n_heads, head_dim]."""
+    s = np.zeros((*q.shape[:2], len(k)), np.float32)
+    for d in range(q.shape[2]):
+        s = fma(q[:, :, d, None], k[:, :, d].T, s)
+    return s
+
+
+def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
+    """The same for k Q8_0 [n_positions, n_heads, head_dim/32]; NaN for a query that is not finite."""
+    finite = np.isfinite(q).all(axis=2, keepdims=True)
+    xq, d, _ = quantize_activations(np.where(finite, q, _ZERO).reshape(len(q), -1))
+    xi, dq = xq.reshape(*q.shape[:2], -1, 32).astype(np.int32), np.where(finite, d.reshape(*q.shape[:2], -1), np.float32(np.nan))
+    dk = k["d"].astype(np.float32)
+    s = np.zeros((*q.shape[:2], len(k)), np.float32)
+    for b in range(k.shape[2]):
+        isum = np.einsum("thi,phi->thp", xi[:, :, b], k["q"][:, :, b].astype(np.int32))
+        s = fma(dq[:, :, b, None] * dk[:, :, b].T, isum.astype(np.float32), s)
+    return s
+
+
+# --- Router and experts ------------------------------------------------------------------------------------------
+
+
+def route(logits: F32, n_used: int) -> tuple[I32, F32]:
+    """Expert ids int32 (ascending) and weights float32, both [n_tokens, n_used], for logits [n_tokens, n_experts].
+
+    Raises NonFiniteError with the row.
+    """
+    order = np.argsort(-_finite(logits, "the router's logits"), axis=1, kind="stable")
+    ids = np.sort(order[:, :n_used], axis=1)
+    e = exp(np.take_along_axis(logits, ids, axis=1) - logits.max(axis=1, keepdims=True))
+    total = e[:, 0]
+    for i in range(1, n_used):
+        total = total + e[:, i]
+    return ids.astype(np.int32), e / total[:, None]
+
+
+def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix) -> F32:
+    """One expert: float32 [n_tokens, hidden] for x [n_tokens, hidden]. Raises NonFiniteError with the row."""
+    return matmul(silu_mul(matmul(x, gate), matmul(x, up)), down)
+
+
+def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tuple[Matrix, Matrix, Matrix]]) -> F32:
+    """x [n_tokens, hidden] plus the chosen experts' weighted outputs for normed, the ids ascending. Raises NonFiniteError with the row."""
+    out = np.empty((*ids.shape, x.shape[1]), np.float32)
+    for e, (gate, up, down) in enumerate(matrices):
+        rows, slots = np.nonzero(ids == e)
+        if not len(rows):
+            continue
+        try:
+            out[rows, slots] = feed_forward(normed[rows], gate, up, down)
+        except NonFiniteError as error:
+            row = int(rows[error.row])
+            raise NonFiniteError(
+                f"expected finite numbers, found NaN or infinity in expert {e} for row {row}: check its weights", row
+            ) from error
+    with np.errstate(over="ignore", invalid="ignore"):
+        y = weights[:, 0, None] * out[:, 0]
+        for i in range(1, ids.shape[1]):
+            y = fma(weights[:, i, None], out[:, i], y)
+        return _finite(x + y, "the experts' sum")
+
+
+# --- Model -------------------------------------------------------------------------------------------------------
+
+
+def layer_attention(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32) -> F32:
+    """x [n_tokens, hidden], a whole sequence from position 0, plus the layer's attention."""
+    n_tokens = len(x)
+    n = rms_norm(x, w.attn_norm, config.rms_eps)
+    q = rope(matmul(n, w.q).reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
+    k = rope(matmul(n, w.k).reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
+    v = matmul(n, w.v).reshape(n_tokens, config.n_kv_heads, config.head_dim)
+    seen = attention(q, round_to_cache(k, cache_dtype), round_to_cache(v, cache_dtype), window=config.window)
+    return _finite(x + matmul(seen.reshape(n_tokens, -1), w.output), "the residual stream")
+
+
+def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32) -> F32:
+    """One decoder layer over a whole sequence: x [n_tokens, hidden] in and out."""
+    x = layer_attention(x, w, config, cosines, sines, cache_dtype)
+    n = rms_norm(x, w.ffn_norm, config.rms_eps)
+    if w.router is None:
+        ids, weights = np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32)
+    else:
+        ids, weights = route(matmul(n, w.router), config.n_experts_used)
+    return experts(x, n, ids, weights, w.experts)
+
+
+def forward(weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | I32, cache_dtype: Any = np.float32) -> F32:
+    """The residual stream after the last layer, float32 [n_tokens, hidden], of a sequence that starts at position 0.
+
+    cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+    """
+    x = embed(weights.embedding, np.asarray(tokens, np.int32))
+    cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())
+    for w in weights.layers:
+        x = layer(x, w, config, cosines, sines, cache_dtype)
+    return x
+
+
+def logits(hidden: F32, weights: ModelWeights, config: ModelConfig) -> F32:
+    """float32 [n_tokens, n_vocab] for rows of forward()."""
+    return matmul(rms_norm(hidden, weights.output_norm, config.rms_eps), weights.head)

@@ -1,0 +1,1 @@
+"""The encoders' oracles, in NumPy: what csrc/encode computes, byte for byte."""

@@ -1,0 +1,109 @@
+"""A checkpoint in any of the forms that models are published in, checked against its own configuration before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pymixtral.errors import CheckpointError, InvalidArgumentError, UnsupportedError
+
+from .config import CheckpointConfig
+from .stored import StoredTensor
+from .strict_json import shown
+from .targets import Target
+
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened checkpoint.
+
+    path: the directory or GGUF file. files: what the weights are read from. tensors: by the checkpoint's own names, read when asked for;
+    targets say what becomes of them. metadata: of a GGUF file, encoded, by key; empty for others. notes: what a user should know.
+    zero_nonfinite: weights that are NaN or infinite count as 0, instead of being an error.
+    """
+
+    path: Path
+    config: CheckpointConfig
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    targets: tuple[Target, ...]
+    metadata: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    zero_nonfinite: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the directory."""
+        return self.path.resolve().name
+
+    @property
+    def used(self) -> tuple[Path, ...]:
+        """All files that belong to the checkpoint: those of the weights, and what stands beside them in a directory but is no GGUF file."""
+        beside = self.path.iterdir() if self.path.is_dir() else ()
+        return (*self.files, *(entry for entry in beside if entry.is_file() and entry.suffix != ".gguf"))
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Opens a directory in Hugging Face's or Mistral's own form, or a GGUF file.
+
+        Raises CheckpointError (broken, incomplete or contradicting itself), UnsupportedError (another kind of model, or a form whose
+        reading would run code from the file), and for a GGUF file ModelFileError and ModelConfigError.
+        """
+        from . import gguf as gguf_source
+        from . import huggingface, mistral
+
+        if path.is_file():
+            if path.suffix in _PICKLES:
+                raise _pickled(path, path.name)
+            if path.name.endswith((".safetensors", ".json")):
+                raise CheckpointError(f"{path}: expected a directory or a GGUF file, found one file of a checkpoint; name its directory")
+            return gguf_source.read(path)
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: no such directory or file; expected a checkpoint (config.json and safetensors) or a GGUF file")
+        if huggingface.has_weights(path):
+            return huggingface.read(path)
+        if mistral.has_weights(path):
+            return mistral.read(path)
+        pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES and entry.name != "training_args.bin")
+        if pickles:
+            raise _pickled(path, pickles[0])
+        if ggufs := sorted(entry.name for entry in path.iterdir() if entry.suffix == ".gguf"):
+            raise CheckpointError(f"{path}: expected safetensors, found GGUF files; name one of them, such as {path / ggufs[0]}")
+        raise CheckpointError(
+            f"{path}: neither {huggingface.SINGLE} nor {huggingface.INDEX} nor {mistral.SINGLE} is there; "
+            "expected a checkpoint in one of these forms, or a GGUF file"
+        )
+
+    def per_expert(self) -> Checkpoint:
+        """With a target for each expert in place of the merged ones. Raises InvalidArgumentError for a dense model."""
+        if not self.config.n_experts:
+            raise InvalidArgumentError(f"{self.path}: expected a model with experts for types per expert, found a dense one")
+        return replace(self, targets=tuple(part for target in self.targets for part in target.split()))
+
+    def check_tensors(self) -> Checkpoint:
+        """Returns itself. Raises CheckpointError unless the tensors are those that the configuration asks for."""
+        shapes = {source: target.part_shape for target in self.targets for source in target.sources}
+        faults = []
+        if missing := [name for name in shapes if name not in self.tensors]:
+            faults.append(f"{len(missing)} missing, such as {missing[0]}")
+        # transformers ignores a stored output head when the config ties it to the embedding.
+        known = shapes.keys() | ({"lm_head.weight"} if self.config.tied else set())
+        if unexpected := [name for name in self.tensors if name not in known]:
+            faults.append(f"{len(unexpected)} unexpected, such as {shown(unexpected[0])}")
+        if faults:
+            raise CheckpointError(f"{self.path}: the tensors are not those of its configuration: {'; '.join(faults)}")
+        for name, shape in shapes.items():
+            if self.tensors[name].shape != shape:
+                found = list(self.tensors[name].shape)
+                raise CheckpointError(f"{self.path}: {name} has shape {found}; its configuration asks for {list(shape)}")
+        return self
+
+
+def _pickled(path: Path, name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path}: {name} is a Python pickle, which can run any code when it is read; expected safetensors: download those of the "
+        "model, or convert it where you trust it: transformers' from_pretrained(...).save_pretrained(...) writes them"
+    )

@@ -1,0 +1,103 @@
+"""GGUF files as sources: their tensors are written in other types, their metadata is kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from pymixtral import ops
+from pymixtral.files.gguf import GGUFFile, read_shard
+from pymixtral.files.layout import SPLIT
+from pymixtral.files.types import Matrix
+from pymixtral.model.config import ModelConfig
+from pymixtral.model.weights import load_weights
+
+from .checkpoint import Checkpoint
+from .config import CheckpointConfig
+from .stored import FLOATS, SourceFile, StoredTensor
+from .targets import Target
+
+# Metadata of a quantization, of files, and of an alignment that is not kept.
+_DROPPED = ("split.", "quantize.", "general.alignment")
+
+
+def read(path: Path) -> Checkpoint:
+    """Raises ModelFileError for a file that is broken or not GGUF, ModelConfigError for one that describes no model that makes sense,
+    UnsupportedError for one that pymixtral does not run."""
+    with GGUFFile(path) as file:
+        config = ModelConfig.from_gguf(file)
+        load_weights(file, config)  # checks that all tensors are there, and their shapes
+        metadata = {key: bytes(view) for key, view in file.encoded.items() if not key.startswith(_DROPPED)}
+        paths = tuple(map(Path, file.paths))
+    stored = dict(_stored(paths))
+    tensors: dict[str, StoredTensor] = {}
+    plan = tuple(_targets(stored, tensors))
+    types = Counter(tensor.type.name.lower() for tensor in stored.values() if tensor.type not in FLOATS)
+    notes = []
+    if types:
+        found = ", ".join(f"{n} {name}" for name, n in types.most_common())
+        notes.append(f"the source is quantized already ({found}), and its errors stay: quantize from the original weights if you can")
+    return Checkpoint(path, _config(config, "output.weight" not in stored), paths, tensors, plan, metadata, tuple(notes))
+
+
+def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
+    dequantize = _dequantizer()
+    for path in paths:
+        shard = read_shard(str(path))
+        base = np.frombuffer(shard.mapped, np.uint8, 1).ctypes.data
+        file = SourceFile(path)
+        for name, tensor in shard.tensors.items():
+            yield name, StoredTensor(file, tensor.type, tensor.shape, tensor.data.ctypes.data - base, dequantize)
+
+
+def _dequantizer() -> Callable[[GGMLQuantizationType, NDArray[np.uint8]], NDArray[np.float32]]:
+    context = ops.Context(1)  # rows are read in a thread of their own, beside those that encode
+
+    def dequantize(kind: GGMLQuantizationType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return ops.embed(context, Matrix(kind, raw), np.arange(len(raw), dtype=np.int32))
+
+    return dequantize
+
+
+def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) -> Iterator[Target]:
+    """The file's tensors in its order; those of single experts become one, in the place of the first. Fills `tensors`."""
+    experts: dict[str, int] = Counter(match[1] for name in stored if (match := SPLIT.fullmatch(name)))
+    for name, tensor in stored.items():
+        match = SPLIT.fullmatch(name)
+        if match:
+            if match[1] in experts:
+                sources = tuple(f"{match[1]}.{e}.weight" for e in range(experts.pop(match[1])))
+                tensors |= {source: stored[source] for source in sources}
+                yield Target(f"{match[1]}_exps.weight", sources, tensor.shape, merged=True)
+        elif len(tensor.shape) == 3:
+            parts = {f"{name}[{e}]": tensor.part(e) for e in range(tensor.shape[0])}
+            tensors |= parts
+            yield Target(name, tuple(parts), tensor.shape[1:], merged=True)
+        else:
+            tensors[name] = tensor
+            yield Target(name, (name,), tensor.shape)
+
+
+def _config(config: ModelConfig, tied: bool) -> CheckpointConfig:
+    moe = config.n_experts > 1
+    return CheckpointConfig(
+        hidden=config.hidden,
+        ffn=config.ffn,
+        n_layers=config.n_layers,
+        n_heads=config.n_heads,
+        n_kv_heads=config.n_kv_heads,
+        head_dim=config.head_dim,
+        n_experts=config.n_experts if moe else 0,
+        n_experts_used=config.n_experts_used if moe else 0,
+        n_vocab=config.n_vocab,
+        n_ctx_train=config.n_ctx_train,
+        rms_eps=config.rms_eps,
+        rope_base=config.rope_base,
+        window=config.window,
+        tied=tied,
+    )

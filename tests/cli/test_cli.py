@@ -1,0 +1,344 @@
+"""The command line: texts and streams in the same process, signals and exit codes in real ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import pymixtral
+from pymixtral import Mixtral
+from pymixtral.cli import _COMMANDS as COMMANDS
+from pymixtral.cli import main
+from pymixtral.cli.generate import _summary
+from pymixtral.cli.options import _KV_TYPES
+from pymixtral.engine.completion import Stats
+from pymixtral.model.kv_cache import KV_TYPES
+from pymixtral.quantize import quantize
+from support.checkpoints import Shape, make_checkpoint
+
+PROMPT = "Once upon a time there was a king"
+SUMMARY = re.compile(
+    r"prompt: (\d+) tokens, [\d.]+ tokens/s, first token after [\d.]+ s\n"
+    r"generated: (\d+) tokens, [\d.]+ tokens/s, [\d.]+ GB/s of weights"
+)
+COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
+
+
+def run(*arguments: object, input: bytes | str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=input, prog_name="pymixtral")
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line on stderr, exit code 2, nothing on stdout."""
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_q8_0: Path) -> Iterator[Mixtral]:
+    with Mixtral(tiny_q8_0) as engine:
+        yield engine
+
+
+# --- Help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_help_has_examples_and_a_line_for_each_command(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "Examples:\n  " in result.output
+    lines = [line.split(maxsplit=1) for line in result.output.splitlines()]
+    assert all([name, text] in lines for name, (_, text) in COMMANDS.items())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_examples_and_80_columns(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Examples:\n    pymixtral {command}" in result.output
+    for line in result.output.splitlines():
+        assert len(line) <= 80, line
+        assert line.isprintable()
+
+
+def test_version() -> None:
+    assert run("--version").output == f"pymixtral, version {pymixtral.__version__}\n"
+
+
+def test_the_help_imports_nothing_slow() -> None:
+    code = "import sys, pymixtral.cli as c\ntry: c.main(['--help'])\nfinally: print(sorted({'numpy', 'gguf', 'click'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.endswith("['click']\n")
+
+
+# --- Text ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_completion_alone_is_on_stdout_and_the_summary_on_stderr(tiny_q8_0: Path, engine: Mixtral) -> None:
+    expected = engine.generate(PROMPT, max_tokens=20, temperature=0)
+    result = run("generate", "-m", tiny_q8_0, "-p", PROMPT, "-n", 20, "--temperature", 0)
+    assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
+    match = SUMMARY.fullmatch(result.stderr.removesuffix("\n"))
+    assert match is not None
+    assert match.groups() == (str(expected.stats.prompt_tokens), "20")
+
+
+def test_the_prompt_comes_from_the_option_a_file_or_standard_input(tiny_q8_0: Path, tmp_path: Path) -> None:
+    options = ["generate", "-m", tiny_q8_0, "-n", 12, "--temperature", 0]
+    expected = run(*options, "-p", PROMPT).stdout
+    (tmp_path / "prompt.txt").write_text(PROMPT + "\n")
+    assert run(*options, "-f", tmp_path / "prompt.txt").stdout == expected
+    assert run(*options, input=PROMPT + "\n").stdout == expected
+    assert run(*options, input=PROMPT).stdout == expected
+    assert run(*options, "-p", PROMPT, input="something else").stdout == expected
+    assert run(*options, input=PROMPT + "\n\n").stdout == run(*options, "-p", PROMPT + "\n").stdout
+
+
+def test_an_empty_prompt_begins_a_text(tiny_q8_0: Path, engine: Mixtral) -> None:
+    expected = engine.generate("", max_tokens=10, temperature=0).text + "\n"
+    for arguments, input in (["-p", ""], None), ([], b""), ([], b"\n"):
+        assert run("generate", "-m", tiny_q8_0, "-n", 10, "--temperature", 0, *arguments, input=input).stdout == expected
+
+
+def test_any_unicode_and_nul_may_be_in_the_prompt(tiny_q8_0: Path) -> None:
+    result = run("generate", "-m", tiny_q8_0, "-n", 3, input="a\0b \u4f60\u597d \U0001f600\r\n".encode())
+    assert result.exit_code == 0
+
+
+def test_options_reach_the_engine(tiny_q8_0: Path, engine: Mixtral) -> None:
+    base = ["generate", "-m", tiny_q8_0, "-p", PROMPT, "-n", 25]
+    assert run(*base, "--seed", 5).stdout == engine.generate(PROMPT, max_tokens=25, seed=5).text + "\n"
+    assert run(*base, "--seed", 5).stdout != run(*base, "--seed", 6).stdout
+    hot = engine.generate(PROMPT, max_tokens=25, seed=5, temperature=2.0, top_k=0, top_p=0.5).text
+    assert run(*base, "--seed", 5, "--temperature", 2, "--top-k", 0, "--top-p", 0.5).stdout == hot + "\n"
+    greedy = run(*base, "--temperature", 0, "-t", 1, "-c", 100, "--kv-type", "f32").stdout
+    with Mixtral(tiny_q8_0, kv_type="f32") as exact:
+        assert greedy == exact.generate(PROMPT, max_tokens=25, temperature=0).text + "\n"
+    words = greedy.split()
+    stopped = run(*base, "--temperature", 0, "--kv-type", "f32", "--stop", "never there", "--stop", words[4]).stdout
+    assert stopped == greedy[: greedy.index(words[4])] + "\n"
+
+
+def test_weights_are_locked_and_read_ahead(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("pymixtral.model.residence.lock", lambda maps: called.append(f"lock {len(list(maps))}"))
+    monkeypatch.setattr("pymixtral.model.residence.prefault", lambda _, n, progress: (called.append(f"prefault {n}"), progress(1, 1)))
+    result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0, "-t", 3, "--lock", "--prefault")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
+    assert called == ["lock 1", "prefault 3"]
+    called.clear()
+    assert run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0).exit_code == 0
+    assert called == []
+
+
+def test_nothing_to_write(tiny_q8_0: Path) -> None:
+    result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
+
+
+def test_the_closing_lines_have_80_columns_and_no_rates_of_nothing(tiny_q8_0: Path) -> None:
+    result = run("generate", "-m", tiny_q8_0, "-p", "", "-n", 1)
+    first, last = result.stderr.splitlines()
+    assert first.startswith("prompt: 1 token, ")
+    assert last == "generated: 1 token"
+    largest = SimpleNamespace(tokens=[1], stats=Stats(1 << 20, 0, 1 << 20, 99.999, 84.5, 1 << 20, 10**7))
+    lines = f"{_summary(largest)} (interrupted)".splitlines()  # type: ignore[arg-type]
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_types_of_a_cache_are_those_that_there_are() -> None:
+    assert tuple(KV_TYPES) == _KV_TYPES
+
+
+def test_without_a_model_the_demo_writes_and_says_so() -> None:
+    result = run("generate", "-p", PROMPT, "-n", 20, "--temperature", 0)
+    with Mixtral() as demo:
+        assert (result.exit_code, result.stdout) == (0, demo.generate(PROMPT, max_tokens=20, temperature=0).text + "\n")
+    first, *last = result.stderr.splitlines()
+    assert "demo model" in first
+    assert SUMMARY.fullmatch("\n".join(last))
+
+
+# --- Wrong input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["unknown"], "unknown"),
+        (["--unknown"], "--unknown"),
+        (["generate", "--unknown"], "generate --help"),
+        (["generate", "-n", "-1", "-p", "a"], "-n"),
+        (["generate", "-n", "x", "-p", "a"], "-n"),
+        (["generate", "-t", "0", "-p", "a"], "-t"),
+        (["generate", "-c", "0", "-p", "a"], "-c"),
+        (["generate", "--kv-type", "q4_0", "-p", "a"], "q4_0"),
+        (["generate", "-p", "a", "extra"], "extra"),
+        (["generate", "-f", "missing.txt"], "missing.txt"),
+        (["generate", "-f", "."], "directory"),
+        (["generate", "-p", "a", "-f", __file__], "found both"),
+        (["generate", "-m", "missing.gguf", "-p", "a"], "missing.gguf"),
+        (["generate", "-m", ".", "-p", "a"], "regular file"),
+        (["generate", "-m", __file__, "-p", "a"], "GGUF"),
+    ],
+)
+def test_wrong_command_lines_are_refused_in_one_line(arguments: list[str], word: str) -> None:
+    refused(run(*arguments), word)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--temperature", "nan"),
+        ("--top-p", "2"),
+        ("--top-k", "-1"),
+        ("--seed", "-1"),
+        ("--stop", ""),
+        ("-c", "9999"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_in_one_line(tiny_q8_0: Path, option: str, value: str) -> None:
+    refused(run("generate", "-m", tiny_q8_0, "-p", "a", option, value), "expected")
+
+
+def test_prompts_that_are_not_utf8_are_refused_in_one_line(tiny_q8_0: Path, tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+    refused(run("generate", "-m", tiny_q8_0, "-f", tmp_path / "latin.txt"), "0xe9 at offset 3", "latin.txt")
+    refused(run("generate", "-m", tiny_q8_0, input=b"\xff"), "0xff at offset 0", "standard input")
+    process = subprocess.run([*COMMAND, "generate", "-m", tiny_q8_0, "-p", b"caf\xe9"], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert re.fullmatch(r"Error: [^\n]*UTF-8[^\n]*\n", process.stderr)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0: Path) -> None:
+    refused(run("generate", "-m", tiny_q8_0, "-c", 8, "-p", PROMPT * 3), "at most 8 tokens")
+    refused(run("generate", "-m", tiny_q8_0, input=b"Once upon a time. " * 100_000), "at most 2048 tokens")
+
+
+# --- Processes ----------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that writes for minutes, and reads a long prompt for as long."""
+    directory = tmp_path_factory.mktemp("endless")
+    make_checkpoint(directory / "endless", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
+    quantize(directory / "endless", directory / "endless.gguf", "q8_0", progress=False)
+    return directory / "endless.gguf"
+
+
+def test_pieces_arrive_as_they_come_and_ctrl_c_keeps_them(endless: Path) -> None:
+    process = start("generate", "-m", endless, "-c", 1 << 16, "-p", PROMPT, "--seed", 1)
+    assert process.stdout is not None
+    first = b""
+    while len(first) < 40:  # several tokens, long before the end
+        first += os.read(process.stdout.fileno(), 40)
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=10)
+    assert time.monotonic() - begin < 1
+    assert process.returncode == 130
+    assert (first + out).endswith(b"\n")
+    line = err.decode().removesuffix("\n")
+    assert line.endswith(" (interrupted)")
+    match = SUMMARY.fullmatch(line.removesuffix(" (interrupted)"))
+    assert match is not None
+    assert int(match[2]) > 0
+
+
+def test_ctrl_c_ends_a_long_prompt_within_a_second(endless: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("a " * 20_000)
+    process = start("generate", "-m", endless, "-c", 1 << 16, "-t", 1, "-f", tmp_path / "long.txt")
+    time.sleep(2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    begin = time.monotonic()
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - begin < 1
+    assert (process.returncode, out) == (130, b"\n")
+    assert re.fullmatch(r"prompt: \d+ tokens; nothing generated \(interrupted\)\n", err.decode())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_signals_leave_no_unfinished_file(endless: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start("perplexity", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"a " * 20_000)
+    process.stdin.close()
+    process.stdin = None
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [path.name[0] for path in tmp_path.iterdir()] == ["."]
+    process.send_signal(number)
+    out, _ = process.communicate(timeout=20)
+    assert (process.returncode, out) == (128 + number, b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_run_by_a_program_leave_its_signals_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("--version").exit_code == 0
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_reader_that_leaves_is_no_error(endless: Path) -> None:
+    process = start("generate", "-m", endless, "-c", 1 << 16, "-p", PROMPT)
+    assert process.stdout is not None
+    os.read(process.stdout.fileno(), 1)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    process.wait(10)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line(tiny_q8_0: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.run(
+            [*COMMAND, "generate", "-m", tiny_q8_0, "-p", PROMPT, "-n", "5"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 2
+    assert re.fullmatch(rf"Error: [^\n]*{re.escape(os.strerror(errno.ENOSPC))}[^\n]*\n", process.stderr)
+
+
+def test_stdout_is_utf8_whatever_the_locale(tiny_q8_0: Path, engine: Mixtral) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    options = ["generate", "-m", tiny_q8_0, "-p", "\u2018Oh\u2019, said the \u4f60", "-n", "40", "--seed", "3"]
+    process = subprocess.run([*COMMAND, *map(str, options)], env=environment, capture_output=True)
+    expected = engine.generate("\u2018Oh\u2019, said the \u4f60", max_tokens=40, seed=3).text
+    assert process.stdout.decode("utf-8") == expected + "\n"
+    assert not expected.isascii()
+
+
+def test_in_a_terminal_without_a_prompt_it_says_what_to_do(tiny_q8_0: Path) -> None:
+    master, slave = pty.openpty()
+    try:
+        process = subprocess.run([*COMMAND, "generate", "-m", tiny_q8_0], stdin=slave, capture_output=True, text=True, timeout=20)
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert re.fullmatch(r"Error: no prompt[^\n]*-p TEXT[^\n]*\n", process.stderr)

@@ -1,0 +1,323 @@
+"""The commands inspect, plan, tokenize and doctor, as a user and as a program meet them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from gguf import GGMLQuantizationType
+
+import pymixtral
+from pymixtral import Mixtral, ops
+from pymixtral.cli import main
+from pymixtral.cli.text import shorten
+from pymixtral.inspection import machine, probe
+from pymixtral.inspection.inventory import Inventory, Part
+from pymixtral.inspection.machine import Memory
+from pymixtral.inspection.mixes import MIXES, MODELS, mixed, parts
+from pymixtral.model.weights import MATRIX_TYPES
+from support.holes import write_hole
+
+COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
+CONFIG = MODELS["8x7b"]
+TEXT = "Once upon a time, \u4f60 na\u00efve"
+
+
+def run(*arguments: object, input: bytes | str | None = None) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments], input=input, prog_name="pymixtral")
+
+
+def output(*arguments: object, input: bytes | str | None = None) -> str:
+    """What a command that succeeds prints: nothing a terminal cannot show, at most 80 columns, a path excepted."""
+    result = run(*arguments, input=input)
+    assert result.exit_code == 0, result.stderr
+    for line in result.stdout.splitlines():
+        assert len(line) <= 80 or line in map(str, arguments), line
+        assert line.isprintable()
+    return result.stdout
+
+
+def as_json(*arguments: object, input: bytes | str | None = None) -> Any:
+    result = run(*arguments, "--json", input=input)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return json.loads(result.stdout)
+
+
+def refused(result: Result, *words: str) -> None:
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def of_64_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64 GB, 40 GB of them available, that reads 50 GB/s."""
+    monkeypatch.setattr(machine, "memory", lambda: Memory(64 * 10**9, 40 * 10**9, None, "madvise"))
+    monkeypatch.setattr(probe, "read_bandwidth", lambda counts, _: dict.fromkeys(counts, 50.0))
+
+
+def hole(path: Path, mix: str) -> Path:
+    return write_hole(path, CONFIG, mixed(Inventory(parts(CONFIG), 8, 2), mix).parts)
+
+
+@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate", "quantize"])
+def test_help_has_examples(command: str) -> None:
+    text = output(command, "--help")
+    assert f"Examples:\n    pymixtral {command}" in text
+    assert f"  {command} " in output("--help")
+
+
+# --- Lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_lines_are_shortened() -> None:
+    assert shorten("a\n\x1b[31mb", 80) == "a\\n\\x1b[31mb"
+    assert (shorten("a" * 11, 10), shorten("a" * 10, 10)) == ("aaaaaaa...", "a" * 10)
+
+
+# --- inspect ------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_shows_a_mixtral(tmp_path: Path) -> None:
+    text = output("inspect", hole(tmp_path / "m.gguf", "q4_k_m"))
+    for words in (
+        "46.7B in all, 12.9B active for a token",
+        "8 experts, 2 used by a token; 32 layers, width 4096",
+        "Tokenizer   none",
+        "weights, mapped from the file   28.4 GB",
+        "keys and values, in f16        536.9 MB  131.1 kB a token",
+        "read for each generated token   7.86 GB",
+        "llama.expert_used_count",
+    ):
+        assert words in text
+    assert re.search(r"experts +96 +45\.1B +27\.\d GB +4\.8\d +q4_k, q6_k\n", text)
+
+
+def test_inspect_counts_memory_for_a_context(tmp_path: Path) -> None:
+    text = output("inspect", hole(tmp_path / "m.gguf", "q8_0"), "-c", 32768)
+    assert "context of 32768 tokens" in text
+    assert "4.29 GB  131.1 kB a token" in text
+    refused(run("inspect", tmp_path / "m.gguf", "-c", 40000), "32768", "40000")
+
+
+def test_inspect_of_a_type_without_a_kernel_says_so(tmp_path: Path) -> None:
+    kind = GGMLQuantizationType.Q8_K
+    assert kind not in MATRIX_TYPES
+    tensors = [Part(part.name, kind if len(part.shape) > 1 else part.type, part.shape) for part in parts(CONFIG)]
+    path = write_hole(tmp_path / "m.gguf", CONFIG, tensors)
+    text = output("inspect", path)
+    assert re.search(r"Runs here +no: tensor 'token_embd.weight'", text)
+    assert "Q8_K" in text
+    found = as_json("inspect", path)
+    assert (found["runs"], found["active_parameters"]) == (False, 12_879_925_248)
+
+
+def test_inspect_in_json(tiny_q8_0: Path) -> None:
+    found = as_json("inspect", tiny_q8_0, "-c", 100)
+    assert (found["runs"], found["tokenizer"], found["memory"]["context"]) == (True, True, 100)
+    assert found["model"]["n_experts"] == 8
+    assert found["metadata"]["tokenizer.ggml.scores"]["length"] == 4096
+
+
+def test_inspect_of_hostile_names_prints_plain_lines(tmp_path: Path) -> None:
+    part = Part("evil\x1b[2J\n.weight", GGMLQuantizationType.F32, (8,))
+    path = write_hole(tmp_path / "m.gguf", CONFIG, [part], architecture="\x1b[2J" + "long" * 100)
+    assert "\\x1b[2J" in output("inspect", path)
+
+
+@pytest.mark.parametrize("arguments", [[], ["missing.gguf"], ["."], [__file__], ["--unknown"], [__file__, "-c", "0"]])
+def test_inspect_refuses(arguments: list[str]) -> None:
+    refused(run("inspect", *arguments))
+
+
+# --- plan ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_a_file_that_fits(tiny_q8_0: Path) -> None:
+    text = output("plan", tiny_q8_0)
+    assert "tiny-mixtral, q8_0: 8.52 bits a weight" in text
+    assert "It fits" in text
+    assert "Prediction: " in text
+    assert "Choose" not in text
+    found = as_json("plan", tiny_q8_0, "-t", 3)
+    assert (found["verdict"], found["runs"], found["threads"], found["choose"]) == ("fits", True, 3, None)
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_a_file_that_does_not_fit(tmp_path: Path) -> None:
+    path = hole(tmp_path / "m.gguf", "f16")
+    text = " ".join(output("plan", path).split())
+    assert "It does not fit: 54.1 GB of memory are missing." in text
+    assert "It still runs, paging" in text
+    assert re.search(r"of the 25\.5 GB that a token reads about 1\d\.\d GB come from the disk", text)
+    found = as_json("plan", path)
+    assert (found["verdict"], found["type"]) == ("pages", None)
+    if found["choose"] is None:
+        assert "Nothing that pymixtral runs fits" in text
+    else:
+        assert f"Choose {found['choose']}, the largest type that fits" in text
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_without_a_file() -> None:
+    found = as_json("plan", "--params", "8x7b", "--type", "Q8_0")
+    assert found["memory"] == {
+        "weights": 49_625_579_520,
+        "kv": 1 << 29,
+        "working": found["memory"]["working"],
+        "total": found["memory"]["total"],
+    }
+    assert (found["verdict"], found["limit"], found["available"]) == ("crowded", 64 * 10**9, 40 * 10**9)
+    assert found["predicted_tokens_per_second"]["in_memory"] == pytest.approx(50e9 / found["active_bytes_per_token"], rel=1e-3)
+    small = as_json("plan", "--params", "8x7b", "--type", "q8_0", "--kv-type", "q8_0")["memory"]
+    assert small["kv"] == found["memory"]["kv"] * 34 // 64
+    text = output("plan", "--params", "8x7b", "--type", "q8_0")
+    assert "it would if other programs ended" in " ".join(text.split())
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_every_type() -> None:
+    text = output("plan", "--params", "8x22b", "-c", 65536)
+    for mix in MIXES:
+        assert re.search(rf"^  {mix} ", text, re.MULTILINE)
+    found = as_json("plan", "--params", "8x22b", "-c", 65536)
+    assert len(found["plans"]) == len(MIXES)
+    assert {one["context"] for one in found["plans"]} == {65536}
+    assert found["choose"] is None
+    assert "No type that pymixtral runs fits." in text
+    small = as_json("plan", "--params", "7b")
+    assert small["choose"] == "bf16" if GGMLQuantizationType.BF16 in MATRIX_TYPES else "f16"
+    assert f"Choose {small['choose']}," in output("plan", "--params", "7b")
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_a_file_in_another_type(tmp_path: Path) -> None:
+    found = as_json("plan", hole(tmp_path / "m.gguf", "f16"), "--type", "q8_0")
+    assert (found["type"], found["memory"]["weights"]) == ("q8_0", 49_625_579_520)
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_a_file_that_cannot_run_says_why(tmp_path: Path) -> None:
+    path = write_hole(tmp_path / "m.gguf", CONFIG, parts(CONFIG)[:-1])
+    assert "does not run it: tensor 'blk.31.ffn_down_exps.weight' is missing" in " ".join(output("plan", path).split())
+    assert as_json("plan", path)["runs"] is False
+    write_hole(tmp_path / "other.gguf", CONFIG, parts(CONFIG), architecture="gemma")
+    refused(run("plan", tmp_path / "other.gguf"), "gemma")
+
+
+def test_plan_measures_this_machine() -> None:
+    found = as_json("plan", "--params", "7b", "--type", "q4_0")
+    assert 0.1 < found["bandwidth_gb_per_second"] < 10_000
+    assert found["limit"] == machine.memory().limit
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "neither"),
+        ([__file__, "--params", "8x7b"], "both"),
+        (["--params", "8x8b"], "8x22b"),
+        (["--params", "8x7b", "--type", "q4_x"], "q4_k_m"),
+        (["--params", "8x7b", "-c", "40000"], "32768"),
+        (["--params", "8x7b", "-t", "0"], "-t"),
+        (["missing.gguf"], "missing.gguf"),
+    ],
+)
+def test_plan_refuses(arguments: list[str], word: str) -> None:
+    refused(run("plan", *arguments), word)
+
+
+# --- tokenize -----------------------------------------------------------------------------------------------------
+
+
+def test_tokenize_shows_ids_and_pieces(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0) as engine:
+        ids = engine.tokenize(TEXT)
+    result = run("tokenize", "-m", tiny_q8_0, TEXT)
+    assert result.stderr == f"{len(ids)} tokens\n"
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert [int(line[0]) for line in lines] == ids
+    assert (lines[0][1], lines[1][1]) == ("<s>", "\u2581Once")
+    assert run("tokenize", "-m", tiny_q8_0, TEXT, "--ids").stdout == " ".join(map(str, ids)) + "\n"
+    found = as_json("tokenize", "-m", tiny_q8_0, TEXT)
+    assert (found["count"], found["ids"], found["pieces"][1]) == (len(ids), ids, "\u2581Once")
+    assert as_json("tokenize", "-m", tiny_q8_0, TEXT, "--no-bos")["ids"] == ids[1:]
+    assert as_json("tokenize", TEXT)["ids"] == ids  # the demo model has the same tokenizer
+
+
+def test_tokenize_reads_files_and_standard_input(tmp_path: Path) -> None:
+    ids = as_json("tokenize", TEXT)["ids"]
+    (tmp_path / "text.txt").write_text(TEXT + "\n", encoding="utf-8")
+    assert as_json("tokenize", "-f", tmp_path / "text.txt")["ids"] == ids
+    assert as_json("tokenize", input=TEXT.encode())["ids"] == ids
+    assert as_json("tokenize", "", input=TEXT.encode())["ids"] == ids[:1]
+
+
+def test_tokenize_of_nothing() -> None:
+    result = run("tokenize", "", "--no-bos")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "0 tokens\n")
+    assert run("tokenize", "").stderr == "1 token\n"
+
+
+def test_tokenize_refuses(tmp_path: Path) -> None:
+    refused(run("tokenize", "a", "-f", __file__), "both")
+    refused(run("tokenize", "a", "--ids", "--json"), "both")
+    refused(run("tokenize", "a", "-m", "missing.gguf"), "missing.gguf")
+    refused(run("tokenize", "-f", "missing.txt"), "missing.txt")
+    refused(run("tokenize", input=b"ab\xff"), "0xff at offset 2", "standard input")
+    refused(run("tokenize", "a", "-m", hole(tmp_path / "m.gguf", "q4_0")), "no tokenizer")
+
+
+def test_tokenize_in_a_terminal_and_in_another_locale() -> None:
+    master, slave = pty.openpty()
+    try:
+        process = subprocess.run([*COMMAND, "tokenize"], stdin=slave, capture_output=True, text=True, timeout=20)
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert (process.returncode, process.stdout) == (2, "")
+    assert re.fullmatch(r"Error: no text[^\n]*TEXT[^\n]*\n", process.stderr)
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = subprocess.run([*COMMAND, "tokenize", "--json", TEXT], env=environment, capture_output=True, check=True)
+    assert json.loads(done.stdout.decode("utf-8"))["pieces"][1] == "\u2581Once"
+
+
+# --- doctor -------------------------------------------------------------------------------------------------------
+
+
+def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYMIXTRAL_ISA", ops.available_isas()[-1])
+    result = run("doctor")
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    names = [line.split()[0] for line in lines if line and not line.startswith(" ")]
+    assert [name for name in names if name in ("CPU", "Kernels", "Threads", "Memory", "Read", "int8", "Versions")] == [
+        "CPU", "Kernels", "Threads", "Memory", "Read", "int8", "Versions"
+    ]  # fmt: skip
+    assert f"chosen: {ops.available_isas()[-1]} (PYMIXTRAL_ISA asks for it" in result.stdout
+    assert f"pymixtral {pymixtral.__version__}" in " ".join(result.stdout.split())
+    assert re.search(r"Read +[\d.]+ GB/s with 1 thread", result.stdout)
+
+
+def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYMIXTRAL_ISA", "mmx")
+    result = run("doctor", "--json")
+    assert (result.exit_code, result.stderr) == (1, "")
+    found = json.loads(result.stdout)
+    assert found["instruction_sets"]["chosen"] is None
+    assert "'mmx'" in found["problems"][0]
+    assert found["threads"]["default"] == machine.threads().default
+    assert found["probe"]["isa"] == ops.available_isas()[-1]
+    assert found["probe"]["read_gb_per_second"].keys() == found["probe"]["int8_gmac_per_second"].keys()
+    assert all(rate > 0 for rate in found["probe"]["int8_gmac_per_second"].values())
+    assert found["memory"]["total"] == machine.memory().total

@@ -1,0 +1,81 @@
+"""The measure of speed: what it counts and how it is shown. The figures themselves are not tested."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+from click.testing import CliRunner
+
+from pymixtral import Mixtral
+from pymixtral.cli import main
+from pymixtral.errors import ContextLengthError, InvalidArgumentError
+from pymixtral.evaluation.bench import Bench, bench
+
+
+@pytest.fixture(scope="module")
+def result() -> Bench:
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        return bench(model, n_prompt=16, n_generate=8, repetitions=1)
+
+
+def test_rates_and_limits_belong_together(result: Bench) -> None:
+    with Mixtral(n_ctx=24) as model:
+        assert result.prompt_gmacs == pytest.approx(result.prompt_rate * model.prompt_weights / 1e9)
+        assert result.generation_bandwidth == pytest.approx(result.generation_rate * model.active_bytes / 1e9)
+    assert result.prompt_limit == pytest.approx(result.prompt_gmacs / result.int8_gmacs)
+    assert result.generation_limit == pytest.approx(result.generation_bandwidth / result.read_bandwidth)
+    assert (result.n_threads, result.n_prompt, result.n_generate) == (1, 16, 8)
+    assert min(result.prompt_rate, result.generation_rate) > 0
+
+
+def test_rates_are_medians_of_tokens_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, generations = iter([9.0, 2.0, 1.0, 4.0]), iter([8.0, 4.0, 2.0])  # the first prompt pages the weights in
+    monkeypatch.setattr("pymixtral.evaluation.bench._prompt", lambda *_: next(prompts))
+    monkeypatch.setattr("pymixtral.evaluation.bench._generate", lambda *_: next(generations))
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        found = bench(model, n_prompt=16, n_generate=8, repetitions=3)
+    assert (found.prompt_rate, found.generation_rate) == (8, 2)
+
+
+def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        sizes: list[int] = []
+        forward = model._model.forward
+        monkeypatch.setattr(model._model, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1])
+        bench(model, n_prompt=16, n_generate=8, repetitions=1)
+    assert sizes == [16, 16, *[1] * 8]
+
+
+def test_the_demo_model_multiplies_two_experts_of_eight() -> None:
+    with Mixtral() as model:  # 4 layers: q, k, v, output, router; 2 experts of 3 matrices, but in the last one
+        attention, experts = 256 * 256 * 2 + 64 * 256 * 2 + 8 * 256, 2 * 3 * 512 * 256
+        assert model.prompt_weights == 4 * attention + 3 * experts
+
+
+def test_wrong_numbers_are_refused() -> None:
+    with Mixtral(n_ctx=24) as model:
+        with pytest.raises(ContextLengthError, match="24 tokens"):
+            bench(model, n_prompt=20, n_generate=5)
+        with pytest.raises(InvalidArgumentError, match="repetitions"):
+            bench(model, n_prompt=2, n_generate=2, repetitions=0)
+
+
+def test_the_command_prints_a_table_or_json(result: Bench) -> None:
+    args = ["bench", "-p", "16", "-n", "8", "-r", "1", "-t", "1"]
+    shown = CliRunner().invoke(main, args)
+    assert shown.exit_code == 0
+    assert "tokens/s" in shown.stdout
+    assert "generate 8" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    read = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)
+    assert read.keys() == asdict(result).keys()
+    assert read["n_generate"] == 8
+
+
+def test_a_prompt_beyond_the_model_s_context_names_the_options() -> None:
+    shown = CliRunner().invoke(main, ["bench", "-p", "4000"])
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "-p and -n of at most 2048 tokens together" in shown.stderr
+    assert "found 4000 and 128" in shown.stderr

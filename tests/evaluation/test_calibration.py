@@ -1,0 +1,216 @@
+"""Calibration: sums as the oracle has them, resumption, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from pymixtral import Mixtral, ops
+from pymixtral.cli import main
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.evaluation.calibration import calibrate
+from pymixtral.files.imatrix import ImportanceMatrix, read
+from support.ggufs import rewrite
+
+TEXT = "Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun wondered. " * 4
+
+
+@pytest.fixture(scope="module")
+def model(tiny_f32: Path) -> Iterator[Mixtral]:
+    with Mixtral(tiny_f32, n_ctx=64) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def whole(model: Mixtral) -> ImportanceMatrix:
+    return calibrate(model, [("t", TEXT)], n_ctx=32, progress=False)
+
+
+def equal(a: ImportanceMatrix, b: ImportanceMatrix, rtol: float = 0) -> None:
+    assert a.entries.keys() == b.entries.keys()
+    for name, entry in a.entries.items():
+        np.testing.assert_allclose(entry.sums, b.entries[name].sums, rtol=rtol)
+        np.testing.assert_array_equal(entry.counts, b.entries[name].counts)
+
+
+def test_every_matrix_of_tiny_mixtral_is_measured(model: Mixtral, whole: ImportanceMatrix) -> None:
+    n_tokens = whole.n_windows * 32
+    assert whole.n_windows == len(model.tokenize(TEXT)) // 32
+    assert len(whole.entries) == 4 * 7 + 1
+    for name, entry in whole.entries.items():
+        experts = "exps" in name
+        assert entry.sums.shape == (8 if experts else 1, 512 if "down" in name else 256)
+        assert entry.counts.sum() == n_tokens * (2 if experts else 1)
+        assert (entry.sums[entry.counts > 0] > 0).all()
+        assert (entry.sums[entry.counts == 0] == 0).all()
+
+
+def test_sums_are_those_of_the_layers_inputs(model: Mixtral, whole: ImportanceMatrix) -> None:
+    """The head's input is what gives the logits; the experts of a layer get their tokens' rows, n_experts_used times in all."""
+    tokens = model.tokenize(TEXT)
+    total = np.zeros(256)
+    for i in range(whole.n_windows):
+        window = tokens[i * 32 : (i + 1) * 32]
+        window[0] = tokens[0]
+        observers = model.observers()
+        rows = model.observe(window, observers)
+        total += np.square(rows.astype(np.float64)).sum(axis=0)
+        np.testing.assert_allclose(rows @ head(model).T, model.logits(window), rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(whole.entries["output.weight"].sums[0], total, rtol=1e-12)
+    gate, up = (whole.entries[f"blk.1.ffn_{name}_exps.weight"] for name in ("gate", "up"))
+    np.testing.assert_array_equal(gate.sums, up.sums)
+
+
+def head(model: Mixtral) -> np.ndarray:  # type: ignore[type-arg]
+    return model._model.weights.head.data.view(np.float32)
+
+
+def test_observers_change_nothing_and_batches_add_up(tiny_f32: Path, model: Mixtral) -> None:
+    tokens = model.tokenize(TEXT)[:64]
+    one = model.observers()
+    hidden = model.observe(tokens, one)
+    with Mixtral(tiny_f32, n_ctx=64, n_batch=10) as small:
+        many = small.observers()
+        np.testing.assert_array_equal(small.observe(tokens, many), hidden)
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_allclose(a.down_input, b.down_input, rtol=1e-12)
+        np.testing.assert_array_equal(a.n_tokens, b.n_tokens)
+
+
+def test_texts_add_up(model: Mixtral, whole: ImportanceMatrix) -> None:
+    two = calibrate(model, [("a", TEXT), ("b", TEXT)], n_ctx=32, progress=False)
+    assert (two.datasets, two.n_windows) == (["a", "b"], 2 * whole.n_windows)
+    for name, entry in whole.entries.items():
+        np.testing.assert_allclose(two.entries[name].sums, 2 * entry.sums, rtol=1e-12)
+    first = calibrate(model, [("a", TEXT), ("b", TEXT)], n_ctx=32, n_windows=whole.n_windows, progress=False)
+    equal(first, whole)
+
+
+def test_an_interrupted_calibration_goes_on(
+    model: Mixtral, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, calls, path = Mixtral.observe, [0], tmp_path / "i.gguf"
+
+    def interrupted(*arguments: object) -> object:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mixtral, "observe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: state.write(path), progress=False)
+    assert read(path).n_windows == 2
+    rest = calibrate(model, [("t", TEXT)], n_ctx=32, resume=read(path), progress=False)
+    assert rest.n_windows == whole.n_windows
+    assert calls[0] == 3 + whole.n_windows - 2
+    equal(rest, whole, rtol=1e-6)  # sums are float32 in the file
+    with pytest.raises(InvalidArgumentError, match="begun with others"):
+        calibrate(model, [("t", "Twice" + TEXT[4:])], n_ctx=32, resume=read(path), progress=False)
+    with pytest.raises(InvalidArgumentError, match="begun with others"):
+        calibrate(model, [("t", TEXT)], n_ctx=16, resume=read(path), progress=False)
+
+
+def test_an_observer_of_another_model_is_refused(model: Mixtral) -> None:
+    layer = model._model.layers[0]
+    observer = ops.Observer(layer)
+    observer.down_input = observer.down_input[:, :-1]
+    with pytest.raises(InvalidArgumentError, match="observer"):
+        model.observe([1, 2, 3], [observer] * 4)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["calibrate", *map(str, arguments)], prog_name="pymixtral")
+
+
+def test_the_command_measures_resumes_and_merges(tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path) -> None:
+    text, out, both = tmp_path / "t.txt", tmp_path / "i.gguf", tmp_path / "both.gguf"
+    text.write_text(TEXT)
+    result = run(tiny_f32, "-f", text, "-c", 32, "-n", 2, "-o", out, "-t", 1)
+    assert (result.exit_code, read(out).n_windows) == (0, 2)
+    assert "29 tensors, 2 windows of 32 tokens" in result.stdout
+    assert "blk.0: hardly seen" in result.stdout
+    assert run(tiny_f32, "-f", text, "-c", 32, "-o", out, "--resume").exit_code == 0
+    equal(read(out), whole, rtol=1e-6)
+    assert read(out).datasets == ["t.txt"]
+    assert run("--merge", out, "--merge", out, "-o", both).exit_code == 0
+    assert read(both).n_windows == 2 * whole.n_windows
+    assert run(tiny_f32, "-f", text, "-c", 32, "-n", 1, "--merge", both, "-o", out, "--force").exit_code == 0
+    assert read(out).n_windows == 2 * whole.n_windows + 1
+
+
+def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
+    tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe, calls, (text, old, out) = Mixtral.observe, [0], (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf"))
+    text.write_text(TEXT)
+    whole.write(old)
+
+    def interrupted(*arguments: object) -> object:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mixtral, "observe", interrupted)
+    result = run(tiny_f32, "-f", text, "-c", 32, "--merge", old, "-o", out)
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "2 windows so far; with what is merged" in result.stderr
+    assert "--resume" not in result.stderr
+    assert read(out).n_windows == whole.n_windows + 2
+
+
+def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: ImportanceMatrix, tmp_path: Path) -> None:
+    model, text, old, link = (tmp_path / name for name in ("m.gguf", "t.txt", "i.gguf", "link"))
+    model.write_bytes(tiny_q8_0.read_bytes())
+    text.write_text(TEXT)
+    whole.write(old)
+    link.symlink_to(model)
+    shard = rewrite(tiny_q8_0, tmp_path / "s.gguf", shard_tensors=30)
+    other = tmp_path / "s-00002-of-00002.gguf"
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert other in before
+    for source, output in ((model, model), (model, link), (model, text), (model, old), (shard, other)):
+        result = run(source, "-f", text, "-c", 32, "-n", 1, "--merge", old, "-o", output, "--force")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{output} is one of the files that are read" in result.stderr
+    for output in (model, text):
+        result = run(model, "-f", text, "-c", 32, "-n", 1, "-o", output, "--resume")
+        assert (result.exit_code, "one of the files that are read" in result.stderr) == (2, True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "expected a MODEL and a text"),
+        (["-o", "i.gguf"], "expected a MODEL and a text"),
+        (["m.gguf", "-o", "i.gguf"], "expected a MODEL and a text"),
+        (["-f", __file__, "-o", "i.gguf"], "expected a MODEL and a text"),
+        (["m.gguf", "-f", __file__], "expected -o OUTPUT"),
+        (["m.gguf", "-f", __file__, "-o", "i.gguf"], "m.gguf"),
+        (["m.gguf", "-f", __file__, "-o", "no/such/i.gguf"], "no/such"),
+        (["m.gguf", "-f", __file__, "-o", read.__code__.co_filename], "exists: choose another name, --resume"),
+        (["m.gguf", "-f", __file__, "-o", __file__], "files that are read"),
+        (["m.gguf", "-f", __file__, "--merge", "i.gguf", "--resume", "-o", "j.gguf"], "--resume or --merge"),
+        (["--merge", "missing.gguf", "-o", "i.gguf"], "missing.gguf"),
+        (["--merge", __file__, "-o", "i.gguf"], "is it an importance matrix"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_text_is_refused_by_name(tiny_f32: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Once upon a time")
+    result = run(tiny_f32, "-f", tmp_path / "short.txt", "-o", tmp_path / "i.gguf")
+    assert (result.exit_code, "short.txt" in result.stderr) == (2, True)

@@ -1,0 +1,246 @@
+"""Importance matrices: both file forms, what is made of them, and broken files."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFReader, GGUFWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pymixtral.errors import InvalidArgumentError, ModelFileError
+from pymixtral.files import imatrix
+from pymixtral.files.imatrix import FLOOR, PRIOR_TOKENS, ImportanceMatrix, merge, read
+
+GATE, QUERY = "blk.0.ffn_gate_exps.weight", "blk.0.attn_q.weight"
+
+
+def example(n_windows: int = 3) -> ImportanceMatrix:
+    rng = np.random.default_rng(5)
+    result = ImportanceMatrix({}, ["a.txt"], n_windows, 64, "d1g357")
+    result.add(QUERY, rng.random((1, 8)) * 9, np.array([192.0]))
+    result.add(GATE, rng.random((4, 8)) * np.array([[100], [10], [1], [0]]), np.array([1000.0, 100.0, 10.0, 0.0]))
+    return result
+
+
+def dat(*entries: tuple[bytes, int, list[float]], tail: bytes = b"") -> bytes:
+    data = struct.pack("<i", len(entries))
+    for name, n_calls, values in entries:
+        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", n_calls, len(values)) + np.array(values, "<f4").tobytes()
+    return data + tail
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    example().write(tmp_path / "i.gguf")
+    found = read(tmp_path / "i.gguf")
+    assert (found.datasets, found.n_windows, found.n_ctx, found.digest) == (["a.txt"], 3, 64, "d1g357")
+    assert list(found.entries) == [QUERY, GATE]
+    for name, entry in example().entries.items():
+        np.testing.assert_array_equal(found.entries[name].sums, entry.sums.astype(np.float32))
+        np.testing.assert_array_equal(found.entries[name].counts, entry.counts)
+    assert [path.name for path in tmp_path.iterdir()] == ["i.gguf"]
+
+
+def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
+    """Its quantizer wants these keys, at least one dataset, and f32 tensors NAME.in_sum2 [cols, n] and NAME.counts [1, n]."""
+    example().write(tmp_path / "i.gguf")
+    reader = GGUFReader(tmp_path / "i.gguf")
+    assert reader.fields["general.type"].contents() == "imatrix"
+    assert reader.fields["imatrix.datasets"].contents() == ["a.txt"]
+    assert [reader.fields[f"imatrix.{key}"].contents() for key in ("chunk_count", "chunk_size")] == [3, 64]
+    found = {tensor.name: (tensor.tensor_type.name, tensor.shape.tolist()) for tensor in reader.tensors}
+    assert found == {
+        f"{QUERY}.in_sum2": ("F32", [8, 1]),
+        f"{QUERY}.counts": ("F32", [1, 1]),
+        f"{GATE}.in_sum2": ("F32", [8, 4]),
+        f"{GATE}.counts": ("F32", [1, 4]),
+    }
+
+
+def test_a_matrix_without_a_dataset_names_one(tmp_path: Path) -> None:
+    ImportanceMatrix(example().entries).write(tmp_path / "i.gguf")
+    assert read(tmp_path / "i.gguf").datasets == ["unknown"]
+
+
+def test_importance_is_the_documented_formula() -> None:
+    entry = example().entries[GATE]
+    found = example().importance(GATE, 4, 8)
+    assert found is not None
+    mean = entry.sums.sum(axis=0) / 1110
+    for expert in range(4):
+        squares = (entry.sums[expert] + 32 * mean) / (entry.counts[expert] + 32)
+        np.testing.assert_allclose(found.weights[expert], squares / squares.mean(), rtol=1e-6)
+        assert found.energy[expert] == pytest.approx(squares.mean() * (entry.counts[expert] + 32) / (1110 + 4 * 32))
+    np.testing.assert_allclose(found.weights[3], mean / mean.mean(), rtol=1e-6)  # never seen: the layer's mean
+    np.testing.assert_array_equal(found.counts, entry.counts)
+
+
+def test_no_column_counts_for_nothing() -> None:
+    matrix = ImportanceMatrix()
+    matrix.add(QUERY, np.array([[0.0, 3.0, 5.0]]), np.array([10.0]))
+    matrix.add(GATE, np.zeros((2, 3)), np.zeros(2))
+    query, gate = matrix.importance(QUERY, 1, 3), matrix.importance(GATE, 2, 3)
+    assert query is not None
+    assert gate is not None
+    assert 0.9 * FLOOR < query.weights[0, 0] < 1.1 * FLOOR
+    assert query.weights.mean() == pytest.approx(1)
+    np.testing.assert_array_equal(gate.weights, np.ones((2, 3)))
+    assert matrix.importance("output.weight", 1, 3) is None
+
+
+def test_another_model_s_matrix_is_refused() -> None:
+    for shape in ((4, 16), (3, 8), (1, 32)):
+        with pytest.raises(InvalidArgumentError, match=r"blk\.0\.ffn_gate_exps\.weight, found 4 x 8.*another model"):
+            example().importance(GATE, *shape)
+
+
+def test_merging_adds_and_refuses_other_shapes() -> None:
+    both = merge([example(), example(5)])
+    assert (both.n_windows, both.n_ctx, both.datasets, both.digest) == (8, 64, ["a.txt"], "")
+    for name, entry in example().entries.items():
+        np.testing.assert_array_equal(both.entries[name].sums, 2 * entry.sums)
+        np.testing.assert_array_equal(both.entries[name].counts, 2 * entry.counts)
+    other = ImportanceMatrix()
+    other.add(QUERY, np.ones((1, 9)), np.ones(1))
+    with pytest.raises(InvalidArgumentError, match="expected matrices of one model"):
+        merge([example(), other])
+
+
+def test_hardly_seen_experts_are_named() -> None:
+    assert example().hardly_seen() == {"blk.0": {1: 100, 2: 10, 3: 0}}
+
+
+def test_dat_files_have_means_times_calls(tmp_path: Path) -> None:
+    tail = struct.pack("<ii", 7, 8) + b"wiki.txt"
+    experts = [1.0, 3.0, 5.0, 5.0]  # two of two columns; llama.cpp gives one that was not seen the same number everywhere
+    (tmp_path / "i.dat").write_bytes(dat((QUERY.encode(), 4, [4.0, 8.0]), (GATE.encode(), 4, experts), tail=tail))
+    found = read(tmp_path / "i.dat")
+    assert (found.datasets, found.n_windows) == (["wiki.txt"], 7)
+    query, gate = found.importance(QUERY, 1, 2), found.importance(GATE, 2, 2)
+    assert query is not None
+    assert gate is not None
+    np.testing.assert_allclose(query.weights, [[2 / 3, 4 / 3]], rtol=1e-6)
+    np.testing.assert_allclose(query.energy, 1.5)
+    np.testing.assert_array_equal(gate.counts, [4 * imatrix.DAT_CHUNK, 0])
+    np.testing.assert_allclose(gate.weights, [[0.5, 1.5], [0.5, 1.5]], rtol=1e-6)
+    (tmp_path / "old.dat").write_bytes(dat((QUERY.encode(), 4, [4.0, 8.0])))
+    assert read(tmp_path / "old.dat").n_windows == 0
+    merged = merge([found, read(tmp_path / "old.dat")])
+    np.testing.assert_array_equal(merged.entries[QUERY].counts, [8 * imatrix.DAT_CHUNK])
+
+
+GOOD_DAT = dat((b"a", 1, [1.0, 2.0]), tail=struct.pack("<ii", 7, 1) + b"w")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "number of entries, byte 0"),
+        (b"\x00\x00\x00\x00", "expected 1 to 65536, found 0"),
+        (b"\xff\xff\xff\xff", "found -1"),
+        (struct.pack("<i", 1) + struct.pack("<i", -5), "found -5"),
+        (struct.pack("<i", 1) + struct.pack("<i", 2**30), "expected 1 to 4096"),
+        (struct.pack("<i", 1) + struct.pack("<i", 4000) + b"ab", "needs 4000 bytes, 2 are left"),
+        (dat((b"\xff\xfe", 1, [1.0])), "expected UTF-8"),
+        (dat((b"a", -1, [1.0])), "calls of 'a'"),
+        (dat((b"a", 1, [])), "values of 'a'"),
+        (dat((b"a", 1, [1.0]))[:-1], "needs 4 bytes, 3 are left"),
+        (dat((b"a", 1, [1.0]), (b"a", 1, [1.0])), "appears twice"),
+        (dat((b"a", 1, [1.0, np.nan])), "expected numbers of at least 0, found nan"),
+        (dat((b"a", 1, [np.inf])), "found inf"),
+        (dat((b"a", 1, [-1.0])), "found -1"),
+        (dat((b"a", 1, [1.0]), tail=b"\x00"), "needs 4 bytes, 1 are left"),
+        (GOOD_DAT + b"x", "1 bytes belong to nothing"),
+        (GOOD_DAT[:-1], "needs 1 bytes, 0 are left"),
+    ],
+)
+def test_broken_dat_files(tmp_path: Path, data: bytes, words: str) -> None:
+    (tmp_path / "i.dat").write_bytes(data)
+    with pytest.raises(ModelFileError, match=words) as caught:
+        read(tmp_path / "i.dat")
+    assert "i.dat" in str(caught.value)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, len(GOOD_DAT) - 1), st.integers(0, 255), st.booleans())
+def test_any_damage_to_a_dat_file_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, at: int, value: int, cut: bool) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.dat"
+    path.write_bytes(GOOD_DAT[:at] if cut else GOOD_DAT[:at] + bytes([value]) + GOOD_DAT[at + 1 :])
+    try:
+        found = read(path)
+    except ModelFileError:
+        return
+    assert all(np.isfinite(entry.sums).all() and (entry.sums >= 0).all() for entry in found.entries.values())
+
+
+def write_gguf(path: Path, tensors: dict[str, np.ndarray], **keys: object) -> Path:  # type: ignore[type-arg]
+    writer = GGUFWriter(path, "imatrix")
+    for key, value in ({"general.type": "imatrix", "imatrix.chunk_count": 1} | keys).items():
+        if isinstance(value, str):
+            writer.add_string(key, value)
+        elif isinstance(value, int):
+            writer.add_int32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+    for name, array in tensors.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+SUMS, COUNTS = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
+
+
+def test_newer_files_with_more_tensors_and_without_keys_are_read(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "i.gguf", {"a.in_sum2": SUMS, "a.counts": COUNTS, "a.in_sum": -SUMS, "b.in_sum2": SUMS[0], "b.counts": COUNTS[0]}
+    )
+    found = read(path)
+    assert {name: entry.sums.shape for name, entry in found.entries.items()} == {"a": (2, 4), "b": (1, 4)}
+    assert (found.datasets, found.n_ctx, found.digest) == ([], 0, "")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "keys", "words"),
+    [
+        ({}, {}, "in_sum2, found none"),
+        ({"a.in_sum2": SUMS}, {}, r"has no 'a\.counts'"),
+        ({"a.in_sum2": SUMS, "a.counts": COUNTS[:1]}, {}, "a count for each of 2 rows of sums, found 1"),
+        ({"a.in_sum2": SUMS.astype(np.float16), "a.counts": COUNTS}, {}, "expected f32"),
+        ({"a.in_sum2": SUMS * np.nan, "a.counts": COUNTS}, {}, "found nan"),
+        ({"a.in_sum2": SUMS, "a.counts": -COUNTS}, {}, "counts of 'a': expected numbers of at least 0, found -1"),
+        ({"a.in_sum2": SUMS, "a.counts": COUNTS}, {"imatrix.chunk_count": -1}, "imatrix.chunk_count, found -1"),
+        ({"a.in_sum2": SUMS, "a.counts": COUNTS}, {"imatrix.datasets": "a"}, "list of strings"),
+        ({"a.in_sum2": SUMS, "a.counts": COUNTS}, {"general.type": "model"}, "found 'model'"),
+    ],
+)
+def test_broken_gguf_files(tmp_path: Path, tensors: dict[str, np.ndarray], keys: dict[str, object], words: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ModelFileError, match=words):
+        read(write_gguf(tmp_path / "i.gguf", tensors, **keys))
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [True], 7, "text"])
+@pytest.mark.parametrize("key", ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size", imatrix._DIGEST])
+def test_row_4_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: object) -> None:
+    if (key, wrong) in (("imatrix.chunk_count", 7), ("imatrix.chunk_size", 7), (imatrix._DIGEST, "text")):
+        return
+    with pytest.raises(ModelFileError, match=key):
+        read(write_gguf(tmp_path / "i.gguf", {"a.in_sum2": SUMS, "a.counts": COUNTS}, **{key: wrong}))
+
+
+def test_a_model_is_no_importance_matrix(tiny_q8_0: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="expected an importance matrix"):
+        read(tiny_q8_0)
+    for path in (tmp_path, tmp_path / "missing.gguf"):
+        with pytest.raises(ModelFileError, match=str(path)):
+            read(path)
+
+
+def test_prior_is_what_the_help_says() -> None:
+    assert (PRIOR_TOKENS, imatrix.HARDLY_SEEN) == (32, 256)

@@ -1,0 +1,188 @@
+"""config.json: published forms are read, nonsense is refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import LlamaFileType
+
+from pymixtral.errors import CheckpointError, PymixtralError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.model.config import ModelConfig
+from pymixtral.quantize.header import make_header
+from pymixtral.quantize.sources.checkpoint import Checkpoint
+from pymixtral.quantize.sources.config import CheckpointConfig
+from support.checkpoints import Shape, config_json
+
+
+def read(tmp_path: Path, *, dense: bool = False, without: str = "", **changes: Any) -> CheckpointConfig:
+    values = config_json(Shape(n_experts=0 if dense else 4)) | changes
+    values.pop(without, None)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    return CheckpointConfig.read(path)
+
+
+def test_tiny_mixtral(tiny_checkpoint: Path) -> None:
+    assert CheckpointConfig.read(tiny_checkpoint / "config.json") == CheckpointConfig(
+        hidden=256,
+        ffn=512,
+        n_layers=4,
+        n_heads=8,
+        n_kv_heads=2,
+        head_dim=32,
+        n_experts=8,
+        n_experts_used=2,
+        n_vocab=4096,
+        n_ctx_train=2048,
+        rms_eps=1e-5,
+        rope_base=1e6,
+        window=0,
+        tied=False,
+    )
+
+
+def test_head_dim_may_differ_from_hidden_over_heads(tmp_path: Path) -> None:
+    assert read(tmp_path, head_dim=32, num_attention_heads=6, num_key_value_heads=2, hidden_size=160).head_dim == 32
+
+
+@pytest.mark.parametrize("without", ["", "head_dim"])
+def test_head_dim_null_or_absent_is_hidden_over_heads(tmp_path: Path, without: str) -> None:
+    assert read(tmp_path, head_dim=None, without=without, hidden_size=128, num_attention_heads=4).head_dim == 32
+
+
+def test_dense_mistral_keeps_its_window(tmp_path: Path) -> None:
+    config = read(tmp_path, dense=True, sliding_window=4096)
+    assert (config.n_experts, config.n_experts_used, config.window) == (0, 0, 4096)
+    assert read(tmp_path, dense=True, sliding_window=None).window == 0
+
+
+def test_mixtral_ignores_a_window(tmp_path: Path) -> None:
+    assert read(tmp_path, sliding_window=4096).window == 0
+
+
+def test_dense_config_must_say_whether_it_has_a_window(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="sliding_window is missing"):
+        read(tmp_path, dense=True, without="sliding_window")
+
+
+def test_rope_theta_in_rope_parameters(tmp_path: Path) -> None:
+    config = read(tmp_path, without="rope_theta", rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
+    assert config.rope_base == 5e5
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"architectures": []}, "architectures"),
+        ({"architectures": "MixtralForCausalLM"}, "architectures"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"hidden_act": "gelu"}, "gelu"),
+    ],
+)
+def test_other_models_are_unsupported_by_name(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedError, match=named):
+        read(tmp_path, **changes)
+
+
+COUNTS = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "max_position_embeddings",
+    "vocab_size",
+]
+
+
+@pytest.mark.parametrize("key", COUNTS)
+@pytest.mark.parametrize("value", [0, -1, 2**31, 2**64, 1.0, True, "8", [8], {}])
+def test_counts_are_positive_whole_numbers(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        read(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
+@pytest.mark.parametrize("value", [0, -1e-5, 1e40, 10**400, True, None, "1e-5"])
+def test_numbers_are_positive(tmp_path: Path, key: str, value: Any) -> None:
+    with pytest.raises(CheckpointError, match=key):
+        read(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize("key", [key for key in COUNTS if key != "head_dim"] + ["rms_norm_eps", "rope_theta", "architectures"])
+def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
+    with pytest.raises(PymixtralError, match=f"{key} is missing"):
+        read(tmp_path, without=key)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"num_attention_heads": 6, "num_key_value_heads": 4}, "num_key_value_heads 4"),
+        ({"head_dim": None, "hidden_size": 65}, "hidden_size 65"),
+        ({"head_dim": 15}, "multiple of 8"),
+        ({"num_local_experts": 65}, "num_local_experts"),
+        ({"num_experts_per_tok": 5}, "num_experts_per_tok"),
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+        ({"rope_parameters": []}, "rope_parameters"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1, "a": 2}', b"\xff\xfe", b'{"rms_norm_eps": Infinity}', b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        CheckpointConfig.read(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "highest"),
+    [
+        ("hidden_size", 2**17),
+        ("intermediate_size", 2**20),
+        ("num_hidden_layers", 1024),
+        ("num_attention_heads", 1024),
+        ("num_local_experts", 64),
+        ("head_dim", 1024),
+        ("max_position_embeddings", 2**20),
+        ("vocab_size", 2**24),
+        ("rms_norm_eps", 1.0),
+        ("rope_theta", 9.9e29),
+    ],
+)
+def test_limits_are_those_of_who_reads_the_file(tmp_path: Path, key: str, highest: float) -> None:
+    config = read(tmp_path, **{key: highest})
+    checkpoint = Checkpoint(tmp_path, config, (), {}, ())
+    (tmp_path / "m.gguf").write_bytes(make_header(checkpoint, None, [], LlamaFileType.ALL_F32))
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        ModelConfig.from_gguf(file)
+    with pytest.raises(CheckpointError, match=f"{key} "):
+        read(tmp_path, **{key: highest * 1.02 if isinstance(highest, float) else highest + 8})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("num_local_experts", 1), ("head_dim", 4), ("head_dim", 12), ("rope_theta", 0.5), ("rms_norm_eps", 1e-31)]
+)
+def test_what_no_reader_takes_is_refused(tmp_path: Path, key: str, value: float) -> None:
+    with pytest.raises(CheckpointError, match=f"{key} "):
+        read(tmp_path, **{key: value})
+
+
+def test_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        CheckpointConfig.read(tmp_path / "config.json")

@@ -1,0 +1,316 @@
+"""The forms in which a model is published: each gives the same tensors, byte for byte, and each can be broken in ways that are refused."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pymixtral.errors import CheckpointError, InvalidArgumentError, PymixtralError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import quantize
+from pymixtral.quantize.sources.mistral import read_params
+from pymixtral.quantize.sources.targets import rope_order
+from support.checkpoints import TINY_MIXTRAL, Array, Shape, config_json, make_checkpoint, make_tensors, read_tensors, write_safetensors
+from support.ggufs import contents, rewrite
+
+Tensors = dict[str, Array]
+SMALL = Shape(n_vocab=64, n_layers=2)
+DENSE = Shape(n_vocab=64, n_layers=2, n_experts=0, window=512, rope_base=1e4)
+
+
+def fused(tensors: Tensors, shape: Shape) -> Tensors:
+    """As transformers 5 holds the experts: gate rows before up rows, one tensor for all experts."""
+    result = {re.sub(r"block_sparse_moe\.gate", "mlp.gate", name): x for name, x in tensors.items() if ".experts." not in name}
+    for n in range(shape.n_layers):
+        old, new = f"model.layers.{n}.block_sparse_moe.experts", f"model.layers.{n}.mlp.experts"
+        w1, w2, w3 = (np.stack([tensors[f"{old}.{e}.w{i}.weight"] for e in range(shape.n_experts)]) for i in (1, 2, 3))
+        result |= {f"{new}.gate_up_proj": np.concatenate([w1, w3], axis=1), f"{new}.down_proj": w2}
+    return result
+
+
+_MISTRAL = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "block_sparse_moe": "feed_forward",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+}
+
+
+def consolidated(tensors: Tensors, shape: Shape) -> Tensors:
+    """Mistral's names, and rows of queries and keys in the order in which pairs are rotated."""
+    result = {}
+    for name, x in tensors.items():
+        for n_heads, kind in ((shape.n_heads, "q_proj"), (shape.n_kv_heads, "k_proj")):
+            if kind in name:
+                x = x[rope_order(n_heads, shape.head_dim)]
+        for theirs, ours in _MISTRAL.items():
+            name = name.replace(theirs, ours)
+        result[name.removeprefix("model.")] = x
+    return result
+
+
+def params(shape: Shape) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "dim": shape.hidden,
+        "n_layers": shape.n_layers,
+        "head_dim": shape.head_dim,
+        "hidden_dim": shape.ffn,
+        "n_heads": shape.n_heads,
+        "n_kv_heads": shape.n_kv_heads,
+        "norm_eps": shape.rms_eps,
+        "vocab_size": shape.n_vocab,
+        "rope_theta": shape.rope_base,
+    }
+    if shape.window:
+        values["sliding_window"] = shape.window
+    if shape.n_experts:
+        values["moe"] = {"num_experts": shape.n_experts, "num_experts_per_tok": shape.n_experts_used}
+    return values
+
+
+def write_fused(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32") -> Path:
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(config_json(shape)))
+    write_safetensors(directory / "model.safetensors", fused(tensors, shape), dtype=dtype)
+    return directory
+
+
+def write_consolidated(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32", shards: int = 1) -> Path:
+    directory.mkdir()
+    (directory / "params.json").write_text(json.dumps(params(shape)))
+    own = list(consolidated(tensors, shape).items())
+    for i in range(shards):
+        name = "consolidated.safetensors" if shards == 1 else f"consolidated.{i:02}-of-{shards:02}.safetensors"
+        write_safetensors(directory / name, dict(own[len(own) * i // shards : len(own) * (i + 1) // shards]), dtype=dtype)
+    return directory
+
+
+def quantized(source: Path, dest: Path, kind: str = "q4_0", **options: Any) -> dict[str, Any]:
+    quantize(source, dest, kind, progress=False, **options)
+    return contents(dest)
+
+
+TINY = Shape(hidden=256, ffn=512, n_layers=4, n_heads=8, n_kv_heads=2, head_dim=32, n_experts=8, n_ctx=2048)
+
+
+@pytest.fixture(scope="module")
+def tiny_tensors() -> Tensors:
+    return read_tensors(TINY_MIXTRAL)
+
+
+@pytest.mark.parametrize("form", ["fused", "consolidated", "consolidated in three files", "f32", "bf16", "split", "sharded"])
+def test_each_form_of_tiny_mixtral_gives_the_same_bytes(tmp_path: Path, tiny_q4_0: Path, tiny_tensors: Tensors, form: str) -> None:
+    """Its weights are bfloat16, so that f32 and bf16 hold them exactly."""
+    if form == "fused":
+        source = write_fused(tmp_path / "source", tiny_tensors, TINY, "bfloat16")
+    elif form.startswith("consolidated"):
+        source = write_consolidated(tmp_path / "source", tiny_tensors, TINY, "bfloat16", 3 if "three" in form else 1)
+    else:
+        source = tmp_path / "source.gguf"
+        quantize(TINY_MIXTRAL, source, "bf16" if form == "bf16" else "f32", progress=False)
+        if form in ("split", "sharded"):
+            source = rewrite(source, tmp_path / "other.gguf", split=form == "split", shard_tensors=9 if form == "sharded" else 0)
+    assert quantized(source, tmp_path / "m.gguf") == contents(tiny_q4_0)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_dense_model_in_mistral_s_form(tmp_path: Path, shards: int) -> None:
+    tensors = make_checkpoint(tmp_path / "hf", DENSE, seed=4)
+    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf", "f16")
+    assert quantized(write_consolidated(tmp_path / "own", tensors, DENSE, shards=shards), tmp_path / "b.gguf", "f16") == expected
+    with GGUFFile(tmp_path / "a.gguf") as a, GGUFFile(tmp_path / "b.gguf") as b:
+        differing = {"general.name", "llama.context_length"}  # which params.json does not tell
+        assert {key for key in a.metadata | b.metadata if a.metadata.get(key) != b.metadata.get(key)} == differing
+
+
+def test_any_number_of_experts(tmp_path: Path) -> None:
+    """As MergeKit makes them."""
+    shape = Shape(n_vocab=64, n_layers=1, n_experts=3, n_experts_used=3)
+    tensors = make_checkpoint(tmp_path / "hf", shape, seed=4)
+    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf")
+    assert expected["blk.0.ffn_up_exps.weight"][1] == (3, 96, 64)
+    assert quantized(write_fused(tmp_path / "fused", tensors, shape), tmp_path / "b.gguf") == expected
+
+
+def test_directory_with_both_forms_is_read_once(tmp_path: Path) -> None:
+    """Mistral's repositories hold the model twice."""
+    tensors = make_checkpoint(tmp_path / "hf", SMALL, seed=4)
+    write_consolidated(tmp_path / "own", tensors, SMALL)
+    for path in (tmp_path / "own").iterdir():
+        shutil.copy(path, tmp_path / "hf")
+    assert quantized(tmp_path / "hf", tmp_path / "a.gguf") == quantized(tmp_path / "own", tmp_path / "b.gguf")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.model", "model.safetensors"])
+def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: str) -> None:
+    make_checkpoint(tmp_path, Shape(n_layers=1), seed=4)
+    before = (tmp_path / name).read_bytes()
+    with pytest.raises(InvalidArgumentError, match="one of the files that are read"):
+        quantize(tmp_path, tmp_path / name, force=True, progress=False)
+    assert (tmp_path / name).read_bytes() == before
+    quantize(tmp_path, tmp_path / "m.gguf", progress=False)
+    quantize(tmp_path, tmp_path / "m.gguf", force=True, progress=False)
+
+
+# --- What is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+@pytest.mark.parametrize("named", [False, True])
+def test_pickles_are_refused_with_the_way_to_convert(tmp_path: Path, name: str, named: bool) -> None:
+    """A pickle that would tell if it were loaded."""
+    (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
+    (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
+    with pytest.raises(UnsupportedError, match=f"{name} is a Python pickle.*safetensors.*save_pretrained"):
+        quantize(tmp_path / name if named else tmp_path, tmp_path / "m.gguf", progress=False)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, tiny_f16: Path) -> None:
+    def refused(source: Path, *words: str) -> None:
+        with pytest.raises(PymixtralError) as caught:
+            quantize(source, tmp_path / "m.gguf", progress=False)
+        assert "\n" not in str(caught.value)
+        for word in words:
+            assert word in str(caught.value)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(empty, "neither model.safetensors nor", "consolidated.safetensors", "GGUF")
+    shutil.copy(tiny_f16, empty / "some.gguf")
+    refused(empty, "name one of them", "some.gguf")
+    refused(TINY_MIXTRAL / "model.safetensors", "name its directory")
+    refused(tmp_path / "absent", "no such directory or file")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.layers.1.mlp.experts.gate_up_proj", lambda x: x.swapaxes(1, 2)),
+        ("model.layers.1.mlp.experts.gate_up_proj", lambda x: x[:3]),
+        ("model.layers.0.mlp.experts.down_proj", lambda x: x[:, :-1]),
+        ("model.layers.0.mlp.experts.down_proj", lambda x: x[0]),
+        ("model.layers.0.mlp.gate.weight", lambda x: x[:-1]),
+    ],
+)
+def test_row_17_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callable[[Array], Array]) -> None:
+    tensors = fused(make_tensors(SMALL, seed=1), SMALL)
+    tensors[name] = np.ascontiguousarray(change(tensors[name]))
+    (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match="asks for"):
+        quantize(tmp_path, tmp_path / "m.gguf", progress=False)
+
+
+def test_row_17_fused_and_single_experts_together(tmp_path: Path) -> None:
+    tensors = make_tensors(SMALL, seed=1)
+    (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
+    write_safetensors(tmp_path / "model.safetensors", tensors | fused(tensors, SMALL))
+    with pytest.raises(CheckpointError, match="is there twice"):
+        quantize(tmp_path, tmp_path / "m.gguf", progress=False)
+
+
+@pytest.mark.parametrize("kept", [[0, 2], [1, 2], [0, 1]])
+def test_row_17_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> None:
+    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=3)
+    (missing,) = {0, 1, 2} - set(kept)
+    (source / f"consolidated.{missing:02}-of-03.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="expected all files" if missing else "expected all files|missing"):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+def test_row_17_consolidated_tensor_in_two_files(tmp_path: Path) -> None:
+    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=2)
+    shutil.copy(source / "consolidated.00-of-02.safetensors", source / "consolidated.01-of-02.safetensors")
+    with pytest.raises(CheckpointError, match=r"'tok_embeddings\.weight' is in another file"):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> None:
+    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
+    tensors = consolidated(make_tensors(SMALL, seed=1), SMALL)
+    tensors["layers.0.attention.bias"] = tensors.pop("layers.1.feed_forward.experts.2.w2.weight")
+    write_safetensors(source / "consolidated.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"layers\.1\.feed_forward\.experts\.2\.w2\.weight.*'layers\.0\.attention\.bias'"):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("dim", 0, "dim is 0"),
+        ("dim", None, "dim is None"),
+        ("n_layers", 10**9, "n_layers"),
+        ("n_kv_heads", 3, "no multiple of n_kv_heads 3"),
+        ("head_dim", 15, "multiple of 8"),
+        ("norm_eps", -1, "norm_eps"),
+        ("vocab_size", -1, "vocab_size"),
+        ("rope_theta", "1e6", "rope_theta"),
+        ("sliding_window", 0, "sliding_window"),
+        ("moe", [8, 2], "moe is [8, 2]"),
+        ("moe", {"num_experts": 8}, "num_experts_per_tok is missing"),
+        ("moe", {"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
+        ("moe", {"num_experts": 1, "num_experts_per_tok": 1}, "num_experts is 1; expected a whole number from 2 to 64"),
+        ("dim", 2**17 + 8, "dim is 131080"),
+        ("n_heads", 1025, "n_heads is 1025"),
+        ("max_seq_len", 2**20 + 1, "max_seq_len is 1048577"),
+        ("moe", {"num_experts": 65, "num_experts_per_tok": 2}, "num_experts is 65"),
+    ],
+)
+def test_row_17_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
+    (tmp_path / "params.json").write_text(json.dumps(params(SMALL) | {key: value}))
+    with pytest.raises(CheckpointError, match=re.escape(words)):
+        read_params(tmp_path / "params.json")
+
+
+def test_params_with_a_feature_that_is_not_computed(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text(json.dumps(params(SMALL) | {"vision_encoder": {"image_size": 1024}}))
+    with pytest.raises(UnsupportedError, match="vision_encoder"):
+        read_params(tmp_path / "params.json")
+
+
+def test_params_left_out_have_mistral_s_defaults(tmp_path: Path) -> None:
+    values = params(SMALL)
+    del values["rope_theta"], values["head_dim"]
+    (tmp_path / "params.json").write_text(json.dumps(values))
+    found = read_params(tmp_path / "params.json")
+    assert (found.rope_base, found.head_dim, found.n_ctx_train) == (1e6, 16, 32768)
+    (tmp_path / "params.json").write_text(json.dumps(params(DENSE) | {"rope_theta": None, "max_seq_len": 4096}))
+    found = read_params(tmp_path / "params.json")
+    assert (found.rope_base, found.window, found.n_ctx_train) == (1e4, 512, 4096)
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
+_JSON = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["num_experts", "num_experts_per_tok"]), _SCALARS)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([*params(SMALL), "moe", "sliding_window", "max_seq_len", "tied_embeddings"]), _JSON, max_size=4))
+def test_row_17_any_params_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
+    path = tmp_path_factory.getbasetemp() / "params.json"
+    path.write_text(json.dumps(params(SMALL) | changes))
+    try:
+        found = read_params(path)
+    except (CheckpointError, UnsupportedError):
+        return
+    assert found.hidden >= 1
+    assert found.n_heads % found.n_kv_heads == 0
+    assert found.n_experts_used <= found.n_experts <= 64

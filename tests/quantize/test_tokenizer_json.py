@@ -1,0 +1,266 @@
+"""Vocabularies of tokenizer.json: equal to those of the SentencePiece model that it came from. Added tokens, special tokens."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
+
+from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import quantize
+from pymixtral.quantize.vocabulary.vocabulary import Vocabulary, read_vocabulary
+from pymixtral.text.tokenizer import Tokenizer
+from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
+
+Json = dict[str, Any]
+SPACE = "\u2581"
+
+
+def convert() -> Json:
+    """tiny-mixtral's tokenizer.model as published checkpoints of the family have it: the rules of a piece are all its cuts into pieces,
+    best pieces first."""
+    model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
+    model.ParseFromString((TINY_MIXTRAL / "tokenizer.model").read_bytes())
+    ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
+    merges: list[list[str]] = []
+    for piece in sorted(model.pieces, key=lambda piece: -piece.score):
+        cuts = [(piece.piece[:i], piece.piece[i:]) for i in range(1, len(piece.piece))] if piece.type == 1 else []
+        merges += sorted(([a, b] for a, b in cuts if a in ids and b in ids), key=lambda cut: (ids[cut[0]], ids[cut[1]]))
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": piece, "special": True} for i, piece in enumerate(("<unk>", "<s>", "</s>"))],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]},
+        "pre_tokenizer": None,
+        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "byte_fallback": True, "vocab": ids, "merges": merges},
+    }
+
+
+CONVERTED = convert()
+CONFIG = {"bos_token": "<s>", "eos_token": {"content": "</s>", "special": True}}
+
+
+def write(directory: Path, values: Json | None = None, **files: Any) -> Path:
+    (directory / "tokenizer.json").write_text(json.dumps(values or CONVERTED))
+    for name, content in ({"tokenizer_config": CONFIG} | files).items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+def changed(change: Callable[[Json], Any]) -> Json:
+    values: Json = json.loads(json.dumps(CONVERTED))
+    change(values)
+    return values
+
+
+def read(directory: Path) -> Vocabulary:
+    vocabulary = read_vocabulary(directory)
+    assert vocabulary is not None
+    return vocabulary
+
+
+def test_equal_to_the_sentencepiece_model(tmp_path: Path) -> None:
+    """Scores too: SentencePiece's own BPE trainer scores pieces by minus their rank."""
+    ours, theirs = read(write(tmp_path)), read(TINY_MIXTRAL)
+    assert (list(ours.tokens), list(ours.types)) == (list(theirs.tokens), list(theirs.types))
+    assert list(ours.scores) == list(theirs.scores)
+    assert (ours.bos_id, ours.eos_id, ours.eot_id, ours.unknown_id) == (1, 2, None, 0)
+    assert ours.add_space_prefix is True
+
+
+def test_text_is_encoded_as_with_the_sentencepiece_model(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_layers=1), seed=1)
+    quantize(tmp_path / "hf", tmp_path / "a.gguf", progress=False)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    write(tmp_path / "hf")
+    quantize(tmp_path / "hf", tmp_path / "b.gguf", progress=False)
+    text = "Once upon a time there was a king\u2019s daughter, na\u00efve;  two  spaces\n\ttab \U0001f642 0123 " * 3
+    with GGUFFile(tmp_path / "a.gguf") as a, GGUFFile(tmp_path / "b.gguf") as b:
+        assert Tokenizer.from_metadata(a.metadata).encode(text) == Tokenizer.from_metadata(b.metadata).encode(text)
+
+
+def test_merges_as_strings(tmp_path: Path) -> None:
+    """As older versions of the package wrote them."""
+    values = changed(lambda values: values["model"].update(merges=[" ".join(pair) for pair in values["model"]["merges"]]))
+    assert read(write(tmp_path, values)).scores == read(TINY_MIXTRAL).scores
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer", "prefix"),
+    [
+        (None, {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "first", "split": False}, True),
+        (None, {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "never", "split": False}, False),
+        ({"type": "Replace", "pattern": {"String": " "}, "content": SPACE}, None, False),
+    ],
+)
+def test_space_prefix(tmp_path: Path, normalizer: Json | None, pre_tokenizer: Json | None, prefix: bool) -> None:
+    values = changed(lambda values: values.update(normalizer=normalizer, pre_tokenizer=pre_tokenizer))
+    assert read(write(tmp_path, values)).add_space_prefix is prefix
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["model"].update(type="Unigram"), "type is 'Unigram'"),
+        (lambda v: v["model"].update(byte_fallback=False), "byte_fallback is False"),
+        (lambda v: v["model"].update(ignore_merges=True), "ignore_merges"),
+        (lambda v: v["model"].update(dropout=0.1), "dropout"),
+        (lambda v: v["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda v: v.update(pre_tokenizer={"type": "ByteLevel"}), "ByteLevel"),
+        (lambda v: v.update(pre_tokenizer={"type": "Metaspace", "replacement": SPACE}), "Metaspace"),
+        (lambda v: v.update(normalizer={"type": "NFKC"}), "NFKC"),
+        (lambda v: v.update(normalizer=None), "writes spaces"),
+        (lambda v: v["model"]["merges"].pop(700), "no merge of"),
+    ],
+)
+def test_what_sentencepiece_would_do_otherwise_is_unsupported(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        read(write(tmp_path, changed(change)))
+
+
+def test_rules_of_a_piece_apart_from_one_another_are_unsupported(tmp_path: Path) -> None:
+    values = changed(lambda _: None)
+    merges = values["model"]["merges"]
+    first = next(i for i in range(len(merges)) if "".join(merges[i]) == "".join(merges[i + 1]))
+    merges.append(merges.pop(first))
+    with pytest.raises(UnsupportedError, match="do not follow one another"):
+        read(write(tmp_path, values))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.update(model=[]), r"model is \[\]"),
+        (lambda v: v["model"].update(vocab={}), "vocab is"),
+        (lambda v: v["model"]["vocab"].update(the=5000), "each of 0 to"),
+        (lambda v: v["model"]["vocab"].update({"</s>": 1}), "each of 0 to"),
+        (lambda v: v["model"]["vocab"].update({"</s>": "2"}), "each of 0 to"),
+        (lambda v: v["model"].update(unk_token="<none>"), "unk_token is '<none>'"),
+        (lambda v: v["model"].update(merges={}), "merges is"),
+        (lambda v: v["model"]["merges"].append("a"), "expected pairs"),
+        (lambda v: v["model"]["merges"].append(["a", 3]), "expected pairs"),
+        (lambda v: v["model"]["merges"].append(["z", "q"]), "make no piece"),
+        (lambda v: v.update(added_tokens={"a": 1}), "added_tokens is"),
+        (lambda v: v["added_tokens"].append({"id": 10**12, "content": "<x>"}), "id 1000000000000"),
+        (lambda v: v["added_tokens"].append({"id": 4096}), "the added token None"),
+        (lambda v: v["added_tokens"].append({"id": 4096, "content": "\ud800"}), "expected text"),
+    ],
+)
+def test_row_17_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read(write(tmp_path, changed(change)))
+
+
+# --- Added and special tokens ------------------------------------------------------------------------------------
+
+
+CHATML = {"<|im_end|>": 4096, "<|im_start|>": 4097}
+
+
+@pytest.mark.parametrize("form", ["added_tokens.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("sentencepiece", [False, True])
+def test_tokens_of_a_fine_tune(tmp_path: Path, form: str, sentencepiece: bool) -> None:
+    """ChatML: two control tokens, one of which ends a turn, and an embedding padded further."""
+    directory = tmp_path / "hf"
+    make_checkpoint(directory, Shape(n_layers=1, n_vocab=4100), seed=1)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"eos_token_id": 4096}))
+    entries = [{"id": i, "content": content, "special": True} for content, i in CHATML.items()]
+    settings: Json = {**CONFIG, "eos_token": "<|im_end|>", "chat_template": "old"}
+    files: Json = {"tokenizer_config": settings}
+    if form == "added_tokens.json":
+        files["added_tokens"] = CHATML
+    elif form == "tokenizer_config.json":
+        settings["added_tokens_decoder"] = {str(entry["id"]): entry for entry in entries}
+    write(directory, changed(lambda v: v["added_tokens"].extend(entries if form == "tokenizer.json" else [])), **files)
+    if sentencepiece:
+        shutil.copy(TINY_MIXTRAL / "tokenizer.model", directory)
+    (directory / "chat_template.jinja").write_text("{{ messages }}")
+    report = quantize(directory, tmp_path / "m.gguf", progress=False)
+    assert any("2 unused pieces" in note for note in report.notes)
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        tokens, kinds = file.metadata["tokenizer.ggml.tokens"], file.metadata["tokenizer.ggml.token_type"]
+        assert isinstance(tokens, list)
+        assert tokens[4095:] == [read(TINY_MIXTRAL).tokens[4095], "<|im_end|>", "<|im_start|>", "[PAD4098]", "[PAD4099]"]
+        np.testing.assert_array_equal(kinds[4096:], [3, 3, 3, 3])  # type: ignore[index]
+        assert file.metadata["tokenizer.chat_template"] == "{{ messages }}"
+        assert Tokenizer.from_metadata(file.metadata).eos_ids == {4096}
+
+
+def test_user_defined_tokens_are_text(tmp_path: Path) -> None:
+    values = changed(lambda v: v["added_tokens"].append({"id": 4096, "content": "two words", "special": False}))
+    vocabulary = read(write(tmp_path, values))
+    assert (vocabulary.tokens[4096], vocabulary.types[4096]) == (f"two{SPACE}words", 4)
+
+
+def test_added_tokens_beyond_the_model_are_left_out(tmp_path: Path) -> None:
+    """A padding token that was added for training, without a row in the embedding."""
+    vocabulary = read(write(tmp_path, added_tokens={"[PAD]": 4096})).padded(4096)
+    assert (len(vocabulary.tokens), vocabulary.n_dropped, vocabulary.n_padding) == (4096, 1, 0)
+    with pytest.raises(CheckpointError, match="eos token is 4096"):
+        read(write(tmp_path, added_tokens={"<e>": 4096}, generation_config={"eos_token_id": 4096})).padded(4096)
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [
+        ({"eos_token_id": [5, 2]}, {"eos_token_id": 7}, (5, 2)),
+        ({"eos_token_id": 5}, {}, (5, 2)),
+        ({}, {"eos_token_id": 7}, (7, 2)),
+        ({"eos_token_id": None}, {"eos_token_id": None}, (2, None)),
+        ({}, {}, (2, None)),
+    ],
+)
+def test_ends_of_a_text(tmp_path: Path, generation: Json, config: Json, expected: tuple[int, int | None]) -> None:
+    vocabulary = read(write(tmp_path, generation_config=generation, config=config))
+    assert (vocabulary.eos_id, vocabulary.eot_id) == expected
+
+
+@pytest.mark.parametrize("value", [True, -1, "2", [2, None], 1 << 40])
+def test_end_that_is_no_token(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(CheckpointError, match="eos_token_id"):
+        read(write(tmp_path, generation_config={"eos_token_id": value}))
+
+
+def test_files_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="in another file"):
+        read(write(tmp_path, added_tokens={"<a>": 4096}, tokenizer_config={"added_tokens_decoder": {"4096": {"content": "<b>"}}}))
+
+
+def test_tekken_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "tekken.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match="tekken"):
+        read_vocabulary(tmp_path)
+
+
+_VALUES = st.none() | st.booleans() | st.integers(-2, 5000) | st.text(max_size=3) | st.lists(st.none(), max_size=2) | st.just({})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    values = json.loads(json.dumps(CONVERTED))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place: Any = values
+        for _ in range(data.draw(st.integers(0, 3))):
+            inner = [item for item in (place.values() if isinstance(place, dict) else place) if isinstance(item, dict | list) and item]
+            if not inner:
+                break
+            place = data.draw(st.sampled_from(inner))
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        place[key] = data.draw(_VALUES)
+    directory = tmp_path_factory.mktemp("changed")
+    try:
+        vocabulary = read(write(directory, values))
+    except (CheckpointError, UnsupportedError):
+        return
+    assert len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types)

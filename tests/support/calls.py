@@ -1,0 +1,248 @@
+"""One valid call of every C entry point, with guards around what it writes and fences behind what it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import DTypeLike, NDArray
+
+from pymixtral import ops
+from pymixtral.files.types import Matrix
+from pymixtral.ops.native import ffi, lib
+from pymixtral.reference import oracle
+from support.fences import Guarded, fenced
+from support.variants import FIRST_CONTEXT, activations, generator, key_pages, matrix, model_matrix, normal, stored_bytes, value_pages
+
+KINDS = GGMLQuantizationType
+
+
+def pointer(array: NDArray[Any], ctype: str) -> Any:
+    return ffi.cast(ctype, array.ctypes.data)
+
+
+class Call:
+    """One valid call of an entry point: the context, the outputs between guards, fenced inputs, all arguments by name."""
+
+    def __init__(self, entry: str, ctx: ops.Context) -> None:
+        self.entry = entry
+        self.args: dict[str, Any] = {"ctx": ctx.pointer}
+        self.outputs: list[Guarded] = []
+        self.want: list[NDArray[Any]] = []
+        self.inputs: dict[str, NDArray[Any]] = {}
+        self._keep: list[Any] = [ctx]
+
+    def out(self, name: str, ctype: str, dtype: DTypeLike, want: NDArray[Any], before: NDArray[Any] | None = None) -> Call:
+        output = Guarded(want.shape, dtype, before)
+        self.outputs.append(output)
+        self.want.append(want)
+        self.args[name] = pointer(output.array, ctype)
+        return self
+
+    def array(self, name: str, ctype: str, values: NDArray[Any]) -> Call:
+        self.inputs[name] = fenced(values)
+        self.args[name] = pointer(self.inputs[name], ctype)
+        return self
+
+    def value(self, name: str, value: Any, *keep: Any) -> Call:
+        """keep: what the value points to."""
+        self.args[name] = value
+        self._keep.extend(keep)
+        return self
+
+    def status(self, **changed: Any) -> int:
+        return int(getattr(lib, self.entry)(*(self.args | changed).values()))
+
+
+def weight(w: Matrix, **changed: Any) -> tuple[Any, NDArray[np.uint8]]:
+    """A fenced pmx_weight, and what it points to."""
+    data = fenced(w.data)
+    view = ffi.new("pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols})
+    view.row_bytes = w.row_bytes
+    for name, value in changed.items():
+        setattr(view, name, value)
+    return view, data
+
+
+# --- Valid calls -------------------------------------------------------------------------------------------------
+
+N, HIDDEN, HEADS, KV_HEADS, DIM = 5, 64, 4, 2, 24
+
+
+def rms_norm(ctx: ops.Context) -> Call:
+    x, w = normal(1, N, 37), normal(2, 37)
+    call = Call("pmx_rms_norm", ctx).out("y", "float *", np.float32, oracle.rms_norm(x, w, 1e-5))
+    return call.array("x", "float *", x).array("weight", "float *", w).value("n_tokens", N).value("n", 37).value("eps", 1e-5)
+
+
+def quantize_activations(ctx: ops.Context) -> Call:
+    x = activations(3, N, 96)
+    q, d, sums = oracle.quantize_activations(x)
+    call = Call("pmx_quantize_activations", ctx).out("q", "int8_t *", np.int8, q).out("d", "float *", np.float32, d)
+    call.out("sums", "int32_t *", np.int32, sums).array("x", "float *", x)
+    return call.value("n_tokens", N).value("n", 96).value("block", 32)
+
+
+def matmul(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0, n: int = N, rows: int = 21, cols: int = 96) -> Call:
+    x, w = activations(4, n, cols), matrix(kind, rows, cols, 5)
+    view, data = weight(w)
+    call = Call("pmx_matmul", ctx).out("y", "float *", np.float32, oracle.matmul(x, w)).array("x", "float *", x)
+    return call.value("w", view, data).value("n_tokens", n)
+
+
+def embed(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 96) -> Call:
+    w, ids = matrix(kind, 9, cols, 6), np.array([8, 0, 3], np.int32)
+    view, data = weight(w)
+    call = Call("pmx_embed", ctx).out("y", "float *", np.float32, oracle.embed(w, ids)).value("w", view, data)
+    return call.array("ids", "int32_t *", ids).value("n_ids", 3)
+
+
+def exp(ctx: ops.Context) -> Call:
+    x = normal(7, 21)
+    return Call("pmx_exp", ctx).out("y", "float *", np.float32, oracle.exp(x)).array("x", "float *", x).value("n", 21)
+
+
+def silu_mul(ctx: ops.Context) -> Call:
+    gate, up = normal(8, 21), normal(9, 21)
+    call = Call("pmx_silu_mul", ctx).out("y", "float *", np.float32, oracle.silu_mul(gate, up))
+    return call.array("gate", "float *", gate).array("up", "float *", up).value("n", 21)
+
+
+def rope_table(ctx: ops.Context) -> Call:
+    frequencies, positions = generator(10).uniform(0, 1, 7), np.arange(50, 50 + N, dtype=np.int32)
+    cosines, sines = oracle.rope_table(frequencies, positions, 1.5)
+    call = Call("pmx_rope_table", ctx).out("cosines", "float *", np.float32, cosines).out("sines", "float *", np.float32, sines)
+    call.array("frequencies", "double *", frequencies).array("positions", "int32_t *", positions)
+    return call.value("n_tokens", N).value("n_pairs", 7).value("factor", 1.5)
+
+
+def rope(ctx: ops.Context) -> Call:
+    x, tables = normal(11, N, 3, 14), oracle.rope_table(generator(12).uniform(0, 1, 7), np.arange(N, dtype=np.int32))
+    call = Call("pmx_rope", ctx).out("x", "float *", np.float32, oracle.rope(x, *tables), x)
+    call.array("cosines", "float *", tables[0]).array("sines", "float *", tables[1])
+    return call.value("n_tokens", N).value("n_heads", 3).value("head_dim", 14)
+
+
+def one_run(call: Call, n: int, first: int, pages: list[int]) -> Call:
+    array = fenced(np.array(pages, np.int32))
+    run = {"n_tokens": n, "first_position": first, "pages": pointer(array, "int32_t *"), "n_pages": len(pages)}
+    return call.value("runs", ffi.new("pmx_run[]", [run]), array).value("n_runs", 1)
+
+
+def cache_struct(call: Call, k: NDArray[Any], v: NDArray[Any], dim: int) -> None:
+    kind = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}[k.dtype]
+    sizes = {"type": kind, "n_kv_heads": k.shape[1], "head_dim": dim, "n_pages": len(k)}
+    struct = ffi.new("pmx_cache *", {"k": pointer(k, "void *"), "v": pointer(v, "void *"), **sizes})
+    call.value("cache", struct, k, v)
+
+
+def cache_dim(dtype: DTypeLike) -> int:
+    return 32 if dtype == oracle.Q8_0 else DIM
+
+
+def cache_write(ctx: ops.Context, dtype: DTypeLike = np.float16) -> Call:
+    dim = cache_dim(dtype)
+    k, v = normal(13, N, KV_HEADS, dim), normal(14, N, KV_HEADS, dim)
+    stored = [oracle.round_to_cache(x, dtype) for x in (k, v)]
+    pages = [stored_bytes((2, 64, KV_HEADS, dim), dtype, 0) for _ in range(2)]
+    for j in range(N):
+        page, slot = (1 - (62 + j) // 64, (62 + j) % 64)
+        for one, values in zip(pages, stored, strict=True):
+            one[page, slot] = values[j]
+    call = Call("pmx_cache_write", ctx)
+    call.want = [key_pages(pages[0]), value_pages(pages[1])]
+    call.outputs = [Guarded(want.shape, want.dtype, np.zeros_like(want)) for want in call.want]
+    cache_struct(call, call.outputs[0].array, call.outputs[1].array, dim)
+    call.array("k", "float *", k).array("v", "float *", v)
+    return one_run(call, N, 62, [1, 0])
+
+
+def attention(ctx: ops.Context, dtype: DTypeLike = np.float16, n: int = N) -> Call:
+    dim = cache_dim(dtype)
+    k, v = (oracle.round_to_cache(normal(seed, 128, KV_HEADS, dim), dtype) for seed in (15, 16))
+    q = normal(17, n, HEADS, dim)
+    call = Call("pmx_attention", ctx).out("y", "float *", np.float32, oracle.attention(q, k, v, 128 - n))
+    call.array("q", "float *", q)
+    pages = [x.reshape(2, 64, *x.shape[1:]) for x in (k, v)]
+    cache_struct(call, fenced(key_pages(pages[0])), fenced(value_pages(pages[1])), dim)
+    return one_run(call, n, 128 - n, [0, 1]).value("n_heads", HEADS).value("window", 0)
+
+
+def route(ctx: ops.Context) -> Call:
+    logits = normal(18, N, 7)
+    ids, weights = oracle.route(logits, 3)
+    call = Call("pmx_route", ctx).out("ids", "int32_t *", np.int32, ids).out("weights", "float *", np.float32, weights)
+    return call.array("logits", "float *", logits).value("n_tokens", N).value("n_experts", 7).value("n_experts_used", 3)
+
+
+def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 64, weighted: bool = False) -> Call:
+    x, importance = normal(19, 3, cols), np.square(normal(20, cols))
+    want = ops.encode(FIRST_CONTEXT, kind, x, importance if weighted else None)
+    call = Call("pmx_encode", ctx).out("y", "void *", np.uint8, want).value("type", int(kind)).array("x", "float *", x)
+    if weighted:
+        call.array("importance", "float *", importance)
+    else:
+        call.value("importance", ffi.NULL)
+    return call.value("rows", 3).value("cols", cols)
+
+
+def layer_struct(call: Call, kind: GGMLQuantizationType) -> tuple[Any, list[Matrix], list[NDArray[Any]]]:
+    """A layer of 3 experts, 2 of them used, and its matrices and norms."""
+    q, kv, hidden, ffn = HEADS * DIM, KV_HEADS * DIM, HIDDEN, 96
+    shapes = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q), (3, hidden), *[(ffn, hidden), (ffn, hidden), (hidden, ffn)] * 3]
+    matrices = [model_matrix(KINDS.F32 if i == 4 else kind, rows, cols, 30 + i) for i, (rows, cols) in enumerate(shapes)]
+    norms = [fenced(normal(seed, hidden)) for seed in (50, 51)]
+    views = [weight(m) for m in matrices]
+    experts = ffi.new("pmx_weight[]", [view[0] for view, _ in views[5:]])
+    struct = ffi.new("pmx_layer *")
+    struct.attn_norm, struct.ffn_norm = (pointer(norm, "float *") for norm in norms)
+    struct.q, struct.k, struct.v, struct.output, struct.router = (view[0] for view, _ in views[:5])
+    struct.experts, struct.n_experts, struct.n_experts_used = experts, 3, 2
+    struct.n_heads, struct.n_kv_heads, struct.head_dim, struct.hidden, struct.eps = HEADS, KV_HEADS, DIM, hidden, 1e-5
+    call.value("layer", struct, views, experts, norms)
+    return struct, matrices, norms
+
+
+def layer_attention(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Call:
+    call = Call("pmx_layer_attention", ctx)
+    x = normal(52, N, HIDDEN)
+    _, m, norms = layer_struct(Call("", ctx), kind)
+    cosines, sines = oracle.rope_table(1e4 ** -(np.arange(DIM // 2) / DIM), np.arange(N, dtype=np.int32))
+    n = oracle.rms_norm(x, norms[0], 1e-5)
+    q = oracle.rope(oracle.matmul(n, m[0]).reshape(N, HEADS, DIM), cosines, sines)
+    k = oracle.rope(oracle.matmul(n, m[1]).reshape(N, KV_HEADS, DIM), cosines, sines)
+    v = oracle.matmul(n, m[2]).reshape(N, KV_HEADS, DIM)
+    y = x + oracle.matmul(oracle.attention(q, k, v).reshape(N, -1), m[3])
+    normed = oracle.rms_norm(y, norms[1], 1e-5)
+    ids, weights = oracle.route(oracle.matmul(normed, m[4]), 2)
+    call.out("x", "float *", np.float32, y, x).out("normed", "float *", np.float32, normed)
+    call.out("ids", "int32_t *", np.int32, ids).out("weights", "float *", np.float32, weights)
+    layer_struct(call, kind)
+    want_k, want_v = np.zeros((1, KV_HEADS, DIM, 64), np.float32), np.zeros((1, KV_HEADS, 64, DIM), np.float32)
+    want_k[0, :, :, :N], want_v[0, :, :N] = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
+    kept = [Guarded(want.shape, np.float32, np.zeros_like(want)) for want in (want_k, want_v)]
+    call.outputs += kept
+    call.want += [want_k, want_v]
+    cache_struct(call, kept[0].array, kept[1].array, DIM)
+    one_run(call, N, 0, [0])
+    return call.array("cosines", "float *", cosines).array("sines", "float *", sines).value("observer", ffi.NULL)
+
+
+def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Call:
+    call = Call("pmx_layer_experts", ctx)
+    x, normed = normal(53, N, HIDDEN), normal(54, N, HIDDEN)
+    ids, weights = oracle.route(normal(55, N, 3), 2)
+    _, m, _ = layer_struct(Call("", ctx), kind)
+    want = oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)])
+    call.out("x", "float *", np.float32, want, x).array("normed", "float *", normed)
+    call.array("ids", "int32_t *", ids).array("weights", "float *", weights).value("n_tokens", N)
+    layer_struct(call, kind)
+    return call.value("observer", ffi.NULL)
+
+
+CALLS: list[Callable[[ops.Context], Call]] = [
+    *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
+    *(cache_write, attention, route, encode, layer_attention, layer_experts),
+]
