@@ -12,7 +12,7 @@ from pymixtral.cli.text import WIDTH, shorten, slow_note, table, wrap, write, wr
 from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
-    from pymixtral.files.gguf import Value
+    from pymixtral.files.header import Value
     from pymixtral.inspection.inspect import Inspection
     from pymixtral.model.overrides import Override
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import InvalidArgumentError, ModelFileError
 from pymixtral.files.atomic import replacing
-from pymixtral.files.gguf import GGUFFile, Value, quoted
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Value, quoted
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, UnsupportedError
 from pymixtral.files.atomic import check_dest, check_space, replacing
-from pymixtral.files.gguf import GGUFFile, Tensor
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Tensor
 from pymixtral.files.shards import MAX_SHARDS, shard_name
 from pymixtral.files.writing import TensorInfo, encode_header, encode_string
 

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from pymixtral.errors import ModelFileError
-from pymixtral.files.gguf import MAX_HEADER_BYTES, MAX_TENSORS, Shard, quoted, read_shard
+from pymixtral.files.header import MAX_HEADER_BYTES, MAX_TENSORS, Shard, quoted, read_shard
 
 MAX_SHARDS = 1 << 10  # each is mapped; published models have some dozens
 

@@ -9,7 +9,8 @@ from math import isfinite
 from typing import Any
 
 from pymixtral.errors import PymixtralError
-from pymixtral.files.gguf import GGUFFile, Value
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Value
 from pymixtral.files.types import slow_types
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.model.config import ModelConfig, context_length

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pymixtral.errors import ModelFileError
-from pymixtral.files.gguf import GGUFFile, Tensor, quoted
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Tensor, quoted
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pymixtral.arguments import integer
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
-from pymixtral.files.gguf import GGUFFile, Value, quoted
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Value, quoted
 from pymixtral.files.shards import stem
 from pymixtral.model.rope import UNSCALED, RopeScaling
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.gguf import GGUFFile, quoted
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import quoted
 from pymixtral.model.config import FEATURES
 
 Override = int | float | bool | str

@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral.errors import ModelConfigError, UnsupportedError
-from pymixtral.files.gguf import GGUFFile, Tensor, quoted
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import Tensor, quoted
 from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
 from pymixtral.model.config import ModelConfig
 

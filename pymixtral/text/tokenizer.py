@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
-from pymixtral.files.gguf import Value, quoted
+from pymixtral.files.header import Value, quoted
 
 # The kinds of tokenizer.ggml.token_type, whose numbers are those of SentencePiece's own protocol.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)

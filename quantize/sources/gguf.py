@@ -11,7 +11,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
-from pymixtral.files.gguf import GGUFFile, read_shard
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import read_shard
 from pymixtral.files.layout import SPLIT
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pymixtral.errors import ModelFileError, PymixtralError, UnsupportedError
-from pymixtral.files.gguf import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS, GGUFFile
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.header import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
 from support.gguf_bytes import F32, Q8_0, V, build, key, refused, string, tensor, u32, u64
 
 VALID = build(

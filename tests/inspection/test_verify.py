@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from pymixtral.cli import main
 from pymixtral.errors import ModelConfigError, ModelFileError
-from pymixtral.files.gguf import Tensor
+from pymixtral.files.header import Tensor
 from pymixtral.inspection import verify as verification
 from pymixtral.inspection.verify import verify
 from support.ggufs import damaged, rewrite
