@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral import ops
-from pymixtral.arguments import integer
+from pymixtral.arguments import integer, refuse_unknown
 from pymixtral.demo import demo_path
 from pymixtral.engine.completion import Completion, Generation, StopStrings
 from pymixtral.engine.interrupt import run_beside
@@ -28,7 +29,8 @@ from pymixtral.model.forward import EVERY, Model
 from pymixtral.model.kv_cache import n_pages_for
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
-from pymixtral.sampling.sampler import Sampler, Sampling
+from pymixtral.sampling.parameters import Sampling, SamplingParameters
+from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Ids = Sequence[int] | NDArray[np.integer[Any]]
+
+_GENERATE = ("max_tokens", "stop", "ignore_eos", *(field.name for field in fields(SamplingParameters)))
+"""The keyword arguments of generate() and stream()."""
 
 
 class Mixtral:
@@ -156,7 +161,9 @@ class Mixtral:
         errors raised, before it is returned."""
         self._check_open()
         eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
-        sampler = Sampler(self._exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else (), **sampling)
+        refuse_unknown(sampling, _GENERATE, "generate() and stream()")
+        parameters = SamplingParameters(**sampling)
+        sampler = Sampler(parameters, self._exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ())
         stop_strings = StopStrings(stop)
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)

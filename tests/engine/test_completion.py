@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pymixtral.engine.completion import Completion, Generation, Stats, StopStrings
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.reference.oracle import exp
-from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.tokenizer import Tokenizer
+from support.samplers import sampler_of
 
 BOS, EOS, END_OF_TURN, BYTE_0, A = 1, 2, 3, 4, 260
 PIECES = ["<unk>", "<s>", "</s>", "<end>", *(f"<0x{i:02X}>" for i in range(256)), *"abcdefghijklmnopqrstuvwxyz", "\u2581", "ab", "abc"]
@@ -55,7 +55,7 @@ def generation_of(script: Script, stop: str | Sequence[str] | None = None, **opt
     arguments: dict[str, Any] = {
         "n_ctx": 1000,
         "max_tokens": None,
-        "sampler": Sampler(exp, temperature=0),
+        "sampler": sampler_of(exp, temperature=0),
         "decoder": TOKENIZER.stream(begins_text=False),
         "stop": StopStrings(stop),
         "eos_ids": TOKENIZER.eos_ids,

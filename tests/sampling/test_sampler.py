@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.reference.oracle import exp
-from pymixtral.sampling.sampler import Sampler
+from support.samplers import sampler_of
 
 LOGITS = (np.random.default_rng(5).standard_normal(1000) * 3).astype(np.float32)
 # PYTHONPATH=tests/sampling python -c 'from test_sampler import *; print(draw(8, seed=7))'
@@ -63,14 +63,14 @@ def oracle(logits: list[float], temperature: float, top_k: int, top_p: float, un
     seed=st.integers(0, 1 << 70),
 )
 def test_draws_what_the_contract_says(logits: list[float], temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    sampler = Sampler(exp, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampler = sampler_of(exp, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     bits = np.random.PCG64(seed)
     uniform = (int(bits.random_raw()) >> 11) * 2.0**-53
     assert sampler.sample(np.array(logits, np.float32)) == oracle(logits, temperature, top_k, top_p, uniform)
 
 
 def draw(n: int, logits: NDArray[np.float32] = LOGITS, **options: Any) -> list[int]:
-    sampler = Sampler(exp, **options)
+    sampler = sampler_of(exp, **options)
     return [sampler.sample(logits) for _ in range(n)]
 
 
@@ -137,4 +137,4 @@ def test_logits_that_are_not_finite_are_an_error_never_a_token(bad: float, tempe
 )
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=f"expected {name} to be"):
-        Sampler(exp, **{name: value})
+        sampler_of(exp, **{name: value})

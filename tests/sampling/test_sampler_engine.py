@@ -79,9 +79,21 @@ def test_values_out_of_range_are_refused_before_anything_is_computed(engine: Mix
         engine.stream(PROMPT, **options)
 
 
-def test_an_unknown_parameter_is_a_type_error(engine: Mixtral) -> None:
-    with pytest.raises(TypeError, match="top_q"):
-        engine.stream(PROMPT, top_q=1)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("top_q", "did you mean 'top_p'?"),
+        ("max_new_tokens", "did you mean 'max_tokens'?"),
+        ("repeat_penalty", "did you mean 'repetition_penalty'?"),
+        ("zzz", "takes max_tokens, stop, ignore_eos, temperature, top_k"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_the_nearest(engine: Mixtral, name: str, near: str) -> None:
+    for call in (engine.generate, engine.stream):
+        with pytest.raises(InvalidArgumentError) as error:
+            call(PROMPT, **{name: 1})
+        assert f"found '{name}': " in str(error.value)
+        assert near in str(error.value)
 
 
 # --- logits() -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""What a caller can say about the choice of the next token: each parameter once, with its range and its default.
+
+Everything that lists the parameters is made from the fields here: the keyword arguments of
+`Mixtral.generate`, the options of the command line, and the sampler's chain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypedDict
+
+from pymixtral.arguments import integer, number, shown
+from pymixtral.errors import InvalidArgumentError
+
+MAX_TEMPERATURE = 1e9  # The choice is uniform long before.
+MAX_BIAS = 1e9
+
+
+def _field(default: Any, help: str, lowest: float = 0, highest: float | None = None) -> Any:
+    """One parameter. help: its line in the command line's help. lowest, highest: what is allowed."""
+    return field(default=default, metadata={"help": help, "lowest": lowest, "highest": highest})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParameters:
+    """How the next token is chosen from the logits.
+
+    The steps, in this order. Each is skipped at the value in brackets.
+
+    1. `logit_bias` is added to the logits (None).
+    2. `repetition_penalty` (1).
+    3. `presence_penalty` and `frequency_penalty` (0).
+    4. At temperature 0 the most likely token is taken, whatever the parameters below say.
+    5. `top_k` (0), 6. `typical_p` (1), 7. `top_p` (1) and 8. `min_p` (0) each keep some of the
+       tokens that are left. Their probabilities are those at temperature 1, so a high temperature
+       never lets in what they keep out.
+    9. `temperature`: one token is drawn, with probabilities proportional to
+       exp(logit / temperature).
+
+    Args:
+        temperature: 0 to 1e9. 0 always takes the most likely token.
+        top_k: so many of the most likely tokens stay; 0 or more.
+        top_p: the fewest most likely tokens stay whose probabilities sum to at least this; 0 to 1.
+        min_p: tokens stay that are at least this times as likely as the most likely one; 0 to 1.
+            arXiv:2407.01082.
+        typical_p: the tokens stay whose surprise -log(probability) is nearest to its mean, the
+            fewest that sum to at least this probability; 0 to 1. arXiv:2202.00666.
+        repetition_penalty: positive logits of the tokens that occur in the last `penalty_window`
+            tokens of the text, prompt included, are divided by it, negative ones multiplied;
+            0.01 to 100. arXiv:1909.05858.
+        presence_penalty: is subtracted from the logits of the same tokens; -100 to 100.
+        frequency_penalty: is subtracted once for each occurrence there; -100 to 100.
+        penalty_window: how many of the last tokens the penalties look at; 0: the whole text.
+        logit_bias: token id to a number, at most 1e9, that is added to its logit; -inf bans it.
+        seed: 0 or more, of any size; the same seed, text and logits give the same tokens on every
+            machine. None: one from the operating system.
+
+    Raises:
+        InvalidArgumentError: for a value out of its range or of another type.
+    """
+
+    temperature: float = _field(0.8, "0 always takes the most likely token.", highest=MAX_TEMPERATURE)
+    top_k: int = _field(40, "Choose among the K most likely tokens; 0: all.")
+    top_p: float = _field(0.95, "Choose among the likeliest tokens of this total probability.", highest=1.0)
+    min_p: float = _field(0.0, "Leave out tokens less likely than this part of the likeliest.", highest=1.0)
+    typical_p: float = _field(1.0, "Choose among the most typical tokens of this probability.", highest=1.0)
+    repetition_penalty: float = _field(1.0, "Above 1 makes tokens of the text less likely.", 0.01, 100.0)
+    presence_penalty: float = _field(0.0, "Lowers the logits of tokens of the text.", -100.0, 100.0)
+    frequency_penalty: float = _field(0.0, "The same, for each time that they occur.", -100.0, 100.0)
+    penalty_window: int = _field(64, "Last tokens that count as the text; 0: all.")
+    logit_bias: Mapping[int, float] | None = _field(None, "Add N to a token's logit; -inf bans it.")
+    seed: int | None = _field(None, "The same seed writes the same text.  [default: random]")
+
+    def __post_init__(self) -> None:
+        for parameter in fields(self):
+            name, value, limits = parameter.name, getattr(self, parameter.name), parameter.metadata
+            if name == "logit_bias":
+                checked: Any = _checked_bias(value)
+            elif name == "seed" and value is None:
+                continue
+            elif parameter.type in ("float", float):
+                checked = number(name, value, limits["lowest"], limits["highest"])
+            else:
+                checked = integer(name, value, limits["lowest"], limits["highest"])
+            object.__setattr__(self, name, checked)
+
+
+class Sampling(TypedDict, total=False):
+    """The fields of SamplingParameters as keyword arguments, for type checkers."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    penalty_window: int
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+
+
+def _checked_bias(bias: object) -> dict[int, float]:
+    if bias is None:
+        return {}
+    if not isinstance(bias, Mapping):
+        raise InvalidArgumentError(f"expected logit_bias to be a mapping of token ids to numbers, found {shown(bias)}")
+    return {
+        integer("a token id in logit_bias", id, 0): number(f"logit_bias of token {id}", value, -math.inf, MAX_BIAS)
+        for id, value in bias.items()
+    }
