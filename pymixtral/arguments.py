@@ -42,7 +42,8 @@ def number(name: str, value: Any, lowest: float, highest: float) -> float:
         InvalidArgumentError: for anything else.
     """
     real = isinstance(value, Real) and value is not True and value is not False
-    if not real or not lowest <= value <= highest:
+    plain = value.item() if real and hasattr(value, "item") else value  # NumPy would round the limits to its own type
+    if not real or not lowest <= plain <= highest:
         raise InvalidArgumentError(f"expected {name} to be a number from {lowest:g} to {highest:g}, found {shown(value)}")
     return float(value)
 
