@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
-from pymixtral.ops import PAGE
+from pymixtral.ops import PAGE, CacheLayer
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
 """The types of a cache, and the bytes that 32 keys or values take."""
@@ -34,7 +34,7 @@ class KVCache:
 
     k: [n_layers][n_pages][n_kv_heads][head_dim][64]. v: [n_layers][n_pages][n_kv_heads][64][head_dim]. Both C-contiguous, of
     float16 or float32; of q8_0 both are uint8 [n_layers][n_pages][n_kv_heads][68*head_dim] (pmx_cache in csrc/pmx.h). Zero at first;
-    the system commits their memory page by page when it is written.
+    the system commits their memory page by page when it is written. layers: each layer's part, as C sees it.
 
     A page belongs to one position range of one sequence, or of several that share a prefix. Not thread-safe: one engine thread
     owns the cache and its sequences. Raises InvalidArgumentError for sizes out of range and NativeError when there is no memory.
@@ -57,6 +57,7 @@ class KVCache:
             self.v: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *v_page), dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address holds
             raise NativeError(f"no memory for a cache of {n_pages * PAGE} positions ({error}): ask for a shorter context") from error
+        self.layers = [CacheLayer(k, v) for k, v in zip(self.k, self.v, strict=True)]
         self._references = [0] * n_pages
         self._free = list(range(n_pages - 1, -1, -1))
 

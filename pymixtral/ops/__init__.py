@@ -1,26 +1,17 @@
 """The C library as NumPy functions; the only room that knows the extension.
 
-`operations` has a function for each entry point, `context` the threads and the instruction set that they run with, `native` the
-extension itself.
+`operations` and `layer` have a function for each entry point, `context` the threads and the
+instruction set that they run with, `views` what C sees of an array, `native` the extension itself.
 """
 
 from pymixtral.ops.context import Context, available_isas
+from pymixtral.ops.layer import Batch, Layer, Observer, layer_attention, layer_experts
 from pymixtral.ops.operations import (
-    PAGE,
-    BoundMatrix,
-    CacheLayer,
-    Layer,
-    Observer,
-    Pass,
-    Rotation,
-    Runs,
     attention,
     cache_write,
     embed,
     encode,
     exp,
-    layer_attention,
-    layer_experts,
     matmul,
     quantize_activations,
     rms_norm,
@@ -29,16 +20,16 @@ from pymixtral.ops.operations import (
     route,
     silu_mul,
 )
+from pymixtral.ops.views import PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
     "PAGE",
+    "Batch",
     "BoundMatrix",
     "CacheLayer",
     "Context",
     "Layer",
     "Observer",
-    "Pass",
-    "Rotation",
     "Runs",
     "attention",
     "available_isas",

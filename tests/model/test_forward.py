@@ -258,7 +258,7 @@ def test_some_rows(load: Load, name: str) -> None:
     e = load(name)
     model, want = e.model(), e.hidden()
     kv = model.new_cache(len(e.tokens), "f32")
-    for rows in (slice(0, None), slice(9, None), slice(39, None), slice(40, None), slice(3, 17), slice(0, 40, 6)):
+    for rows in (slice(0, None), slice(9, None), slice(39, None), slice(40, None), slice(3, 17), slice(0, 40, 6), np.array([39, 0, 7])):
         sequence = kv.new_sequence()
         np.testing.assert_array_equal(model.forward(e.tokens[:40], [(sequence, 40)], kv, rows=rows), want[:40][rows])
         np.testing.assert_array_equal(run(model, kv, sequence, e.tokens[40:]), want[40:])

@@ -119,6 +119,7 @@ def layer_of(weights: LayerWeights, config: ModelConfig) -> ops.Layer:
 
 
 example = cache(Example)
+FREQUENCIES = np.ones(HEAD_DIM // 2)  # of no importance to experts
 
 
 @cache
@@ -131,10 +132,11 @@ def run_experts(
     ctx: ops.Context, layer: ops.Layer, x: F32, normed: F32, ids: I32, weights: F32, observer: ops.Observer | None = None
 ) -> F32:
     """x plus the experts' outputs."""
-    p = ops.Pass(layer, x.copy())
-    p.normed[...], p.ids[...], p.weights[...] = normed, ids, weights
-    ops.layer_experts(ctx, p, layer, observer)
-    return p.x
+    batch = ops.Batch(layer, FREQUENCIES)
+    batch.begin_rows(len(x))
+    batch.x[:], batch.normed[:], batch.ids[:], batch.weights[:] = x, normed, ids, weights
+    ops.layer_experts(ctx, batch, layer, observer)
+    return batch.x
 
 
 # --- Experts -----------------------------------------------------------------------------------------------------
@@ -257,12 +259,12 @@ def run_attention(
     """The first N tokens, cut into pieces."""
     pages = stored_bytes((3, 64, 2, HEAD_DIM), cache_dtype)
     kv, first, outputs = ops.CacheLayer(key_pages(pages), value_pages(pages)), 0, []
+    batch = ops.Batch(e.layer, e.config.rope_frequencies())
     for n in pieces:
-        p = ops.Pass(e.layer, e.x[first : first + n].copy())
-        rotation = ops.Rotation(*(t[first : first + n] for t in e.tables))
-        runs = ops.Runs([(n, first, np.array([2, 0], np.int32))])
-        ops.layer_attention(ctx, p, e.layer, kv, runs, rotation, observer)
-        outputs.append((p.x, p.normed, p.ids, p.weights))
+        batch.begin(ctx, [(n, first, np.array([2, 0], np.int32))])
+        batch.fill(e.x[first : first + n])
+        ops.layer_attention(ctx, batch, e.layer, kv, observer)
+        outputs.append([array.copy() for array in (batch.x, batch.normed, batch.ids, batch.weights)])
         first += n
     return tuple(np.concatenate(parts) for parts in zip(*outputs, strict=True))
 
@@ -342,51 +344,64 @@ def test_any_part_of_an_observer_may_be_absent(ctx: ops.Context, left_out: str) 
         assert getattr(whole, name).any()
 
 
-def test_passes_and_observers_of_another_layer_are_refused() -> None:
+def begun(e: Example, n: int) -> ops.Batch:
+    """A batch of the first n rows, which are one sequence's, and the router's choice for them."""
+    batch = ops.Batch(e.layer, e.config.rope_frequencies())
+    batch.begin(FIRST_CONTEXT, [(n, 0, np.zeros(1, np.int32))])
+    batch.x[:], batch.normed[:], batch.ids[:], batch.weights[:] = e.x[:n], e.normed[:n], e.ids[:n], e.route_weights[:n]
+    return batch
+
+
+def test_batches_and_observers_of_another_layer_are_refused() -> None:
     e, other = example(Shape()), example(Shape(n_used=3))
-    p = ops.Pass(e.layer, e.x[:3].copy())
-    p.normed[...], p.ids[...], p.weights[...] = e.normed[:3], e.ids[:3], e.route_weights[:3]
-    with pytest.raises(InvalidArgumentError, match="pass"):
-        ops.layer_experts(FIRST_CONTEXT, p, other.layer)
+    batch = begun(e, 3)
+    with pytest.raises(InvalidArgumentError, match="a batch for this layer"):
+        ops.layer_experts(FIRST_CONTEXT, batch, other.layer)
     for shape in (Shape(n_experts=5), Shape(ffn=32), Shape(hidden=96)):
         with pytest.raises(InvalidArgumentError, match="observer"):
-            ops.layer_experts(FIRST_CONTEXT, p, e.layer, ops.Observer(example(shape).layer))
-    with pytest.raises(InvalidArgumentError, match="float32"):
-        ops.Pass(e.layer, e.x[:3].astype(np.float64))
+            ops.layer_experts(FIRST_CONTEXT, batch, e.layer, ops.Observer(example(shape).layer))
+    for wrong in (e.x[:2], e.x[:3, :-1]):
+        with pytest.raises(InvalidArgumentError, match="x: expected shape"):
+            batch.fill(wrong)
 
 
-def test_a_rotation_or_runs_of_another_length_are_refused() -> None:
+def test_frequencies_or_rows_that_do_not_fit_are_refused() -> None:
     e = example(Shape())
     kv = ops.CacheLayer(np.zeros((1, 2, HEAD_DIM, 64), np.float32), np.zeros((1, 2, 64, HEAD_DIM), np.float32))
-    p, pages = ops.Pass(e.layer, e.x[:3].copy()), np.zeros(1, np.int32)
-    short, fitting = (ops.Rotation(*(t[:n] for t in e.tables)) for n in (2, 3))
-    with pytest.raises(InvalidArgumentError, match="rotation"):
-        ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(3, 0, pages)]), short)
-    with pytest.raises(InvalidArgumentError, match="runs"):
-        ops.layer_attention(FIRST_CONTEXT, p, e.layer, kv, ops.Runs([(2, 0, pages)]), fitting)
-    for first, n in [(-1, 2), (0, 4), (4, 0), (3, 1), (1, -1)]:
-        with pytest.raises(InvalidArgumentError, match=f"3 rows of a rotation, found {n} from row {first}"):
-            fitting.move(first, n)
-    with pytest.raises(InvalidArgumentError, match="runs to move"):
-        ops.Runs([(1, 0, pages), (1, 1, pages)]).move(1, 2)
-    with pytest.raises(InvalidArgumentError, match="x: expected shape"):
-        p.begin(e.x[:2].copy())
+    batch = ops.Batch(e.layer, e.config.rope_frequencies()[:-1])
+    batch.begin(FIRST_CONTEXT, [(3, 0, np.zeros(1, np.int32))])
+    with pytest.raises(InvalidArgumentError, match="rope's frequencies: expected shape"):
+        ops.layer_attention(FIRST_CONTEXT, batch, e.layer, kv)
+    batch = begun(e, 3)
+    batch.keep(slice(1, None))
+    with pytest.raises(InvalidArgumentError, match="rows of the batch's runs"):
+        ops.layer_attention(FIRST_CONTEXT, batch, e.layer, kv)
 
 
-def test_what_is_moved_is_what_is_made_anew() -> None:
+@pytest.mark.parametrize(
+    "rows", [slice(None), slice(2, None), slice(-1, None), slice(0, 0), slice(1, 9, 3), np.array([7, 0, 3, 3])], ids=str
+)
+def test_rows_that_are_kept(rows: Any) -> None:
+    e, n = example(Shape()), 9
+    batch = begun(e, n)
+    batch.keep(rows)
+    ops.layer_experts(FIRST_CONTEXT, batch, e.layer)
+    np.testing.assert_array_equal(batch.x, experts_output(Shape())[:n][rows])
+
+
+def test_a_batch_serves_one_pass_after_the_other() -> None:
     ctx, e = FIRST_CONTEXT, example(Shape())
     whole = run_attention(ctx, e, np.float32, [N])
-    kv = ops.CacheLayer(np.zeros((1, 2, HEAD_DIM, 64), np.float32), np.zeros((1, 2, 64, HEAD_DIM), np.float32))
-    rotation, runs = ops.Rotation(*e.tables), ops.Runs([(1, 0, np.zeros(1, np.int32))])
-    p = ops.Pass(e.layer, e.x[:1].copy())
-    for i in range(min(N, 64)):
-        x = e.x[i : i + 1].copy()
-        p.begin(x)
-        rotation.move(i, 1)
-        runs.move(1, i)
-        ops.layer_attention(ctx, p, e.layer, kv, runs, rotation)
-        for found, expected in zip((x, p.normed, p.ids, p.weights), whole, strict=True):
-            np.testing.assert_array_equal(found, expected[i : i + 1])
+    kv = ops.CacheLayer(np.zeros((2, 2, HEAD_DIM, 64), np.float32), np.zeros((2, 2, 64, HEAD_DIM), np.float32))
+    batch, first = ops.Batch(e.layer, e.config.rope_frequencies()), 0
+    for n in [1, 1, 5, 1, 30, 2, 1, 20, 14]:
+        batch.begin(ctx, [(n, first, np.arange(2, dtype=np.int32))])
+        batch.fill(e.x[first : first + n])
+        ops.layer_attention(ctx, batch, e.layer, kv)
+        for found, expected in zip((batch.x, batch.normed, batch.ids, batch.weights), whole, strict=True):
+            np.testing.assert_array_equal(found, expected[first : first + n])
+        first += n
+    assert first == N
 
 
 def test_matrices_that_do_not_fit_are_refused() -> None:
