@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from pymixtral.errors import InvalidArgumentError
@@ -46,6 +48,39 @@ def number(name: str, value: Any, lowest: float, highest: float) -> float:
     if not real or not lowest <= plain <= highest:
         raise InvalidArgumentError(f"expected {name} to be a number from {lowest:g} to {highest:g}, found {shown(value)}")
     return float(value)
+
+
+def text_of(name: str, value: Any) -> str:
+    """Checks an argument that is text.
+
+    Args:
+        name: what the message calls it.
+        value: a str.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    if isinstance(value, (bytes, bytearray)):
+        raise InvalidArgumentError(f"expected {name} to be text (str), found {type(value).__name__}: decode them, with .decode()")
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"expected {name} to be text (str), found {type(value).__name__} {shown(value)}")
+    return value
+
+
+def path_of(name: str, value: Any) -> Path:
+    """Checks an argument that names a file.
+
+    Args:
+        name: what the message calls it.
+        value: a str, or an os.PathLike of one.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
+    if not isinstance(path, str):
+        raise InvalidArgumentError(f"expected {name} to be a path (str or os.PathLike), found {type(value).__name__} {shown(value)}")
+    return Path(path)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.errors import InvalidArgumentError
 from pymixtral.sampling.sampler import Sampler
+from pymixtral.text.stops import StopStrings
 from pymixtral.text.tokenizer import StreamDecoder
 
 FinishReason = Literal["stop", "length"]
@@ -69,42 +69,6 @@ class Completion:
 
     def __str__(self) -> str:
         return self.text
-
-
-class StopStrings:
-    """Lets text through up to the first place where one of some strings ends, however the text is cut into pieces.
-
-    What could be the beginning of a stop string is held back until it is known. Raises InvalidArgumentError for an empty string.
-    """
-
-    def __init__(self, strings: str | Sequence[str] | None) -> None:
-        self._strings = [strings] if isinstance(strings, str) else list(strings or ())
-        if not all(isinstance(string, str) and string for string in self._strings):
-            raise InvalidArgumentError(f"expected stop strings that are not empty, found {strings!r}")
-        self._longest = max(map(len, self._strings), default=0)
-        self._held = ""
-
-    def __bool__(self) -> bool:
-        return bool(self._strings)
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """The text that is certain after `text` has come, and whether a stop string ended it; then nothing may follow."""
-        text = self._held + text
-        found = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
-        if found:
-            return text[: min(found)[1]], True
-        n_held = next((n for n in range(min(len(text), self._longest - 1), 0, -1) if self._begins(text[-n:])), 0)
-        certain = len(text) - n_held
-        self._held = text[certain:]
-        return text[:certain], False
-
-    def flush(self) -> str:
-        """The text held back, when no more comes."""
-        held, self._held = self._held, ""
-        return held
-
-    def _begins(self, text: str) -> bool:
-        return any(string.startswith(text) for string in self._strings)
 
 
 class Generation(Iterator[str]):

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
+from operator import index
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
+from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.header import Value, quoted
 
@@ -160,8 +162,11 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`. Control tokens have none; the space that encode() puts before a text is dropped; bytes that are not
         UTF-8 become U+FFFD. Raises InvalidArgumentError for an id outside the vocabulary."""
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        if isinstance(listed, (str, bytes, bytearray, Mapping, Set)) or not isinstance(listed, Iterable):
+            raise InvalidArgumentError(f"expected a list of token ids to decode, found {type(ids).__name__} {shown(ids)}")
         stream = self.stream()
-        return "".join([stream.push(i) for i in ids]) + stream.flush()
+        return "".join([stream.push(i) for i in listed]) + stream.flush()
 
     def stream(self, *, begins_text: bool = True) -> StreamDecoder:
         """A decoder that takes one id at a time.
@@ -176,9 +181,13 @@ class Tokenizer:
         return bool(self._text_bytes(id))
 
     def _text_bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.n_vocab:
-            raise InvalidArgumentError(f"expected token ids from 0 to {self.n_vocab - 1}, found {id}")
-        return self._bytes[id]
+        try:
+            number = index(id)
+        except TypeError:
+            number = -1
+        if not 0 <= number < self.n_vocab:
+            raise InvalidArgumentError(f"expected token ids from 0 to {self.n_vocab - 1}, found {shown(id)}")
+        return self._bytes[number]
 
 
 class StreamDecoder:

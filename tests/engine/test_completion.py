@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pymixtral.engine.completion import Completion, Generation, Stats, StopStrings
+from pymixtral.engine.completion import Completion, Generation, Stats
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.reference.oracle import exp
+from pymixtral.text.stops import StopStrings
 from pymixtral.text.tokenizer import Tokenizer
 from support.samplers import sampler_of
 
@@ -146,7 +147,7 @@ def test_stop_strings_do_not_depend_on_how_the_text_is_cut(text: str, stops: lis
 
 @pytest.mark.parametrize("stop", ["", ["a", ""], [1], [None]])
 def test_stop_strings_that_are_none_are_refused(stop: Any) -> None:
-    with pytest.raises(InvalidArgumentError, match="stop strings"):
+    with pytest.raises(InvalidArgumentError, match="expected stop to be a string or a list of strings"):
         StopStrings(stop)
 
 

@@ -303,7 +303,7 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     stream = engine.stream(PROMPT, max_tokens=10)
     assert next(stream)
-    memory: list[weakref.ref[Any]] = [weakref.ref(engine._cache.k), weakref.ref(engine._model.weights.head.data)]
+    memory: list[weakref.ref[Any]] = [weakref.ref(engine._engine._cache.k), weakref.ref(engine._engine._model.weights.head.data)]
     engine.close()
     engine.close()
     gc.collect()

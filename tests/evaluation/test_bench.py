@@ -42,8 +42,9 @@ def test_rates_are_medians_of_tokens_per_second(monkeypatch: pytest.MonkeyPatch)
 def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     with Mixtral(n_ctx=24, n_threads=1) as model:
         sizes: list[int] = []
-        forward = model._model.forward
-        monkeypatch.setattr(model._model, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1])
+        inner = model._engine._model
+        forward = inner.forward
+        monkeypatch.setattr(inner, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1])
         bench(model, n_prompt=16, n_generate=8, repetitions=1)
     assert sizes == [16, 16, *[1] * 8]
 
