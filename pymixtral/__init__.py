@@ -23,6 +23,7 @@ from pymixtral.errors import (
     ModelFileError,
     NativeError,
     NonFiniteError,
+    OutputError,
     PymixtralError,
     UnsupportedError,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "ModelFileError",
     "NativeError",
     "NonFiniteError",
+    "OutputError",
     "PymixtralError",
     "Stats",
     "UnsupportedError",

@@ -27,6 +27,10 @@ class InvalidArgumentError(PymixtralError, ValueError):
     """An argument out of its documented range."""
 
 
+class OutputError(PymixtralError, OSError):
+    """A file that cannot be written: it is there already, or has no place, no space or no permission."""
+
+
 class ContextLengthError(InvalidArgumentError):
     """More tokens than the context holds."""
 

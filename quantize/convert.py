@@ -16,7 +16,6 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
 from pymixtral import ops
-from pymixtral.errors import CheckpointError
 from pymixtral.files.atomic import check_dest, check_space, replacing
 
 from .encoding import F32, U8, decode
@@ -80,24 +79,21 @@ def quantize(
         notes = [*checkpoint.notes, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
         for note in checkpoint.notes if progress else ():
             tqdm.write(f"warning: {note}", file=sys.stderr)
-        try:
-            with replacing(path) as temporary:
-                with (
-                    closing(write_gguf(temporary, header, checkpoint, decided, context, checksums)) as chunks,
-                    _bar(path.name, decided, progress) as bar,
-                ):
-                    for chunk in chunks:
-                        _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
-                        zeroed[chunk.tensor.target.sources[chunk.source]] += chunk.n_zeroed
-                        bar.update(chunk.data.size)
-                if verify:
-                    began = time.monotonic()
-                    with _bar("verifying", decided, progress) as bar:
-                        for n_bytes in read_back(temporary, header, decided, checksums):
-                            bar.update(n_bytes)
-                    notes.append(f"read back from the disk and found equal to what was written, in {time.monotonic() - began:.1f} s")
-        except OSError as error:
-            raise CheckpointError(f"{path} could not be written ({error.strerror or error}); nothing was left behind") from error
+        with replacing(path, force=force) as temporary:
+            with (
+                closing(write_gguf(temporary, header, checkpoint, decided, context, checksums)) as chunks,
+                _bar(path.name, decided, progress) as bar,
+            ):
+                for chunk in chunks:
+                    _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
+                    zeroed[chunk.tensor.target.sources[chunk.source]] += chunk.n_zeroed
+                    bar.update(chunk.data.size)
+            if verify:
+                began = time.monotonic()
+                with _bar("verifying", decided, progress) as bar:
+                    for n_bytes in read_back(temporary, header, decided, checksums):
+                        bar.update(n_bytes)
+                notes.append(f"read back from the disk and found equal to what was written, in {time.monotonic() - began:.1f} s")
     reports = tuple(
         meter.tensor(t.target.name, t.type, t.target.shape, t.n_bytes, sum(zeroed[source] for source in t.target.sources))
         for t in decided.tensors

@@ -146,8 +146,8 @@ def quantize(
     result = convert.quantize(source, dest, kind, force=force, verify=not no_verify, **options)
     click.echo(result)
     if report:
-        with replacing(report) as temporary:
+        with replacing(report, force=force) as temporary:
             temporary.write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     if heatmap:
-        with replacing(heatmap) as temporary:
+        with replacing(heatmap, force=force) as temporary:
             heat.draw(result, temporary)

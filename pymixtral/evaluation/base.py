@@ -76,13 +76,11 @@ class BaseWriter:
 
 @contextmanager
 def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWriter]:
-    """Makes a file, which appears complete when the block succeeds and not at all when it does not. Raises InvalidArgumentError if
+    """Makes a file, which appears complete when the block succeeds and not at all when it does not. Raises OutputError if
     it exists, its directory does not, or it does not fit its disk."""
-    if os.path.lexists(path):
-        raise InvalidArgumentError(f"{path}: expected a new file for the base, found one that exists: remove it or choose another name")
     check_dest(path, (), force=False)
     check_space(path, _n_bytes(windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, n_vocab))
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, force=False) as temporary, temporary.open("wb") as file:
         bos = -1 if windows.bos is None else windows.bos
         file.write(_HEADER.pack(MAGIC, n_vocab, windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, bos))
         file.write(windows.tokens.astype("<i4").tobytes())

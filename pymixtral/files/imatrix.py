@@ -146,7 +146,7 @@ class ImportanceMatrix:
 
     def write(self, path: Path) -> None:
         """Writes the gguf form; the file appears when it is complete, in place of an older one. Raises OSError."""
-        with replacing(path) as temporary:
+        with replacing(path, force=True) as temporary:
             writer = GGUFWriter(temporary, "imatrix")
             try:
                 writer.add_type("imatrix")

@@ -6,7 +6,6 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, UnsupportedError
-from pymixtral.files.atomic import check_dest, check_space, replacing
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
+from pymixtral.files.atomic import check_dest, check_space, replacing_all
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor
 from pymixtral.files.shards import MAX_SHARDS, shard_name
@@ -89,21 +88,16 @@ def convert_layout(
             check_dest(one, file.paths, force)
         n_bytes = sum(tensor.n_bytes for tensor in planned)
         check_space(path, n_bytes + sum(map(len, file.encoded.values())))
-        try:
-            with (
-                ExitStack() as stack,  # the last is renamed first: the first shard appears when all others are there
-                tqdm(total=n_bytes, unit="B", unit_scale=True, desc=path.name, disable=None if progress else True) as bar,
-            ):
-                for number, (one, shard) in enumerate(zip(paths, shards, strict=True)):
-                    with stack.enter_context(replacing(one)).open("wb") as out:
-                        out.write(_header(file, shard, number, len(shards), len(planned)))
-                        for chunk in _data(shard, file.alignment):
-                            out.write(chunk)
-                            bar.update(len(chunk))
-        except OSError as error:
-            raise ModelFileError(
-                f"{path} could not be written ({error.strerror or error}); free space or choose another destination"
-            ) from error
+        with (
+            replacing_all(paths, force=force) as temporaries,
+            tqdm(total=n_bytes, unit="B", unit_scale=True, desc=path.name, disable=None if progress else True) as bar,
+        ):
+            for number, (temporary, shard) in enumerate(zip(temporaries, shards, strict=True)):
+                with temporary.open("wb") as out:
+                    out.write(_header(file, shard, number, len(shards), len(planned)))
+                    for chunk in _data(shard, file.alignment):
+                        out.write(chunk)
+                        bar.update(len(chunk))
     return paths
 
 

@@ -177,10 +177,10 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
     for source, output in ((model, model), (model, link), (model, text), (model, old), (shard, other)):
         result = run(source, "-f", text, "-c", 32, "-n", 1, "--merge", old, "-o", output, "--force")
         assert (result.exit_code, result.stdout) == (2, "")
-        assert f"{output} is one of the files that are read" in result.stderr
+        assert f"{output}: expected a file of its own to write" in result.stderr
     for output in (model, text):
         result = run(model, "-f", text, "-c", 32, "-n", 1, "-o", output, "--resume")
-        assert (result.exit_code, "one of the files that are read" in result.stderr) == (2, True)
+        assert (result.exit_code, "read or written otherwise" in result.stderr) == (2, True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -195,7 +195,7 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
         (["m.gguf", "-f", __file__, "-o", "i.gguf"], "m.gguf"),
         (["m.gguf", "-f", __file__, "-o", "no/such/i.gguf"], "no/such"),
         (["m.gguf", "-f", __file__, "-o", read.__code__.co_filename], "exists: choose another name, --resume"),
-        (["m.gguf", "-f", __file__, "-o", __file__], "files that are read"),
+        (["m.gguf", "-f", __file__, "-o", __file__], "read or written otherwise"),
         (["m.gguf", "-f", __file__, "--merge", "i.gguf", "--resume", "-o", "j.gguf"], "--resume or --merge"),
         (["--merge", "missing.gguf", "-o", "i.gguf"], "missing.gguf"),
         (["--merge", __file__, "-o", "i.gguf"], "is it an importance matrix"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -13,12 +14,13 @@ from typing import Any
 
 import pytest
 
+from pymixtral.errors import OutputError
 from pymixtral.files import atomic as files
-from pymixtral.files.atomic import check_space, remove_abandoned, replacing
+from pymixtral.files.atomic import check_dest, check_space, remove_abandoned, replacing, replacing_all
 
 WRITER = (
     "import sys, pathlib; from pymixtral.files.atomic import replacing\n"
-    "with replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
+    "with replacing(pathlib.Path(sys.argv[1]), force='force' in sys.argv) as temporary:\n"
     "    temporary.write_bytes(b'new'); print(temporary, flush=True); sys.stdin.read()\n"
 )
 
@@ -45,7 +47,7 @@ def killed(dest: Path) -> Path:
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     killed(tmp_path / "a")
-    with replacing(tmp_path / "b") as temporary:
+    with replacing(tmp_path / "b", force=True) as temporary:
         assert names(tmp_path) == [temporary.name]
         temporary.write_bytes(b"b")
     assert names(tmp_path) == ["b"]
@@ -53,7 +55,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 def test_a_living_process_keeps_its_file(tmp_path: Path) -> None:
     with writing(tmp_path / "a") as (_, other):
-        with replacing(tmp_path / "b") as temporary, replacing(tmp_path / "c") as second:
+        with replacing(tmp_path / "b", force=True) as temporary, replacing(tmp_path / "c", force=True) as second:
             assert names(tmp_path) == sorted([other.name, temporary.name, second.name])
         check_space(tmp_path / "d", 1)
         assert other.exists()
@@ -89,7 +91,7 @@ def test_a_file_seen_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.Mon
         genuine(fd, operation)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with replacing(tmp_path / "a") as temporary:
+    with replacing(tmp_path / "a", force=True) as temporary:
         assert [temporary.name] == names(tmp_path) != made
     assert names(tmp_path) == ["a"]
 
@@ -101,7 +103,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with replacing(tmp_path / "b") as temporary:
+    with replacing(tmp_path / "b", force=True) as temporary:
         temporary.write_bytes(b"b")
     assert len(names(tmp_path)) == 2  # nobody knows whether the other one lives
     assert (tmp_path / "b").read_bytes() == b"b"
@@ -110,8 +112,98 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_files_get_the_mode_that_the_user_wants(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        with replacing(tmp_path / "a"):
+        with replacing(tmp_path / "a", force=True):
             pass
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+# --- Nothing is lost -----------------------------------------------------------------------------------------------
+
+
+def without_links(path: Path, target: Path) -> None:
+    raise OSError(errno.EPERM, "Operation not permitted", os.fspath(path), None, os.fspath(target))
+
+
+@pytest.fixture(params=[True, False], ids=["links", "no links"])
+def links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has hard links."""
+    if not request.param:
+        monkeypatch.setattr(Path, "hardlink_to", without_links)
+    return bool(request.param)
+
+
+@pytest.mark.usefixtures("links")
+def test_a_destination_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    taken = replacing(tmp_path / "a", force=False)
+    taken.__enter__().write_bytes(b"new")
+    (tmp_path / "a").write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="found one that appeared meanwhile: choose another name"):
+        taken.__exit__(None, None, None)
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"theirs"
+    with replacing(tmp_path / "a", force=True) as temporary:
+        temporary.write_bytes(b"new")
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.usefixtures("links")
+def test_files_that_belong_together_appear_all_or_none(tmp_path: Path) -> None:
+    dests = [tmp_path / name for name in "abc"]
+    taken = replacing_all(dests, force=False)
+    taken.__enter__()
+    dests[1].write_bytes(b"theirs")
+    with pytest.raises(OutputError, match="b: expected a new file"):
+        taken.__exit__(None, None, None)
+    assert names(tmp_path) == ["b"]
+    dests[1].unlink()
+    with replacing_all(dests, force=False) as temporaries:
+        for dest, temporary in zip(dests, temporaries, strict=True):
+            temporary.write_bytes(dest.name.encode())
+    assert [dest.read_bytes() for dest in dests] == [b"a", b"b", b"c"]
+    assert names(tmp_path) == ["a", "b", "c"]
+
+
+def test_of_two_processes_one_succeeds(tmp_path: Path) -> None:
+    with writing(tmp_path / "a") as (first, _), writing(tmp_path / "a") as (second, _):
+        for process in (first, second):
+            assert process.stdin
+            process.stdin.close()
+        codes = sorted([first.wait(), second.wait()])
+    assert codes == [0, 1]
+    assert names(tmp_path) == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "device", "directory", "link to a directory"])
+def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    (tmp_path / "link to a pipe").symlink_to("pipe")
+    (tmp_path / "link to a directory").symlink_to("directory")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for force in (False, True):
+        with pytest.raises(OutputError, match="expected"):
+            check_dest(tmp_path / kind, (), force)
+
+
+def test_what_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("old")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    check_dest(tmp_path / "new", [tmp_path / "old"], False)
+    for name in ("old", "link", "dangling"):
+        with pytest.raises(OutputError, match="found one that exists"):
+            check_dest(tmp_path / name, (), False)
+        check_dest(tmp_path / name, (), True)
+    with pytest.raises(OutputError, match="a file of its own"):
+        check_dest(tmp_path / "link", [tmp_path / "old"], True)
+
+
+def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"b: could not be written \(No such file or directory\)") as error:
+        replacing(tmp_path / "a" / "b", force=True).__enter__()
+    assert error.value.errno == errno.ENOENT
+    assert isinstance(error.value, OSError)

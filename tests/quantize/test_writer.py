@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import pymixtral
 from pymixtral import ops
-from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.errors import CheckpointError, InvalidArgumentError, OutputError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize, writer
 from pymixtral.quantize.encoders import formats
@@ -141,7 +141,7 @@ def refused(error: type[Exception], source: Path, dest: Path, *words: str, **opt
 def test_existing_destination(small: Path, tmp_path: Path) -> None:
     dest = tmp_path / "m.gguf"
     dest.write_bytes(b"old")
-    refused(InvalidArgumentError, small, dest, "exists", "--force")
+    refused(OutputError, small, dest, "exists", "(force)")
     assert dest.read_bytes() == b"old"
     quantize(small, dest, force=True, progress=False)
     assert dest.read_bytes()[:4] == b"GGUF"
@@ -149,18 +149,18 @@ def test_existing_destination(small: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("force", [False, True])
 def test_destination_that_belongs_to_the_source(small: Path, tmp_path: Path, force: bool) -> None:
-    refused(InvalidArgumentError, small, small, "directory", force=force)
-    refused(InvalidArgumentError, small, small / "model.safetensors", "one of the files that are read", force=force)
+    refused(OutputError, small, small, "directory", force=force)
+    refused(OutputError, small, small / "model.safetensors", "read or written otherwise", force=force)
     (tmp_path / "link.gguf").symlink_to(small / "model.safetensors")
-    refused(InvalidArgumentError, small, tmp_path / "link.gguf", "one of the files that are read", force=force)
+    refused(OutputError, small, tmp_path / "link.gguf", "read or written otherwise", force=force)
 
 
 def test_destination_in_a_missing_directory(small: Path, tmp_path: Path) -> None:
-    refused(InvalidArgumentError, small, tmp_path / "absent" / "m.gguf", "absent", "does not exist")
+    refused(OutputError, small, tmp_path / "absent" / "m.gguf", "absent", "create")
 
 
 def test_destination_that_is_a_device(small: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match="no regular file"):
+    with pytest.raises(OutputError, match="expected a regular file"):
         quantize(small, "/dev/null", force=True, progress=False)
 
 
@@ -172,16 +172,16 @@ def test_unknown_type_and_threads(small: Path, tmp_path: Path) -> None:
 def test_too_little_disk_space(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
-    refused(InvalidArgumentError, small, tmp_path / "m.gguf", "1000 bytes free")
+    refused(OutputError, small, tmp_path / "m.gguf", "found 1000")
 
 
 def test_disk_that_fills_up_leaves_nothing(small: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes write fail with an OSError as a full disk does."""
     code = (
-        "import resource, signal, sys; from pymixtral.errors import CheckpointError; from pymixtral.quantize import quantize\n"
+        "import resource, signal, sys; from pymixtral.errors import OutputError; from pymixtral.quantize import quantize\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: quantize(sys.argv[1], sys.argv[2], 'f32', progress=False)\n"
-        "except CheckpointError as error: print(error)\n"
+        "except OutputError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(small), str(tmp_path / "m.gguf")], capture_output=True, text=True, check=True)
     assert "could not be written (File too large)" in result.stdout
