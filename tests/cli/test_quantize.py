@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
 
 from pymixtral.cli.quantize import quantize
-from pymixtral.errors import CheckpointError, InvalidArgumentError, OutputError, UnsupportedError
+from pymixtral.errors import CheckpointError, OutputError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize.recipe import TYPES
 from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
