@@ -137,8 +137,6 @@ int64_t pmx_bad_row(void);
 const char *pmx_isa_name(int32_t i);
 /* 1 if this CPU and operating system run instruction set i, else 0. */
 int32_t pmx_isa_available(int32_t i);
-/* Threads that make sense here: the least of CPU affinity, cgroup quota and physical cores; at least 1. */
-int32_t pmx_default_threads(void);
 
 /* n_threads: 1..256, the caller's thread included. isa: a name above, or NULL for the fastest available. */
 pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa);

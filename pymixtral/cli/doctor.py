@@ -13,7 +13,8 @@ from pymixtral.cli.text import wrap, write, write_json
 from pymixtral.units import show_bytes
 
 if TYPE_CHECKING:
-    from pymixtral.inspection.machine import Cpu, InstructionSets, Memory, Threads
+    from pymixtral.inspection.machine import Cpu, InstructionSets, Memory
+    from pymixtral.ops import Threads
 
 _PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
 
@@ -34,11 +35,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     which limits the generation of text, and the int8 products of pymixtral's own kernels, which limit the reading of prompts. GB is 10^9
     bytes, GMAC/s 10^9 multiply-accumulates a second. Exit code 1 if something is wrong.
     """
+    from pymixtral import ops
     from pymixtral.inspection import machine
 
     cpu = machine.cpu()
     isas = machine.instruction_sets(cpu.features)
-    threads, memory = machine.threads(), machine.memory()
+    threads, memory = ops.thread_limits(), machine.memory()
     probes = _probe(isas, threads, memory)
     problems = _problems(isas, memory)
     if as_json:
@@ -46,7 +48,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             {
                 "cpu": asdict(cpu),
                 "instruction_sets": asdict(isas),
-                "threads": asdict(threads) | {"limit": threads.limit},
+                "threads": {"default": threads.default} | asdict(threads) | {"limit": threads.limit},
                 "memory": asdict(memory),
                 "versions": _versions(),
                 "probe": probes,
@@ -113,7 +115,7 @@ def _machine(cpu: Cpu, isas: InstructionSets) -> list[str]:
 
 
 def _limits(threads: Threads, memory: Memory) -> list[str]:
-    quota = "no cgroup quota" if threads.quota is None else f"a cgroup quota of {threads.quota}"
+    quota = "no cgroup quota" if threads.quota is None else f"a cgroup quota of {threads.quota:g}"
     cpus = f"{threads.online} CPUs online, {threads.allowed} allowed, {threads.cores} physical cores, {quota}"
     sizes = f"{show_bytes(memory.total)} in all"
     sizes += f", {show_bytes(memory.available)} available" if memory.available is not None else ""

@@ -55,6 +55,7 @@ def plan(
     """
     if (model is None) == (params is None):
         raise click.UsageError(f"expected a MODEL file or --params, found {'neither' if model is None else 'both'}", ctx)
+    from pymixtral import ops
     from pymixtral.inspection import machine, probe
     from pymixtral.inspection import plan as planning
     from pymixtral.inspection.mixes import MIXES
@@ -66,7 +67,7 @@ def plan(
     config, inventory, problem = _model(model, params)
     n_ctx = context_length(config, context)
     memory = machine.memory()
-    n_threads = threads or machine.threads().default
+    n_threads = threads or ops.thread_limits().default
     bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
     choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, kv_type=kv_type)
     best = planning.largest_that_fits(choices)

@@ -12,13 +12,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pymixtral import ops
 from pymixtral.errors import ModelFileError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
-from pymixtral.ops.native import lib
 from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
 
 U8 = NDArray[np.uint8]
@@ -63,7 +63,7 @@ def verify(
         if has_tokenizer(file.metadata, file.path):
             Tokenizer.from_metadata(file.metadata, file.path)
         n_bytes = sum(tensor.data.nbytes for tensor in file.tensors.values())
-        pool = ThreadPoolExecutor(n_threads or lib.pmx_default_threads())
+        pool = ThreadPoolExecutor(n_threads or ops.thread_limits().default)
         try:
             with tqdm(total=n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
                 for damage, size in pool.map(lambda chunk: _check(*chunk), _chunks(file)):

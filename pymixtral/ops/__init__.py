@@ -4,7 +4,7 @@
 instruction set that they run with, `views` what C sees of an array, `native` the extension itself.
 """
 
-from pymixtral.ops.context import Context, available_isas
+from pymixtral.ops.context import Context, available_isas, built_isas
 from pymixtral.ops.layer import Batch, Layer, Observer, layer_attention, layer_experts
 from pymixtral.ops.operations import (
     attention,
@@ -20,9 +20,11 @@ from pymixtral.ops.operations import (
     route,
     silu_mul,
 )
+from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.views import PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
+    "MAX_THREADS",
     "PAGE",
     "Batch",
     "BoundMatrix",
@@ -31,8 +33,10 @@ __all__ = [
     "Layer",
     "Observer",
     "Runs",
+    "Threads",
     "attention",
     "available_isas",
+    "built_isas",
     "cache_write",
     "embed",
     "encode",
@@ -46,4 +50,5 @@ __all__ = [
     "rope_table",
     "route",
     "silu_mul",
+    "thread_limits",
 ]

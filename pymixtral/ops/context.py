@@ -9,17 +9,20 @@ from typing import Any
 from pymixtral.arguments import integer
 from pymixtral.errors import ClosedError, UnsupportedError
 from pymixtral.ops.native import check, ffi, lib
+from pymixtral.ops.threads import MAX_THREADS, thread_limits
+
+
+def built_isas() -> list[str]:
+    """The instruction sets of this build, slowest first."""
+    names: list[str] = []
+    while (name := lib.pmx_isa_name(len(names))) != ffi.NULL:
+        names.append(ffi.string(name).decode())
+    return names
 
 
 def available_isas() -> list[str]:
-    """The instruction sets of this build that this machine runs, slowest first."""
-    names = []
-    i = 0
-    while (name := lib.pmx_isa_name(i)) != ffi.NULL:
-        if lib.pmx_isa_available(i):
-            names.append(ffi.string(name).decode())
-        i += 1
-    return names
+    """Those of built_isas() that this machine runs."""
+    return [name for i, name in enumerate(built_isas()) if lib.pmx_isa_available(i)]
 
 
 class Context:
@@ -33,8 +36,8 @@ class Context:
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer: Any = None
         if n_threads is None:
-            n_threads = lib.pmx_default_threads()
-        n_threads = integer("n_threads", n_threads, 1, 256)
+            n_threads = thread_limits().default
+        n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
         isa = isa or os.environ.get("PYMIXTRAL_ISA") or None
         if isa is not None and isa not in available_isas():
             raise UnsupportedError(f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'")

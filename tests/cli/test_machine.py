@@ -316,7 +316,7 @@ def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> No
     found = json.loads(result.stdout)
     assert found["instruction_sets"]["chosen"] is None
     assert "'mmx'" in found["problems"][0]
-    assert found["threads"]["default"] == machine.threads().default
+    assert found["threads"]["default"] == ops.thread_limits().default
     assert found["probe"]["isa"] == ops.available_isas()[-1]
     assert found["probe"]["read_gb_per_second"].keys() == found["probe"]["int8_gmac_per_second"].keys()
     assert all(rate > 0 for rate in found["probe"]["int8_gmac_per_second"].values())

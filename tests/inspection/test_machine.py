@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,16 +9,9 @@ import pytest
 
 from pymixtral import ops
 from pymixtral.inspection import machine
-from pymixtral.inspection.machine import Threads
+from support.trees import write_tree
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's files")
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 # --- CPU ----------------------------------------------------------------------------------------------------------
@@ -28,12 +19,12 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 def test_cpu_of_x86(tmp_path: Path) -> None:
     text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: fast\nflags\t\t: fpu sse2 avx fma avx2\n\nprocessor\t: 1\nmodel name\t: Other\n"
-    found = machine.cpu(write(tmp_path, {"proc/cpuinfo": text}))
+    found = machine.cpu(write_tree(tmp_path, {"proc/cpuinfo": text}))
     assert (found.name, found.features) == ("Some CPU @ 3 GHz: fast", ("avx", "fma", "avx2"))
 
 
 def test_cpu_of_arm_and_of_nothing(tmp_path: Path) -> None:
-    found = machine.cpu(write(tmp_path, {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd0c\n"}))
+    found = machine.cpu(write_tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd0c\n"}))
     assert found.features == ("asimd", "asimddp", "i8mm")
     assert found.name
     assert machine.cpu(tmp_path / "nothing").features == ()
@@ -68,78 +59,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(need == [] for need in machine.instruction_sets(()).missing.values())  # nothing known, nothing claimed
 
 
-# --- Threads ------------------------------------------------------------------------------------------------------
-
-
-@linux
-def test_threads_are_the_least_of_the_limits() -> None:
-    found = machine.threads()  # the default is the C library's, the others are read here
-    assert found.default == min(found.cores, found.quota or 256, 256)
-    assert found.cores <= found.allowed <= found.online
-
-
-@linux
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one CPU")
-def test_affinity_limits_threads() -> None:
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from pymixtral.inspection.machine import threads as t; "
-    code += "print(t().default, t().allowed, t().limit)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "1 1 the CPU affinity of the process\n"
-
-
-@linux
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, None),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu.max": "150000 100000\n"}, 2),
-        ({"cpu.max": "50000 100000\n"}, 1),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
-        ({"cpu.max": "nonsense\n"}, None),
-    ],
-)
-def test_quota(tmp_path: Path, files: dict[str, str], quota: int | None) -> None:
-    assert machine.threads(write(tmp_path, {f"sys/fs/cgroup/{name}": text for name, text in files.items()})).quota == quota
-
-
-@linux
-def test_the_least_quota_of_the_groups_around_the_process_counts(tmp_path: Path) -> None:
-    files = {
-        "proc/self/cgroup": "0::/user/session\n",
-        "sys/fs/cgroup/cpu.max": "max 100000\n",
-        "sys/fs/cgroup/user/cpu.max": "300000 100000\n",
-        "sys/fs/cgroup/user/session/cpu.max": "900000 100000\n",
-    }
-    assert machine.threads(write(tmp_path, files)).quota == 3
-
-
-@linux
-def test_hyperthreads_count_once(tmp_path: Path) -> None:
-    allowed = sorted(os.sched_getaffinity(0))
-    files = {f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{allowed[0]}-{allowed[-1]}\n" for i in allowed}
-    assert machine.threads(write(tmp_path, files)).cores == 1
-    files = {name: f"{i},1000\n" for i, name in enumerate(files)}
-    assert machine.threads(write(tmp_path, files)).cores == len(allowed)
-
-
-@pytest.mark.parametrize(
-    ("numbers", "word"),
-    [
-        ((2, 2, 2, 2, None), "each CPU"),
-        ((4, 8, 8, 4, None), "physical core"),
-        ((4, 16, 4, 4, None), "affinity"),
-        ((2, 8, 8, 4, 2), "quota"),
-        ((4, 8, 8, 4, 6), "physical core"),
-        ((256, 512, 512, 512, None), "256"),
-    ],
-)
-def test_the_limit_is_named(numbers: tuple[int, int, int, int, int | None], word: str) -> None:
-    assert word in Threads(*numbers).limit
-
-
 # --- Memory -------------------------------------------------------------------------------------------------------
 
 MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nHugePages_Total:       0\n"
@@ -148,7 +67,7 @@ KB = 1024
 
 def test_memory_without_a_cgroup(tmp_path: Path) -> None:
     files = {"proc/meminfo": MEMINFO, "sys/kernel/mm/transparent_hugepage/enabled": "always [madvise] never\n"}
-    found = machine.memory(write(tmp_path, files))
+    found = machine.memory(write_tree(tmp_path, files))
     assert (found.total, found.available, found.cgroup_limit) == (16000000 * KB, 8000000 * KB, None)
     assert (found.huge_pages, found.limit, found.usable) == ("madvise", found.total, found.available)
 
@@ -164,7 +83,7 @@ def test_the_tightest_cgroup_of_version_2_decides(tmp_path: Path) -> None:
         f"{group}/memory.current": "3000000000\n",
         f"{group}/memory.stat": "anon 1000000000\nactive_file 500000000\ninactive_file 1500000000\n",
     }
-    found = machine.memory(write(tmp_path, files))
+    found = machine.memory(write_tree(tmp_path, files))
     assert (found.cgroup_limit, found.available, found.limit) == (4000000000, 3000000000, 4000000000)
 
 
@@ -177,9 +96,9 @@ def test_a_cgroup_of_version_1(tmp_path: Path) -> None:
         f"{group}/memory.usage_in_bytes": "1500000000\n",
         f"{group}/memory.stat": "cache 1\ntotal_active_file 100\ntotal_inactive_file 200\n",
     }
-    found = machine.memory(write(tmp_path, files))
+    found = machine.memory(write_tree(tmp_path, files))
     assert (found.cgroup_limit, found.available) == (2000000000, 500000300)
-    write(tmp_path, {f"{group}/memory.limit_in_bytes": "9223372036854771712\n"})
+    write_tree(tmp_path, {f"{group}/memory.limit_in_bytes": "9223372036854771712\n"})
     assert machine.memory(tmp_path).cgroup_limit is None
 
 

@@ -346,4 +346,3 @@ def test_instruction_sets_past_the_ends() -> None:
     for i in (-1, 100, (1 << 31) - 1, -(1 << 31)):
         assert lib.pmx_isa_name(i) == ffi.NULL
         assert lib.pmx_isa_available(i) == 0
-    assert 1 <= lib.pmx_default_threads() <= 256

@@ -1,0 +1,92 @@
+"""How many threads make sense here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from pymixtral.cgroups import ROOT, cpu_quota, read
+
+MAX_THREADS = 256
+"""Of a context, as csrc/pmx.h has it."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """What limits the threads of this process.
+
+    Attributes:
+        online: CPUs of the machine.
+        allowed: CPUs that the affinity mask allows.
+        cores: distinct physical cores among these. Two hyperthreads share the units that the kernels
+            saturate, so a second thread on a core gains nothing.
+        quota: CPUs that the control groups allow, such as 1.5; None: no limit.
+    """
+
+    online: int
+    allowed: int
+    cores: int
+    quota: float | None
+
+    @property
+    def default(self) -> int:
+        """The threads that a context takes by default.
+
+        A quota is rounded down: one thread more than it allows is stopped for the rest of each
+        period, and the others wait for it.
+        """
+        whole = MAX_THREADS if self.quota is None else max(1, int(self.quota))
+        return max(1, min(self.cores, whole, MAX_THREADS))
+
+    @property
+    def limit(self) -> str:
+        """A clause that says which number decides."""
+        if self.quota is not None and int(self.quota) <= min(self.cores, MAX_THREADS) and self.quota < self.allowed:
+            return f"the cgroup's quota of {self.quota:g} CPUs"
+        if self.cores > MAX_THREADS:
+            return f"at most {MAX_THREADS} are used"
+        if self.cores < self.allowed:
+            return "one for each physical core, as two hyperthreads share its arithmetic"
+        if self.allowed < self.online:
+            return "the CPU affinity of the process"
+        return "one for each CPU"
+
+
+def thread_limits(root: Path = ROOT) -> Threads:
+    """What limits the threads here. root: where /proc and /sys are."""
+    online = os.cpu_count() or 1
+    if not sys.platform.startswith("linux"):
+        cores = _performance_cores() or online
+        return Threads(online, cores, cores, None)
+    allowed = os.sched_getaffinity(0)
+    cores = len({_first_sibling(root, number) for number in allowed})
+    return Threads(online, len(allowed), cores, cpu_quota(root))
+
+
+def _first_sibling(root: Path, number: int) -> int:
+    """The first hyperthread of a CPU's core, from a list such as "0,64" or "0-1"."""
+    text = read(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+    first = text.replace("-", ",").split(",")[0].strip()
+    return int(first) if first.isdigit() else number
+
+
+@cache
+def _performance_cores() -> int:
+    """macOS: the fast cores only, as the slow ones would be waited for at every barrier; 0 where nothing tells."""
+    for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
+        text = sysctl(name)
+        if text.isdigit():
+            return int(text)
+    return 0
+
+
+def sysctl(name: str) -> str:
+    """macOS: a value of the system, "" if there is none."""
+    try:
+        return subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
