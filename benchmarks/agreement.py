@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pymixtral import Mixtral
+from pymixtral.arrays import F32, F64, I32
 from pymixtral.evaluation.base import log_softmax
 from pymixtral.evaluation.windows import Windows
 from pymixtral.files.gguf import GGUFFile
@@ -28,10 +28,6 @@ from pymixtral.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.ggufs import is_mapped
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 
 TOP1, KL, MARGIN = 0.99, 2e-3, 0.1
 """Bounds: the least part of positions with the same best token, the largest mean divergence in nats, and how near llama.cpp's two best

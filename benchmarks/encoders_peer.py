@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, U8
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import lib
 from pymixtral.quantize.sources.safetensors import read_safetensors
 
-F32 = NDArray[np.float32]
 NAMES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
 COLS = 2048
 
@@ -39,7 +38,7 @@ class Peer:
         self._pool = ThreadPoolExecutor(n_threads)
         self._n_threads = n_threads
 
-    def encode(self, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> NDArray[np.uint8]:
+    def encode(self, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> U8:
         row_bytes = lib.pmx_row_bytes(kind, x.shape[1])
         y = np.empty((len(x), row_bytes), np.uint8)
         bounds = np.linspace(0, len(x), self._n_threads + 1, dtype=int)
@@ -121,11 +120,11 @@ def importance_of(x: F32, seed: int) -> F32:
     return np.random.Generator(np.random.PCG64(seed)).gamma(0.7, size=x.shape[1]).astype(np.float32) + np.float32(1e-3)
 
 
-def both(context: ops.Context, peer: Peer, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> tuple[NDArray[np.uint8], ...]:
+def both(context: ops.Context, peer: Peer, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> tuple[U8, ...]:
     return ops.encode(context, kind, x, importance), peer.encode(kind, x, importance)
 
 
-def error(context: ops.Context, kind: GGMLQuantizationType, x: F32, encoded: NDArray[np.uint8], importance: F32 | None) -> float:
+def error(context: ops.Context, kind: GGMLQuantizationType, x: F32, encoded: U8, importance: F32 | None) -> float:
     decoded = ops.embed(context, Matrix(kind, encoded), np.arange(len(x), dtype=np.int32))
     weights = 1.0 if importance is None else importance.astype(np.float64)
     return float(np.sqrt((weights * np.square(decoded.astype(np.float64) - x)).mean()))

@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.quantize import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.checkpoints import Shape, make_checkpoint, read_tensors, write_safetensors
 from support.ggufs import rewrite
-
-F32 = NDArray[np.float32]
 
 _EXPERT = re.compile(r"(.*\.block_sparse_moe\.experts)\.(\d+)\.(w[123]\.weight)")
 _DENSE = {"w1.weight": "gate_proj.weight", "w2.weight": "down_proj.weight", "w3.weight": "up_proj.weight"}

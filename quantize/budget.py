@@ -29,10 +29,10 @@ from math import ceil, prod
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.imatrix import Importance
 from pymixtral.files.layout import merged_name
@@ -204,7 +204,7 @@ def _ratio(a: float, b: float) -> float:
     return a / b if b > 0 else 0.0
 
 
-def _energy(x: NDArray[np.float32], weights: NDArray[np.float32] | None) -> float:
+def _energy(x: F32, weights: F32 | None) -> float:
     squares = np.square(x, dtype=np.float64)
     return float((squares * weights).sum() if weights is not None else squares.sum())
 

@@ -16,9 +16,10 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.arrays import F32, U8
 from pymixtral.files.atomic import check_dest, check_space, replacing
 
-from .encoding import F32, U8, decode
+from .encoding import decode
 from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report

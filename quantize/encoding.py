@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError, NonFiniteError
 from pymixtral.files.types import Matrix
 from pymixtral.reference.blocks import dequantize
@@ -15,11 +15,8 @@ from .sources.checkpoint import Checkpoint
 from .sources.stored import FLOATS
 from .sources.targets import Target, rope_order
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
-
-def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | NDArray[np.int64]) -> tuple[F32, int]:
+def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | I64) -> tuple[F32, int]:
     """float32 [rows, cols] of one source of a target, and how many of them were not finite and are 0, if the checkpoint allows it. Raises
     CheckpointError for quantized rows whose scales are not finite, if it does not."""
     tensor = checkpoint.tensors[source]

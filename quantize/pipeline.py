@@ -11,7 +11,8 @@ from queue import Full, Queue
 from typing import Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pymixtral.arrays import U8
 
 Item = TypeVar("Item")
 
@@ -79,13 +80,13 @@ class WriteBehind:
     def __init__(self, path: Path) -> None:
         self.checksums: list[int] = []
         self._file = path.open("wb", buffering=0)
-        self._queue: Queue[NDArray[np.uint8] | bytes | None] = Queue(DEPTH)
+        self._queue: Queue[U8 | bytes | None] = Queue(DEPTH)
         self._error: BaseException | None = None
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
         self._thread.start()
 
-    def write(self, data: NDArray[np.uint8] | bytes) -> None:
+    def write(self, data: U8 | bytes) -> None:
         """data is not copied and must not change. Raises what ended an earlier write."""
         if self._error:
             raise self._error

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.files.layout import merged_name
 from pymixtral.units import show_bytes, show_count
 
@@ -130,9 +130,9 @@ class ErrorMeter:
         self,
         name: str,
         source: int,
-        weights: NDArray[np.float32],
-        decoded: NDArray[np.float32],
-        importance: NDArray[np.float32] | None,
+        weights: F32,
+        decoded: F32,
+        importance: F32 | None,
     ) -> None:
         """weights, decoded: float32 [rows, cols], rows of a tensor's source before and after; importance: float32 [cols]."""
         sums = self._sums[name][source]

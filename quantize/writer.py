@@ -9,10 +9,8 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pymixtral import ops
+from pymixtral.arrays import F32, U8
 
 from .encoding import encode, part_rows, quantized_rows
 from .pipeline import WriteBehind, read_ahead
@@ -29,9 +27,9 @@ class Chunk:
 
     tensor: PlannedTensor
     source: int
-    weights: NDArray[np.float32]
+    weights: F32
     n_zeroed: int
-    data: NDArray[np.uint8]
+    data: U8
 
 
 def write_gguf(
@@ -56,7 +54,7 @@ def write_gguf(
 
 def _pieces(
     checkpoint: Checkpoint, plan: Plan
-) -> Iterator[tuple[PlannedTensor, int, NDArray[np.float32], int, NDArray[np.uint8] | None, bool]]:
+) -> Iterator[tuple[PlannedTensor, int, F32, int, U8 | None, bool]]:
     """Tensor, which of its sources, float32 [rows, cols] in the file's row order, how many of them were zeroed, their bytes where they are
     in the tensor's type already, and whether the tensor ends here."""
     for tensor in plan.tensors:

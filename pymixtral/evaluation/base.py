@@ -29,12 +29,10 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.windows import Windows
 from pymixtral.files.atomic import check_dest, check_space, replacing
-
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 
 MAGIC = b"pymixtral base 1"
 DEPTH = 32.0  # nats below the largest that are told apart
@@ -42,7 +40,7 @@ DEPTH = 32.0  # nats below the largest that are told apart
 _HEADER = struct.Struct("<16s6q")
 
 
-def log_softmax(logits: NDArray[np.float32]) -> F64:
+def log_softmax(logits: F32) -> F64:
     """Log-probabilities, float64 [rows, n_vocab], of finite logits of the same shape."""
     log_p = logits.astype(np.float64)
     log_p -= log_p.max(axis=1, keepdims=True)

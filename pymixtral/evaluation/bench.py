@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
 from pymixtral.inspection import probe
 from pymixtral.mixtral import Mixtral
@@ -81,7 +81,7 @@ def bench(model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetit
     )
 
 
-def _prompt(model: Mixtral, ids: NDArray[np.int32]) -> float:
+def _prompt(model: Mixtral, ids: I32) -> float:
     """Seconds of a prompt from an empty cache."""
     model.forget()
     begin = time.perf_counter()
@@ -89,7 +89,7 @@ def _prompt(model: Mixtral, ids: NDArray[np.int32]) -> float:
     return time.perf_counter() - begin
 
 
-def _generate(model: Mixtral, ids: NDArray[np.int32], n_prompt: int) -> float:
+def _generate(model: Mixtral, ids: I32, n_prompt: int) -> float:
     """Seconds of one pass for each id behind the prompt."""
     begin = time.perf_counter()
     for n in range(n_prompt + 1, len(ids) + 1):

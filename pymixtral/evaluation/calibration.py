@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.windows import Windows
 from pymixtral.files.imatrix import ImportanceMatrix
@@ -23,7 +23,6 @@ from pymixtral.mixtral import Mixtral
 
 SAVE_SECONDS = 300.0
 
-I32 = NDArray[np.int32]
 
 
 def calibrate(
@@ -92,7 +91,7 @@ def _digest(model: Mixtral, n_ctx: int, windows: Sequence[I32]) -> str:
     return digest.hexdigest()
 
 
-def _add(state: ImportanceMatrix, model: Mixtral, observers: Sequence[ops.Observer], head_input: NDArray[np.float32]) -> None:
+def _add(state: ImportanceMatrix, model: Mixtral, observers: Sequence[ops.Observer], head_input: F32) -> None:
     """Adds one window. Nothing in here can be left half done but by an interrupt: the new state replaces the old one at the end."""
     new = ImportanceMatrix(dict(state.entries))
     suffix = "_exps" if model.config.n_experts > 1 else ""

@@ -34,14 +34,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pymixtral.arrays import F32, F64, I32, Ids
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
 from pymixtral.evaluation.windows import Windows
-from pymixtral.mixtral import Ids, Mixtral
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
+from pymixtral.mixtral import Mixtral
 
 _PIECE = 512  # rows of logits at a time, which are 66 MB at Mixtral's vocabulary
 _ROWS = 32  # rows in float64 at a time, so that they stay in the CPU's cache

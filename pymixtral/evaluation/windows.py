@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pymixtral.arguments import integer
+from pymixtral.arrays import I32
 from pymixtral.errors import InvalidArgumentError
-
-I32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)

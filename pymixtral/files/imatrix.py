@@ -24,15 +24,12 @@ from typing import NoReturn
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError, ModelFileError
 from pymixtral.files.atomic import replacing
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Value, quoted
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 
 PRIOR_TOKENS = 32
 """What the layer's mean counts beside an expert's own tokens: one seen 32 times is half itself, one seen 3200 times 99%."""

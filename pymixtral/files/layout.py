@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.atomic import check_dest, check_space, replacing_all
 from pymixtral.files.gguf import GGUFFile
@@ -43,7 +42,7 @@ class _Tensor:
     name: str
     type: GGMLQuantizationType
     shape: tuple[int, ...]
-    pieces: list[NDArray[np.uint8]]
+    pieces: list[U8]
 
     @property
     def n_bytes(self) -> int:

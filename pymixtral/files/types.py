@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
+
+from pymixtral.arrays import F16, F32, U8
 
 DEQUANTIZED_TYPES = (
     GGMLQuantizationType.IQ1_S,
@@ -39,7 +40,7 @@ class Matrix:
     """
 
     type: GGMLQuantizationType
-    data: NDArray[np.uint8]
+    data: U8
 
     @property
     def rows(self) -> int:
@@ -59,7 +60,7 @@ class Matrix:
         return self.rows, self.cols
 
     @classmethod
-    def from_float(cls, array: NDArray[np.float32] | NDArray[np.float16]) -> Matrix:
+    def from_float(cls, array: F32 | F16) -> Matrix:
         """An f32 or f16 matrix over (a contiguous copy of, if need be) a float array [rows, cols]."""
         kind = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float16): GGMLQuantizationType.F16}[array.dtype]
         return cls(kind, np.ascontiguousarray(array).view(np.uint8))

@@ -18,6 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix
 
 MEMORY_BYTES = 1 << 30  # some 30 ms a reading; the largest caches hold a small part of it
@@ -41,7 +42,7 @@ class ReadBandwidth:
     """Reads an array again and again. n_threads: at least 1. memory: uint8, a multiple of CHUNK_BYTES long and written before (pages
     never written are one shared page); None: 1 GiB of its own."""
 
-    def __init__(self, n_threads: int, memory: NDArray[np.uint8] | None = None) -> None:
+    def __init__(self, n_threads: int, memory: U8 | None = None) -> None:
         self.n_threads = n_threads
         self._memory = np.ones(MEMORY_BYTES, np.uint8) if memory is None else memory
 

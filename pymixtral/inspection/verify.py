@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.arrays import U8
 from pymixtral.errors import ModelFileError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
@@ -20,8 +20,6 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
 from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
-
-U8 = NDArray[np.uint8]
 
 _CHUNK_BYTES = 1 << 23
 _F32, _F16, _BF16 = ("<u4", 0x7F800000), ("<u2", 0x7C00), ("<u2", 0x7F80)  # NaN and infinity have all bits of the exponent

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pymixtral.arguments import integer
+from pymixtral.arrays import F64
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Value, quoted
@@ -100,7 +100,7 @@ class ModelConfig:
             rope_scaling=_rope_scaling(keys, rope_base, n_ctx_train),
         )
 
-    def rope_frequencies(self) -> NDArray[np.float64]:
+    def rope_frequencies(self) -> F64:
         """float64 [head_dim // 2], in radians per position, scaled, as docs/numerics.md defines them."""
         return self.rope_scaling.frequencies(self.rope_base, self.head_dim)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
 from pymixtral.ops import PAGE, CacheLayer
 
@@ -74,11 +75,11 @@ class KVCache:
         self._references[page] = 1
         return page
 
-    def _share(self, pages: NDArray[np.int32]) -> None:
+    def _share(self, pages: I32) -> None:
         for page in pages.tolist():
             self._references[page] += 1
 
-    def _drop(self, pages: NDArray[np.int32]) -> None:
+    def _drop(self, pages: I32) -> None:
         for page in pages.tolist():
             self._references[page] -= 1
             if not self._references[page]:
@@ -97,7 +98,7 @@ class Sequence:
 
     def __init__(self, cache: KVCache) -> None:
         self.length = 0
-        self.pages: NDArray[np.int32] = np.empty(0, np.int32)
+        self.pages: I32 = np.empty(0, np.int32)
         self.cache = cache
         self._writable = 0  # positions length .. _writable-1 may be written
         self._forked = False  # so that pages may belong to others too

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import U8
 from pymixtral.errors import NativeError
 
 PIECE_BYTES = 16 << 20  # so often an interrupt is noticed and progress told
@@ -57,10 +57,10 @@ def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int,
             raise
 
 
-def _bytes(mapped: mmap.mmap) -> NDArray[np.uint8]:
+def _bytes(mapped: mmap.mmap) -> U8:
     return np.frombuffer(mapped, np.uint8)
 
 
-def _touch(piece: NDArray[np.uint8]) -> int:
+def _touch(piece: U8) -> int:
     piece[:: mmap.PAGESIZE].max()  # without Python's lock
     return len(piece)

@@ -12,7 +12,8 @@ from decimal import Decimal
 from math import ceil, floor
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pymixtral.arrays import F64
 
 _PI = Decimal("3.1415926535897932384626433832795028841971693993751")
 
@@ -43,7 +44,7 @@ class RopeScaling:
                 factor *= (1 + step) / (1 + Decimal(self.log_multiplier) * step)
             return float(factor)
 
-    def frequencies(self, base: float, head_dim: int) -> NDArray[np.float64]:
+    def frequencies(self, base: float, head_dim: int) -> F64:
         """float64 [head_dim // 2], in radians per position."""
         with decimal.localcontext(decimal.Context(prec=50)):
             plain = [Decimal(base) ** (Decimal(-2 * i) / head_dim) for i in range(head_dim // 2)]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
@@ -46,8 +46,8 @@ class LayerWeights:
     experts: (gate, up, down) of each expert, ffn x hidden twice and hidden x ffn; a dense layer has one.
     """
 
-    attn_norm: NDArray[np.float32]
-    ffn_norm: NDArray[np.float32]
+    attn_norm: F32
+    ffn_norm: F32
     q: Matrix
     k: Matrix
     v: Matrix
@@ -61,7 +61,7 @@ class ModelWeights:
     """embedding, head: n_vocab x hidden, the same object where they are tied. output_norm: float32 [hidden]."""
 
     embedding: Matrix
-    output_norm: NDArray[np.float32]
+    output_norm: F32
     head: Matrix
     layers: list[LayerWeights]
 
@@ -135,7 +135,7 @@ class _Tensors:
         tensor = self._find(name, (rows, cols), MATRIX_TYPES)
         return Matrix(tensor.type, tensor.data)
 
-    def vector(self, name: str, n: int) -> NDArray[np.float32]:
+    def vector(self, name: str, n: int) -> F32:
         tensor = self._find(name, (n,), (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16))
         if tensor.type == GGMLQuantizationType.F16:
             return tensor.data.view(np.float16).astype(np.float32)

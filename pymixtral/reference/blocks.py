@@ -8,14 +8,10 @@ from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, I32, U8
 from pymixtral.errors import UnsupportedError
 from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
-U8 = NDArray[np.uint8]
 
 FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64, I32
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
 from pymixtral.reference.blocks import FLOAT_TYPES, decode
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from pymixtral.model.config import ModelConfig
     from pymixtral.model.weights import LayerWeights, ModelWeights
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 
 PAGE = 64
 """Positions of a key/value page, the unit in which attention is computed and combined."""

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
+
+from pymixtral.arrays import F32, U8
 
 from . import search
-
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 
 BLOCK = 32
 
 
-def encode(kind: GGMLQuantizationType, x: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
+def encode(kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) -> U8:
     """x: float32 [rows, cols], finite; cols a multiple of the type's block. importance: float32 [cols], what the squared error of each
     column counts; None: all the same. Returns uint8 [rows, row_bytes]."""
     rows = x.shape[0]

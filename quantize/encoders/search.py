@@ -21,10 +21,8 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
+from pymixtral.arrays import F32, I32, U8
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 MAGIC = np.float32(3 << 22)
@@ -106,8 +104,8 @@ class Found:
 
     d: F32
     m: F32
-    scales: NDArray[np.int32]
-    minimums: NDArray[np.int32]
+    scales: I32
+    minimums: I32
     codes: U8
 
 

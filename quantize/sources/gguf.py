@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, U8
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import read_shard
 from pymixtral.files.layout import SPLIT
@@ -56,10 +56,10 @@ def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
             yield name, StoredTensor(file, tensor.type, tensor.shape, tensor.data.ctypes.data - base, dequantize)
 
 
-def _dequantizer() -> Callable[[GGMLQuantizationType, NDArray[np.uint8]], NDArray[np.float32]]:
+def _dequantizer() -> Callable[[GGMLQuantizationType, U8], F32]:
     context = ops.Context(1)  # rows are read in a thread of their own, beside those that encode
 
-    def dequantize(kind: GGMLQuantizationType, raw: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def dequantize(kind: GGMLQuantizationType, raw: U8) -> F32:
         return ops.embed(context, Matrix(kind, raw), np.arange(len(raw), dtype=np.int32))
 
     return dequantize

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError
 
-F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 Type = GGMLQuantizationType
 
 FLOATS = (Type.F32, Type.F16, Type.BF16)
@@ -84,7 +82,7 @@ class StoredTensor:
             shape = (rows.stop - rows.start, *shape[1:])
         return replace(self, shape=shape, offset=offset)
 
-    def raw(self, rows: slice | NDArray[np.int64] = slice(None)) -> U8:
+    def raw(self, rows: slice | I64 = slice(None)) -> U8:
         """uint8 [n, row_bytes]: the chosen rows of a matrix, or a vector as one row. Raises CheckpointError if they cannot be read."""
         n_rows = prod(self.shape[:-1])
         if isinstance(rows, slice):
@@ -97,7 +95,7 @@ class StoredTensor:
             self.file.read_into(line, self.offset + row * self.row_bytes)
         return buffer
 
-    def floats(self, rows: slice | NDArray[np.int64] = slice(None)) -> F32:
+    def floats(self, rows: slice | I64 = slice(None)) -> F32:
         """float32 [n, cols] of the chosen rows, or [cols] of a vector; exact for f32, f16 and bf16. Raises as raw() does."""
         values = self._widened(self.raw(rows))
         return values[0] if len(self.shape) == 1 else values

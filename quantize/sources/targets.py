@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pymixtral.arrays import I64
 
 from .config import CheckpointConfig
 
@@ -85,12 +86,12 @@ def _dense(config: CheckpointConfig, block: str, source: str) -> list[Target]:
     ]
 
 
-def rope_order(n_heads: int, head_dim: int) -> NDArray[np.int64]:
+def rope_order(n_heads: int, head_dim: int) -> I64:
     """Row order [n_heads * head_dim] that turns Hugging Face's query or key rows into GGUF's.
 
     Hugging Face rotates element i of a head with element i + head_dim/2, llama-architecture GGUF rotates 2i with 2i + 1: in each head
     GGUF row 2i is row i of the checkpoint and row 2i + 1 is row i + head_dim/2.
     """
     rows = np.arange(n_heads * head_dim, dtype=np.int64).reshape(n_heads, 2, head_dim // 2)
-    order: NDArray[np.int64] = rows.swapaxes(1, 2).reshape(-1)
+    order: I64 = rows.swapaxes(1, 2).reshape(-1)
     return order

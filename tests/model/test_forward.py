@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import CanceledError, ClosedError, ContextLengthError, InvalidArgumentError, NonFiniteError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import Matrix
@@ -23,7 +24,7 @@ from pymixtral.model.weights import ModelWeights, load_weights
 from pymixtral.quantize import quantize
 from pymixtral.reference import oracle
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
-from support.variants import F32, I32, ISAS, generator
+from support.variants import ISAS, generator
 
 ODD = Shape(hidden=96, ffn=160, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=24, n_experts=5, n_experts_used=3, n_vocab=333)
 DENSE = Shape(hidden=64, ffn=96, n_heads=8, n_kv_heads=1, head_dim=8, n_experts=0, n_vocab=64, window=20, rope_base=1e4)

@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.kv_cache import KVCache, Sequence
 from pymixtral.reference import oracle
-from support.variants import F32, I32, every_context, generator, key_pages, normal, row_of, stored_bytes, value_pages
+from support.variants import every_context, generator, key_pages, normal, row_of, stored_bytes, value_pages
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float16, oracle.Q8_0], ids=["f32", "f16", "q8_0"])
 

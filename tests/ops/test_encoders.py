@@ -13,11 +13,12 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.files.types import Matrix
 from pymixtral.quantize.encoders import formats, search
 from pymixtral.reference.blocks import dequantize
-from support.variants import ENCODED, F32, FIRST_CONTEXT, SEARCHED, UNSEARCHED, block_of, every_context, generator, normal, row_of, wide
+from support.variants import ENCODED, FIRST_CONTEXT, SEARCHED, UNSEARCHED, block_of, every_context, generator, normal, row_of, wide
 
 KINDS = GGMLQuantizationType
 WEIGHTED = [kind for kind in ENCODED if kind in search.GRIDS]

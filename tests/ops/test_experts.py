@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
@@ -20,9 +21,7 @@ from pymixtral.model.weights import Expert, LayerWeights
 from pymixtral.ops.native import ffi
 from pymixtral.reference import oracle
 from support.variants import (
-    F32,
     FIRST_CONTEXT,
-    I32,
     TYPES,
     block_of,
     every_context,

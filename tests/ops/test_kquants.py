@@ -11,6 +11,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
@@ -19,7 +20,7 @@ from pymixtral.model.weights import load_weights
 from pymixtral.reference import oracle
 from pymixtral.reference.blocks import decode
 from support.exact import exact_fma
-from support.variants import F32, ISAS, SCALES, activations, every_context, generator, matrix, model_matrix, normal
+from support.variants import ISAS, SCALES, activations, every_context, generator, matrix, model_matrix, normal
 
 Type = GGMLQuantizationType
 

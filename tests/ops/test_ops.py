@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.errors import ClosedError, InvalidArgumentError, PymixtralError, UnsupportedError
 from pymixtral.files.types import Matrix
 from pymixtral.reference import oracle
-from support.variants import F32, FIRST_CONTEXT, every_context, generator, normal, row_of, wide
+from support.variants import FIRST_CONTEXT, every_context, generator, normal, row_of, wide
 
 NONFINITE = pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 

@@ -22,11 +22,12 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.errors import CanceledError, InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
-from support.variants import F32, ISAS, TYPES, activations, every_context, matrix, normal, row_of
+from support.variants import ISAS, TYPES, activations, every_context, matrix, normal, row_of
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 

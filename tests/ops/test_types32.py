@@ -8,10 +8,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32
 from pymixtral.files.types import Matrix
 from pymixtral.reference import oracle
 from support.exact import exact_fma
-from support.variants import F32, INTEGER_TYPES, SCALES, block_of, every_context, generator, matrix, normal
+from support.variants import INTEGER_TYPES, SCALES, block_of, every_context, generator, matrix, normal
 
 KINDS = [kind for kind in INTEGER_TYPES if block_of(kind) == 32]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())

@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pymixtral.arrays import F32
 from pymixtral.errors import CheckpointError, InvalidArgumentError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from pymixtral.quantize.sources.mistral import read_params
 from pymixtral.quantize.sources.targets import rope_order
-from support.checkpoints import TINY_MIXTRAL, Array, Shape, config_json, make_checkpoint, make_tensors, read_tensors, write_safetensors
+from support.checkpoints import TINY_MIXTRAL, Shape, config_json, make_checkpoint, make_tensors, read_tensors, write_safetensors
 from support.ggufs import contents, rewrite
 
-Tensors = dict[str, Array]
+Tensors = dict[str, F32]
 SMALL = Shape(n_vocab=64, n_layers=2)
 DENSE = Shape(n_vocab=64, n_layers=2, n_experts=0, window=512, rope_base=1e4)
 
@@ -211,7 +212,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, tiny_f
         ("model.layers.0.mlp.gate.weight", lambda x: x[:-1]),
     ],
 )
-def test_row_17_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callable[[Array], Array]) -> None:
+def test_row_17_fused_tensor_of_another_shape(tmp_path: Path, name: str, change: Callable[[F32], F32]) -> None:
     tensors = fused(make_tensors(SMALL, seed=1), SMALL)
     tensors[name] = np.ascontiguousarray(change(tensors[name]))
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))

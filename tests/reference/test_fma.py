@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.reference import oracle
 from support.exact import exact_fma
-
-F32 = NDArray[np.float32]
 
 
 def normal(seed: int, *shape: int) -> F32:

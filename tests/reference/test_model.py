@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.errors import NonFiniteError
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
@@ -17,8 +17,6 @@ from pymixtral.model.weights import LayerWeights, ModelWeights
 from pymixtral.reference import oracle
 from support.checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, Shape, config_json, make_tensors, read_tensors
 from support.paths import GOLDENS
-
-F32 = NDArray[np.float32]
 
 
 def rope_scaling(found: dict[str, Any] | None) -> RopeScaling:

@@ -7,14 +7,12 @@ import math
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.files.types import Matrix
 from pymixtral.reference import oracle
 from support.exact import exact_fma
-
-F32 = NDArray[np.float32]
 
 
 def normal(seed: int, *shape: int) -> F32:
@@ -252,14 +250,14 @@ def test_rope_turns_adjacent_pairs() -> None:
 # --- Attention ---------------------------------------------------------------------------------------------------
 
 
-def softmax_attention(q: F32, k: F32, v: F32, first_position: int, window: int) -> NDArray[np.float64]:
+def softmax_attention(q: F32, k: F32, v: F32, first_position: int, window: int) -> F64:
     group = q.shape[1] // k.shape[1]
     keys, values = (a.astype(np.float64).repeat(group, axis=1) for a in (k, v))
     scores = np.einsum("thd,phd->htp", q.astype(np.float64), keys) / math.sqrt(q.shape[2])
     t, p = first_position + np.arange(len(q))[:, None], np.arange(len(k))
     seen = (p <= t) & ((p > t - window) | (window == 0))
     e = np.where(seen, np.exp(scores - scores.max(axis=-1, keepdims=True)), 0)
-    result: NDArray[np.float64] = np.einsum("htp,phd->thd", e / e.sum(axis=-1, keepdims=True), values)
+    result: F64 = np.einsum("htp,phd->thd", e / e.sum(axis=-1, keepdims=True), values)
     return result
 
 

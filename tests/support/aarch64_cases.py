@@ -10,6 +10,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import NonFiniteError
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
@@ -17,8 +18,6 @@ from pymixtral.model.weights import LayerWeights
 from pymixtral.reference import oracle
 from pymixtral.reference.oracle import PAGE
 from support.variants import (
-    F32,
-    I32,
     TYPES,
     activations,
     block_of,

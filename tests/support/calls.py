@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
@@ -56,7 +57,7 @@ class Call:
         return int(getattr(lib, self.entry)(*(self.args | changed).values()))
 
 
-def weight(w: Matrix, **changed: Any) -> tuple[Any, NDArray[np.uint8]]:
+def weight(w: Matrix, **changed: Any) -> tuple[Any, U8]:
     """A fenced pmx_weight, and what it points to."""
     data = fenced(w.data)
     view = ffi.new("pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols})

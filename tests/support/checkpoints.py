@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64, I64
 from support.paths import DATA
 
 TINY_MIXTRAL = DATA / "tiny-mixtral"
@@ -24,7 +25,6 @@ TINY_MIXTRAL = DATA / "tiny-mixtral"
 
 TINY_MIXTRAL_VOCAB = 4096
 
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -158,18 +158,18 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (shape.n_vocab, shape.hidden)
 
 
-def make_tensors(shape: Shape, *, seed: int) -> dict[str, Array]:
+def make_tensors(shape: Shape, *, seed: int) -> dict[str, F32]:
     """The weights of a checkpoint, float32: standard deviation 1/sqrt(fan-in), embedding rows 1, norms 1 +- 0.1."""
     generator = np.random.PCG64(seed)
 
-    def bell(size: tuple[int, ...]) -> NDArray[np.float64]:
+    def bell(size: tuple[int, ...]) -> F64:
         # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could round in its own way.
         raw = np.asarray(generator.random_raw(math.prod(size)))
-        total: NDArray[np.int64] = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
-        values: NDArray[np.float64] = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
+        total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
+        values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
         return values
 
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, F32] = {}
     for name, size in tensor_shapes(shape):
         if len(size) == 1:
             values = 1 + 0.1 * bell(size)
@@ -181,27 +181,27 @@ def make_tensors(shape: Shape, *, seed: int) -> dict[str, Array]:
     return tensors
 
 
-def _f32(values: Array) -> bytes:
+def _f32(values: F32) -> bytes:
     return values.astype("<f4").tobytes()
 
 
-def _f16(values: Array) -> bytes:
+def _f16(values: F32) -> bytes:
     return values.astype("<f2").tobytes()
 
 
-def _bf16(values: Array) -> bytes:
+def _bf16(values: F32) -> bytes:
     bits: NDArray[np.uint32] = values.astype("<f4").view("<u4")
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.dtype("<u2")).tobytes()
 
 
-_ENCODINGS: dict[str, tuple[str, Callable[[Array], bytes]]] = {
+_ENCODINGS: dict[str, tuple[str, Callable[[F32], bytes]]] = {
     "float32": ("F32", _f32),
     "float16": ("F16", _f16),
     "bfloat16": ("BF16", _bf16),
 }
 
 
-def write_safetensors(path: Path, tensors: dict[str, Array], *, dtype: str = "float32") -> None:
+def write_safetensors(path: Path, tensors: dict[str, F32], *, dtype: str = "float32") -> None:
     """One safetensors file: 8 bytes of header length, the JSON header, the data without gaps in the order of `tensors`.
 
     dtype: "float32", "float16" or "bfloat16", rounded to nearest even.
@@ -219,7 +219,7 @@ def write_safetensors(path: Path, tensors: dict[str, Array], *, dtype: str = "fl
     path.write_bytes(b"".join([struct.pack("<Q", len(text)), text, *chunks]))
 
 
-def make_checkpoint(directory: Path, shape: Shape, *, seed: int, dtype: str = "float32", shards: int = 1) -> dict[str, Array]:
+def make_checkpoint(directory: Path, shape: Shape, *, seed: int, dtype: str = "float32", shards: int = 1) -> dict[str, F32]:
     """Writes a Hugging Face Mixtral (a Mistral when n_experts is 0) with random weights into `directory`, made if need be.
 
     config.json, the weights in one file or in shards with their index, and tokenizer.model when the vocabulary is tiny-mixtral's.
@@ -246,9 +246,9 @@ def make_checkpoint(directory: Path, shape: Shape, *, seed: int, dtype: str = "f
     return tensors
 
 
-def read_tensors(directory: Path) -> dict[str, Array]:
+def read_tensors(directory: Path) -> dict[str, F32]:
     """All tensors of a checkpoint directory (F32, F16 or BF16, single or sharded), widened to float32."""
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, F32] = {}
     for path in sorted(directory.glob("*.safetensors")):
         raw = path.read_bytes()
         (length,) = struct.unpack("<Q", raw[:8])

@@ -11,13 +11,11 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
+from pymixtral.arrays import F32, U8
 from pymixtral.errors import NonFiniteError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import lib
 from pymixtral.reference import blocks, oracle
-
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 ISAS = ops.available_isas()
 CONTEXTS = {f"{isa}-{n}": ops.Context(n, isa) for isa in ISAS for n in (1, 2, 3)}
@@ -118,7 +116,7 @@ def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill:
     return Matrix(kind, data.reshape(rows, -1))
 
 
-def set_iq1_m_scales(blocks: NDArray[np.uint8], f16: NDArray[np.uint16]) -> None:
+def set_iq1_m_scales(blocks: U8, f16: NDArray[np.uint16]) -> None:
     """Writes the bits of f16 numbers [...] into blocks [..., 56] of iq1_m: a nibble each in the top of the last four 16-bit words."""
     for i in range(4):
         nibble = (f16 >> 4 * i & 15).astype(np.uint8)
