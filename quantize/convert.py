@@ -24,8 +24,10 @@ from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report
 from .sources.checkpoint import Checkpoint
+from .sources.opening import open_checkpoint
 from .verify import verify as read_back
-from .vocabulary.vocabulary import Vocabulary, read_vocabulary
+from .vocabulary.reading import read_vocabulary
+from .vocabulary.vocabulary import Vocabulary
 from .writer import write_gguf
 
 Path_ = str | os.PathLike[str]
@@ -139,7 +141,7 @@ def _request(
 
 
 def _open(source: Path, per_expert: bool, zero_nonfinite: bool) -> tuple[Checkpoint, Vocabulary | None]:
-    checkpoint = replace(Checkpoint.open(source), zero_nonfinite=zero_nonfinite)
+    checkpoint = replace(open_checkpoint(source), zero_nonfinite=zero_nonfinite)
     if per_expert:
         checkpoint = checkpoint.per_expert()
     vocabulary = None if checkpoint.metadata else read_vocabulary(source)

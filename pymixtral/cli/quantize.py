@@ -118,11 +118,11 @@ def quantize(
         raise click.UsageError("expected --report and --heatmap without --dry-run, which measures no errors", ctx)
     from pymixtral.files.atomic import check_dest, replacing
     from pymixtral.quantize import convert, heat
-    from pymixtral.quantize.sources.checkpoint import Checkpoint
+    from pymixtral.quantize.sources.opening import open_checkpoint
 
     if dest and (dry_run or report or heatmap):
         # Before hours of work, though convert.quantize looks at DEST itself.
-        checkpoint = Checkpoint.open(source)
+        checkpoint = open_checkpoint(source)
         used = [*checkpoint.used, *([imatrix] if imatrix else [])]
         for path in (dest, report, heatmap):
             if path:

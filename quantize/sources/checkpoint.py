@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pymixtral.errors import CheckpointError, InvalidArgumentError, UnsupportedError
+from pymixtral.errors import CheckpointError, InvalidArgumentError
 
 from .config import CheckpointConfig
 from .stored import StoredTensor
 from .strict_json import shown
 from .targets import Target
-
-_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,38 +43,6 @@ class Checkpoint:
         beside = self.path.iterdir() if self.path.is_dir() else ()
         return (*self.files, *(entry for entry in beside if entry.is_file() and entry.suffix != ".gguf"))
 
-    @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Opens a directory in Hugging Face's or Mistral's own form, or a GGUF file.
-
-        Raises CheckpointError (broken, incomplete or contradicting itself), UnsupportedError (another kind of model, or a form whose
-        reading would run code from the file), and for a GGUF file ModelFileError and ModelConfigError.
-        """
-        from . import gguf as gguf_source
-        from . import huggingface, mistral
-
-        if path.is_file():
-            if path.suffix in _PICKLES:
-                raise _pickled(path, path.name)
-            if path.name.endswith((".safetensors", ".json")):
-                raise CheckpointError(f"{path}: expected a directory or a GGUF file, found one file of a checkpoint; name its directory")
-            return gguf_source.read(path)
-        if not path.is_dir():
-            raise CheckpointError(f"{path}: no such directory or file; expected a checkpoint (config.json and safetensors) or a GGUF file")
-        if huggingface.has_weights(path):
-            return huggingface.read(path)
-        if mistral.has_weights(path):
-            return mistral.read(path)
-        pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES and entry.name != "training_args.bin")
-        if pickles:
-            raise _pickled(path, pickles[0])
-        if ggufs := sorted(entry.name for entry in path.iterdir() if entry.suffix == ".gguf"):
-            raise CheckpointError(f"{path}: expected safetensors, found GGUF files; name one of them, such as {path / ggufs[0]}")
-        raise CheckpointError(
-            f"{path}: neither {huggingface.SINGLE} nor {huggingface.INDEX} nor {mistral.SINGLE} is there; "
-            "expected a checkpoint in one of these forms, or a GGUF file"
-        )
-
     def per_expert(self) -> Checkpoint:
         """With a target for each expert in place of the merged ones. Raises InvalidArgumentError for a dense model."""
         if not self.config.n_experts:
@@ -100,10 +66,3 @@ class Checkpoint:
                 found = list(self.tensors[name].shape)
                 raise CheckpointError(f"{self.path}: {name} has shape {found}; its configuration asks for {list(shape)}")
         return self
-
-
-def _pickled(path: Path, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        f"{path}: {name} is a Python pickle, which can run any code when it is read; expected safetensors: download those of the "
-        "model, or convert it where you trust it: transformers' from_pretrained(...).save_pretrained(...) writes them"
-    )

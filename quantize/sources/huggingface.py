@@ -26,7 +26,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def read(directory: Path) -> Checkpoint:
-    """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others. Raises as Checkpoint.open does."""
+    """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others. Raises as open_checkpoint does."""
     config = CheckpointConfig.read(directory / "config.json")
     files, stored = _read_weights(directory)
     tensors: dict[str, StoredTensor] = {}

@@ -59,7 +59,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def read(directory: Path) -> Checkpoint:
-    """Raises as Checkpoint.open does."""
+    """Raises as open_checkpoint does."""
     config = read_params(directory / "params.json")
     files = _files(directory)
     tensors: dict[str, StoredTensor] = {}

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 from gguf import TokenType
-from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
-from pymixtral.errors import CheckpointError, UnsupportedError
-
-from ..sources.strict_json import read_limited, shown
+from pymixtral.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -59,68 +52,3 @@ class Vocabulary:
             n_padding=n_padding,
             n_dropped=max(0, n_tokens - n_vocab),
         )
-
-
-def read_vocabulary(directory: Path) -> Vocabulary | None:
-    """tokenizer.model, else tokenizer.json, with added tokens, special tokens and the chat template of the files beside it; None where
-    neither is there.
-
-    Raises CheckpointError for a broken file, UnsupportedError for a tokenizer that GGUF's lists cannot express.
-    """
-    from .special_tokens import completed
-    from .tokenizer_json import read_tokenizer_json
-
-    if (path := directory / "tokenizer.model").exists():
-        return completed(directory, _read_sentencepiece(path))
-    # Mistral's own names for the versions of its tokenizer.
-    if len(paths := sorted(directory.glob("tokenizer.model.v[0-9]"))) == 1:
-        return completed(directory, _read_sentencepiece(paths[0]))
-    if (path := directory / "tokenizer.json").exists():
-        return completed(directory, read_tokenizer_json(path))
-    if (path := directory / "tekken.json").exists():
-        raise UnsupportedError(f"{path}: a tokenizer of kind tekken, which is not supported; expected tokenizer.model")
-    return None
-
-
-def _read_sentencepiece(path: Path) -> Vocabulary:
-    model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
-    try:
-        model.ParseFromString(read_limited(path))
-    except DecodeError:
-        raise CheckpointError(f"{path}: no SentencePiece model (its protocol buffer cannot be parsed)") from None
-    if not model.pieces:
-        raise CheckpointError(f"{path}: no pieces; is this a SentencePiece model?")
-    _refuse_inexpressible(path, model)
-    unknown = [token for token, piece in enumerate(model.pieces) if piece.type == TokenType.UNKNOWN]
-    if len(unknown) != 1:
-        raise CheckpointError(f"{path}: {len(unknown)} unknown pieces; expected one")
-    if bad := [token for token, piece in enumerate(model.pieces) if not math.isfinite(piece.score)]:
-        raise CheckpointError(f"{path}: piece {bad[0]} has the score {model.pieces[bad[0]].score}; expected a finite number")
-    return Vocabulary(
-        tokens=[piece.piece for piece in model.pieces],
-        scores=[piece.score for piece in model.pieces],
-        types=[piece.type for piece in model.pieces],
-        bos_id=_control_id(model, model.trainer_spec.bos_piece),
-        eos_id=_control_id(model, model.trainer_spec.eos_piece),
-        unknown_id=unknown[0],
-        add_space_prefix=model.normalizer_spec.add_dummy_prefix,
-        chat_template=None,
-    )
-
-
-def _refuse_inexpressible(path: Path, model: Any) -> None:
-    trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    for name, value, expected in (
-        ("model_type", trainer.model_type, trainer.BPE),
-        ("treat_whitespace_as_suffix", trainer.treat_whitespace_as_suffix, False),
-        ("precompiled_charsmap", normalizer.precompiled_charsmap, b""),
-        ("remove_extra_whitespaces", normalizer.remove_extra_whitespaces, False),
-        ("escape_whitespaces", normalizer.escape_whitespaces, True),
-    ):
-        if value != expected:
-            raise UnsupportedError(f"{path}: {name} is {shown(value)}; a GGUF vocabulary of kind 'llama' means {shown(expected)}")
-
-
-def _control_id(model: Any, piece: str) -> int | None:
-    """SentencePiece's own rule for bos and eos: the control piece of that text."""
-    return next((i for i, entry in enumerate(model.pieces) if entry.piece == piece and entry.type == TokenType.CONTROL), None)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pymixtral.errors import CheckpointError
-from pymixtral.quantize.sources.checkpoint import Checkpoint
+from pymixtral.quantize.sources.opening import open_checkpoint
 from support.checkpoints import Shape, config_json, make_checkpoint, make_tensors, write_safetensors
 
 SHAPE = Shape(n_vocab=64, n_layers=1)
@@ -35,7 +35,7 @@ def edit_index(directory: Path, change: Callable[[dict[str, Any]], Any]) -> None
 
 def refused(directory: Path, *words: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        Checkpoint.open(directory)
+        open_checkpoint(directory)
     for word in words:
         assert word in str(caught.value)
 
@@ -43,7 +43,7 @@ def refused(directory: Path, *words: str) -> None:
 @pytest.mark.parametrize("shards", [1, 2, 5])
 def test_sharded_and_single_hold_the_same(tmp_path: Path, shards: int) -> None:
     source = make_checkpoint(tmp_path, SHAPE, seed=9, shards=shards)
-    checkpoint = Checkpoint.open(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
     assert len(checkpoint.files) == shards
     assert checkpoint.tensors.keys() == source.keys()
     for name, array in source.items():
@@ -134,12 +134,12 @@ def test_shape_of_other_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stored", [False, True])
 def test_tied_checkpoint_needs_no_head(tmp_path: Path, stored: bool) -> None:
     directory = write(tmp_path, lambda tensors: None if stored else tensors.pop("lm_head.weight"), tie_word_embeddings=True)
-    assert "output.weight" not in {target.name for target in Checkpoint.open(directory).targets}
+    assert "output.weight" not in {target.name for target in open_checkpoint(directory).targets}
 
 
 def test_directory_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config_json(SHAPE)))
-    refused(tmp_path, "neither model.safetensors nor", "consolidated.safetensors")
+    refused(tmp_path, "expected a checkpoint with model.safetensors, ", "consolidated.safetensors")
 
 
 def test_no_such_directory(tmp_path: Path) -> None:

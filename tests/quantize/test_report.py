@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType, quants
 from pymixtral.errors import UnsupportedError
 from pymixtral.quantize import heat, quantize
 from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, tensor_class
-from pymixtral.quantize.sources.checkpoint import Checkpoint
+from pymixtral.quantize.sources.opening import open_checkpoint
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, read_tensors
 
 
@@ -106,13 +106,13 @@ def test_heat_map_is_a_png(tmp_path: Path) -> None:
 def test_heat_map_of_a_dense_model_is_refused(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", Shape(n_experts=0, n_vocab=64), seed=1)
     with pytest.raises(UnsupportedError, match="dense"):
-        heat.check(Checkpoint.open(tmp_path / "hf"))
+        heat.check(open_checkpoint(tmp_path / "hf"))
 
 
 def test_heat_map_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UnsupportedError, match=r"pymixtral\[plot\]"):
-        heat.check(Checkpoint.open(TINY_MIXTRAL))
+        heat.check(open_checkpoint(TINY_MIXTRAL))
 
 
 def test_output_is_not_attention_output() -> None:

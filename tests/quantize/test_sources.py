@@ -180,7 +180,7 @@ def test_pickles_are_refused_with_the_way_to_convert(tmp_path: Path, name: str, 
     """A pickle that would tell if it were loaded."""
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    with pytest.raises(UnsupportedError, match=f"{name} is a Python pickle.*safetensors.*save_pretrained"):
+    with pytest.raises(UnsupportedError, match=f"expected safetensors, found {name}, a Python pickle.*save_pretrained"):
         quantize(tmp_path / name if named else tmp_path, tmp_path / "m.gguf", progress=False)
     assert not (tmp_path / "ran").exists()
 
@@ -195,7 +195,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_sentence(tmp_path: Path, tiny_f
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(empty, "neither model.safetensors nor", "consolidated.safetensors", "GGUF")
+    refused(empty, "expected a checkpoint with model.safetensors, ", "consolidated.safetensors", "GGUF")
     shutil.copy(tiny_f16, empty / "some.gguf")
     refused(empty, "name one of them", "some.gguf")
     refused(TINY_MIXTRAL / "model.safetensors", "name its directory")

@@ -17,7 +17,8 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
-from pymixtral.quantize.vocabulary.vocabulary import Vocabulary, read_vocabulary
+from pymixtral.quantize.vocabulary.reading import read_vocabulary
+from pymixtral.quantize.vocabulary.vocabulary import Vocabulary
 from pymixtral.text.tokenizer import Tokenizer
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
 

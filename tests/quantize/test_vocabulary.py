@@ -11,7 +11,8 @@ from sentencepiece import SentencePieceProcessor
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from pymixtral.errors import CheckpointError, UnsupportedError
-from pymixtral.quantize.vocabulary.vocabulary import Vocabulary, read_vocabulary
+from pymixtral.quantize.vocabulary.reading import read_vocabulary
+from pymixtral.quantize.vocabulary.vocabulary import Vocabulary
 from support.checkpoints import TINY_MIXTRAL
 
 

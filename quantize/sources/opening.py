@@ -1,0 +1,65 @@
+"""Opens a checkpoint in whichever of the published forms it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pymixtral.errors import CheckpointError, UnsupportedError
+
+from . import gguf, huggingface, mistral
+from .checkpoint import Checkpoint
+
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Opens a directory in Hugging Face's or Mistral's own form, or a GGUF file.
+
+    Args:
+        path: The directory or file.
+
+    Returns:
+        The checkpoint, its tensors checked against its configuration. Their data is not read yet.
+
+    Raises:
+        CheckpointError: It is broken, incomplete or contradicts itself.
+        UnsupportedError: It is another kind of model, or reading its form would run code from the file.
+        ModelFileError: A GGUF file is broken.
+        ModelConfigError: A GGUF file describes no model that makes sense.
+    """
+    if path.is_file():
+        if path.suffix in _PICKLES:
+            raise _pickled(path, path.name)
+        if path.name.endswith((".safetensors", ".json")):
+            raise CheckpointError(
+                f"{path}: expected a directory or a GGUF file, found one file of a checkpoint: name its directory"
+            )
+        return gguf.read(path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or file"
+        )
+    if huggingface.has_weights(path):
+        return huggingface.read(path)
+    if mistral.has_weights(path):
+        return mistral.read(path)
+    pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)
+    pickles = [name for name in pickles if name != "training_args.bin"]  # the trainer's settings, which hold no weights
+    if pickles:
+        raise _pickled(path, pickles[0])
+    if ggufs := sorted(entry.name for entry in path.iterdir() if entry.suffix == ".gguf"):
+        raise CheckpointError(
+            f"{path}: expected safetensors, found GGUF files: name one of them, such as {path / ggufs[0]}"
+        )
+    raise CheckpointError(
+        f"{path}: expected a checkpoint with {huggingface.SINGLE}, {huggingface.INDEX} or {mistral.SINGLE}, or a GGUF file, "
+        "found none of them"
+    )
+
+
+def _pickled(path: Path, name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{path}: expected safetensors, found {name}, a Python pickle, which can run any code when it is read: download the "
+        "model's safetensors, or convert it where you trust it: transformers' "
+        "from_pretrained(...).save_pretrained(...) writes them"
+    )
