@@ -19,16 +19,14 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, TokenType
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from pymixtral.inspection import mixes
 from pymixtral.inspection.inventory import Inventory
+from pymixtral.inspection.published import MODELS
 
-HIDDEN, FFN, N_HEADS, N_KV_HEADS, HEAD_DIM, N_VOCAB = 4096, 14336, 32, 8, 128, 32000
-N_EXPERTS, N_EXPERTS_USED = 8, 2
-N_CTX, RMS_EPS, ROPE_BASE = 32768, 1e-5, 1e6
 ALIGNMENT = 32  # GGUF's default
 
 # Larger tensors are cut from one random pool at random offsets: drawing every weight of a large file would take minutes, and the pool is
@@ -129,13 +127,13 @@ class Tensor:
 
 def tensors(n_layers: int, name: str) -> list[Tensor]:
     """All tensors of the model, in the file's order; norms and router are f32."""
-    parts = mixes.parts(replace(mixes.MODELS["8x7b"], n_layers=n_layers))
+    inventory = Inventory.of_model(replace(MODELS["8x7b"], n_layers=n_layers))
     if name.endswith("_k") or name.endswith("_m"):
-        kinds = mixes.types(Inventory(parts, N_EXPERTS, N_EXPERTS_USED), name)
+        kinds = mixes.types(inventory, name)
     else:
         plain = GGMLQuantizationType[name.upper()]
-        kinds = [_T.F32 if len(part.shape) == 1 or "ffn_gate_inp" in part.name else plain for part in parts]
-    return [Tensor(part.name, part.shape, kind) for part, kind in zip(parts, kinds, strict=True)]
+        kinds = [_T.F32 if part.tensor_class in ("norms", "router") else plain for part in inventory.parts]
+    return [Tensor(part.name, part.shape, kind) for part, kind in zip(inventory.parts, kinds, strict=True)]
 
 
 def write(dest: Path, n_layers: int, name: str, seed: int) -> None:
@@ -161,18 +159,8 @@ def _write_header(path: Path, n_layers: int, plan: list[Tensor]) -> None:
     writer = GGUFWriter(path, "llama")
     writer.add_name(f"synthetic Mixtral, {n_layers} layers")
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_vocab_size(N_VOCAB)
-    writer.add_context_length(N_CTX)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(n_layers)
-    writer.add_feed_forward_length(FFN)
-    writer.add_head_count(N_HEADS)
-    writer.add_head_count_kv(N_KV_HEADS)
-    writer.add_layer_norm_rms_eps(RMS_EPS)
-    writer.add_rope_dimension_count(HEAD_DIM)
-    writer.add_rope_freq_base(ROPE_BASE)
-    writer.add_expert_count(N_EXPERTS)
-    writer.add_expert_used_count(N_EXPERTS_USED)
+    for key, value in replace(MODELS["8x7b"], n_layers=n_layers).to_gguf().items():
+        writer.add_key_value(key, value, GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.FLOAT32)
     _add_vocabulary(writer)
     for tensor in plan:
         writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=tensor.type)
@@ -188,13 +176,13 @@ def _add_vocabulary(writer: GGUFWriter) -> None:
     """Ids as in Mixtral: unknown, begin, end, the 256 bytes, then pieces, here of no meaning."""
     special = ["<unk>", "<s>", "</s>"]
     pieces = special + [f"<0x{byte:02X}>" for byte in range(256)]
-    n_named = len(pieces)
-    pieces += [f"▁w{i}" for i in range(n_named, N_VOCAB)]
+    n_named, n_vocab = len(pieces), MODELS["8x7b"].n_vocab
+    pieces += [f"▁w{i}" for i in range(n_named, n_vocab)]
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
     writer.add_tokenizer_model("llama")
     writer.add_token_list(pieces)
-    writer.add_token_scores([0.0] * n_named + [float(-i) for i in range(N_VOCAB - n_named)])
-    writer.add_token_types(types + [TokenType.NORMAL] * (N_VOCAB - n_named))
+    writer.add_token_scores([0.0] * n_named + [float(-i) for i in range(n_vocab - n_named)])
+    writer.add_token_types(types + [TokenType.NORMAL] * (n_vocab - n_named))
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

@@ -35,7 +35,7 @@ from pymixtral import ops
 from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.imatrix import Importance
-from pymixtral.files.layout import merged_name
+from pymixtral.files.names import TensorName, merged_name
 from pymixtral.units import show_bytes
 
 from .encoding import decode, encode, part_rows
@@ -159,26 +159,42 @@ def _slope(a: _Option, b: _Option) -> float:
 
 
 def _prices(measured: Mapping[str, _Measured]) -> dict[str, float]:
-    """What the noise of each tensor costs: the sensitivity of its matrix over the signal of that."""
-    signals: dict[str, float] = {}
+    """What the noise of each tensor costs: the sensitivity of its matrix over the signal of that.
+
+    The matrix of an expert's tensor is the merged one of all experts.
+    """
+    matrices = {name: _matrix(name) for name in measured}
+    signals: dict[TensorName, float] = {}
     for name, found in measured.items():
-        signals[merged_name(name)] = signals.get(merged_name(name), 0.0) + found.signal
-    stems = {name: name.split(".")[-2].removesuffix("_exps") for name in signals}
-    halves = [name for name in signals if stems[name] in ("attn_output", "ffn_down")]
-    amplitudes = [signals[name] ** 0.5 for name in halves]
-    if not all(found.known for name, found in measured.items() if merged_name(name) in halves) or sum(amplitudes) == 0:
+        signals[matrices[name]] = signals.get(matrices[name], 0.0) + found.signal
+    halves = [matrix for matrix in signals if matrix.stem in ("attn_output", "ffn_down")]
+    amplitudes = [signals[matrix] ** 0.5 for matrix in halves]
+    known = all(found.known for name, found in measured.items() if matrices[name] in halves)
+    if not known or sum(amplitudes) == 0:
         edge = 2 * max(1, len(halves) // 16)
         amplitudes = [2.0 if i < edge or i >= len(halves) - edge else 1.0 for i in range(len(halves))]
-    shares = {_half(name): 0.9 * amplitudes[i] / sum(amplitudes) + 0.1 / len(halves) for i, name in enumerate(halves)}
-    embedding = EMBEDDING_SENSITIVITY / (len(halves) // 2) + ("output.weight" not in signals)  # a tied one is the output matrix too
-    fixed = {"token_embd": embedding, "output": 1.0}
-    sensitivity = {name: fixed[stem] if stem in fixed else SENSITIVITY[stem] * shares[_half(name)] for name, stem in stems.items()}
-    return {name: _ratio(sensitivity[merged_name(name)], signals[merged_name(name)]) for name in measured}
+    shares = {
+        _half(matrix): 0.9 * amplitude / sum(amplitudes) + 0.1 / len(halves)
+        for matrix, amplitude in zip(halves, amplitudes, strict=True)
+    }
+    tied = all(matrix.stem != "output" for matrix in signals)  # then the embedding is the output matrix too
+    fixed = {"token_embd": EMBEDDING_SENSITIVITY / (len(halves) // 2) + tied, "output": 1.0}
+    sensitivity = {
+        matrix: fixed[matrix.stem] if matrix.stem in fixed else SENSITIVITY[matrix.stem] * shares[_half(matrix)]
+        for matrix in signals
+    }
+    return {name: _ratio(sensitivity[matrix], signals[matrix]) for name, matrix in matrices.items()}
 
 
-def _half(name: str) -> str:
-    """blk.3.attn_q.weight -> blk.3.attn"""
-    return name[: name.index("_")]
+def _matrix(name: str) -> TensorName:
+    matrix = TensorName.parse(merged_name(name))
+    assert matrix is not None  # opening the checkpoint refused all other names
+    return matrix
+
+
+def _half(matrix: TensorName) -> tuple[int | None, str]:
+    """The half of a layer that a matrix is in: its layer, and attn or ffn."""
+    return matrix.layer, matrix.stem.partition("_")[0]
 
 
 def _measure(context: ops.Context, checkpoint: Checkpoint, target: Target, importance: Importance | None) -> _Measured:

@@ -12,7 +12,6 @@ from pymixtral.files.writing import TensorInfo, encode_header, encode_string
 
 from .planning import ALIGNMENT, PlannedTensor
 from .sources.checkpoint import Checkpoint
-from .sources.config import CheckpointConfig
 from .vocabulary.vocabulary import Vocabulary
 
 _Scalar = bool | int | float | str
@@ -28,32 +27,17 @@ def make_header(checkpoint: Checkpoint, vocabulary: Vocabulary | None, tensors: 
     if checkpoint.metadata:
         keys = dict(checkpoint.metadata) | {key: _entry(key, value) for key, value in written.items()}
     else:
-        name = checkpoint.name.encode("utf-8", "replace").decode()  # a directory's name may be no UTF-8
-        general: dict[str, _Value] = {"general.architecture": "llama", "general.name": name, **written}
-        values = general | dict(_config(checkpoint.config)) | dict(_vocabulary(vocabulary) if vocabulary else ())
+        config = checkpoint.config
+        values: dict[str, _Value] = {
+            "general.architecture": "llama",
+            "general.name": config.name.encode("utf-8", "replace").decode(),  # a directory's name may be no UTF-8
+            **written,
+            **config.to_gguf(),
+            **dict(_vocabulary(vocabulary) if vocabulary else ()),
+        }
         keys = {key: _entry(key, value) for key, value in values.items()}
     infos = (TensorInfo(tensor.target.name, tensor.target.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
     return encode_header(list(keys.values()), infos, ALIGNMENT)
-
-
-def _config(config: CheckpointConfig) -> Iterator[tuple[str, _Value]]:
-    yield "llama.vocab_size", config.n_vocab
-    yield "llama.context_length", config.n_ctx_train
-    yield "llama.embedding_length", config.hidden
-    yield "llama.block_count", config.n_layers
-    yield "llama.feed_forward_length", config.ffn
-    yield "llama.attention.head_count", config.n_heads
-    yield "llama.attention.head_count_kv", config.n_kv_heads
-    yield "llama.attention.key_length", config.head_dim
-    yield "llama.attention.value_length", config.head_dim
-    yield "llama.attention.layer_norm_rms_epsilon", config.rms_eps
-    yield "llama.rope.dimension_count", config.head_dim
-    yield "llama.rope.freq_base", config.rope_base
-    if config.n_experts:
-        yield "llama.expert_count", config.n_experts
-        yield "llama.expert_used_count", config.n_experts_used
-    if config.window:
-        yield "llama.attention.sliding_window", config.window
 
 
 def _vocabulary(vocabulary: Vocabulary) -> Iterator[tuple[str, _Value]]:

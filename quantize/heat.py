@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import importlib
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pymixtral.errors import UnsupportedError
-from pymixtral.files.layout import merged_name
+from pymixtral.files.names import TensorName
 
 from .report import Report
 from .sources.checkpoint import Checkpoint
-
-_EXPERTS = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight")
 
 
 def check(checkpoint: Checkpoint) -> None:
@@ -29,17 +26,18 @@ def draw(report: Report, path: Path) -> None:
     """A PNG of relative errors, layers x experts, for gate, up and down; of what check() passes."""
     by_layer: dict[str, dict[int, list[float]]] = {}
     for tensor in report.tensors:
-        if match := _EXPERTS.fullmatch(merged_name(tensor.name)):
-            row = by_layer.setdefault(match[2], {}).setdefault(int(match[1]), [])
+        name = TensorName.parse(tensor.name)
+        if name is not None and name.layer is not None and name.tensor_class == "experts":
+            row = by_layer.setdefault(name.stem.removeprefix("ffn_"), {}).setdefault(name.layer, [])
             row += tensor.expert_errors or (tensor.relative_error,)
     errors = {name: np.array(list(rows.values())) for name, rows in by_layer.items()}
     highest = max(values.max() for values in errors.values())
     n_layers, n_experts = next(iter(errors.values())).shape
     figure = _figure()(figsize=(3 * (1.5 + 0.25 * n_experts), 1.5 + 0.25 * n_layers), layout="constrained")
     axes = figure.subplots(1, len(errors), sharey=True)
-    for axis, (name, values) in zip(axes, errors.items(), strict=True):
+    for axis, (projection, values) in zip(axes, errors.items(), strict=True):
         image = axis.imshow(100 * values, vmin=0, vmax=100 * highest, aspect="auto", cmap="viridis")
-        axis.set(title=name, xlabel="expert", xticks=range(n_experts))
+        axis.set(title=projection, xlabel="expert", xticks=range(n_experts))
     axes[0].set(ylabel="layer", yticks=range(0, n_layers, max(1, n_layers // 16)))
     figure.colorbar(image, ax=axes, label="relative error, %")
     figure.suptitle(f"{report.dest.name}: {report.bits_per_weight:.2f} bits per weight")

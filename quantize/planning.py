@@ -17,12 +17,12 @@ from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.imatrix import Importance, ImportanceMatrix
 from pymixtral.files.imatrix import read as read_imatrix
-from pymixtral.files.layout import merged_name
+from pymixtral.files.names import TensorName, merged_name
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
 from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
-from .report import show_notes, tensor_class
+from .report import report_row, show_notes
 from .sources.checkpoint import Checkpoint
 from .sources.targets import Target
 
@@ -93,7 +93,7 @@ class Plan:
         ]
         groups: dict[str, list[PlannedTensor]] = {}
         for tensor in self.tensors:
-            groups.setdefault(tensor_class(tensor.target.name), []).append(tensor)
+            groups.setdefault(report_row(tensor.target.name), []).append(tensor)
         for group, tensors in groups.items():
             types = Counter(tensor.type.name.lower() for tensor in tensors)
             n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
@@ -110,13 +110,12 @@ class Plan:
         layers: dict[int, tuple[_Types, dict[int, _Types]]] = {}
         columns: dict[str, None] = {}
         for tensor in self.tensors:
-            name = tensor.target.name.split(".")
-            if name[0] == "blk" and not kept_f32(tensor.target):
-                column = name[2].removesuffix("_exps")
-                columns[column] = None
-                layer, experts = layers.setdefault(int(name[1]), ({}, {}))
-                row = experts.setdefault(int(name[3]), {}) if len(name) > 4 else layer
-                row[column] = tensor.type.name.lower()
+            name = TensorName.parse(tensor.target.name)
+            if name is not None and name.layer is not None and not kept_f32(tensor.target):
+                columns[name.stem] = None
+                layer, experts = layers.setdefault(name.layer, ({}, {}))
+                row = layer if name.expert is None else experts.setdefault(name.expert, {})
+                row[name.stem] = tensor.type.name.lower()
         width = 14 if layers[0][1] else 8
         lines = [f"  {'layers':<{width}}" + "".join(f"{column.removeprefix('attn_').removeprefix('ffn_'):>9}" for column in columns)]
         for numbers, (layer, experts) in _runs(layers):

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.layout import merged_name
+from pymixtral.files.names import merged_name, tensor_class
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.mixes import fitting
 from pymixtral.inspection.mixes import types as mix_types
@@ -63,7 +63,7 @@ _FILE_TYPES = {
 
 def kept_f32(target: Target) -> bool:
     """Norms and routers."""
-    return len(target.shape) == 1 or target.name.endswith("ffn_gate_inp.weight")
+    return tensor_class(target.name) in ("norms", "router")
 
 
 def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:

@@ -14,24 +14,17 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32
-from pymixtral.files.layout import merged_name
+from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.units import show_bytes, show_count
 
 ERROR_STRIDE = 16
 """Errors are measured on every 16th row of a chunk: a small part of the run time; on all rows it would take most of it."""
 
-_CLASSES = {
-    "embedding": ("token_embd",),
-    "attention": ("attn_q", "attn_k", "attn_v", "attn_output"),
-    "experts gate": ("ffn_gate_exps",),
-    "experts up": ("ffn_up_exps",),
-    "experts down": ("ffn_down_exps",),
-    "feed-forward gate": ("ffn_gate",),
-    "feed-forward up": ("ffn_up",),
-    "feed-forward down": ("ffn_down",),
-    "norms and router": ("attn_norm", "ffn_norm", "output_norm", "ffn_gate_inp"),
-    "output": ("output",),
-}
+_ROWS = (
+    *("embedding", "attention", "experts gate", "experts up", "experts down"),
+    *("feed-forward gate", "feed-forward up", "feed-forward down", "norms and router", "output"),
+)
+"""The rows of the tables of classes: those of files.names, with experts and feed-forward in three."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +154,8 @@ class ErrorMeter:
     def classes(self, tensors: Sequence[TensorReport]) -> tuple[ClassReport, ...]:
         groups: defaultdict[str, list[TensorReport]] = defaultdict(list)
         for tensor in tensors:
-            groups[tensor_class(tensor.name)].append(tensor)
-        return tuple(self._class(name, groups[name]) for name in _CLASSES if name in groups)
+            groups[report_row(tensor.name)].append(tensor)
+        return tuple(self._class(name, groups[name]) for name in _ROWS if name in groups)
 
     def _class(self, name: str, tensors: Sequence[TensorReport]) -> ClassReport:
         sums = [part for tensor in tensors for part in self._sums[tensor.name].values()]
@@ -179,10 +172,20 @@ def _relative(error: float, norm: float) -> float:
     return math.sqrt(error / norm) if norm else 0.0
 
 
-def tensor_class(name: str) -> str:
-    """The class of a GGUF tensor name such as blk.3.attn_q.weight."""
-    stem = merged_name(name).removesuffix(".weight").rpartition(".")[2]
-    return next(group for group, stems in _CLASSES.items() if stem in stems)
+def report_row(name: str) -> str:
+    """The row of a table of classes that a tensor belongs to.
+
+    Args:
+        name: The tensor's name, such as blk.3.ffn_up_exps.weight.
+
+    Returns:
+        The row's name, such as "experts up".
+    """
+    parsed = TensorName.parse(name)
+    assert parsed is not None
+    if parsed.stem in FFN_STEMS:
+        return f"{parsed.tensor_class} {parsed.stem.removeprefix('ffn_')}"
+    return "norms and router" if parsed.tensor_class in ("norms", "router") else parsed.tensor_class
 
 
 def show_notes(notes: Sequence[str]) -> list[str]:

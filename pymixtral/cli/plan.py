@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pymixtral.inspection.plan import Plan
     from pymixtral.model.config import ModelConfig
 
-# As pymixtral.inspection.mixes has them, which is not imported for a help text.
+# As pymixtral.inspection.published has them, which is not imported for a help text.
 _MODELS = ("8x7b", "8x22b", "7b")
 
 
@@ -94,11 +94,11 @@ def _model(model: Path | None, params: str | None) -> tuple[ModelConfig, Invento
     from pymixtral.errors import UnsupportedError
     from pymixtral.inspection.inspect import inspect
     from pymixtral.inspection.inventory import Inventory
-    from pymixtral.inspection.mixes import MODELS, parts
+    from pymixtral.inspection.published import MODELS
 
     if params:
         config = MODELS[params]
-        return config, Inventory(parts(config), config.n_experts, config.n_experts_used), None
+        return config, Inventory.of_model(config), None
     assert model is not None
     found = inspect(model)
     if found.config is None:

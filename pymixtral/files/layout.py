@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,22 +16,13 @@ from pymixtral.errors import InvalidArgumentError, ModelConfigError, Unsupported
 from pymixtral.files.atomic import check_dest, check_space, replacing_all
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor
+from pymixtral.files.names import TensorName, expert_name, merged_name
 from pymixtral.files.shards import MAX_SHARDS, shard_name
 from pymixtral.files.writing import TensorInfo, encode_header, encode_string
 
 LAYOUTS = ("merged", "split")
 
-SPLIT = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))\.(0|[1-9]\d*)\.weight", re.ASCII)
-"""Names of tensors of one expert: its stem and its number."""
-
-_CHUNK_BYTES = 1 << 24
-_MERGED = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight", re.ASCII)
-
-
-def merged_name(name: str) -> str:
-    """The merged tensor that the tensor of a single expert belongs to, blk.0.ffn_up_exps.weight for blk.0.ffn_up.3.weight; else `name`."""
-    match = SPLIT.fullmatch(name)
-    return f"{match[1]}_exps.weight" if match else name
+_CHUNK_BYTES = 1 << 24  # written at a time: the bar moves, and the pages behind it can be dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,51 +98,56 @@ def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     """Each merged tensor as those of its experts, in its place."""
     names = {tensor.name for tensor in tensors}
     for tensor in tensors:
-        match = _MERGED.fullmatch(tensor.name)
-        if not match:
+        name = TensorName.parse(tensor.name)
+        if name is None or not name.merged:
             yield _kept(tensor)
             continue
         if len(tensor.shape) != 3:
-            raise ModelConfigError(f"{path}: tensor '{tensor.name}': expected three dimensions, found the shape {list(tensor.shape)}")
+            raise ModelConfigError(
+                f"{path}: tensor '{name}': expected three dimensions, found the shape {list(tensor.shape)}"
+            )
         for e, data in enumerate(tensor.data):
-            name = f"{match[1]}.{e}.weight"
-            if name in names:
-                raise ModelConfigError(f"{path}: tensors '{tensor.name}' and '{name}' are both in the file: expected one layout")
-            yield _Tensor(name, tensor.type, tensor.shape[1:], [data])
+            one = str(name.of_expert(e))
+            if one in names:
+                raise ModelConfigError(f"{path}: tensors '{name}' and '{one}': expected one layout, found both")
+            yield _Tensor(one, tensor.type, tensor.shape[1:], [data])
 
 
 def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     """The experts' tensors of one layer and kind as one, in the place of the first."""
     groups: dict[str, dict[int, Tensor]] = {}
     for tensor in tensors:
-        if match := SPLIT.fullmatch(tensor.name):
-            groups.setdefault(match[1], {})[int(match[2])] = tensor
+        name = TensorName.parse(tensor.name)
+        if name is not None and name.expert is not None:
+            groups.setdefault(str(name.of_all_experts()), {})[name.expert] = tensor
     names = {tensor.name for tensor in tensors}
     for tensor in tensors:
-        match = SPLIT.fullmatch(tensor.name)
-        if not match:
+        merged = merged_name(tensor.name)
+        if merged == tensor.name:
             yield _kept(tensor)
-        elif match[1] in groups:
-            yield _merge(path, match[1], groups.pop(match[1]), names)
+        elif merged in groups:
+            yield _merge(path, merged, groups.pop(merged), names)
 
 
-def _merge(path: str, stem: str, experts: dict[int, Tensor], names: set[str]) -> _Tensor:
-    name = f"{stem}_exps.weight"
+def _merge(path: str, name: str, experts: dict[int, Tensor], names: set[str]) -> _Tensor:
     if name in names:
-        raise ModelConfigError(f"{path}: tensors '{stem}.{min(experts)}.weight' and '{name}' are both in the file: expected one layout")
+        one = expert_name(name, min(experts))
+        raise ModelConfigError(f"{path}: tensors '{one}' and '{name}': expected one layout, found both")
     for e in range(len(experts)):
+        one = f"{path}: tensor '{expert_name(name, e)}'"
         if e not in experts:
-            raise ModelConfigError(f"{path}: tensor '{stem}.{e}.weight' is missing, expected experts from 0 to {max(experts)}")
+            raise ModelConfigError(f"{one} is missing, expected experts from 0 to {max(experts)}")
         if experts[e].shape != experts[0].shape:
             shapes = f"{list(experts[0].shape)} of expert 0, found {list(experts[e].shape)}"
-            raise ModelConfigError(f"{path}: tensor '{stem}.{e}.weight': expected the shape {shapes}")
+            raise ModelConfigError(f"{one}: expected the shape {shapes}")
         if experts[e].type != experts[0].type:
             raise UnsupportedError(
-                f"{path}: tensor '{stem}.{e}.weight': expected {experts[0].type.name}, the type of expert 0, found {experts[e].type.name}: "
+                f"{one}: expected {experts[0].type.name}, the type of expert 0, found {experts[e].type.name}: "
                 "experts of different types cannot be merged"
             )
     ordered = [experts[e] for e in range(len(experts))]
-    return _Tensor(name, ordered[0].type, (len(ordered), *ordered[0].shape), [tensor.data for tensor in ordered])
+    shape = (len(ordered), *ordered[0].shape)
+    return _Tensor(name, ordered[0].type, shape, [tensor.data for tensor in ordered])
 
 
 def _shards(tensors: list[_Tensor], max_bytes: int | None) -> list[list[_Tensor]]:

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-# Class: names of its tensors, in the order in which tables list the classes.
-_CLASSES = {
-    "embedding": re.compile(r"token_embd\.weight"),
-    "attention": re.compile(r"blk\.\d+\.attn_(q|k|v|output)\.weight"),
-    "router": re.compile(r"blk\.\d+\.ffn_gate_inp\.weight"),
-    "experts": re.compile(r"blk\.\d+\.ffn_(gate|up|down)(_exps|\.\d+)\.weight"),
-    "feed-forward": re.compile(r"blk\.\d+\.ffn_(gate|up|down)\.weight"),
-    "norms": re.compile(r"(blk\.\d+\.(attn|ffn)|output)_norm\.weight"),
-    "output": re.compile(r"output\.weight"),
-    "other": re.compile(r".*", re.DOTALL),
-}
+from pymixtral.files.names import CLASSES, tensor_class
+from pymixtral.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -40,9 +30,9 @@ class Part:
         return self.n_weights // int(block) * int(size)
 
     @property
-    def kind(self) -> str:
-        """Its class: embedding, attention, router, experts, feed-forward (of dense models), norms, output or other."""
-        return next(kind for kind, names in _CLASSES.items() if names.fullmatch(self.name))
+    def tensor_class(self) -> str:
+        """Its class, one of pymixtral.files.names.CLASSES."""
+        return tensor_class(self.name)
 
 
 @dataclass(frozen=True)
@@ -70,10 +60,16 @@ class Inventory:
         self.parts = list(parts)
         self.n_experts = n_experts
         self.n_experts_used = n_experts_used
-        groups: dict[str, list[Part]] = {name: [] for name in _CLASSES}
+        groups: dict[str, list[Part]] = {name: [] for name in CLASSES}
         for part in self.parts:
-            groups[part.kind].append(part)
+            groups[part.tensor_class].append(part)
         self.classes = {name: _total(name, group) for name, group in groups.items() if group}
+
+    @classmethod
+    def of_model(cls, config: ModelConfig) -> Inventory:
+        """The tensors of a model by its numbers: all f32, experts merged, in the order of a file."""
+        parts = (Part(str(name), GGMLQuantizationType.F32, shape) for name, shape in config.tensors())
+        return cls(parts, config.n_experts, config.n_experts_used)
 
     @property
     def tied(self) -> bool:
@@ -108,7 +104,7 @@ class Inventory:
     def active_bytes(self) -> int:
         """Bytes that one generated token reads: all matrices, but of the experts those used, and of an embedding that is not the
         output as well one row. Norms are left out, a ten-thousandth; so does ModelWeights.active_bytes."""
-        embedding = [part for part in self.parts if part.kind == "embedding"]
+        embedding = [part for part in self.parts if part.tensor_class == "embedding"]
         unread = 0 if self.tied else sum(part.n_bytes - part.n_bytes // part.shape[0] for part in embedding)
         norms = self.classes["norms"].n_bytes if "norms" in self.classes else 0
         return self.n_bytes - norms - unread - self._unused(self._experts.n_bytes)

@@ -7,35 +7,16 @@ passes has types of its own (EVERY_TOKEN). Sizes are those of published files, o
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.files.names import TensorName
 from pymixtral.inspection.inventory import Inventory, Part
-from pymixtral.model.config import ModelConfig
 
 Type = GGMLQuantizationType
 
-
-def _model(name: str, **numbers: int) -> ModelConfig:
-    common: dict[str, Any] = {"n_kv_heads": 8, "head_dim": 128, "window": 0}
-    return ModelConfig(name=name, rms_eps=1e-5, rope_base=1e6, **(common | numbers))
-
-
-MODELS = {
-    "8x7b": _model(
-        "Mixtral 8x7B", n_vocab=32000, n_ctx_train=32768, hidden=4096, n_layers=32, ffn=14336, n_heads=32, n_experts=8, n_experts_used=2
-    ),
-    "8x22b": _model(
-        "Mixtral 8x22B", n_vocab=32768, n_ctx_train=65536, hidden=6144, n_layers=56, ffn=16384, n_heads=48, n_experts=8, n_experts_used=2
-    ),
-    "7b": _model(
-        "Mistral 7B", n_vocab=32000, n_ctx_train=32768, hidden=4096, n_layers=32, ffn=14336, n_heads=32, n_experts=1, n_experts_used=1
-    ),
-}
 
 # Name: type of most matrices; from the largest to the smallest file.
 MIXES = {
@@ -88,31 +69,6 @@ _NARROW = {
     Type.Q6_K: Type.Q8_0,
 }
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.*)")
-
-
-def parts(config: ModelConfig) -> list[Part]:
-    """The tensors of a model, all f32, its experts merged, in the order of a file."""
-    c = config
-    q_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    moe, suffix, stack = c.n_experts > 1, "_exps" if c.n_experts > 1 else "", (c.n_experts,) if c.n_experts > 1 else ()
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (c.hidden,),
-        "attn_q": (q_dim, c.hidden),
-        "attn_k": (kv_dim, c.hidden),
-        "attn_v": (kv_dim, c.hidden),
-        "attn_output": (c.hidden, q_dim),
-        "ffn_norm": (c.hidden,),
-        **({"ffn_gate_inp": (c.n_experts, c.hidden)} if moe else {}),
-        f"ffn_gate{suffix}": (*stack, c.ffn, c.hidden),
-        f"ffn_up{suffix}": (*stack, c.ffn, c.hidden),
-        f"ffn_down{suffix}": (*stack, c.hidden, c.ffn),
-    }
-    shapes: dict[str, tuple[int, ...]] = {"token_embd": (c.n_vocab, c.hidden), "output_norm": (c.hidden,), "output": (c.n_vocab, c.hidden)}
-    shapes |= {f"blk.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
-    return [Part(f"{name}.weight", Type.F32, shape) for name, shape in shapes.items()]
-
-
 def mixed(inventory: Inventory, mix: str) -> Inventory:
     """The same tensors in the types of a mix, as fitting() lets them. Raises InvalidArgumentError for an unknown mix."""
     kinds = [fitting(kind, part.shape[-1]) for kind, part in zip(types(inventory, mix), inventory.parts, strict=True)]
@@ -125,8 +81,13 @@ def types(inventory: Inventory, mix: str) -> list[Type]:
     unknown mix."""
     if mix not in MIXES:
         raise InvalidArgumentError(f"expected a type among {', '.join(MIXES)}, found {mix!r}")
-    n_layers = 1 + max((int(match[1]) for part in inventory.parts if (match := _LAYER.match(part.name))), default=-1)
-    return [_type(part, mix, n_layers, inventory.n_experts >= 8, inventory.tied) for part in inventory.parts]
+    names = [TensorName.parse(part.name) for part in inventory.parts]
+    n_layers = 1 + max((name.layer for name in names if name and name.layer is not None), default=-1)
+    many = inventory.n_experts >= 8
+    return [
+        _type(part, name, mix, n_layers, many, inventory.tied)
+        for part, name in zip(inventory.parts, names, strict=True)
+    ]
 
 
 def fitting(kind: Type, cols: int) -> Type:
@@ -138,24 +99,20 @@ def fitting(kind: Type, cols: int) -> Type:
     return Type.F16 if cols % GGML_QUANT_SIZES[kind][0] else kind
 
 
-def _type(part: Part, mix: str, n_layers: int, many: bool, tied: bool) -> Type:
+def _type(part: Part, name: TensorName | None, mix: str, n_layers: int, many: bool, tied: bool) -> Type:
     """many: eight experts or more."""
-    base = MIXES[mix]
-    if len(part.shape) == 1 or part.kind == "router":
+    base, tensor_class = MIXES[mix], part.tensor_class
+    if len(part.shape) == 1 or tensor_class == "router":
         return Type.F32
-    if base in (Type.F32, Type.F16, Type.BF16):
+    if base in (Type.F32, Type.F16, Type.BF16) or name is None:
         return base
-    if part.kind == "output" or (part.kind == "embedding" and tied):
+    if tensor_class == "output" or (tensor_class == "embedding" and tied):
         return Type.Q8_0 if base == Type.Q8_0 else Type.Q6_K
-    match = _LAYER.match(part.name)
-    if many and part.kind in ("embedding", "attention"):
+    if many and tensor_class in ("embedding", "attention"):
         large, small = EVERY_TOKEN.get(base, (base, base))
-        return large if match and match[2].startswith(("attn_q.", "attn_output.")) else small
-    if match:
-        for name, rule in _RULES.items():
-            if match[2].startswith(name):
-                return rule(mix, int(match[1]), n_layers) or base
-    return base
+        return large if name.stem in ("attn_q", "attn_output") else small
+    rule = _RULES.get(name.stem)
+    return (rule(mix, name.layer or 0, n_layers) if rule else None) or base
 
 
 def _more_bits(i: int, n: int) -> bool:
@@ -187,4 +144,4 @@ def _ffn_down(mix: str, i: int, n: int) -> Type | None:
     return {"q2_k": Type.Q3_K, "q3_k_l": Type.Q5_K}.get(mix)
 
 
-_RULES: dict[str, Callable[[str, int, int], Type | None]] = {"attn_v.": _attn_v, "attn_output.": _attn_output, "ffn_down": _ffn_down}
+_RULES: dict[str, Callable[[str, int, int], Type | None]] = {"attn_v": _attn_v, "attn_output": _attn_output, "ffn_down": _ffn_down}

@@ -12,6 +12,7 @@ from pymixtral.arrays import F32
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
+from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
 from pymixtral.model.config import ModelConfig
 
@@ -88,67 +89,82 @@ class ModelWeights:
 
 
 def load_weights(file: GGUFFile, config: ModelConfig) -> ModelWeights:
-    """Views of all tensors of `file`, none copied except norms in f16 and bf16; they stay valid after file.close().
+    """The tensors of a file as the weights of a model.
 
-    Experts may be merged (blk.N.ffn_gate_exps.weight, [n_experts, ffn, hidden]) or split (blk.N.ffn_gate.E.weight); without
-    output.weight the head is the embedding. Raises ModelConfigError for a tensor that is missing or whose shape contradicts `config`,
-    and UnsupportedError for a type without a kernel and for a tensor that has no part in the computation defined in docs/numerics.md.
+    Experts may be merged (blk.N.ffn_gate_exps.weight, [n_experts, ffn, hidden]) or split
+    (blk.N.ffn_gate.E.weight); without output.weight the head is the embedding.
+
+    Args:
+        file: The open file.
+        config: What its metadata say, from ModelConfig.from_gguf.
+
+    Returns:
+        Views of all tensors, none copied except norms in f16 and bf16. They stay valid after
+        file.close().
+
+    Raises:
+        ModelConfigError: A tensor is missing, or its shape contradicts `config`.
+        UnsupportedError: A type has no kernel, or a tensor has no part in the computation that
+            docs/numerics.md defines.
     """
-    tensors = _Tensors(file)
-    c = config
-    embedding = tensors.matrix("token_embd.weight", c.n_vocab, c.hidden)
+    tensors = _Tensors(file, config)
+    embedding = tensors.matrix(TensorName("token_embd"))
+    head = TensorName("output")
     weights = ModelWeights(
         embedding=embedding,
-        output_norm=tensors.vector("output_norm.weight", c.hidden),
-        head=tensors.matrix("output.weight", c.n_vocab, c.hidden) if "output.weight" in file.tensors else embedding,
-        layers=[_layer(tensors, f"blk.{i}", c) for i in range(c.n_layers)],
+        output_norm=tensors.vector(TensorName("output_norm")),
+        head=tensors.matrix(head) if str(head) in file.tensors else embedding,
+        layers=[_layer(tensors, layer, config.n_experts) for layer in range(config.n_layers)],
     )
     tensors.refuse_unused()
     return weights
 
 
-def _layer(tensors: _Tensors, prefix: str, c: ModelConfig) -> LayerWeights:
-    gates = tensors.experts(f"{prefix}.ffn_gate", c.n_experts, c.ffn, c.hidden)
-    ups = tensors.experts(f"{prefix}.ffn_up", c.n_experts, c.ffn, c.hidden)
-    downs = tensors.experts(f"{prefix}.ffn_down", c.n_experts, c.hidden, c.ffn)
+def _layer(tensors: _Tensors, layer: int, n_experts: int) -> LayerWeights:
+    gates, ups, downs = (tensors.experts(TensorName(stem, layer), n_experts) for stem in FFN_STEMS)
     return LayerWeights(
-        attn_norm=tensors.vector(f"{prefix}.attn_norm.weight", c.hidden),
-        ffn_norm=tensors.vector(f"{prefix}.ffn_norm.weight", c.hidden),
-        q=tensors.matrix(f"{prefix}.attn_q.weight", c.n_heads * c.head_dim, c.hidden),
-        k=tensors.matrix(f"{prefix}.attn_k.weight", c.n_kv_heads * c.head_dim, c.hidden),
-        v=tensors.matrix(f"{prefix}.attn_v.weight", c.n_kv_heads * c.head_dim, c.hidden),
-        output=tensors.matrix(f"{prefix}.attn_output.weight", c.hidden, c.n_heads * c.head_dim),
-        router=tensors.matrix(f"{prefix}.ffn_gate_inp.weight", c.n_experts, c.hidden) if c.n_experts > 1 else None,
+        attn_norm=tensors.vector(TensorName("attn_norm", layer)),
+        ffn_norm=tensors.vector(TensorName("ffn_norm", layer)),
+        q=tensors.matrix(TensorName("attn_q", layer)),
+        k=tensors.matrix(TensorName("attn_k", layer)),
+        v=tensors.matrix(TensorName("attn_v", layer)),
+        output=tensors.matrix(TensorName("attn_output", layer)),
+        router=tensors.matrix(TensorName("ffn_gate_inp", layer)) if n_experts > 1 else None,
         experts=list(zip(gates, ups, downs, strict=True)),
     )
 
 
 class _Tensors:
-    """A file's tensors by name and expected shape; remembers which were used."""
+    """A file's tensors by name, of the shapes that the model's numbers give them; remembers which were used."""
 
-    def __init__(self, file: GGUFFile) -> None:
+    def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         self.path = file.path
         self.tensors = file.tensors
+        self.shapes = dict(config.tensors())
         self.used: set[str] = set()
 
-    def matrix(self, name: str, rows: int, cols: int) -> Matrix:
-        tensor = self._find(name, (rows, cols), MATRIX_TYPES)
+    def matrix(self, name: TensorName) -> Matrix:
+        tensor = self._find(name, self.shapes[name], MATRIX_TYPES)
         return Matrix(tensor.type, tensor.data)
 
-    def vector(self, name: str, n: int) -> F32:
-        tensor = self._find(name, (n,), (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16))
+    def vector(self, name: TensorName) -> F32:
+        kinds = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+        tensor = self._find(name, self.shapes[name], kinds)
         if tensor.type == GGMLQuantizationType.F16:
             return tensor.data.view(np.float16).astype(np.float32)
         if tensor.type == GGMLQuantizationType.BF16:
             return (tensor.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        return np.require(tensor.data.view(np.float32), requirements="A")  # C reads floats; GGUF's alignment makes this no copy
+        # C reads floats, which must be aligned; GGUF's alignment makes this no copy.
+        return np.require(tensor.data.view(np.float32), requirements="A")
 
-    def experts(self, name: str, n_experts: int, rows: int, cols: int) -> list[Matrix]:
+    def experts(self, name: TensorName, n_experts: int) -> list[Matrix]:
         if n_experts == 1:
-            return [self.matrix(f"{name}.weight", rows, cols)]
-        if f"{name}.0.weight" in self.tensors:
-            return [self.matrix(f"{name}.{e}.weight", rows, cols) for e in range(n_experts)]
-        merged = self._find(f"{name}_exps.weight", (n_experts, rows, cols), MATRIX_TYPES)
+            return [self.matrix(name)]
+        shape = self.shapes[name.of_all_experts()]
+        if str(name.of_expert(0)) in self.tensors:
+            split = [self._find(name.of_expert(e), shape[1:], MATRIX_TYPES) for e in range(n_experts)]
+            return [Matrix(tensor.type, tensor.data) for tensor in split]
+        merged = self._find(name.of_all_experts(), shape, MATRIX_TYPES)
         return [Matrix(merged.type, data) for data in merged.data]
 
     def refuse_unused(self) -> None:
@@ -159,8 +175,8 @@ class _Tensors:
                     "and leaving it out could change the results: the model is not supported"
                 )
 
-    def _find(self, name: str, shape: tuple[int, ...], types: tuple[GGMLQuantizationType, ...]) -> Tensor:
-        tensor = self.tensors.get(name)
+    def _find(self, name: TensorName, shape: tuple[int, ...], types: tuple[GGMLQuantizationType, ...]) -> Tensor:
+        tensor = self.tensors.get(str(name))
         if tensor is None:
             raise ModelConfigError(f"{self.path}: tensor '{name}' is missing, expected one of shape {list(shape)}")
         if tensor.shape != shape:
@@ -170,5 +186,5 @@ class _Tensors:
                 f"{self.path}: tensor '{name}': expected one of the types {', '.join(kind.name for kind in types)}, found "
                 f"{tensor.type.name}, which is not supported: quantize the model with `pymixtral quantize`"
             )
-        self.used.add(name)
+        self.used.add(str(name))
         return tensor

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.model.config import ModelConfig
 
-from .config import CheckpointConfig
 from .stored import StoredTensor
 from .strict_json import shown
 from .targets import Target
@@ -24,7 +24,7 @@ class Checkpoint:
     """
 
     path: Path
-    config: CheckpointConfig
+    config: ModelConfig
     files: tuple[Path, ...]
     tensors: Mapping[str, StoredTensor]
     targets: tuple[Target, ...]
@@ -33,9 +33,9 @@ class Checkpoint:
     zero_nonfinite: bool = False
 
     @property
-    def name(self) -> str:
-        """Of the directory."""
-        return self.path.resolve().name
+    def tied(self) -> bool:
+        """Whether the embedding is the output matrix too."""
+        return all(target.name != "output.weight" for target in self.targets)
 
     @property
     def used(self) -> tuple[Path, ...]:
@@ -45,7 +45,7 @@ class Checkpoint:
 
     def per_expert(self) -> Checkpoint:
         """With a target for each expert in place of the merged ones. Raises InvalidArgumentError for a dense model."""
-        if not self.config.n_experts:
+        if self.config.n_experts == 1:
             raise InvalidArgumentError(f"{self.path}: expected a model with experts for types per expert, found a dense one")
         return replace(self, targets=tuple(part for target in self.targets for part in target.split()))
 
@@ -56,7 +56,7 @@ class Checkpoint:
         if missing := [name for name in shapes if name not in self.tensors]:
             faults.append(f"{len(missing)} missing, such as {missing[0]}")
         # transformers ignores a stored output head when the config ties it to the embedding.
-        known = shapes.keys() | ({"lm_head.weight"} if self.config.tied else set())
+        known = shapes.keys() | ({"lm_head.weight"} if self.tied else set())
         if unexpected := [name for name in self.tensors if name not in known]:
             faults.append(f"{len(unexpected)} unexpected, such as {shown(unexpected[0])}")
         if faults:

@@ -13,13 +13,12 @@ from pymixtral import ops
 from pymixtral.arrays import F32, U8
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import read_shard
-from pymixtral.files.layout import SPLIT
+from pymixtral.files.names import expert_name, merged_name
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
 
 from .checkpoint import Checkpoint
-from .config import CheckpointConfig
 from .stored import FLOATS, SourceFile, StoredTensor
 from .targets import Target
 
@@ -43,7 +42,7 @@ def read(path: Path) -> Checkpoint:
     if types:
         found = ", ".join(f"{n} {name}" for name, n in types.most_common())
         notes.append(f"the source is quantized already ({found}), and its errors stay: quantize from the original weights if you can")
-    return Checkpoint(path, _config(config, "output.weight" not in stored), paths, tensors, plan, metadata, tuple(notes))
+    return Checkpoint(path, config, paths, tensors, plan, metadata, tuple(notes))
 
 
 def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
@@ -67,14 +66,14 @@ def _dequantizer() -> Callable[[GGMLQuantizationType, U8], F32]:
 
 def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) -> Iterator[Target]:
     """The file's tensors in its order; those of single experts become one, in the place of the first. Fills `tensors`."""
-    experts: dict[str, int] = Counter(match[1] for name in stored if (match := SPLIT.fullmatch(name)))
+    experts = Counter(merged for name in stored if (merged := merged_name(name)) != name)
     for name, tensor in stored.items():
-        match = SPLIT.fullmatch(name)
-        if match:
-            if match[1] in experts:
-                sources = tuple(f"{match[1]}.{e}.weight" for e in range(experts.pop(match[1])))
+        merged = merged_name(name)
+        if merged != name:
+            if merged in experts:
+                sources = tuple(expert_name(merged, e) for e in range(experts.pop(merged)))
                 tensors |= {source: stored[source] for source in sources}
-                yield Target(f"{match[1]}_exps.weight", sources, tensor.shape, merged=True)
+                yield Target(merged, sources, tensor.shape, merged=True)
         elif len(tensor.shape) == 3:
             parts = {f"{name}[{e}]": tensor.part(e) for e in range(tensor.shape[0])}
             tensors |= parts
@@ -82,23 +81,3 @@ def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) 
         else:
             tensors[name] = tensor
             yield Target(name, (name,), tensor.shape)
-
-
-def _config(config: ModelConfig, tied: bool) -> CheckpointConfig:
-    moe = config.n_experts > 1
-    return CheckpointConfig(
-        hidden=config.hidden,
-        ffn=config.ffn,
-        n_layers=config.n_layers,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        head_dim=config.head_dim,
-        n_experts=config.n_experts if moe else 0,
-        n_experts_used=config.n_experts_used if moe else 0,
-        n_vocab=config.n_vocab,
-        n_ctx_train=config.n_ctx_train,
-        rms_eps=config.rms_eps,
-        rope_base=config.rope_base,
-        window=config.window,
-        tied=tied,
-    )

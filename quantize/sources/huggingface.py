@@ -6,38 +6,122 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pymixtral.errors import CheckpointError
+from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.model.config import ModelConfig
 
 from .checkpoint import Checkpoint
-from .config import CheckpointConfig
 from .safetensors import read_safetensors
 from .stored import StoredTensor
 from .strict_json import read_object, shown
 from .targets import targets
+from .values import Values
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)", re.ASCII)
+_FUSED = re.compile(
+    r"(model\.layers\.\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)", re.ASCII
+)
 
 
 def has_weights(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint of this form."""
     return (directory / SINGLE).exists() or (directory / INDEX).exists()
 
 
 def read(directory: Path) -> Checkpoint:
-    """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others. Raises as open_checkpoint does."""
-    config = CheckpointConfig.read(directory / "config.json")
+    """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others.
+
+    Args:
+        directory: Where config.json and the safetensors are.
+
+    Returns:
+        The checkpoint, its tensors by the names of unfused experts.
+
+    Raises:
+        CheckpointError: It is broken, incomplete or contradicts itself.
+        UnsupportedError: It is another kind of model.
+    """
+    config, tied = read_config(directory / "config.json")
     files, stored = _read_weights(directory)
     tensors: dict[str, StoredTensor] = {}
-    for name, tensor in _by_expert(directory, config, stored) if config.n_experts else stored.items():
+    for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
         if name in tensors:
-            raise CheckpointError(f"{directory}: tensor {name} is there twice, fused with others and by itself; expected one of them")
+            raise CheckpointError(
+                f"{directory}: tensor {name} is there twice, fused with others and by itself; expected one of them"
+            )
         tensors[name] = tensor
-    return Checkpoint(directory, config, files, tensors, tuple(targets(config))).check_tensors()
+    return Checkpoint(directory, config, files, tensors, tuple(targets(config, tied))).check_tensors()
 
 
-def _by_expert(directory: Path, config: CheckpointConfig, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
+def read_config(path: Path) -> tuple[ModelConfig, bool]:
+    """Reads config.json.
+
+    Args:
+        path: The file; its directory gives the model its name.
+
+    Returns:
+        The model's numbers, and whether its embedding is the output matrix too.
+
+    Raises:
+        CheckpointError: A value is missing or makes no sense.
+        UnsupportedError: It is a model of another kind.
+    """
+    values = Values.read(path)
+    moe = _is_mixtral(values)
+    _refuse_unknown_features(values)
+    n_heads, n_kv_heads = values.heads("num_attention_heads", "num_key_value_heads")
+    n_experts = values.integer("num_local_experts", "llama.expert_count", lowest=2) if moe else 1
+    # Published Mixtral configs that carry a window are wrong: Mixtral attends to everything.
+    windowed = not moe and values.required("sliding_window") is not None
+    config = ModelConfig(
+        name=path.resolve().parent.name,
+        n_vocab=values.integer("vocab_size", "llama.vocab_size"),
+        n_ctx_train=values.integer("max_position_embeddings", "llama.context_length"),
+        hidden=values.integer("hidden_size", "llama.embedding_length"),
+        n_layers=values.integer("num_hidden_layers", "llama.block_count"),
+        ffn=values.integer("intermediate_size", "llama.feed_forward_length"),
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        head_dim=values.head_dim("hidden_size", "num_attention_heads"),
+        n_experts=n_experts,
+        n_experts_used=values.integer("num_experts_per_tok", "llama.expert_used_count", highest=n_experts) if moe else 1,
+        rms_eps=values.number("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon"),
+        rope_base=_rope(values).number("rope_theta", "llama.rope.freq_base"),
+        window=values.integer("sliding_window", "llama.attention.sliding_window") if windowed else 0,
+    )
+    return config, values.flag("tie_word_embeddings")
+
+
+def _is_mixtral(values: Values) -> bool:
+    names = values.required("architectures")
+    if names not in (["MixtralForCausalLM"], ["MistralForCausalLM"]):
+        raise UnsupportedError(
+            f"{values.where}: architectures: expected MixtralForCausalLM or MistralForCausalLM, found {shown(names)}"
+        )
+    return bool(names == ["MixtralForCausalLM"])
+
+
+def _refuse_unknown_features(values: Values) -> None:
+    rope = _rope(values)
+    for where, key, found, neutral in (
+        (values, "rope_scaling", values.get("rope_scaling"), None),
+        (rope, "rope_type", rope.get("rope_type", "default"), "default"),
+        (values, "hidden_act", values.get("hidden_act", "silu"), "silu"),
+    ):
+        if found != neutral:
+            raise UnsupportedError(
+                f"{where.where}: {key}: expected {'null' if neutral is None else repr(neutral)}, found {shown(found)}, "
+                "which is not supported"
+            )
+
+
+def _rope(values: Values) -> Values:
+    """Where rope_theta lives: the top level, or rope_parameters in files of transformers 5."""
+    return values.inner("rope_parameters") or values
+
+
+def _by_expert(directory: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
     """Fused experts as what they consist of: gate_up_proj holds [n_experts, 2 * ffn, hidden], the rows of gate before those of up, and
     down_proj [n_experts, hidden, ffn]."""
     for name, tensor in stored.items():

@@ -10,25 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from pymixtral.errors import CheckpointError, UnsupportedError
-from pymixtral.model.config import (
-    MAX_CONTEXT,
-    MAX_EXPERTS,
-    MAX_FFN,
-    MAX_HEADS,
-    MAX_HIDDEN,
-    MAX_LAYERS,
-    MAX_VOCAB,
-    MAX_WINDOW,
-    RMS_EPS,
-    ROPE_BASE,
-)
+from pymixtral.model.config import ModelConfig
 
 from .checkpoint import Checkpoint
-from .config import CheckpointConfig, Values
 from .safetensors import read_safetensors
 from .stored import StoredTensor
-from .strict_json import read_object, shown
+from .strict_json import shown
 from .targets import targets
+from .values import Values
 
 SINGLE = "consolidated.safetensors"
 
@@ -55,12 +44,24 @@ _FEATURES = {"lora": (None,), "vision_encoder": (None,), "yarn": (None,), "llama
 
 
 def has_weights(directory: Path) -> bool:
+    """Whether a directory holds a checkpoint of this form."""
     return (directory / SINGLE).exists() or any(_SHARD.fullmatch(entry.name) for entry in directory.iterdir())
 
 
 def read(directory: Path) -> Checkpoint:
-    """Raises as open_checkpoint does."""
-    config = read_params(directory / "params.json")
+    """Opens a checkpoint of mistral-inference.
+
+    Args:
+        directory: Where params.json and the safetensors are.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        CheckpointError: It is broken, incomplete or contradicts itself.
+        UnsupportedError: It is another kind of model.
+    """
+    config, tied = read_params(directory / "params.json")
     files = _files(directory)
     tensors: dict[str, StoredTensor] = {}
     for path in files:
@@ -68,7 +69,7 @@ def read(directory: Path) -> Checkpoint:
             if name in tensors:
                 raise CheckpointError(f"{path}: tensor {shown(name)} is in another file of the checkpoint too; expected it in one")
             tensors[name] = tensor
-    plan = tuple(replace(target, sources=tuple(map(own_name, target.sources)), rope_heads=0) for target in targets(config))
+    plan = tuple(replace(target, sources=tuple(map(own_name, target.sources)), rope_heads=0) for target in targets(config, tied))
     return Checkpoint(directory, config, files, tensors, plan).check_tensors()
 
 
@@ -79,37 +80,47 @@ def own_name(name: str) -> str:
     return name
 
 
-def read_params(path: Path) -> CheckpointConfig:
-    """Reads params.json. Raises CheckpointError for a value that makes no sense, UnsupportedError for a feature that is not computed."""
-    values = Values(read_object(path), str(path))
+def read_params(path: Path) -> tuple[ModelConfig, bool]:
+    """Reads params.json.
+
+    Args:
+        path: The file; its directory gives the model its name.
+
+    Returns:
+        The model's numbers, and whether its embedding is the output matrix too.
+
+    Raises:
+        CheckpointError: A value is missing or makes no sense.
+        UnsupportedError: The model has a feature that is not computed.
+    """
+    values = Values.read(path)
     for key, neutral in _FEATURES.items():
         if values.get(key) not in neutral:
-            raise UnsupportedError(f"{path}: {key} is {shown(values.get(key))}; models with it are not supported")
-    n_heads = values.count("n_heads", MAX_HEADS)
-    n_kv_heads = values.count("n_kv_heads", MAX_HEADS) if values.get("n_kv_heads") is not None else n_heads
-    if n_heads % n_kv_heads:
-        raise CheckpointError(f"{path}: n_heads {n_heads} is no multiple of n_kv_heads {n_kv_heads}")
+            raise UnsupportedError(f"{path}: {key}: expected none, found {shown(values.get(key))}, which is not supported")
+    n_heads, n_kv_heads = values.heads("n_heads", "n_kv_heads" if values.has("n_kv_heads") else "n_heads")
     moe = values.inner("moe")
-    n_experts = moe.count("num_experts", MAX_EXPERTS, lowest=2) if moe else 0
-    window = values.count("sliding_window", MAX_WINDOW) if values.get("sliding_window") is not None else 0
-    context = next((key for key in ("max_position_embeddings", "max_seq_len") if values.get(key) is not None), None)
-    return CheckpointConfig(
-        hidden=values.count("dim", MAX_HIDDEN),
-        ffn=values.count("hidden_dim", MAX_FFN),
-        n_layers=values.count("n_layers", MAX_LAYERS),
+    n_experts = moe.integer("num_experts", "llama.expert_count", lowest=2) if moe else 1
+    window = values.integer("sliding_window", "llama.attention.sliding_window") if values.has("sliding_window") else 0
+    default_base = 1e4 if window else 1e6  # mistral-inference's own
+    rope_base = values.number("rope_theta", "llama.rope.freq_base") if values.has("rope_theta") else default_base
+    context = next(filter(values.has, ("max_position_embeddings", "max_seq_len")), None)
+    config = ModelConfig(
+        name=path.resolve().parent.name,
+        n_vocab=values.integer("vocab_size", "llama.vocab_size"),
+        n_ctx_train=values.integer(context, "llama.context_length") if context else _CONTEXT,
+        hidden=values.integer("dim", "llama.embedding_length"),
+        n_layers=values.integer("n_layers", "llama.block_count"),
+        ffn=values.integer("hidden_dim", "llama.feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=values.head_dim("dim", "n_heads"),
         n_experts=n_experts,
-        n_experts_used=moe.count("num_experts_per_tok", n_experts) if moe else 0,
-        n_vocab=values.count("vocab_size", MAX_VOCAB),
-        n_ctx_train=values.count(context, MAX_CONTEXT) if context else _CONTEXT,
-        rms_eps=values.number("norm_eps", *RMS_EPS),
-        # mistral-inference's own default.
-        rope_base=values.number("rope_theta", *ROPE_BASE) if values.get("rope_theta") is not None else 1e4 if window else 1e6,
+        n_experts_used=moe.integer("num_experts_per_tok", "llama.expert_used_count", highest=n_experts) if moe else 1,
+        rms_eps=values.number("norm_eps", "llama.attention.layer_norm_rms_epsilon"),
+        rope_base=rope_base,
         window=0 if moe else window,
-        tied=values.flag("tied_embeddings"),
     )
+    return config, values.flag("tied_embeddings")
 
 
 def _files(directory: Path) -> tuple[Path, ...]:

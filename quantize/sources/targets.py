@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from pymixtral.arrays import I64
-
-from .config import CheckpointConfig
+from pymixtral.files.names import TensorName, expert_name
+from pymixtral.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,10 @@ class Target:
         """The tensors of single experts that a merged one consists of, by the names of the split layout; of another tensor itself."""
         if not self.merged:
             return [self]
-        stem = self.name.removesuffix("_exps.weight")
-        return [replace(self, name=f"{stem}.{e}.weight", sources=(source,), merged=False) for e, source in enumerate(self.sources)]
+        return [
+            replace(self, name=expert_name(self.name, e), sources=(source,), merged=False)
+            for e, source in enumerate(self.sources)
+        ]
 
     @property
     def rows(self) -> int:
@@ -46,44 +48,48 @@ class Target:
         return self.part_shape[-1]
 
 
-def targets(config: CheckpointConfig) -> list[Target]:
-    """The tensors of the GGUF file in the order in which they are written."""
-    hidden, head_dim = config.hidden, config.head_dim
-    q_rows, kv_rows = config.n_heads * head_dim, config.n_kv_heads * head_dim
-    result = [Target("token_embd.weight", ("model.embed_tokens.weight",), (config.n_vocab, hidden))]
-    for layer in range(config.n_layers):
-        block, source = f"blk.{layer}", f"model.layers.{layer}"
-        attention = f"{source}.self_attn"
-        result += [
-            Target(f"{block}.attn_norm.weight", (f"{source}.input_layernorm.weight",), (hidden,)),
-            Target(f"{block}.attn_q.weight", (f"{attention}.q_proj.weight",), (q_rows, hidden), rope_heads=config.n_heads),
-            Target(f"{block}.attn_k.weight", (f"{attention}.k_proj.weight",), (kv_rows, hidden), rope_heads=config.n_kv_heads),
-            Target(f"{block}.attn_v.weight", (f"{attention}.v_proj.weight",), (kv_rows, hidden)),
-            Target(f"{block}.attn_output.weight", (f"{attention}.o_proj.weight",), (hidden, q_rows)),
-            Target(f"{block}.ffn_norm.weight", (f"{source}.post_attention_layernorm.weight",), (hidden,)),
-        ]
-        result += _experts(config, block, f"{source}.block_sparse_moe") if config.n_experts else _dense(config, block, f"{source}.mlp")
-    result.append(Target("output_norm.weight", ("model.norm.weight",), (hidden,)))
-    if not config.tied:
-        result.append(Target("output.weight", ("lm_head.weight",), (config.n_vocab, hidden)))
-    return result
+_SOURCES = {
+    "token_embd": "model.embed_tokens",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+"""Hugging Face's name of each stem, in a layer after the layer's name."""
+
+_EXPERT_SOURCES = {"ffn_gate": "w1", "ffn_up": "w3", "ffn_down": "w2"}
+"""The same of an expert's matrices, after the expert's name."""
 
 
-def _experts(config: CheckpointConfig, block: str, source: str) -> list[Target]:
-    up, down = (config.ffn, config.hidden), (config.hidden, config.ffn)
-    result = [Target(f"{block}.ffn_gate_inp.weight", (f"{source}.gate.weight",), (config.n_experts, config.hidden))]
-    for name, weight, shape in (("gate", "w1", up), ("up", "w3", up), ("down", "w2", down)):
-        sources = tuple(f"{source}.experts.{expert}.{weight}.weight" for expert in range(config.n_experts))
-        result.append(Target(f"{block}.ffn_{name}_exps.weight", sources, shape, merged=True))
-    return result
+def targets(config: ModelConfig, tied: bool) -> list[Target]:
+    """What becomes of a Hugging Face checkpoint.
+
+    Args:
+        config: The model's numbers.
+        tied: Whether the embedding is the output matrix too, so that the file has no output.weight.
+
+    Returns:
+        The tensors of the GGUF file, in the order in which they are written.
+    """
+    return [_target(config, name, shape) for name, shape in config.tensors() if not (tied and name.stem == "output")]
 
 
-def _dense(config: CheckpointConfig, block: str, source: str) -> list[Target]:
-    up, down = (config.ffn, config.hidden), (config.hidden, config.ffn)
-    return [
-        Target(f"{block}.ffn_{name}.weight", (f"{source}.{name}_proj.weight",), shape)
-        for name, shape in (("gate", up), ("up", up), ("down", down))
-    ]
+def _target(config: ModelConfig, name: TensorName, shape: tuple[int, ...]) -> Target:
+    prefix = "" if name.layer is None else f"model.layers.{name.layer}."
+    if name.merged:
+        experts, weight = f"{prefix}block_sparse_moe.experts", _EXPERT_SOURCES[name.stem]
+        sources = tuple(f"{experts}.{e}.{weight}.weight" for e in range(config.n_experts))
+        return Target(str(name), sources, shape[1:], merged=True)
+    rope_heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}.get(name.stem, 0)
+    return Target(str(name), (f"{prefix}{_SOURCES[name.stem]}.weight",), shape, rope_heads=rope_heads)
 
 
 def rope_order(n_heads: int, head_dim: int) -> I64:

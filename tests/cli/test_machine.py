@@ -22,7 +22,8 @@ from pymixtral.cli.text import shorten
 from pymixtral.inspection import machine, probe
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.machine import Memory
-from pymixtral.inspection.mixes import MIXES, MODELS, mixed, parts
+from pymixtral.inspection.mixes import MIXES, mixed
+from pymixtral.inspection.published import MODELS
 from pymixtral.model.weights import MATRIX_TYPES
 from support.holes import write_hole
 
@@ -66,7 +67,7 @@ def of_64_gb(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hole(path: Path, mix: str) -> Path:
-    return write_hole(path, CONFIG, mixed(Inventory(parts(CONFIG), 8, 2), mix).parts)
+    return write_hole(path, CONFIG, mixed(Inventory.of_model(CONFIG), mix).parts)
 
 
 @pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate", "quantize"])
@@ -112,7 +113,7 @@ def test_inspect_counts_memory_for_a_context(tmp_path: Path) -> None:
 def test_inspect_of_a_type_without_a_kernel_says_so(tmp_path: Path) -> None:
     kind = GGMLQuantizationType.Q8_K
     assert kind not in MATRIX_TYPES
-    tensors = [Part(part.name, kind if len(part.shape) > 1 else part.type, part.shape) for part in parts(CONFIG)]
+    tensors = [Part(part.name, kind if len(part.shape) > 1 else part.type, part.shape) for part in Inventory.of_model(CONFIG).parts]
     path = write_hole(tmp_path / "m.gguf", CONFIG, tensors)
     text = output("inspect", path)
     assert re.search(r"Runs here +no: tensor 'token_embd.weight'", text)
@@ -208,10 +209,12 @@ def test_plan_of_a_file_in_another_type(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("of_64_gb")
 def test_plan_of_a_file_that_cannot_run_says_why(tmp_path: Path) -> None:
-    path = write_hole(tmp_path / "m.gguf", CONFIG, parts(CONFIG)[:-1])
-    assert "does not run it: tensor 'blk.31.ffn_down_exps.weight' is missing" in " ".join(output("plan", path).split())
+    name = "blk.31.ffn_down_exps.weight"
+    parts = [part for part in Inventory.of_model(CONFIG).parts if part.name != name]
+    path = write_hole(tmp_path / "m.gguf", CONFIG, parts)
+    assert f"does not run it: tensor '{name}' is missing" in " ".join(output("plan", path).split())
     assert as_json("plan", path)["runs"] is False
-    write_hole(tmp_path / "other.gguf", CONFIG, parts(CONFIG), architecture="gemma")
+    write_hole(tmp_path / "other.gguf", CONFIG, Inventory.of_model(CONFIG).parts, architecture="gemma")
     refused(run("plan", tmp_path / "other.gguf"), "gemma")
 
 

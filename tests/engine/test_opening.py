@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pymixtral.inspection.inventory import Inventory
-from pymixtral.inspection.mixes import MODELS, mixed, parts
+from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.published import MODELS
 from support.holes import split, write_hole
 
 OPEN = """
@@ -37,7 +38,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize("layout", ["merged", "split"])
 def test_26_gb_open_at_once_and_take_no_memory(tmp_path: Path, layout: str, record_property: Callable[[str, object], None]) -> None:
     config = MODELS["8x7b"]
-    tensors = mixed(Inventory(parts(config), config.n_experts, config.n_experts_used), "q4_0").parts
+    tensors = mixed(Inventory.of_model(config), "q4_0").parts
     path = write_hole(tmp_path / "mixtral.gguf", config, split(tensors, 8) if layout == "split" else tensors, tokens=True)
     if path.stat().st_blocks * 512 > 1 << 24:
         pytest.skip("the file system has no sparse files")

@@ -125,8 +125,8 @@ def experts(*parts: tuple[str, list[int], int]) -> bytes:
         ("merged", experts(("up.0", [32], F32), ("up.1", [64], F32)), ModelConfigError, ("ffn_up.1", "[32]", "found [64]")),
         ("merged", experts(("up.0", [32], F32), ("up.2", [32], F32)), ModelConfigError, ("'blk.0.ffn_up.1.weight' is missing",)),
         ("merged", experts(("up.1", [32], F32)), ModelConfigError, ("'blk.0.ffn_up.0.weight' is missing",)),
-        ("merged", experts(("up.0", [32], F32), ("up_exps", [32], F32)), ModelConfigError, ("ffn_up_exps", "both in the file")),
-        ("split", experts(("up.0", [32], F32), ("up_exps", [32, 1, 1], F32)), ModelConfigError, ("ffn_up.0", "both in the file")),
+        ("merged", experts(("up.0", [32], F32), ("up_exps", [32], F32)), ModelConfigError, ("ffn_up_exps", "found both")),
+        ("split", experts(("up.0", [32], F32), ("up_exps", [32, 1, 1], F32)), ModelConfigError, ("ffn_up.0", "found both")),
         ("split", experts(("up_exps", [32, 1], F32)), ModelConfigError, ("ffn_up_exps", "three dimensions", "[1, 32]")),
     ],
 )

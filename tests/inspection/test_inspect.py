@@ -14,7 +14,8 @@ from pymixtral import Mixtral
 from pymixtral.errors import InvalidArgumentError, ModelFileError
 from pymixtral.inspection.inspect import inspect
 from pymixtral.inspection.inventory import Inventory
-from pymixtral.inspection.mixes import MODELS, mixed, parts
+from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.published import MODELS
 from pymixtral.model.footprint import footprint, kv_bytes_per_token
 from pymixtral.model.kv_cache import KVCache, n_pages_for
 from support.holes import split, write_hole
@@ -23,7 +24,7 @@ CONFIG = MODELS["8x7b"]
 
 
 def mixtral(mix: str) -> Inventory:
-    return mixed(Inventory(parts(CONFIG), CONFIG.n_experts, CONFIG.n_experts_used), mix)
+    return mixed(Inventory.of_model(CONFIG), mix)
 
 
 @pytest.mark.parametrize("mix", ["q8_0", "q4_k_m", "q2_k", "iq4_xs"])
@@ -87,10 +88,12 @@ def test_another_architecture_is_described_with_the_reason_why_it_does_not_run(t
 
 
 def test_a_missing_tensor_is_the_reason(tmp_path: Path) -> None:
-    found = inspect(write_hole(tmp_path / "part.gguf", CONFIG, mixtral("q8_0").parts[:-1]))
+    name = "blk.31.ffn_down_exps.weight"
+    parts = [part for part in mixtral("q8_0").parts if part.name != name]
+    found = inspect(write_hole(tmp_path / "part.gguf", CONFIG, parts))
     assert found.config is not None
     assert found.problem is not None
-    assert found.problem.startswith("tensor 'blk.31.ffn_down_exps.weight' is missing")
+    assert found.problem.startswith(f"tensor '{name}' is missing")
 
 
 def test_metadata_is_plain_in_json(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.inspection.inventory import Inventory, Part
-from pymixtral.inspection.mixes import MODELS, mixed, parts
+from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.published import MODELS
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
 from support.holes import split
@@ -19,7 +20,7 @@ Type = GGMLQuantizationType
 
 def inventory(model: str) -> Inventory:
     config = MODELS[model]
-    return Inventory(parts(config), config.n_experts, config.n_experts_used)
+    return Inventory.of_model(config)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def inventory(model: str) -> Inventory:
     ],
 )
 def test_classes(name: str, kind: str) -> None:
-    assert Part(name, Type.F32, (8,)).kind == kind
+    assert Part(name, Type.F32, (8,)).tensor_class == kind
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.inspection.inventory import Inventory, Part
-from pymixtral.inspection.mixes import MIXES, MODELS, mixed, parts
+from pymixtral.inspection.mixes import MIXES, mixed
+from pymixtral.inspection.published import MODELS
 
 Type = GGMLQuantizationType
 
 
 def inventory(model: str) -> Inventory:
     config = MODELS[model]
-    return Inventory(parts(config), config.n_experts, config.n_experts_used)
+    return Inventory.of_model(config)
 
 
 # Sizes that model cards of published files state, in units of 10^9 bytes.

@@ -7,8 +7,9 @@ import pytest
 from pymixtral.inspection import plan as planning
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
-from pymixtral.inspection.mixes import MIXES, MODELS, parts
+from pymixtral.inspection.mixes import MIXES
 from pymixtral.inspection.plan import Plan, largest_that_fits, plans
+from pymixtral.inspection.published import MODELS
 from pymixtral.model.footprint import kv_bytes_per_token
 from pymixtral.model.weights import MATRIX_TYPES
 
@@ -18,12 +19,12 @@ GB = 10**9
 def plan(model: str, mix: str, available: int, *, total: int | None = None, n_ctx: int = 4096, bandwidth: float = 50.0) -> Plan:
     config = MODELS[model]
     memory = Memory(total or available, available, None, None)
-    return planning.plan(config, Inventory(parts(config), config.n_experts, config.n_experts_used), n_ctx, memory, bandwidth, mix=mix)
+    return planning.plan(config, Inventory.of_model(config), n_ctx, memory, bandwidth, mix=mix)
 
 
 def choices(model: str, available: int) -> list[Plan]:
     config = MODELS[model]
-    found = Inventory(parts(config), config.n_experts, config.n_experts_used)
+    found = Inventory.of_model(config)
     return plans(config, found, 4096, Memory(available, available, None, None), 50.0)
 
 
@@ -50,7 +51,7 @@ def test_the_last_byte_decides() -> None:
 
 def test_keys_and_values_in_q8_0_take_less() -> None:
     config = MODELS["8x7b"]
-    found = Inventory(parts(config), config.n_experts, config.n_experts_used)
+    found = Inventory.of_model(config)
     args = config, found, 32768, Memory(64 * GB, 64 * GB, None, None), 50.0
     for half, blocks in zip(plans(*args), plans(*args, kv_type="q8_0"), strict=True):
         assert (half.memory.kv, blocks.memory.kv) == (4 << 30, (4 << 30) * 34 // 64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from pymixtral.errors import ModelConfigError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.model.config import FEATURES, ModelConfig
+from pymixtral.model.config import ModelConfig
+from pymixtral.model.keys import FEATURES
 from support.configs import DENSE, MIXTRAL, YARN, read
 
 V = GGUFValueType
@@ -43,6 +45,14 @@ def test_dense_mistral(tmp_path: Path) -> None:
     config = read(tmp_path, DENSE)
     assert (config.n_experts, config.n_experts_used, config.window) == (1, 1, 0)
     assert read(tmp_path, {**DENSE, "llama.expert_count": 0, "llama.expert_used_count": 0}) == config
+
+
+@pytest.mark.parametrize("window", [0, 4096])
+def test_what_is_written_is_read_again(tmp_path: Path, window: int) -> None:
+    general = {"general.architecture": "llama", "general.name": "Mixtral 8x7B"}
+    mixtral, dense = read(tmp_path, MIXTRAL), replace(read(tmp_path, DENSE), head_dim=64, window=window)
+    for config in (mixtral, dense):
+        assert read(tmp_path, general | config.to_gguf()) == config
 
 
 def test_optional_keys(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pymixtral.cli.quantize import quantize as command
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.imatrix import ImportanceMatrix
-from pymixtral.files.layout import convert_layout, merged_name
+from pymixtral.files.layout import convert_layout
+from pymixtral.files.names import merged_name
 from pymixtral.quantize import budget, heat, plan, quantize
 from pymixtral.quantize.planning import Plan
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint

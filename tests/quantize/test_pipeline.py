@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from pymixtral.errors import CheckpointError, OutputError
+from pymixtral.model.config import ModelConfig
 from pymixtral.quantize import quantize, verify, writer
 from pymixtral.quantize.pipeline import DEPTH, WriteBehind, read_ahead
 from support.checkpoints import Shape, make_checkpoint
@@ -154,7 +155,7 @@ def test_row_19_damage_between_writing_and_reading_back_is_found(
 
 
 def test_a_file_that_pymixtral_would_refuse_does_not_pass(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pymixtral.quantize.header._config", lambda _: [("llama.context_length", 1)])
+    monkeypatch.setattr(ModelConfig, "to_gguf", lambda _: {"llama.context_length": 1})
     with pytest.raises(CheckpointError, match=r"no model that pymixtral runs.*is missing"):
         quantize(source, tmp_path / "m.gguf", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]

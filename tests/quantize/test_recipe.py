@@ -9,7 +9,8 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.inspection.inventory import Inventory
-from pymixtral.inspection.mixes import MODELS, mixed, parts
+from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.published import MODELS
 from pymixtral.quantize.recipe import MIXES, RECIPES, TENSOR_TYPES, TYPES, file_type, fit, overrides, row_bytes, wanted_types
 from pymixtral.quantize.sources.targets import Target
 
@@ -29,7 +30,7 @@ def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
 
 
 def test_recipes_are_in_the_order_of_their_bits() -> None:
-    whole = Inventory(parts(MODELS["8x7b"]), 8, 2)
+    whole = Inventory.of_model(MODELS["8x7b"])
     bits = [row_bytes(TYPES[name], 256) / 32 if name in TYPES else mixed(whole, name).bits_per_weight for name in RECIPES]
     assert bits == sorted(bits, reverse=True)
     assert sorted(RECIPES) == sorted((*TYPES, *MIXES))

@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, quants
 
 from pymixtral.errors import UnsupportedError
 from pymixtral.quantize import heat, quantize
-from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, tensor_class
+from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, report_row
 from pymixtral.quantize.sources.opening import open_checkpoint
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, read_tensors
 
@@ -116,7 +116,7 @@ def test_heat_map_without_matplotlib_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_output_is_not_attention_output() -> None:
-    assert tensor_class("output.weight") == "output"
-    assert tensor_class("output_norm.weight") == "norms and router"
-    assert tensor_class("blk.7.attn_output.weight") == "attention"
-    assert tensor_class("blk.7.ffn_gate_inp.weight") == "norms and router"
+    assert report_row("output.weight") == "output"
+    assert report_row("output_norm.weight") == "norms and router"
+    assert report_row("blk.7.attn_output.weight") == "attention"
+    assert report_row("blk.7.ffn_gate_inp.weight") == "norms and router"

@@ -257,23 +257,23 @@ def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("dim", 0, "dim is 0"),
-        ("dim", None, "dim is None"),
+        ("dim", 0, "dim: expected a whole number from 1 to 131072, found 0"),
+        ("dim", None, "dim: expected a whole number from 1 to 131072, found None"),
         ("n_layers", 10**9, "n_layers"),
-        ("n_kv_heads", 3, "no multiple of n_kv_heads 3"),
+        ("n_kv_heads", 3, "n_kv_heads: expected a divisor of n_heads, which is 4, found 3"),
         ("head_dim", 15, "multiple of 8"),
         ("norm_eps", -1, "norm_eps"),
         ("vocab_size", -1, "vocab_size"),
         ("rope_theta", "1e6", "rope_theta"),
         ("sliding_window", 0, "sliding_window"),
-        ("moe", [8, 2], "moe is [8, 2]"),
+        ("moe", [8, 2], "moe: expected an object, found [8, 2]"),
         ("moe", {"num_experts": 8}, "num_experts_per_tok is missing"),
-        ("moe", {"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok is 9"),
-        ("moe", {"num_experts": 1, "num_experts_per_tok": 1}, "num_experts is 1; expected a whole number from 2 to 64"),
-        ("dim", 2**17 + 8, "dim is 131080"),
-        ("n_heads", 1025, "n_heads is 1025"),
-        ("max_seq_len", 2**20 + 1, "max_seq_len is 1048577"),
-        ("moe", {"num_experts": 65, "num_experts_per_tok": 2}, "num_experts is 65"),
+        ("moe", {"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok: expected a whole number from 1 to 8, found 9"),
+        ("moe", {"num_experts": 1, "num_experts_per_tok": 1}, "num_experts: expected a whole number from 2 to 64, found 1"),
+        ("dim", 2**17 + 8, "dim: expected a whole number from 1 to 131072, found 131080"),
+        ("n_heads", 1025, "n_heads: expected a whole number from 1 to 1024, found 1025"),
+        ("max_seq_len", 2**20 + 1, "max_seq_len: expected a whole number from 1 to 1048576, found 1048577"),
+        ("moe", {"num_experts": 65, "num_experts_per_tok": 2}, "num_experts: expected a whole number from 2 to 64, found 65"),
     ],
 )
 def test_row_17_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
@@ -292,10 +292,10 @@ def test_params_left_out_have_mistral_s_defaults(tmp_path: Path) -> None:
     values = params(SMALL)
     del values["rope_theta"], values["head_dim"]
     (tmp_path / "params.json").write_text(json.dumps(values))
-    found = read_params(tmp_path / "params.json")
+    found, _ = read_params(tmp_path / "params.json")
     assert (found.rope_base, found.head_dim, found.n_ctx_train) == (1e6, 16, 32768)
     (tmp_path / "params.json").write_text(json.dumps(params(DENSE) | {"rope_theta": None, "max_seq_len": 4096}))
-    found = read_params(tmp_path / "params.json")
+    found, _ = read_params(tmp_path / "params.json")
     assert (found.rope_base, found.window, found.n_ctx_train) == (1e4, 512, 4096)
 
 
@@ -309,7 +309,7 @@ def test_row_17_any_params_are_read_or_refused(tmp_path_factory: pytest.TempPath
     path = tmp_path_factory.getbasetemp() / "params.json"
     path.write_text(json.dumps(params(SMALL) | changes))
     try:
-        found = read_params(path)
+        found, _ = read_params(path)
     except (CheckpointError, UnsupportedError):
         return
     assert found.hidden >= 1
