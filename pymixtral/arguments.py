@@ -98,7 +98,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            advice = f"did you mean '{near[0]}'?" if near else f"{what} takes {', '.join(known)}"
+            advice = f"did you mean '{near[0]}'?" if near else f"{what} take {', '.join(known)}"
             raise InvalidArgumentError(f"expected an argument of {what}, found '{name}': {advice}")
 
 

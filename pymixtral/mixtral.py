@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 
-_GENERATE = ("max_tokens", "stop", "ignore_eos", *(field.name for field in fields(SamplingParameters)))
+_GENERATE = ("max_tokens", "stop", "ignore_eos", "parse_special", *(field.name for field in fields(SamplingParameters)))
 """The keyword arguments of generate() and stream()."""
 
 
@@ -138,8 +138,23 @@ class Mixtral:
         """
         return self._text_tokenizer().encode(text_of("text", text), add_bos, parse_special=parse_special)
 
+    def tokenize_parts(self, text: str) -> Iterator[list[int]]:
+        """As tokenize(), in parts that together are the same ids: for texts of many megabytes, with little memory."""
+        return self._text_tokenizer().encode_parts(text_of("text", text))
+
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes of one token, with the space that some begin with; none of a control token.
+
+        They need not be UTF-8 by themselves. What drives a grammar needs them; for text see detokenize().
+
+        Raises:
+            UnsupportedError: if the file has no tokenizer.
+            InvalidArgumentError: for an id outside the vocabulary.
+        """
+        return self._text_tokenizer().token_bytes(id)
+
     def detokenize(self, ids: Ids) -> str:
-        """Turns token ids into text. Control tokens have none.
+        """Turns token ids into text. Control tokens have none, and the space before a text is dropped.
 
         Args:
             ids: what to decode; may be empty.
@@ -157,6 +172,7 @@ class Mixtral:
         max_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
+        parse_special: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Completion:
         """Writes the text that follows a prompt.
@@ -164,8 +180,10 @@ class Mixtral:
         Args:
             prompt: a text, or token ids.
             max_tokens: at most so many; None: until the model ends or the context is full.
-            stop: a string, or several, that end the text and are not part of it.
+            stop: a string, or several, that end the text and are not part of it. The name of a control
+                token, such as "</s>", stands for that token, which has no text.
             ignore_eos: the end of the text is never drawn, so that the model goes on.
+            parse_special: names of control tokens in the prompt become those tokens; see tokenize().
             **sampling: see pymixtral.sampling.parameters.SamplingParameters: seed=None,
                 temperature=0.8 (0 always takes the most likely token), top_k=40, top_p=0.95, min_p=0,
                 typical_p=1, repetition_penalty=1, presence_penalty=0, frequency_penalty=0,
@@ -178,7 +196,9 @@ class Mixtral:
             ClosedError: after close().
         """
         with self._engine.alone():  # for the whole text, so that threads don't take the cache from each other at every token
-            generation = self.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, **sampling)
+            generation = self.stream(
+                prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, parse_special=parse_special, **sampling
+            )
             text = "".join(generation)
         assert generation.finish_reason is not None  # nobody else has it to close it
         return Completion(text, generation.tokens, generation.finish_reason, generation.stats)
@@ -190,6 +210,7 @@ class Mixtral:
         max_tokens: int | None = None,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
+        parse_special: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """Writes as generate() does, piece by piece.
@@ -205,10 +226,10 @@ class Mixtral:
         parameters = SamplingParameters(**sampling)
         eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
         sampler = Sampler(parameters, self._engine.exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ())
-        stop_strings = StopStrings(stop)
+        stop_strings, stop_ids = self._stops(stop)
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
-        ids = self._prompt_ids(prompt)
+        ids = self._prompt_ids(prompt, parse_special)
         tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
         decoder = None
         if tokenizer:
@@ -221,7 +242,7 @@ class Mixtral:
             sampler=sampler,
             decoder=decoder,
             stop=stop_strings,
-            eos_ids=eos_ids,
+            eos_ids=eos_ids | stop_ids,
             pass_bytes=self.active_bytes,
         )
 
@@ -297,7 +318,16 @@ class Mixtral:
             raise UnsupportedError(f"{self.path}: the file has no tokenizer, so text cannot be used: pass token ids instead")
         return self._tokenizer
 
-    def _prompt_ids(self, prompt: str | Ids) -> NDArray[np.int32]:
+    def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:
+        """Strings that end a text, and control tokens that do because they are named."""
+        strings = StopStrings(stop).strings
+        if not strings:
+            return StopStrings(None), frozenset()
+        tokenizer = self._text_tokenizer()
+        ids = {string: tokenizer.control_id(string) for string in strings}
+        return StopStrings([string for string in strings if ids[string] is None]), frozenset(id for id in ids.values() if id is not None)
+
+    def _prompt_ids(self, prompt: str | Ids, parse_special: bool) -> NDArray[np.int32]:
         """A prompt that is far too long is refused without being tokenized, which takes seconds for some megabytes."""
         if isinstance(prompt, str):
             fewest = self._text_tokenizer().fewest_tokens(prompt)
@@ -306,7 +336,7 @@ class Mixtral:
                     f"expected prompt of at most {self.n_ctx} tokens (n_ctx), found {fewest} or more: shorten the text or ask for a "
                     "longer context"
                 )
-            prompt = self.tokenize(prompt)
+            prompt = self.tokenize(prompt, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of("prompt", prompt)  # says what to do with bytes, None and the like
         return self._checked_ids("prompt", prompt)

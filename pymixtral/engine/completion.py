@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
-from pymixtral.text.tokenizer import StreamDecoder
+from pymixtral.text.streaming import StreamDecoder
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "context"]
 
 # Given all ids of a text so far, int32 [n]: the logits of the next one, float32 [n_vocab], and how many of the ids were in the cache.
 NextLogits = Callable[[NDArray[np.int32]], tuple[NDArray[np.float32], int]]
@@ -59,7 +59,7 @@ class Completion:
     """A generated text; str() of it is the text.
 
     text: what follows the prompt, up to the end token or stop string. tokens: the ids generated, those of a stop string included,
-    the end token not. finish_reason: "stop" at an end token or stop string, "length" at max_tokens or the end of the context.
+    the end token not. finish_reason: "stop" at an end token or stop string, "length" at max_tokens, "context" where the context is full.
     """
 
     text: str
@@ -94,7 +94,10 @@ class Generation(Iterator[str]):
         """prompt: int32 [1 to n_ctx]. At most max_tokens are generated, and never more than the context gives logits for:
         n_ctx - len(prompt) + 1, the last of which no pass has read. Without a decoder there is no text, only tokens."""
         room = n_ctx - len(prompt) + 1
-        self._limit = room if max_tokens is None else min(max_tokens, room)
+        self._limit = room
+        self._at_limit: FinishReason = "context"
+        if max_tokens is not None and max_tokens <= room:
+            self._limit, self._at_limit = max_tokens, "length"
         self._ids = np.empty(len(prompt) + self._limit, np.int32)
         self._ids[: len(prompt)] = prompt
         self._next_logits = next_logits
@@ -138,7 +141,7 @@ class Generation(Iterator[str]):
     def _step(self) -> str:
         """Draws one token; the text that is certain with it."""
         if len(self.tokens) == self._limit:  # max_tokens is 0
-            return self._finish("length")
+            return self._finish(self._at_limit)
         token = self._draw()
         if token in self._eos_ids:
             return self._finish("stop")
@@ -148,7 +151,7 @@ class Generation(Iterator[str]):
         if stopped:
             self.finish_reason = "stop"
         elif len(self.tokens) == self._limit:
-            text += self._finish("length")
+            text += self._finish(self._at_limit)
         return text
 
     def _draw(self) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.evaluation.windows import Windows
+from pymixtral.evaluation.windows import Windows, tokens_of
 from pymixtral.files.imatrix import ImportanceMatrix
 from pymixtral.mixtral import Mixtral
 
@@ -76,7 +76,7 @@ def _windows(model: Mixtral, texts: Sequence[tuple[str, str]], n_ctx: int) -> li
     bos = model.tokenize("")
     windows: list[I32] = []
     for name, text in texts:
-        tokens = np.asarray(model.tokenize(text), np.int32)
+        tokens = tokens_of(model, text)
         try:
             windows += Windows.cut(tokens, n_ctx, None, None, bos[0] if bos else None, longest=model.n_ctx)
         except InvalidArgumentError as error:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 from pymixtral.arrays import F32, F64, I32, Ids
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
-from pymixtral.evaluation.windows import Windows
+from pymixtral.evaluation.windows import Windows, tokens_needed, tokens_of
 from pymixtral.mixtral import Mixtral
 
 _PIECE = 512  # rows of logits at a time, which are 66 MB at Mixtral's vocabulary
@@ -106,7 +106,7 @@ def perplexity(
     file has no tokenizer, NonFiniteError as Mixtral.logits() does. Memory beyond the model's is some 100 MB at Mixtral's
     vocabulary, whatever the length of the text and n_ctx.
     """
-    windows = _windows(model, text, n_ctx, stride, n_windows)
+    windows = _windows(model, text, n_ctx, stride, n_windows, progress)
     n_vocab = model.config.n_vocab
     scores: list[F64] = []
     compared: list[tuple[F64, NDArray[np.bool_], F64]] = []
@@ -156,7 +156,7 @@ def _predictions(model: Mixtral, window: I32, n_scored: int) -> Iterator[tuple[F
             yield rows, window[begin + 1 + i : begin + 1 + i + len(rows)]
 
 
-def _windows(model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_windows: int | None) -> Windows:
+def _windows(model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_windows: int | None, progress: bool) -> Windows:
     try:
         bos = model.tokenize("")
     except UnsupportedError:
@@ -164,9 +164,10 @@ def _windows(model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_
             raise
         bos = []
     n_vocab = model.config.n_vocab
-    tokens = model.tokenize(text) if isinstance(text, str) else text
+    if isinstance(text, str):
+        text = tokens_of(model, text, tokens_needed(n_ctx, stride, n_windows, model.n_ctx), progress=progress)
     try:
-        ids = np.asarray(tokens)
+        ids = np.asarray(text)
     except ValueError:  # lists of different lengths
         ids = np.empty((0, 0), np.int32)
     if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= n_vocab)):

@@ -26,17 +26,17 @@ class StopStrings:
             found = []
         if not isinstance(found, list) or not all(isinstance(string, str) and string for string in found):
             raise InvalidArgumentError(f"expected stop to be a string or a list of strings, none of them empty, found {shown(strings)}")
-        self._strings = found
-        self._longest = max(map(len, self._strings), default=0)
+        self.strings: list[str] = found
+        self._longest = max(map(len, found), default=0)
         self._held = ""
 
     def __bool__(self) -> bool:
-        return bool(self._strings)
+        return bool(self.strings)
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is certain after `text` has come, and whether a stop string ended it; then nothing may follow."""
         text = self._held + text
-        found = [(at + len(string), at) for string in self._strings if (at := text.find(string)) >= 0]
+        found = [(at + len(string), at) for string in self.strings if (at := text.find(string)) >= 0]
         if found:
             return text[: min(found)[1]], True
         n_held = next((n for n in range(min(len(text), self._longest - 1), 0, -1) if self._begins(text[-n:])), 0)
@@ -50,4 +50,4 @@ class StopStrings:
         return held
 
     def _begins(self, text: str) -> bool:
-        return any(string.startswith(text) for string in self._strings)
+        return any(string.startswith(text) for string in self.strings)

@@ -93,12 +93,12 @@ def test_max_tokens_ends_for_length(max_tokens: int, text: str) -> None:
     assert (len(generation.tokens), len(script.calls), generation.finish_reason) == (max_tokens, max_tokens, "length")
 
 
-def test_the_end_of_the_context_ends_for_length_after_the_last_logits() -> None:
+def test_the_end_of_the_context_ends_after_the_last_logits() -> None:
     script = Script(ids_of("abcdefg"))
     generation = generation_of(script, n_ctx=4, max_tokens=100)
     assert "".join(generation) == "abc"  # the third is read off a full context
     assert max(map(len, script.calls)) == 4
-    assert generation.finish_reason == "length"
+    assert generation.finish_reason == "context"
 
 
 def test_a_character_of_several_tokens_comes_whole() -> None:

@@ -206,9 +206,12 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0
         with pytest.raises(ContextLengthError, match=r"16 .*\d{5} or more"):
             engine.generate(PROMPT * 20_000)
         full = engine.generate([1] + [300] * 15, temperature=0)
-        assert (len(full.tokens), full.finish_reason) == (1, "length")
+        assert (len(full.tokens), full.finish_reason) == (1, "context")
         part = engine.generate([1] + [300] * 9, temperature=0, max_tokens=100)
         assert len(part.tokens) <= 7
+        assert part.finish_reason in ("stop", "context")
+        assert engine.generate([1] + [300] * 9, temperature=0, max_tokens=7, ignore_eos=True).finish_reason == "length"
+        assert engine.generate([1] + [300] * 9, temperature=0, max_tokens=8, ignore_eos=True).finish_reason == "context"
         assert engine.logits([1] * 16).shape == (16, 4096)
 
 
@@ -294,6 +297,39 @@ def test_without_a_tokenizer_there_are_ids(tmp_path: Path) -> None:
         for call in calls:
             with pytest.raises(UnsupportedError, match="no tokenizer"):
                 call()
+
+
+# --- Control tokens -----------------------------------------------------------------------------------------------
+
+
+def test_names_of_control_tokens_in_a_prompt_are_text_unless_asked(engine: Mixtral) -> None:
+    text = "Once</s> upon"
+    ids = engine.tokenize(text, parse_special=True)
+    assert 2 in ids
+    assert 2 not in engine.tokenize(text)
+    want = engine.generate(ids, temperature=0, max_tokens=5)
+    assert engine.generate(text, temperature=0, max_tokens=5, parse_special=True).tokens == want.tokens
+    stream = engine.stream(text, temperature=0, max_tokens=5, parse_special=True)
+    assert "".join(stream) == want.text
+    assert stream.stats.prompt_tokens == len(ids)
+    assert engine.generate(text, max_tokens=0).stats.prompt_tokens == len(engine.tokenize(text)) > len(ids)
+
+
+def test_a_stop_string_that_names_a_control_token_stops_at_it(engine: Mixtral) -> None:
+    """<s> has no text, so that no string could match; the bias makes it the next token."""
+    bias = {1: 1000.0}
+    assert engine.generate(PROMPT, temperature=0, max_tokens=3, logit_bias=bias).tokens == [1, 1, 1]
+    for stop in ("<s>", ["king", "<s>"]):
+        completion = engine.generate(PROMPT, temperature=0, max_tokens=3, logit_bias=bias, stop=stop)
+        assert (completion.tokens, completion.text, completion.finish_reason) == ([], "", "stop")
+
+
+def test_bytes_of_tokens_keep_their_space(engine: Mixtral) -> None:
+    ids = engine.tokenize("Once upon a time", add_bos=False)
+    assert b"".join(engine.token_bytes(id) for id in ids) == b" Once upon a time"
+    assert engine.token_bytes(2) == b""
+    with pytest.raises(InvalidArgumentError):
+        engine.token_bytes(4096)
 
 
 # --- Closing ------------------------------------------------------------------------------------------------------

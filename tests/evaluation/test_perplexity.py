@@ -347,3 +347,31 @@ def test_a_base_that_does_not_fit_the_disk_is_refused_at_once(f32: Mixtral, tmp_
     monkeypatch.setattr(Mixtral, "logits", None)
     with pytest.raises(OutputError, match="found 1000"):
         perplexity(f32, TEXT, n_ctx=16, save_base=tmp_path / "b")
+
+
+# --- Long texts ---------------------------------------------------------------------------------------------------
+
+
+def test_only_the_windows_asked_for_are_tokenized(f32: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 29 MB of text with one window, all was tokenized: 1.6 GB of memory."""
+    monkeypatch.setattr("pymixtral.text.sentencepiece.PART", 200)
+    parts = []
+    whole = Mixtral.tokenize_parts
+
+    def counted(model: Mixtral, text: str) -> Iterator[list[int]]:
+        for part in whole(model, text):
+            parts.append(len(part))
+            yield part
+
+    monkeypatch.setattr(Mixtral, "tokenize_parts", counted)
+    want = perplexity(f32, f32.tokenize(TEXT), n_ctx=16, n_windows=2)
+    found = perplexity(f32, TEXT + " and so on." * 1000, n_ctx=16, n_windows=2)
+    assert (found.perplexity, found.n_tokens) == (want.perplexity, want.n_tokens)
+    assert len(parts) == 1
+    assert sum(parts) < 100
+
+
+def test_a_text_in_parts_is_the_same_text(f32: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = perplexity(f32, TEXT, n_ctx=16)
+    monkeypatch.setattr("pymixtral.text.sentencepiece.PART", 50)
+    assert perplexity(f32, TEXT, n_ctx=16).perplexity == want.perplexity

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
+from pymixtral.text import sentencepiece
 from pymixtral.text.tokenizer import Tokenizer
 from support.paths import DATA
 
@@ -161,7 +162,92 @@ def test_user_defined_pieces_match_whole() -> None:
     ids = tokenizer.encode("a<|pause|>b qqqq", add_bos=False)
     assert 4096 in ids
     assert 4097 not in ids
-    assert tokenizer.decode(ids) == "a<|pause|>b qqqq"
+    assert tokenizer.decode(ids) == "a<|pause|> b qqqq"  # each side has a space before it, as the first has, whose is dropped
+
+
+# What transformers' tokenizer makes of them (tokenizers 0.23.3: BPE of the same pieces, the normalizers Prepend and Replace of
+# LlamaTokenizerFast, AddedToken("<tool>", special=False, normalized=False)); llama.cpp agrees.
+ADDED = {
+    "<tool>": [4096],
+    "<tool>hello": [4096, 281, 284, 4023],
+    "hello<tool>": [281, 284, 4023, 4096],
+    "a <tool> b": [261, 4019, 4096, 4019, 271],
+    "a<tool>b": [261, 4096, 271],
+    "x<tool><tool>y": [4019, 4062, 4096, 4096, 305],
+    "the king<tool> said": [262, 671, 4096, 4019, 351],
+    " <tool> ": [674, 4096, 674],
+}
+
+
+@pytest.mark.parametrize("text", ADDED)
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_text_beside_an_added_token_is_encoded_by_itself(text: str, parse_special: bool) -> None:
+    tokenizer = with_pieces(("<tool>", 0.0, USER_DEFINED))
+    assert tokenizer.encode(text, add_bos=False, parse_special=parse_special) == ADDED[text]
+    assert tokenizer.encode(text, parse_special=parse_special) == [1, *ADDED[text]]
+
+
+def test_the_longest_name_counts_and_a_name_with_a_space_too() -> None:
+    tokenizer = with_pieces(("<t>", 0.0, USER_DEFINED), ("<t><t>", 0.0, USER_DEFINED), ("<\u2581t>", 0.0, USER_DEFINED))
+    assert tokenizer.encode("<t><t><t>< t>", add_bos=False) == [4097, 4096, 4098]
+
+
+def test_thousands_of_control_tokens_cost_little() -> None:
+    """As one regular expression they would be tried one by one: this took minutes."""
+    names = [("<" + "x" * (i % 50) + f"{i}>", 0.0, CONTROL) for i in range(5000)]
+    tokenizer = with_pieces(*names)
+    text = "".join(name for name, _, _ in names) + "<xxxx" * 20_000
+    assert tokenizer.encode(text, add_bos=False, parse_special=True)[:5000] == list(range(4096, 9096))
+
+
+def test_bytes_of_tokens() -> None:
+    tokenizer = with_pieces(("<tool>", 0.0, USER_DEFINED), ("[A]", 0.0, CONTROL))
+    ids = tokenizer.encode("Once upon é", add_bos=False)
+    assert b"".join(tokenizer.token_bytes(id) for id in ids) == " Once upon é".encode()
+    assert [tokenizer.token_bytes(id) for id in (1, 4096, 4097, 3 + 0xE9)] == [b"", b"<tool>", b"", b"\xe9"]
+    for bad in (-1, 4098, 1.5, "1", None):
+        with pytest.raises(InvalidArgumentError, match="expected token ids from 0 to 4097"):
+            tokenizer.token_bytes(bad)  # type: ignore[arg-type]
+
+
+def test_control_tokens_by_name() -> None:
+    tokenizer = with_pieces(("[A]", 0.0, CONTROL), ("<tool>", 0.0, USER_DEFINED))
+    assert [tokenizer.control_id(name) for name in ("[A]", "</s>", "<tool>", "[B]", "")] == [4096, 2, None, None, None]
+    assert tokenizer.control_names("x</s>[A]y</s><tool>") == ["</s>", "[A]"]
+
+
+def test_three_ids_end_a_text() -> None:
+    assert with_pieces(eos_token_id=5, eot_token_id=6, eom_token_id=7).eos_ids == {5, 6, 7}
+
+
+@pytest.mark.parametrize("part", [1, 2, 7, 64])
+def test_parts_are_the_whole(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = with_pieces(("<tool>", 0.0, USER_DEFINED))
+    for text in ("Once upon a time there was  a king.\n\n  He had a <tool> and  é\u2581 \u2581x y", " a b  c", "", " ", "nospace" * 30):
+        whole = tokenizer.encode(text)
+        with monkeypatch.context() as patch:
+            patch.setattr(sentencepiece, "PART", part)
+            parts = list(tokenizer.encode_parts(text))
+        assert [id for ids in parts for id in ids] == whole
+        assert len(parts) > 1 or len(text) < 60 or " " not in text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(st.sampled_from(" \u2581ab\né\0")), part=st.integers(1, 6))
+def test_no_part_ends_inside_a_token(text: str, part: int) -> None:
+    whole = TINY.encode(text)
+    before, sentencepiece.PART = sentencepiece.PART, part
+    try:
+        assert [id for ids in TINY.encode_parts(text) for id in ids] == whole
+    finally:
+        sentencepiece.PART = before
+
+
+def test_long_texts_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DATA.parent.parent / "README.md").read_text() * 3
+    whole = TINY.encode(text)
+    monkeypatch.setattr(sentencepiece, "PART", 1000)
+    assert TINY.encode(text) == whole == [1, *ORACLE.encode(text)]
 
 
 def test_begin_of_text_and_space_prefix_follow_the_file() -> None:

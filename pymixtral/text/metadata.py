@@ -1,0 +1,87 @@
+"""The keys `tokenizer.ggml.*` of a GGUF file, checked before they are used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral.errors import ModelConfigError
+from pymixtral.files.header import Value, quoted
+
+# The kinds of tokenizer.ggml.token_type, whose numbers are those of SentencePiece's own protocol.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+class Keys:
+    """Checked access to `tokenizer.ggml.*`."""
+
+    def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
+        self.metadata = metadata
+        self.source = source
+
+    def fail(self, key: str, expected: str, found: object) -> NoReturn:
+        raise ModelConfigError(f"{self.source}: metadata key 'tokenizer.ggml.{key}': expected {expected}, found {quoted(found)}")
+
+    def get(self, key: str) -> Value | None:
+        return self.metadata.get(f"tokenizer.ggml.{key}")
+
+    def pieces(self) -> list[str]:
+        pieces = self.get("tokens")
+        if not isinstance(pieces, list) or not pieces or not all(isinstance(piece, str) for piece in pieces):
+            self.fail("tokens", "a list of strings", "nothing" if pieces is None else pieces)
+        return pieces
+
+    def numbers(self, key: str, n: int, kinds: str) -> NDArray[Any]:
+        values = self.get(key)
+        expected = f"{n} {'floating-point numbers' if kinds == 'f' else 'integers'}, one for each token"
+        if not isinstance(values, (list, np.ndarray)):
+            self.fail(key, expected, "nothing" if values is None else values)
+        array = np.asarray(values)
+        if array.dtype.kind not in kinds:
+            self.fail(key, expected, f"a list of {array.dtype}")
+        if array.shape != (n,):
+            self.fail(key, expected, len(array))
+        return array
+
+    def types(self, pieces: list[str]) -> list[int]:
+        """The kind of each token; one of them is the unknown token."""
+        types: list[int] = self.numbers("token_type", len(pieces), "iu").tolist()
+        for kind in set(types):
+            if not NORMAL <= kind <= BYTE:
+                self.fail("token_type", f"numbers from {NORMAL} to {BYTE}", kind)
+        self.check_bytes(pieces, types)
+        unknown = [i for i, kind in enumerate(types) if kind == UNKNOWN]
+        if len(unknown) > 1:
+            self.fail("token_type", f"at most one unknown token (type {UNKNOWN})", unknown)
+        if not unknown:
+            types[self.id("unknown_token_id", len(pieces), 0)] = UNKNOWN
+        return types
+
+    def id(self, key: str, n_vocab: int, default: int) -> int:
+        value = self.get(key)
+        value = default if value is None else value
+        if type(value) is not int or not 0 <= value < n_vocab:
+            self.fail(key, f"a token id from 0 to {n_vocab - 1}", value)
+        return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            self.fail(key, "true or false", value)
+        return value
+
+    def check_bytes(self, pieces: list[str], types: list[int]) -> None:
+        """Byte tokens are <0x00> to <0xFF>, each once, or there are none: sentencepiece falls back to them as a whole."""
+        found = [piece for piece, kind in zip(pieces, types, strict=True) if kind == BYTE]
+        for piece in found:
+            if not _BYTE_PIECE.fullmatch(piece):
+                self.fail("tokens", "byte tokens from '<0x00>' to '<0xFF>'", piece)
+        if found and (len(found) != 256 or len(set(found)) != 256):
+            self.fail("tokens", "each of the 256 byte tokens once or none at all", f"{len(found)} byte tokens, {len(set(found))} different")
