@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arguments import integer, path_of, refuse_unknown, text_of
+from pymixtral.arrays import F32, I32, Ids
 from pymixtral.demo import demo_path
 from pymixtral.engine.completion import Completion, Generation
 from pymixtral.engine.engine import Engine, checked_ids
@@ -32,8 +32,6 @@ from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 _GENERATE = ("max_tokens", "stop", "ignore_eos", "parse_special", *(field.name for field in fields(SamplingParameters)))
 """The keyword arguments of generate() and stream()."""
@@ -248,7 +246,7 @@ class Mixtral:
 
     # --- Numbers --------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> NDArray[np.float32]:
+    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
         """Computes what the model thinks comes after each token.
 
         Args:
@@ -277,7 +275,7 @@ class Mixtral:
         """New ones, for observe()."""
         return self._engine.observers()
 
-    def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> NDArray[np.float32]:
+    def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
         """For calibration: adds the inputs of the matrices that a text gives rise to.
 
         Args:
@@ -327,7 +325,7 @@ class Mixtral:
         ids = {string: tokenizer.control_id(string) for string in strings}
         return StopStrings([string for string in strings if ids[string] is None]), frozenset(id for id in ids.values() if id is not None)
 
-    def _prompt_ids(self, prompt: str | Ids, parse_special: bool) -> NDArray[np.int32]:
+    def _prompt_ids(self, prompt: str | Ids, parse_special: bool) -> I32:
         """A prompt that is far too long is refused without being tokenized, which takes seconds for some megabytes."""
         if isinstance(prompt, str):
             fewest = self._text_tokenizer().fewest_tokens(prompt)
@@ -341,7 +339,7 @@ class Mixtral:
             text_of("prompt", prompt)  # says what to do with bytes, None and the like
         return self._checked_ids("prompt", prompt)
 
-    def _checked_ids(self, name: str, tokens: Ids) -> NDArray[np.int32]:
+    def _checked_ids(self, name: str, tokens: Ids) -> I32:
         self._engine.check_open()
         return checked_ids(name, tokens, self.config.n_vocab, self.n_ctx)
 

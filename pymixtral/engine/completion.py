@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, I32
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
@@ -17,7 +17,7 @@ from pymixtral.text.streaming import StreamDecoder
 FinishReason = Literal["stop", "length", "context"]
 
 # Given all ids of a text so far, int32 [n]: the logits of the next one, float32 [n_vocab], and how many of the ids were in the cache.
-NextLogits = Callable[[NDArray[np.int32]], tuple[NDArray[np.float32], int]]
+NextLogits = Callable[[I32], tuple[F32, int]]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         next_logits: NextLogits,
-        prompt: NDArray[np.int32],
+        prompt: I32,
         *,
         n_ctx: int,
         max_tokens: int | None,

@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arguments import shown
+from pymixtral.arrays import F32, I32
 from pymixtral.engine.interrupt import run_beside
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.model.kv_cache import n_pages_for
 
 T = TypeVar("T")
-F32 = NDArray[np.float32]
-I32 = NDArray[np.int32]
 
 
 class Engine:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import Any, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import cast
 
 from pymixtral import ops
+from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
 from pymixtral.model.weights import ModelWeights
 
-F32 = NDArray[np.float32]
-Rows = slice | NDArray[np.integer[Any]]
+Rows = slice | IdArray
 
 EVERY = slice(None)
 
@@ -65,7 +62,7 @@ class Model:
 
     def forward(
         self,
-        inputs: NDArray[np.int32] | F32,
+        inputs: I32 | F32,
         runs: Seq[tuple[Sequence, int]],
         cache: KVCache,
         *,
@@ -122,7 +119,7 @@ class Model:
 
     def _pass(
         self,
-        inputs: NDArray[np.int32] | F32,
+        inputs: I32 | F32,
         runs: Seq[tuple[Sequence, int]],
         cache: KVCache,
         layers: range,
@@ -134,7 +131,7 @@ class Model:
         if inputs.dtype.kind == "f":
             batch.fill(cast("F32", inputs))
         else:
-            batch.embed(self.context, self._embedding, cast("NDArray[np.int32]", inputs))
+            batch.embed(self.context, self._embedding, cast("I32", inputs))
         for i in layers:
             observer = observers[i] if observers else None
             ops.layer_attention(self.context, batch, self.layers[i], cache.layers[i], observer)

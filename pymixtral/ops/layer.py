@@ -6,16 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64, I32, IdArray
 from pymixtral.files.types import Matrix
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
 from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, Weights, as_input, check_shape, pointer
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 
 
 class Layer:
@@ -176,7 +172,7 @@ class Batch:
         check_shape("x", x.shape, self.x.shape)
         self.x[:] = x
 
-    def keep(self, rows: slice | NDArray[np.integer[Any]]) -> None:
+    def keep(self, rows: slice | IdArray) -> None:
         """Drops all rows but some, when only the experts are still to come: no run is left."""
         if isinstance(rows, slice) and rows == slice(None):
             return

@@ -11,15 +11,12 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, F64, I32, U8
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
 from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, as_input, bound, check_shape, pointer
-
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-I32 = NDArray[np.int32]
 
 
 def rms_norm(ctx: Context, x: F32, weight: F32, eps: float) -> F32:
@@ -107,7 +104,7 @@ def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
     return ids, weights
 
 
-def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) -> NDArray[np.uint8]:
+def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) -> U8:
     """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind`: a type that quantize/encoders/ defines.
 
     importance: [cols], finite, not negative: what the squared error of each column counts; None: all the same. Only ratios matter.

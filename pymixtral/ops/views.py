@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from pymixtral.arrays import I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
-
-I32 = NDArray[np.int32]
 
 PAGE = 64
 """Positions of a cache page."""

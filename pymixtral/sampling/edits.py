@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, IdArray
 from pymixtral.errors import InvalidArgumentError
-
-F32 = NDArray[np.float32]
-Ids = NDArray[np.integer[Any]]
 
 _LARGEST = np.finfo(np.float32).max
 
 
 class Edit(Protocol):
-    def apply(self, text: Ids, logits: F32) -> None:
+    def apply(self, text: IdArray, logits: F32) -> None:
         """text: the ids so far; logits: float32 [n_vocab], changed in place."""
 
 
@@ -30,7 +27,7 @@ class LogitBias:
         with np.errstate(over="ignore"):  # -inf
             self._values = np.array(list(bias.values()), np.float64).astype(np.float32)
 
-    def apply(self, text: Ids, logits: F32) -> None:  # noqa: ARG002
+    def apply(self, text: IdArray, logits: F32) -> None:  # noqa: ARG002
         outside = self._ids[self._ids >= len(logits)]
         if outside.size:
             raise InvalidArgumentError(f"expected token ids from 0 to {len(logits) - 1} in logit_bias, found {outside[0]}")
@@ -45,7 +42,7 @@ class RepetitionPenalty:
     penalty: float
     window: int
 
-    def apply(self, text: Ids, logits: F32) -> None:
+    def apply(self, text: IdArray, logits: F32) -> None:
         ids, _ = _occurrences(text, self.window)
         penalty = np.float32(self.penalty)
         found = logits[ids]
@@ -61,12 +58,12 @@ class OccurrencePenalty:
     frequency: float
     window: int
 
-    def apply(self, text: Ids, logits: F32) -> None:
+    def apply(self, text: IdArray, logits: F32) -> None:
         ids, counts = _occurrences(text, self.window)
         logits[ids] -= (self.presence + self.frequency * counts.astype(np.float64)).astype(np.float32)
 
 
-def _occurrences(text: Ids, window: int) -> tuple[Ids, Ids]:
+def _occurrences(text: IdArray, window: int) -> tuple[IdArray, IdArray]:
     """The different ids among the last ones, and how often each is there. Always with the counts: without them NumPy takes a way
     that is ten times slower."""
     return np.unique(text[-window:], return_counts=True)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-Ids = NDArray[np.integer[Any]]
+from pymixtral.arrays import F32, F64, IdArray
+
 Exp = Callable[[F32], F32]
 """The contract's exp (docs/numerics.md), float32 [n] to float32 [n]."""
 
 
 class Filter(Protocol):
-    def apply(self, ids: Ids, logits: F32) -> tuple[Ids, F32]:
+    def apply(self, ids: IdArray, logits: F32) -> tuple[IdArray, F32]:
         """ids and their logits, descending; those of them that stay, at least one, in the same order."""
 
 
@@ -32,7 +30,7 @@ class Typical:
     exp: Exp
     p: float
 
-    def apply(self, ids: Ids, logits: F32) -> tuple[Ids, F32]:
+    def apply(self, ids: IdArray, logits: F32) -> tuple[IdArray, F32]:
         below = logits - logits[0]
         weights = self.exp(below).astype(np.float64)
         n = np.count_nonzero(weights)  # the others are the last, perhaps at -inf
@@ -49,7 +47,7 @@ class TopP:
     exp: Exp
     p: float
 
-    def apply(self, ids: Ids, logits: F32) -> tuple[Ids, F32]:
+    def apply(self, ids: IdArray, logits: F32) -> tuple[IdArray, F32]:
         n = _n_reaching(self.p, np.cumsum(self.exp(logits - logits[0]), dtype=np.float64))
         return ids[:n], logits[:n]
 
@@ -61,7 +59,7 @@ class MinP:
     exp: Exp
     p: float
 
-    def apply(self, ids: Ids, logits: F32) -> tuple[Ids, F32]:
+    def apply(self, ids: IdArray, logits: F32) -> tuple[IdArray, F32]:
         kept = self.exp(logits - logits[0]).astype(np.float64) >= self.p
         return ids[kept], logits[kept]
 
@@ -71,8 +69,8 @@ def _n_reaching(p: float, sums: F64) -> int:
     return int(np.searchsorted(sums, p * sums[-1], side="left")) + 1
 
 
-def most_likely(logits: F32, top_k: int) -> Ids:
-    """Ids in descending order of logit, ties by ascending id; the first top_k, or all if top_k is 0."""
+def most_likely(logits: F32, top_k: int) -> IdArray:
+    """IdArray in descending order of logit, ties by ascending id; the first top_k, or all if top_k is 0."""
     n = len(logits)
     if not 0 < top_k < n:
         return np.argsort(-logits, kind="stable")

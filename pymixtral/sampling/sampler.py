@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pymixtral.arrays import F32, IdArray
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.sampling.edits import Edit, LogitBias, OccurrencePenalty, RepetitionPenalty
 from pymixtral.sampling.filters import Exp, Filter, MinP, TopP, Typical, most_likely
 from pymixtral.sampling.parameters import SamplingParameters
-
-F32 = NDArray[np.float32]
-Ids = NDArray[np.integer[Any]]
 
 _NO_TEXT = np.empty(0, np.int32)
 
@@ -60,7 +56,7 @@ class Sampler:
         self._exp = exp
         self._bits = np.random.PCG64(p.seed)
 
-    def sample(self, logits: F32, text: Ids = _NO_TEXT) -> int:
+    def sample(self, logits: F32, text: IdArray = _NO_TEXT) -> int:
         """An id of logits, float32 [n_vocab], which are not changed. text: the ids so far, integers [n] from 0 to n_vocab - 1, which
         the penalties look at.
 
