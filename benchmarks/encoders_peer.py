@@ -22,11 +22,11 @@ from gguf import GGMLQuantizationType
 
 from pymixtral import ops
 from pymixtral.arrays import F32, U8
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import ENCODED_TYPES, FLOAT_TYPES, Matrix, show_type
 from pymixtral.ops.native import lib
 from pymixtral.quantize.sources.safetensors import read_safetensors
 
-NAMES = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]
+NAMES = [show_type(kind) for kind in ENCODED_TYPES if kind not in FLOAT_TYPES]
 COLS = 2048
 
 

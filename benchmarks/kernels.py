@@ -18,14 +18,14 @@ from typing import Any
 
 import click
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 
 from pymixtral import ops
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import FLOAT_TYPES, WEIGHT_TYPES, Matrix, row_bytes, show_type
 from pymixtral.inspection import probe
 
-TYPES = ["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k", "iq4_xs"]
+TYPES = [show_type(kind) for kind, of in WEIGHT_TYPES.items() if of.kernels]
 ROWS = COLS = 4096
 TOKENS = 512
 SMALL = (2, 4, 8, 16)
@@ -34,13 +34,12 @@ MEMORY_BYTES = 1 << 28
 
 def random_matrix(kind: GGMLQuantizationType, rng: np.random.Generator) -> Matrix:
     """ROWS x COLS of random finite weights of any type."""
-    block, size = GGML_QUANT_SIZES[kind]
-    if block == 1:
+    if kind in FLOAT_TYPES:
         floats = rng.standard_normal((ROWS, COLS), np.float32)
         with ops.Context() as ctx:
             return Matrix(kind, ops.encode(ctx, kind, floats))
-    data = rng.integers(0, 60, (ROWS, COLS // block, size), np.uint8)  # bytes below 60: any f16 made of two of them is finite
-    return Matrix(kind, data.reshape(ROWS, -1))
+    data = rng.integers(0, 60, (ROWS, row_bytes(kind, COLS)), np.uint8)  # bytes below 60: any f16 made of two of them is finite
+    return Matrix(kind, data)
 
 
 def measure(threads: int, rounds: int, types: list[str]) -> dict[str, Any]:

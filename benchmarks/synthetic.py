@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 
 import click
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
+from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFValueType, GGUFWriter, TokenType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from pymixtral.files.types import block_bytes, block_weights, row_bytes
 from pymixtral.inspection import mixes
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.published import MODELS
@@ -72,7 +73,7 @@ def _kquant(kind: GGMLQuantizationType, d_at: int, dmin_at: int | None, middle: 
     the minimums take off."""
 
     def draw(rng: Rng, n: int, std: float) -> Blocks:
-        blocks = rng.integers(0, 256, (n, GGML_QUANT_SIZES[kind][1]), np.uint8)
+        blocks = rng.integers(0, 256, (n, block_bytes(kind)), np.uint8)
 
         def put(d: NDArray[np.float16], rows: Blocks) -> None:
             rows[:, d_at : d_at + 2] = d.view(np.uint8).reshape(-1, 2)
@@ -118,11 +119,11 @@ class Tensor:
 
     @property
     def n_blocks(self) -> int:
-        return prod(self.shape) // int(GGML_QUANT_SIZES[self.type][0])
+        return prod(self.shape) // block_weights(self.type)
 
     @property
     def n_bytes(self) -> int:
-        return self.n_blocks * int(GGML_QUANT_SIZES[self.type][1])
+        return row_bytes(self.type, prod(self.shape))
 
 
 def tensors(n_layers: int, name: str) -> list[Tensor]:
@@ -209,7 +210,7 @@ class _RandomData:
     def _write_from_pool(self, file: BinaryIO, tensor: Tensor, cols: int) -> None:
         key = tensor.type, cols
         if key not in self._pools:
-            self._pools[key] = self._draw(tensor.type, POOL_BYTES // int(GGML_QUANT_SIZES[tensor.type][1]), cols)
+            self._pools[key] = self._draw(tensor.type, POOL_BYTES // block_bytes(tensor.type), cols)
         pool = self._pools[key]
         n_left = tensor.n_blocks
         while n_left:

@@ -36,10 +36,11 @@ from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.imatrix import Importance
 from pymixtral.files.names import TensorName, merged_name
+from pymixtral.files.types import row_bytes
 from pymixtral.units import show_bytes
 
 from .encoding import decode, encode, part_rows
-from .recipe import fit, kept_f32, row_bytes
+from .recipe import fit, kept_f32
 from .sources.checkpoint import Checkpoint
 from .sources.targets import Target
 
@@ -226,4 +227,4 @@ def _energy(x: F32, weights: F32 | None) -> float:
 
 
 def _n_bytes(target: Target, kind: Type) -> int:
-    return prod(target.shape) // target.cols * row_bytes(kind, target.cols)
+    return row_bytes(kind, prod(target.shape))

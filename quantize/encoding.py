@@ -8,11 +8,10 @@ from gguf import GGMLQuantizationType
 from pymixtral import ops
 from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError, NonFiniteError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
 from pymixtral.reference.blocks import dequantize
 
 from .sources.checkpoint import Checkpoint
-from .sources.stored import FLOATS
 from .sources.targets import Target, rope_order
 
 
@@ -41,7 +40,7 @@ def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: sl
     """uint8 [rows, row_bytes] of a source that is quantized as `kind` already: encoding it once more would only add errors. None of
     others."""
     tensor = checkpoint.tensors[source]
-    if tensor.type != kind or tensor.dequantize is None or kind in FLOATS or target.rope_heads:
+    if tensor.type != kind or tensor.dequantize is None or kind in FLOAT_TYPES or target.rope_heads:
         return None
     return tensor.raw(rows)
 
@@ -54,7 +53,7 @@ def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, sourc
     except NonFiniteError:
         if not np.isfinite(weights).all():
             raise _damaged(source) from None
-        largest, name = np.abs(weights).max(), kind.name.lower()
+        largest, name = np.abs(weights).max(), show_type(kind)
         raise CheckpointError(f"tensor {source} holds a weight of magnitude {largest:.3g}, too large for {name}; use f32") from None
 
 

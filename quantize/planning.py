@@ -18,10 +18,11 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.imatrix import Importance, ImportanceMatrix
 from pymixtral.files.imatrix import read as read_imatrix
 from pymixtral.files.names import TensorName, merged_name
+from pymixtral.files.types import block_weights, row_bytes, show_type
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
-from .recipe import file_type, fit, kept_f32, overrides, row_bytes, wanted_types
+from .recipe import file_type, fit, kept_f32, overrides, wanted_types
 from .report import report_row, show_notes
 from .sources.checkpoint import Checkpoint
 from .sources.targets import Target
@@ -46,7 +47,7 @@ class PlannedTensor:
 
     @property
     def n_bytes(self) -> int:
-        return self.n_weights // self.target.cols * row_bytes(self.type, self.target.cols)
+        return row_bytes(self.type, self.n_weights)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Plan:
         for tensor in self.tensors:
             groups.setdefault(report_row(tensor.target.name), []).append(tensor)
         for group, tensors in groups.items():
-            types = Counter(tensor.type.name.lower() for tensor in tensors)
+            types = Counter(show_type(tensor.type) for tensor in tensors)
             n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
             first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in types.items()), 33)
             lines.append(f"  {group:<18}{first:<34}{show_bytes(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
@@ -115,7 +116,7 @@ class Plan:
                 columns[name.stem] = None
                 layer, experts = layers.setdefault(name.layer, ({}, {}))
                 row = layer if name.expert is None else experts.setdefault(name.expert, {})
-                row[name.stem] = tensor.type.name.lower()
+                row[name.stem] = show_type(tensor.type)
         width = 14 if layers[0][1] else 8
         lines = [f"  {'layers':<{width}}" + "".join(f"{column.removeprefix('attn_').removeprefix('ffn_'):>9}" for column in columns)]
         for numbers, (layer, experts) in _runs(layers):
@@ -157,7 +158,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, he
         wanted = [choice.types[target.name] for target in targets]
         if all(kind == CANDIDATES[-1] for kind in (choice.types[name] for name in choice.errors)):
             notes.append(
-                f"every matrix that was to be chosen is {CANDIDATES[-1].name.lower()}, the best choice: the target is larger than it takes"
+                f"every matrix that was to be chosen is {show_type(CANDIDATES[-1])}, the best choice: the target is larger than it takes"
             )
     tensors = tuple(PlannedTensor(t, fit(t, kind), importance.get(t.name)) for t, kind in zip(targets, wanted, strict=True))
     by_type: Counter[GGMLQuantizationType] = Counter()
@@ -194,8 +195,7 @@ def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[GGMLQuantizationTy
     groups: dict[tuple[str, int], list[str]] = {}
     for tensor, kind in zip(tensors, wanted, strict=True):
         if tensor.type != kind:
-            block = 256 if kind.name.endswith("_K") or kind == GGMLQuantizationType.IQ4_XS else 32
-            groups.setdefault((tensor.type.name.lower(), block), []).append(tensor.target.name)
+            groups.setdefault((show_type(tensor.type), block_weights(kind)), []).append(tensor.target.name)
     return [
         f"{len(names)} matrices are {kind}, as their rows do not divide into blocks of {block}, such as {names[0]}"
         for (kind, block), names in groups.items()

@@ -10,55 +10,26 @@ from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
+from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.names import merged_name, tensor_class
+from pymixtral.files.types import ENCODED_TYPES, bits_per_weight, show_type
 from pymixtral.inspection.inventory import Inventory, Part
-from pymixtral.inspection.mixes import fitting
+from pymixtral.inspection.mixes import MIXES, fitting
 from pymixtral.inspection.mixes import types as mix_types
 
 from .sources.targets import Target
 
 Type = GGMLQuantizationType
 
-_TYPES = (Type.F32, Type.BF16, Type.F16, Type.Q8_0, Type.Q5_K, Type.Q4_K, Type.Q3_K)
-TYPES = {kind.name.lower(): kind for kind in _TYPES}
-"""Recipes of one type."""
+TENSOR_TYPES = {show_type(kind): kind for kind in ENCODED_TYPES}
+"""By name, what a single tensor can be asked to be; from most bits to fewest."""
 
-MIXES = (
-    *("q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_0", "iq4_xs"),
-    *("q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
-)
-"""Recipes of several."""
+_BASES = {name: kind for name, kind in MIXES.items() if name not in TENSOR_TYPES} | TENSOR_TYPES
 
-RECIPES = (
-    *("f32", "f16", "bf16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q5_k", "q4_1", "q4_k_m", "q4_k_s", "iq4_nl", "q4_0"),
-    *("q4_k", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
-)
-"""All of them, from most bits to fewest."""
-
-_OTHERS = (Type.Q6_K, Type.Q5_1, Type.Q5_0, Type.Q4_1, Type.IQ4_NL, Type.Q4_0, Type.IQ4_XS, Type.Q2_K)
-TENSOR_TYPES = TYPES | {kind.name.lower(): kind for kind in _OTHERS}
-"""What a single tensor can be asked to be."""
-
-_FILE_TYPES = {
-    Type.F32: LlamaFileType.ALL_F32,
-    Type.BF16: LlamaFileType.MOSTLY_BF16,
-    Type.F16: LlamaFileType.MOSTLY_F16,
-    Type.Q8_0: LlamaFileType.MOSTLY_Q8_0,
-    Type.Q6_K: LlamaFileType.MOSTLY_Q6_K,
-    Type.Q5_K: LlamaFileType.MOSTLY_Q5_K_S,
-    Type.Q5_1: LlamaFileType.MOSTLY_Q5_1,
-    Type.Q5_0: LlamaFileType.MOSTLY_Q5_0,
-    Type.Q4_K: LlamaFileType.MOSTLY_Q4_K_S,
-    Type.Q4_1: LlamaFileType.MOSTLY_Q4_1,
-    Type.Q4_0: LlamaFileType.MOSTLY_Q4_0,
-    Type.IQ4_NL: LlamaFileType.MOSTLY_IQ4_NL,
-    Type.IQ4_XS: LlamaFileType.MOSTLY_IQ4_XS,
-    Type.Q3_K: LlamaFileType.MOSTLY_Q3_K_S,
-    Type.Q2_K: LlamaFileType.MOSTLY_Q2_K,
-}
+RECIPES = tuple(sorted(_BASES, key=lambda name: -bits_per_weight(_BASES[name])))
+"""All recipes, from most bits to fewest: the mixes, and the types that no mix is named after."""
 
 
 def kept_f32(target: Target) -> bool:
@@ -70,8 +41,8 @@ def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
     """The type that a recipe wants for each tensor, whatever its columns. Raises InvalidArgumentError for an unknown recipe."""
     if recipe not in RECIPES:
         raise InvalidArgumentError(f"type is {recipe!r}; expected one of {', '.join(RECIPES)}")
-    if recipe in TYPES:
-        return [Type.F32 if kept_f32(target) else TYPES[recipe] for target in targets]
+    if recipe not in MIXES:
+        return [Type.F32 if kept_f32(target) else TENSOR_TYPES[recipe] for target in targets]
     n_experts = max(Counter(merged_name(target.name) for target in targets for _ in target.sources).values())
     return mix_types(Inventory([Part(target.name, Type.F32, target.shape) for target in targets], n_experts), recipe)
 
@@ -107,14 +78,16 @@ def fit(target: Target, wanted: Type) -> Type:
     return fitting(wanted, target.cols)
 
 
-def row_bytes(kind: Type, cols: int) -> int:
-    block, size = GGML_QUANT_SIZES[kind]
-    return int(cols // block * size)
-
-
 def file_type(recipe: str | None, bytes_by_type: Counter[Type]) -> LlamaFileType:
-    """GGUF's general.file_type: of the recipe, or without one that of the type with most bytes."""
-    mixed = getattr(LlamaFileType, f"MOSTLY_{recipe.upper()}", None) if recipe else None
-    if isinstance(mixed, LlamaFileType):
-        return mixed
-    return _FILE_TYPES[TYPES[recipe] if recipe in TYPES else bytes_by_type.most_common(1)[0][0]]
+    """GGUF's general.file_type.
+
+    Args:
+        recipe: the file's recipe, or None.
+        bytes_by_type: of a file without a recipe; its type is then that of most bytes.
+
+    Returns:
+        The number of the recipe or type, or where it has none, such as q4_k, of its small mix.
+    """
+    name = (recipe or bytes_by_type.most_common(1)[0][0].name).upper()
+    names = (f"ALL_{name}", f"MOSTLY_{name}", f"MOSTLY_{name}_S")
+    return next(LlamaFileType[found] for found in names if found in LlamaFileType.__members__)

@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32
 from pymixtral.files.names import FFN_STEMS, TensorName
+from pymixtral.files.types import show_type
 from pymixtral.units import show_bytes, show_count
 
 ERROR_STRIDE = 16
@@ -142,7 +143,7 @@ class ErrorMeter:
         weighted_norm = sum(sums.weighted_norm for sums in parts)
         return TensorReport(
             name,
-            kind.name.lower(),
+            show_type(kind),
             shape,
             n_bytes,
             _relative(sum(sums.error for sums in parts), sum(sums.norm for sums in parts)),

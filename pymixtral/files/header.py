@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from pymixtral.errors import ModelFileError, UnsupportedError
+from pymixtral.files.types import block_weights, row_bytes
 
 Value = int | float | bool | str | list[str] | NDArray[Any]
 
@@ -323,12 +324,12 @@ def _read_tensor_info(header: _Header, what: str, alignment: int) -> tuple[GGMLQ
         )
     try:
         kind = GGMLQuantizationType(number)
-        block, block_bytes = GGML_QUANT_SIZES[kind]
+        block = block_weights(kind)
     except (ValueError, KeyError):
         header.fail(f"type of {what}", type_pos, f"expected a known tensor type, found the number {number}")
     if dims[0] % block:
         header.fail(f"dimensions of {what}", pos, f"expected rows of a multiple of {block} elements for {kind.name}, found {dims[0]}")
-    n_bytes = prod(dims) // block * block_bytes
+    n_bytes = row_bytes(kind, prod(dims))
     if n_bytes > header.size:
         header.fail(f"dimensions of {what}", pos, f"{dims} of {kind.name} need {n_bytes} bytes, but the file has {header.size}")
 

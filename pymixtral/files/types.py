@@ -1,4 +1,8 @@
-"""A matrix of weights as a model file stores it."""
+"""Types of weights, and a matrix of weights as a model file stores it.
+
+WEIGHT_TYPES is the one table of what pymixtral does with each of GGUF's types; lists of types
+elsewhere are made from it. docs/numerics.md says what the numbers in a block mean.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +14,116 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from pymixtral.arrays import F16, F32, U8
 
-DEQUANTIZED_TYPES = (
-    GGMLQuantizationType.IQ1_S,
-    GGMLQuantizationType.IQ1_M,
-    GGMLQuantizationType.IQ2_XXS,
-    GGMLQuantizationType.IQ2_XS,
-    GGMLQuantizationType.IQ2_S,
-    GGMLQuantizationType.IQ3_XXS,
-    GGMLQuantizationType.IQ3_S,
-    GGMLQuantizationType.TQ1_0,
-    GGMLQuantizationType.TQ2_0,
-    GGMLQuantizationType.MXFP4,
-)
-"""Types without kernels of their own: rows are dequantized each time they are used, to what the package gguf makes of them, and
-multiplied as f32. That is correct, and several times slower than other types."""
+_Type = GGMLQuantizationType
+
+
+def block_weights(kind: GGMLQuantizationType) -> int:
+    """How many weights a block of one of GGUF's types has; 1 for a type without blocks."""
+    return int(GGML_QUANT_SIZES[kind][0])
+
+
+def block_bytes(kind: GGMLQuantizationType) -> int:
+    """How many bytes a block of one of GGUF's types takes."""
+    return int(GGML_QUANT_SIZES[kind][1])
+
+
+def bits_per_weight(kind: GGMLQuantizationType) -> float:
+    """How many bits a weight of one of GGUF's types takes, scales included."""
+    return 8 * block_bytes(kind) / block_weights(kind)
+
+
+def row_bytes(kind: GGMLQuantizationType, n_weights: int) -> int:
+    """How many bytes weights take.
+
+    Args:
+        kind: any of GGUF's types.
+        n_weights: a multiple of the weights of a block.
+
+    Returns:
+        The bytes of their blocks.
+    """
+    return n_weights // block_weights(kind) * block_bytes(kind)
+
+
+def show_type(kind: GGMLQuantizationType) -> str:
+    """A type as people write it: q4_k."""
+    return kind.name.lower()
+
+
+@dataclass(frozen=True)
+class WeightType:
+    """What pymixtral does with one of GGUF's types.
+
+    Attributes:
+        kernels: whether C has kernels for products with it. Otherwise rows are dequantized each time
+            they are used, to what the package gguf makes of them, and multiplied as f32: that is
+            correct, and several times slower.
+        encoder: whether pymixtral.quantize can write it.
+        f16_at: the bytes of a block at which an f16 number begins: its scale, and in some types a
+            minimum.
+    """
+
+    kernels: bool
+    encoder: bool
+    f16_at: tuple[int, ...] = ()
+
+
+WEIGHT_TYPES = {
+    _Type.F32: WeightType(kernels=True, encoder=True),
+    _Type.BF16: WeightType(kernels=True, encoder=True),
+    _Type.F16: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q8_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q6_K: WeightType(kernels=True, encoder=True, f16_at=(208,)),
+    _Type.Q5_1: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
+    _Type.Q5_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q5_K: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
+    _Type.Q4_1: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
+    _Type.IQ4_NL: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q4_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q4_K: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
+    _Type.IQ4_XS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.Q3_K: WeightType(kernels=True, encoder=True, f16_at=(108,)),
+    _Type.Q2_K: WeightType(kernels=True, encoder=True, f16_at=(80, 82)),
+    _Type.IQ1_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.IQ1_M: WeightType(kernels=False, encoder=False),  # its f16 scale is in four pieces
+    _Type.IQ2_XXS: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.IQ2_XS: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.IQ2_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.IQ3_XXS: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.IQ3_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
+    _Type.TQ1_0: WeightType(kernels=False, encoder=False, f16_at=(52,)),
+    _Type.TQ2_0: WeightType(kernels=False, encoder=False, f16_at=(64,)),
+    _Type.MXFP4: WeightType(kernels=False, encoder=False),  # its scale is the exponent of a power of two
+}
+"""The types that a model may have. Those with an encoder come first, from the largest to the
+smallest; of bf16 and f16, which are as large, bf16 first, since published weights are bf16."""
+
+MATRIX_TYPES = tuple(WEIGHT_TYPES)
+"""All types that a matrix may have."""
+
+DEQUANTIZED_TYPES = tuple(kind for kind, of in WEIGHT_TYPES.items() if not of.kernels)
+"""Those without kernels of their own."""
+
+ENCODED_TYPES = tuple(kind for kind, of in WEIGHT_TYPES.items() if of.encoder)
+"""Those that pymixtral.quantize can write."""
+
+FLOAT_TYPES = tuple(kind for kind in WEIGHT_TYPES if block_weights(kind) == 1)
+"""Those whose weights are floating-point numbers, one by one, not in blocks."""
 
 
 def slow_types(types: Iterable[GGMLQuantizationType]) -> tuple[str, ...]:
-    """Names, in lower case, of those in DEQUANTIZED_TYPES, each once."""
+    """The names of those in DEQUANTIZED_TYPES, each once."""
     present = set(types)
-    return tuple(kind.name.lower() for kind in DEQUANTIZED_TYPES if kind in present)
+    return tuple(show_type(kind) for kind in DEQUANTIZED_TYPES if kind in present)
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """`rows` x `cols` weights in GGUF blocks of `type`: borrowed bytes, usually a view of a memory-mapped file.
+    """Weights in GGUF blocks: borrowed bytes, usually a view of a memory-mapped file.
 
-    data: uint8 [rows, row_bytes], C-contiguous, where row_bytes holds exactly `cols` elements.
+    Attributes:
+        type: GGUF's type of the weights.
+        data: uint8 [rows, row_bytes], C-contiguous, where row_bytes holds exactly `cols` weights.
     """
 
     type: GGMLQuantizationType
@@ -52,8 +139,7 @@ class Matrix:
 
     @property
     def cols(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.type]
-        return self.row_bytes // size * block
+        return self.row_bytes // block_bytes(self.type) * block_weights(self.type)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,6 +147,13 @@ class Matrix:
 
     @classmethod
     def from_float(cls, array: F32 | F16) -> Matrix:
-        """An f32 or f16 matrix over (a contiguous copy of, if need be) a float array [rows, cols]."""
-        kind = {np.dtype(np.float32): GGMLQuantizationType.F32, np.dtype(np.float16): GGMLQuantizationType.F16}[array.dtype]
+        """A matrix of type f32 or f16.
+
+        Args:
+            array: float32 or float16 [rows, cols]; borrowed, or copied if it is not contiguous.
+
+        Returns:
+            The matrix.
+        """
+        kind = {np.dtype(np.float32): _Type.F32, np.dtype(np.float16): _Type.F16}[array.dtype]
         return cls(kind, np.ascontiguousarray(array).view(np.uint8))

@@ -11,7 +11,7 @@ from typing import Any
 from pymixtral.errors import PymixtralError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Value
-from pymixtral.files.types import slow_types
+from pymixtral.files.types import show_type, slow_types
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.model.config import ModelConfig, context_length
 from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
@@ -79,7 +79,7 @@ class Inspection:
                     "parameters": total.n_weights,
                     "bytes": total.n_bytes,
                     "bits_per_weight": round(total.bits_per_weight, 4),
-                    "types": {kind.name.lower(): n_bytes for kind, n_bytes in total.types.items()},
+                    "types": {show_type(kind): n_bytes for kind, n_bytes in total.types.items()},
                 }
                 for name, total in inventory.classes.items()
             },

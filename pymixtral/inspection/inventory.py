@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from pymixtral.files.names import CLASSES, tensor_class
+from pymixtral.files.types import row_bytes
 from pymixtral.model.config import ModelConfig
 
 
@@ -26,8 +27,7 @@ class Part:
 
     @property
     def n_bytes(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.type]
-        return self.n_weights // int(block) * int(size)
+        return row_bytes(self.type, self.n_weights)
 
     @property
     def tensor_class(self) -> str:

@@ -9,37 +9,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.names import TensorName
+from pymixtral.files.types import ENCODED_TYPES, FLOAT_TYPES, bits_per_weight, block_weights, show_type
 from pymixtral.inspection.inventory import Inventory, Part
 
 Type = GGMLQuantizationType
 
 
-# Name: type of most matrices; from the largest to the smallest file.
-MIXES = {
-    "f32": Type.F32,
-    "bf16": Type.BF16,
-    "f16": Type.F16,
-    "q8_0": Type.Q8_0,
-    "q6_k": Type.Q6_K,
-    "q5_1": Type.Q5_1,
+_VARIANTS = {
     "q5_k_m": Type.Q5_K,
     "q5_k_s": Type.Q5_K,
-    "q5_0": Type.Q5_0,
-    "q4_1": Type.Q4_1,
     "q4_k_m": Type.Q4_K,
     "q4_k_s": Type.Q4_K,
-    "iq4_nl": Type.IQ4_NL,
-    "q4_0": Type.Q4_0,
-    "iq4_xs": Type.IQ4_XS,
     "q3_k_l": Type.Q3_K,
     "q3_k_m": Type.Q3_K,
     "q3_k_s": Type.Q3_K,
-    "q2_k": Type.Q2_K,
 }
+_OWN = {show_type(kind): kind for kind in ENCODED_TYPES if kind not in _VARIANTS.values()}
+
+MIXES = dict(sorted((_VARIANTS | _OWN).items(), key=lambda mix: -bits_per_weight(mix[1])))
+"""By name, the type of most matrices; from the largest to the smallest file."""
 
 EVERY_TOKEN = {
     Type.Q2_K: (Type.Q4_K, Type.Q5_K),
@@ -93,10 +85,10 @@ def types(inventory: Inventory, mix: str) -> list[Type]:
 def fitting(kind: Type, cols: int) -> Type:
     """The type, or what takes its place where rows of so many columns do not divide into its blocks: as in llama.cpp, one with blocks of
     32 and not fewer bits, else f16."""
-    if cols % GGML_QUANT_SIZES[kind][0] == 0:
+    if cols % block_weights(kind) == 0:
         return kind
     kind = _NARROW.get(kind, Type.F16)
-    return Type.F16 if cols % GGML_QUANT_SIZES[kind][0] else kind
+    return Type.F16 if cols % block_weights(kind) else kind
 
 
 def _type(part: Part, name: TensorName | None, mix: str, n_layers: int, many: bool, tied: bool) -> Type:
@@ -104,7 +96,7 @@ def _type(part: Part, name: TensorName | None, mix: str, n_layers: int, many: bo
     base, tensor_class = MIXES[mix], part.tensor_class
     if len(part.shape) == 1 or tensor_class == "router":
         return Type.F32
-    if base in (Type.F32, Type.F16, Type.BF16) or name is None:
+    if base in FLOAT_TYPES or name is None:
         return base
     if tensor_class == "output" or (tensor_class == "embedding" and tied):
         return Type.Q8_0 if base == Type.Q8_0 else Type.Q6_K

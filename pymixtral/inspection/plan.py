@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pymixtral.files.types import MATRIX_TYPES, show_type
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.mixes import MIXES, mixed
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.footprint import Footprint, footprint
-from pymixtral.model.weights import MATRIX_TYPES
 
 DISK_GB_PER_SECOND = 2.0  # an ordinary NVMe drive that reads pages as they are needed; an assumption, nothing measures it
 
@@ -89,7 +89,7 @@ class Plan:
             "verdict": self.verdict,
             "runs": self.problem is None,
             "problem": self.problem,
-            "types": {kind.name.lower(): n_bytes for kind, n_bytes in inventory.types.items()},
+            "types": {show_type(kind): n_bytes for kind, n_bytes in inventory.types.items()},
             "parameters": inventory.n_weights,
             "active_parameters": inventory.active_weights,
             "bits_per_weight": round(inventory.bits_per_weight, 4),
@@ -123,7 +123,7 @@ def plan(
     Raises InvalidArgumentError for an unknown mix, and for a kv_type that is unknown or does not fit the model's heads."""
     if mix is not None:
         inventory = mixed(inventory, mix)
-    missing = [kind.name.lower() for kind in inventory.types if kind not in MATRIX_TYPES]
+    missing = [show_type(kind) for kind in inventory.types if kind not in MATRIX_TYPES]
     if problem is None and missing:
         problem = f"there is no kernel for {', '.join(missing)}"
     need = footprint(config, inventory.n_bytes, n_ctx, kv_type)

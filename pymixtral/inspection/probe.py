@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arrays import U8
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, row_bytes
 
 MEMORY_BYTES = 1 << 30  # some 30 ms a reading; the largest caches hold a small part of it
 CACHE_BYTES = 1 << 18
@@ -110,8 +110,8 @@ def int8_rate(n_threads: int, isa: str | None = None) -> Int8Rate:
     """The best of 0.3 s of products of a q4_0 matrix with 256 tokens, quantizing these included: on every instruction set its kernel is the
     fastest or nearly so. The matrix of 1024 rows of 4096 (2.4 MB) and the tokens stay in the caches. isa: as for ops.Context."""
     rows, cols, n_tokens = 1024, 4096, 256
-    block, size = GGML_QUANT_SIZES[GGMLQuantizationType.Q4_0]
-    matrix = Matrix(GGMLQuantizationType.Q4_0, np.zeros((rows, cols // block * size), np.uint8))
+    kind = GGMLQuantizationType.Q4_0
+    matrix = Matrix(kind, np.zeros((rows, row_bytes(kind, cols)), np.uint8))
     x = np.ones((n_tokens, cols), np.float32)
     with ops.Context(n_threads, isa) as context:
 

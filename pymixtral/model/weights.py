@@ -13,27 +13,8 @@ from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
 from pymixtral.files.names import FFN_STEMS, TensorName
-from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
+from pymixtral.files.types import FLOAT_TYPES, MATRIX_TYPES, Matrix
 from pymixtral.model.config import ModelConfig
-
-MATRIX_TYPES = (
-    GGMLQuantizationType.F32,
-    GGMLQuantizationType.F16,
-    GGMLQuantizationType.BF16,
-    GGMLQuantizationType.Q4_0,
-    GGMLQuantizationType.Q4_1,
-    GGMLQuantizationType.Q5_0,
-    GGMLQuantizationType.Q5_1,
-    GGMLQuantizationType.Q8_0,
-    GGMLQuantizationType.IQ4_NL,
-    GGMLQuantizationType.Q2_K,
-    GGMLQuantizationType.Q3_K,
-    GGMLQuantizationType.Q4_K,
-    GGMLQuantizationType.Q5_K,
-    GGMLQuantizationType.Q6_K,
-    GGMLQuantizationType.IQ4_XS,
-    *DEQUANTIZED_TYPES,
-)
 
 Expert = tuple[Matrix, Matrix, Matrix]
 
@@ -148,8 +129,7 @@ class _Tensors:
         return Matrix(tensor.type, tensor.data)
 
     def vector(self, name: TensorName) -> F32:
-        kinds = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-        tensor = self._find(name, self.shapes[name], kinds)
+        tensor = self._find(name, self.shapes[name], FLOAT_TYPES)
         if tensor.type == GGMLQuantizationType.F16:
             return tensor.data.view(np.float16).astype(np.float32)
         if tensor.type == GGMLQuantizationType.BF16:

@@ -8,12 +8,12 @@ infinity, CanceledError, UnsupportedError and NativeError.
 from __future__ import annotations
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, F64, I32, U8
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_weights
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
 from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, as_input, bound, check_shape, pointer
@@ -111,7 +111,7 @@ def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | N
     f32, f16, bf16 and q8_0 ignore it.
     """
     x = as_input(x, 2)
-    block, _ = GGML_QUANT_SIZES[kind]
+    block = block_weights(kind)
     if x.shape[1] % block:
         raise InvalidArgumentError(f"expected a multiple of {block} columns, of which {kind.name} makes its blocks, found {x.shape[1]}")
     weights = ffi.NULL

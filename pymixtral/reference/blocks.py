@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType, quants
 
 from pymixtral.arrays import F32, I32, U8
 from pymixtral.errors import UnsupportedError
-from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
-
-FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, MATRIX_TYPES, Matrix, block_bytes, show_type
 
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
 """iq4_nl's and iq4_xs's values."""
@@ -128,9 +126,9 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
 def decode(w: Matrix) -> Blocks:
     """The blocks of a matrix in blocks. Raises UnsupportedError for a type that this project does not run."""
     if w.type not in DECODERS:
-        known = ", ".join(kind.name.lower() for kind in (*FLOAT_TYPES, *DECODERS, *DEQUANTIZED_TYPES))
-        raise UnsupportedError(f"expected a matrix of type {known}, found {w.type.name.lower()}: quantize the model to one of these")
-    return DECODERS[w.type](w.data.reshape(w.rows, -1, GGML_QUANT_SIZES[w.type][1]))
+        known = ", ".join(map(show_type, MATRIX_TYPES))
+        raise UnsupportedError(f"expected a matrix of type {known}, found {show_type(w.type)}: quantize the model to one of these")
+    return DECODERS[w.type](w.data.reshape(w.rows, -1, block_bytes(w.type)))
 
 
 def dequantize(w: Matrix) -> F32:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, F64, I32
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
-from pymixtral.reference.blocks import FLOAT_TYPES, decode
+from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, Matrix
+from pymixtral.reference.blocks import decode
 from pymixtral.reference.blocks import dequantize as dequantize
 
 if TYPE_CHECKING:

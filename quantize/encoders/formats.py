@@ -30,8 +30,8 @@ def encode(kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) ->
     with np.errstate(over="ignore"):
         if kind == GGMLQuantizationType.F16:
             return np.ascontiguousarray(x.astype("<f2")).view(np.uint8).reshape(rows, -1)
-        if kind == GGMLQuantizationType.Q8_0 or (kind in _UNSEARCHED and (importance is None or not importance.any())):
-            blocks: U8 = np.concatenate(_UNSEARCHED[kind](np.ascontiguousarray(x).reshape(-1, BLOCK)), axis=1).reshape(rows, -1)
+        if kind == GGMLQuantizationType.Q8_0 or (kind in UNSEARCHED and (importance is None or not importance.any())):
+            blocks: U8 = np.concatenate(UNSEARCHED[kind](np.ascontiguousarray(x).reshape(-1, BLOCK)), axis=1).reshape(rows, -1)
             return blocks
         return search.encode(kind, x, importance)
 
@@ -83,7 +83,7 @@ def _q5_1(blocks: F32) -> tuple[U8, ...]:
     return d, m, _fifth_bits(codes), _nibbles(codes)
 
 
-_UNSEARCHED = {
+UNSEARCHED = {
     GGMLQuantizationType.Q8_0: _q8_0,
     GGMLQuantizationType.Q4_0: _q4_0,
     GGMLQuantizationType.Q4_1: _q4_1,

@@ -14,12 +14,12 @@ from pymixtral.arrays import F32, U8
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import read_shard
 from pymixtral.files.names import expert_name, merged_name
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
 
 from .checkpoint import Checkpoint
-from .stored import FLOATS, SourceFile, StoredTensor
+from .stored import SourceFile, StoredTensor
 from .targets import Target
 
 # Metadata of a quantization, of files, and of an alignment that is not kept.
@@ -37,7 +37,7 @@ def read(path: Path) -> Checkpoint:
     stored = dict(_stored(paths))
     tensors: dict[str, StoredTensor] = {}
     plan = tuple(_targets(stored, tensors))
-    types = Counter(tensor.type.name.lower() for tensor in stored.values() if tensor.type not in FLOATS)
+    types = Counter(show_type(tensor.type) for tensor in stored.values() if tensor.type not in FLOAT_TYPES)
     notes = []
     if types:
         found = ", ".join(f"{n} {name}" for name, n in types.most_common())

@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType
-
 from pymixtral.errors import CheckpointError
+from pymixtral.files.types import FLOAT_TYPES, row_bytes
 
 from .stored import SourceFile, StoredTensor
 from .strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-_TYPES = {"F32": (GGMLQuantizationType.F32, 4), "F16": (GGMLQuantizationType.F16, 2), "BF16": (GGMLQuantizationType.BF16, 2)}
-"""Type and bytes of an element."""
+_TYPES = {kind.name: kind for kind in FLOAT_TYPES}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -41,7 +39,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     start = 8 + n_header
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_cover(path, entries, file.size - start)
-    return {name: StoredTensor(file, _TYPES[entry.dtype][0], entry.shape, start + entry.begin) for name, entry in entries.items()}
+    return {name: StoredTensor(file, _TYPES[entry.dtype], entry.shape, start + entry.begin) for name, entry in entries.items()}
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
         raise CheckpointError(f"{where}: shape {shown(shape)}; expected a list of at most 8 whole numbers")
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets {shown(offsets)}; expected [begin, end] with begin <= end")
-    needed = math.prod(shape) * _TYPES[dtype][1]
+    needed = row_bytes(_TYPES[dtype], math.prod(shape))
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{where}: shape {shown(shape)} in {dtype} takes {needed} bytes, data_offsets {offsets} hold {offsets[1] - offsets[0]}"

@@ -10,14 +10,13 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError
+from pymixtral.files.types import row_bytes
 
 Type = GGMLQuantizationType
-
-FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
 class SourceFile:
@@ -70,8 +69,7 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
-        block, size = GGML_QUANT_SIZES[self.type]
-        return self.shape[-1] // int(block) * int(size)
+        return row_bytes(self.type, self.shape[-1])
 
     def part(self, index: int, rows: slice | None = None) -> StoredTensor:
         """Element `index` of the first dimension, or of that the given rows (start and stop within it)."""

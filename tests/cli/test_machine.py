@@ -19,12 +19,12 @@ import pymixtral
 from pymixtral import Mixtral, ops
 from pymixtral.cli import main
 from pymixtral.cli.text import shorten
+from pymixtral.files.types import MATRIX_TYPES
 from pymixtral.inspection import machine, probe
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.mixes import MIXES, mixed
 from pymixtral.inspection.published import MODELS
-from pymixtral.model.weights import MATRIX_TYPES
 from support.holes import write_hole
 
 COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]

@@ -16,8 +16,8 @@ from gguf import GGMLQuantizationType
 from pymixtral.cli.quantize import quantize
 from pymixtral.errors import CheckpointError, OutputError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.quantize.recipe import TYPES
-from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
+from pymixtral.quantize.recipe import TENSOR_TYPES
+from support.checkpoints import ONE_TYPE, Shape, make_checkpoint, make_tensors, write_safetensors
 
 
 def run(*arguments: object) -> Result:
@@ -33,13 +33,13 @@ def test_default_type_is_q8_0(tiny_checkpoint: Path, tiny_q8_0: Path, tmp_path: 
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ONE_TYPE)
 def test_type_and_threads(tiny_checkpoint: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "tiny.gguf"
     result = CliRunner().invoke(quantize, [str(tiny_checkpoint), str(path), "--type", kind, "-t", "1"], catch_exceptions=False)
     assert result.exit_code == 0
     with GGUFFile(path) as file:
-        assert file.tensors["output.weight"].type == GGMLQuantizationType(TYPES[kind])
+        assert file.tensors["output.weight"].type == GGMLQuantizationType(TENSOR_TYPES[kind])
 
 
 def test_force_replaces(tiny_checkpoint: Path, tmp_path: Path) -> None:

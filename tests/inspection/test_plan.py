@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pymixtral.files.types import MATRIX_TYPES
 from pymixtral.inspection import plan as planning
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
@@ -11,7 +12,6 @@ from pymixtral.inspection.mixes import MIXES
 from pymixtral.inspection.plan import Plan, largest_that_fits, plans
 from pymixtral.inspection.published import MODELS
 from pymixtral.model.footprint import kv_bytes_per_token
-from pymixtral.model.weights import MATRIX_TYPES
 
 GB = 10**9
 

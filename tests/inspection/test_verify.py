@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 from pymixtral.cli import main
 from pymixtral.errors import ModelConfigError, ModelFileError
 from pymixtral.files.header import Tensor
+from pymixtral.files.types import block_bytes
 from pymixtral.inspection import verify as verification
 from pymixtral.inspection.verify import verify
 from support.ggufs import damaged, rewrite
@@ -55,7 +56,7 @@ def test_of_several_the_first_in_the_file_is_named(tiny_q8_0: Path, tmp_path: Pa
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
 def test_damage_is_what_dequantizes_to_nan_or_infinity(kind: Type) -> None:
     """Every value of the 16 bits at every even byte of a block (at every byte of one, those of 8 bits)."""
-    sound = matrix(kind, 1, 256, 3).data.reshape(-1)[: verification.GGML_QUANT_SIZES[kind][1]]
+    sound = matrix(kind, 1, 256, 3).data.reshape(-1)[: block_bytes(kind)]
     size, words = len(sound), np.arange(0, 1 << 16, 61 if kind != Type.F32 else 1).astype(np.uint16)
     blocks = []
     for at in range(0, size - 1, 2) if size > 4 else [size - 2]:
@@ -132,12 +133,12 @@ def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:
 def test_a_file_that_is_shortened_meanwhile_does_not_pass(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tiny_q8_0.read_bytes())
-    check = verification._check
+    damage = verification._damage
 
-    def shorten(tensor: Tensor, begin: int, blocks: np.ndarray) -> tuple[str, int]:  # type: ignore[type-arg]
+    def shorten(tensor: Tensor, begin: int, blocks: np.ndarray) -> str:  # type: ignore[type-arg]
         os.truncate(path, tiny_q8_0.stat().st_size - 8)  # inside the last page, which then reads as zeros
-        return check(tensor, begin, blocks)
+        return damage(tensor, begin, blocks)
 
-    monkeypatch.setattr(verification, "_check", shorten)
+    monkeypatch.setattr(verification, "_damage", shorten)
     with pytest.raises(ModelFileError, match="shortened while it was in use"):
         verify(path, progress=False)

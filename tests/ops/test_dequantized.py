@@ -10,10 +10,10 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 
 from pymixtral import ops
-from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix
+from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix, block_weights
 from pymixtral.reference import oracle
 from support.paths import CSRC
-from support.variants import CONTEXTS, FIRST_CONTEXT, activations, block_of, every_context, generator, matrix, row_of, set_iq1_m_scales
+from support.variants import CONTEXTS, FIRST_CONTEXT, activations, every_context, generator, matrix, row_of, set_iq1_m_scales
 
 every_kind = pytest.mark.parametrize("kind", DEQUANTIZED_TYPES, ids=lambda kind: kind.name.lower())
 SCALAR = CSRC / "kernels" / "scalar"
@@ -22,7 +22,7 @@ SCALAR = CSRC / "kernels" / "scalar"
 @every_context
 @every_kind
 def test_values_are_those_of_gguf_for_any_valid_blocks(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    w = matrix(kind, 600, 4 * block_of(kind), 1)
+    w = matrix(kind, 600, 4 * block_weights(kind), 1)
     want = quants.dequantize(w.data, kind)
     got = ops.embed(ctx, w, np.arange(600, dtype=np.int32))
     assert got.dtype == want.dtype
@@ -33,7 +33,7 @@ def test_values_are_those_of_gguf_for_any_valid_blocks(ctx: ops.Context, kind: G
 def test_every_entry_of_every_table_is_met() -> None:
     """All bytes equal, then all 16-bit words: with random blocks, this reads every index that a code can name."""
     for kind in DEQUANTIZED_TYPES:
-        w = matrix(kind, 256, block_of(kind), 2)
+        w = matrix(kind, 256, block_weights(kind), 2)
         body = w.data.copy()
         words = generator(3).permutation(1 << 16).astype(np.uint16).view(np.uint8)
         n = body.shape[1] - 2
@@ -69,7 +69,7 @@ def test_rows_longer_than_a_kernels_scratch() -> None:
 @every_kind
 def test_a_scale_that_is_not_finite_is_found(kind: GGMLQuantizationType) -> None:
     w = matrix(kind, 20, 512, 8)
-    block = w.data[11].reshape(512 // block_of(kind), -1)[-1:]
+    block = w.data[11].reshape(512 // block_weights(kind), -1)[-1:]
     infinity = np.array([np.inf], np.float16)
     if kind == GGMLQuantizationType.MXFP4:
         block[:] = 0xFF  # 2^127 times 12

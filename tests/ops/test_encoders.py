@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from pymixtral import ops
 from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError, PymixtralError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_weights
 from pymixtral.quantize.encoders import formats, search
 from pymixtral.reference.blocks import dequantize
-from support.variants import ENCODED, FIRST_CONTEXT, SEARCHED, UNSEARCHED, block_of, every_context, generator, normal, row_of, wide
+from support.variants import ENCODED, FIRST_CONTEXT, SEARCHED, UNSEARCHED, every_context, generator, normal, row_of, wide
 
 KINDS = GGMLQuantizationType
 WEIGHTED = [kind for kind in ENCODED if kind in search.GRIDS]
@@ -81,7 +81,7 @@ def test_bytes_are_those_of_the_definition(ctx: ops.Context, kind: GGMLQuantizat
 
 
 @every_context
-@pytest.mark.parametrize("kind", [kind for kind in ENCODED if block_of(kind) == 32], **names)
+@pytest.mark.parametrize("kind", [kind for kind in ENCODED if block_weights(kind) == 32], **names)
 def test_rows_of_few_blocks_of_32(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     for cols in (32, 96, 320, 544):
         x, importance = normal(16, 9, cols), np.square(normal(17, cols))
@@ -132,7 +132,7 @@ def test_errors_of_gaussian_weights(kind: GGMLQuantizationType) -> None:
 def explained(kind: GGMLQuantizationType, x: F32, weights: F32 | None) -> NDArray[np.float64]:
     """Of each block: how long what is decoded is along the weights."""
     decoded = decode(kind, ops.encode(FIRST_CONTEXT, kind, x, weights)).astype(np.float64)
-    sums = [((1 if weights is None else weights) * x * a).reshape(-1, block_of(kind)).sum(axis=1) for a in (decoded, x)]
+    sums = [((1 if weights is None else weights) * x * a).reshape(-1, block_weights(kind)).sum(axis=1) for a in (decoded, x)]
     return np.asarray(sums[0] / sums[1], np.float64)
 
 
@@ -246,5 +246,5 @@ def test_other_types_and_parts_of_blocks() -> None:
         with pytest.raises(PymixtralError):
             ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 256))
     for kind in ENCODED[3:]:
-        with pytest.raises(InvalidArgumentError, match=f"multiple of {block_of(kind)}"):
+        with pytest.raises(InvalidArgumentError, match=f"multiple of {block_weights(kind)}"):
             ops.encode(FIRST_CONTEXT, kind, normal(15, 1, 48))

@@ -9,6 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from pymixtral import ops
+from pymixtral.files.types import block_weights
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
 from support.calls import (
@@ -29,7 +30,7 @@ from support.calls import (
     weight,
 )
 from support.fences import Guarded, fenced
-from support.variants import ENCODED, activations, block_of, every_context, every_type, matrix
+from support.variants import ENCODED, activations, every_context, every_type, matrix
 
 every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
 
@@ -59,9 +60,9 @@ def test_a_valid_call_stays_inside_its_arrays(ctx: ops.Context, make: Callable[[
 def test_matrices_of_every_type_stay_inside_their_arrays(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     for n in (1, 2, 5, 9):
         for rows in (1, 7, 17):
-            check(matmul(ctx, kind, n, rows, 27 if block_of(kind) == 1 else block_of(kind)))
-    check(embed(ctx, kind, 27 if block_of(kind) == 1 else block_of(kind)))
-    if block_of(kind) <= 32:
+            check(matmul(ctx, kind, n, rows, 27 if block_weights(kind) == 1 else block_weights(kind)))
+    check(embed(ctx, kind, 27 if block_weights(kind) == 1 else block_weights(kind)))
+    if block_weights(kind) <= 32:
         check(layer_attention(ctx, kind))
         check(layer_experts(ctx, kind))
 
@@ -74,7 +75,7 @@ def test_all_caches_and_encoders_stay_inside_their_arrays(ctx: ops.Context) -> N
             check(attention(ctx, dtype, n))
     for kind in ENCODED:
         for weighted in (False, True):
-            check(encode(ctx, kind, 13 * block_of(kind), weighted))
+            check(encode(ctx, kind, 13 * block_weights(kind), weighted))
 
 
 @every_context

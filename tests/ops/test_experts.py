@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import Expert, LayerWeights
 from pymixtral.ops.native import ffi
@@ -23,7 +23,6 @@ from pymixtral.reference import oracle
 from support.variants import (
     FIRST_CONTEXT,
     TYPES,
-    block_of,
     every_context,
     every_type,
     key_pages,
@@ -59,7 +58,7 @@ class Example:
 
         def matrix(rows: int, cols: int) -> Matrix:
             kind, number = next(kinds)
-            return model_matrix(kind if cols % block_of(kind) == 0 else KINDS.F32, rows, cols, 100 + number)
+            return model_matrix(kind if cols % block_weights(kind) == 0 else KINDS.F32, rows, cols, 100 + number)
 
         self.weights = LayerWeights(
             attn_norm=np.float32(1) + normal(1, hidden) * np.float32(0.1),
@@ -169,7 +168,7 @@ def test_experts(ctx: ops.Context, shape: Shape) -> None:
 @every_context
 @every_type
 def test_experts_of_every_type(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    shape = Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,)) if block_of(kind) == 256 else Shape(n_experts=3, kinds=(kind,))
+    shape = Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,)) if block_weights(kind) == 256 else Shape(n_experts=3, kinds=(kind,))
     e = example(shape)
     for rows in (slice(0, 1), slice(1, 7), slice(0, 140)):
         got = run_experts(ctx, e.layer, e.x[rows], e.normed[rows], e.ids[rows], e.route_weights[rows])

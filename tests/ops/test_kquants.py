@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter, quants
+from gguf import GGMLQuantizationType, GGUFWriter, quants
 
 from pymixtral import ops
 from pymixtral.arrays import F32
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_bytes
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.weights import load_weights
@@ -92,7 +92,7 @@ def test_products_are_near_those_of_the_weights(kind: Type) -> None:
 
 def extreme(kind: Type, q: int, scales: int, rows: int = 17, cols: int = 512) -> Matrix:
     """Every byte of the integers is q, every one of the scales and minimums `scales`; d and dmin are odd numbers of both signs."""
-    data = np.full((rows, cols // 256, GGML_QUANT_SIZES[kind][1]), q, np.uint8)
+    data = np.full((rows, cols // 256, block_bytes(kind)), q, np.uint8)
     data[..., KQUANTS[kind].scales] = scales
     for at in SCALES[kind.name]:
         d = (generator(6, at).integers(-512, 512, (rows, cols // 256, 1)) * 2 + 1).astype(np.float16)

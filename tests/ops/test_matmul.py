@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType
 
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_weights
 from pymixtral.reference import oracle
 from support.variants import (
     F32,
@@ -19,7 +19,6 @@ from support.variants import (
     SCALES,
     TYPES,
     activations,
-    block_of,
     every_context,
     every_type,
     generator,
@@ -46,7 +45,7 @@ def product(kind: GGMLQuantizationType, n_tokens: int, rows: int, cols: int, fil
 @every_context
 @every_type
 def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    for cols in COLS[block_of(kind)]:
+    for cols in COLS[block_weights(kind)]:
         x, w, want = product(kind, 10, 65, cols)
         for rows in (1, 7, 8, 9, 16, 17, 33, 65):
             part = Matrix(kind, w.data[:rows])
@@ -57,7 +56,7 @@ def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 @every_context
 @every_type
 def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    x, w, want = product(kind, 514, 130, COLS[block_of(kind)][1])
+    x, w, want = product(kind, 514, 130, COLS[block_weights(kind)][1])
     for n in (127, 130, 255, 256, 257, 258, 514):
         np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
@@ -65,7 +64,7 @@ def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 @every_context
 @every_type
 def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    for cols in LONG[block_of(kind)]:
+    for cols in LONG[block_weights(kind)]:
         x, w, want = product(kind, 12, 19, cols)
         for n in (1, 6, 12):
             np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
@@ -105,7 +104,7 @@ def test_a_nonfinite_activation_names_its_row(ctx: ops.Context, kind: GGMLQuanti
 def test_a_nonfinite_scale_is_found(ctx: ops.Context, kind: GGMLQuantizationType, value: float) -> None:
     for at in SCALES[kind.name]:
         w = matrix(kind, 20, 512, 3)
-        block = w.data[11].reshape(512 // block_of(kind), -1)[-1]
+        block = w.data[11].reshape(512 // block_weights(kind), -1)[-1]
         block[at : at + 2] = np.array([value], np.float16).view(np.uint8)
         x = normal(4, 9, 512)
         for n in (1, 9):
@@ -117,10 +116,10 @@ def test_a_nonfinite_scale_is_found(ctx: ops.Context, kind: GGMLQuantizationType
 @every_type
 def test_a_product_that_overflows_names_its_row(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     w = matrix(kind, 20, 256, 5, fill=0x7F)
-    if block_of(kind) == 1:
+    if block_weights(kind) == 1:
         w = Matrix(kind, np.full_like(w.data, 0x44))  # 784 or about 4
     for at in SCALES.get(kind.name, []):
-        w.data.reshape(20, 256 // block_of(kind), -1)[..., at : at + 2] = np.array([60000], np.float16).view(np.uint8)
+        w.data.reshape(20, 256 // block_weights(kind), -1)[..., at : at + 2] = np.array([60000], np.float16).view(np.uint8)
     x = normal(6, 6, 256)
     x[3] = 3e38
     assert row_of(ops.matmul, ctx, x, w) == row_of(oracle.matmul, x, w) == 3
@@ -162,7 +161,7 @@ def test_quantized_activations_want_whole_blocks() -> None:
 @every_context
 @every_type
 def test_embedding_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    for cols in COLS[block_of(kind)]:
+    for cols in COLS[block_weights(kind)]:
         w = matrix(kind, 50, cols, cols)
         for ids in ([49], [0, 49, 0, 7], generator(8).integers(0, 50, 300).tolist()):
             array = np.array(ids, np.int32)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arrays import F32
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_bytes, block_weights
 from pymixtral.reference import oracle
 from support.exact import exact_fma
-from support.variants import INTEGER_TYPES, SCALES, block_of, every_context, generator, matrix, normal
+from support.variants import INTEGER_TYPES, SCALES, every_context, generator, matrix, normal
 
-KINDS = [kind for kind in INTEGER_TYPES if block_of(kind) == 32]
+KINDS = [kind for kind in INTEGER_TYPES if block_weights(kind) == 32]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
 
 
 def pieces(w: Matrix) -> tuple[NDArray[np.float64], list[F32]]:
     """A matrix's integers [rows, cols], read by gguf with scales of 1 and minimums of 0, and its f16 numbers [rows, n_blocks]."""
-    size = GGML_QUANT_SIZES[w.type][1]
+    size = block_bytes(w.type)
     data = w.data.reshape(w.rows, -1, size).copy()
     numbers = []
     for value, at in zip((1, 0), SCALES[w.type.name], strict=False):
@@ -56,7 +56,7 @@ def test_the_oracle_multiplies_in_the_order_of_the_contract(kind: GGMLQuantizati
 @every_kind
 def test_sums_as_large_as_they_get(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     """Activations of 127 and -127 in every pattern of 8, each with the weights that make its dot product largest and smallest."""
-    size = GGML_QUANT_SIZES[kind][1]
+    size = block_bytes(kind)
     every_byte = np.repeat(np.arange(256, dtype=np.uint8), size).reshape(256, size)
     for value, at in zip((1, 0), SCALES[kind.name], strict=False):
         every_byte[:, at : at + 2] = np.array([value], "<f2").view(np.uint8)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.errors import NonFiniteError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
 from pymixtral.quantize.encoders import formats
 from pymixtral.reference.blocks import dequantize
 
-TYPES = {name: GGMLQuantizationType[name.upper()] for name in ("f32", "bf16", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")}
+BLOCK_KINDS = list(formats.UNSEARCHED)
+TYPES = {show_type(kind): kind for kind in (*FLOAT_TYPES, *BLOCK_KINDS)}
 KINDS = list(TYPES.values())
-BLOCK_KINDS = KINDS[3:]
-STEPS = dict(zip(BLOCK_KINDS, (127, 8, 15, 16, 31), strict=True))
+STEPS = {"Q8_0": 127, "Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31}
 """Into how many steps the largest magnitude, or for q4_1 and q5_1 the range, is divided."""
 SMALLEST_SCALE = 2.0**-118
 """Blocks below it may have a scale whose inverse overflows; there gguf casts infinity to an integer, which C and NumPy leave undefined."""
@@ -97,7 +97,7 @@ def test_error_is_within_half_a_step(kind: GGMLQuantizationType) -> None:
     x = SAMPLES["normal"]
     blocks = x.reshape(-1, 32)
     affine = kind in (GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q5_1)
-    step = (np.ptp(blocks, axis=1, keepdims=True) if affine else np.abs(blocks).max(axis=1, keepdims=True)) / STEPS[kind]
+    step = (np.ptp(blocks, axis=1, keepdims=True) if affine else np.abs(blocks).max(axis=1, keepdims=True)) / STEPS[kind.name]
     error = np.abs(decode(kind, formats.encode(kind, x)).reshape(-1, 32) - blocks)
     # q4_0 and q5_0 have no code for +8 and +16: opposite to the largest element the error may reach a whole step.
     limit = step * (1.0 if kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0) else 0.5)

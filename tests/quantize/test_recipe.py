@@ -8,11 +8,13 @@ import pytest
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.files.types import bits_per_weight
 from pymixtral.inspection.inventory import Inventory
-from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.mixes import MIXES, mixed
 from pymixtral.inspection.published import MODELS
-from pymixtral.quantize.recipe import MIXES, RECIPES, TENSOR_TYPES, TYPES, file_type, fit, overrides, row_bytes, wanted_types
+from pymixtral.quantize.recipe import RECIPES, TENSOR_TYPES, file_type, fit, overrides, wanted_types
 from pymixtral.quantize.sources.targets import Target
+from support.checkpoints import ONE_TYPE
 
 Type = GGMLQuantizationType
 NORMS = [Target(name, ("x",), (64,)) for name in ("blk.0.attn_norm.weight", "output_norm.weight")]
@@ -31,9 +33,12 @@ def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
 
 def test_recipes_are_in_the_order_of_their_bits() -> None:
     whole = Inventory.of_model(MODELS["8x7b"])
-    bits = [row_bytes(TYPES[name], 256) / 32 if name in TYPES else mixed(whole, name).bits_per_weight for name in RECIPES]
+    bits = [
+        mixed(whole, name).bits_per_weight if name in MIXES else bits_per_weight(TENSOR_TYPES[name])
+        for name in RECIPES
+    ]
     assert bits == sorted(bits, reverse=True)
-    assert sorted(RECIPES) == sorted((*TYPES, *MIXES))
+    assert set(RECIPES) == {*TENSOR_TYPES, *MIXES}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -41,11 +46,11 @@ def test_norms_and_router_stay_f32(recipe: str) -> None:
     assert wanted_types([*NORMS, ROUTER], recipe) == [Type.F32] * 3
 
 
-@pytest.mark.parametrize("recipe", TYPES)
+@pytest.mark.parametrize("recipe", ONE_TYPE)
 def test_a_type_is_that_of_all_matrices(recipe: str) -> None:
     names = ("token_embd.weight", "output.weight", "blk.3.attn_k.weight", "blk.3.ffn_gate.weight")
     targets = [Target(name, ("x",), (8, 64)) for name in names] + [Target("blk.0.ffn_down_exps.weight", ("x", "y"), (8, 96), merged=True)]
-    assert wanted_types(targets, recipe) == [TYPES[recipe]] * 5
+    assert wanted_types(targets, recipe) == [TENSOR_TYPES[recipe]] * 5
 
 
 @pytest.mark.parametrize(
@@ -109,13 +114,6 @@ def test_columns_decide_what_a_type_becomes(cols: int, kind: Type) -> None:
     assert fit(Target("blk.0.attn_output.weight", ("x",), (64, cols)), Type.Q4_K) == kind
 
 
-def test_row_bytes() -> None:
-    assert {name: row_bytes(kind, 256) for name, kind in TENSOR_TYPES.items() if name[0] in "fq"} == {
-        "f32": 1024, "f16": 512, "q8_0": 272, "q6_k": 210, "q5_1": 192, "q5_0": 176, "q5_k": 176, "q4_1": 160, "q4_k": 144, "q4_0": 144,
-        "q3_k": 110, "q2_k": 84,
-    }  # fmt: skip
-
-
 def test_file_type_is_the_recipe_s_or_that_of_most_bytes() -> None:
     assert file_type("q4_k_m", Counter()) == LlamaFileType.MOSTLY_Q4_K_M
     assert file_type("f32", Counter()) == LlamaFileType.ALL_F32
@@ -127,5 +125,5 @@ def test_file_type_is_the_recipe_s_or_that_of_most_bytes() -> None:
 
 @pytest.mark.parametrize("name", ["q4", "Q8_0", "", "8"])
 def test_unknown_type_is_refused_with_the_known_ones(name: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="f32, f16, bf16, q8_0, q6_k"):
+    with pytest.raises(InvalidArgumentError, match="f32, bf16, f16, q8_0, q6_k"):
         wanted_types(mixtral(1), name)

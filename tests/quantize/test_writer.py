@@ -20,9 +20,9 @@ from pymixtral.errors import CheckpointError, InvalidArgumentError, OutputError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize, writer
 from pymixtral.quantize.encoders import formats
-from pymixtral.quantize.recipe import TYPES
+from pymixtral.quantize.recipe import TENSOR_TYPES
 from pymixtral.quantize.sources.targets import rope_order
-from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, make_tensors, read_tensors, write_safetensors
+from support.checkpoints import ONE_TYPE, TINY_MIXTRAL, Shape, make_checkpoint, make_tensors, read_tensors, write_safetensors
 
 SMALL = Shape(n_vocab=64, n_layers=1)
 
@@ -88,7 +88,7 @@ def test_metadata_of_a_dense_model_has_a_window_and_no_experts(tmp_path: Path) -
     assert not [key for key in found if "expert" in key or "tokenizer" in key]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ONE_TYPE)
 def test_gguf_s_own_reader_sees_the_tensors(tmp_path: Path, kind: str) -> None:
     """Every tensor equals the checkpoint's, encoded by the gguf package, or by the definition in NumPy where it has no encoder."""
     quantize(TINY_MIXTRAL, tmp_path / "m.gguf", kind, progress=False)
@@ -103,14 +103,14 @@ def test_gguf_s_own_reader_sees_the_tensors(tmp_path: Path, kind: str) -> None:
         "blk.2.ffn_down_exps.weight": np.stack(experts),
     }.items():
         tensor = tensors[name]
-        assert tensor.tensor_type == TYPES[kind]
+        assert tensor.tensor_type == TENSOR_TYPES[kind]
         assert tensor.shape.tolist() == list(weights.shape[::-1])
-        np.testing.assert_array_equal(tensor.data.reshape(-1), encoded(weights, TYPES[kind]).view(tensor.data.dtype).reshape(-1))
+        np.testing.assert_array_equal(tensor.data.reshape(-1), encoded(weights, TENSOR_TYPES[kind]).view(tensor.data.dtype).reshape(-1))
     for name in ("blk.0.attn_norm.weight", "blk.0.ffn_gate_inp.weight", "output_norm.weight"):
-        assert tensors[name].tensor_type == TYPES["f32"]
+        assert tensors[name].tensor_type == TENSOR_TYPES["f32"]
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ONE_TYPE)
 def test_same_bytes_for_any_threads_chunks_and_shards(small: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     quantize(small, tmp_path / "a.gguf", kind, n_threads=1, progress=False)
     make_checkpoint(tmp_path / "sharded" / "hf", SMALL, seed=2, shards=3)
@@ -232,7 +232,7 @@ def test_kill_midway_leaves_no_destination(small: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]  # what was left is gone
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", ONE_TYPE)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.0.block_sparse_moe.experts.2.w2.weight"])
 def test_non_finite_weight_is_refused_by_name(small: Path, tmp_path: Path, kind: str, value: float, name: str) -> None:

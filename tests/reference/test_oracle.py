@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, quants
 
 from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import FLOAT_TYPES, Matrix
 from pymixtral.reference import oracle
 from support.exact import exact_fma
 
@@ -33,7 +33,7 @@ def test_sum8_follows_its_order(n: int) -> None:
 
 # --- Types, activation quantization, matmul ----------------------------------------------------------------------
 
-FLOATS = [GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16]
+FLOATS = list(FLOAT_TYPES)
 BLOCKS = [GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0]
 TYPES = FLOATS + BLOCKS
 by_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())

@@ -12,24 +12,12 @@ from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import NonFiniteError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import Matrix, block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import LayerWeights
 from pymixtral.reference import oracle
 from pymixtral.reference.oracle import PAGE
-from support.variants import (
-    TYPES,
-    activations,
-    block_of,
-    generator,
-    key_pages,
-    matrix,
-    model_matrix,
-    normal,
-    stored_bytes,
-    value_pages,
-    wide,
-)
+from support.variants import TYPES, activations, generator, key_pages, matrix, model_matrix, normal, stored_bytes, value_pages, wide
 
 OPERATIONS = ["matmul", "embed", "quantize", "rms_norm", "exp", "silu_mul", "rope_table", "rope", "route", "attention", "layer"]
 """In the driver's order."""
@@ -79,7 +67,7 @@ def _matmul(x: F32, w: Matrix) -> Case:
 def matmuls(kind: GGMLQuantizationType) -> Iterator[Case]:
     """Strips and items of rows and their tails, every number of tokens up to two tiles and one, more tokens than a block, rows longer
     than a strip, and the largest integers."""
-    block = block_of(kind)
+    block = block_weights(kind)
     for cols in {1: [1, 7, 8, 9, 67], 32: [32, 96], 256: [256, 768]}[block]:
         x, w = activations(cols, 10, cols), matrix(kind, 13, cols, cols)
         for n in range(1, 10):

@@ -25,6 +25,8 @@ TINY_MIXTRAL = DATA / "tiny-mixtral"
 
 TINY_MIXTRAL_VOCAB = 4096
 
+ONE_TYPE = ("f32", "bf16", "f16", "q8_0", "q5_k", "q4_k", "q3_k")
+"""The recipes that give all matrices one type."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from pymixtral import ops
 from pymixtral.errors import PymixtralError
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.types import block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.weights import load_weights
 from pymixtral.text.tokenizer import Tokenizer
-from support.variants import TYPES, block_of, model_matrix
+from support.variants import TYPES, model_matrix
 
 N_VOCAB, HIDDEN, FFN, N_EXPERTS, N_LAYERS = 270, 256, 256, 3, 2
 SECONDS_EACH, BYTES_MORE = 2.0, 1 << 28
@@ -100,7 +101,7 @@ def base(path: Path, seed: int, split: bool) -> bytes:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert block_of(GGMLQuantizationType.Q4_K) == HIDDEN
+    assert block_weights(GGMLQuantizationType.Q4_K) == HIDDEN
     return path.read_bytes()
 
 

@@ -7,43 +7,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arrays import F32, U8
 from pymixtral.errors import NonFiniteError
-from pymixtral.files.types import Matrix
+from pymixtral.files.types import ENCODED_TYPES, FLOAT_TYPES, WEIGHT_TYPES, Matrix, block_bytes, block_weights
 from pymixtral.ops.native import lib
+from pymixtral.quantize.encoders import formats
 from pymixtral.reference import blocks, oracle
 
 ISAS = ops.available_isas()
 CONTEXTS = {f"{isa}-{n}": ops.Context(n, isa) for isa in ISAS for n in (1, 2, 3)}
 FIRST_CONTEXT = CONTEXTS["scalar-1"]
 TYPES = [kind for kind in GGMLQuantizationType if lib.pmx_row_bytes(kind, 256) >= 0]
-UNSEARCHED = [GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")]
+ENCODED = list(ENCODED_TYPES)
+UNSEARCHED = [kind for kind in ENCODED if kind in FLOAT_TYPES or kind in formats.UNSEARCHED]
 """Types that gguf-py encodes as well."""
-SEARCHED = [GGMLQuantizationType[name] for name in ("IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")]
-ENCODED = UNSEARCHED + SEARCHED
+SEARCHED = [kind for kind in ENCODED if kind not in UNSEARCHED]
 assert CONTEXTS, "tests of no instruction set prove nothing"
 assert TYPES, "tests of no weight type prove nothing"
 
 every_context = pytest.mark.parametrize("ctx", CONTEXTS.values(), ids=CONTEXTS)
 every_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
 
-SCALES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(["Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "IQ4_XS"], (0,)),
-    **dict.fromkeys(["Q4_1", "Q5_1", "Q4_K", "Q5_K"], (0, 2)),
-    "Q2_K": (80, 82),
-    "Q3_K": (108,),
-    "Q6_K": (208,),
-    **dict.fromkeys(["IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"], (0,)),
-    "TQ1_0": (52,),
-    "TQ2_0": (64,),
-    "IQ1_M": (),  # in pieces: set_iq1_m_scales()
-    "MXFP4": (),  # an exponent of 8 bits, the first byte
-}
-"""Where the f16 numbers of a block begin, in bytes; its other bytes may be anything."""
+SCALES = {kind.name: of.f16_at for kind, of in WEIGHT_TYPES.items() if kind not in FLOAT_TYPES}
+"""Where the f16 numbers of a block begin, in bytes; its other bytes may be anything but the scales of iq1_m and mxfp4."""
 
 INTEGER_TYPES = [kind for kind in TYPES if kind in blocks.DECODERS]
 """Types whose products are sums of integers."""
@@ -54,10 +44,6 @@ def row_of(call: Callable[..., Any], *args: Any) -> int:
     with pytest.raises(NonFiniteError) as caught:
         call(*args)
     return caught.value.row
-
-
-def block_of(kind: GGMLQuantizationType) -> int:
-    return int(GGML_QUANT_SIZES[kind][0])
 
 
 def generator(*seed: int) -> np.random.Generator:
@@ -103,7 +89,7 @@ def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill:
         return Matrix(kind, np.ascontiguousarray(wide(seed, rows, cols).view(np.uint16)[:, 1::2]).view(np.uint8))
     if kind == GGMLQuantizationType.F16:
         return Matrix(kind, _finite_f16(g, (rows, cols)).view(np.uint8))
-    block, size = GGML_QUANT_SIZES[kind]
+    block, size = block_weights(kind), block_bytes(kind)
     data = g.integers(0, 256, (rows, cols // block, size), np.uint8)
     if fill is not None:
         data[...] = fill
@@ -125,12 +111,12 @@ def set_iq1_m_scales(blocks: U8, f16: NDArray[np.uint16]) -> None:
 
 def model_matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int) -> Matrix:
     """A matrix as models have them: it leaves the size of what it multiplies about as it was."""
-    if block_of(kind) == 1:
+    if block_weights(kind) == 1:
         values = normal(seed, rows, cols) / np.float32(np.sqrt(cols))
         if kind == GGMLQuantizationType.BF16:
             return Matrix(kind, np.ascontiguousarray(values.view(np.uint16)[:, 1::2]).view(np.uint8))
         return Matrix.from_float(values if kind == GGMLQuantizationType.F32 else values.astype(np.float16))
-    block, size = GGML_QUANT_SIZES[kind]
+    block, size = block_weights(kind), block_bytes(kind)
     data = generator(seed, kind).integers(0, 256, (rows, cols // block, size), np.uint8)
     sizes = {"Q8_0": 74, "IQ4_NL": 70, "IQ4_XS": 1300, "Q6_K": 1400, "IQ1_S": 7, "IQ1_M": 7, "TQ1_0": 1, "TQ2_0": 1}
     largest = sizes.get(kind.name, 5 if block == 32 else 100)
