@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from pymixtral.errors import CheckpointError, InvalidArgumentError, ModelConfigError, ModelFileError, UnsupportedError
+from pymixtral.errors import CheckpointError, ModelConfigError, ModelFileError, OutputError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from support.ggufs import contents, damaged, rewrite
@@ -76,7 +76,7 @@ def test_row_20_a_block_with_a_damaged_scale_is_0_when_asked_for(tmp_path: Path,
 def test_row_18_a_gguf_source_is_not_overwritten(tmp_path: Path, tiny_f16: Path) -> None:
     source = rewrite(tiny_f16, tmp_path / "m.gguf", shard_tensors=20)
     for path in sorted(tmp_path.glob("*.gguf")):
-        with pytest.raises(InvalidArgumentError, match="one of the files that are read"):
+        with pytest.raises(OutputError, match="found one that is read"):
             quantize(source, path, force=True, progress=False)
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymixtral.arrays import F32
-from pymixtral.errors import CheckpointError, InvalidArgumentError, PymixtralError, UnsupportedError
+from pymixtral.errors import CheckpointError, OutputError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from pymixtral.quantize.sources.mistral import read_params
@@ -164,7 +164,7 @@ def test_directory_with_both_forms_is_read_once(tmp_path: Path) -> None:
 def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: str) -> None:
     make_checkpoint(tmp_path, Shape(n_layers=1), seed=4)
     before = (tmp_path / name).read_bytes()
-    with pytest.raises(InvalidArgumentError, match="one of the files that are read"):
+    with pytest.raises(OutputError, match="found one that is read"):
         quantize(tmp_path, tmp_path / name, force=True, progress=False)
     assert (tmp_path / name).read_bytes() == before
     quantize(tmp_path, tmp_path / "m.gguf", progress=False)
