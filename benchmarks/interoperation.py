@@ -248,7 +248,8 @@ def main() -> None:
         bench = Bench(Peer(given.peer_python, given.threads), given.checkpoint, directory / "f32.gguf", directory / "imatrix.gguf")
         quantize(given.checkpoint, bench.source, "f32", progress=False)
         with Mixtral(bench.source, n_ctx=256, n_threads=given.threads) as model:
-            calibrate(model, [(given.calibration.name, given.calibration.read_text("utf-8"))], n_ctx=256).write(bench.importance)
+            texts = [(given.calibration.name, given.calibration.read_text("utf-8"))]
+            imatrix.write(calibrate(model, texts, n_ctx=256), bench.importance)
         about = bench.peer("open", model=bench.source)
         lines = [f"{about['name']} ({about['variant']}), pymixtral {pymixtral.__version__}", "", HEAD]
         print(*lines, sep="\n")

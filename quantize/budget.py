@@ -34,7 +34,7 @@ from tqdm import tqdm
 from pymixtral import ops
 from pymixtral.arrays import F32
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.imatrix import Importance
+from pymixtral.files.importance import Importance
 from pymixtral.files.names import TensorName, merged_name
 from pymixtral.files.types import row_bytes
 from pymixtral.units import show_bytes

@@ -15,8 +15,8 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.imatrix import Importance, ImportanceMatrix
-from pymixtral.files.imatrix import read as read_imatrix
+from pymixtral.files import imatrix
+from pymixtral.files.importance import Importance
 from pymixtral.files.names import TensorName, merged_name
 from pymixtral.files.types import block_weights, row_bytes, show_type
 from pymixtral.units import show_bytes
@@ -170,7 +170,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, he
 def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str, Importance], list[str]]:
     if path is None:
         return {}, []
-    matrix: ImportanceMatrix = read_imatrix(path)
+    matrix = imatrix.read(path)
     matrices = [target for target in targets if not kept_f32(target)]
     found: dict[str, Importance | None] = {}
     for name, group in groupby(matrices, lambda target: merged_name(target.name)):

@@ -12,7 +12,7 @@ import click
 from pymixtral.cli.text import read_text, wrap, write
 
 if TYPE_CHECKING:
-    from pymixtral.files.imatrix import ImportanceMatrix
+    from pymixtral.files.importance import ImportanceMatrix
 
 
 @click.command(
@@ -71,6 +71,7 @@ def calibrate(
     from pymixtral.files import imatrix
     from pymixtral.files.atomic import check_dest
     from pymixtral.files.gguf import GGUFFile
+    from pymixtral.files.importance import merge
 
     check_dest(output, [*([model] if model else []), *files, *merged], force=True)
     if os.path.lexists(output) and not (force or resume):
@@ -82,8 +83,8 @@ def calibrate(
         texts = [(path.name, read_text(ctx, path)) for path in files]
         begun = imatrix.read(output) if resume and output.exists() else None
         parts.insert(0, _measure(model, texts, output, context, windows, begun, threads, parts))
-    result = imatrix.merge(parts) if len(parts) > 1 else parts[0]
-    result.write(output)
+    result = merge(parts) if len(parts) > 1 else parts[0]
+    imatrix.write(result, output)
     write("\n".join(_lines(result, output)))
 
 
@@ -100,10 +101,11 @@ def _measure(
     """What there is is written to `output` meanwhile, and when interrupted, with the others added."""
     from pymixtral.evaluation.calibration import calibrate as measure
     from pymixtral.files import imatrix
+    from pymixtral.files.importance import merge
     from pymixtral.mixtral import Mixtral
 
     def save(state: ImportanceMatrix) -> None:
-        (imatrix.merge([state, *others]) if others else state).write(output)
+        imatrix.write(merge([state, *others]) if others else state, output)
         more = "with what is merged; these cannot be resumed" if others else "--resume goes on from here"
         click.echo(f"{output}: {state.n_windows} windows so far; {more}", err=True)
 

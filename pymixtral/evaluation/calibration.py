@@ -18,7 +18,7 @@ from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.windows import Windows, tokens_of
-from pymixtral.files.imatrix import ImportanceMatrix
+from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.mixtral import Mixtral
 
 SAVE_SECONDS = 300.0

@@ -13,7 +13,8 @@ from pymixtral import Mixtral, ops
 from pymixtral.cli import main
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.calibration import calibrate
-from pymixtral.files.imatrix import ImportanceMatrix, read
+from pymixtral.files.imatrix import read, write
+from pymixtral.files.importance import ImportanceMatrix
 from support.ggufs import rewrite
 
 TEXT = "Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun wondered. " * 4
@@ -103,7 +104,7 @@ def test_an_interrupted_calibration_goes_on(
 
     monkeypatch.setattr(Mixtral, "observe", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: state.write(path), progress=False)
+        calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: write(state, path), progress=False)
     assert read(path).n_windows == 2
     rest = calibrate(model, [("t", TEXT)], n_ctx=32, resume=read(path), progress=False)
     assert rest.n_windows == whole.n_windows
@@ -148,7 +149,7 @@ def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
 ) -> None:
     observe, calls, (text, old, out) = Mixtral.observe, [0], (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf"))
     text.write_text(TEXT)
-    whole.write(old)
+    write(whole, old)
 
     def interrupted(*arguments: object) -> object:
         calls[0] += 1
@@ -168,7 +169,7 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
     model, text, old, link = (tmp_path / name for name in ("m.gguf", "t.txt", "i.gguf", "link"))
     model.write_bytes(tiny_q8_0.read_bytes())
     text.write_text(TEXT)
-    whole.write(old)
+    write(whole, old)
     link.symlink_to(model)
     shard = rewrite(tiny_q8_0, tmp_path / "s.gguf", shard_tensors=30)
     other = tmp_path / "s-00002-of-00002.gguf"

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pymixtral.errors import InvalidArgumentError, ModelFileError
 from pymixtral.files import imatrix
-from pymixtral.files.imatrix import FLOOR, PRIOR_TOKENS, ImportanceMatrix, merge, read
+from pymixtral.files.imatrix import read, write
+from pymixtral.files.importance import FLOOR, HARDLY_SEEN, PRIOR_TOKENS, ImportanceMatrix, merge
 
 GATE, QUERY = "blk.0.ffn_gate_exps.weight", "blk.0.attn_q.weight"
 
@@ -34,7 +35,7 @@ def dat(*entries: tuple[bytes, int, list[float]], tail: bytes = b"") -> bytes:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    example().write(tmp_path / "i.gguf")
+    write(example(), tmp_path / "i.gguf")
     found = read(tmp_path / "i.gguf")
     assert (found.datasets, found.n_windows, found.n_ctx, found.digest) == (["a.txt"], 3, 64, "d1g357")
     assert list(found.entries) == [QUERY, GATE]
@@ -46,7 +47,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
     """Its quantizer wants these keys, at least one dataset, and f32 tensors NAME.in_sum2 [cols, n] and NAME.counts [1, n]."""
-    example().write(tmp_path / "i.gguf")
+    write(example(), tmp_path / "i.gguf")
     reader = GGUFReader(tmp_path / "i.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.datasets"].contents() == ["a.txt"]
@@ -61,7 +62,7 @@ def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_matrix_without_a_dataset_names_one(tmp_path: Path) -> None:
-    ImportanceMatrix(example().entries).write(tmp_path / "i.gguf")
+    write(ImportanceMatrix(example().entries), tmp_path / "i.gguf")
     assert read(tmp_path / "i.gguf").datasets == ["unknown"]
 
 
@@ -93,7 +94,7 @@ def test_no_column_counts_for_nothing() -> None:
 
 def test_another_model_s_matrix_is_refused() -> None:
     for shape in ((4, 16), (3, 8), (1, 32)):
-        with pytest.raises(InvalidArgumentError, match=r"blk\.0\.ffn_gate_exps\.weight, found 4 x 8.*another model"):
+        with pytest.raises(InvalidArgumentError, match=r"blk\.0\.ffn_gate_exps\.weight: expected .* found 4 x 8.*another model"):
             example().importance(GATE, *shape)
 
 
@@ -143,18 +144,18 @@ GOOD_DAT = dat((b"a", 1, [1.0, 2.0]), tail=struct.pack("<ii", 7, 1) + b"w")
         (b"\xff\xff\xff\xff", "found -1"),
         (struct.pack("<i", 1) + struct.pack("<i", -5), "found -5"),
         (struct.pack("<i", 1) + struct.pack("<i", 2**30), "expected 1 to 4096"),
-        (struct.pack("<i", 1) + struct.pack("<i", 4000) + b"ab", "needs 4000 bytes, 2 are left"),
+        (struct.pack("<i", 1) + struct.pack("<i", 4000) + b"ab", "expected 4000 bytes, found 2"),
         (dat((b"\xff\xfe", 1, [1.0])), "expected UTF-8"),
         (dat((b"a", -1, [1.0])), "calls of 'a'"),
         (dat((b"a", 1, [])), "values of 'a'"),
-        (dat((b"a", 1, [1.0]))[:-1], "needs 4 bytes, 3 are left"),
-        (dat((b"a", 1, [1.0]), (b"a", 1, [1.0])), "appears twice"),
+        (dat((b"a", 1, [1.0]))[:-1], "expected 4 bytes, found 3"),
+        (dat((b"a", 1, [1.0]), (b"a", 1, [1.0])), "expected a new name, found 'a' again"),
         (dat((b"a", 1, [1.0, np.nan])), "expected numbers of at least 0, found nan"),
         (dat((b"a", 1, [np.inf])), "found inf"),
         (dat((b"a", 1, [-1.0])), "found -1"),
-        (dat((b"a", 1, [1.0]), tail=b"\x00"), "needs 4 bytes, 1 are left"),
-        (GOOD_DAT + b"x", "1 bytes belong to nothing"),
-        (GOOD_DAT[:-1], "needs 1 bytes, 0 are left"),
+        (dat((b"a", 1, [1.0]), tail=b"\x00"), "expected 4 bytes, found 1"),
+        (GOOD_DAT + b"x", "expected nothing more, found 1 bytes"),
+        (GOOD_DAT[:-1], "expected 1 bytes, found 0"),
     ],
 )
 def test_broken_dat_files(tmp_path: Path, data: bytes, words: str) -> None:
@@ -210,7 +211,7 @@ def test_newer_files_with_more_tensors_and_without_keys_are_read(tmp_path: Path)
     ("tensors", "keys", "words"),
     [
         ({}, {}, "in_sum2, found none"),
-        ({"a.in_sum2": SUMS}, {}, r"has no 'a\.counts'"),
+        ({"a.in_sum2": SUMS}, {}, r"expected 'a\.counts' too, found none"),
         ({"a.in_sum2": SUMS, "a.counts": COUNTS[:1]}, {}, "a count for each of 2 rows of sums, found 1"),
         ({"a.in_sum2": SUMS.astype(np.float16), "a.counts": COUNTS}, {}, "expected f32"),
         ({"a.in_sum2": SUMS * np.nan, "a.counts": COUNTS}, {}, "found nan"),
@@ -243,4 +244,4 @@ def test_a_model_is_no_importance_matrix(tiny_q8_0: Path, tmp_path: Path) -> Non
 
 
 def test_prior_is_what_the_help_says() -> None:
-    assert (PRIOR_TOKENS, imatrix.HARDLY_SEEN) == (32, 256)
+    assert (PRIOR_TOKENS, HARDLY_SEEN) == (32, 256)

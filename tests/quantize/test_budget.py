@@ -14,8 +14,9 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.cli.quantize import quantize as command
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.files import imatrix
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.imatrix import ImportanceMatrix
+from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.files.types import Matrix
 from pymixtral.quantize import budget, plan, quantize
 from pymixtral.quantize.budget import _hull, _Option, _spend
@@ -124,7 +125,7 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", shape, seed=4)
     matrix, name = ImportanceMatrix(), GATE.format(1)
     matrix.add(name, np.random.default_rng(1).random((4, 64)) * np.array([[9], [1], [1], [0]]), np.array([900.0, 300, 800, 0]))
-    matrix.write(tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf")
     planned = plan(tmp_path / "hf", target_bpw=7, imatrix=tmp_path / "i.gguf", progress=False)
     importance = matrix.importance(name, 4, 64)
     assert planned.choice
@@ -146,7 +147,7 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
 def test_a_matrix_without_a_single_tensor_of_the_model_is_refused(tmp_path: Path) -> None:
     matrix = ImportanceMatrix()
     matrix.add("blk.77.attn_q.weight", np.ones((1, 256)), np.ones(1))
-    matrix.write(tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf")
     with pytest.raises(InvalidArgumentError, match=r"expected entries for this checkpoint's tensors"):
         plan(TINY_MIXTRAL, imatrix=tmp_path / "i.gguf", progress=False)
 

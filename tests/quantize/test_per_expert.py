@@ -14,8 +14,9 @@ from gguf import GGMLQuantizationType
 from pymixtral import Mixtral
 from pymixtral.cli.quantize import quantize as command
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.files import imatrix
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.imatrix import ImportanceMatrix
+from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.files.layout import convert_layout
 from pymixtral.files.names import merged_name
 from pymixtral.quantize import budget, heat, plan, quantize
@@ -100,7 +101,7 @@ def test_experts_that_see_more_get_more_bits(small: Path, tmp_path: Path) -> Non
         for name in ("gate", "up", "down"):
             counts = np.array([9000.0, 300, 300, 300])
             matrix.add(f"blk.{layer}.ffn_{name}_exps.weight", counts[:, None] * np.ones((4, 256)), counts)
-    matrix.write(tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf")
     planned = plan(small, target_bpw=4.5, imatrix=tmp_path / "i.gguf", per_expert=True, progress=False)
     n_bytes = {tensor.target.name: tensor.n_bytes for tensor in planned.tensors}
     for layer in range(2):
