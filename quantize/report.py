@@ -177,7 +177,7 @@ def report_row(name: str) -> str:
     """The row of a table of classes that a tensor belongs to.
 
     Args:
-        name: The tensor's name, such as blk.3.ffn_up_exps.weight.
+        name: the tensor's name, such as blk.3.ffn_up_exps.weight.
 
     Returns:
         The row's name, such as "experts up".

@@ -1,7 +1,8 @@
-"""Importance matrices: how large the inputs of each weight matrix were, column by column, on a calibration text.
+"""Importance matrices: how large the inputs of each weight matrix were on a calibration text.
 
-The quantizer gives columns with larger inputs smaller errors. pymixtral.evaluation.calibration
-measures a matrix, pymixtral.files.imatrix reads and writes its files.
+Of each column there is the sum of its squared inputs. The quantizer gives columns with larger
+inputs smaller errors. pymixtral.evaluation.calibration measures a matrix, pymixtral.files.imatrix
+reads and writes its files.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ PRIOR_TOKENS = 32
 importance is its own, of one that saw 3200 tokens 99%."""
 
 HARDLY_SEEN = 8 * PRIOR_TOKENS
-"""Experts that saw fewer tokens are reported: more than a ninth of their importance is the layer's mean."""
+"""Experts that saw fewer tokens are reported: more than a ninth of their importance is the layer's
+mean."""
 
 FLOOR = 1e-4
 """The least importance of a column, as a part of its matrix's mean: what was silent on the

@@ -1,4 +1,7 @@
-"""The same model in another layout of files: experts merged or one tensor each, in one file or in shards. No weight is changed."""
+"""The same model in another layout of files, with no weight changed.
+
+Experts are merged or in one tensor each, the model is in one file or in shards.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +21,16 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor
 from pymixtral.files.names import TensorName, expert_name, merged_name
 from pymixtral.files.shards import MAX_SHARDS, shard_name
-from pymixtral.files.writing import TensorInfo, encode_header, encode_string
+from pymixtral.files.writing import TensorInfo, encode_header, encode_string, padding
 
 LAYOUTS = ("merged", "split")
 
-_CHUNK_BYTES = 1 << 24  # written at a time: the bar moves, and the pages behind it can be dropped
+_CHUNK_BYTES = 1 << 24  # written at a time, between two moves of the bar: some milliseconds
 
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor to write. pieces: its data one after the other, views of the source."""
+    """A tensor to write; pieces: its data one after the other, views of the source."""
 
     name: str
     type: GGMLQuantizationType
@@ -48,20 +51,34 @@ def convert_layout(
     force: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Writes the GGUF file `source`, or the model of which it is one shard, as `dest`; returns the files written.
+    """Writes a model in another layout.
 
-    layout: "merged" (each layer's experts in three tensors, which current programs read), "split" (a tensor for each expert), None: as
-    it is. max_shard_bytes: of tensor data in one file, but at least one tensor; a model with more becomes several, dest-00001-of-0000N.gguf
-    and so on; None: one file. force: replace existing files. progress: a bar on stderr when that is a terminal.
+    Tensor data and metadata are copied byte for byte. A file appears only when all are complete.
 
-    Tensor data and metadata are copied byte for byte. A file appears only when all are complete. Raises ModelFileError for a source
-    that cannot be read or a destination that cannot be written, ModelConfigError for experts that are incomplete, UnsupportedError for
-    experts of different types that cannot be merged, InvalidArgumentError for the arguments.
+    Args: source: a GGUF file, or any shard of a model in several. dest: the file to write. layout:
+        "merged" (each layer's experts in three tensors, which current programs read), "split"
+            (a tensor for each expert), None: as it is.
+        max_shard_bytes: bytes of tensor data in one file, which has at least one tensor. A model
+            with more becomes several files, dest-00001-of-0000N.gguf and so on. None: one file.
+        force: replace existing files.
+        progress: a bar on stderr, when that is a terminal.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelFileError: the source cannot be read.
+        ModelConfigError: experts are incomplete.
+        UnsupportedError: experts of different types cannot be merged.
+        InvalidArgumentError: an argument is out of its range.
+        OutputError: a file cannot be written.
     """
     if layout not in (None, *LAYOUTS):
         raise InvalidArgumentError(f"expected a layout of {' or '.join(LAYOUTS)}, found {layout!r}")
     if max_shard_bytes is not None and (type(max_shard_bytes) is not int or max_shard_bytes < 1):
-        raise InvalidArgumentError(f"expected max_shard_bytes to be an integer of at least 1, found {max_shard_bytes!r}")
+        raise InvalidArgumentError(
+            f"expected max_shard_bytes to be an integer of at least 1, found {max_shard_bytes!r}"
+        )
     path = Path(dest)
     with GGUFFile(source) as file:
         tensors = list(file.tensors.values())
@@ -163,7 +180,7 @@ def _shards(tensors: list[_Tensor], max_bytes: int | None) -> list[list[_Tensor]
         left -= tensor.n_bytes
     if len(shards) > MAX_SHARDS:
         raise InvalidArgumentError(
-            f"expected at most {MAX_SHARDS} shards, but of {max_bytes} bytes there would be {len(shards)}: ask for larger ones"
+            f"expected at most {MAX_SHARDS} shards, found {len(shards)} of {max_bytes} bytes: ask for larger ones"
         )
     return shards
 
@@ -172,19 +189,23 @@ def _paths(dest: Path, count: int) -> list[Path]:
     if count == 1:
         return [dest]
     if dest.suffix != ".gguf":
-        raise InvalidArgumentError(f"{dest}: expected a name that ends in .gguf, as it is written in {count} shards")
+        raise InvalidArgumentError(
+            f"{dest}: expected a name that ends in .gguf for {count} shards, found one that does not: choose another "
+            "name"
+        )
     return [dest.with_name(shard_name(dest.stem, number, count)) for number in range(count)]
 
 
 def _header(file: GGUFFile, tensors: list[_Tensor], number: int, count: int, n_tensors: int) -> bytes:
-    """Everything before the data: the source's metadata as it is, in the first shard; keys of the shard; names, shapes, offsets."""
+    """Everything before the data of one shard. The first has the source's metadata as it is."""
     keys = {key: bytes(view) for key, view in file.encoded.items() if not key.startswith("split.")}
     if number > 0:
         keys = {key: view for key, view in keys.items() if key == "general.alignment"}
     if count > 1:
         keys["split.no"] = encode_string("split.no") + struct.pack("<IH", GGUFValueType.UINT16, number)
         keys["split.count"] = encode_string("split.count") + struct.pack("<IH", GGUFValueType.UINT16, count)
-        keys["split.tensors.count"] = encode_string("split.tensors.count") + struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
+        total = struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
+        keys["split.tensors.count"] = encode_string("split.tensors.count") + total
     infos = (TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
     return encode_header(list(keys.values()), infos, file.alignment)
 
@@ -195,4 +216,4 @@ def _data(tensors: list[_Tensor], alignment: int) -> Iterator[memoryview]:
             flat = piece.reshape(-1)
             for begin in range(0, flat.size, _CHUNK_BYTES):
                 yield flat[begin : begin + _CHUNK_BYTES].data
-        yield memoryview(bytes(-tensor.n_bytes % alignment))
+        yield memoryview(bytes(padding(tensor.n_bytes, alignment)))

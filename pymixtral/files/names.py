@@ -41,10 +41,10 @@ class TensorName:
     """A tensor's name taken apart; str() puts it together again.
 
     Attributes:
-        stem: What the tensor is, such as "attn_q" or "ffn_up".
-        layer: The layer's number, None outside the layers.
-        merged: Whether the tensor holds this matrix of all experts.
-        expert: The number of the expert whose matrix this is; None for merged experts and for
+        stem: what the tensor is, such as "attn_q" or "ffn_up".
+        layer: the layer's number, None outside the layers.
+        merged: whether the tensor holds this matrix of all experts.
+        expert: the number of the expert whose matrix this is; None for merged experts and for
             everything that is no expert's.
     """
 
@@ -58,7 +58,7 @@ class TensorName:
         """Takes the name of a Mixtral's or a dense model's weight apart.
 
         Args:
-            name: Any string.
+            name: any string.
 
         Returns:
             The name, or None for one that no such model has.
@@ -97,7 +97,7 @@ def merged_name(name: str) -> str:
     """The name of the merged tensor, if a tensor is one expert's.
 
     Args:
-        name: A tensor's name, such as blk.0.ffn_up.3.weight.
+        name: a tensor's name, such as blk.0.ffn_up.3.weight.
 
     Returns:
         blk.0.ffn_up_exps.weight for that; any other name as it is.
@@ -110,8 +110,8 @@ def expert_name(merged: str, expert: int) -> str:
     """The name of one expert's part of a merged tensor.
 
     Args:
-        merged: The merged tensor's name, such as blk.0.ffn_up_exps.weight.
-        expert: The expert's number.
+        merged: the merged tensor's name, such as blk.0.ffn_up_exps.weight.
+        expert: the expert's number.
 
     Returns:
         blk.0.ffn_up.3.weight for that and 3.

@@ -1,7 +1,8 @@
 """Models in several files, named name-00001-of-00003.gguf and so on.
 
-Format: the keys split.no (from 0), split.count and split.tensors.count (of all files together) in each file, the model's metadata in the
-first; written by llama.cpp's gguf-split and by pymixtral.files.layout.
+Each file has the keys split.no (from 0), split.count and split.tensors.count (of all files
+together), the first has the model's metadata. llama.cpp's gguf-split and pymixtral.files.layout
+write them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
 
 def shard_name(stem: str, number: int, count: int) -> str:
-    """The file's name. stem: what the names of all shards begin with; number: from 0."""
+    """The name of a shard.
+
+    Args:
+        stem: what the names of all shards begin with.
+        number: the shard's, from 0.
+        count: of shards.
+
+    Returns:
+        The file's name, such as stem-00001-of-00003.gguf.
+    """
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
@@ -31,22 +41,34 @@ def stem(path: str) -> str:
 
 
 def open_all(found: Shard) -> list[Shard]:
-    """All shards of the model that `found` is one of, in order.
+    """Reads the headers of all shards of a model.
 
-    Their names come from that of `found` and are in its directory; no file can name another. Raises ModelFileError for a name that
-    contradicts the metadata, for a shard that is missing, and for shards that contradict each other.
+    Their names come from that of `found`, and they are in its directory: no file can name another.
+
+    Args:
+        found: one of the shards.
+
+    Returns:
+        All shards in order.
+
+    Raises:
+        ModelFileError: a name contradicts the metadata, a shard is missing, or shards contradict
+            each other.
     """
     count, number = found.count, _integer(found, "split.no")
     if count > MAX_SHARDS:
-        raise ModelFileError(f"{found.path}: metadata key 'split.count': expected at most {MAX_SHARDS} shards, found {count}")
+        raise ModelFileError(
+            f"{found.path}: metadata key 'split.count': expected at most {MAX_SHARDS} shards, found {count}"
+        )
     if not 0 <= number < count:
         raise ModelFileError(f"{found.path}: metadata key 'split.no': expected 0 to {count - 1}, found {number}")
     directory, name = os.path.split(found.path)
     match = _NAME.fullmatch(name)
     if not match or (int(match[2]), int(match[3])) != (number + 1, count):
         raise ModelFileError(
-            f"{found.path}: expected a name that ends in '{shard_name('', number, count)}', as the metadata says that this is shard "
-            f"{number + 1} of {count}: give all shards the names that they were published with"
+            f"{found.path}: expected a name that ends in '{shard_name('', number, count)}', as the metadata says that "
+            f"this is shard {number + 1} of {count}, found another: give all shards the names that they were published "
+            "with"
         )
     shards: list[Shard] = []
     names: dict[str, str] = {}
@@ -59,19 +81,26 @@ def open_all(found: Shard) -> list[Shard]:
         _check(shard, found, i)
         header_bytes += shard.header_bytes
         if header_bytes > MAX_HEADER_BYTES:
-            raise ModelFileError(f"{path}: the headers of the shards up to this one have more than the limit of {MAX_HEADER_BYTES} bytes")
+            raise ModelFileError(
+                f"{path}: expected headers of at most {MAX_HEADER_BYTES} bytes in all shards up to this one, "
+                f"found {header_bytes}"
+            )
         for tensor in shard.tensors:
             if tensor in names:
-                raise ModelFileError(f"{path}: tensor {quoted(tensor)} is also in the shard {names[tensor]}")
+                raise ModelFileError(
+                    f"{path}: tensor {quoted(tensor)}: expected it in one shard, found it in {names[tensor]} too"
+                )
             names[tensor] = path
         shards.append(shard)
         if len(names) > MAX_TENSORS:
-            raise ModelFileError(f"{path}: the shards up to this one have {len(names)} tensors, more than the limit of {MAX_TENSORS}")
+            raise ModelFileError(
+                f"{path}: expected at most {MAX_TENSORS} tensors in all shards up to this one, found {len(names)}"
+            )
     expected = _integer(found, "split.tensors.count")
     if len(names) != expected:
         raise ModelFileError(
-            f"{found.path}: metadata key 'split.tensors.count': expected the {len(names)} tensors that the {count} shards have together, "
-            f"found {expected}"
+            f"{found.path}: metadata key 'split.tensors.count': expected the {len(names)} tensors that the {count} "
+            f"shards have together, found {expected}"
         )
     return shards
 
@@ -85,8 +114,8 @@ def _check(shard: Shard, named: Shard, number: int) -> None:
         found = _integer(shard, key)
         if found != expected:
             raise ModelFileError(
-                f"{shard.path}: metadata key '{key}': expected {expected}, as the file's name and {named.path} have it, found {found}: "
-                "the shards do not belong together"
+                f"{shard.path}: metadata key '{key}': expected {expected}, as the file's name and {named.path} have "
+                f"it, found {found}: the shards do not belong together"
             )
 
 
@@ -94,5 +123,7 @@ def _integer(shard: Shard, key: str) -> int:
     value = shard.metadata.get(key)
     if type(value) is not int:
         found = "none" if value is None else quoted(value)
-        raise ModelFileError(f"{shard.path}: metadata key '{key}': expected an integer in one of {shard.count} shards, found {found}")
+        raise ModelFileError(
+            f"{shard.path}: metadata key '{key}': expected an integer in one of {shard.count} shards, found {found}"
+        )
     return value

@@ -55,9 +55,9 @@ class WeightType:
     """What pymixtral does with one of GGUF's types.
 
     Attributes:
-        kernels: whether C has kernels for products with it. Otherwise rows are dequantized each time
-            they are used, to what the package gguf makes of them, and multiplied as f32: that is
-            correct, and several times slower.
+        kernels: whether C has kernels for products with it. Otherwise rows are dequantized each
+            time they are used, to what the package gguf makes of them, and multiplied as f32: that
+            is correct, and several times slower.
         encoder: whether pymixtral.quantize can write it.
         f16_at: the bytes of a block at which an f16 number begins: its scale, and in some types a
             minimum.

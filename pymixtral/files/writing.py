@@ -1,4 +1,7 @@
-"""What comes before the data in a GGUF file that is written: metadata, and the names, shapes, types and offsets of the tensors."""
+"""The part before the data of a GGUF file that is written.
+
+It holds the metadata, and the names, shapes, types and offsets of the tensors.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,15 @@ _VERSION = 3
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """shape: slowest dimension first. type: GGUF's number. n_bytes: of its data, which are written in the order of the tensors, each padded
-    to the alignment."""
+    """What a header says of a tensor.
+
+    Attributes:
+        name: the tensor's name.
+        shape: slowest dimension first.
+        type: GGUF's number.
+        n_bytes: of its data. Data is written in the order of the tensors, each padded to the
+            alignment.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -21,16 +31,32 @@ class TensorInfo:
 
 
 def encode_header(keys: Sequence[bytes], tensors: Iterable[TensorInfo], alignment: int) -> bytes:
-    """The file without its data, padded. keys: each with its type and value."""
+    """The file without its data, padded.
+
+    Args:
+        keys: each metadata key with its type and value.
+        tensors: in the order of their data.
+        alignment: of the data of each tensor, in bytes.
+
+    Returns:
+        The bytes of the header.
+    """
     infos, offset = [], 0
     for tensor in tensors:
         n_dims = len(tensor.shape)
-        infos.append(encode_string(tensor.name) + struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), tensor.type, offset))
-        offset += tensor.n_bytes + -tensor.n_bytes % alignment
+        numbers = struct.pack(f"<I{n_dims}QIQ", n_dims, *reversed(tensor.shape), tensor.type, offset)
+        infos.append(encode_string(tensor.name) + numbers)
+        offset += tensor.n_bytes + padding(tensor.n_bytes, alignment)
     header = b"GGUF" + struct.pack("<IQQ", _VERSION, len(infos), len(keys)) + b"".join([*keys, *infos])
-    return header + bytes(-len(header) % alignment)
+    return header + bytes(padding(len(header), alignment))
 
 
 def encode_string(text: str) -> bytes:
+    """A string as GGUF has it: its length and its UTF-8."""
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
+
+
+def padding(n_bytes: int, alignment: int) -> int:
+    """How many bytes follow n_bytes so that the next ones are aligned."""
+    return -n_bytes % alignment

@@ -27,21 +27,21 @@ class ModelConfig:
     """The numbers of a Mixtral, or of a dense Mistral or Llama.
 
     Attributes:
-        name: The model's name, for people.
-        n_vocab: Tokens of the vocabulary.
-        n_ctx_train: Positions that the model was trained for.
-        hidden: Width of the residual stream.
-        n_layers: Decoder layers.
-        ffn: Width of an expert, or of a dense layer's feed-forward part.
-        n_heads: Heads of queries.
-        n_kv_heads: Heads of keys and values, a divisor of n_heads.
-        head_dim: Width of a head, a multiple of 8.
-        n_experts: Experts of a layer; 1 in a dense model.
-        n_experts_used: Experts that a token uses; 1 in a dense model.
-        rms_eps: What the norms add to the mean square.
-        rope_base: The base of the frequencies of rotary position embedding.
-        window: Positions that a token attends to, itself included; 0: all.
-        rope_scaling: How the frequencies are scaled to longer contexts.
+        name: the model's name, for people.
+        n_vocab: tokens of the vocabulary.
+        n_ctx_train: positions that the model was trained for.
+        hidden: width of the residual stream.
+        n_layers: decoder layers.
+        ffn: width of an expert, or of a dense layer's feed-forward part.
+        n_heads: heads of queries.
+        n_kv_heads: heads of keys and values, a divisor of n_heads.
+        head_dim: width of a head, a multiple of 8.
+        n_experts: experts of a layer; 1 in a dense model.
+        n_experts_used: experts that a token uses; 1 in a dense model.
+        rms_eps: what the norms add to the mean square.
+        rope_base: the base of the frequencies of rotary position embedding.
+        window: positions that a token attends to, itself included; 0: all.
+        rope_scaling: how the frequencies are scaled to longer contexts.
     """
 
     name: str
@@ -65,14 +65,14 @@ class ModelConfig:
         """Reads the keys `general.architecture`, `general.name` and `llama.*`.
 
         Args:
-            file: The open file.
+            file: the open file.
 
         Returns:
             The model's numbers, consistent with one another.
 
         Raises:
-            ModelConfigError: A key is missing, has the wrong type or makes no sense.
-            UnsupportedError: The architecture, the rope scaling or another feature is not computed.
+            ModelConfigError: a key is missing, has the wrong type or makes no sense.
+            UnsupportedError: the architecture, the rope scaling or another feature is not computed.
         """
         keys = Keys(file)
         architecture = keys.string("general.architecture")
@@ -184,7 +184,10 @@ def _refuse_features(keys: Keys) -> None:
 
 
 def _experts(keys: Keys) -> tuple[int, int]:
-    """Experts of a layer, and those that a token uses; 1 and 1 in a dense model, which files spell 0 or not at all."""
+    """Experts of a layer, and those that a token uses: 1 and 1 in a dense model.
+
+    Files of dense models say 0, or nothing.
+    """
     n_experts = keys.integer("llama.expert_count", default=0)
     if n_experts == 1:
         keys.fail("llama.expert_count", f"0 or 2 to {INTEGERS['llama.expert_count'][1]}", 1)
@@ -233,7 +236,10 @@ def _head_dim(keys: Keys, hidden: int, n_heads: int) -> int:
 
 
 def _rope_scaling(keys: Keys, base: float, n_ctx_train: int) -> RopeScaling:
-    """Linear where a factor is given without a kind; a factor of 0 is how some files spell "not set"."""
+    """The scaling that a file asks for.
+
+    A factor without a kind is linear; some files spell "not set" as a factor of 0.
+    """
     prefix = "llama.rope.scaling"
     factor_key = f"{prefix}.factor"
     if factor_key not in keys.metadata and "llama.rope.scale_linear" in keys.metadata:
@@ -275,8 +281,8 @@ def context_length(config: ModelConfig, n_ctx: int | None) -> int:
     """The positions of a context that is asked for.
 
     Args:
-        config: The model.
-        n_ctx: Positions; None: the model's own number, but at most DEFAULT_CONTEXT.
+        config: the model.
+        n_ctx: positions; None: the model's own number, but at most DEFAULT_CONTEXT.
 
     Returns:
         The number of positions.

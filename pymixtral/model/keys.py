@@ -1,4 +1,4 @@
-"""The metadata keys of a model: which are read, what values they may have, and typed access to them.
+"""The metadata keys of a model: which are read, what their values may be, typed access to them.
 
 What is not in these tables is not read: pymixtral.model.overrides takes from them what a caller may
 give, and pymixtral.quantize what it may write.
@@ -84,12 +84,26 @@ class Keys:
         self.tensors = file.tensors
 
     def fail(self, key: str, expected: str, found: object) -> NoReturn:
+        """Raises ModelConfigError, which names the file and the key."""
         raise ModelConfigError(f"{self.path}: metadata key '{key}': expected {expected}, found {quoted(found)}")
 
     def integer(
         self, key: str, *, lowest: int | None = None, highest: int | None = None, default: int | None = None
     ) -> int:
-        """A value within INTEGERS, or within closer bounds."""
+        """A whole number.
+
+        Args:
+            key: one of INTEGERS.
+            lowest: in place of the limit in INTEGERS.
+            highest: likewise.
+            default: what is returned without the key; None: the key must be there.
+
+        Returns:
+            The value, within the limits.
+
+        Raises:
+            ModelConfigError: for a key that is missing, and for any other value.
+        """
         value = self._value(key, default, "an integer")
         lowest = INTEGERS[key][0] if lowest is None else lowest
         highest = INTEGERS[key][1] if highest is None else highest
@@ -98,7 +112,7 @@ class Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A value within NUMBERS."""
+        """A floating-point number of NUMBERS, within its limits. Arguments and errors are integer()'s."""
         value = self._value(key, default, "a floating-point number")
         lowest, highest = NUMBERS[key]
         if not isinstance(value, float) or not lowest <= value <= highest:  # NaN is in no range
@@ -106,7 +120,7 @@ class Keys:
         return value
 
     def string(self, key: str, default: str | None = None) -> str:
-        """The value of a key of STRINGS."""
+        """A string of STRINGS. Arguments and errors are those of integer()."""
         assert key in STRINGS
         value = self._value(key, default, "a string")
         if not isinstance(value, str):

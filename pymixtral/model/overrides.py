@@ -1,4 +1,4 @@
-"""Metadata given by the caller in place of the file's, which is then read and checked as if the file had it."""
+"""Metadata that the caller gives in place of the file's; it is read and checked as the file's is."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, O
     file.
 
     Args:
-        file: The open file.
-        experts_used: Short for an override of 'llama.expert_used_count'; None: as the file has it.
-        overrides: Metadata keys and the values that take the place of the file's, or None.
+        file: the open file.
+        experts_used: short for an override of 'llama.expert_used_count'; None: as the file has it.
+        overrides: metadata keys and the values that take the place of the file's, or None.
 
     Raises:
         InvalidArgumentError: overrides is no mapping, a key is not in KEYS, a value is not of its

@@ -23,9 +23,12 @@ Expert = tuple[Matrix, Matrix, Matrix]
 class LayerWeights:
     """One decoder layer.
 
-    attn_norm, ffn_norm: float32 [hidden]. q: n_heads*head_dim x hidden, rows in adjacent rope order. k, v: n_kv_heads*head_dim x hidden.
-    output: hidden x n_heads*head_dim. router: n_experts x hidden; None in a dense layer.
-    experts: (gate, up, down) of each expert, ffn x hidden twice and hidden x ffn; a dense layer has one.
+    Attributes: attn_norm: float32 [hidden]. ffn_norm: float32 [hidden]. q: n_heads*head_dim x
+        hidden, rows in adjacent rope order. k: n_kv_heads*head_dim x hidden, likewise. v:
+        n_kv_heads*head_dim x hidden. output: hidden x n_heads*head_dim. router: n_experts x hidden;
+        None in a dense layer. experts: gate, up and down of each expert, ffn x hidden twice and
+        hidden x ffn; a dense layer
+            has one.
     """
 
     attn_norm: F32
@@ -40,7 +43,14 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class ModelWeights:
-    """embedding, head: n_vocab x hidden, the same object where they are tied. output_norm: float32 [hidden]."""
+    """A model's weights.
+
+    Attributes:
+        embedding: n_vocab x hidden.
+        output_norm: float32 [hidden].
+        head: n_vocab x hidden; the same object as embedding where they are tied.
+        layers: each decoder layer.
+    """
 
     embedding: Matrix
     output_norm: F32
@@ -48,14 +58,20 @@ class ModelWeights:
     layers: list[LayerWeights]
 
     def active_bytes(self, n_experts_used: int) -> int:
-        """Bytes of matrices read for one generated token: attention, router, n_experts_used experts of average size in each
-        layer, the output head and one row of the embedding."""
+        """The bytes of matrices that are read for one generated token.
+
+        These are attention, router, n_experts_used experts of average size in each layer, the
+        output head and one row of the embedding.
+        """
         layers = self._per_token(n_experts_used, lambda matrix: matrix.data.nbytes)
         return self.head.data.nbytes + self.embedding.row_bytes + layers
 
     def prompt_weights(self, n_experts_used: int) -> int:
-        """Weights that each token of a prompt is multiplied with when logits are asked for after the last one only: those of the layers,
-        without the last layer's experts."""
+        """The weights that each token of a prompt is multiplied with.
+
+        These are the weights of the layers without the last layer's experts, which a prompt needs
+        for its last token only.
+        """
         last = self.layers[-1].experts
         unused = sum(matrix.rows * matrix.cols for expert in last for matrix in expert) * n_experts_used // len(last)
         return self._per_token(n_experts_used, lambda matrix: matrix.rows * matrix.cols) - unused
@@ -65,7 +81,8 @@ class ModelWeights:
         for layer in self.layers:
             total += sum(size(matrix) for matrix in (layer.q, layer.k, layer.v, layer.output))
             total += size(layer.router) if layer.router else 0
-            total += sum(size(matrix) for expert in layer.experts for matrix in expert) * n_experts_used // len(layer.experts)
+            experts = sum(size(matrix) for expert in layer.experts for matrix in expert)
+            total += experts * n_experts_used // len(layer.experts)
         return total
 
 
@@ -76,16 +93,16 @@ def load_weights(file: GGUFFile, config: ModelConfig) -> ModelWeights:
     (blk.N.ffn_gate.E.weight); without output.weight the head is the embedding.
 
     Args:
-        file: The open file.
-        config: What its metadata say, from ModelConfig.from_gguf.
+        file: the open file.
+        config: what its metadata say, from ModelConfig.from_gguf.
 
     Returns:
         Views of all tensors, none copied except norms in f16 and bf16. They stay valid after
         file.close().
 
     Raises:
-        ModelConfigError: A tensor is missing, or its shape contradicts `config`.
-        UnsupportedError: A type has no kernel, or a tensor has no part in the computation that
+        ModelConfigError: a tensor is missing, or its shape contradicts `config`.
+        UnsupportedError: a type has no kernel, or a tensor has no part in the computation that
             docs/numerics.md defines.
     """
     tensors = _Tensors(file, config)
@@ -116,7 +133,10 @@ def _layer(tensors: _Tensors, layer: int, n_experts: int) -> LayerWeights:
 
 
 class _Tensors:
-    """A file's tensors by name, of the shapes that the model's numbers give them; remembers which were used."""
+    """A file's tensors by name, with the shapes that the model's numbers give them.
+
+    It remembers which were used. Methods raise as load_weights does.
+    """
 
     def __init__(self, file: GGUFFile, config: ModelConfig) -> None:
         self.path = file.path
@@ -151,19 +171,20 @@ class _Tensors:
         for name in self.tensors:
             if name not in self.used:
                 raise UnsupportedError(
-                    f"{self.path}: tensor {quoted(name)} is no part of the model that the metadata describes, "
-                    "and leaving it out could change the results: the model is not supported"
+                    f"{self.path}: expected the tensors of the model that the metadata describes, found {quoted(name)} "
+                    "too, and leaving it out could change the results: the model is not supported"
                 )
 
     def _find(self, name: TensorName, shape: tuple[int, ...], types: tuple[GGMLQuantizationType, ...]) -> Tensor:
         tensor = self.tensors.get(str(name))
+        where = f"{self.path}: tensor '{name}'"
         if tensor is None:
-            raise ModelConfigError(f"{self.path}: tensor '{name}' is missing, expected one of shape {list(shape)}")
+            raise ModelConfigError(f"{where} is missing, expected one of shape {list(shape)}")
         if tensor.shape != shape:
-            raise ModelConfigError(f"{self.path}: tensor '{name}': expected shape {list(shape)}, found {list(tensor.shape)}")
+            raise ModelConfigError(f"{where}: expected shape {list(shape)}, found {list(tensor.shape)}")
         if tensor.type not in types:
             raise UnsupportedError(
-                f"{self.path}: tensor '{name}': expected one of the types {', '.join(kind.name for kind in types)}, found "
+                f"{where}: expected one of the types {', '.join(kind.name for kind in types)}, found "
                 f"{tensor.type.name}, which is not supported: quantize the model with `pymixtral quantize`"
             )
         self.used.add(str(name))

@@ -33,14 +33,14 @@ def read(directory: Path) -> Checkpoint:
     """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others.
 
     Args:
-        directory: Where config.json and the safetensors are.
+        directory: where config.json and the safetensors are.
 
     Returns:
         The checkpoint, its tensors by the names of unfused experts.
 
     Raises:
-        CheckpointError: It is broken, incomplete or contradicts itself.
-        UnsupportedError: It is another kind of model.
+        CheckpointError: it is broken, incomplete or contradicts itself.
+        UnsupportedError: it is another kind of model.
     """
     config, tied = read_config(directory / "config.json")
     files, stored = _read_weights(directory)
@@ -58,14 +58,14 @@ def read_config(path: Path) -> tuple[ModelConfig, bool]:
     """Reads config.json.
 
     Args:
-        path: The file; its directory gives the model its name.
+        path: the file; its directory gives the model its name.
 
     Returns:
         The model's numbers, and whether its embedding is the output matrix too.
 
     Raises:
-        CheckpointError: A value is missing or makes no sense.
-        UnsupportedError: It is a model of another kind.
+        CheckpointError: a value is missing or makes no sense.
+        UnsupportedError: it is a model of another kind.
     """
     values = Values.read(path)
     moe = _is_mixtral(values)

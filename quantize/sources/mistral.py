@@ -52,14 +52,14 @@ def read(directory: Path) -> Checkpoint:
     """Opens a checkpoint of mistral-inference.
 
     Args:
-        directory: Where params.json and the safetensors are.
+        directory: where params.json and the safetensors are.
 
     Returns:
         The checkpoint.
 
     Raises:
-        CheckpointError: It is broken, incomplete or contradicts itself.
-        UnsupportedError: It is another kind of model.
+        CheckpointError: it is broken, incomplete or contradicts itself.
+        UnsupportedError: it is another kind of model.
     """
     config, tied = read_params(directory / "params.json")
     files = _files(directory)
@@ -84,14 +84,14 @@ def read_params(path: Path) -> tuple[ModelConfig, bool]:
     """Reads params.json.
 
     Args:
-        path: The file; its directory gives the model its name.
+        path: the file; its directory gives the model its name.
 
     Returns:
         The model's numbers, and whether its embedding is the output matrix too.
 
     Raises:
-        CheckpointError: A value is missing or makes no sense.
-        UnsupportedError: The model has a feature that is not computed.
+        CheckpointError: a value is missing or makes no sense.
+        UnsupportedError: the model has a feature that is not computed.
     """
     values = Values.read(path)
     for key, neutral in _FEATURES.items():

@@ -16,16 +16,16 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Opens a directory in Hugging Face's or Mistral's own form, or a GGUF file.
 
     Args:
-        path: The directory or file.
+        path: the directory or file.
 
     Returns:
         The checkpoint, its tensors checked against its configuration. Their data is not read yet.
 
     Raises:
-        CheckpointError: It is broken, incomplete or contradicts itself.
-        UnsupportedError: It is another kind of model, or reading its form would run code from the file.
-        ModelFileError: A GGUF file is broken.
-        ModelConfigError: A GGUF file describes no model that makes sense.
+        CheckpointError: it is broken, incomplete or contradicts itself.
+        UnsupportedError: it is another kind of model, or reading its form would run code from the file.
+        ModelFileError: a GGUF file is broken.
+        ModelConfigError: a GGUF file describes no model that makes sense.
     """
     if path.is_file():
         if path.suffix in _PICKLES:

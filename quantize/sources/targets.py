@@ -73,8 +73,8 @@ def targets(config: ModelConfig, tied: bool) -> list[Target]:
     """What becomes of a Hugging Face checkpoint.
 
     Args:
-        config: The model's numbers.
-        tied: Whether the embedding is the output matrix too, so that the file has no output.weight.
+        config: the model's numbers.
+        tied: whether the embedding is the output matrix too, so that the file has no output.weight.
 
     Returns:
         The tensors of the GGUF file, in the order in which they are written.

@@ -23,8 +23,8 @@ class Values:
     is written under that key. All raise CheckpointError, which names `where` and the key.
 
     Attributes:
-        values: The object.
-        where: Its place, for messages: a file, or a file and a key.
+        values: the object.
+        where: its place, for messages: a file, or a file and a key.
     """
 
     values: Mapping[str, Any]

@@ -228,7 +228,7 @@ def test_row_12_metadata_that_contradicts_the_tensors(write: Callable[..., GGUFF
             load_weights(file, replace(CONFIG, **change))
     with pytest.raises(ModelConfigError, match=r"'blk\.2\.ffn_gate_exps\.weight' is missing"):
         load_weights(file, replace(CONFIG, n_layers=3))
-    with pytest.raises(UnsupportedError, match=r"'blk\.1\.[a-z_]*\.weight' is no part of the model"):
+    with pytest.raises(UnsupportedError, match=r"found 'blk\.1\.[a-z_]*\.weight' too"):
         load_weights(file, replace(CONFIG, n_layers=1))
     with pytest.raises(ModelConfigError, match=r"'blk\.0\.ffn_gate\.weight' is missing"):
         load_weights(file, DENSE)
@@ -260,7 +260,7 @@ def test_tensors_with_no_part_in_the_computation_are_refused_by_name(write: Call
     file = write({**arrays(CONFIG), name: np.zeros(32, np.float32)})
     with pytest.raises(UnsupportedError) as caught:
         load_weights(file, CONFIG)
-    assert f"model.gguf: tensor {name!r} is no part of the model" in str(caught.value)
+    assert f"found {name!r} too" in str(caught.value)
 
 
 positive = st.integers(1, 4)
