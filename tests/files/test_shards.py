@@ -175,7 +175,7 @@ def test_headers_together_have_the_limits_of_one(pair: tuple[Path, Path], monkey
         GGUFFile(pair[0])
     monkeypatch.undo()
     monkeypatch.setattr("pymixtral.files.shards.MAX_TENSORS", 1)
-    with pytest.raises(ModelFileError, match="expected at most 1 tensors .*, found 2"):
+    with pytest.raises(ModelFileError, match=r"expected at most 1 tensors .*, found 2"):
         GGUFFile(pair[0])
 
 
