@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -209,11 +210,15 @@ class Mixtral:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         parse_special: bool = False,
+        progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
         """Writes as generate() does, piece by piece.
 
         Arguments are checked, and errors raised, before it returns.
+
+        Args:
+            progress: called while a long prompt is read, with the tokens read so far and in all.
 
         Returns:
             An iterator of pieces of the text, each yielded as soon as it is certain; none ends inside
@@ -233,7 +238,7 @@ class Mixtral:
         if tokenizer:
             decoder = tokenizer.stream(begins_text=not any(tokenizer.has_text(i) for i in ids.tolist()))
         return Generation(
-            self._engine.next_logits,
+            partial(self._engine.next_logits, progress=progress),
             ids,
             n_ctx=self.n_ctx,
             max_tokens=max_tokens,
@@ -313,7 +318,7 @@ class Mixtral:
     def _text_tokenizer(self) -> Tokenizer:
         self._engine.check_open()
         if self._tokenizer is None:
-            raise UnsupportedError(f"{self.path}: the file has no tokenizer, so text cannot be used: pass token ids instead")
+            raise UnsupportedError(f"{self.path}: the file has no tokenizer, so it takes token ids and no text: use them, or another file")
         return self._tokenizer
 
     def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:

@@ -101,7 +101,7 @@ def choose(
     """
     measured: dict[str, _Measured] = {}
     types: dict[str, Type] = {}
-    for target in tqdm(checkpoint.targets, desc="measuring", unit="tensors", disable=None if progress else True):
+    for target in tqdm(checkpoint.targets, desc="measuring", unit=" tensors", disable=None if progress else True):
         if kept_f32(target):
             types[target.name] = Type.F32
         else:

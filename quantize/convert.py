@@ -156,7 +156,7 @@ def _plan(checkpoint: Checkpoint, vocabulary: Vocabulary | None, request: Reques
 
 def _bar(name: str, plan: Plan, progress: bool) -> tqdm[NoReturn]:
     n_bytes = sum(tensor.n_bytes for tensor in plan.tensors)
-    return tqdm(total=n_bytes, unit="B", unit_scale=True, unit_divisor=1024, desc=name, disable=None if progress else True)
+    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=name, disable=None if progress else True)
 
 
 def _measure(meter: ErrorMeter, context: ops.Context, tensor: PlannedTensor, source: int, weights: F32, data: U8) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
@@ -85,6 +85,20 @@ class Plan:
     def bits_per_weight(self) -> float:
         return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_weights
 
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON has it; sizes in bytes."""
+        return {
+            "type": self.name,
+            "n_bytes": self.n_bytes,
+            "n_weights": self.n_weights,
+            "bits_per_weight": self.bits_per_weight,
+            "objective": self.choice.objective if self.choice else None,
+            "tensors": [
+                {"name": t.target.name, "type": t.type.name.lower(), "shape": t.target.shape, "n_bytes": t.n_bytes} for t in self.tensors
+            ],
+            "notes": self.notes,
+        }
+
     def __str__(self) -> str:
         """The plan as a terminal shows it: sizes by class, types by layer."""
         lines = [
@@ -103,7 +117,7 @@ class Plan:
             lines += [f"  {'':<18}{part}" for part in rest]
         lines += ["", *self._grid()]
         if self.choice:
-            lines += ["", f"  objective: {self.choice.objective:.6g}, the sum of squared relative errors; see quantize --help"]
+            lines += ["", f"  objective: {self.choice.objective:.6g}, the weighted sum of squared relative errors"]
         return "\n".join([*lines, *show_notes(self.notes)])
 
     def _grid(self) -> list[str]:

@@ -54,24 +54,27 @@ class Engine:
 
     # --- Numbers --------------------------------------------------------------------------------------------------
 
-    def next_logits(self, ids: I32) -> tuple[F32, int]:
+    def next_logits(self, ids: I32, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
         """The logits of what follows a text, of which at least the last token is computed.
 
         Args:
             ids: int32 [1 to n_ctx].
+            progress: called after each batch of a text that takes several, with the tokens that the
+                cache has by then and those in all.
 
         Returns:
             float32 [n_vocab], and how many of the ids the cache had.
         """
-        rows, n_cached = self.logits(ids, len(ids) - 1)
+        rows, n_cached = self.logits(ids, len(ids) - 1, progress)
         return rows[0], n_cached
 
-    def logits(self, ids: I32, first: int) -> tuple[F32, int]:
+    def logits(self, ids: I32, first: int, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
         """The logits after each token from `first` on.
 
         Args:
             ids: int32 [1 to n_ctx], of which those that the cache has before `first` are not computed.
             first: less than the number of ids.
+            progress: as of next_logits().
 
         Returns:
             float32 [n - first, n_vocab], and how many of the ids the cache had, at most `first`.
@@ -89,6 +92,8 @@ class Engine:
                     else:
                         at = max(begin - first, 0)
                         rows[at : at + len(part)] = part
+                if progress and len(ids) - n_cached > self._n_batch:
+                    progress(self._sequence.length, len(ids))
             self._check_file()
             return rows, n_cached
 

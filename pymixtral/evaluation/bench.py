@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
@@ -43,8 +44,23 @@ class Bench:
     int8_gmacs: float
 
 
-def bench(model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetitions: int = 5, seed: int = 0) -> Bench:
-    """Measures `model`. Raises InvalidArgumentError for numbers below 1, ContextLengthError where both do not fit its context."""
+def bench(
+    model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetitions: int = 5, seed: int = 0, progress: bool = True
+) -> Bench:
+    """Measures a model.
+
+    Args:
+        model: the model, whose context holds n_prompt + n_generate tokens.
+        n_prompt: tokens of the prompt, at least 1.
+        n_generate: tokens that are then computed one by one, at least 1.
+        repetitions: how often both are measured, at least 1.
+        seed: of the random tokens.
+        progress: a bar on stderr when that is a terminal.
+
+    Raises:
+        InvalidArgumentError: for numbers below 1.
+        ContextLengthError: where the tokens do not fit the context.
+    """
     for name, value in (("n_prompt", n_prompt), ("n_generate", n_generate), ("repetitions", repetitions)):
         if value < 1:
             raise InvalidArgumentError(f"expected {name} of at least 1, found {value}")
@@ -53,7 +69,7 @@ def bench(model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetit
     ids = np.random.default_rng(seed).integers(0, model.config.n_vocab, n_prompt + n_generate, np.int32)
     prompts, generations, bandwidths, int8_rates = [], [], [], []
     _prompt(model, ids[:n_prompt])  # pages the weights in and sizes the scratch memory
-    for _ in range(repetitions):
+    for _ in tqdm(range(repetitions), unit=" repetitions", disable=None if progress else True):
         prompts.append(_prompt(model, ids[:n_prompt]))
         generations.append(_generate(model, ids, n_prompt))
         bandwidths.append(probe.read_bandwidth([model.n_threads])[model.n_threads])

@@ -55,7 +55,8 @@ def calibrate(
     else:
         raise InvalidArgumentError("expected to go on with the same model, texts and n_ctx: the importance matrix was begun with others")
     saved_at, saved = time.monotonic(), state.n_windows
-    with tqdm(total=len(windows) * n_ctx, initial=state.n_windows * n_ctx, unit="tokens", disable=None if progress else True) as bar:
+    total, done = len(windows) * n_ctx, state.n_windows * n_ctx
+    with tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None if progress else True) as bar:
         try:
             for window in windows[state.n_windows :]:
                 observers = model.observers()

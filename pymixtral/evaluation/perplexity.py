@@ -113,7 +113,7 @@ def perplexity(
     with ExitStack() as stack:
         base = stack.enter_context(BaseReader(Path(kl_against), windows, n_vocab)) if kl_against is not None else None
         writer = stack.enter_context(writing_base(Path(save_base), windows, n_vocab)) if save_base is not None else None
-        bar = stack.enter_context(tqdm(total=windows.n_computed, unit="tokens", unit_scale=True, disable=None if progress else True))
+        bar = stack.enter_context(tqdm(total=windows.n_computed, unit=" tokens", unit_scale=True, disable=None if progress else True))
         begin = time.perf_counter()
         total, n = 0.0, 0
         for window in windows:

@@ -233,6 +233,20 @@ def test_parameters_out_of_range_are_refused_before_anything_is_computed(engine:
         engine.stream(PROMPT, **options)
 
 
+def test_progress_is_told_while_a_long_prompt_is_read(tiny_q8_0: Path) -> None:
+    told: list[tuple[int, int]] = []
+    with Mixtral(tiny_q8_0, n_batch=8) as fresh:
+        ids = fresh.tokenize(PROMPT * 4)
+        n = len(ids)
+        batches = [*range(8, n, 8), n]
+        text = "".join(fresh.stream(ids, max_tokens=5, temperature=0, progress=lambda *done: told.append(done)))
+        assert told == [(done, n) for done in batches]
+        assert text == fresh.generate(ids, max_tokens=5, temperature=0).text
+        told.clear()
+        "".join(fresh.stream(ids, max_tokens=5, progress=lambda *done: told.append(done)))  # from the cache
+        assert told == []
+
+
 def test_no_tokens_asked_none_computed(fresh: Mixtral) -> None:
     completion = fresh.generate(PROMPT, max_tokens=0)
     assert (completion.text, completion.tokens, completion.finish_reason) == ("", [], "length")
