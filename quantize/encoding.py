@@ -60,7 +60,7 @@ def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, sourc
 def _damaged(source: str) -> CheckpointError:
     return CheckpointError(
         f"tensor {source} holds NaN or infinity: the checkpoint is damaged, get it again, or have such weights written as 0 with "
-        "--zero-nonfinite (zero_nonfinite=True)"
+        "zero_nonfinite=True"
     )
 
 

@@ -61,7 +61,7 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
         if not matched:
             if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
                 raise InvalidArgumentError(
-                    f"{pattern!r} matches single experts, which have types of their own with --per-expert (per_expert=True)"
+                    f"{pattern!r} matches single experts, which have types of their own with per_expert=True"
                 )
             raise InvalidArgumentError(
                 f"{pattern!r} matches no tensor; expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight'"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from pymixtral.cli.model import model_path, opened
+from pymixtral.cli.options import json_option, model_option, threads_option, tokens_option
 from pymixtral.cli.text import table, write, write_json
 
 
@@ -14,38 +16,56 @@ from pymixtral.cli.text import table, write, write_json
     epilog="""\b
 Examples:
   pymixtral bench
-  pymixtral bench -m mixtral-q4_0.gguf -p 512 -n 128
-  pymixtral bench -m mixtral-q4_0.gguf -t 8 --json > speed.json""",
+  pymixtral bench -m mixtral-q4_0.gguf --prompt-tokens 2048 -n 64 -r 3
+  pymixtral bench -m mixtral-q4_0.gguf -t 8 -r 1 --json > speed.json""",
 )
-@click.option("-m", "--model", type=click.Path(path_type=Path), help="A GGUF file.  [default: the demo model in the package]")
-@click.option("-p", "--prompt", type=click.IntRange(min=1), default=512, show_default=True, help="Tokens of the prompt.")
-@click.option("-n", "--generate", type=click.IntRange(min=1), default=128, show_default=True, help="Tokens to generate.")
-@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Medians are of so many.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@model_option
+@click.option(
+    "--prompt-tokens",
+    "n_prompt",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=512,
+    show_default=True,
+    help="Tokens of the prompt.",
+)
+@tokens_option("n_generate", 1, default=128, show_default=True, help="Tokens to write.")
+@click.option(
+    "-r",
+    "--repetitions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=5,
+    show_default=True,
+    help="Measure N times, and print the medians.",
+)
+@threads_option
+@json_option
 @click.pass_context
 def bench(
-    ctx: click.Context, /, model: Path | None, prompt: int, generate: int, repetitions: int, threads: int | None, as_json: bool
+    ctx: click.Context, /, model: Path | None, n_prompt: int, n_generate: int, repetitions: int, n_threads: int | None, as_json: bool
 ) -> None:
-    """Measure the speed of a model here, and how much of the machine it uses.
+    """Measure the speed of a model on this machine.
 
-    Random tokens: a prompt at once, then one by one. The percentages are of the int8 products and of the memory read bandwidth measured
-    in the same run: a prompt is bound by the former, generation by the latter. Run it on an idle machine.
+    The tokens are random. A prompt is read at once, then tokens are written one by one. Reading a
+    prompt is limited by int8 multiplications, writing by the bandwidth of memory. Both limits are
+    measured in the same run, and beside each speed is shown how much of its limit it reaches. Run
+    it on an idle machine.
     """
-    from pymixtral.demo import demo_path
     from pymixtral.evaluation.bench import bench as measure
     from pymixtral.files.gguf import GGUFFile
-    from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
 
-    with GGUFFile(model or demo_path()) as file:
+    path = model_path(model)
+    with GGUFFile(path) as file:
         longest = ModelConfig.from_gguf(file).n_ctx_train
-    if prompt + generate > longest:
+    if n_prompt + n_generate > longest:
         raise click.UsageError(
-            f"expected -p and -n of at most {longest} tokens together, the model's context, found {prompt} and {generate}", ctx
+            f"expected --prompt-tokens and -n of at most {longest} tokens together, the model's context, found {n_prompt} and {n_generate}",
+            ctx,
         )
-    with Mixtral(model, n_ctx=prompt + generate, n_threads=threads) as engine:
-        result = measure(engine, n_prompt=prompt, n_generate=generate, repetitions=repetitions)
+    with opened(path, n_ctx=n_prompt + n_generate, n_threads=n_threads) as engine:
+        result = measure(engine, n_prompt=n_prompt, n_generate=n_generate, repetitions=repetitions)
     if as_json:
         write_json(asdict(result))
         return

@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.text import read_text, wrap, write
+from pymixtral.cli.model import is_named, model_path, opened
+from pymixtral.cli.options import (
+    context_option,
+    files_option,
+    force_option,
+    json_option,
+    model_option,
+    output_option,
+    path_type,
+    threads_option,
+    windows_option,
+)
+from pymixtral.cli.text import read_text, wrap, write, write_json
 
 if TYPE_CHECKING:
     from pymixtral.files.importance import ImportanceMatrix
@@ -18,10 +30,11 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  pymixtral calibrate mixtral-q8_0.gguf -f book.txt -o imatrix.gguf
-  pymixtral calibrate mixtral-q8_0.gguf -f prose.txt -f code.txt -n 200 \\
-    -o imatrix.gguf
-  pymixtral calibrate mixtral-q8_0.gguf -f book.txt -o imatrix.gguf --resume
+  pymixtral calibrate -m mixtral-q8_0.gguf -f book.txt -o imatrix.gguf
+  pymixtral calibrate -m mixtral-q8_0.gguf -f prose.txt -f code.txt \\
+    --windows 200 -o imatrix.gguf
+  pymixtral calibrate -m mixtral-q8_0.gguf -f book.txt -o imatrix.gguf \\
+    --resume
   pymixtral calibrate --merge prose.gguf --merge old.dat -o imatrix.gguf
 
 \b
@@ -29,88 +42,112 @@ Then:
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q4_k_m.gguf --type q4_k_m \\
     --imatrix imatrix.gguf""",
 )
-@click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option("-f", "--file", "files", type=click.Path(exists=True, dir_okay=False, path_type=Path), multiple=True, help="A text, UTF-8.")
-@click.option("--merge", "merged", type=click.Path(path_type=Path), multiple=True, help="An importance matrix, gguf or dat, to add.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="The importance matrix to write, in gguf form; required.")
-@click.option("-c", "--context", type=click.IntRange(min=3), default=512, show_default=True, help="Tokens of a window.")
-@click.option("-n", "--windows", type=click.IntRange(min=1), help="Only the first N windows.  [default: all texts]")
-@click.option("--resume", is_flag=True, help="Go on with OUTPUT where an interrupted calibration with the same texts ended.")
-@click.option("--force", is_flag=True, help="Replace OUTPUT if it exists.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
+@model_option
+@files_option
+@output_option
+@context_option(lowest=3, default=512)
+@windows_option
+@click.option(
+    "--merge",
+    "merged",
+    type=path_type(),
+    metavar="FILE",
+    multiple=True,
+    help="Add an importance matrix, a gguf or dat file; may be repeated.",
+)
+@click.option("--resume", is_flag=True, help="Go on where a calibration with the same texts and output was interrupted.")
+@threads_option
+@force_option
+@json_option
 @click.pass_context
 def calibrate(
     ctx: click.Context,
     /,
     model: Path | None,
     files: tuple[Path, ...],
+    output: Path,
+    n_ctx: int,
+    n_windows: int | None,
     merged: tuple[Path, ...],
-    output: Path | None,
-    context: int,
-    windows: int | None,
     resume: bool,
+    n_threads: int | None,
     force: bool,
-    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure which weights matter, for quantize --imatrix.
 
-    Runs texts through MODEL, a GGUF file of the best type that fits the machine, and writes how large the inputs of each matrix and of
-    each expert were, column by column. Texts should resemble what the model will be used for; 100 windows of 512 tokens go a long way.
-    Experts that saw fewer than 256 tokens are named; the quantizer shrinks what they saw towards the layer's mean.
+    The texts are cut into windows, which the model reads one by one. Take a model in the best type
+    that fits this machine, and texts like those that it will be used for; 100 windows of 512 tokens
+    go a long way. The output is an importance matrix: how large the inputs of each weight matrix
+    were, column by column, for each expert by itself. Experts that saw fewer than 256 tokens are
+    named.
 
-    -f and --merge may be repeated and combined. Ctrl-C keeps the windows that are complete; with --merge they are added, and cannot be
-    resumed. llama.cpp's quantizer reads the file too.
+    Ctrl-C keeps the windows that are complete. --merge alone adds up matrices that were measured
+    before. llama.cpp's quantizer can use the output, too.
     """
-    if (model is None) == bool(files) or not (files or merged):
-        raise click.UsageError("expected a MODEL and a text (-f), or importance matrices (--merge) alone, or all of these", ctx)
-    if output is None:
-        raise click.UsageError("expected -o OUTPUT, the importance matrix to write", ctx)
+    if not (files or merged) or (is_named(ctx) and not files):
+        raise click.UsageError("expected a model (-m) and a text (-f), or importance matrices (--merge), or all of these", ctx)
     if resume and merged:
         raise click.UsageError("expected --resume or --merge, found both: merge when the calibration is complete", ctx)
-    from pymixtral.errors import InvalidArgumentError
+    from pymixtral.errors import OutputError
     from pymixtral.files import imatrix
     from pymixtral.files.atomic import check_dest
     from pymixtral.files.gguf import GGUFFile
     from pymixtral.files.importance import merge
 
-    check_dest(output, [*([model] if model else []), *files, *merged], force=True)
+    check_dest(output, [*files, *merged], force=True)
     if os.path.lexists(output) and not (force or resume):
-        raise InvalidArgumentError(f"{output} exists: choose another name, --resume it or replace it with --force")
+        raise OutputError(
+            f"{output}: expected a new file, found one that exists: choose another name, --resume it, or replace it with --force"
+        )
     parts = [imatrix.read(path) for path in merged]
-    if model:
-        with GGUFFile(model) as file:
+    if files:
+        path = model_path(model)
+        with GGUFFile(path) as file:
             check_dest(output, file.paths, force=True)  # all shards
-        texts = [(path.name, read_text(ctx, path)) for path in files]
+        texts = [(text.name, read_text(ctx, text)) for text in files]
         begun = imatrix.read(output) if resume and output.exists() else None
-        parts.insert(0, _measure(model, texts, output, context, windows, begun, threads, parts))
+        parts.insert(0, _measure(path, texts, output, n_ctx, n_windows, begun, n_threads, parts))
     result = merge(parts) if len(parts) > 1 else parts[0]
     imatrix.write(result, output)
-    write("\n".join(_lines(result, output)))
+    if as_json:
+        write_json(_plain(result, output))
+    else:
+        write("\n".join(_lines(result, output)))
 
 
 def _measure(
     model: Path,
     texts: list[tuple[str, str]],
     output: Path,
-    context: int,
-    windows: int | None,
+    n_ctx: int,
+    n_windows: int | None,
     begun: ImportanceMatrix | None,
-    threads: int | None,
+    n_threads: int | None,
     others: Sequence[ImportanceMatrix],
 ) -> ImportanceMatrix:
-    """What there is is written to `output` meanwhile, and when interrupted, with the others added."""
+    """Runs the texts. Windows that are complete are written from time to time and when interrupted, with the others added."""
     from pymixtral.evaluation.calibration import calibrate as measure
     from pymixtral.files import imatrix
     from pymixtral.files.importance import merge
-    from pymixtral.mixtral import Mixtral
 
     def save(state: ImportanceMatrix) -> None:
         imatrix.write(merge([state, *others]) if others else state, output)
         more = "with what is merged; these cannot be resumed" if others else "--resume goes on from here"
         click.echo(f"{output}: {state.n_windows} windows so far; {more}", err=True)
 
-    with Mixtral(model, n_ctx=context, n_threads=threads) as engine:
-        return measure(engine, texts, n_ctx=context, n_windows=windows, resume=begun, save=save)
+    with opened(model, n_ctx=n_ctx, n_threads=n_threads) as engine:
+        return measure(engine, texts, n_ctx=n_ctx, n_windows=n_windows, resume=begun, save=save)
+
+
+def _plain(result: ImportanceMatrix, output: Path) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "tensors": len(result.entries),
+        "windows": result.n_windows,
+        "context": result.n_ctx,
+        "hardly_seen": result.hardly_seen(),
+    }
 
 
 def _lines(result: ImportanceMatrix, output: Path) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pymixtral.cli.options import json_option
 from pymixtral.cli.text import wrap, write, write_json
 from pymixtral.units import show_bytes
 
@@ -23,17 +24,18 @@ _PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
     epilog="""\b
 Examples:
   pymixtral doctor
-  pymixtral doctor --json > machine.json
-  PYMIXTRAL_ISA=avx2 pymixtral doctor""",
+  pymixtral doctor --json > machine.json""",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
+@json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Show what pymixtral finds on this machine, and measure it.
 
-    CPU and instruction sets, threads, memory and versions, and for about two seconds what the machine gives: memory read bandwidth,
-    which limits the generation of text, and the int8 products of pymixtral's own kernels, which limit the reading of prompts. GB is 10^9
-    bytes, GMAC/s 10^9 multiply-accumulates a second. Exit code 1 if something is wrong.
+    Shown are the CPU and its instruction sets, threads, memory and versions. Two limits are
+    measured, which takes about two seconds: how fast memory is read, which limits how fast text is
+    written, and how fast the kernels of pymixtral multiply in int8, which limits how fast a prompt
+    is read. GB is 10^9 bytes, GMAC/s 10^9 multiplications and additions a second. The exit code is
+    1 if something is wrong.
     """
     from pymixtral import ops
     from pymixtral.inspection import machine
@@ -61,8 +63,10 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str, Any]:
-    """With one thread and with the default number: GB/s and GMAC/s, by the number of threads. int8 runs with the chosen instruction set,
-    or the fastest if none could be chosen."""
+    """GB/s and GMAC/s by the number of threads: with one thread, and with the default number.
+
+    int8 runs with the chosen instruction set, or with the fastest if none could be chosen.
+    """
     from pymixtral.inspection import probe
 
     isa = isas.chosen or isas.available[-1]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.options import override_options
+from pymixtral.cli.model import model_path, same_model
+from pymixtral.cli.options import context_option, json_option, model_argument, model_option, override_options
 from pymixtral.cli.text import WIDTH, shorten, slow_note, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
 
@@ -23,34 +24,47 @@ Examples:
   pymixtral inspect mixtral-q4_0.gguf
   pymixtral inspect mixtral-q4_0.gguf -c 32768
   pymixtral inspect mixtral-q4_0.gguf --verify
-  pymixtral inspect mixtral-q4_0.gguf --json | jq .active_parameters""",
+  pymixtral inspect mixtral-q4_0.gguf --json > mixtral.json""",
 )
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens to count memory for.  [default: the model's, at most 4096]")
-@click.option("--verify", is_flag=True, help="Read every tensor too: whether it is there, has its shape, and no scale is NaN or infinite.")
+@model_argument
+@model_option
+@context_option()
+@click.option("--verify", is_flag=True, help="Read all weights too, and look for damage.")
 @override_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
+@json_option
+@click.pass_context
 def inspect(
-    model: Path, context: int | None, verify: bool, experts_used: int | None, overrides: dict[str, Override], as_json: bool
+    ctx: click.Context,
+    /,
+    subject: Path | None,
+    model: Path | None,
+    n_ctx: int | None,
+    verify: bool,
+    experts_used: int | None,
+    overrides: dict[str, Override],
+    as_json: bool,
 ) -> None:
-    """Show what a GGUF file holds.
+    """Show what a model file holds.
 
-    Its metadata, its tensors by class, parameters in all and used by a token, and the memory that it takes to run. Only the header is
-    read, so a file of any size and of any tensor types takes a moment; --verify reads it all. Damage ends with exit code 2 and names
-    the tensor and the block. GB is 10^9 bytes.
+    MODEL, or -m, is a GGUF file. Shown are its metadata, its tensors by class, the parameters of
+    the model and those that a token uses, and the memory that it takes to run with a context of -c
+    tokens. Only the head of the file is read, which takes a moment whatever its size. --verify
+    reads all of it: every tensor must be there, have its shape, and hold no NaN or infinity. The
+    first damage is named, with exit code 2. GB is 10^9 bytes.
     """
     from pymixtral.inspection.inspect import inspect as run
 
-    found = run(model, experts_used=experts_used, overrides=overrides)
+    path = model_path(same_model(ctx, subject, model))
+    found = run(path, experts_used=experts_used, overrides=overrides)
     n_verified = None
     if verify:
         from pymixtral.inspection.verify import verify as check
 
-        n_verified = check(model, experts_used=experts_used, overrides=overrides)
+        n_verified = check(path, experts_used=experts_used, overrides=overrides)
     if as_json:
-        write_json({**found.to_json(context), "verified": verify})
+        write_json({**found.to_json(n_ctx), "verified": verify})
     else:
-        write("\n".join([*_lines(found, context), *(["", f"Verified: {n_verified} tensors"] if verify else [])]))
+        write("\n".join([*_lines(found, n_ctx), *(["", f"Verified: {n_verified} tensors"] if verify else [])]))
 
 
 def _lines(found: Inspection, n_ctx: int | None) -> list[str]:

@@ -1,20 +1,32 @@
-"""Options that several commands have."""
+"""Options that several commands have, each defined once.
+
+A letter means one thing in all commands. A parameter has the name of the Python argument that it
+becomes, so that errors of the library can be told in options (pymixtral.cli.in_options).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from pymixtral.cli.choices import KV_TYPES
 from pymixtral.units import parse_bytes
 
-# As pymixtral.model.kv_cache has them, which is not imported for a help text.
-_KV_TYPES = ("f16", "f32", "q8_0")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 _Value = int | float | bool | str
-_TYPES: dict[str, Callable[[str], _Value]] = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
+_VALUES: dict[str, Callable[[str], _Value]] = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
+
+
+def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """The callback of an option that is a size: its bytes."""
+    try:
+        return None if value is None else parse_bytes(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
 
 
 def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, _Value]:
@@ -26,7 +38,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
         try:
             if not key or not colon:
                 raise ValueError
-            found[key] = _TYPES[kind](value)
+            found[key] = _VALUES[kind](value)
         except (KeyError, ValueError):
             raise click.BadParameter(
                 f"expected KEY=TYPE:VALUE with int, float, bool or str, such as llama.expert_used_count=int:3, found {text!r}",
@@ -36,31 +48,94 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
     return found
 
 
-kv_type_option = click.option(
-    "--kv-type", type=click.Choice(_KV_TYPES), default="f16", show_default=True, help="Type of cached keys and values."
+def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator; the help shows them in this order."""
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def path_type(exists: bool = False) -> click.Path:
+    """The type of an option that is a file. exists: a file that is only read; else errors are the library's."""
+    return click.Path(exists=exists, dir_okay=not exists, path_type=Path)
+
+
+model_option = click.option(
+    "-m",
+    "--model",
+    type=path_type(),
+    metavar="FILE",
+    envvar="PYMIXTRAL_MODEL",
+    show_envvar=True,
+    help="The model, a GGUF file.  [default: the demo model in the package]",
 )
 
+model_argument = click.argument("subject", metavar="[MODEL]", type=path_type(), required=False)
+"""The model where it is what a command is about: MODEL and -m mean the same (pymixtral.cli.model.same_model)."""
 
-def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """The callback of an option that is a size: its bytes."""
-    try:
-        return None if value is None else parse_bytes(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
+file_option = click.option("-f", "--file", type=path_type(exists=True), metavar="FILE", help="Read the text from a file.")
+
+files_option = click.option(
+    "-f", "--file", "files", type=path_type(exists=True), metavar="FILE", multiple=True, help="Read a text from a file; may be repeated."
+)
+
+prompt_options = _all(click.option("-p", "--prompt", metavar="TEXT", help="The text; it may be empty."), file_option)
 
 
-def override_options(function: _Function) -> _Function:
-    """Adds --experts-used and --override-kv, as parameters `experts_used: int | None` and `overrides: dict`."""
-    for option in (
-        click.option(
-            "--override-kv",
-            "overrides",
-            metavar="KEY=TYPE:VALUE",
-            multiple=True,
-            callback=_overrides,
-            help="Put VALUE, an int, float, bool or str, in place of the file's metadata.  [may be repeated]",
-        ),
-        click.option("--experts-used", type=click.IntRange(min=1), help="Experts for each token.  [default: the model's]"),
-    ):
-        function = option(function)
-    return function
+def tokens_option(name: str, lowest: int, **settings: Any) -> Callable[[Function], Function]:
+    """-n, a number of tokens that are written."""
+    return click.option("-n", "--max-tokens", name, type=click.IntRange(min=lowest), metavar="N", **settings)
+
+
+def context_option(lowest: int = 1, default: int | None = None) -> Callable[[Function], Function]:
+    """-c. Without a default it is the model's own context, but at most 4096 tokens."""
+    return click.option(
+        "-c",
+        "--context",
+        "n_ctx",
+        type=click.IntRange(min=lowest),
+        metavar="N",
+        default=default,
+        show_default=True,
+        help="Tokens of context, and of each window." if default else "Tokens of context.  [default: the model's, at most 4096]",
+    )
+
+
+threads_option = click.option(
+    "-t", "--threads", "n_threads", type=click.IntRange(1, 256), metavar="N", help="Threads to use.  [default: one per core]"
+)
+
+windows_option = click.option(
+    "--windows",
+    "n_windows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the first N windows.  [default: all]",
+)
+
+kv_type_option = click.option(
+    "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Type of cached keys and values."
+)
+
+override_options = _all(
+    click.option("--experts-used", type=click.IntRange(min=1), metavar="N", help="Experts that each token passes.  [default: the model's]"),
+    click.option(
+        "--override-kv",
+        "overrides",
+        metavar="KEY=TYPE:VALUE",
+        multiple=True,
+        callback=_overrides,
+        help="Use VALUE in place of the metadata in the file. TYPE is int, float, bool or str; may be repeated.",
+    ),
+)
+"""As parameters `experts_used: int | None` and `overrides: dict`."""
+
+output_option = click.option("-o", "--output", type=path_type(), metavar="FILE", required=True, help="The file to write.")
+
+force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs; sizes are in bytes.")

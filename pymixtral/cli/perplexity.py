@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.options import kv_type_option, override_options
-from pymixtral.cli.text import read_text
+from pymixtral.cli.model import opened
+from pymixtral.cli.options import (
+    context_option,
+    file_option,
+    json_option,
+    kv_type_option,
+    model_option,
+    override_options,
+    path_type,
+    threads_option,
+    windows_option,
+)
+from pymixtral.cli.text import read_text, write, write_json
 
 if TYPE_CHECKING:
     from pymixtral.evaluation.perplexity import Perplexity
@@ -20,64 +30,65 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  pymixtral perplexity mixtral-q4_0.gguf -f book.txt
-  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -c 2048 \\
+  pymixtral perplexity -m mixtral-q4_0.gguf -f book.txt
+  pymixtral perplexity -m mixtral-q4_0.gguf -f book.txt -c 2048 \\
     --stride 512 --json
 
 \b
 How much does q4_0 lose against f16?
-  pymixtral perplexity mixtral-f16.gguf -f book.txt -n 50 \\
+  pymixtral perplexity -m mixtral-f16.gguf -f book.txt --windows 50 \\
     --save-base book.base
-  pymixtral perplexity mixtral-q4_0.gguf -f book.txt -n 50 \\
+  pymixtral perplexity -m mixtral-q4_0.gguf -f book.txt --windows 50 \\
     --kl-against book.base""",
 )
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("-f", "--file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="The text.  [default: standard input]")
-@click.option("-c", "--context", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens of a window.")
-@click.option("--stride", type=click.IntRange(min=1), help="Move the window by S tokens and score its last S.  [default: see above]")
-@click.option("-n", "--windows", type=click.IntRange(min=1), help="Only the first N windows.  [default: the whole text]")
-@click.option("--save-base", type=click.Path(path_type=Path), help="Write all predictions to a new file; big: see above.")
-@click.option("--kl-against", type=click.Path(path_type=Path), help="Compare the predictions with those in such a file.")
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to use.  [default: one per core]")
+@model_option
+@file_option
+@context_option(lowest=3, default=512)
+@click.option("--stride", type=click.IntRange(min=1), metavar="S", help="Move the window by S tokens, and score its last S.")
+@windows_option
+@click.option("--save-base", type=path_type(), metavar="FILE", help="Write all predictions to a new file, a base.")
+@click.option("--kl-against", type=path_type(), metavar="FILE", help="Compare the predictions with those of a base.")
+@threads_option
 @kv_type_option
 @override_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @click.pass_context
 def perplexity(
     ctx: click.Context,
     /,
-    model: Path,
+    model: Path | None,
     file: Path | None,
-    context: int,
+    n_ctx: int,
     stride: int | None,
-    windows: int | None,
+    n_windows: int | None,
     save_base: Path | None,
     kl_against: Path | None,
-    threads: int | None,
+    n_threads: int | None,
     kv_type: str,
     experts_used: int | None,
     overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
-    """Measure how well MODEL predicts a text.
+    """Measure how well a model predicts a text.
 
-    The text is the contents of -f, or standard input (UTF-8; one newline at its end is not part of it). It is cut into windows, which
-    the model sees one by one, each begun with the begin-of-text token if the model wants one. The tokens of the second half of each
-    window but its first are scored, as llama.cpp does it, so that figures compare; with --stride, the last S of each window.
+    The text is given in a file with -f, or on standard input, in UTF-8. One newline at its end is
+    left out. It is cut into windows, which the model reads one by one. Each begins with the
+    begin-of-text token, if the model wants one. The first half of a window and one more token are
+    only context; the others are scored. llama.cpp does the same, so the figures compare. With
+    --stride, the last S tokens of each window are scored.
 
-    A file of --save-base takes 2 bytes for each token scored and each of the vocabulary: at 32000 of these, 64 KB a token.
+    A base takes 2 bytes for each scored token and each token of the vocabulary: 64 KB for a scored
+    token with a vocabulary of 32000.
     """
     text = read_text(ctx, file)
-    from pymixtral.cli.text import slow_note
     from pymixtral.evaluation.perplexity import perplexity as measure
-    from pymixtral.mixtral import Mixtral
 
-    with Mixtral(model, n_ctx=context, n_threads=threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
-        if engine.slow_types:
-            click.echo(f"Note: {slow_note(engine.slow_types)}.", err=True)
-        result = measure(engine, text, n_ctx=context, stride=stride, n_windows=windows, save_base=save_base, kl_against=kl_against)
-    out = json.dumps(asdict(result), indent=2, allow_nan=False) if as_json else "\n".join(_lines(result))
-    click.echo(out.encode())  # UTF-8 whatever the locale
+    with opened(model, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
+        result = measure(engine, text, n_ctx=n_ctx, stride=stride, n_windows=n_windows, save_base=save_base, kl_against=kl_against)
+    if as_json:
+        write_json(asdict(result))
+    else:
+        write("\n".join(_lines(result)))
 
 
 def _lines(result: Perplexity) -> list[str]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pymixtral.cli.options import kv_type_option
+from pymixtral.cli.choices import MIXES, MODELS
+from pymixtral.cli.model import is_named, model_path, same_model
+from pymixtral.cli.options import context_option, json_option, kv_type_option, model_argument, model_option, threads_option
 from pymixtral.cli.text import shorten, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
 
@@ -16,58 +18,69 @@ if TYPE_CHECKING:
     from pymixtral.inspection.plan import Plan
     from pymixtral.model.config import ModelConfig
 
-# As pymixtral.inspection.published has them, which is not imported for a help text.
-_MODELS = ("8x7b", "8x22b", "7b")
-
 
 @click.command(
     epilog="""\b
 Examples:
   pymixtral plan mixtral-q4_0.gguf
   pymixtral plan mixtral-q4_0.gguf -c 32768 -t 8
-  pymixtral plan --params 8x7b                 every type, before a download
+
+\b
+Which type of Mixtral 8x7B to download or make?
+  pymixtral plan --params 8x7b
   pymixtral plan --params 8x7b --type q4_k_m
-  pymixtral plan mixtral-f16.gguf --type q4_0  what quantizing would bring""",
+
+\b
+What would quantizing a file bring?
+  pymixtral plan mixtral-f16.gguf --type q4_0""",
 )
-@click.argument("model", type=click.Path(path_type=Path), required=False)
-@click.option("--params", type=click.Choice(_MODELS), help="Plan for a published model instead of a file.")
-@click.option("--type", "mix", metavar="TYPE", help="The type of its weights: f16, q8_0, q4_k_m, ...  [default: the file's, or all]")
-@click.option("-c", "--context", type=click.IntRange(min=1), help="Tokens of context.  [default: the model's, at most 4096]")
+@model_argument
+@model_option
+@click.option("--params", type=click.Choice(MODELS), help="Plan for a published model in place of a file.")
+@click.option(
+    "--type",
+    "mix",
+    type=click.Choice(MIXES, case_sensitive=False),
+    metavar="TYPE",
+    help=f"Think of the weights in this type: {', '.join(MIXES)}.  [default: the file's; all with --params]",
+)
+@context_option()
 @kv_type_option
-@click.option("-t", "--threads", type=click.IntRange(1, 256), help="Threads to measure with.  [default: one per core]")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: sizes in bytes.")
+@threads_option
+@json_option
 @click.pass_context
 def plan(
     ctx: click.Context,
+    /,
+    subject: Path | None,
     model: Path | None,
     params: str | None,
     mix: str | None,
-    context: int | None,
+    n_ctx: int | None,
     kv_type: str,
-    threads: int | None,
+    n_threads: int | None,
     as_json: bool,
 ) -> None:
-    """Say whether a model fits this machine, and how fast it can be.
+    """Say whether a model fits, and how fast it can be.
 
-    It measures the memory's read bandwidth for about a second. The speed is a prediction, and a limit that real speed stays somewhat
-    below: bandwidth divided by the bytes of weights that a token uses. Types such as q4_k_m are mixes, as pymixtral quantize
-    makes them; llama.cpp's have the same sizes within 0.5%. GB is 10^9 bytes.
+    MODEL, or -m, is a GGUF file. The memory that it takes is compared with what this machine has.
+    The read bandwidth of memory is measured, which takes about a second: divided by the bytes of
+    weights that a token needs, it is the predicted speed. Real speed stays somewhat below. A type
+    such as q4_k_m is a mix, in which some tensors have more bits than others. Its size is that of a
+    file of pymixtral quantize; those of llama.cpp differ by less than 0.5%. GB is 10^9 bytes.
     """
-    if (model is None) == (params is None):
-        raise click.UsageError(f"expected a MODEL file or --params, found {'neither' if model is None else 'both'}", ctx)
+    model = same_model(ctx, subject, model)
+    if params and is_named(ctx):
+        raise click.UsageError("expected a model file or --params, found both", ctx)
     from pymixtral import ops
     from pymixtral.inspection import machine, probe
     from pymixtral.inspection import plan as planning
-    from pymixtral.inspection.mixes import MIXES
     from pymixtral.model.config import context_length
 
-    if mix is not None and mix.lower() not in MIXES:
-        raise click.UsageError(f"expected --type to be one of {', '.join(MIXES)}, found {mix!r}", ctx)
-
-    config, inventory, problem = _model(model, params)
-    n_ctx = context_length(config, context)
+    config, inventory, problem = _published(params) if params else _of_file(model_path(model))
+    n_ctx = context_length(config, n_ctx)
     memory = machine.memory()
-    n_threads = threads or ops.thread_limits().default
+    n_threads = n_threads or ops.thread_limits().default
     bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
     choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, kv_type=kv_type)
     best = planning.largest_that_fits(choices)
@@ -79,7 +92,7 @@ def plan(
             write("\n".join(_choices(choices, best, measured)))
         return
     if mix:
-        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix.lower(), kv_type=kv_type)
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type)
     else:
         one = planning.plan(config, inventory, n_ctx, memory, bandwidth, problem=problem, kv_type=kv_type)
     if as_json:
@@ -89,18 +102,21 @@ def plan(
         write("\n".join(_one(one, choices, best, n_threads)))
 
 
-def _model(model: Path | None, params: str | None) -> tuple[ModelConfig, Inventory, str | None]:
-    """Config and tensors, and why pymixtral cannot run the file, or None."""
+def _published(name: str) -> tuple[ModelConfig, Inventory, str | None]:
+    """What _of_file() returns, of a published model."""
+    from pymixtral.inspection import published
+    from pymixtral.inspection.inventory import Inventory
+
+    config = published.MODELS[name]
+    return config, Inventory.of_model(config), None
+
+
+def _of_file(path: Path) -> tuple[ModelConfig, Inventory, str | None]:
+    """The config and the tensors of a file, and why pymixtral cannot run it, or None."""
     from pymixtral.errors import UnsupportedError
     from pymixtral.inspection.inspect import inspect
-    from pymixtral.inspection.inventory import Inventory
-    from pymixtral.inspection.published import MODELS
 
-    if params:
-        config = MODELS[params]
-        return config, Inventory.of_model(config), None
-    assert model is not None
-    found = inspect(model)
+    found = inspect(path)
     if found.config is None:
         raise UnsupportedError(f"{found.path}: {found.problem}")
     return found.config, found.inventory, found.problem

@@ -139,7 +139,7 @@ class BaseReader:
             self._fail(f"a base of at least {_HEADER.size} bytes", f"{size}", "save it again")
         magic, n_vocab, n_ctx, step, n_scored, n_windows, bos = _HEADER.unpack(self._read(_HEADER.size))
         if magic != MAGIC:
-            self._fail(f"a base, which begins with {MAGIC.decode()!r}", f"{magic!r}", "save one with --save-base")
+            self._fail(f"a base, which begins with {MAGIC.decode()!r}", f"{magic!r}", "save one with save_base")
         if n_vocab != self._n_vocab:
             self._fail(f"a base of a vocabulary of {self._n_vocab} tokens, the model's", f"{n_vocab}", "compare models of one family")
         ours = windows.n_ctx, windows.step, windows.n_scored, -1 if windows.bos is None else windows.bos

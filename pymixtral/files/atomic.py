@@ -91,7 +91,7 @@ def _publish(temporary: Path, dest: Path, force: bool) -> None:
             temporary.replace(dest)
     except FileExistsError as error:
         raise OutputError(
-            f"{dest}: expected a new file, found one that appeared meanwhile: choose another name, or ask for it to be replaced (force)"
+            f"{dest}: expected a new file, found one that appeared meanwhile: choose another name, or replace it with force=True"
         ) from error
 
 
@@ -148,7 +148,7 @@ def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) 
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: expected a regular file to write, found something else: choose another name")
     if os.path.lexists(path) and not force:
-        raise OutputError(f"{path}: expected a new file, found one that exists: choose another name, or ask for it to be replaced (force)")
+        raise OutputError(f"{path}: expected a new file, found one that exists: choose another name, or replace it with force=True")
 
 
 def _same(a: Path, b: Path) -> bool:

@@ -32,11 +32,11 @@ def lock(maps: Iterable[mmap.mmap]) -> None:
 def _refusal(n_bytes: int, reason: str) -> str:
     limit, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY or limit >= n_bytes:
-        return f"the system refuses to lock {n_bytes} bytes of weights in memory ({reason}): leave out lock"
+        return f"the system refuses to lock {n_bytes} bytes of weights in memory ({reason}): leave out lock=True"
     most = "no limit" if hard == resource.RLIM_INFINITY else f"{hard} bytes"
     return (
         f"expected to lock {n_bytes} bytes of weights in memory, found a limit of {limit} bytes (RLIMIT_MEMLOCK, {reason}): raise it with "
-        f"`ulimit -l` ({most} for this user; root and CAP_IPC_LOCK have none), or leave out lock"
+        f"`ulimit -l` ({most} for this user; root and CAP_IPC_LOCK have none), or leave out lock=True"
     )
 
 

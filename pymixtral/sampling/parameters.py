@@ -61,16 +61,16 @@ class SamplingParameters:
         InvalidArgumentError: for a value out of its range or of another type.
     """
 
-    temperature: float = _field(0.8, "0 always takes the most likely token.", highest=MAX_TEMPERATURE)
-    top_k: int = _field(40, "Choose among the K most likely tokens; 0: all.")
-    top_p: float = _field(0.95, "Choose among the likeliest tokens of this total probability.", highest=1.0)
-    min_p: float = _field(0.0, "Leave out tokens less likely than this part of the likeliest.", highest=1.0)
-    typical_p: float = _field(1.0, "Choose among the most typical tokens of this probability.", highest=1.0)
-    repetition_penalty: float = _field(1.0, "Above 1 makes tokens of the text less likely.", 0.01, 100.0)
-    presence_penalty: float = _field(0.0, "Lowers the logits of tokens of the text.", -100.0, 100.0)
-    frequency_penalty: float = _field(0.0, "The same, for each time that they occur.", -100.0, 100.0)
-    penalty_window: int = _field(64, "Last tokens that count as the text; 0: all.")
-    logit_bias: Mapping[int, float] | None = _field(None, "Add N to a token's logit; -inf bans it.")
+    temperature: float = _field(0.8, "How random the choice is; 0 always takes the most likely token.", highest=MAX_TEMPERATURE)
+    top_k: int = _field(40, "Choose among the N most likely tokens; 0: among all.")
+    top_p: float = _field(0.95, "Choose among the most likely tokens with this total probability.", highest=1.0)
+    min_p: float = _field(0.0, "Leave out tokens less likely than X times the most likely one.", highest=1.0)
+    typical_p: float = _field(1.0, "Choose among the most typical tokens with this total probability.", highest=1.0)
+    repetition_penalty: float = _field(1.0, "If above 1, make tokens less likely that the text has already.", 0.01, 100.0)
+    presence_penalty: float = _field(0.0, "Subtract X from the logits of tokens that the text has already.", -100.0, 100.0)
+    frequency_penalty: float = _field(0.0, "Subtract X once for each time that the text has the token.", -100.0, 100.0)
+    penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all.")
+    logit_bias: Mapping[int, float] | None = _field(None, "Add N to the logit of token ID; -inf bans it. May be repeated.")
     seed: int | None = _field(None, "The same seed writes the same text.  [default: random]")
 
     def __post_init__(self) -> None:

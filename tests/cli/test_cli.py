@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,37 +19,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
 import pymixtral
 from pymixtral import Mixtral
 from pymixtral.cli import _COMMANDS as COMMANDS
-from pymixtral.cli import main
 from pymixtral.cli.generate import _summary
-from pymixtral.cli.options import _KV_TYPES
 from pymixtral.engine.completion import Stats
-from pymixtral.model.kv_cache import KV_TYPES
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
+from support.command_line import COMMAND, DEMO_NOTE, refused, run
 
 PROMPT = "Once upon a time there was a king"
 SUMMARY = re.compile(
     r"prompt: (\d+) tokens, [\d.]+ tokens/s, first token after [\d.]+ s\n"
     r"generated: (\d+) tokens, [\d.]+ tokens/s, [\d.]+ GB/s of weights"
 )
-COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
-
-
-def run(*arguments: object, input: bytes | str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], input=input, prog_name="pymixtral")
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line on stderr, exit code 2, nothing on stdout."""
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -163,17 +150,13 @@ def test_the_closing_lines_have_80_columns_and_no_rates_of_nothing(tiny_q8_0: Pa
     assert max(map(len, lines)) <= 80
 
 
-def test_the_types_of_a_cache_are_those_that_there_are() -> None:
-    assert tuple(KV_TYPES) == _KV_TYPES
-
-
 def test_without_a_model_the_demo_writes_and_says_so() -> None:
     result = run("generate", "-p", PROMPT, "-n", 20, "--temperature", 0)
     with Mixtral() as demo:
         assert (result.exit_code, result.stdout) == (0, demo.generate(PROMPT, max_tokens=20, temperature=0).text + "\n")
-    first, *last = result.stderr.splitlines()
-    assert "demo model" in first
-    assert SUMMARY.fullmatch("\n".join(last))
+    first, last = result.stderr.split("\n", 1)
+    assert first + "\n" == DEMO_NOTE
+    assert SUMMARY.fullmatch(last.removesuffix("\n"))
 
 
 # --- Wrong input --------------------------------------------------------------------------------------------------
@@ -268,6 +251,29 @@ def test_pieces_arrive_as_they_come_and_ctrl_c_keeps_them(endless: Path) -> None
     assert int(match[2]) > 0
 
 
+def in_terminal(*arguments: object) -> str:
+    """What a command shows on a terminal of 80 columns that is its stderr."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    try:
+        assert subprocess.run([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=slave, timeout=60).returncode == 0
+        return os.read(master, 1 << 16).decode()
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_long_work_shows_a_bar_in_a_terminal(endless: Path, tmp_path: Path) -> None:
+    text = tmp_path / "long.txt"
+    text.write_text("a " * 3000)
+    shown = in_terminal("generate", "-m", endless, "-f", text, "-n", 1)
+    assert re.search(r"\rprompt: +\d+%.*3\.00k", shown)
+    assert re.search(r"\r +\rprompt: 3002 tokens", shown)  # the bar has gone
+    assert "prompt: 100%" not in in_terminal("generate", "-m", endless, "-p", "a", "-n", 1)
+    assert "1/1 [" in in_terminal("bench", "--prompt-tokens", 4, "-n", 1, "-r", 1)
+    assert "100%" in in_terminal("perplexity", "-m", endless, "-f", text)
+
+
 def test_ctrl_c_ends_a_long_prompt_within_a_second(endless: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a " * 20_000)
     process = start("generate", "-m", endless, "-c", 1 << 16, "-t", 1, "-f", tmp_path / "long.txt")
@@ -283,7 +289,7 @@ def test_ctrl_c_ends_a_long_prompt_within_a_second(endless: Path, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_leave_no_unfinished_file(endless: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = start("perplexity", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE)
+    process = start("perplexity", "-m", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(b"a " * 20_000)
     process.stdin.close()
@@ -341,4 +347,4 @@ def test_in_a_terminal_without_a_prompt_it_says_what_to_do(tiny_q8_0: Path) -> N
         os.close(master)
         os.close(slave)
     assert (process.returncode, process.stdout) == (2, "")
-    assert re.fullmatch(r"Error: no prompt[^\n]*-p TEXT[^\n]*\n", process.stderr)
+    assert re.fullmatch(r"Error: no text[^\n]*-p TEXT[^\n]*\n", process.stderr)

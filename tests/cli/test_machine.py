@@ -7,17 +7,14 @@ import os
 import pty
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from gguf import GGMLQuantizationType
 
 import pymixtral
 from pymixtral import Mixtral, ops
-from pymixtral.cli import main
 from pymixtral.cli.text import shorten
 from pymixtral.files.types import MATRIX_TYPES
 from pymixtral.inspection import machine, probe
@@ -25,15 +22,11 @@ from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.mixes import MIXES, mixed
 from pymixtral.inspection.published import MODELS
+from support.command_line import COMMAND, DEMO_NOTE, refused, run
 from support.holes import write_hole
 
-COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
 CONFIG = MODELS["8x7b"]
 TEXT = "Once upon a time, \u4f60 na\u00efve"
-
-
-def run(*arguments: object, input: bytes | str | None = None) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments], input=input, prog_name="pymixtral")
 
 
 def output(*arguments: object, input: bytes | str | None = None) -> str:
@@ -50,13 +43,6 @@ def as_json(*arguments: object, input: bytes | str | None = None) -> Any:
     result = run(*arguments, "--json", input=input)
     assert (result.exit_code, result.stderr) == (0, "")
     return json.loads(result.stdout)
-
-
-def refused(result: Result, *words: str) -> None:
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.fixture
@@ -135,7 +121,7 @@ def test_inspect_of_hostile_names_prints_plain_lines(tmp_path: Path) -> None:
     assert "\\x1b[2J" in output("inspect", path)
 
 
-@pytest.mark.parametrize("arguments", [[], ["missing.gguf"], ["."], [__file__], ["--unknown"], [__file__, "-c", "0"]])
+@pytest.mark.parametrize("arguments", [["missing.gguf"], ["."], [__file__], ["--unknown"], [__file__, "-c", "0"]])
 def test_inspect_refuses(arguments: list[str]) -> None:
     refused(run("inspect", *arguments))
 
@@ -227,7 +213,8 @@ def test_plan_measures_this_machine() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ([], "neither"),
+        (["a.gguf", "-m", "b.gguf"], "two"),
+        (["-m", "a.gguf", "--params", "8x7b"], "both"),
         ([__file__, "--params", "8x7b"], "both"),
         (["--params", "8x8b"], "8x22b"),
         (["--params", "8x7b", "--type", "q4_x"], "q4_k_m"),
@@ -246,39 +233,42 @@ def test_plan_refuses(arguments: list[str], word: str) -> None:
 def test_tokenize_shows_ids_and_pieces(tiny_q8_0: Path) -> None:
     with Mixtral(tiny_q8_0) as engine:
         ids = engine.tokenize(TEXT)
-    result = run("tokenize", "-m", tiny_q8_0, TEXT)
+    result = run("tokenize", "-m", tiny_q8_0, "-p", TEXT)
     assert result.stderr == f"{len(ids)} tokens\n"
     lines = [line.split() for line in result.stdout.splitlines()]
     assert [int(line[0]) for line in lines] == ids
     assert (lines[0][1], lines[1][1]) == ("<s>", "\u2581Once")
-    assert run("tokenize", "-m", tiny_q8_0, TEXT, "--ids").stdout == " ".join(map(str, ids)) + "\n"
-    found = as_json("tokenize", "-m", tiny_q8_0, TEXT)
+    assert run("tokenize", "-m", tiny_q8_0, "-p", TEXT, "--ids").stdout == " ".join(map(str, ids)) + "\n"
+    found = as_json("tokenize", "-m", tiny_q8_0, "-p", TEXT)
     assert (found["count"], found["ids"], found["pieces"][1]) == (len(ids), ids, "\u2581Once")
-    assert as_json("tokenize", "-m", tiny_q8_0, TEXT, "--no-bos")["ids"] == ids[1:]
-    assert as_json("tokenize", TEXT)["ids"] == ids  # the demo model has the same tokenizer
+    assert as_json("tokenize", "-m", tiny_q8_0, "-p", TEXT, "--no-bos")["ids"] == ids[1:]
+    demo = run("tokenize", "-p", TEXT, "--json")
+    assert json.loads(demo.stdout)["ids"] == ids  # the demo model has the same tokenizer
+    assert demo.stderr == DEMO_NOTE
 
 
-def test_tokenize_reads_files_and_standard_input(tmp_path: Path) -> None:
-    ids = as_json("tokenize", TEXT)["ids"]
+def test_tokenize_reads_files_and_standard_input(tiny_q8_0: Path, tmp_path: Path) -> None:
+    tokenize = ["tokenize", "-m", tiny_q8_0]
+    ids = as_json(*tokenize, "-p", TEXT)["ids"]
     (tmp_path / "text.txt").write_text(TEXT + "\n", encoding="utf-8")
-    assert as_json("tokenize", "-f", tmp_path / "text.txt")["ids"] == ids
-    assert as_json("tokenize", input=TEXT.encode())["ids"] == ids
-    assert as_json("tokenize", "", input=TEXT.encode())["ids"] == ids[:1]
+    assert as_json(*tokenize, "-f", tmp_path / "text.txt")["ids"] == ids
+    assert as_json(*tokenize, input=TEXT.encode())["ids"] == ids
+    assert as_json(*tokenize, "-p", "", input=TEXT.encode())["ids"] == ids[:1]
 
 
-def test_tokenize_of_nothing() -> None:
-    result = run("tokenize", "", "--no-bos")
+def test_tokenize_of_nothing(tiny_q8_0: Path) -> None:
+    result = run("tokenize", "-m", tiny_q8_0, "-p", "", "--no-bos")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "0 tokens\n")
-    assert run("tokenize", "").stderr == "1 token\n"
+    assert run("tokenize", "-m", tiny_q8_0, "-p", "").stderr == "1 token\n"
 
 
 def test_tokenize_refuses(tmp_path: Path) -> None:
-    refused(run("tokenize", "a", "-f", __file__), "both")
-    refused(run("tokenize", "a", "--ids", "--json"), "both")
-    refused(run("tokenize", "a", "-m", "missing.gguf"), "missing.gguf")
+    refused(run("tokenize", "-p", "a", "-f", __file__), "both")
+    refused(run("tokenize", "-p", "a", "--ids", "--json"), "both")
+    refused(run("tokenize", "-p", "a", "-m", "missing.gguf"), "missing.gguf")
     refused(run("tokenize", "-f", "missing.txt"), "missing.txt")
     refused(run("tokenize", input=b"ab\xff"), "0xff at offset 2", "standard input")
-    refused(run("tokenize", "a", "-m", hole(tmp_path / "m.gguf", "q4_0")), "no tokenizer")
+    refused(run("tokenize", "-p", "a", "-m", hole(tmp_path / "m.gguf", "q4_0")), "no tokenizer")
 
 
 def test_tokenize_in_a_terminal_and_in_another_locale() -> None:
@@ -289,9 +279,9 @@ def test_tokenize_in_a_terminal_and_in_another_locale() -> None:
         os.close(master)
         os.close(slave)
     assert (process.returncode, process.stdout) == (2, "")
-    assert re.fullmatch(r"Error: no text[^\n]*TEXT[^\n]*\n", process.stderr)
+    assert re.fullmatch(r"Error: no text[^\n]*-p TEXT[^\n]*\n", process.stderr)
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = subprocess.run([*COMMAND, "tokenize", "--json", TEXT], env=environment, capture_output=True, check=True)
+    done = subprocess.run([*COMMAND, "tokenize", "--json", "-p", TEXT], env=environment, capture_output=True, check=True)
     assert json.loads(done.stdout.decode("utf-8"))["pieces"][1] == "\u2581Once"
 
 

@@ -36,33 +36,33 @@ def q8_0(tiny_q8_0: Path) -> Iterator[Mixtral]:
 
 
 def test_people_read_the_figures(tiny_q8_0: Path, q8_0: Mixtral, text: Path) -> None:
-    result = run(tiny_q8_0, "-f", text, "-c", 32)
+    result = run("-m", tiny_q8_0, "-f", text, "-c", 32)
     expected = perplexity(q8_0, TEXT, n_ctx=32)
     assert result.exit_code == 0
     assert f"Perplexity {expected.perplexity:.4f} ± {expected.standard_error:.4f} (standard error): {expected.n_tokens} " in result.stdout
     assert re.search(rf"in {expected.n_windows} windows of 32; [\d.]+ tokens/s, [\d.]+ s\n$", result.stdout)
     assert result.stderr == ""  # the bar is for terminals
-    assert run(tiny_q8_0, "-c", 32, input=TEXT + "\n").stdout.split(";")[0] == result.stdout.split(";")[0]
+    assert run("-m", tiny_q8_0, "-c", 32, input=TEXT + "\n").stdout.split(";")[0] == result.stdout.split(";")[0]
 
 
 def test_programs_read_json_and_options_reach_the_measure(tiny_q8_0: Path, q8_0: Mixtral, text: Path) -> None:
-    result = run(tiny_q8_0, "-f", text, "-c", 32, "--stride", 8, "-n", 3, "-t", 1, "--json")
+    result = run("-m", tiny_q8_0, "-f", text, "-c", 32, "--stride", 8, "--windows", 3, "-t", 1, "--json")
     found, expected = json.loads(result.stdout), asdict(perplexity(q8_0, TEXT, n_ctx=32, stride=8, n_windows=3))
     timed = ("seconds", "tokens_per_second")
     assert {k: v for k, v in found.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
-    exact = json.loads(run(tiny_q8_0, "-f", text, "-c", 32, "--kv-type", "f32", "--json").stdout)["perplexity"]
+    exact = json.loads(run("-m", tiny_q8_0, "-f", text, "-c", 32, "--kv-type", "f32", "--json").stdout)["perplexity"]
     with Mixtral(tiny_q8_0, kv_type="f32") as model:
         assert exact == perplexity(model, TEXT, n_ctx=32).perplexity != perplexity(q8_0, TEXT, n_ctx=32).perplexity
 
 
 def test_a_base_is_saved_and_compared_with(tiny_q8_0: Path, tiny_q4_0: Path, text: Path, tmp_path: Path) -> None:
     base = tmp_path / "b"
-    assert run(tiny_q8_0, "-f", text, "-c", 32, "--save-base", base).exit_code == 0
-    same = run(tiny_q8_0, "-f", text, "-c", 32, "--kl-against", base).stdout
+    assert run("-m", tiny_q8_0, "-f", text, "-c", 32, "--save-base", base).exit_code == 0
+    same = run("-m", tiny_q8_0, "-f", text, "-c", 32, "--kl-against", base).stdout
     assert "mean 0.000000 ± 0.000000, median 0.000000,\n99th percentile 0.000000, maximum 0.000000\n" in same
     assert "Same most likely token: 100.00%" in same
     assert "ratio to it 1.00000 ± 0.00000" in same
-    other = json.loads(run(tiny_q4_0, "-f", text, "-c", 32, "--kl-against", base, "--json").stdout)["kl"]
+    other = json.loads(run("-m", tiny_q4_0, "-f", text, "-c", 32, "--kl-against", base, "--json").stdout)["kl"]
     assert 0 < other["median"] < other["p99"] <= other["maximum"]
     assert 0.5 < other["top1_agreement"] < 1
 
@@ -70,14 +70,14 @@ def test_a_base_is_saved_and_compared_with(tiny_q8_0: Path, tiny_q4_0: Path, tex
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["missing.gguf"], "missing.gguf"),
+        (["-m", "missing.gguf"], "missing.gguf"),
         (["-c", "1"], "-c"),
-        (["-c", "4096"], "n_ctx"),
-        (["-c", "2"], "n_ctx"),
+        (["-c", "4096"], "--context"),
+        (["-c", "2"], "--context"),
         (["-c", "512"], "at least one window of 512 tokens"),
         (["--stride", "0"], "--stride"),
         (["-c", "32", "--stride", "32"], "stride"),
-        (["-c", "32", "-n", "0"], "--windows"),
+        (["-c", "32", "--windows", "0"], "--windows"),
         (["-c", "32", "-f", "missing.txt"], "missing.txt"),
         (["-c", "32", "--kl-against", "missing"], "found nothing"),
         (["-c", "32", "--kl-against", __file__], "begins with"),
@@ -86,7 +86,7 @@ def test_a_base_is_saved_and_compared_with(tiny_q8_0: Path, tiny_q4_0: Path, tex
     ],
 )
 def test_wrong_input_is_one_line(tiny_q8_0: Path, arguments: list[str], words: str) -> None:
-    model = [] if arguments[0].endswith(".gguf") else [tiny_q8_0]
+    model = [] if "-m" in arguments else ["-m", tiny_q8_0]
     result = run(*model, *arguments, input=TEXT)
     assert (result.exit_code, result.stdout) == (2, "")
     assert re.fullmatch(r"Error: [^\n]+\n", result.stderr)
@@ -95,7 +95,7 @@ def test_wrong_input_is_one_line(tiny_q8_0: Path, arguments: list[str], words: s
 
 def test_text_that_is_not_utf8_is_refused(tiny_q8_0: Path, tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    result = run(tiny_q8_0, "-f", tmp_path / "latin.txt")
+    result = run("-m", tiny_q8_0, "-f", tmp_path / "latin.txt")
     assert (result.exit_code, "0xe9 at offset 3" in result.stderr) == (2, True)
 
 

@@ -64,7 +64,7 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def test_the_command_prints_a_table_or_json(result: Bench) -> None:
-    args = ["bench", "-p", "16", "-n", "8", "-r", "1", "-t", "1"]
+    args = ["bench", "--prompt-tokens", "16", "-n", "8", "-r", "1", "-t", "1"]
     shown = CliRunner().invoke(main, args)
     assert shown.exit_code == 0
     assert "tokens/s" in shown.stdout
@@ -76,7 +76,7 @@ def test_the_command_prints_a_table_or_json(result: Bench) -> None:
 
 
 def test_a_prompt_beyond_the_model_s_context_names_the_options() -> None:
-    shown = CliRunner().invoke(main, ["bench", "-p", "4000"])
+    shown = CliRunner().invoke(main, ["bench", "--prompt-tokens", "4000"])
     assert (shown.exit_code, shown.stdout) == (2, "")
-    assert "-p and -n of at most 2048 tokens together" in shown.stderr
+    assert "--prompt-tokens and -n of at most 2048 tokens together" in shown.stderr
     assert "found 4000 and 128" in shown.stderr

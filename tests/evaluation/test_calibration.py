@@ -131,16 +131,16 @@ def run(*arguments: object) -> Result:
 def test_the_command_measures_resumes_and_merges(tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path) -> None:
     text, out, both = tmp_path / "t.txt", tmp_path / "i.gguf", tmp_path / "both.gguf"
     text.write_text(TEXT)
-    result = run(tiny_f32, "-f", text, "-c", 32, "-n", 2, "-o", out, "-t", 1)
+    result = run("-m", tiny_f32, "-f", text, "-c", 32, "--windows", 2, "-o", out, "-t", 1)
     assert (result.exit_code, read(out).n_windows) == (0, 2)
     assert "29 tensors, 2 windows of 32 tokens" in result.stdout
     assert "blk.0: hardly seen" in result.stdout
-    assert run(tiny_f32, "-f", text, "-c", 32, "-o", out, "--resume").exit_code == 0
+    assert run("-m", tiny_f32, "-f", text, "-c", 32, "-o", out, "--resume").exit_code == 0
     equal(read(out), whole, rtol=1e-6)
     assert read(out).datasets == ["t.txt"]
     assert run("--merge", out, "--merge", out, "-o", both).exit_code == 0
     assert read(both).n_windows == 2 * whole.n_windows
-    assert run(tiny_f32, "-f", text, "-c", 32, "-n", 1, "--merge", both, "-o", out, "--force").exit_code == 0
+    assert run("-m", tiny_f32, "-f", text, "-c", 32, "--windows", 1, "--merge", both, "-o", out, "--force").exit_code == 0
     assert read(out).n_windows == 2 * whole.n_windows + 1
 
 
@@ -158,7 +158,7 @@ def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
         return observe(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Mixtral, "observe", interrupted)
-    result = run(tiny_f32, "-f", text, "-c", 32, "--merge", old, "-o", out)
+    result = run("-m", tiny_f32, "-f", text, "-c", 32, "--merge", old, "-o", out)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "2 windows so far; with what is merged" in result.stderr
     assert "--resume" not in result.stderr
@@ -176,11 +176,11 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert other in before
     for source, output in ((model, model), (model, link), (model, text), (model, old), (shard, other)):
-        result = run(source, "-f", text, "-c", 32, "-n", 1, "--merge", old, "-o", output, "--force")
+        result = run("-m", source, "-f", text, "-c", 32, "--windows", 1, "--merge", old, "-o", output, "--force")
         assert (result.exit_code, result.stdout) == (2, "")
         assert f"{output}: expected a file of its own to write" in result.stderr
     for output in (model, text):
-        result = run(model, "-f", text, "-c", 32, "-n", 1, "-o", output, "--resume")
+        result = run("-m", model, "-f", text, "-c", 32, "--windows", 1, "-o", output, "--resume")
         assert (result.exit_code, "read or written otherwise" in result.stderr) == (2, True)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -188,16 +188,16 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "expected a MODEL and a text"),
-        (["-o", "i.gguf"], "expected a MODEL and a text"),
-        (["m.gguf", "-o", "i.gguf"], "expected a MODEL and a text"),
-        (["-f", __file__, "-o", "i.gguf"], "expected a MODEL and a text"),
-        (["m.gguf", "-f", __file__], "expected -o OUTPUT"),
-        (["m.gguf", "-f", __file__, "-o", "i.gguf"], "m.gguf"),
-        (["m.gguf", "-f", __file__, "-o", "no/such/i.gguf"], "no/such"),
-        (["m.gguf", "-f", __file__, "-o", read.__code__.co_filename], "exists: choose another name, --resume"),
-        (["m.gguf", "-f", __file__, "-o", __file__], "read or written otherwise"),
-        (["m.gguf", "-f", __file__, "--merge", "i.gguf", "--resume", "-o", "j.gguf"], "--resume or --merge"),
+        ([], "'-o' / '--output'"),
+        (["-o", "i.gguf"], "expected a model (-m) and a text (-f)"),
+        (["-m", "m.gguf", "-o", "i.gguf"], "expected a model (-m) and a text (-f)"),
+        (["-m", "m.gguf", "--merge", "i.gguf", "-o", "j.gguf"], "expected a model (-m) and a text (-f)"),
+        (["-m", "m.gguf", "-f", __file__], "'-o' / '--output'"),
+        (["-m", "m.gguf", "-f", __file__, "-o", "i.gguf"], "m.gguf"),
+        (["-m", "m.gguf", "-f", __file__, "-o", "no/such/i.gguf"], "no/such"),
+        (["-m", "m.gguf", "-f", __file__, "-o", read.__code__.co_filename], "exists: choose another name, --resume"),
+        (["-m", "m.gguf", "-f", __file__, "-o", __file__], "read or written otherwise"),
+        (["-m", "m.gguf", "-f", __file__, "--merge", "i.gguf", "--resume", "-o", "j.gguf"], "--resume or --merge"),
         (["--merge", "missing.gguf", "-o", "i.gguf"], "missing.gguf"),
         (["--merge", __file__, "-o", "i.gguf"], "is it an importance matrix"),
     ],
@@ -213,5 +213,5 @@ def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Pat
 
 def test_a_short_text_is_refused_by_name(tiny_f32: Path, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("Once upon a time")
-    result = run(tiny_f32, "-f", tmp_path / "short.txt", "-o", tmp_path / "i.gguf")
+    result = run("-m", tiny_f32, "-f", tmp_path / "short.txt", "-o", tmp_path / "i.gguf")
     assert (result.exit_code, "short.txt" in result.stderr) == (2, True)

@@ -23,10 +23,10 @@ from pymixtral.inspection.inspect import inspect
 from pymixtral.inspection.verify import verify
 from pymixtral.text.tokenizer import Tokenizer
 from support import fuzz_gguf
+from support.command_line import COMMAND
 from support.ggufs import damaged, rewrite
 from support.paths import ROOT, TESTS
 
-COMMAND = [sys.executable, "-c", "from pymixtral.cli import main; main(prog_name='pymixtral')"]
 NAN = np.float16(np.nan).tobytes()
 
 
@@ -58,7 +58,7 @@ def test_row_4_a_tokenizer_model_that_is_no_string(tiny_q8_0: Path, tmp_path: Pa
     assert words in str(inspect(path).problem)
     with GGUFFile(path) as file, pytest.raises(UnsupportedError, match="found"):
         Tokenizer.from_metadata(file.metadata)
-    result = CliRunner().invoke(main, ["tokenize", "-m", str(path), "a"])
+    result = CliRunner().invoke(main, ["tokenize", "-m", str(path), "-p", "a"])
     assert (result.exit_code, words in result.stderr) == (2, True)
 
 
@@ -75,7 +75,7 @@ def test_row_4_tokenizer_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    result = CliRunner().invoke(main, ["tokenize", "-m", str(tmp_path / "m.gguf"), "a"])
+    result = CliRunner().invoke(main, ["tokenize", "-m", str(tmp_path / "m.gguf"), "-p", "a"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert f"'tokenizer.ggml.{key}'" in result.stderr
     inspect(tmp_path / "m.gguf")
@@ -155,7 +155,7 @@ def test_row_21_and_23_a_prompt_of_ten_megabytes_is_refused_at_once(engine: Mixt
 def test_row_23_ten_megabytes_from_standard_input(tiny_q8_0: Path) -> None:
     code, out, err = command("generate", "-m", tiny_q8_0, input=b"\0 \xe4\xbd\xa0" * 2_000_000)
     assert (code, out, err.count(b"\n")) == (2, b"", 1)
-    assert b"tokens (n_ctx)" in err
+    assert b"tokens (--context)" in err
     code, out, err = command("generate", "-m", tiny_q8_0, input=b"a" * 10_000_000 + b"\xff")
     assert (code, out, err.count(b"\n")) == (2, b"", 1)
     assert b"0xff at offset 10000000" in err

@@ -170,7 +170,7 @@ def test_row_18_destinations(tiny_q8_0: Path, tmp_path: Path) -> None:
             convert(source, tmp_path / name, force=True)
     assert source.read_bytes() == tiny_q8_0.read_bytes()
     shards = convert(source, tmp_path / "s.gguf", max_shard_bytes=10**7)
-    with pytest.raises(OutputError, match=r"s-00001-of-0000\d\.gguf: expected a new file.*force"):
+    with pytest.raises(OutputError, match=r"s-00001-of-0000\d\.gguf: expected a new file.*force=True"):
         convert(source, tmp_path / "s.gguf", max_shard_bytes=10**7)
     with pytest.raises(OutputError, match="read or written otherwise"):
         convert(shards[1], tmp_path / "s.gguf", max_shard_bytes=10**7, force=True)

@@ -145,7 +145,7 @@ def test_the_commands(tiny_q8_0: Path) -> None:
 
     text = PROMPT * 8
     plain, one_expert = (
-        json.loads(run("perplexity", tiny_q8_0, "-c", 32, "--json", *option, input=text).stdout)["perplexity"]
+        json.loads(run("perplexity", "-m", tiny_q8_0, "-c", 32, "--json", *option, input=text).stdout)["perplexity"]
         for option in ([], ["--experts-used", 1])
     )
     assert plain != one_expert
@@ -164,8 +164,7 @@ def test_types_on_the_command_line(tiny_q8_0: Path) -> None:
 @pytest.mark.parametrize("text", ["", "a", "a=int", "a=int:", "a=int:1.5", "=int:1", "a=bool:1", "a=u32:1", f"{USED}=float:x"])
 @pytest.mark.parametrize("command", ["generate", "perplexity", "inspect"])
 def test_overrides_that_cannot_be_read(tiny_q8_0: Path, command: str, text: str) -> None:
-    model = ["-m", tiny_q8_0] if command == "generate" else [tiny_q8_0]
-    result = run(command, *model, "--override-kv", text, input=PROMPT)
+    result = run(command, "-m", tiny_q8_0, "--override-kv", text, input=PROMPT)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
     assert "KEY=TYPE:VALUE" in result.stderr

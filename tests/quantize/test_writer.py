@@ -141,7 +141,7 @@ def refused(error: type[Exception], source: Path, dest: Path, *words: str, **opt
 def test_existing_destination(small: Path, tmp_path: Path) -> None:
     dest = tmp_path / "m.gguf"
     dest.write_bytes(b"old")
-    refused(OutputError, small, dest, "exists", "(force)")
+    refused(OutputError, small, dest, "exists", "force=True")
     assert dest.read_bytes() == b"old"
     quantize(small, dest, force=True, progress=False)
     assert dest.read_bytes()[:4] == b"GGUF"
@@ -268,7 +268,7 @@ def test_row_20_a_tensor_without_a_single_number(small: Path, tmp_path: Path) ->
     tensors = make_tensors(SMALL, seed=2)
     tensors["lm_head.weight"][:] = np.nan
     write_safetensors(small / "model.safetensors", tensors)
-    refused(CheckpointError, small, tmp_path / "m.gguf", "lm_head.weight", "--zero-nonfinite")
+    refused(CheckpointError, small, tmp_path / "m.gguf", "lm_head.weight", "zero_nonfinite=True")
     report = quantize(small, tmp_path / "m.gguf", target_bpw=6, zero_nonfinite=True, progress=False)
     assert f"{64 * 64} of lm_head.weight" in report.notes[-1]
     with GGUFFile(tmp_path / "m.gguf") as file:

@@ -1,0 +1,7 @@
+"""`python -m pymixtral` is the command `pymixtral`."""
+
+from __future__ import annotations
+
+from pymixtral.cli import main
+
+main()

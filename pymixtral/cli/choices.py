@@ -1,0 +1,22 @@
+"""The words that options let a user choose among.
+
+They are those of tables that need NumPy, which help and completion must not import; a test compares
+them.
+"""
+
+from __future__ import annotations
+
+KV_TYPES = ("f16", "f32", "q8_0")
+"""Types of cached keys and values: pymixtral.model.kv_cache has the table."""
+
+MODELS = ("8x7b", "8x22b", "7b")
+"""Published models: pymixtral.inspection.published has their shapes."""
+
+RECIPES = (
+    *("f32", "bf16", "f16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q5_k", "q4_1", "q4_k_m"),
+    *("q4_k_s", "iq4_nl", "q4_0", "q4_k", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
+)
+"""What quantize makes, from most bits to fewest: pymixtral.quantize.recipe has them."""
+
+MIXES = tuple(recipe for recipe in RECIPES if recipe not in ("q5_k", "q4_k", "q3_k"))
+"""What plan computes with: pymixtral.inspection.mixes has their rules."""

@@ -1,0 +1,208 @@
+"""Help, its page in docs, its examples, completion, and `python -m pymixtral`."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pymixtral import Mixtral, convert_layout
+from pymixtral.cli import _COMMANDS, main
+from pymixtral.evaluation.calibration import calibrate
+from pymixtral.evaluation.perplexity import perplexity
+from pymixtral.files import imatrix
+from support.command_line import COMMAND, commands, refused, run
+from support.ggufs import rewrite
+from support.paths import ROOT
+
+COMMANDS = commands()
+WRITTEN = ("dest", "output", "report", "heatmap", "save_base")  # the parameters that name files to write
+
+
+def examples() -> list[str]:
+    """The commands of all examples, as a shell takes them."""
+    found = []
+    for command in (main, *COMMANDS.values()):
+        lines = (command.epilog or "").replace("\\\n", " ").splitlines()
+        found += [" ".join(line.split()) for line in lines if line.startswith("  ") and "_COMPLETE" not in line]
+    return list(dict.fromkeys(found))
+
+
+def parsed(line: str) -> click.Context:
+    """What click makes of the command in a line of a shell; raises what it raises."""
+    words = list(shlex.shlex(line, posix=True, punctuation_chars="|>"))
+    begin = words.index("pymixtral")
+    end = next((i for i, word in enumerate(words) if i > begin and word in ("|", ">")), len(words))
+    name, *arguments = shlex.split(" ".join(map(shlex.quote, words[begin + 1 : end])))
+    return COMMANDS[name].make_context(name, arguments)
+
+
+# --- Help ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_first_line_of_a_help_is_that_of_the_list(name: str) -> None:
+    assert (COMMANDS[name].help or "").split("\n\n")[0] == _COMMANDS[name][1]
+
+
+def test_the_page_of_all_helps_is_up_to_date() -> None:
+    path = ROOT / "docs" / "command-line.md"
+    text = path.read_text(encoding="utf-8")
+    made = runpy.run_path(str(ROOT / "docs" / "command_line.py"))["page"](text)
+    assert made == text, "docs/command-line.md is not what the commands say: run `python docs/command_line.py`"
+    assert all(f"### pymixtral {name}\n" in text for name in COMMANDS)
+    assert max(len(line) for block in text.split("```text\n")[1:] for line in block.split("```")[0].splitlines()) <= 80
+
+
+@pytest.mark.parametrize("arguments", [["generate", "--help"], ["generate", "--unknown"], ["unknown"], ["--version"]])
+def test_python_m_is_the_same_command(arguments: list[str]) -> None:
+    script = "import sys; sys.argv[0] = '/bin/pymixtral'; from pymixtral.cli import main; main()"  # as pip makes it
+    results = [
+        subprocess.run([*command, *arguments], capture_output=True, text=True) for command in (COMMAND, [sys.executable, "-c", script])
+    ]
+    assert results[0].stdout + results[0].stderr
+    for result in results:
+        assert "python" not in result.stdout + result.stderr
+    assert len({(result.returncode, result.stdout, result.stderr) for result in results}) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ("genrate", "found 'genrate': did you mean 'generate'?"),
+        ("perplexty", "did you mean 'perplexity'?"),
+        ("convert_layout", "did you mean 'convert-layout'?"),
+        ("zzz", "there are generate, tokenize,"),
+    ],
+)
+def test_an_unknown_command_is_answered_with_the_nearest(wrong: str, words: str) -> None:
+    refused(run(wrong), words, "(see pymixtral --help)")
+
+
+# --- Examples -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shelf(tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small stand-ins for all files that the examples read."""
+    shelf = tmp_path_factory.mktemp("shelf")
+    with Mixtral(tiny_f16, n_ctx=512) as model:
+        story = model.generate("Once upon a time", max_tokens=400, seed=1, ignore_eos=True).text
+        text = (story + "\n") * 8
+        for name in ("book.txt", "prose.txt", "code.txt"):
+            (shelf / name).write_text(text, encoding="utf-8")
+        (shelf / "chapter.txt").write_text(story, encoding="utf-8")
+        matrix = calibrate(model, [("book.txt", text)], n_windows=2, progress=False)
+        for name in ("imatrix.gguf", "prose.gguf", "old.dat"):
+            imatrix.write(matrix, shelf / name)
+        perplexity(model, text, n_windows=50, save_base=shelf / "book.base", progress=False)
+    for name, path in (("mixtral", tiny_q8_0), ("mixtral-q8_0", tiny_q8_0), ("mixtral-f16", tiny_f16)):
+        (shelf / f"{name}.gguf").symlink_to(path)
+    rewrite(tiny_q4_0, shelf / "mixtral-q4_0.gguf", keys={"llama.context_length": 32768})
+    convert_layout(tiny_q8_0, shelf / "mixtral-of-2023.gguf", layout="split", progress=False)
+    assert len(convert_layout(tiny_q8_0, shelf / "mixtral.gguf", max_shard_bytes=7_000_000, force=True, progress=False)) == 3
+    for name in ("Mixtral-8x7B-v0.1", "my-merge"):
+        (shelf / name).symlink_to(tiny_checkpoint)
+    return shelf
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_examples_run(line: str, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With small stand-ins for the files that they read, as a shell runs them."""
+    monkeypatch.chdir(tmp_path)
+    for path in shelf.iterdir():
+        Path(path.name).symlink_to(path)
+    written = [Path(str(path)) for name, path in parsed(line).params.items() if name in WRITTEN and path is not None]
+    for path in written:
+        path.unlink(missing_ok=True)
+    program = tmp_path / "bin" / "pymixtral"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
+    program.chmod(0o755)
+    environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    if "--max-shard-size" not in line and "--dry-run" not in line:
+        assert all(path.stat().st_size for path in written)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_commands_in_prose_are_commands(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    lines = re.findall(r"^(?:    |.*&& )?(pymixtral \w[^\n]*)$", text, re.MULTILINE) + re.findall(r"`(pymixtral \w[^`]*-[^`]*)`", text)
+    assert lines
+    for line in lines:
+        parsed(shlex.join(shlex.split(line, comments=True)))
+
+
+# --- Completion ---------------------------------------------------------------------------------------------------
+
+
+WATCHED = """
+import sys
+from pymixtral.cli import main
+try:
+    main()
+finally:
+    print(sorted({"numpy", "gguf", "tqdm", "MORE"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def watched(*arguments: str, env: dict[str, str] | None = None, more: str = "") -> str:
+    """What a command prints that imports nothing slow, nor the module `more`."""
+    program = [sys.executable, "-c", WATCHED.replace("MORE", more), *arguments]
+    done = subprocess.run(program, env=os.environ | (env or {}), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+    return done.stdout
+
+
+def completed(words: str, more: str = "") -> list[str]:
+    """What bash would offer for the last word, which may be empty."""
+    position = str(len(words.split(" ")) - 1)
+    environment = {"_PYMIXTRAL_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position}
+    return watched(env=environment, more=more).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("pymixtral ", [f"plain,{name}" for name in COMMANDS]),
+        ("pymixtral p", ["plain,perplexity", "plain,plan"]),
+        ("pymixtral generate --top", ["plain,--top-k", "plain,--top-p"]),
+        ("pymixtral generate --kv-type q", ["plain,q8_0"]),
+        ("pymixtral quantize --type q2", ["plain,q2_k"]),
+        ("pymixtral plan --params 8", ["plain,8x7b", "plain,8x22b"]),
+        ("pymixtral generate -m ", ["file,"]),
+        ("pymixtral inspect ", ["file,"]),
+    ],
+)
+def test_the_shell_completes(words: str, offered: list[str]) -> None:
+    assert completed(words) == offered
+
+
+def test_commands_are_completed_without_being_imported() -> None:
+    assert completed("pymixtral pl", more="pymixtral.cli.plan") == ["plain,plan"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_completed_and_explained_without_numpy(name: str) -> None:
+    assert "plain,--json" in completed(f"pymixtral {name} --")
+    assert "Examples:" in watched(name, "--help")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_scripts_and_the_lines_of_the_commands(shell: str) -> None:
+    script = watched(env={"_PYMIXTRAL_COMPLETE": f"{shell}_source"})
+    assert f"_PYMIXTRAL_COMPLETE={shell}_complete" in script
+    word = "1" if shell == "zsh" else "tok"
+    offered = watched(env={"_PYMIXTRAL_COMPLETE": f"{shell}_complete", "COMP_WORDS": "pymixtral tok", "COMP_CWORD": word})
+    assert "tokenize" in offered
+    assert "Show the tokens of a text." in offered

@@ -1,0 +1,118 @@
+"""Messages of the library, which name Python's arguments, name options in the shell."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pymixtral
+from pymixtral import Mixtral, convert_layout
+from pymixtral.cli import in_options
+from pymixtral.evaluation.bench import bench
+from pymixtral.evaluation.calibration import calibrate
+from pymixtral.evaluation.perplexity import perplexity
+from pymixtral.files.imatrix import read
+from pymixtral.inspection.verify import verify
+from pymixtral.model.residence import _refusal
+from pymixtral.quantize import plan, quantize
+from pymixtral.sampling.parameters import SamplingParameters
+from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
+from support.command_line import commands, refused, run
+
+COMMANDS = commands()
+LIBRARY = Path(pymixtral.__file__).parent
+CALLED = (Mixtral, Mixtral.stream, SamplingParameters, convert_layout, bench, calibrate, perplexity, verify, plan, quantize)
+ARGUMENTS = {name for function in CALLED for name in inspect.signature(function).parameters if "_" in name}
+NEVER_WRONG = {"n_batch", "parse_special"}  # no command gives them
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with a NaN."""
+    path, shape = tmp_path_factory.mktemp("broken") / "hf", Shape(n_layers=1, n_vocab=64)
+    make_checkpoint(path, shape, seed=4)
+    tensors = make_tensors(shape, seed=4)
+    tensors["model.norm.weight"][7] = float("nan")
+    write_safetensors(path / "model.safetensors", tensors)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("generate -p a -c 5000", "expected --context of at most 2048, which the model was trained for, found 5000"),
+        ("generate -p 'a b c d e f' -c 4", "expected prompt of at most 4 tokens (--context), found"),
+        ("generate -p a --top-k -1", "expected --top-k to be an integer of at least 0, found -1"),
+        ("generate -p a --top-p nan", "expected --top-p to be a number from 0 to 1, found nan"),
+        ("generate -p a --logit-bias 5=nan", "expected --logit-bias of token 5 to be a number"),
+        ("generate -p a --logit-bias 4096=1", "in --logit-bias, found 4096"),
+        ("generate -p a --experts-used 3 --override-kv llama.expert_used_count=int:2", "expected --experts-used or an override of"),
+        ("perplexity -f TEXT -c 4096", "expected --context of at most 2048"),
+        ("perplexity -f TEXT -c 32 --stride 32", "expected stride to be an integer from 1 to 31"),
+        ("perplexity -f TEXT -c 32 --kl-against TEXT", "save one with --save-base"),
+        ("calibrate -f TEXT -c 64 -o MATRIX --resume", "expected to go on with the same model, texts and --context"),
+        ("quantize CHECKPOINT TEXT", "found one that exists: choose another name, or replace it with --force"),
+        ("convert-layout MODEL TEXT", "found one that exists: choose another name, or replace it with --force"),
+        ("quantize CHECKPOINT NEW --tensor blk.0.ffn_down.3.weight=q8_0", "types of their own with --per-expert"),
+        ("quantize BROKEN NEW", "have such weights written as 0 with --zero-nonfinite"),
+    ],
+)
+def test_messages_in_the_shell(
+    line: str, words: str, tiny_q8_0: Path, tiny_checkpoint: Path, broken: Path, tmp_path: Path
+) -> None:
+    text, matrix = tmp_path / "text.txt", tmp_path / "i.gguf"
+    text.write_text("Once upon a time there was a king. " * 40)
+    names = {"TEXT": text, "MATRIX": matrix, "MODEL": tiny_q8_0, "CHECKPOINT": tiny_checkpoint, "BROKEN": broken, "NEW": tmp_path / "m"}
+    if "MATRIX" in line:
+        assert run("calibrate", "-m", tiny_q8_0, "-f", text, "-c", 32, "--windows", 1, "-o", matrix).exit_code == 0
+        assert read(matrix).n_windows == 1
+    command, *rest = (names.get(word, word) for word in re.findall(r"[^\s']+|'[^']*'", line))
+    model = [] if command in ("quantize", "convert-layout") else ["-m", tiny_q8_0]
+    result = run(command, *model, *(str(word).strip("'") for word in rest))
+    refused(result, words)
+    assert not re.search(rf"(?<![\w/.'])(?:{'|'.join(ARGUMENTS)}|\w+=True)(?![\w/.'])", result.stderr)
+
+
+def test_only_the_words_of_the_library_become_options() -> None:
+    command = COMMANDS["quantize"]
+    assert in_options("replace it with force=True, per_expert=True or n_threads", command) == (
+        "replace it with --force, --per-expert or --threads"
+    )
+    quoted = ("a/n_threads/b", "'n_threads'", "n_threads.gguf", "my-n_threads", "n_threads=3", "no_n_threads_here")
+    for text in (*quoted, "force", "a force of 3"):
+        assert in_options(text, command) == text
+    for n_bytes in (1, 1 << 60):
+        message = in_options(_refusal(n_bytes, "no"), COMMANDS["generate"])
+        assert message.endswith("leave out --lock")
+
+
+def messages() -> Iterator[tuple[str, str]]:
+    """The texts in the library's code, but for docstrings: place and text."""
+    quantizer = Path(inspect.getfile(quantize)).parent
+    for path in sorted({*LIBRARY.rglob("*.py"), *quantizer.rglob("*.py")}):
+        if "cli" in path.parts:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+                yield f"{path.name}:{node.lineno}", node.value
+
+
+def test_the_library_speaks_of_no_option() -> None:
+    assert [place for place, text in messages() if re.search(r"(?<![\w-])--[a-z]", text)] == []
+
+
+def test_each_argument_that_the_library_speaks_of_is_an_option() -> None:
+    named = {param.name for command in COMMANDS.values() for param in command.params}
+    spoken = set()
+    for _, text in messages():
+        words = re.findall(r"\w+(?:=True)?", text)
+        spoken |= {word.removesuffix("=True") for word in words if word in ARGUMENTS or word.endswith("=True")}
+    assert {"n_ctx", "force", "logit_bias", "lock"} <= spoken
+    assert spoken - NEVER_WRONG <= named
