@@ -1,9 +1,10 @@
 /* attention.c: attention over the pages of the key/value cache.
  *
- * A tile is some tokens of one run with one key/value head: all queries that share its keys and values. With enough tiles for all
- * threads a tile walks its pages and combines them as it goes; the tiles of one head follow each other, so that its pages come from
- * the shared cache. Otherwise (a few tokens far into a context) pages are the items: each leaves its partial result, and a second
- * region combines them in the same order. Same bits either way. */
+ * A tile is some tokens of one run with one key/value head: all queries that share its keys and
+ * values. With enough tiles for all threads a tile walks its pages and combines them as it goes;
+ * the tiles of one head follow each other, so that its pages come from the shared cache. Otherwise
+ * (a few tokens far into a context) pages are the items: each leaves its partial result, and a
+ * second region combines them in the same order. Same bits either way. */
 #include <math.h>
 #include <string.h>
 
@@ -98,8 +99,8 @@ static void clear(float *m, float *l, float *o, int64_t n_q, int64_t dim) {
 }
 
 /* Folds one page into m, l, o of a tile's queries. */
-static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m, float *l,
-                        float *o) {
+static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m,
+                        float *l, float *o) {
     const pmx_cache *cache = p->cache;
     const int64_t dim = cache->head_dim, n = dim * PMX_PAGE, n_q = t->n_tokens * p->group;
     const int64_t block = (int64_t)t->run->pages[page] * cache->n_kv_heads + kv, base = block * n;
@@ -115,13 +116,15 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
     }
     const pmx_kernels *kernels = p->ctx->kernels;
     if (cache->type == PMX_F32) {
-        kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, (const float *)cache->k + base, (const float *)cache->v + base, w->lo, w->hi);
+        kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, (const float *)cache->k + base,
+                            (const float *)cache->v + base, w->lo, w->hi);
         return;
     }
     if (cache->type == PMX_Q8_0) {
         const pmx_quantized q = {w->q8, w->dq, w->sums};
         const int64_t at = block * pmx_q8_0_page_bytes(dim);
-        kernels->attend_q8_0(m, l, o, w->s, &q, n_q, dim, (const uint8_t *)cache->k + at, (const uint8_t *)cache->v + at, w->lo, w->hi);
+        kernels->attend_q8_0(m, l, o, w->s, &q, n_q, dim, (const uint8_t *)cache->k + at,
+                             (const uint8_t *)cache->v + at, w->lo, w->hi);
         return;
     }
     const uint16_t *k = (const uint16_t *)cache->k + base, *v = (const uint16_t *)cache->v + base;
@@ -187,9 +190,11 @@ static void combine_task(void *arg, int64_t item, int32_t thread) {
     store(p, &w, t, kv);
 }
 
-/* Tokens of a tile: many, as a page is then read and widened less often, but no more than give every thread a few tiles. */
+/* Tokens of a tile: many, as a page is then read and widened less often, but no more than give
+ * every thread a few tiles. */
 static int64_t tile_tokens(int64_t group, int64_t n_tokens_and_heads, int32_t n_threads) {
-    const int64_t most = group < TILE_QUERIES ? TILE_QUERIES / group : 1, least = most < TILE_TOKENS ? most : TILE_TOKENS;
+    const int64_t most = group < TILE_QUERIES ? TILE_QUERIES / group : 1,
+                  least = most < TILE_TOKENS ? most : TILE_TOKENS;
     const int64_t fair = n_tokens_and_heads / (8 * n_threads);
     return fair > most ? most : fair < least ? least : fair;
 }
@@ -221,7 +226,8 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
     tile *tiles = pmx_scratch(p->ctx, PMX_SCRATCH_TILES, (size_t)n_tokens * sizeof *tiles);
     if (!tiles) return PMX_ENOMEM;
     p->tile_tokens = tile_tokens(p->group, n_tokens * p->cache->n_kv_heads, p->ctx->n_threads);
-    pmx_status status = pmx_thread_scratch_reserve(p->ctx, workspace_floats(p->tile_tokens * p->group, dim) * sizeof(float));
+    pmx_status status =
+        pmx_thread_scratch_reserve(p->ctx, workspace_floats(p->tile_tokens * p->group, dim) * sizeof(float));
     if (status != PMX_OK) return status;
     make_tiles(p, tiles, runs, n_runs);
     const int64_t n_tiles = p->n_tiles * p->cache->n_kv_heads;
@@ -231,8 +237,8 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
     p->part_floats = widest * p->group * (dim + 2);
     int64_t partial_floats;
     const int64_t work = widest * p->group * dim * PMX_PAGE * 2; /* of one page */
-    if (n_tiles >= 4 * p->ctx->n_threads || p->max_pages < 2 || pmx_mul(&partial_floats, n_tiles * p->max_pages, p->part_floats) ||
-        partial_floats > MAX_PARTIAL_FLOATS)
+    if (n_tiles >= 4 * p->ctx->n_threads || p->max_pages < 2 ||
+        pmx_mul(&partial_floats, n_tiles * p->max_pages, p->part_floats) || partial_floats > MAX_PARTIAL_FLOATS)
         return pmx_parallel(p->ctx, tile_task, p, n_tiles, work * p->max_pages);
     p->partials = pmx_scratch(p->ctx, PMX_SCRATCH_PARTIALS, (size_t)partial_floats * sizeof *p->partials);
     if (!p->partials) return PMX_ENOMEM;
@@ -241,15 +247,15 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
     return pmx_parallel(p->ctx, combine_task, p, n_tiles, p->max_pages * p->part_floats);
 }
 
-pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
-                         int32_t n_heads, int32_t window) {
+pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs,
+                         int64_t n_runs, int32_t n_heads, int32_t window) {
     int64_t n_tokens = 0;
     if (!ctx || !y || !q) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
     if (n_heads < 1 || n_heads > 1024 || n_heads % cache->n_kv_heads)
-        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024", n_heads,
-                        cache->n_kv_heads);
+        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024",
+                        n_heads, cache->n_kv_heads);
     if (window < 0) return pmx_fail(PMX_EINVAL, "window is %d: expected 0 or more", window);
     if (n_tokens == 0) return PMX_OK;
     const pmx_fp_mode mode = pmx_fp_enter();
@@ -264,7 +270,8 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
     status = attention(&args, runs, n_runs, n_tokens);
     if (status == PMX_OK) {
         const int64_t row = pmx_first_nonfinite(y, n_tokens, (int64_t)n_heads * cache->head_dim);
-        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: attention is NaN or infinite", (long long)row);
+        if (row >= 0)
+            status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: attention is NaN or infinite", (long long)row);
     }
     pmx_fp_leave(mode);
     return status;

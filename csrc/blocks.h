@@ -5,8 +5,9 @@
 #include <stdint.h>
 #include <string.h>
 
-/* --- Blocks of 32. d, m: f16. qs of 16 bytes: element j in the low nibble of byte j, element j+16 in the high one. qh: bit j, little
- * endian, is element j's fifth. Values as in docs/numerics.md. */
+/* --- Blocks of 32. d, m: f16. qs of 16 bytes: element j in the low nibble of byte j, element j+16
+ * in the high one. qh: bit j, little endian, is element j's fifth. Values as in docs/numerics.md.
+ */
 
 #define PMX_BLOCK 32 /* elements of such a block, and of the block of activations it is multiplied with */
 
@@ -50,8 +51,9 @@ _Static_assert(sizeof(pmx_block_iq4_nl) == 18, "iq4_nl block");
 
 /* --- Blocks of 256 in sub-blocks of 16 or 32. d, dmin: f16.
  *
- * Crumbs (2 bits) of 64 bytes: element 128*h + 32*s + i is bits 2*s of byte 32*h + i. Bits of 32 bytes: element 32*c + i is bit c of
- * byte i. Nibbles of 128 bytes: element 64*p + i is the low nibble of byte 32*p + i, element 64*p + 32 + i the high one. */
+ * Crumbs (2 bits) of 64 bytes: element 128*h + 32*s + i is bits 2*s of byte 32*h + i. Bits of 32
+ * bytes: element 32*c + i is bit c of byte i. Nibbles of 128 bytes: element 64*p + i is the low
+ * nibble of byte 32*p + i, element 64*p + 32 + i the high one. */
 
 #define PMX_BLOCK256 256
 
@@ -65,15 +67,17 @@ _Static_assert(sizeof(pmx_block_q2_k) == 84, "q2_k block");
 typedef struct {
     uint8_t hmask[32];  /* bits: the third one */
     uint8_t qs[64];     /* crumbs */
-    uint8_t scales[12]; /* of each 16: scale j plus 32; four bits in nibble j/8 of byte j%8, the two above in crumb j/4 of byte 8 + j%4 */
+    uint8_t scales[12]; /* of each 16: scale j plus 32; four bits in nibble j/8 of byte j%8, the two
+                           above in crumb j/4 of byte 8 + j%4 */
     uint16_t d;
 } pmx_block_q3_k;
 _Static_assert(sizeof(pmx_block_q3_k) == 110, "q3_k block");
 
 typedef struct {
     uint16_t d, dmin;
-    uint8_t scales[12]; /* of each 32. j < 4: scale j is six bits of byte j, minimum j six bits of byte 4 + j. j >= 4: the low and the high
-                           nibble of byte 4 + j; the two bits above them are the top ones of byte j - 4 and of byte j */
+    uint8_t scales[12]; /* of each 32. j < 4: scale j is six bits of byte j, minimum j six bits of
+                           byte 4 + j. j >= 4: the low and the high nibble of byte 4 + j; the two
+                           bits above them are the top ones of byte j - 4 and of byte j */
     uint8_t qs[128];    /* nibbles */
 } pmx_block_q4_k;
 _Static_assert(sizeof(pmx_block_q4_k) == 144, "q4_k block");
@@ -87,7 +91,8 @@ typedef struct {
 _Static_assert(sizeof(pmx_block_q5_k) == 176, "q5_k block");
 
 typedef struct {
-    uint8_t ql[128]; /* elements 128*h + i, i < 64, low nibble of byte 64*h + i; 128*h + 64 + i, the high one */
+    uint8_t ql[128]; /* elements 128*h + i, i < 64, low nibble of byte 64*h + i; 128*h + 64 + i, the
+                        high one */
     uint8_t qh[64];  /* crumbs: the two high bits */
     int8_t scales[16];
     uint16_t d;
@@ -98,14 +103,16 @@ typedef struct {
     uint16_t d;
     uint16_t scales_h;   /* of each 32: scale j plus 32; bits 2*j here are its two high bits */
     uint8_t scales_l[4]; /* nibble j its low ones */
-    uint8_t qs[128];     /* element 32*j + i is the low nibble of byte 16*j + i, element 32*j + 16 + i the high one */
+    uint8_t qs[128];     /* element 32*j + i is the low nibble of byte 16*j + i, element 32*j + 16 + i
+                            the high one */
 } pmx_block_iq4_xs;
 _Static_assert(sizeof(pmx_block_iq4_xs) == 136, "iq4_xs block");
 
 /* The values of the 4-bit codes of iq4_nl and iq4_xs, in order; initializes an array of 16. */
 #define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
-/* --- Blocks that are only dequantized. Entries are indices into the tables of lattices.h, each for 8 elements (IQ3: 4). */
+/* --- Blocks that are only dequantized. Entries are indices into the tables of lattices.h, each for
+ * 8 elements (IQ3: 4). */
 
 typedef struct {
     uint16_t d;
@@ -123,7 +130,8 @@ _Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
 
 typedef struct {
     uint16_t d;
-    uint8_t qs[64]; /* of each 32: four entries, then a word of four times 7 signs and a scale of 4 bits */
+    uint8_t qs[64]; /* of each 32: four entries, then a word of four times 7 signs and a scale of 4
+                       bits */
 } pmx_block_iq2_xxs;
 _Static_assert(sizeof(pmx_block_iq2_xxs) == 66, "iq2_xxs block");
 
@@ -209,7 +217,8 @@ static inline uint16_t pmx_f32_to_f16(float x) {
     const uint32_t a = u & 0x7fffffffu;
     if (a > 0x7f800000u) return (uint16_t)(sign | 0x7e00u);
     if (a >= 0x477ff000u) return (uint16_t)(sign | 0x7c00u); /* 65520 and above round to infinity */
-    if (a < 0x38800000u) {                                   /* below 2^-14: adding 0.5 leaves the integer of 2^-24 steps in the low bits */
+    if (a < 0x38800000u) { /* below 2^-14: adding 0.5 leaves the integer of 2^-24 steps in the low
+                              bits */
         const float shifted = pmx_f32_from_bits(a) + 0.5f;
         return (uint16_t)(sign | (pmx_f32_bits(shifted) - 0x3f000000u));
     }

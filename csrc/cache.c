@@ -5,17 +5,20 @@
 #include "blocks.h"
 #include "internal.h"
 
-/* The least that rounds to infinity. A scale, amax / 127, stays below it exactly if amax stays below 127 times it. */
+/* The least that rounds to infinity. A scale, amax / 127, stays below it exactly if amax stays
+ * below 127 times it. */
 #define F16_LIMIT 65520.0f
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
-    if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0) return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
+    if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0)
+        return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
     if (cache->type != PMX_F32 && cache->type != PMX_F16 && cache->type != PMX_Q8_0)
         return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0), f16 (1) or q8_0 (8)", cache->type);
     if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > PMX_MAX_HEAD_DIM)
-        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads, cache->head_dim);
+        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads,
+                        cache->head_dim);
     if (cache->type == PMX_Q8_0 && cache->head_dim % 32)
         return pmx_fail(PMX_EINVAL, "heads of %d: expected a multiple of 32 for a cache of q8_0", cache->head_dim);
     int64_t total = 0;
@@ -25,13 +28,15 @@ pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n
             return pmx_fail(PMX_EINVAL, "run %lld has a negative number or no pages", (long long)i);
         const int64_t end = (int64_t)run->first_position + run->n_tokens;
         if (end > INT32_MAX)
-            return pmx_fail(PMX_EINVAL, "run %lld ends at position %lld: expected at most 2^31-1", (long long)i, (long long)end);
+            return pmx_fail(PMX_EINVAL, "run %lld ends at position %lld: expected at most 2^31-1", (long long)i,
+                            (long long)end);
         if ((int64_t)run->n_pages * PMX_PAGE < end)
-            return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i, run->n_pages,
-                            (long long)ceil_div(end, PMX_PAGE), (long long)end);
+            return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i,
+                            run->n_pages, (long long)ceil_div(end, PMX_PAGE), (long long)end);
         for (int32_t page = 0; page < ceil_div(end, PMX_PAGE); page++)
             if (run->pages[page] < 0 || run->pages[page] >= cache->n_pages)
-                return pmx_fail(PMX_EINVAL, "run %lld names page %d: expected 0 to %d", (long long)i, run->pages[page], cache->n_pages - 1);
+                return pmx_fail(PMX_EINVAL, "run %lld names page %d: expected 0 to %d", (long long)i, run->pages[page],
+                                cache->n_pages - 1);
         total += run->n_tokens;
         if (total > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
     }
@@ -58,16 +63,16 @@ static void write_f32(float *k_page, float *v_page, int64_t j, const float *k, c
     memcpy(v_page + j * dim, v, (size_t)dim * sizeof *v);
 }
 
-static void write_f16(const pmx_kernels *kernels, uint16_t *k_page, uint16_t *v_page, int64_t j, const float *k, const float *v,
-                      int64_t dim) {
+static void write_f16(const pmx_kernels *kernels, uint16_t *k_page, uint16_t *v_page, int64_t j, const float *k,
+                      const float *v, int64_t dim) {
     uint16_t narrow[PMX_MAX_HEAD_DIM];
     kernels->narrow(narrow, k, dim);
     for (int64_t d = 0; d < dim; d++) k_page[d * PMX_PAGE + j] = narrow[d];
     kernels->narrow(v_page + j * dim, v, dim);
 }
 
-static void write_q8_0(const pmx_kernels *kernels, uint8_t *k_page, uint8_t *v_page, int64_t j, const float *k, const float *v,
-                       int64_t dim) {
+static void write_q8_0(const pmx_kernels *kernels, uint8_t *k_page, uint8_t *v_page, int64_t j, const float *k,
+                       const float *v, int64_t dim) {
     int8_t q[PMX_MAX_HEAD_DIM];
     float scales[PMX_MAX_HEAD_DIM / 32];
     int32_t sums[PMX_MAX_HEAD_DIM / 32];
@@ -100,7 +105,8 @@ static void write_task(void *arg, int64_t row, int32_t thread) {
     const int64_t position = run->first_position + in_run, j = position % PMX_PAGE;
     const int64_t page = run->pages[position / PMX_PAGE];
     for (int64_t head = 0; head < cache->n_kv_heads; head++) {
-        const int64_t block = page * cache->n_kv_heads + head, at = block * dim * PMX_PAGE, bytes = block * pmx_q8_0_page_bytes(dim);
+        const int64_t block = page * cache->n_kv_heads + head, at = block * dim * PMX_PAGE,
+                      bytes = block * pmx_q8_0_page_bytes(dim);
         const float *key = k + head * dim, *value = v + head * dim;
         if (cache->type == PMX_F32)
             write_f32((float *)cache->k + at, (float *)cache->v + at, j, key, value, dim);
@@ -111,7 +117,8 @@ static void write_task(void *arg, int64_t row, int32_t thread) {
     }
 }
 
-pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs) {
+pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs,
+                           int64_t n_runs) {
     int64_t n_tokens = 0;
     if (!ctx || !k || !v) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);

@@ -145,11 +145,14 @@ pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
     if (!w || !w->data) return pmx_fail(PMX_EINVAL, "%s is NULL", name);
     if (w->delta) return pmx_fail(PMX_EUNSUPPORTED, "%s has a delta: this library applies none", name);
     if (w->rows < 1 || w->cols < 1 || w->rows > INT32_MAX || w->cols > INT32_MAX)
-        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected 1 to 2^31-1", name, (long long)w->rows, (long long)w->cols);
+        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected 1 to 2^31-1", name, (long long)w->rows,
+                        (long long)w->cols);
     if (pmx_row_bytes(w->type, 0) < 0)
         return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: this library has no kernel for it", name, w->type);
     const int64_t bytes = pmx_row_bytes(w->type, w->cols);
-    if (bytes < 0) return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name, (long long)w->cols);
+    if (bytes < 0)
+        return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name,
+                        (long long)w->cols);
     int64_t total;
     if (w->row_bytes < bytes || pmx_mul(&total, w->rows, w->row_bytes))
         return pmx_fail(PMX_EINVAL, "%s has %lld bytes a row: expected at least %lld, and less than 2^63 in all", name,

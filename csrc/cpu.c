@@ -41,7 +41,8 @@ int pmx_cpu_avx512vnni(void) {
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 
-/* ARMv8.2's dot products; the kernel's HWCAP_ASIMDDP, which older headers lack. f16 conversion and fma are in every ARMv8. */
+/* ARMv8.2's dot products; the kernel's HWCAP_ASIMDDP, which older headers lack. f16 conversion and
+ * fma are in every ARMv8. */
 int pmx_cpu_neon(void) { return (getauxval(AT_HWCAP) & 1ul << 20) != 0; }
 
 /* 8-bit matrix products: HWCAP2_I8MM. */

@@ -1,4 +1,5 @@
-/* internal.h: what the C library's own files share: the context, its threads and scratch, errors, the floating-point mode. */
+/* internal.h: what the C library's own files share: the context, its threads and scratch, errors,
+ * the floating-point mode. */
 #ifndef PMX_INTERNAL_H
 #define PMX_INTERNAL_H
 
@@ -54,7 +55,8 @@ int pmx_cpu_neon(void);
 int pmx_cpu_neon_i8mm(void);
 
 /* --- context.c */
-/* At least `bytes` of 64-byte aligned memory in a slot, contents undefined; NULL (and a message) when memory is short. */
+/* At least `bytes` of 64-byte aligned memory in a slot, contents undefined; NULL (and a message)
+ * when memory is short. */
 void *pmx_scratch(pmx_ctx *ctx, pmx_scratch_slot slot, size_t bytes);
 /* Makes every thread's own scratch at least `bytes`. */
 pmx_status pmx_thread_scratch_reserve(pmx_ctx *ctx, size_t bytes);
@@ -78,13 +80,15 @@ typedef void (*pmx_task)(void *arg, int64_t item, int32_t thread);
 pmx_status pmx_pool_create(pmx_pool **pool, int32_t n_threads);
 void pmx_pool_destroy(pmx_pool *pool);
 void pmx_pool_cancel(pmx_pool *pool, int32_t on);
-/* Runs task(arg, item, thread) for each item, on all threads, in any order. work: about how many multiply-adds an item costs; little
- * work runs on the caller alone. PMX_ECANCELED when the cancel flag was seen; a row faulted by a task gives that status. */
+/* Runs task(arg, item, thread) for each item, on all threads, in any order. work: about how many
+ * multiply-adds an item costs; little work runs on the caller alone. PMX_ECANCELED when the cancel
+ * flag was seen; a row faulted by a task gives that status. */
 pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items, int64_t work);
 /* Called by a task: this row failed. The lowest row is reported when the region ends. */
 void pmx_fault(pmx_ctx *ctx, pmx_status status, int64_t row);
 
-/* --- The floating-point mode of the contract: nearest even, subnormals kept. Every entry point and every worker runs inside. */
+/* --- The floating-point mode of the contract: nearest even, subnormals kept. Every entry point and
+ * every worker runs inside. */
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 typedef uint32_t pmx_fp_mode;
@@ -107,7 +111,10 @@ static inline void pmx_fp_leave(pmx_fp_mode old) { __asm__ volatile("msr fpcr, %
 #error "unsupported architecture: pymixtral runs on x86-64 and aarch64"
 #endif
 
-/* a*b into *out; nonzero on overflow or a negative operand. Sizes come from callers, so every product is checked. */
-static inline int pmx_mul(int64_t *out, int64_t a, int64_t b) { return a < 0 || b < 0 || __builtin_mul_overflow(a, b, out); }
+/* a*b into *out; nonzero on overflow or a negative operand. Sizes come from callers, so every
+ * product is checked. */
+static inline int pmx_mul(int64_t *out, int64_t a, int64_t b) {
+    return a < 0 || b < 0 || __builtin_mul_overflow(a, b, out);
+}
 
 #endif

@@ -1,4 +1,5 @@
-/* kernels.h: what an instruction set provides. Kernels assume valid arguments (the entry points checked them) and are void. */
+/* kernels.h: what an instruction set provides. Kernels assume valid arguments (the entry points
+ * checked them) and are void. */
 #ifndef PMX_KERNELS_H
 #define PMX_KERNELS_H
 
@@ -19,8 +20,8 @@ enum {
 /* In which form a weight type wants its activations. */
 typedef enum { PMX_FORM_F32, PMX_FORM_Q32, PMX_FORM_Q256, PMX_FORMS } pmx_form;
 
-/* Quantized activations: q [n_tokens][cols]; d [n_tokens][cols / block], block 32 or 256; sums of q [n_tokens][cols / 32] with
- * block 32, [n_tokens][cols / 16] with block 256. */
+/* Quantized activations: q [n_tokens][cols]; d [n_tokens][cols / block], block 32 or 256; sums of q
+ * [n_tokens][cols / 32] with block 32, [n_tokens][cols / 16] with block 256. */
 typedef struct {
     const int8_t *q;
     const float *d;
@@ -36,12 +37,13 @@ typedef struct {
 
 typedef struct {
     pmx_form form;
-    /* y[i] = row i of w . token, for n_rows rows. NULL: rows are dequantized and multiplied as f32. */
+    /* y[i] = row i of w . token, for n_rows rows. NULL: rows are dequantized and multiplied as f32.
+     */
     void (*vec)(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-    /* y[i*ldy + r] = row r of w . tokens[i], for n_rows rows and at most PMX_TOKEN_BLOCK tokens; scratch: PMX_MAT_SCRATCH
-     * bytes, 64-byte aligned. NULL: there is only vec. */
-    void (*mat)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                int64_t n_tokens, void *scratch);
+    /* y[i*ldy + r] = row r of w . tokens[i], for n_rows rows and at most PMX_TOKEN_BLOCK tokens;
+     * scratch: PMX_MAT_SCRATCH bytes, 64-byte aligned. NULL: there is only vec. */
+    void (*mat)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                const int32_t *tokens, int64_t n_tokens, void *scratch);
     int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     void (*dequantize)(float *y, const uint8_t *w, int64_t n);
 } pmx_type_kernels;
@@ -58,7 +60,8 @@ typedef struct {
     pmx_type_kernels types[PMX_TYPE_SLOTS];
 
     void (*rms_norm)(float *y, const float *x, const float *w, int64_t n, float eps);
-    /* In blocks of 32 and 256. Returns 1 when a block holds a NaN or infinity (its q, d and sums are then 0), else 0. */
+    /* In blocks of 32 and 256. Returns 1 when a block holds a NaN or infinity (its q, d and sums
+     * are then 0), else 0. */
     int (*quantize32)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
     int (*quantize256)(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
     void (*exp)(float *y, const float *x, int64_t n);
@@ -68,18 +71,19 @@ typedef struct {
     void (*narrow)(uint16_t *y, const float *x, int64_t n); /* f32 to f16 */
     void (*widen)(float *y, const uint16_t *x, int64_t n);  /* f16 to f32 */
 
-    /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k [head_dim][64], v [64][head_dim];
-     * query i sees positions lo[i] <= j < hi[i] of the page (lo == hi: none).
-     * m[i], l[i], o[i*head_dim]: maximum, sum and weighted values of the pages so far (-infinity, 0, 0 before the first), into which the
-     * page is folded. s: scratch of n_q * PMX_ATTEND_SCRATCH floats. */
-    void (*attend_f32)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
-                       const float *v, const int32_t *lo, const int32_t *hi);
+    /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k
+     * [head_dim][64], v [64][head_dim]; query i sees positions lo[i] <= j < hi[i] of the page (lo
+     * == hi: none). m[i], l[i], o[i*head_dim]: maximum, sum and weighted values of the pages so far
+     * (-infinity, 0, 0 before the first), into which the page is folded. s: scratch of n_q *
+     * PMX_ATTEND_SCRATCH floats. */
+    void (*attend_f32)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                       const float *k, const float *v, const int32_t *lo, const int32_t *hi);
     /* The same on f16 pages; NULL: the page is widened first. */
-    void (*attend_f16)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
-                       const uint16_t *v, const int32_t *lo, const int32_t *hi);
+    void (*attend_f16)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                       const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
     /* The same on q8_0 pages (pmx.h). q: n_q rows of head_dim (scaled), in blocks of 32. */
-    void (*attend_q8_0)(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
-                        const uint8_t *v, const int32_t *lo, const int32_t *hi);
+    void (*attend_q8_0)(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                        const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
     /* Folds a page's own (m, l, o) into those so far. */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
     pmx_search *search;
@@ -93,7 +97,9 @@ extern const pmx_kernels pmx_kernels_neon, pmx_kernels_neon_i8mm;
 #endif
 
 /* One head's keys or values of a q8_0 page: its bytes, and where its scales begin. */
-static inline int64_t pmx_q8_0_page_bytes(int64_t head_dim) { return head_dim * PMX_PAGE + head_dim / 32 * PMX_PAGE * 2; }
+static inline int64_t pmx_q8_0_page_bytes(int64_t head_dim) {
+    return head_dim * PMX_PAGE + head_dim / 32 * PMX_PAGE * 2;
+}
 static inline const uint16_t *pmx_q8_0_page_scales(const uint8_t *page, int64_t head_dim) {
     return (const uint16_t *)(const void *)(page + head_dim * PMX_PAGE);
 }
@@ -127,7 +133,8 @@ static inline pmx_positions pmx_positions_seen(const int32_t *lo, const int32_t 
 /* Activations below this largest magnitude quantize to zero, so that 127 / amax stays finite. */
 #define PMX_TINY_AMAX 0x1p-100f
 
-/* rms_norm's factor. An infinite sum of squares gives NaN, which the entry point finds: its inverse, 0, would hide the overflow. */
+/* rms_norm's factor. An infinite sum of squares gives NaN, which the entry point finds: its
+ * inverse, 0, would hide the overflow. */
 static inline float pmx_rms_scale(float sum_of_squares, int64_t n, float eps) {
     if (isinf(sum_of_squares)) return NAN;
     return 1.0f / sqrtf(sum_of_squares / (float)n + eps);

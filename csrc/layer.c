@@ -1,4 +1,5 @@
-/* layer.c: the attention half of a decoder layer in one call: norm, QKV, RoPE, cache write, attention, output, norm, router. */
+/* layer.c: the attention half of a decoder layer in one call: norm, QKV, RoPE, cache write,
+ * attention, output, norm, router. */
 #include <string.h>
 
 #include "matmul.h"
@@ -7,30 +8,35 @@ static pmx_status check_matrix(const pmx_weight *w, const char *name, int64_t ro
     const pmx_status status = pmx_check_weight(w, name);
     if (status != PMX_OK) return status;
     if (w->rows != rows || w->cols != cols)
-        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows, (long long)w->cols,
-                        (long long)rows, (long long)cols);
+        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows,
+                        (long long)w->cols, (long long)rows, (long long)cols);
     return PMX_OK;
 }
 
 static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
     if (!layer->attn_norm || !layer->ffn_norm) return pmx_fail(PMX_EINVAL, "a norm is NULL");
-    if (layer->hidden < 1 || layer->n_heads < 1 || layer->n_kv_heads < 1 || layer->head_dim < 1 || layer->n_heads > 1024 ||
-        layer->head_dim > 1024)
-        return pmx_fail(PMX_EINVAL, "hidden %d, %d heads of %d, %d key/value heads: expected positive numbers, heads and sizes up to 1024",
-                        layer->hidden, layer->n_heads, layer->head_dim, layer->n_kv_heads);
+    if (layer->hidden < 1 || layer->n_heads < 1 || layer->n_kv_heads < 1 || layer->head_dim < 1 ||
+        layer->n_heads > 1024 || layer->head_dim > 1024)
+        return pmx_fail(
+            PMX_EINVAL,
+            "hidden %d, %d heads of %d, %d key/value heads: expected positive numbers, heads and sizes up to 1024",
+            layer->hidden, layer->n_heads, layer->head_dim, layer->n_kv_heads);
     if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
-        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads, cache->head_dim,
-                        layer->n_kv_heads, layer->head_dim);
+        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads,
+                        cache->head_dim, layer->n_kv_heads, layer->head_dim);
     if (layer->n_heads % layer->n_kv_heads || layer->window < 0)
-        return pmx_fail(PMX_EINVAL, "%d heads for %d key/value heads, a window of %d: expected a multiple, and 0 or more", layer->n_heads,
-                        layer->n_kv_heads, layer->window);
-    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
+        return pmx_fail(PMX_EINVAL,
+                        "%d heads for %d key/value heads, a window of %d: expected a multiple, and 0 or more",
+                        layer->n_heads, layer->n_kv_heads, layer->window);
+    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim,
+                  kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
     pmx_status status = check_matrix(&layer->q, "q", q_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->k, "k", kv_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->v, "v", kv_dim, layer->hidden);
     if (status == PMX_OK) status = check_matrix(&layer->output, "output", layer->hidden, q_dim);
     if (status == PMX_OK) status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
-    if (status == PMX_OK && layer->router.data) status = check_matrix(&layer->router, "router", layer->n_experts, layer->hidden);
+    if (status == PMX_OK && layer->router.data)
+        status = check_matrix(&layer->router, "router", layer->n_experts, layer->hidden);
     if (status == PMX_OK && !layer->router.data && layer->n_experts != 1)
         status = pmx_fail(PMX_EINVAL, "router is NULL with %d experts: only one needs none", layer->n_experts);
     return status;
@@ -43,9 +49,11 @@ static void observe(double *sums, const float *x, int64_t n_tokens, int64_t n) {
 }
 
 /* x += output(attention(norm(x))) */
-static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs,
-                         int64_t n_runs, int64_t n, const float *cosines, const float *sines, const pmx_observer *observer) {
-    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim, kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
+static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer *layer, const pmx_cache *cache,
+                         const pmx_run *runs, int64_t n_runs, int64_t n, const float *cosines, const float *sines,
+                         const pmx_observer *observer) {
+    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim,
+                  kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
     float *q = pmx_scratch(ctx, PMX_SCRATCH_QKV, (size_t)(n * (q_dim + 2 * kv_dim)) * sizeof *q);
     float *attended = pmx_scratch(ctx, PMX_SCRATCH_ATTENTION, (size_t)(n * q_dim) * sizeof *attended);
     if (!q || !attended) return PMX_ENOMEM;
@@ -71,7 +79,8 @@ static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer 
     return status;
 }
 
-static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *normed, const pmx_layer *layer, int64_t n) {
+static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *normed, const pmx_layer *layer,
+                        int64_t n) {
     if (!layer->router.data) {
         for (int64_t i = 0; i < n; i++) {
             ids[i] = 0;
@@ -86,9 +95,9 @@ static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float 
     return pmx_route(ctx, ids, weights, logits, n, layer->n_experts, layer->n_experts_used);
 }
 
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer,
-                               const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines,
-                               const pmx_observer *observer) {
+pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights,
+                               const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
+                               const float *cosines, const float *sines, const pmx_observer *observer) {
     if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines)
         return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     int64_t n = 0;

@@ -1,4 +1,5 @@
-/* matmul.c: matrix products: forms of activations, partition into items of rows, choice between vector and matrix kernels. */
+/* matmul.c: matrix products: forms of activations, partition into items of rows, choice between
+ * vector and matrix kernels. */
 #include "matmul.h"
 
 #include <string.h>
@@ -18,13 +19,15 @@ static void quantize_task(void *arg, int64_t row, int32_t thread) {
     (void)thread;
     const quantize_args *p = arg;
     const pmx_kernels *kernels = p->ctx->kernels;
-    if ((p->block == 32 ? kernels->quantize32 : kernels->quantize256)(p->q + row * p->cols, p->d + row * (p->cols / p->block),
-                                                                      p->sums + row * (p->cols / p->n_sum), p->x + row * p->cols, p->cols))
+    if ((p->block == 32 ? kernels->quantize32
+                        : kernels->quantize256)(p->q + row * p->cols, p->d + row * (p->cols / p->block),
+                                                p->sums + row * (p->cols / p->n_sum), p->x + row * p->cols, p->cols))
         pmx_fault(p->ctx, PMX_ENONFINITE, row);
 }
 
 /* Into one scratch slot: values, then scales, then sums. */
-static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int64_t n_tokens, int64_t cols, int64_t block) {
+static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int64_t n_tokens, int64_t cols,
+                           int64_t block) {
     const int64_t n_sum = block == 32 ? 32 : 16, n = n_tokens * cols;
     const size_t bytes = (size_t)n + (size_t)(n / block) * sizeof(float) + (size_t)(n / n_sum) * sizeof(int32_t);
     int8_t *q = pmx_scratch(ctx, block == 32 ? PMX_SCRATCH_Q32 : PMX_SCRATCH_Q256, bytes);
@@ -36,8 +39,8 @@ static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int
     return pmx_parallel(ctx, quantize_task, &args, n_tokens, cols);
 }
 
-pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens, const pmx_weight *const *weights,
-                            int64_t n_weights) {
+pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens,
+                            const pmx_weight *const *weights, int64_t n_weights) {
     *acts = (pmx_acts){.x = x, .cols = weights[0]->cols};
     int wanted[PMX_FORMS] = {0};
     for (int64_t i = 0; i < n_weights; i++) wanted[ctx->kernels->types[weights[i]->type].form] = 1;
@@ -47,13 +50,14 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
     return status;
 }
 
-pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n,
-                                    int32_t block) {
+pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens,
+                                    int64_t n, int32_t block) {
     int64_t total;
     if (!ctx || !q || !d || !sums || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     if (block != 32 && block != 256) return pmx_fail(PMX_EINVAL, "block is %d: expected 32 or 256", block);
     if (n < 1 || n % block || pmx_mul(&total, n_tokens, n) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected a multiple of %d", (long long)n_tokens, (long long)n, block);
+        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected a multiple of %d", (long long)n_tokens, (long long)n,
+                        block);
     const pmx_fp_mode mode = pmx_fp_enter();
     quantize_args args = {ctx, x, q, d, sums, n, block, block == 32 ? 32 : 16};
     const pmx_status status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
@@ -61,16 +65,18 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     return status;
 }
 
-/* Of a type without products of its own: as many rows as fit the scratch are dequantized at a time and multiplied as f32, whose kernels
- * need no scratch. */
-static void dequantized_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
-                             const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
+/* Of a type without products of its own: as many rows as fit the scratch are dequantized at a time
+ * and multiplied as f32, whose kernels need no scratch. */
+static void dequantized_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row,
+                             int64_t n_rows, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens,
+                             void *scratch) {
     const int64_t row_bytes = w->cols * (int64_t)sizeof(float), fit = (int64_t)pmx_rows_scratch(w->cols) / row_bytes;
     float *rows = scratch;
     for (int64_t r = 0; r < n_rows; r += fit) {
         const pmx_weight f32 = {rows, PMX_F32, n_rows - r < fit ? n_rows - r : fit, w->cols, row_bytes, NULL};
         for (int64_t i = 0; i < f32.rows; i++)
-            kernels->types[w->type].dequantize(rows + i * w->cols, (const uint8_t *)w->data + (first_row + r + i) * w->row_bytes, w->cols);
+            kernels->types[w->type].dequantize(rows + i * w->cols,
+                                               (const uint8_t *)w->data + (first_row + r + i) * w->row_bytes, w->cols);
         pmx_rows(kernels, y + r, ldy, &f32, 0, f32.rows, acts, tokens, n_tokens, NULL);
     }
 }
@@ -94,7 +100,8 @@ void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weigh
     /* Groups of 16 rows, so that a few tokens read each row from memory once. */
     for (int64_t r = 0; r < n_rows; r += 16) {
         const int64_t n = n_rows - r < 16 ? n_rows - r : 16;
-        for (int64_t i = 0; i < n_tokens; i++) type->vec(y + i * ldy + r, data + r * w->row_bytes, w->row_bytes, n, acts, tokens[i]);
+        for (int64_t i = 0; i < n_tokens; i++)
+            type->vec(y + i * ldy + r, data + r * w->row_bytes, w->row_bytes, n, acts, tokens[i]);
     }
 }
 
@@ -130,7 +137,8 @@ static void products_task(void *arg, int64_t item, int32_t thread) {
     }
 }
 
-pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts, int64_t n_tokens) {
+pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts,
+                        int64_t n_tokens) {
     const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
@@ -143,7 +151,8 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = pmx_check_weight(w, "w");
     if (status != PMX_OK) return status;
-    if (n_tokens < 0 || n_tokens > INT32_MAX) return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+    if (n_tokens < 0 || n_tokens > INT32_MAX)
+        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     pmx_acts acts;
     const pmx_product product = {w, y, 0};
@@ -151,7 +160,8 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     if (status == PMX_OK) status = pmx_products(ctx, &product, 1, &acts, n_tokens);
     if (status == PMX_OK) {
         const int64_t row = pmx_first_nonfinite(y, n_tokens, w->rows);
-        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a product is NaN or infinite", (long long)row);
+        if (row >= 0)
+            status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a product is NaN or infinite", (long long)row);
     }
     pmx_fp_leave(mode);
     return status;

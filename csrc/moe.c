@@ -1,8 +1,9 @@
 /* moe.c: the router's choice, and the experts.
  *
- * (token, slot) pairs are sorted by expert once, so that each expert is a plain matrix product over its tokens. Two regions: gate, up,
- * SiLU and the quantization for down over blocks of rows of each expert; then down over blocks of output rows, each of which walks the
- * experts in ascending order and so owns the weighted sum of its rows. */
+ * (token, slot) pairs are sorted by expert once, so that each expert is a plain matrix product over
+ * its tokens. Two regions: gate, up, SiLU and the quantization for down over blocks of rows of each
+ * expert; then down over blocks of output rows, each of which walks the experts in ascending order
+ * and so owns the weighted sum of its rows. */
 #include <math.h>
 #include <string.h>
 
@@ -53,15 +54,17 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used) {
     if (n_experts >= 1 && n_experts <= MAX_EXPERTS && n_experts_used >= 1 && n_experts_used <= n_experts) return PMX_OK;
-    return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts, n_experts, MAX_EXPERTS);
+    return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts,
+                    n_experts, MAX_EXPERTS);
 }
 
-pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
-                     int32_t n_experts_used) {
+pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
+                     int32_t n_experts, int32_t n_experts_used) {
     if (!ctx || !ids || !weights || !logits) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     pmx_status status = pmx_check_experts_used(n_experts, n_experts_used);
     if (status != PMX_OK) return status;
-    if (n_tokens < 0 || n_tokens > INT32_MAX) return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+    if (n_tokens < 0 || n_tokens > INT32_MAX)
+        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
     status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
@@ -94,7 +97,9 @@ typedef struct {
     pmx_acts hidden_acts;          /* the same, down's input */
 } experts_args;
 
-static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) { return &p->layer->experts[expert * 3 + which]; }
+static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) {
+    return &p->layer->experts[expert * 3 + which];
+}
 
 static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
@@ -109,7 +114,8 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const pmx_kernels *kernels = p->ctx->kernels;
     const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1);
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *a = (float *)(void *)(scratch + p->rows_scratch), *b = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
+    float *a = (float *)(void *)(scratch + p->rows_scratch),
+          *b = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
     for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
         const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
         const int64_t first = g->first + done;
@@ -118,7 +124,8 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
         for (int64_t i = 0; i < n; i++) {
             float *h = p->hidden + (first + i) * p->ffn + first_row;
             kernels->silu_mul(h, a + i * PMX_ROWS_PER_ITEM, b + i * PMX_ROWS_PER_ITEM, n_rows);
-            if (p->observer && p->observer->down_input) add_squares(p->observer->down_input + g->expert * p->ffn + first_row, h, n_rows);
+            if (p->observer && p->observer->down_input)
+                add_squares(p->observer->down_input + g->expert * p->ffn + first_row, h, n_rows);
         }
     }
 }
@@ -128,17 +135,19 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
     const int64_t first_row = item * DOWN_ROWS;
     const int64_t n_rows = p->width - first_row < DOWN_ROWS ? p->width - first_row : DOWN_ROWS;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *out = (float *)(void *)(scratch + p->rows_scratch), *y = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
+    float *out = (float *)(void *)(scratch + p->rows_scratch),
+          *y = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
     memset(y, 0, (size_t)(p->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
     for (int32_t i = 0; i < p->n_groups; i++) {
         const group *g = &p->groups[i];
         for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
             const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
             const int64_t first = g->first + done;
-            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows, &p->hidden_acts, p->pairs + first,
-                     n, scratch);
+            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows,
+                     &p->hidden_acts, p->pairs + first, n, scratch);
             for (int64_t j = 0; j < n; j++)
-                p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS, n_rows);
+                p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS,
+                                      n_rows);
         }
     }
     for (int64_t t = 0; t < p->n_tokens; t++)
@@ -151,8 +160,8 @@ static pmx_status group_pairs(experts_args *p, const int32_t *ids, const float *
     int32_t counts[MAX_EXPERTS] = {0}, next[MAX_EXPERTS];
     for (int64_t i = 0; i < n_pairs; i++) {
         if (ids[i] < 0 || ids[i] >= p->layer->n_experts || (i % n_used && ids[i] <= ids[i - 1]))
-            return pmx_fail(PMX_EINVAL, "row %lld names expert %d: expected ascending indices below %d", (long long)(i / n_used), ids[i],
-                            p->layer->n_experts);
+            return pmx_fail(PMX_EINVAL, "row %lld names expert %d: expected ascending indices below %d",
+                            (long long)(i / n_used), ids[i], p->layer->n_experts);
         counts[ids[i]]++;
     }
     int32_t *tokens = pmx_scratch(p->ctx, PMX_SCRATCH_GROUPS, (size_t)n_pairs * (2 * sizeof(int32_t) + sizeof(float)));
@@ -186,7 +195,8 @@ static int64_t matrices(const experts_args *p, const pmx_weight **out, int which
 static pmx_status prepare(experts_args *p, const float *normed) {
     const pmx_weight *inputs[2 * MAX_EXPERTS];
     const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
-    p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN, (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
+    p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN,
+                            (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
     if (!p->hidden) return PMX_ENOMEM;
     p->rows_scratch = pmx_rows_scratch(p->width > p->ffn ? p->width : p->ffn);
     size_t tile = (size_t)p->n_tokens * DOWN_ROWS * sizeof(float);
@@ -202,7 +212,8 @@ static pmx_status prepare_hidden(experts_args *p) {
     const int64_t n_pairs = p->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
     const int64_t pair = pmx_first_nonfinite(p->hidden, n_pairs, p->ffn);
     if (pair >= 0)
-        return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], "row %d: an expert's hidden value is NaN or infinite", p->tokens[pair]);
+        return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], "row %d: an expert's hidden value is NaN or infinite",
+                            p->tokens[pair]);
     return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, n_pairs, downs, n_downs);
 }
 
@@ -210,14 +221,15 @@ static void observe_inputs(const experts_args *p, const float *normed) {
     if (!p->observer || !p->observer->expert_input) return;
     for (int32_t i = 0; i < p->n_groups; i++)
         for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
-            add_squares(p->observer->expert_input + p->groups[i].expert * p->width, normed + p->tokens[p->groups[i].first + j] * p->width,
-                        p->width);
+            add_squares(p->observer->expert_input + p->groups[i].expert * p->width,
+                        normed + p->tokens[p->groups[i].first + j] * p->width, p->width);
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
     pmx_status status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
     if (status != PMX_OK) return status;
-    if (layer->hidden < 1 || !layer->experts) return pmx_fail(PMX_EINVAL, "hidden is %d, or experts is NULL", layer->hidden);
+    if (layer->hidden < 1 || !layer->experts)
+        return pmx_fail(PMX_EINVAL, "hidden is %d, or experts is NULL", layer->hidden);
     const int64_t ffn = layer->experts[0].rows;
     for (int32_t i = 0; i < layer->n_experts * 3; i++) {
         const pmx_weight *w = &layer->experts[i];
@@ -225,14 +237,14 @@ static pmx_status check_experts(const pmx_layer *layer) {
         if (status != PMX_OK) return status;
         const int64_t rows = i % 3 == 2 ? layer->hidden : ffn, cols = i % 3 == 2 ? ffn : layer->hidden;
         if (w->rows != rows || w->cols != cols)
-            return pmx_fail(PMX_EINVAL, "expert %d's matrix %d is %lld x %lld: expected %lld x %lld", i / 3, i % 3, (long long)w->rows,
-                            (long long)w->cols, (long long)rows, (long long)cols);
+            return pmx_fail(PMX_EINVAL, "expert %d's matrix %d is %lld x %lld: expected %lld x %lld", i / 3, i % 3,
+                            (long long)w->rows, (long long)w->cols, (long long)rows, (long long)cols);
     }
     return PMX_OK;
 }
 
-pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights, int64_t n_tokens,
-                             const pmx_layer *layer, const pmx_observer *observer) {
+pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights,
+                             int64_t n_tokens, const pmx_layer *layer, const pmx_observer *observer) {
     if (!ctx || !x || !normed || !ids || !weights || !layer) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     if (n_tokens < 0 || n_tokens > INT32_MAX / MAX_EXPERTS)
         return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^25", (long long)n_tokens);
@@ -252,7 +264,8 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
         observe_inputs(&args, normed);
         const int64_t blocks = (args.ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
         const int64_t tokens_each = n_tokens * layer->n_experts_used / args.n_groups + 1;
-        status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks, 2 * PMX_ROWS_PER_ITEM * args.width * tokens_each);
+        status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks,
+                              2 * PMX_ROWS_PER_ITEM * args.width * tokens_each);
     }
     if (status == PMX_OK) status = prepare_hidden(&args);
     if (status == PMX_OK)
@@ -260,7 +273,9 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
                               DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
     if (status == PMX_OK) {
         const int64_t row = pmx_first_nonfinite(x, n_tokens, args.width);
-        if (row >= 0) status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);
+        if (row >= 0)
+            status =
+                pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);
     }
     pmx_fp_leave(mode);
     return status;

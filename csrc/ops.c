@@ -13,14 +13,16 @@ static pmx_status check_rows(const pmx_ctx *ctx, const void *y, const void *x, i
     int64_t total;
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     if (n < 1 || pmx_mul(&total, n_rows, n) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected at least 0 rows of at least 1", (long long)n_rows, (long long)n);
+        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected at least 0 rows of at least 1", (long long)n_rows,
+                        (long long)n);
     return PMX_OK;
 }
 
 static pmx_status check_finite(const float *y, int64_t n_rows, int64_t n) {
     const int64_t row = pmx_first_nonfinite(y, n_rows, n);
     if (row < 0) return PMX_OK;
-    return pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a value is NaN or infinite: the weights are damaged or overflow", (long long)row);
+    return pmx_fail_row(PMX_ENONFINITE, row,
+                        "row %lld: a value is NaN or infinite: the weights are damaged or overflow", (long long)row);
 }
 
 /* One struct for all row-wise tasks: each uses what it needs. */
@@ -46,7 +48,8 @@ static void rms_norm_task(void *arg, int64_t row, int32_t thread) {
     p->ctx->kernels->rms_norm(p->y + row * p->n, p->x + row * p->n, p->a, p->n, p->eps);
 }
 
-pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n, float eps) {
+pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n,
+                        float eps) {
     pmx_status status = check_rows(ctx, y, x, n_tokens, n);
     if (status != PMX_OK) return status;
     if (!weight) return pmx_fail(PMX_EINVAL, "weight is NULL");
@@ -73,7 +76,8 @@ pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t 
     if (status != PMX_OK) return status;
     for (int64_t i = 0; i < n_ids; i++)
         if (ids[i] < 0 || ids[i] >= w->rows)
-            return pmx_fail(PMX_EINVAL, "id %d at %lld: expected 0 to %lld", ids[i], (long long)i, (long long)w->rows - 1);
+            return pmx_fail(PMX_EINVAL, "id %d at %lld: expected 0 to %lld", ids[i], (long long)i,
+                            (long long)w->rows - 1);
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = y, .w = w, .ids = ids, .n = w->cols};
     status = pmx_parallel(ctx, embed_task, &args, n_ids, w->cols);
@@ -121,22 +125,26 @@ pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *
     status = pmx_parallel(ctx, silu_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
     if (status == PMX_OK && n > 0) {
         const int64_t at = pmx_first_nonfinite(y, n, 1);
-        if (at >= 0) status = pmx_fail_row(PMX_ENONFINITE, at, "element %lld: a value is NaN or infinite", (long long)at);
+        if (at >= 0)
+            status = pmx_fail_row(PMX_ENONFINITE, at, "element %lld: a value is NaN or infinite", (long long)at);
     }
     pmx_fp_leave(mode);
     return status;
 }
 
-/* --- rope. The table is computed once a pass; libm's sine differs between systems in its last bit, so it is our own. */
+/* --- rope. The table is computed once a pass; libm's sine differs between systems in its last bit,
+ * so it is our own. */
 
 static void sincos_contract(double angle, double *sine, double *cosine) {
     const double n = rint(angle * 0x1.45f306dc9c883p-1);
     const double r = ((angle - n * 0x1.921fb544p+0) - n * 0x1.0b4611a6p-34) - n * 0x1.3198a2e037073p-69;
     const double z = r * r;
-    static const double s[] = {0x1.952c77030ad4ap-49, -0x1.ae7f3e733b81fp-41, 0x1.6124613a86d09p-33, -0x1.ae64567f544e4p-26,
-                               0x1.71de3a556c734p-19, -0x1.a01a01a01a01ap-13, 0x1.1111111111111p-7,  -0x1.5555555555555p-3};
-    static const double c[] = {0x1.ae7f3e733b81fp-45, -0x1.93974a8c07c9dp-37, 0x1.1eed8eff8d898p-29, -0x1.27e4fb7789f5cp-22,
-                               0x1.a01a01a01a01ap-16, -0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  -0x1p-1};
+    static const double s[] = {0x1.952c77030ad4ap-49,  -0x1.ae7f3e733b81fp-41, 0x1.6124613a86d09p-33,
+                               -0x1.ae64567f544e4p-26, 0x1.71de3a556c734p-19,  -0x1.a01a01a01a01ap-13,
+                               0x1.1111111111111p-7,   -0x1.5555555555555p-3};
+    static const double c[] = {
+        0x1.ae7f3e733b81fp-45, -0x1.93974a8c07c9dp-37, 0x1.1eed8eff8d898p-29, -0x1.27e4fb7789f5cp-22,
+        0x1.a01a01a01a01ap-16, -0x1.6c16c16c16c17p-10, 0x1.5555555555555p-5,  -0x1p-1};
     double p = s[0], q = c[0];
     for (int i = 1; i < 8; i++) {
         p = p * z + s[i];
@@ -162,8 +170,8 @@ static void rope_table_task(void *arg, int64_t row, int32_t thread) {
     }
 }
 
-pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies, const int32_t *positions, int64_t n_tokens,
-                          int64_t n_pairs, double factor) {
+pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies,
+                          const int32_t *positions, int64_t n_tokens, int64_t n_pairs, double factor) {
     pmx_status status = check_rows(ctx, cosines, positions, n_tokens, n_pairs);
     if (status != PMX_OK) return status;
     if (!sines || !frequencies) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
@@ -176,10 +184,16 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
     if (!(fabs(factor) <= FLT_MAX)) return pmx_fail(PMX_EINVAL, "factor is %g: expected a finite f32", factor);
     for (int64_t i = 0; i < n_tokens; i++)
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
-            return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i], (long long)i);
+            return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i],
+                            (long long)i);
     const pmx_fp_mode mode = pmx_fp_enter();
-    row_args args = {
-        .ctx = ctx, .y = cosines, .sines = sines, .frequencies = frequencies, .ids = positions, .n = n_pairs, .factor = factor};
+    row_args args = {.ctx = ctx,
+                     .y = cosines,
+                     .sines = sines,
+                     .frequencies = frequencies,
+                     .ids = positions,
+                     .n = n_pairs,
+                     .factor = factor};
     status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * 50);
     pmx_fp_leave(mode);
     return status;
@@ -192,7 +206,8 @@ static void rope_task(void *arg, int64_t row, int32_t thread) {
         p->ctx->kernels->rope(p->y + (row * p->n_heads + head) * p->n * 2, p->a + row * p->n, p->b + row * p->n, p->n);
 }
 
-pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads, int32_t head_dim) {
+pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads,
+                    int32_t head_dim) {
     if (n_heads < 1 || head_dim < 2 || head_dim % 2)
         return pmx_fail(PMX_EINVAL, "%d heads of %d: expected at least one head of an even size", n_heads, head_dim);
     pmx_status status = check_rows(ctx, x, cosines, n_tokens, (int64_t)n_heads * head_dim);

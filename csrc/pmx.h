@@ -1,14 +1,17 @@
 /* pmx.h: the public contract of pymixtral's C library.
  *
- * Every entry point validates its arguments and returns a status; none prints, aborts or keeps a caller's pointer
- * after it returns. All arithmetic follows docs/numerics.md to the bit, whatever the instruction set or number of threads.
+ * Every entry point validates its arguments and returns a status; none prints, aborts or keeps a
+ * caller's pointer after it returns. All arithmetic follows docs/numerics.md to the bit, whatever
+ * the instruction set or number of threads.
  *
  * Conventions
- *   - Output pointers come after the context, before inputs. Matrices are row-major and dense: x[n_tokens][n].
+ *   - Output pointers come after the context, before inputs. Matrices are row-major and dense:
+ * x[n_tokens][n].
  *   - Counts are n_*; strides and sizes in bytes are *_bytes.
- *   - The caller owns every buffer; the context owns threads and scratch. Scratch only grows, so a call allocates
- *     nothing once a call of its size has run.
- *   - A context serves one call at a time; different contexts are independent. pmx_ctx_cancel may come from any thread.
+ *   - The caller owns every buffer; the context owns threads and scratch. Scratch only grows, so a
+ * call allocates nothing once a call of its size has run.
+ *   - A context serves one call at a time; different contexts are independent. pmx_ctx_cancel may
+ * come from any thread.
  */
 #ifndef PMX_H
 #define PMX_H
@@ -61,9 +64,10 @@ typedef enum {
 
 typedef struct pmx_ctx pmx_ctx;
 
-/* A matrix of rows x cols weights, stored by row in GGUF's own blocks; borrowed, usually memory-mapped.
- * data may have any alignment that GGUF gives (32 bytes at the start; blocks inside are unaligned).
- * row_bytes >= the bytes of cols elements. delta is reserved for low-rank adapters and must be NULL. */
+/* A matrix of rows x cols weights, stored by row in GGUF's own blocks; borrowed, usually
+ * memory-mapped. data may have any alignment that GGUF gives (32 bytes at the start; blocks inside
+ * are unaligned). row_bytes >= the bytes of cols elements. delta is reserved for low-rank adapters
+ * and must be NULL. */
 typedef struct {
     const void *data;
     int32_t type; /* pmx_type */
@@ -74,9 +78,10 @@ typedef struct {
 } pmx_weight;
 
 /* One layer of the key/value cache, in pages of 64 positions.
- *   PMX_F32, PMX_F16: k: [n_pages][n_kv_heads][head_dim][64]      v: [n_pages][n_kv_heads][64][head_dim]
- *   PMX_Q8_0: k, v: [n_pages][n_kv_heads] x 68*head_dim bytes, which are int8 [head_dim/4][64][4] in k and [64][head_dim] in v,
- *   then the f16 scales [head_dim/32][64]; aligned to 2 bytes */
+ *   PMX_F32, PMX_F16: k: [n_pages][n_kv_heads][head_dim][64]      v:
+ * [n_pages][n_kv_heads][64][head_dim] PMX_Q8_0: k, v: [n_pages][n_kv_heads] x 68*head_dim bytes,
+ * which are int8 [head_dim/4][64][4] in k and [64][head_dim] in v, then the f16 scales
+ * [head_dim/32][64]; aligned to 2 bytes */
 typedef struct {
     void *k;
     void *v;
@@ -86,8 +91,9 @@ typedef struct {
     int32_t n_pages;
 } pmx_cache;
 
-/* A run of consecutive tokens of one sequence. A batch is a list of runs; their tokens are consecutive rows, in order.
- * pages[i] is the cache page of positions 64*i .. 64*i+63; n_pages*64 >= first_position + n_tokens. */
+/* A run of consecutive tokens of one sequence. A batch is a list of runs; their tokens are
+ * consecutive rows, in order. pages[i] is the cache page of positions 64*i .. 64*i+63; n_pages*64
+ * >= first_position + n_tokens. */
 typedef struct {
     int32_t n_tokens;
     int32_t first_position;
@@ -96,9 +102,9 @@ typedef struct {
 } pmx_run;
 
 /* One decoder layer. A dense feed-forward is n_experts = n_experts_used = 1 with router.data NULL.
- *   attn_norm, ffn_norm: [hidden]      q: n_heads*head_dim x hidden      k, v: n_kv_heads*head_dim x hidden
- *   output: hidden x n_heads*head_dim  router: n_experts x hidden
- *   experts: [n_experts][3] = gate, up (ffn x hidden), down (hidden x ffn); each expert may have its own types */
+ *   attn_norm, ffn_norm: [hidden]      q: n_heads*head_dim x hidden      k, v: n_kv_heads*head_dim
+ * x hidden output: hidden x n_heads*head_dim  router: n_experts x hidden experts: [n_experts][3] =
+ * gate, up (ffn x hidden), down (hidden x ffn); each expert may have its own types */
 typedef struct {
     const float *attn_norm;
     const float *ffn_norm;
@@ -114,8 +120,8 @@ typedef struct {
     float eps;
 } pmx_layer;
 
-/* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in ascending order, and
- * the number of tokens each expert saw. Any pointer may be NULL. */
+/* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in
+ * ascending order, and the number of tokens each expert saw. Any pointer may be NULL. */
 typedef struct {
     double *qkv_input;    /* [hidden] */
     double *output_input; /* [n_heads*head_dim] */
@@ -124,21 +130,24 @@ typedef struct {
     int64_t *n_tokens;    /* [n_experts] */
 } pmx_observer;
 
-/* --- Errors: of the last call on this thread that failed ------------------------------------------------------ */
+/* --- Errors: of the last call on this thread that failed
+ * ------------------------------------------------------ */
 
 /* One sentence; valid until the next call on this thread. */
 const char *pmx_message(void);
 /* The row (token) of PMX_ENONFINITE or PMX_EOVERFLOW, else -1. */
 int64_t pmx_bad_row(void);
 
-/* --- Instruction sets and contexts ---------------------------------------------------------------------------- */
+/* --- Instruction sets and contexts
+ * ---------------------------------------------------------------------------- */
 
 /* Names of the instruction sets in this build, slowest first; NULL past the end. */
 const char *pmx_isa_name(int32_t i);
 /* 1 if this CPU and operating system run instruction set i, else 0. */
 int32_t pmx_isa_available(int32_t i);
 
-/* n_threads: 1..256, the caller's thread included. isa: a name above, or NULL for the fastest available. */
+/* n_threads: 1..256, the caller's thread included. isa: a name above, or NULL for the fastest
+ * available. */
 pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa);
 /* Ends the threads and frees the scratch. NULL is allowed. */
 void pmx_ctx_destroy(pmx_ctx *ctx);
@@ -147,17 +156,21 @@ void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on);
 const char *pmx_ctx_isa(const pmx_ctx *ctx);
 int32_t pmx_ctx_threads(const pmx_ctx *ctx);
 
-/* --- Single operations ---------------------------------------------------------------------------------------- */
+/* --- Single operations
+ * ---------------------------------------------------------------------------------------- */
 
-/* Bytes of n elements of a type; -1 for an unknown type or an n that is no multiple of its block. */
+/* Bytes of n elements of a type; -1 for an unknown type or an n that is no multiple of its block.
+ */
 int64_t pmx_row_bytes(int32_t type, int64_t n);
 
 /* y, x: [n_tokens][n]; weight: [n]. y may be x. */
-pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n, float eps);
+pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n,
+                        float eps);
 
-/* block: 32 or 256, dividing n. q, x: [n_tokens][n]; d: [n_tokens][n/block]; sums: [n_tokens][n/32], or [n_tokens][n/16] with block 256. */
-pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens, int64_t n,
-                                    int32_t block);
+/* block: 32 or 256, dividing n. q, x: [n_tokens][n]; d: [n_tokens][n/block]; sums:
+ * [n_tokens][n/32], or [n_tokens][n/16] with block 256. */
+pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens,
+                                    int64_t n, int32_t block);
 
 /* y: [n_tokens][w->rows]; x: [n_tokens][w->cols]. */
 pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens);
@@ -172,41 +185,50 @@ pmx_status pmx_exp(pmx_ctx *ctx, float *y, const float *x, int64_t n);
 pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *up, int64_t n);
 
 /* cosines, sines: [n_tokens][n_pairs]; frequencies: [n_pairs]; positions: [n_tokens], >= 0. */
-pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies, const int32_t *positions, int64_t n_tokens,
-                          int64_t n_pairs, double factor);
+pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies,
+                          const int32_t *positions, int64_t n_tokens, int64_t n_pairs, double factor);
 
 /* x: [n_tokens][n_heads][head_dim], rotated in place; cosines, sines: [n_tokens][head_dim/2]. */
-pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads, int32_t head_dim);
+pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads,
+                    int32_t head_dim);
 
-/* Rounds k, v: [n_tokens][n_kv_heads][head_dim] into the cache at the runs' positions. On PMX_EOVERFLOW the row named is not written. */
-pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs, int64_t n_runs);
+/* Rounds k, v: [n_tokens][n_kv_heads][head_dim] into the cache at the runs' positions. On
+ * PMX_EOVERFLOW the row named is not written. */
+pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs,
+                           int64_t n_runs);
 
-/* y, q: [n_tokens][n_heads][head_dim]; keys and values up to each token's own position are in the cache. */
-pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
-                         int32_t n_heads, int32_t window);
+/* y, q: [n_tokens][n_heads][head_dim]; keys and values up to each token's own position are in the
+ * cache. */
+pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs,
+                         int64_t n_runs, int32_t n_heads, int32_t window);
 
-/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts]. */
-pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens, int32_t n_experts,
-                     int32_t n_experts_used);
+/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts].
+ */
+pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
+                     int32_t n_experts, int32_t n_experts_used);
 
-/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. importance: [cols], finite, not negative, what the squared error of
- * a column counts, or NULL: all the same; f32, f16, bf16 and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that
- * overflow the type. */
-pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows, int64_t cols);
+/* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. importance: [cols], finite,
+ * not negative, what the squared error of a column counts, or NULL: all the same; f32, f16, bf16
+ * and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that overflow the type. */
+pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
+                      int64_t cols);
 
-/* --- A decoder layer in two calls ----------------------------------------------------------------------------- */
+/* --- A decoder layer in two calls
+ * ----------------------------------------------------------------------------- */
 
-/* x: [n_tokens][hidden], in: the residual stream, out: with attention added. normed: [n_tokens][hidden], out: rms_norm of it,
- * the experts' input. ids, weights: [n_tokens][n_experts_used], out: the router's choice. cosines, sines: [n_tokens][head_dim/2].
- * The runs' keys and values are written to the cache. observer may be NULL. After a failure x and the cache's new
- * positions are undefined. */
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights, const pmx_layer *layer,
-                               const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, const float *cosines, const float *sines,
-                               const pmx_observer *observer);
+/* x: [n_tokens][hidden], in: the residual stream, out: with attention added. normed:
+ * [n_tokens][hidden], out: rms_norm of it, the experts' input. ids, weights:
+ * [n_tokens][n_experts_used], out: the router's choice. cosines, sines: [n_tokens][head_dim/2]. The
+ * runs' keys and values are written to the cache. observer may be NULL. After a failure x and the
+ * cache's new positions are undefined. */
+pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights,
+                               const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
+                               const float *cosines, const float *sines, const pmx_observer *observer);
 
-/* x: [n_tokens][hidden], in and out: adds the chosen experts' weighted outputs for normed. ids ascending within a token. */
-pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights, int64_t n_tokens,
-                             const pmx_layer *layer, const pmx_observer *observer);
+/* x: [n_tokens][hidden], in and out: adds the chosen experts' weighted outputs for normed. ids
+ * ascending within a token. */
+pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights,
+                             int64_t n_tokens, const pmx_layer *layer, const pmx_observer *observer);
 
 /* cdef end */
 

@@ -1,11 +1,13 @@
 /* threads.c: the pool of a context: parallel regions of items that are handed out in runs.
  *
- * A region is opened by storing (epoch, open, 0 active) into `gate`. A worker that sees a new epoch registers by incrementing
- * `active`, takes items until none are left and unregisters. The caller takes items too and then closes the gate as soon as nobody
- * is active: it waits only for items in flight, never for a worker that the system has not scheduled yet, so stolen cores or
- * more threads than cores slow a region down no further than the run of items they hold.
+ * A region is opened by storing (epoch, open, 0 active) into `gate`. A worker that sees a new epoch
+ * registers by incrementing `active`, takes items until none are left and unregisters. The caller
+ * takes items too and then closes the gate as soon as nobody is active: it waits only for items in
+ * flight, never for a worker that the system has not scheduled yet, so stolen cores or more threads
+ * than cores slow a region down no further than the run of items they hold.
  *
- * Idle workers spin for some 50 microseconds (regions of one token follow each other faster than that), then sleep. */
+ * Idle workers spin for some 50 microseconds (regions of one token follow each other faster than
+ * that), then sleep. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -50,7 +52,8 @@ struct pmx_pool {
     int32_t n_threads;
     uint32_t forks; /* of the process when the threads were started */
     _Atomic int32_t cancel;
-    _Atomic int32_t stopped; /* a thread saw cancel and left items undone, though cancel may be off again by the region's end */
+    _Atomic int32_t stopped; /* a thread saw cancel and left items undone, though cancel may be off
+                                again by the region's end */
     _Atomic int32_t quit;
     _Atomic int64_t fault; /* lowest of row * 16 + status, INT64_MAX for none */
     pthread_t *threads;
@@ -107,8 +110,9 @@ static void event_signal(event *e) {
 #endif
 }
 
-/* Items are taken in runs, since neighbours lie side by side in memory and kernels prefetch what comes next: a quarter of a thread's
- * share of what is left, so that the runs shrink to single items and threads end together. */
+/* Items are taken in runs, since neighbours lie side by side in memory and kernels prefetch what
+ * comes next: a quarter of a thread's share of what is left, so that the runs shrink to single
+ * items and threads end together. */
 static void take_items(pmx_pool *pool, int32_t thread) {
     for (;;) {
         const int64_t left = pool->n_items - atomic_load_explicit(&pool->next, memory_order_relaxed);
@@ -186,7 +190,8 @@ static void stop_threads(pmx_pool *pool) {
 pmx_status pmx_pool_create(pmx_pool **out, int32_t n_threads) {
     pthread_once(&fork_once, watch_forks);
     pmx_pool *pool = NULL;
-    if (posix_memalign((void **)&pool, 64, sizeof *pool) != 0) return pmx_fail(PMX_ENOMEM, "no memory for the thread pool");
+    if (posix_memalign((void **)&pool, 64, sizeof *pool) != 0)
+        return pmx_fail(PMX_ENOMEM, "no memory for the thread pool");
     *pool = (pmx_pool){.n_threads = n_threads};
     pool->threads = calloc((size_t)n_threads, sizeof *pool->threads);
     pool->workers = calloc((size_t)n_threads, sizeof *pool->workers);
@@ -263,8 +268,10 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
     const int64_t fault = atomic_load(&pool->fault);
     if (fault == INT64_MAX) return PMX_OK;
     if (fault % 16 == PMX_EOVERFLOW)
-        return pmx_fail_row(PMX_EOVERFLOW, fault / 16, "row %lld: a key or value is too large for the cache's type: use an f32 cache",
+        return pmx_fail_row(PMX_EOVERFLOW, fault / 16,
+                            "row %lld: a key or value is too large for the cache's type: use an f32 cache",
                             (long long)(fault / 16));
-    return pmx_fail_row(PMX_ENONFINITE, fault / 16, "row %lld: a value is NaN or infinite: the weights are damaged or overflow",
+    return pmx_fail_row(PMX_ENONFINITE, fault / 16,
+                        "row %lld: a value is NaN or infinite: the weights are damaged or overflow",
                         (long long)(fault / 16));
 }

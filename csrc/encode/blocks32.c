@@ -1,13 +1,15 @@
-/* blocks32.c: types in blocks of 32 without a search: the same bytes as gguf-py's encoders (q8_0 with d = amax/127 and rounding
- * half away from zero; q4_0, q5_0 with d = -extreme/8, -extreme/16 and truncation of x/d + 8.5, 16.5; q4_1, q5_1 with d = range/15,
- * range/31 and truncation of (x - min)/d + 0.5). */
+/* blocks32.c: types in blocks of 32 without a search: the same bytes as gguf-py's encoders (q8_0
+ * with d = amax/127 and rounding half away from zero; q4_0, q5_0 with d = -extreme/8, -extreme/16
+ * and truncation of x/d + 8.5, 16.5; q4_1, q5_1 with d = range/15, range/31 and truncation of (x -
+ * min)/d + 0.5). */
 #include <math.h>
 #include <string.h>
 
 #include "../blocks.h"
 #include "encode.h"
 
-/* 1/d, or 0 where d is zero or so small that its inverse overflows: such a block is zero in f16 anyway. */
+/* 1/d, or 0 where d is zero or so small that its inverse overflows: such a block is zero in f16
+ * anyway. */
 static float inverse_of(float d) {
     const float inverse = 1.0f / d;
     return d == 0.0f || isinf(inverse) ? 0.0f : inverse;
@@ -20,7 +22,8 @@ static uint16_t scale_f16(float d, int *overflow) {
     return h;
 }
 
-/* The bits of the largest magnitude of a block. Magnitudes compare as integers, which compilers turn into vectors. */
+/* The bits of the largest magnitude of a block. Magnitudes compare as integers, which compilers
+ * turn into vectors. */
 static int32_t largest_bits(const float *x) {
     int32_t largest = 0;
     for (int i = 0; i < PMX_BLOCK; i++) {

@@ -1,9 +1,11 @@
-/* codes.h: the codes that a candidate (inverse scale, offset) gives, and their sums: what search.h compares candidates by. Included by
- * it, once per instruction set: needs LANES, vec (LANES floats), vec_min, vec_max and PMX_INLINE.
+/* codes.h: the codes that a candidate (inverse scale, offset) gives, and their sums: what search.h
+ * compares candidates by. Included by it, once per instruction set: needs LANES, vec (LANES
+ * floats), vec_min, vec_max and PMX_INLINE.
  *
- * A lane is a sub-block, and every sum runs over the elements of its own lane in order, so that the width of the registers cannot
- * change a bit. No fma. The functions are compiled once for each kind, so that loops over elements, in which all time goes, hold no
- * branch and no operation that the kind has no need of: x + 0 and 1 * x are x. */
+ * A lane is a sub-block, and every sum runs over the elements of its own lane in order, so that the
+ * width of the registers cannot change a bit. No fma. The functions are compiled once for each
+ * kind, so that loops over elements, in which all time goes, hold no branch and no operation that
+ * the kind has no need of: x + 0 and 1 * x are x. */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -25,7 +27,8 @@ typedef struct {
     vec q, qq, xq;
 } vec_sums;
 
-/* Adding and subtracting it rounds to nearest even; for magnitudes from 2^22 on the result is off, and clamped. */
+/* Adding and subtracting it rounds to nearest even; for magnitudes from 2^22 on the result is off,
+ * and clamped. */
 static const float round_magic = 12582912.0f;
 
 PMX_INLINE vec splat(float a) { return a - (vec){0}; }
@@ -77,8 +80,10 @@ PMX_INLINE vec nonlinear_codes(vec x, vec inverse) {
     return code;
 }
 
-/* Of the lanes from j on. x: the tile's, or what AFFINE has in its place; offset: for AFFINE alone. */
-PMX_INLINE vec_sums sums_of(const float (*x)[N], const pmx_tile *t, int j, vec inverse, vec offset, const pmx_grid *g, int kind) {
+/* Of the lanes from j on. x: the tile's, or what AFFINE has in its place; offset: for AFFINE alone.
+ */
+PMX_INLINE vec_sums sums_of(const float (*x)[N], const pmx_tile *t, int j, vec inverse, vec offset, const pmx_grid *g,
+                            int kind) {
     vec_sums s = {{0}, {0}, {0}};
     for (int i = 0; i < g->sub; i++) {
         const vec xi = load(x[i] + j);
@@ -98,8 +103,8 @@ typedef struct {
 } explained;
 
 /* The tile's codes, counted from 0. x: the tile's, or what AFFINE has in its place. */
-PMX_INLINE void codes_of(explained *e, pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset, const pmx_grid *g,
-                         int kind) {
+PMX_INLINE void codes_of(explained *e, pmx_tile *t, const float (*x)[N], const float *inverse, const float *offset,
+                         const pmx_grid *g, int kind) {
     memset(e, 0, sizeof *e);
     for (int i = 0; i < g->sub; i++) {
         float code[N] ALIGNED;

@@ -1,5 +1,6 @@
-/* encode.c: weights into GGUF's types, row by row on all threads. Types that share one scale among 32 weights and f16, bf16 are what
- * gguf-py makes of the same rows (blocks32.c), unless columns have importance; the others are searched for (searched.c). */
+/* encode.c: weights into GGUF's types, row by row on all threads. Types that share one scale among
+ * 32 weights and f16, bf16 are what gguf-py makes of the same rows (blocks32.c), unless columns
+ * have importance; the others are searched for (searched.c). */
 #include <math.h>
 #include <string.h>
 
@@ -43,13 +44,14 @@ static int encode_blocks(const encode_args *p, void *y, const float *x) {
     return pmx_encode_searched(p->ctx->kernels, p->type, y, x, p->weight, p->cols);
 }
 
-/* The weights of the columns' squared errors: importance over its mean, from 2^-20 to 2^20; *weight NULL where all importance is 0. */
+/* The weights of the columns' squared errors: importance over its mean, from 2^-20 to 2^20; *weight
+ * NULL where all importance is 0. */
 static pmx_status weights_of(pmx_ctx *ctx, const float **weight, const float *importance, int64_t cols) {
     double sum = 0.0;
     for (int64_t i = 0; i < cols; i++) {
         if (!(importance[i] >= 0.0f && importance[i] <= 0x1.fffffep127f))
-            return pmx_fail(PMX_EINVAL, "importance of column %lld: expected a finite number of at least 0, found %g", (long long)i,
-                            (double)importance[i]);
+            return pmx_fail(PMX_EINVAL, "importance of column %lld: expected a finite number of at least 0, found %g",
+                            (long long)i, (double)importance[i]);
         sum += (double)importance[i];
     }
     *weight = NULL;
@@ -90,20 +92,25 @@ static int has_encoder(int32_t type) {
            (type == PMX_F32 || type == PMX_F16 || type == PMX_BF16 || type == PMX_Q8_0 || pmx_encode_searches(type));
 }
 
-pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows, int64_t cols) {
+pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
+                      int64_t cols) {
     if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     if (!has_encoder(type))
-        return pmx_fail(PMX_EUNSUPPORTED,
-                        "type %d has no encoder: expected f32, f16, bf16, q8_0, q4_0 to q5_1, q2_k to q6_k, iq4_nl or iq4_xs", type);
+        return pmx_fail(
+            PMX_EUNSUPPORTED,
+            "type %d has no encoder: expected f32, f16, bf16, q8_0, q4_0 to q5_1, q2_k to q6_k, iq4_nl or iq4_xs",
+            type);
     const int64_t row_bytes = pmx_row_bytes(type, cols);
     int64_t total;
     if (cols < 1 || row_bytes < 0 || pmx_mul(&total, rows, cols) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld x %lld: expected rows of at least 1 column and of whole blocks", (long long)rows,
-                        (long long)cols);
+        return pmx_fail(PMX_EINVAL, "%lld x %lld: expected rows of at least 1 column and of whole blocks",
+                        (long long)rows, (long long)cols);
     encode_args args = {ctx, y, x, NULL, type, cols, row_bytes};
     const pmx_fp_mode mode = pmx_fp_enter();
-    pmx_status status = importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
-    if (status == PMX_OK) status = pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? 64 : 8));
+    pmx_status status =
+        importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
+    if (status == PMX_OK)
+        status = pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? 64 : 8));
     pmx_fp_leave(mode);
     return status;
 }

@@ -6,7 +6,8 @@
 
 #include "../kernels.h"
 
-/* --- blocks32.c: the types in blocks of 32 as gguf-py encodes them, without a search. Nonzero: a scale overflows f16. */
+/* --- blocks32.c: the types in blocks of 32 as gguf-py encodes them, without a search. Nonzero: a
+ * scale overflows f16. */
 int pmx_encode_q8_0(void *y, const float *x, int64_t cols);
 int pmx_encode_q4_0(void *y, const float *x, int64_t cols);
 int pmx_encode_q4_1(void *y, const float *x, int64_t cols);
@@ -15,8 +16,10 @@ int pmx_encode_q5_1(void *y, const float *x, int64_t cols);
 
 /* --- searched.c: the types whose scales are searched for. */
 int pmx_encode_searches(int32_t type);
-/* One row. weight: [cols], positive, what the squared error of a column counts; NULL: 1. Nonzero: a scale overflows f16. */
-int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight, int64_t cols);
+/* One row. weight: [cols], positive, what the squared error of a column counts; NULL: 1. Nonzero: a
+ * scale overflows f16. */
+int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight,
+                        int64_t cols);
 
 /* --- search.h and codes.h, once per instruction set */
 
@@ -31,12 +34,14 @@ typedef struct {
 /* How a type represents 16 or 32 weights with one scale, and what the search tries. */
 struct pmx_grid {
     int32_t sub;              /* weights of a sub-block */
-    int32_t n_sub;            /* sub-blocks that share d (and dmin), 8 or 16; 1: a block of 32, which has a scale of its own */
+    int32_t n_sub;            /* sub-blocks that share d (and dmin), 8 or 16; 1: a block of 32, which has a
+                                 scale of its own */
     int32_t nonlinear;        /* codes stand for PMX_IQ4_VALUES, else for lo..hi */
     int32_t affine;           /* a minimum is subtracted */
     float lo, hi;             /* codes */
     float scale_lo, scale_hi; /* integer scales, and minimums */
-    pmx_range down, up;       /* symmetric: inverse scales times the weight of largest magnitude, negative and positive */
+    pmx_range down, up;       /* symmetric: inverse scales times the weight of largest magnitude, negative
+                                 and positive */
     pmx_range steps, offsets; /* affine: inverse scales times the range of the weights; offsets in codes */
 };
 
@@ -49,7 +54,7 @@ struct pmx_tile {
     int32_t weighted;                                         /* 0: every w is 1 */
 };
 
-/* pmx_search (kernels.h) finds what `out` says. It returns nonzero when a d or m overflows f16; the rest is then undefined. |x| below 2^40;
- * w from 2^-20 to 2^20. */
+/* pmx_search (kernels.h) finds what `out` says. It returns nonzero when a d or m overflows f16; the
+ * rest is then undefined. |x| below 2^40; w from 2^-20 to 2^20. */
 
 #endif

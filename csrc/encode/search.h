@@ -1,9 +1,11 @@
-/* search.h: the search for scales and minimums, included once per instruction set by a file that defines what codes.h needs and SEARCH,
- * the name of the entry. 16 sub-blocks are searched side by side, a lane each. The oracle is quantize/encoders/search.py.
+/* search.h: the search for scales and minimums, included once per instruction set by a file that
+ * defines what codes.h needs and SEARCH, the name of the entry. 16 sub-blocks are searched side by
+ * side, a lane each. The oracle is quantize/encoders/search.py.
  *
- * A candidate (inverse scale, offset) gives codes q; the sums of w*q, w*q*q, w*q*x over a lane give the best scale and minimum for these
- * codes and their error in closed form, by least squares. Hence a candidate costs one pass over the lane, and no pass needs a
- * division. What is best so far stays in registers while the candidates of a few lanes are tried. */
+ * A candidate (inverse scale, offset) gives codes q; the sums of w*q, w*q*q, w*q*x over a lane give
+ * the best scale and minimum for these codes and their error in closed form, by least squares.
+ * Hence a candidate costs one pass over the lane, and no pass needs a division. What is best so far
+ * stays in registers while the candidates of a few lanes are tried. */
 #include <string.h>
 
 #include "codes.h"
@@ -22,9 +24,10 @@ PMX_INLINE float ratio1(float a, float b) {
 
 static const float deltas[3] = {0.0f, -1.0f, 1.0f}; /* around the nearest integer scale */
 
-/* Makes blocks longer until their error is orthogonal to x: what least squares decodes is a projection of x, shorter than x by the part
- * that is error, 7% at 2 bits. All outputs of a matrix would be too small by that, in every layer; the predictions of a model suffer more
- * from it than from the larger squared error. Blocks that are mostly error grow by a quarter at most. */
+/* Makes blocks longer until their error is orthogonal to x: what least squares decodes is a
+ * projection of x, shorter than x by the part that is error, 7% at 2 bits. All outputs of a matrix
+ * would be too small by that, in every layer; the predictions of a model suffer more from it than
+ * from the larger squared error. Blocks that are mostly error grow by a quarter at most. */
 PMX_INLINE void lengthen(pmx_tile *t, const explained *e, const pmx_grid *g, int kind) {
     for (int b = 0; b < N; b += g->n_sub) {
         float xx = 0.0f, xq = 0.0f, xm = 0.0f;
@@ -46,7 +49,8 @@ PMX_INLINE void lengthen(pmx_tile *t, const explained *e, const pmx_grid *g, int
 
 /* --- Symmetric: x is about scale * code */
 
-/* Keeps the scale that least squares gives for the codes of an inverse scale, if it explains more of x. */
+/* Keeps the scale that least squares gives for the codes of an inverse scale, if it explains more
+ * of x. */
 PMX_INLINE void try_scale(vec *scale, vec *best, const pmx_tile *t, int j, vec inverse, const pmx_grid *g, int kind) {
     const vec_sums s = sums_of(t->x, t, j, inverse, inverse, g, kind);
     const vec a = ratio(s.xq, s.qq), gain = s.xq * a;
@@ -77,7 +81,8 @@ typedef struct {
     float error[N] ALIGNED, integer[N] ALIGNED, qq[N] ALIGNED, xq[N] ALIGNED;
 } chosen_scales;
 
-PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *found, const float *d, const pmx_grid *g, int kind) {
+PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *found, const float *d,
+                              const pmx_grid *g, int kind) {
     EACH_VEC(j) {
         const vec dj = load(d + j), nearest = rounded(load(found + j) * finite_ratio(splat(1.0f), dj));
         vec best = {0}, integer = {0}, qq = {0}, xq = {0};
@@ -99,7 +104,8 @@ PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *
     }
 }
 
-/* The integer scales of one d per block, and a better d: twice. found: the scales of the sub-blocks. */
+/* The integer scales of one d per block, and a better d: twice. found: the scales of the
+ * sub-blocks. */
 PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, int kind) {
     float d[N] ALIGNED, total[N];
     int overflow = 0;
@@ -156,12 +162,14 @@ PMX_INLINE int search_symmetric(pmx_tile *t, const pmx_grid *g, int kind) {
     return 0;
 }
 
-/* --- Affine: x is about scale * code - minimum, searched for as u = x - lowest, about scale * code - shift, shift = minimum + lowest */
+/* --- Affine: x is about scale * code - minimum, searched for as u = x - lowest, about scale * code
+ * - shift, shift = minimum + lowest */
 
 typedef struct {
     float u[32][N] ALIGNED;
-    float lowest[N] ALIGNED;           /* of blocks with integer minimums, which are not negative: at most 0; the shift is not below it */
-    float w[N] ALIGNED, wu[N] ALIGNED; /* sums of weights, of weighted u */
+    float lowest[N] ALIGNED;                  /* of blocks with integer minimums, which are not negative: at most 0;
+                                                 the shift is not below it */
+    float w[N] ALIGNED, wu[N] ALIGNED;        /* sums of weights, of weighted u */
     float scale[N] ALIGNED, shift[N] ALIGNED; /* found */
 } affine;
 
@@ -212,7 +220,8 @@ PMX_INLINE void find_affine(affine *f, const pmx_tile *t, const pmx_grid *g, int
         for (int k = 0; k < g->steps.count; k++) {
             const vec inverse = finite_ratio(splat(g->steps.first + g->steps.step * (float)k), largest);
             for (int o = 0; o < g->offsets.count; o++) {
-                const vec_sums s = sums_of(u, t, j, inverse, splat(g->offsets.first + g->offsets.step * (float)o), g, kind);
+                const vec_sums s =
+                    sums_of(u, t, j, inverse, splat(g->offsets.first + g->offsets.step * (float)o), g, kind);
                 try_affine(&v, &s, bounded);
             }
         }
@@ -235,12 +244,13 @@ typedef struct {
 } chosen_affine;
 
 /* minimum: the integers to begin with. */
-PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine *f, const float *minimum, const float *d, const float *m,
-                              const pmx_grid *g, int kind) {
+PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine *f, const float *minimum,
+                              const float *d, const float *m, const pmx_grid *g, int kind) {
     EACH_VEC(j) {
         const affine_lanes v = {.lowest = load(f->lowest + j), .w = load(f->w + j), .wu = load(f->wu + j)};
         const vec dj = load(d + j), mj = load(m + j), per_m = finite_ratio(splat(1.0f), mj);
-        const vec nearest = rounded(load(f->scale + j) * finite_ratio(splat(1.0f), dj)), shift = mj * load(minimum + j) + v.lowest;
+        const vec nearest = rounded(load(f->scale + j) * finite_ratio(splat(1.0f), dj)),
+                  shift = mj * load(minimum + j) + v.lowest;
         vec best = {0}, integer = {0}, least = {0};
         vec_sums of_best = {{0}, {0}, {0}};
         for (int k = 0; k < 3; k++) {
@@ -316,7 +326,8 @@ PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int k
                 }
             }
             const float det = aa * bb - ab * ab;
-            const float next_d = scale16(ratio1(bb * xa - ab * xb, det)), next_m = scale16(ratio1(ab * xa - aa * xb, det));
+            const float next_d = scale16(ratio1(bb * xa - ab * xb, det)),
+                        next_m = scale16(ratio1(ab * xa - aa * xb, det));
             if (next_d > 0.0f && next_m > 0.0f && !isinf(next_d) && !isinf(next_m))
                 for (int j = b; j < b + g->n_sub; j++) {
                     d[j] = next_d;
@@ -356,7 +367,7 @@ PMX_INLINE int search_affine(pmx_tile *t, const pmx_grid *g, int kind) {
 
 /* --- One function for each kind */
 
-#define KIND(name, search, kind)                                                                                                           \
+#define KIND(name, search, kind)                                                                                       \
     static int name(pmx_tile *t, const pmx_grid *g) { return search(t, g, kind); }
 
 KIND(plain, search_symmetric, 0)

@@ -1,4 +1,5 @@
-/* searched.c: rows of the types whose scales are searched for: tiles of sub-blocks in, packed blocks out. */
+/* searched.c: rows of the types whose scales are searched for: tiles of sub-blocks in, packed
+ * blocks out. */
 #include <math.h>
 #include <string.h>
 
@@ -7,7 +8,8 @@
 
 enum { LANES = PMX_SEARCH_LANES };
 
-/* The ranges were chosen by error per time on Gaussian, Laplacian and trained weights: twice the candidates gain under 0.5% of error. */
+/* The ranges were chosen by error per time on Gaussian, Laplacian and trained weights: twice the
+ * candidates gain under 0.5% of error. */
 #define DOWN(FIRST, STEP, COUNT) .down = {FIRST, STEP, COUNT}
 #define UP(FIRST, STEP, COUNT) .up = {FIRST, STEP, COUNT}
 #define AFFINE(FIRST, STEP) .affine = 1, .steps = {FIRST, STEP, 6}, .offsets = {0.125f, -0.3125f, 4}
@@ -19,11 +21,19 @@ static const pmx_grid grids[PMX_TYPE_SLOTS] = {
     [PMX_Q4_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 15, AFFINE(14.25f, 0.5f)},
     [PMX_Q5_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 31, AFFINE(30.25f, 0.5f)},
     [PMX_Q2_K] = {.sub = 16, .n_sub = 16, .lo = 0, .hi = 3, .scale_hi = 15, AFFINE(2.25f, 0.375f)},
-    [PMX_Q3_K] = {.sub = 16, .n_sub = 16, .lo = -4, .hi = 3, .scale_lo = -32, .scale_hi = 31, DOWN(2.75f, 0.25f, 9), UP(2.75f, 0.25f, 5)},
+    [PMX_Q3_K] = {.sub = 16,
+                  .n_sub = 16,
+                  .lo = -4,
+                  .hi = 3,
+                  .scale_lo = -32,
+                  .scale_hi = 31,
+                  DOWN(2.75f, 0.25f, 9),
+                  UP(2.75f, 0.25f, 5)},
     [PMX_Q4_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 15, .scale_hi = 63, AFFINE(14.25f, 0.5f)},
     [PMX_Q5_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 31, .scale_hi = 63, AFFINE(30.25f, 0.5f)},
     [PMX_Q6_K] = {.sub = 16, .n_sub = 16, .lo = -32, .hi = 31, .scale_lo = -128, .scale_hi = 127, DOWN(31, 0.25f, 9)},
-    [PMX_IQ4_XS] = {.sub = 32, .n_sub = 8, .nonlinear = 1, .scale_lo = -32, .scale_hi = 31, DOWN(95, 4, 13), UP(95, 4, 9)},
+    [PMX_IQ4_XS] =
+        {.sub = 32, .n_sub = 8, .nonlinear = 1, .scale_lo = -32, .scale_hi = 31, DOWN(95, 4, 13), UP(95, 4, 9)},
 };
 
 /* A block's results, in order. */
@@ -187,7 +197,8 @@ static void take(found_block *f, const pmx_tile *t, const pmx_grid *g, int lane,
 
 int pmx_encode_searches(int32_t type) { return packers[type] != NULL; }
 
-int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight, int64_t cols) {
+int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight,
+                        int64_t cols) {
     const pmx_grid *g = &grids[type];
     const int64_t block = (int64_t)g->sub * g->n_sub, block_bytes = pmx_row_bytes(type, block);
     pmx_tile tile __attribute__((aligned(64)));

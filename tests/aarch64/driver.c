@@ -1,11 +1,12 @@
 /* driver.c: replays calls of the C library, for a machine that this one only emulates.
  *
- *   driver list                               prints each instruction set and whether it is available
- *   driver ISA THREADS < requests > replies   makes the calls, one after the other
+ *   driver list                               prints each instruction set and whether it is
+ * available driver ISA THREADS < requests > replies   makes the calls, one after the other
  *
- * A request is int64 operation, n_ints, the ints, n_buffers, and each buffer's bytes and data; a reply is int64 status, row, n_buffers, and
- * likewise each buffer. Each operation's ints and buffers stand at its function. Every buffer, in or out, ends where readable memory ends,
- * and what lies before an output must be left as it was. */
+ * A request is int64 operation, n_ints, the ints, n_buffers, and each buffer's bytes and data; a
+ * reply is int64 status, row, n_buffers, and likewise each buffer. Each operation's ints and
+ * buffers stand at its function. Every buffer, in or out, ends where readable memory ends, and what
+ * lies before an output must be left as it was. */
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -94,11 +95,14 @@ static pmx_status quantize(pmx_ctx *ctx, call *c) {
 
 /* tokens, n; x, weight, eps: y */
 static pmx_status rms_norm(pmx_ctx *ctx, call *c) {
-    return pmx_rms_norm(ctx, output(c, c->ints[0] * c->ints[1] * 4), input(c, 0), input(c, 1), c->ints[0], c->ints[1], number(c, 2));
+    return pmx_rms_norm(ctx, output(c, c->ints[0] * c->ints[1] * 4), input(c, 0), input(c, 1), c->ints[0], c->ints[1],
+                        number(c, 2));
 }
 
 /* n; x: y */
-static pmx_status exponential(pmx_ctx *ctx, call *c) { return pmx_exp(ctx, output(c, c->ints[0] * 4), input(c, 0), c->ints[0]); }
+static pmx_status exponential(pmx_ctx *ctx, call *c) {
+    return pmx_exp(ctx, output(c, c->ints[0] * 4), input(c, 0), c->ints[0]);
+}
 
 /* n; gate, up: y */
 static pmx_status silu_mul(pmx_ctx *ctx, call *c) {
@@ -143,8 +147,8 @@ static int64_t read_runs(pmx_run *runs, const call *c, int at, int i) {
     return n_runs;
 }
 
-/* cache (4), heads, window, query tokens, runs: the texts, then 3 more a run: the queries'; k, v, q, pages: k, v, y.
- * Keys and values of whole texts are written, then queries read them. */
+/* cache (4), heads, window, query tokens, runs: the texts, then 3 more a run: the queries'; k, v,
+ * q, pages: k, v, y. Keys and values of whole texts are written, then queries read them. */
 static pmx_status attention(pmx_ctx *ctx, call *c) {
     pmx_run texts[8], queries[8];
     const pmx_cache pages = cache(c, 0);
@@ -159,8 +163,9 @@ static pmx_status attention(pmx_ctx *ctx, call *c) {
     return pmx_attention(ctx, y, input(c, 2), &pages, queries, n_runs, (int32_t)c->ints[4], (int32_t)c->ints[5]);
 }
 
-/* cache (4), heads, window, experts, used, tokens, runs (1: 4 ints), then type, rows, cols of each matrix, in the order of pmx_layer;
- * x, attn_norm, ffn_norm, eps, cosines, sines, pages, matrices: k, v, x */
+/* cache (4), heads, window, experts, used, tokens, runs (1: 4 ints), then type, rows, cols of each
+ * matrix, in the order of pmx_layer; x, attn_norm, ffn_norm, eps, cosines, sines, pages, matrices:
+ * k, v, x */
 static pmx_status layer(pmx_ctx *ctx, call *c) {
     const int64_t n_tokens = c->ints[8], n_experts = c->ints[6], used = c->ints[7];
     pmx_run run;
@@ -190,7 +195,8 @@ static pmx_status layer(pmx_ctx *ctx, call *c) {
     int32_t *ids = malloc((size_t)(n_tokens * used) * 4);
     if (!normed || !weights || !ids) die("no memory");
     const int64_t n_runs = read_runs(&run, c, 9, 6);
-    pmx_status status = pmx_layer_attention(ctx, x, normed, ids, weights, &l, &pages, &run, n_runs, input(c, 4), input(c, 5), NULL);
+    pmx_status status =
+        pmx_layer_attention(ctx, x, normed, ids, weights, &l, &pages, &run, n_runs, input(c, 4), input(c, 5), NULL);
     if (status == PMX_OK) status = pmx_layer_experts(ctx, x, normed, ids, weights, n_tokens, &l, NULL);
     free(normed);
     free(weights);
@@ -198,8 +204,8 @@ static pmx_status layer(pmx_ctx *ctx, call *c) {
     return status;
 }
 
-static pmx_status (*const operations[])(pmx_ctx *, call *) = {matmul,     embed, quantize, rms_norm,  exponential, silu_mul,
-                                                              rope_table, rope,  route,    attention, layer};
+static pmx_status (*const operations[])(pmx_ctx *, call *) = {
+    matmul, embed, quantize, rms_norm, exponential, silu_mul, rope_table, rope, route, attention, layer};
 
 static int64_t read_int(void) {
     int64_t x;
@@ -211,7 +217,8 @@ static int64_t read_int(void) {
 static int read_call(call *c, int64_t *operation) {
     if (fread(operation, sizeof *operation, 1, stdin) != 1) return 0;
     const int64_t n_ints = read_int();
-    if (*operation < 0 || *operation >= (int64_t)(sizeof operations / sizeof *operations) || n_ints > MAX_INTS) die("unknown operation");
+    if (*operation < 0 || *operation >= (int64_t)(sizeof operations / sizeof *operations) || n_ints > MAX_INTS)
+        die("unknown operation");
     for (int64_t i = 0; i < n_ints; i++) c->ints[i] = read_int();
     c->n_in = read_int();
     if (c->n_in > MAX_BUFFERS) die("too many buffers");

@@ -1,8 +1,11 @@
-/* fuzz.c: a libFuzzer target for the entry points of csrc/pmx.h. Built and run by tests/native/sanitize.
+/* fuzz.c: a libFuzzer target for the entry points of csrc/pmx.h. Built and run by
+ * tests/native/sanitize.
  *
- * An input chooses an instruction set, a number of threads, the floating-point mode that the caller is in, perhaps an allocation that fails
- * or a cancellation, and a few calls: entry point, shapes, types, data with NaN and infinities, ids, pages, and at most one thing that the
- * contract forbids. Every buffer is its own allocation of exactly the contract's size, so that AddressSanitizer sees each overrun. */
+ * An input chooses an instruction set, a number of threads, the floating-point mode that the caller
+ * is in, perhaps an allocation that fails or a cancellation, and a few calls: entry point, shapes,
+ * types, data with NaN and infinities, ids, pages, and at most one thing that the contract forbids.
+ * Every buffer is its own allocation of exactly the contract's size, so that AddressSanitizer sees
+ * each overrun. */
 #include "fuzz.h"
 
 #include <math.h>
@@ -14,7 +17,8 @@
 
 static void expect(int holds, const char *what) {
     if (holds) return;
-    fprintf(stderr, "fuzz: %s; statuses %d and %d, the last message: %s\n", what, statuses[0], statuses[1], pmx_message());
+    fprintf(stderr, "fuzz: %s; statuses %d and %d, the last message: %s\n", what, statuses[0], statuses[1],
+            pmx_message());
     abort();
 }
 
@@ -52,7 +56,8 @@ static float bits_as_float(uint32_t u) {
 static float small(input *in) { return (float)(int32_t)number(in) * 0x1p-30f; }
 
 float *floats(input *in, int64_t n) {
-    static const uint32_t special[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 0xff7fffff, 1, 0x80000000, 0x477ff000, 0xffffffff};
+    static const uint32_t special[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x7f7fffff, 0xff7fffff,
+                                       1,          0x80000000, 0x477ff000, 0xffffffff};
     float *x = buffer((size_t)n * sizeof *x);
     const uint32_t mode = below(in, 8);
     for (int64_t i = 0; i < n; i++) {
@@ -67,7 +72,8 @@ float *floats(input *in, int64_t n) {
         default: x[i] = 0.0f; break;
         }
     }
-    if (mode == 2 && n > 0) x[number(in) % (uint64_t)n] = bits_as_float(special[below(in, sizeof special / sizeof *special)]);
+    if (mode == 2 && n > 0)
+        x[number(in) % (uint64_t)n] = bits_as_float(special[below(in, sizeof special / sizeof *special)]);
     return x;
 }
 
@@ -143,7 +149,8 @@ pmx_ctx *contexts[2];
 pmx_status statuses[2];
 int same_rows = 1;
 static int64_t rows[2];
-static int fail_at, cancel; /* of the second context: the allocation that fails, counted from 1; a cancellation that was asked for */
+static int fail_at, cancel; /* of the second context: the allocation that fails, counted from 1; a
+                               cancellation that was asked for */
 static uint32_t fp_bits;    /* the caller's floating-point mode */
 
 enum { MAX_RESULTS = 16 };
@@ -187,11 +194,13 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, v
 }
 
 #if defined(__x86_64__)
-static const uint32_t fp_modes[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80, 0x9fc0}; /* MXCSR: each rounding, and FTZ with DAZ */
+static const uint32_t fp_modes[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80,
+                                    0x9fc0}; /* MXCSR: each rounding, and FTZ with DAZ */
 static void set_fp_mode(uint32_t mode) { _mm_setcsr(mode); }
 static uint32_t fp_mode(void) { return _mm_getcsr() & ~0x3fu; } /* without the sticky flags */
 #else
-static const uint32_t fp_modes[] = {0, 1u << 22, 2u << 22, 3u << 22, 1u << 24}; /* FPCR: each rounding, and flush to zero */
+static const uint32_t fp_modes[] = {0, 1u << 22, 2u << 22, 3u << 22,
+                                    1u << 24}; /* FPCR: each rounding, and flush to zero */
 static void set_fp_mode(uint32_t mode) { __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)mode)); }
 static uint32_t fp_mode(void) {
     uint64_t mode;
@@ -241,10 +250,11 @@ void verdict(int broken, int64_t n_rows) {
                    "broken arguments were not refused");
             continue;
         }
-        expect(status == PMX_OK || status == PMX_ENONFINITE || status == PMX_EOVERFLOW || (v == 1 && status == PMX_ENOMEM && fail_at) ||
-                   (v == 1 && status == PMX_ECANCELED && cancel),
+        expect(status == PMX_OK || status == PMX_ENONFINITE || status == PMX_EOVERFLOW ||
+                   (v == 1 && status == PMX_ENOMEM && fail_at) || (v == 1 && status == PMX_ECANCELED && cancel),
                "an unexpected status");
-        if (status == PMX_ENONFINITE || status == PMX_EOVERFLOW) expect(rows[v] >= 0 && rows[v] < n_rows, "the bad row is no row");
+        if (status == PMX_ENONFINITE || status == PMX_EOVERFLOW)
+            expect(rows[v] >= 0 && rows[v] < n_rows, "the bad row is no row");
     }
     if (!broken && statuses[1] != PMX_ENOMEM && statuses[1] != PMX_ECANCELED) {
         expect(statuses[0] == statuses[1], "statuses differ");
@@ -281,7 +291,8 @@ static pmx_ctx *create(input *in) {
     const pmx_status status = pmx_ctx_create(&ctx, n_threads, isa);
     failures = 0;
     expect(status == PMX_OK || (may_fail && (status == PMX_ENOMEM || status == PMX_ETHREAD)), "no context");
-    expect(!ctx || (strcmp(pmx_ctx_isa(ctx), isa) == 0 && pmx_ctx_threads(ctx) == n_threads), "not the context that was asked for");
+    expect(!ctx || (strcmp(pmx_ctx_isa(ctx), isa) == 0 && pmx_ctx_threads(ctx) == n_threads),
+           "not the context that was asked for");
     return ctx;
 }
 

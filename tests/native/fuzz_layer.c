@@ -19,7 +19,9 @@ typedef struct {
 
 static size_t cache_bytes(const pmx_cache *cache) {
     const int64_t n = (int64_t)cache->n_pages * cache->n_kv_heads * cache->head_dim;
-    return (size_t)n * (cache->type == PMX_F32 ? PAGE * sizeof(float) : cache->type == PMX_F16 ? PAGE * sizeof(uint16_t) : 68);
+    return (size_t)n * (cache->type == PMX_F32   ? PAGE * sizeof(float)
+                        : cache->type == PMX_F16 ? PAGE * sizeof(uint16_t)
+                                                 : 68);
 }
 
 static void *cache_data(input *in, const pmx_cache *cache) {
@@ -43,7 +45,8 @@ static batch make_batch(input *in, int32_t n_kv_heads, int32_t head_dim, int sha
         used += run->n_pages;
         b.n_tokens += run->n_tokens;
     }
-    b.cache = (pmx_cache){.type = head_dim % 32 ? (int32_t)PICK(in, PMX_F32, PMX_F16) : (int32_t)PICK(in, PMX_F32, PMX_F16, PMX_Q8_0),
+    b.cache = (pmx_cache){.type = head_dim % 32 ? (int32_t)PICK(in, PMX_F32, PMX_F16)
+                                                : (int32_t)PICK(in, PMX_F32, PMX_F16, PMX_Q8_0),
                           .n_kv_heads = n_kv_heads,
                           .head_dim = head_dim};
     b.cache.n_pages = shared && used > 4 ? 4 : used + 1;
@@ -120,7 +123,8 @@ void fuzz_cache_write(input *in) {
 
 void fuzz_attention(input *in) {
     const int32_t n_kv_heads = 1 + (int32_t)below(in, 3), head_dim = (int32_t)PICK(in, 8, 16, 24, 40, 64, 128);
-    int32_t n_heads = n_kv_heads * (1 + (int32_t)below(in, 5)), window = (int32_t)PICK(in, 0, 0, 1, 2, 63, 64, 65, 100, INT32_MAX);
+    int32_t n_heads = n_kv_heads * (1 + (int32_t)below(in, 5)),
+            window = (int32_t)PICK(in, 0, 0, 1, 2, 63, 64, 65, 100, INT32_MAX);
     batch b = make_batch(in, n_kv_heads, head_dim, 1);
     fill_cache(in, &b, 0);
     b.cache.k = b.k.of[0];
@@ -201,21 +205,23 @@ void fuzz_layer_attention(input *in) {
     const float *initial = floats(in, n * hidden);
     const float *cosines = floats(in, n * layer->head_dim / 2), *sines = floats(in, n * layer->head_dim / 2);
     const result x = written(f32(n * hidden), initial, FINITE), normed = written(f32(n * hidden), NULL, FINITE);
-    const result ids = written((size_t)(n * n_used) * sizeof(int32_t), NULL, BITS), weights = written(f32(n * n_used), NULL, FINITE);
+    const result ids = written((size_t)(n * n_used) * sizeof(int32_t), NULL, BITS),
+                 weights = written(f32(n * n_used), NULL, FINITE);
     const result qkv = observed(in, hidden), out = observed(in, q_dim);
     const pmx_observer observers[2] = {{.qkv_input = qkv.of[0], .output_input = out.of[0]},
                                        {.qkv_input = qkv.of[1], .output_input = out.of[1]}};
     int broken = breaks(in, 8);
     if (broken == 1) layer->attn_norm = NULL;
     if (broken == 2) cosines = NULL;
-    if (broken == 3) break_weight(in, (pmx_weight *const[]){&layer->q, &layer->k, &layer->v, &layer->output}[below(in, 4)]);
+    if (broken == 3)
+        break_weight(in, (pmx_weight *const[]){&layer->q, &layer->k, &layer->v, &layer->output}[below(in, 4)]);
     if (broken == 4) layer->q.rows++;
     if (broken == 5) layer->hidden = (int32_t)PICK(in, 0, -1, hidden + 1, INT32_MAX, INT32_MIN);
     if (broken == 6) layer->n_heads = (int32_t)PICK(in, 0, -1, 1025, INT32_MAX, INT32_MIN);
     if (broken == 7) layer->head_dim = (int32_t)PICK(in, 0, -8, 1032, INT32_MAX, INT32_MIN);
     if (broken == 8) broken = break_batch(in, &b);
-    CALL(pmx_layer_attention(ctx, x.of[v], normed.of[v], ids.of[v], weights.of[v], layer, cache_of(&b, v), b.runs, b.n_runs, cosines, sines,
-                             &observers[v]))
+    CALL(pmx_layer_attention(ctx, x.of[v], normed.of[v], ids.of[v], weights.of[v], layer, cache_of(&b, v), b.runs,
+                             b.n_runs, cosines, sines, &observers[v]))
     verdict(broken, n);
 }
 
@@ -236,13 +242,15 @@ void fuzz_layer_experts(input *in) {
     const result x = written(f32(n * hidden), initial, FINITE);
     const result input_sums = observed(in, layer->n_experts * hidden), down = observed(in, layer->n_experts * m.ffn);
     const result counts = observed(in, layer->n_experts);
-    const pmx_observer observers[2] = {{.expert_input = input_sums.of[0], .down_input = down.of[0], .n_tokens = counts.of[0]},
-                                       {.expert_input = input_sums.of[1], .down_input = down.of[1], .n_tokens = counts.of[1]}};
+    const pmx_observer observers[2] = {
+        {.expert_input = input_sums.of[0], .down_input = down.of[0], .n_tokens = counts.of[0]},
+        {.expert_input = input_sums.of[1], .down_input = down.of[1], .n_tokens = counts.of[1]}};
     int broken = breaks(in, 7);
     if (n == 0 && broken == 3) broken = 0;
     if (broken == 1) normed = NULL;
     if (broken == 2) n_tokens = no_count(in);
-    if (broken == 3) ids[below(in, (uint32_t)(n * n_used))] = (int32_t)PICK(in, -1, layer->n_experts, INT32_MAX, INT32_MIN);
+    if (broken == 3)
+        ids[below(in, (uint32_t)(n * n_used))] = (int32_t)PICK(in, -1, layer->n_experts, INT32_MAX, INT32_MIN);
     if (broken == 4) break_weight(in, &m.experts[below(in, (uint32_t)layer->n_experts * 3)]);
     if (broken == 5) layer->n_experts_used = (int32_t)PICK(in, 0, -1, layer->n_experts + 1, INT32_MAX, INT32_MIN);
     if (broken == 6) layer->n_experts = (int32_t)PICK(in, 0, -1, 65, INT32_MAX, INT32_MIN);

@@ -120,12 +120,14 @@ void fuzz_rope_table(input *in) {
     double *frequencies = doubles(in, n_pairs), factor = (double)PICK(in, 1, 2, 0, -1, 1000) * 0.5;
     int32_t *positions = buffer((size_t)n_tokens * sizeof *positions);
     for (int64_t i = 0; i < n_tokens; i++) positions[i] = (int32_t)(number(in) >> 12);
-    const result cosines = written(f32(n_tokens * n_pairs), NULL, FINITE), sines = written(f32(n_tokens * n_pairs), NULL, FINITE);
+    const result cosines = written(f32(n_tokens * n_pairs), NULL, FINITE),
+                 sines = written(f32(n_tokens * n_pairs), NULL, FINITE);
     const int broken = breaks(in, 6);
     if (broken == 1) frequencies = NULL;
     if (broken == 2) n_tokens = no_count(in);
     if (broken == 3) n_pairs = PICK(in, 0, -1, INT64_MIN);
-    if (broken == 4) frequencies[below(in, (uint32_t)n_pairs)] = (const double[]){NAN, -1.0, INFINITY, -INFINITY}[below(in, 4)];
+    if (broken == 4)
+        frequencies[below(in, (uint32_t)n_pairs)] = (const double[]){NAN, -1.0, INFINITY, -INFINITY}[below(in, 4)];
     if (broken == 5) factor = (const double[]){NAN, INFINITY, 1e39, -1e300}[below(in, 4)];
     if (broken == 6) {
         frequencies[0] = 1.0;

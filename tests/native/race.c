@@ -1,6 +1,6 @@
-/* race.c: what the pool of threads must bear, for ThreadSanitizer: contexts used from two threads at once, cancelled by a third, made and
- * destroyed, and forked while others work. Every result is compared with that of one thread. Built and run by
- * tests/native/sanitize. */
+/* race.c: what the pool of threads must bear, for ThreadSanitizer: contexts used from two threads
+ * at once, cancelled by a third, made and destroyed, and forked while others work. Every result is
+ * compared with that of one thread. Built and run by tests/native/sanitize. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -14,7 +14,8 @@
 enum { ROWS = 400, COLS = 96, TOKENS = 9, CALLS = 200, ROUNDS = 40, FORKS = 20, CANCELS = 6000 };
 
 static float x[TOKENS * COLS], w[ROWS * COLS], want[TOKENS * ROWS];
-static const pmx_weight weight = {.data = w, .type = PMX_F32, .rows = ROWS, .cols = COLS, .row_bytes = COLS * sizeof(float)};
+static const pmx_weight weight = {
+    .data = w, .type = PMX_F32, .rows = ROWS, .cols = COLS, .row_bytes = COLS * sizeof(float)};
 
 static void expect(int holds, const char *what) {
     if (holds) return;

@@ -7,7 +7,8 @@
 #include "../../blocks.h"
 #include "../../kernels.h"
 
-/* Everything between the two is compiled for the instruction set, whatever the compiler's own target is. */
+/* Everything between the two is compiled for the instruction set, whatever the compiler's own
+ * target is. */
 #if defined(__clang__)
 #define PMX_AVX2_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c\"))), apply_to = function)")
 #define PMX_AVX2_END _Pragma("clang attribute pop")
@@ -27,22 +28,23 @@ void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n);
 void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_avx2_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n);
-void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
-                         const float *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
-                         const uint16_t *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
-                          const uint8_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const float *k, const float *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                          const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
 /* Declares the products of a weight type. */
-#define PMX_AVX2_PRODUCTS(T)                                                                                                               \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);             \
-    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
-                          const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVX2_PRODUCTS(T)                                                                                           \
+    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
+                          int64_t token);                                                                              \
+    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
+                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
 /* Declares all kernels of a weight type. */
-#define PMX_AVX2_TYPE(T)                                                                                                                   \
-    PMX_AVX2_PRODUCTS(T)                                                                                                                   \
+#define PMX_AVX2_TYPE(T)                                                                                               \
+    PMX_AVX2_PRODUCTS(T)                                                                                               \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n);
 
 /* matmul_float.c */
@@ -67,13 +69,13 @@ PMX_AVX2_PRODUCTS(q6_k)
 PMX_AVX2_PRODUCTS(iq4_xs)
 
 /* The operations that all x86 tables take from here. */
-#define PMX_AVX2_OPERATIONS                                                                                                                \
-    .rms_norm = pmx_avx2_rms_norm, .quantize32 = pmx_avx2_quantize32, .quantize256 = pmx_avx2_quantize256, .exp = pmx_avx2_exp,            \
-    .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .rope = pmx_avx2_rope, .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen,       \
-    .combine = pmx_avx2_combine
+#define PMX_AVX2_OPERATIONS                                                                                            \
+    .rms_norm = pmx_avx2_rms_norm, .quantize32 = pmx_avx2_quantize32, .quantize256 = pmx_avx2_quantize256,             \
+    .exp = pmx_avx2_exp, .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .rope = pmx_avx2_rope,                  \
+    .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen, .combine = pmx_avx2_combine
 
-/* Into L2. Spread over the unpacking of a strip, the reading of the next one hides behind it: all at once, or between the tiles, where few
- * tokens leave no room, it does not. */
+/* Into L2. Spread over the unpacking of a strip, the reading of the next one hides behind it: all
+ * at once, or between the tiles, where few tokens leave no room, it does not. */
 PMX_INLINE void prefetch_bytes(const uint8_t *p, int64_t n) {
     for (int64_t line = 0; line < n; line += 64) __builtin_prefetch(p + line, 0, 2);
 }
@@ -93,7 +95,8 @@ PMX_INLINE float sum8_tree(__m256 s) {
 }
 
 PMX_INLINE __m256 exp8(__m256 x) {
-    const __m256 n = _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(PMX_EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m256 n =
+        _mm256_round_ps(_mm256_mul_ps(x, _mm256_set1_ps(PMX_EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(PMX_EXP_LN2_HI), x);
     r = _mm256_fnmadd_ps(n, _mm256_set1_ps(PMX_EXP_LN2_LO), r);
     __m256 p = _mm256_set1_ps(PMX_EXP_C7);

@@ -9,7 +9,8 @@
 
 PMX_AVX2_BEGIN
 
-/* Eight row pointers from row r on; rows past the end repeat the last one and their results are dropped. */
+/* Eight row pointers from row r on; rows past the end repeat the last one and their results are
+ * dropped. */
 PMX_INLINE void row_pointers(const uint8_t *rows[8], const uint8_t *w, int64_t row_bytes, int64_t r, int64_t n_rows) {
     for (int i = 0; i < 8; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
 }
@@ -18,8 +19,8 @@ PMX_INLINE void row_pointers(const uint8_t *rows[8], const uint8_t *w, int64_t r
 PMX_INLINE __m256 load_scales(const uint8_t *const *rows, int64_t offset) {
     uint16_t h[8];
     for (int i = 0; i < 8; i++) memcpy(&h[i], rows[i] + offset, sizeof h[i]);
-    const __m128i packed = _mm_setr_epi16((int16_t)h[0], (int16_t)h[1], (int16_t)h[2], (int16_t)h[3], (int16_t)h[4], (int16_t)h[5],
-                                          (int16_t)h[6], (int16_t)h[7]);
+    const __m128i packed = _mm_setr_epi16((int16_t)h[0], (int16_t)h[1], (int16_t)h[2], (int16_t)h[3], (int16_t)h[4],
+                                          (int16_t)h[5], (int16_t)h[6], (int16_t)h[7]);
     return _mm256_cvtph_ps(packed);
 }
 
@@ -28,8 +29,9 @@ PMX_INLINE void load_scale_pairs(__m256 *first, __m256 *second, const uint8_t *c
     int32_t h[8];
     for (int i = 0; i < 8; i++) memcpy(&h[i], rows[i] + offset, sizeof h[i]);
     const __m256i pairs = _mm256_setr_epi32(h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7]);
-    const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
-                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i apart =
+        _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
+                         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     const __m256i both = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(pairs, apart), 0xd8);
     *first = _mm256_cvtph_ps(_mm256_castsi256_si128(both));
     *second = _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1));
@@ -52,18 +54,21 @@ PMX_INLINE __m256i load_fifth_bits(const uint8_t *qh) {
     return _mm256_and_si256(_mm256_cmpeq_epi8(masked, bit), _mm256_set1_epi8(16));
 }
 
-/* --- A block's 32 integers as bytes: unsigned, with the type's offset, but signed for q8_0 and iq4_nl */
+/* --- A block's 32 integers as bytes: unsigned, with the type's offset, but signed for q8_0 and
+ * iq4_nl */
 
 PMX_INLINE __m256i unpack_q4_0(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_0, qs)); }
 
 PMX_INLINE __m256i unpack_q4_1(const uint8_t *block) { return load_nibbles(block + offsetof(pmx_block_q4_1, qs)); }
 
 PMX_INLINE __m256i unpack_q5_0(const uint8_t *block) {
-    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_0, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_0, qh)));
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_0, qs)),
+                           load_fifth_bits(block + offsetof(pmx_block_q5_0, qh)));
 }
 
 PMX_INLINE __m256i unpack_q5_1(const uint8_t *block) {
-    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_1, qs)), load_fifth_bits(block + offsetof(pmx_block_q5_1, qh)));
+    return _mm256_or_si256(load_nibbles(block + offsetof(pmx_block_q5_1, qs)),
+                           load_fifth_bits(block + offsetof(pmx_block_q5_1, qh)));
 }
 
 PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) {
@@ -90,7 +95,8 @@ PMX_INLINE void transpose8(uint8_t *out, const int64_t stride, const __m256i *v)
     }
     for (int i = 0; i < 4; i++) {
         _mm256_store_si256((__m256i *)(void *)(out + i * stride), _mm256_permute2x128_si256(b[i], b[i + 4], 0x20));
-        _mm256_store_si256((__m256i *)(void *)(out + (i + 4) * stride), _mm256_permute2x128_si256(b[i], b[i + 4], 0x31));
+        _mm256_store_si256((__m256i *)(void *)(out + (i + 4) * stride),
+                           _mm256_permute2x128_si256(b[i], b[i + 4], 0x31));
     }
 }
 

@@ -1,4 +1,5 @@
-/* elementwise.c: norm, activation quantization, exp, SiLU, RoPE and conversions, 8 lanes at a time. */
+/* elementwise.c: norm, activation quantization, exp, SiLU, RoPE and conversions, 8 lanes at a time.
+ */
 #if defined(__x86_64__)
 #include <math.h>
 #include <string.h>
@@ -30,7 +31,8 @@ void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
 PMX_INLINE uint32_t magnitude_bits(const float *x, const int n) {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
     __m256i most = _mm256_setzero_si256();
-    for (int i = 0; i < n; i += 8) most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), magnitude));
+    for (int i = 0; i < n; i += 8)
+        most = _mm256_max_epi32(most, _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(x + i)), magnitude));
     __m128i m = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1));
@@ -43,7 +45,8 @@ PMX_INLINE __m128i quantize_32(int8_t *q, const float *x, __m256 inverse) {
     for (int i = 0; i < 4; i++) v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), inverse));
     const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
     /* packs works within 128-bit lanes: dwords come out as 0 2 4 6 1 3 5 7 */
-    _mm256_storeu_si256((__m256i *)(void *)q, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    _mm256_storeu_si256((__m256i *)(void *)q,
+                        _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
     const __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
     const __m128i quads = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     return _mm_hadd_epi32(quads, quads);
@@ -74,9 +77,13 @@ PMX_INLINE int quantize(int8_t *q, float *d, int32_t *sums, const float *x, int6
     return nonfinite;
 }
 
-int pmx_avx2_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 32); }
+int pmx_avx2_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    return quantize(q, d, sums, x, n, 32);
+}
 
-int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 256); }
+int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    return quantize(q, d, sums, x, n, 256);
+}
 
 void pmx_avx2_exp(float *y, const float *x, int64_t n) {
     int64_t i = 0;
@@ -94,14 +101,16 @@ void pmx_avx2_silu_mul(float *y, const float *gate, const float *up, int64_t n) 
     for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, silu_mul8(_mm256_loadu_ps(gate + i), _mm256_loadu_ps(up + i)));
     if (i < n) {
         const __m256i tail = first_lanes(n - i);
-        _mm256_maskstore_ps(y + i, tail, silu_mul8(_mm256_maskload_ps(gate + i, tail), _mm256_maskload_ps(up + i, tail)));
+        _mm256_maskstore_ps(y + i, tail,
+                            silu_mul8(_mm256_maskload_ps(gate + i, tail), _mm256_maskload_ps(up + i, tail)));
     }
 }
 
 void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n) {
     const __m256 a8 = _mm256_set1_ps(a);
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_fmadd_ps(a8, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(a8, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
     for (; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
@@ -126,13 +135,15 @@ void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n
 void pmx_avx2_narrow(uint16_t *y, const float *x, int64_t n) {
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(y + i), _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm_storeu_si128((__m128i *)(void *)(y + i),
+                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
     for (; i < n; i++) y[i] = pmx_f32_to_f16(x[i]);
 }
 
 void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n) {
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + i))));
+    for (; i + 8 <= n; i += 8)
+        _mm256_storeu_ps(y + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(x + i))));
     for (; i < n; i++) y[i] = pmx_f16_to_f32(x[i]);
 }
 

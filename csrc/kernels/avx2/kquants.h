@@ -1,5 +1,5 @@
-/* kquants.h: how blocks of 256 become vectors: of each type its bytes, scales and minimums, and what the kernels must know about it.
- * `type` is a constant wherever these are inlined. */
+/* kquants.h: how blocks of 256 become vectors: of each type its bytes, scales and minimums, and
+ * what the kernels must know about it. `type` is a constant wherever these are inlined. */
 #ifndef PMX_AVX2_KQUANTS_H
 #define PMX_AVX2_KQUANTS_H
 
@@ -13,8 +13,10 @@
 /* Elements of a sub-block. */
 #define KQUANT_SUB(type) ((type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16 : 32)
 #define KQUANT_HAS_MIN(type) ((type) == PMX_Q2_K || (type) == PMX_Q4_K || (type) == PMX_Q5_K)
-/* Bytes are unsigned (but for iq4_xs): the type's offset is 2 to this, applied to sums; -1: none. */
-#define KQUANT_OFFSET_BITS(type) ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : (type) == KQUANT_IQ4_XS_128 ? 7 : -1)
+/* Bytes are unsigned (but for iq4_xs): the type's offset is 2 to this, applied to sums; -1: none.
+ */
+#define KQUANT_OFFSET_BITS(type)                                                                                       \
+    ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : (type) == KQUANT_IQ4_XS_128 ? 7 : -1)
 #define KQUANT_SIGNED(type) ((type) == PMX_IQ4_XS)
 
 PMX_INLINE int64_t kquant_bytes(const int type) {
@@ -33,7 +35,8 @@ PMX_AVX2_BEGIN
 PMX_INLINE __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
 PMX_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
 
-/* Each byte's bits from `from` on moved to bit `to`, masked there. A shift of 16-bit lanes brings foreign bits only where the mask is 0. */
+/* Each byte's bits from `from` on moved to bit `to`, masked there. A shift of 16-bit lanes brings
+ * foreign bits only where the mask is 0. */
 PMX_INLINE __m256i move_bits(__m256i v, const int from, const int to, const int mask) {
     const __m256i moved = from > to ? _mm256_srli_epi16(v, from - to) : from < to ? _mm256_slli_epi16(v, to - from) : v;
     return _mm256_and_si256(moved, _mm256_set1_epi8((char)(mask << to)));
@@ -52,16 +55,20 @@ PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, const int c
         return _mm256_or_si256(move_bits(load32(block + offsetof(pmx_block_q5_k, qs) + c / 2 * 32), 4 * (c % 2), 0, 15),
                                move_bits(load32(block + offsetof(pmx_block_q5_k, qh)), c, 4, 1));
     case PMX_Q6_K:
-        return _mm256_or_si256(move_bits(load32(block + offsetof(pmx_block_q6_k, ql) + 64 * half + s % 2 * 32), 4 * (s / 2), 0, 15),
-                               move_bits(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * half), 2 * s, 4, 3));
+        return _mm256_or_si256(
+            move_bits(load32(block + offsetof(pmx_block_q6_k, ql) + 64 * half + s % 2 * 32), 4 * (s / 2), 0, 15),
+            move_bits(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * half), 2 * s, 4, 3));
     default: {
-        const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES), offset = _mm256_set1_epi8(KQUANT_SIGNED(type) ? 0 : -128);
-        return _mm256_shuffle_epi8(_mm256_xor_si256(values, offset), load_nibbles(block + offsetof(pmx_block_iq4_xs, qs) + 16 * c));
+        const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES),
+                      offset = _mm256_set1_epi8(KQUANT_SIGNED(type) ? 0 : -128);
+        return _mm256_shuffle_epi8(_mm256_xor_si256(values, offset),
+                                   load_nibbles(block + offsetof(pmx_block_iq4_xs, qs) + 16 * c));
     }
     }
 }
 
-/* q4_k's and q5_k's first 16 bytes, d, dmin and 12 bytes of 6-bit numbers, as 8 scales, then 8 minimums. */
+/* q4_k's and q5_k's first 16 bytes, d, dmin and 12 bytes of 6-bit numbers, as 8 scales, then 8
+ * minimums. */
 PMX_INLINE __m128i six_bits(__m128i head) {
     /* dwords of the four results: scales 0..3, scales 4..7, minimums 0..3, minimums 4..7 */
     const __m128i low = _mm_shuffle_epi8(head, _mm_setr_epi8(4, 5, 6, 7, 12, 13, 14, 15, 8, 9, 10, 11, 12, 13, 14, 15));
@@ -75,7 +82,8 @@ PMX_INLINE __m128i scales_q3_k(const uint8_t *block) {
     /* 2 bytes of no interest, then the 12 of the scales, then d: a load that ends with the block */
     const __m128i v = load16(block + sizeof(pmx_block_q3_k) - 16);
     const __m128i low = _mm_shuffle_epi8(v, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
-    const __m128i top = _mm_shuffle_epi8(v, _mm_setr_epi8(10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13));
+    const __m128i top =
+        _mm_shuffle_epi8(v, _mm_setr_epi8(10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13));
     const __m128i four = _mm_and_si128(_mm_srlv_epi64(low, _mm_set_epi64x(4, 0)), _mm_set1_epi8(15));
     const __m128i two = _mm_and_si128(_mm_srlv_epi32(top, _mm_setr_epi32(0, 2, 4, 6)), _mm_set1_epi8(3));
     return _mm_sub_epi8(_mm_or_si128(four, _mm_slli_epi16(two, 4)), _mm_set1_epi8(32));
@@ -87,12 +95,14 @@ PMX_INLINE __m128i scales_iq4_xs(const uint8_t *block) {
     const __m128i nibbles = _mm_mullo_epi16(bytes, _mm_setr_epi16(16, 1, 16, 1, 16, 1, 16, 1)); /* at bits 4..7 */
     const __m128i low = _mm_and_si128(_mm_srli_epi16(nibbles, 4), _mm_set1_epi16(15));
     const __m128i high = _mm_shuffle_epi8(v, _mm_setr_epi8(2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
-    const __m128i crumbs = _mm_mullo_epi16(high, _mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
+    const __m128i crumbs =
+        _mm_mullo_epi16(high, _mm_setr_epi16(1 << 14, 1 << 12, 1 << 10, 1 << 8, 1 << 6, 1 << 4, 1 << 2, 1));
     const __m128i top = _mm_and_si128(_mm_srli_epi16(crumbs, 10), _mm_set1_epi16(0x30)); /* from bits 14, 15 */
     return _mm_packs_epi16(_mm_sub_epi16(_mm_or_si128(low, top), _mm_set1_epi16(32)), _mm_setzero_si128());
 }
 
-/* 16 bytes: the scales of 16 sub-blocks, or 8 scales and the 8 minimums (0 where the type has none). */
+/* 16 bytes: the scales of 16 sub-blocks, or 8 scales and the 8 minimums (0 where the type has
+ * none). */
 PMX_INLINE __m128i kquant_scales(const int type, const uint8_t *block) {
     switch (type) {
     case PMX_Q2_K: return _mm_and_si128(load16(block), _mm_set1_epi8(15));
@@ -105,7 +115,9 @@ PMX_INLINE __m128i kquant_scales(const int type, const uint8_t *block) {
 }
 
 /* q2_k's 16 minimums as bytes. */
-PMX_INLINE __m128i kquant_mins_q2_k(const uint8_t *block) { return _mm_and_si128(_mm_srli_epi16(load16(block), 4), _mm_set1_epi8(15)); }
+PMX_INLINE __m128i kquant_mins_q2_k(const uint8_t *block) {
+    return _mm_and_si128(_mm_srli_epi16(load16(block), 4), _mm_set1_epi8(15));
+}
 
 /* A block's 16 sums of activations as int16, in order; each at most 16 * 127. */
 PMX_INLINE __m256i kquant_sums16(const int32_t *sums) {

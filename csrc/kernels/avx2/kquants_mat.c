@@ -1,9 +1,9 @@
 /* kquants_mat.c: the strips and tiles of kquants_mat.h with vpmaddubsw.
  *
- * After vpmaddubsw a dword holds two int16 of its row, so vpmaddwd with the scales sums and scales them at once. What an int16 sums before
- * that (two products each):
- *   2 bits, 3 bits: the 4 of a sub-block of 16, 8 * 7*127 = 7112     4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480
- *   5 bits: 4, 8 * 31*127 = 31496                                    6 bits: 2, 4 * 63*127 = 32004
+ * After vpmaddubsw a dword holds two int16 of its row, so vpmaddwd with the scales sums and scales
+ * them at once. What an int16 sums before that (two products each): 2 bits, 3 bits: the 4 of a
+ * sub-block of 16, 8 * 7*127 = 7112     4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480 5
+ * bits: 4, 8 * 31*127 = 31496                                    6 bits: 2, 4 * 63*127 = 32004
  *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258              all below 32768 */
 #if defined(__x86_64__)
 #include "kquants_mat.h"
@@ -22,14 +22,14 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
             FOR_TOKENS(DECLARE)
 #undef DECLARE
-#define STEP(t)                                                                                                                            \
-    {                                                                                                                                      \
-        const __m256i v = load_dword(x[t] + 32 * c + 4 * i);                                                                               \
-        low##t = _mm256_add_epi16(low##t,                                                                                                  \
-                                  KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, w0)) : _mm256_maddubs_epi16(w0, v));  \
-        high##t = _mm256_add_epi16(high##t,                                                                                                \
-                                   KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, w1)) : _mm256_maddubs_epi16(w1, v)); \
-        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
+#define STEP(t)                                                                                                        \
+    {                                                                                                                  \
+        const __m256i v = load_dword(x[t] + 32 * c + 4 * i);                                                           \
+        low##t = _mm256_add_epi16(low##t, KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, w0))      \
+                                                              : _mm256_maddubs_epi16(w0, v));                          \
+        high##t = _mm256_add_epi16(high##t, KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, w1))    \
+                                                                : _mm256_maddubs_epi16(w1, v));                        \
+        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                     \
     }
 #pragma GCC unroll 8
             for (int i = first; i < first + n_sums; i++) {
@@ -40,8 +40,8 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
 #undef STEP
             const int32_t *scales = block->scales[KQUANT_SUB(type) == 32 ? c : 2 * c + first / 4];
             const __m256i scale0 = load_epi32(scales), scale1 = load_epi32(scales + 8);
-#define FLUSH(t)                                                                                                                           \
-    store_epi32(isum[t], _mm256_add_epi32(load_epi32(isum[t]), _mm256_madd_epi16(low##t, scale0)));                                        \
+#define FLUSH(t)                                                                                                       \
+    store_epi32(isum[t], _mm256_add_epi32(load_epi32(isum[t]), _mm256_madd_epi16(low##t, scale0)));                    \
     store_epi32(isum[t] + 8, _mm256_add_epi32(load_epi32(isum[t] + 8), _mm256_madd_epi16(high##t, scale1)));
             FOR_TOKENS(FLUSH)
 #undef FLUSH

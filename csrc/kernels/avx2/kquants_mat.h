@@ -1,9 +1,11 @@
-/* kquants_mat.h: blocks of 256 times many tokens: the strips and tiles of matmul32.h, with the sub-blocks' scales kept as integers.
+/* kquants_mat.h: blocks of 256 times many tokens: the strips and tiles of matmul32.h, with the
+ * sub-blocks' scales kept as integers.
  *
- * A strip of 16 rows is unpacked once per K_BLOCK columns: bytes [k/4][16 rows][4], scales as (scale, scale) in the two int16 of a dword
- * [sub-block][16 rows]. An instruction set gives the kernel that sums and scales a block's products as int32; they are converted to float
- * once per 256 columns. No int32 overflows: see kquants_vec.c. Offsets and minimums are vpmaddwd of pairs of sub-blocks' scales or minimums
- * with pairs of the activations' sums (int16).
+ * A strip of 16 rows is unpacked once per K_BLOCK columns: bytes [k/4][16 rows][4], scales as
+ * (scale, scale) in the two int16 of a dword [sub-block][16 rows]. An instruction set gives the
+ * kernel that sums and scales a block's products as int32; they are converted to float once per 256
+ * columns. No int32 overflows: see kquants_vec.c. Offsets and minimums are vpmaddwd of pairs of
+ * sub-blocks' scales or minimums with pairs of the activations' sums (int16).
  */
 #ifndef PMX_AVX2_KQUANTS_MAT_H
 #define PMX_AVX2_KQUANTS_MAT_H
@@ -16,8 +18,9 @@ enum { STRIP_BLOCKS256 = K_BLOCK / PMX_BLOCK256 };
 /* What a strip knows of a block beside its bytes. */
 typedef struct {
     int32_t scales[16][STRIP_ROWS]; /* of each sub-block, twice in a dword */
-    int32_t pairs[8][STRIP_ROWS]; /* what is multiplied with the activations' sums, of two consecutive sub-blocks a dword: the minimums, or
-                                     the scales of a type with an offset; of 8 sub-blocks: minimums last, scales first */
+    int32_t pairs[8][STRIP_ROWS];   /* what is multiplied with the activations' sums, of two consecutive
+                                       sub-blocks a dword: the minimums, or the scales of a type with an
+                                       offset; of 8 sub-blocks: minimums last, scales first */
     float d[STRIP_ROWS], dmin[STRIP_ROWS];
 } strip_block;
 _Static_assert(sizeof(strip_block) % 64 == 0, "aligned loads");
@@ -34,14 +37,16 @@ PMX_AVX2_BEGIN
 PMX_INLINE __m256i load_epi32(const int32_t *p) { return _mm256_load_si256((const __m256i *)(const void *)p); }
 PMX_INLINE void store_epi32(int32_t *p, __m256i v) { _mm256_store_si256((__m256i *)(void *)p, v); }
 
-/* Eight rows' 16 signed bytes as int16, two consecutive ones a dword: [8][8 rows], into every second half of pairs. */
+/* Eight rows' 16 signed bytes as int16, two consecutive ones a dword: [8][8 rows], into every
+ * second half of pairs. */
 PMX_INLINE void store_pairs(int32_t (*pairs)[STRIP_ROWS], int half, const __m128i *bytes) {
     __m256i v[8];
     for (int i = 0; i < 8; i++) v[i] = _mm256_cvtepi8_epi16(bytes[i]);
     transpose8((uint8_t *)(void *)&pairs[0][half], sizeof pairs[0], v);
 }
 
-PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int half, const uint8_t *const *rows, int64_t offset) {
+PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int half, const uint8_t *const *rows,
+                             int64_t offset) {
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
         __m256i v[8];
@@ -52,7 +57,8 @@ PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int h
     for (int i = 0; i < 8; i++) bytes[i] = kquant_scales(type, rows[i] + offset);
     store_pairs(out->pairs, half, bytes);
     const __m256i first = _mm256_set1_epi32(0x01000100), second = _mm256_set1_epi32(0x03020302),
-                  lane = _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
+                  lane =
+                      _mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c);
     for (int p = 0; p < 128 / KQUANT_SUB(type); p++) {
         const __m256i pair = load_epi32(&out->pairs[p][half]);
         store_epi32(&out->scales[2 * p][half], _mm256_shuffle_epi8(pair, _mm256_add_epi8(lane, first)));
@@ -75,8 +81,8 @@ typedef struct {
     const int32_t *sums[TILE_TOKENS];
 } tile_acts256;
 
-PMX_INLINE void tile_pointers256(tile_acts256 *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, int64_t t,
-                                 int64_t first) {
+PMX_INLINE void tile_pointers256(tile_acts256 *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens,
+                                 int64_t t, int64_t first) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK256;
     for (int i = 0; i < TILE_TOKENS; i++) {
         const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
@@ -97,19 +103,23 @@ PMX_INLINE __m256i dot_pairs(const int type, const strip_block *block, int half,
     return total;
 }
 
-PMX_INLINE void finish(const int type, float *acc, int32_t *isum, const strip_block *block, int half, const int32_t *sums, float dx_) {
+PMX_INLINE void finish(const int type, float *acc, int32_t *isum, const strip_block *block, int half,
+                       const int32_t *sums, float dx_) {
     const __m256 dx = _mm256_set1_ps(dx_);
     __m256i total = load_epi32(isum + half);
     if (KQUANT_OFFSET_BITS(type) >= 0)
-        total = _mm256_sub_epi32(total, _mm256_slli_epi32(dot_pairs(type, block, half, sums), KQUANT_OFFSET_BITS(type)));
-    __m256 y = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->d + half), dx), _mm256_cvtepi32_ps(total), _mm256_load_ps(acc + half));
+        total =
+            _mm256_sub_epi32(total, _mm256_slli_epi32(dot_pairs(type, block, half, sums), KQUANT_OFFSET_BITS(type)));
+    __m256 y = _mm256_fmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->d + half), dx), _mm256_cvtepi32_ps(total),
+                               _mm256_load_ps(acc + half));
     if (KQUANT_HAS_MIN(type))
-        y = _mm256_fnmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->dmin + half), dx), _mm256_cvtepi32_ps(dot_pairs(type, block, half, sums)),
-                             y);
+        y = _mm256_fnmadd_ps(_mm256_mul_ps(_mm256_load_ps(block->dmin + half), dx),
+                             _mm256_cvtepi32_ps(dot_pairs(type, block, half, sums)), y);
     _mm256_store_ps(acc + half, y);
 }
 
-/* isum [4 tokens][16 rows] = the scaled products of a block of 256, without offsets. q: the strip's bytes, x: of each token. */
+/* isum [4 tokens][16 rows] = the scaled products of a block of 256, without offsets. q: the strip's
+ * bytes, x: of each token. */
 typedef void (*block_kernel)(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                              const int8_t *const *x);
 
@@ -124,14 +134,16 @@ PMX_INLINE void tile256(const int type, block_kernel kernel, float *acc, const u
         for (int t = 0; t < TILE_TOKENS; t++) {
             _Alignas(32) int32_t sums[8];
             if (!KQUANT_SIGNED(type))
-                store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(acts->sums[t] + 16 * b) : kquant_sums32(acts->sums[t] + 16 * b));
-            for (int half = 0; half < STRIP_ROWS; half += 8) finish(type, acc + t * STRIP_ROWS, isum[t], block, half, sums, acts->d[t][b]);
+                store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(acts->sums[t] + 16 * b)
+                                                         : kquant_sums32(acts->sums[t] + 16 * b));
+            for (int half = 0; half < STRIP_ROWS; half += 8)
+                finish(type, acc + t * STRIP_ROWS, isum[t], block, half, sums, acts->d[t][b]);
         }
     }
 }
 
-PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,
-                       const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
+PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes,
+                       int64_t n_rows, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
     mat_scratch *strip = scratch;
     const int64_t n_blocks = acts->cols / PMX_BLOCK256, tiles = (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
@@ -155,15 +167,16 @@ PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ld
                 tile256(type, kernel, strip->acc + t * STRIP_ROWS, strip->q, strip->blocks, &pointers, blocks);
             }
         }
-        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, strip->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
+        for (int64_t t = 0; t < n_tokens; t++)
+            memcpy(y + t * ldy + r, strip->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
     }
 }
 
 /* Defines a type's kernel by the multiply_block of the file. */
-#define KQUANTS_MAT(NAME, ID)                                                                                                              \
-    void NAME(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,     \
-              int64_t n_tokens, void *scratch) {                                                                                           \
-        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                                         \
+#define KQUANTS_MAT(NAME, ID)                                                                                          \
+    void NAME(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,        \
+              const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                \
+        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                     \
     }
 
 PMX_AVX2_END

@@ -1,11 +1,13 @@
 /* kquants_vec.c: blocks of 256 times one token.
  *
- * Eight rows straight from the mapped blocks, the next eight prefetched linearly, as in matmul32.h. Per row and block: vpmaddubsw of the
- * bytes with the activations (two products of at most 63*127, or 127*127 for iq4_xs, stay below 32768), then vpmaddwd with the sub-block's
- * scale in both int16 of a pair, into one vector of int32. The eight vectors are reduced together, and their sums converted to float, once
- * a block. Unsigned bytes times scales reach 256 * 63*127 * 128 = 262,176,768, the offsets 32 * 256*127 * 128 = 133,169,152, iq4_xs 256 *
- * 127*127 * 32 = 132,128,768: no int32 overflows, in any order of adding. Offsets and minimums are vpmaddwd of the scales or minimums with
- * the activations' sums, which fit int16. */
+ * Eight rows straight from the mapped blocks, the next eight prefetched linearly, as in matmul32.h.
+ * Per row and block: vpmaddubsw of the bytes with the activations (two products of at most 63*127,
+ * or 127*127 for iq4_xs, stay below 32768), then vpmaddwd with the sub-block's scale in both int16
+ * of a pair, into one vector of int32. The eight vectors are reduced together, and their sums
+ * converted to float, once a block. Unsigned bytes times scales reach 256 * 63*127 * 128 =
+ * 262,176,768, the offsets 32 * 256*127 * 128 = 133,169,152, iq4_xs 256 * 127*127 * 32 =
+ * 132,128,768: no int32 overflows, in any order of adding. Offsets and minimums are vpmaddwd of the
+ * scales or minimums with the activations' sums, which fit int16. */
 #if defined(__x86_64__)
 #include "kquants.h"
 #include "matmul32.h"
@@ -15,19 +17,22 @@ PMX_AVX2_BEGIN
 /* One block's activations, as all rows need them. */
 typedef struct {
     const int8_t *q;
-    __m256i sums; /* int16: sub-blocks of 16: those of even sub-blocks, then of odd ones; of 32: zeros, then the eight sums */
+    __m256i sums; /* int16: sub-blocks of 16: those of even sub-blocks, then of odd ones; of 32:
+                     zeros, then the eight sums */
 } block_acts;
 
 PMX_INLINE __m256i load_sums(const int type, const int32_t *sums) {
     if (KQUANT_SUB(type) == 32) return kquant_sums32(sums);
-    const __m256i apart = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
-                                           0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+    const __m256i apart =
+        _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
+                         0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(kquant_sums16(sums), apart), 0xd8);
 }
 
 /* One row's block: the parts of isum and msum in eight int32 each. */
 PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const uint8_t *block, const block_acts *acts) {
-    __m256i scales; /* int16: in each 128-bit lane the scales of the sub-blocks that fall into it, chunk c's at position c */
+    __m256i scales; /* int16: in each 128-bit lane the scales of the sub-blocks that fall into it,
+                       chunk c's at position c */
     if (KQUANT_SUB(type) == 32) {
         const __m256i both = _mm256_cvtepi8_epi16(kquant_scales(type, block));
         if (KQUANT_HAS_MIN(type)) *msum = _mm256_madd_epi16(both, acts->sums);
@@ -36,7 +41,8 @@ PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const ui
         const __m128i apart = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
         scales = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(kquant_scales(type, block), apart));
         if (KQUANT_HAS_MIN(type))
-            *msum = _mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_shuffle_epi8(kquant_mins_q2_k(block), apart)), acts->sums);
+            *msum =
+                _mm256_madd_epi16(_mm256_cvtepi8_epi16(_mm_shuffle_epi8(kquant_mins_q2_k(block), apart)), acts->sums);
     }
     __m256i sum = _mm256_setzero_si256();
     if (KQUANT_OFFSET_BITS(type) >= 0)
@@ -44,22 +50,24 @@ PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const ui
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
         const __m256i w = kquant_load(type, block, c), x = load32((const uint8_t *)acts->q + 32 * c);
-        const __m256i pairs =
-            KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) : _mm256_maddubs_epi16(w, x);
+        const __m256i pairs = KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                                                  : _mm256_maddubs_epi16(w, x);
         const __m256i scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16((int16_t)(2 * c | (2 * c + 1) << 8)));
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, scale));
     }
     *isum = sum;
 }
 
-PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {
+PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                    int64_t token) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK256, bytes = kquant_bytes(type);
     const float *d = acts->q256.d + token * n_blocks;
     const int32_t *sums = acts->q256.sums + token * n_blocks * 16;
     for (int64_t r = 0; r < n_rows; r += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, r, n_rows);
-        const char *line = (const char *)w + (r + 8) * row_bytes, *end = line; /* of the next rows: prefetched up to here */
+        const char *line = (const char *)w + (r + 8) * row_bytes,
+                   *end = line; /* of the next rows: prefetched up to here */
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const block_acts x = {acts->q256.q + token * acts->cols + b * PMX_BLOCK256, load_sums(type, sums + 16 * b)};
@@ -73,7 +81,8 @@ PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_byte
             kquant_load_d(type, &dw, &dmin, rows, b * bytes);
             const __m256 dx = _mm256_set1_ps(d[b]);
             acc = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(reduce8(isum)), acc);
-            if (KQUANT_HAS_MIN(type)) acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(reduce8(msum)), acc);
+            if (KQUANT_HAS_MIN(type))
+                acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(reduce8(msum)), acc);
         }
         if (n_rows - r >= 8)
             _mm256_storeu_ps(y + r, acc);
@@ -82,9 +91,10 @@ PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_byte
     }
 }
 
-#define TYPE(T, ID)                                                                                                                        \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {            \
-        vec(ID, y, w, row_bytes, n_rows, acts, token);                                                                                     \
+#define TYPE(T, ID)                                                                                                    \
+    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
+                          int64_t token) {                                                                             \
+        vec(ID, y, w, row_bytes, n_rows, acts, token);                                                                 \
     }
 
 TYPE(q2_k, PMX_Q2_K)

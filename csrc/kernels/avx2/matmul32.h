@@ -1,17 +1,21 @@
-/* matmul32.h: weights in blocks of 32 times 8-bit activations, for all types that a type32 describes.
+/* matmul32.h: weights in blocks of 32 times 8-bit activations, for all types that a type32
+ * describes.
  *
- * All kernels form the exact int32 dot product of each 32-block, then acc = fma(dw*dx, isum, acc) for 8 rows in one register.
- * vpmaddubsw adds two u8*s8 products into int16:
- *   unsigned integers: the results of several vpmaddubsw are summed with vpaddw and widened once. A strip's block has 8 of them a lane:
- *         4 bits: all fit, 16 products of at most 15*127 make 30480 < 32768. 5 bits: 4 fit, 8*31*127 = 31496. The offset of a signed
- *         type is -offset * (sum of the activations), exact in integers.
- *   signed integers: |w| * sign(x, w); two products of at most 128*127 make 32512, so each vpmaddubsw is widened at once.
+ * All kernels form the exact int32 dot product of each 32-block, then acc = fma(dw*dx, isum, acc)
+ * for 8 rows in one register. vpmaddubsw adds two u8*s8 products into int16: unsigned integers: the
+ * results of several vpmaddubsw are summed with vpaddw and widened once. A strip's block has 8 of
+ * them a lane: 4 bits: all fit, 16 products of at most 15*127 make 30480 < 32768. 5 bits: 4 fit,
+ * 8*31*127 = 31496. The offset of a signed type is -offset * (sum of the activations), exact in
+ * integers. signed integers: |w| * sign(x, w); two products of at most 128*127 make 32512, so each
+ * vpmaddubsw is widened at once.
  *
- * vec takes 8 rows of one token straight from the mapped blocks. Eight short row streams defeat the hardware prefetchers, so it
- * prefetches the next 8 rows, which lie behind these ones, linearly.
- * mat unpacks a strip of 16 rows to bytes [k/4][16 rows][4] once, prefetching the next strip likewise, and multiplies it with all tokens,
- * four at a time: 2 loads and 4 dword broadcasts feed 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays here,
- * and pass through an empty asm because it also reassociates the chains of additions into trees and spills all the products. */
+ * vec takes 8 rows of one token straight from the mapped blocks. Eight short row streams defeat the
+ * hardware prefetchers, so it prefetches the next 8 rows, which lie behind these ones, linearly.
+ * mat unpacks a strip of 16 rows to bytes [k/4][16 rows][4] once, prefetching the next strip
+ * likewise, and multiplies it with all tokens, four at a time: 2 loads and 4 dword broadcasts feed
+ * 8 vpmaddubsw. The 8 accumulators are named one by one because gcc spills arrays here, and pass
+ * through an empty asm because it also reassociates the chains of additions into trees and spills
+ * all the products. */
 #ifndef PMX_AVX2_MATMUL32_H
 #define PMX_AVX2_MATMUL32_H
 
@@ -24,11 +28,13 @@ enum {
     TILE_TOKENS = 4
 };
 
-/* What the kernels must know about a type; a constant wherever they are inlined. Blocks begin with the scale. */
+/* What the kernels must know about a type; a constant wherever they are inlined. Blocks begin with
+ * the scale. */
 typedef struct {
     __m256i (*unpack)(const uint8_t *block); /* its integers as bytes */
     int64_t block_bytes;
-    int n_sums;     /* unsigned integers: vpmaddubsw that an int16 lane can sum, 4 or 8; signed integers: 1 */
+    int n_sums;     /* unsigned integers: vpmaddubsw that an int16 lane can sum, 4 or 8; signed
+                       integers: 1 */
     int32_t offset; /* subtracted from unsigned integers */
     int has_min;    /* the scale is followed by a minimum */
 } type32;
@@ -71,7 +77,8 @@ PMX_INLINE __m256i dot8_signed(const uint8_t *const *rows, int64_t offset, __m25
     return reduce8(p);
 }
 
-PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type32 T) {
+PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      int64_t token, const type32 T) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     const int8_t *q = acts->q32.q + token * acts->cols;
     const float *d = acts->q32.d + token * n_blocks;
@@ -83,7 +90,8 @@ PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_r
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64) _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
+            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64)
+                _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
             const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(q + b * PMX_BLOCK));
             __m256i isum = T.n_sums > 1 ? dot8_unsigned(rows, at, x, T) : dot8_signed(rows, at, x, T);
             if (T.offset) isum = _mm256_add_epi32(isum, _mm256_set1_epi32(-T.offset * sums[b]));
@@ -110,9 +118,10 @@ typedef struct {
     float *scales, *mins;
 } strip32;
 
-/* n_blocks blocks of each row from w on. next: their share of the next strip, n_blocks * STRIP_ROWS blocks, to be prefetched. */
-PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
-                             const uint8_t *next, const type32 T) {
+/* n_blocks blocks of each row from w on. next: their share of the next strip, n_blocks * STRIP_ROWS
+ * blocks, to be prefetched. */
+PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows,
+                             int64_t n_blocks, const uint8_t *next, const type32 T) {
     for (int half = 0; half < STRIP_ROWS; half += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, half, n_rows);
@@ -148,7 +157,8 @@ PMX_INLINE __m256i load_dword(const int8_t *q) {
 }
 
 /* One token's 16 results += a block. at: the block's first row in scales and minimums. */
-PMX_INLINE void flush(float *acc, __m256i isum0, __m256i isum1, const strip32 *strip, int64_t at, float d, int32_t sum, const type32 T) {
+PMX_INLINE void flush(float *acc, __m256i isum0, __m256i isum1, const strip32 *strip, int64_t at, float d, int32_t sum,
+                      const type32 T) {
     if (T.offset) {
         const __m256i offset = _mm256_set1_epi32(-T.offset * sum);
         isum0 = _mm256_add_epi32(isum0, offset);
@@ -173,20 +183,21 @@ typedef void (*tile_kernel)(float *acc, const strip32 *strip, const tile_acts *a
 
 #define FOR_TOKENS(M) M(0) M(1) M(2) M(3)
 
-PMX_INLINE void tile_unsigned(float *acc, const strip32 *strip, const tile_acts *acts, int64_t n_blocks, const type32 T) {
+PMX_INLINE void tile_unsigned(float *acc, const strip32 *strip, const tile_acts *acts, int64_t n_blocks,
+                              const type32 T) {
     const __m256i ones = _mm256_set1_epi16(1);
     for (int64_t b = 0; b < n_blocks; b++) {
         const __m256i *w = (const __m256i *)(const void *)(strip->q + b * PMX_BLOCK * STRIP_ROWS);
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
-#define STEP(t)                                                                                                                            \
-    {                                                                                                                                      \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
-        low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w0, x));                                                                    \
-        high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w1, x));                                                                  \
-        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
+#define STEP(t)                                                                                                        \
+    {                                                                                                                  \
+        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                              \
+        low##t = _mm256_add_epi16(low##t, _mm256_maddubs_epi16(w0, x));                                                \
+        high##t = _mm256_add_epi16(high##t, _mm256_maddubs_epi16(w1, x));                                              \
+        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                     \
     }
-#define WIDEN(t)                                                                                                                           \
-    low##t = _mm256_madd_epi16(low##t, ones);                                                                                              \
+#define WIDEN(t)                                                                                                       \
+    low##t = _mm256_madd_epi16(low##t, ones);                                                                          \
     high##t = _mm256_madd_epi16(high##t, ones);
         FOR_TOKENS(DECLARE)
 #pragma GCC unroll 8
@@ -208,15 +219,16 @@ PMX_INLINE void tile_unsigned(float *acc, const strip32 *strip, const tile_acts 
                 FOR_TOKENS(STEP)
             }
             FOR_TOKENS(WIDEN)
-#define ADD(t)                                                                                                                             \
-    low##t = _mm256_add_epi32(low##t, first_low##t);                                                                                       \
+#define ADD(t)                                                                                                         \
+    low##t = _mm256_add_epi32(low##t, first_low##t);                                                                   \
     high##t = _mm256_add_epi32(high##t, first_high##t);
             FOR_TOKENS(ADD)
 #undef ADD
         }
 #undef WIDEN
 #undef STEP
-#define FLUSH(t) flush(acc + t * STRIP_ROWS, low##t, high##t, strip, b * STRIP_ROWS, acts->d[t][b], acts->sums[t][b], T);
+#define FLUSH(t)                                                                                                       \
+    flush(acc + t * STRIP_ROWS, low##t, high##t, strip, b * STRIP_ROWS, acts->d[t][b], acts->sums[t][b], T);
         FOR_TOKENS(FLUSH)
 #undef FLUSH
 #undef DECLARE
@@ -229,12 +241,12 @@ PMX_INLINE void tile_signed(float *acc, const strip32 *strip, const tile_acts *a
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
         FOR_TOKENS(DECLARE)
 #undef DECLARE
-#define STEP(t)                                                                                                                            \
-    {                                                                                                                                      \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                                                  \
-        low##t = _mm256_add_epi32(low##t, dot_signed(w0, x));                                                                              \
-        high##t = _mm256_add_epi32(high##t, dot_signed(w1, x));                                                                            \
-        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                                         \
+#define STEP(t)                                                                                                        \
+    {                                                                                                                  \
+        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                              \
+        low##t = _mm256_add_epi32(low##t, dot_signed(w0, x));                                                          \
+        high##t = _mm256_add_epi32(high##t, dot_signed(w1, x));                                                        \
+        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                     \
     }
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
@@ -242,14 +254,17 @@ PMX_INLINE void tile_signed(float *acc, const strip32 *strip, const tile_acts *a
             FOR_TOKENS(STEP)
         }
 #undef STEP
-#define FLUSH(t) flush(acc + t * STRIP_ROWS, low##t, high##t, strip, b * STRIP_ROWS, acts->d[t][b], acts->sums[t][b], T);
+#define FLUSH(t)                                                                                                       \
+    flush(acc + t * STRIP_ROWS, low##t, high##t, strip, b * STRIP_ROWS, acts->d[t][b], acts->sums[t][b], T);
         FOR_TOKENS(FLUSH)
 #undef FLUSH
     }
 }
 
-/* The strip's columns from block `first` on, for four tokens; tokens past the end repeat the last one. */
-PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, int64_t t, int64_t first) {
+/* The strip's columns from block `first` on, for four tokens; tokens past the end repeat the last
+ * one. */
+PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, int64_t t,
+                              int64_t first) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     for (int i = 0; i < TILE_TOKENS; i++) {
         const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];

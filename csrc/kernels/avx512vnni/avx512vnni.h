@@ -1,24 +1,28 @@
-/* avx512vnni.h: the kernels of AVX-512 F, BW, DQ, VL and VNNI. What is not here is avx2's: the lanes of the contract are eight. */
+/* avx512vnni.h: the kernels of AVX-512 F, BW, DQ, VL and VNNI. What is not here is avx2's: the
+ * lanes of the contract are eight. */
 #ifndef PMX_AVX512VNNI_H
 #define PMX_AVX512VNNI_H
 
 #include "../avx2/avx2.h"
 
 #if defined(__clang__)
-#define PMX_AVX512VNNI_BEGIN /* one literal: clang takes no other; avx512f brings avx2, fma and f16c */                                    \
-    _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\"))), apply_to = function)")
+/* One literal: clang takes no other. These bring avx512f, avx2, fma and f16c. */
+#define PMX_AVX512VNNI_BEGIN                                                                                           \
+    _Pragma(                                                                                                           \
+        "clang attribute push(__attribute__((target(\"avx512bw,avx512dq,avx512vl,avx512vnni\"))), apply_to=function)")
 #define PMX_AVX512VNNI_END _Pragma("clang attribute pop")
 #else
-#define PMX_AVX512VNNI_BEGIN                                                                                                               \
+#define PMX_AVX512VNNI_BEGIN                                                                                           \
     _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni\")")
 #define PMX_AVX512VNNI_END _Pragma("GCC pop_options")
 #endif
 
 /* Declares the kernels of a weight type. */
-#define PMX_AVX512VNNI_TYPE(T)                                                                                                             \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);       \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
-                                const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVX512VNNI_TYPE(T)                                                                                         \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
+                                int64_t token);                                                                        \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
+                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
 
 PMX_AVX512VNNI_TYPE(f32)
 PMX_AVX512VNNI_TYPE(f16)
@@ -36,13 +40,14 @@ PMX_AVX512VNNI_TYPE(q5_k)
 PMX_AVX512VNNI_TYPE(q6_k)
 PMX_AVX512VNNI_TYPE(iq4_xs)
 
-void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
-                               const float *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
-                               const uint16_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                               const float *k, const float *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                               const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
 
-void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
-                                const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q,
+                                int64_t head_dim, const uint8_t *k, const uint8_t *v, const int32_t *lo,
+                                const int32_t *hi);
 
 PMX_AVX512VNNI_BEGIN
 

@@ -1,19 +1,22 @@
-/* blocks256.h: blocks of 256, from memory into registers: for each type a row's integers as unsigned bytes, and the integer scales of four
- * rows at once. A signed integer is stored plus an offset, which is undone with the scales and the activations' sums. */
+/* blocks256.h: blocks of 256, from memory into registers: for each type a row's integers as
+ * unsigned bytes, and the integer scales of four rows at once. A signed integer is stored plus an
+ * offset, which is undone with the scales and the activations' sums. */
 #ifndef PMX_AVX512VNNI_BLOCKS256_H
 #define PMX_AVX512VNNI_BLOCKS256_H
 
 #include "../avx2/kquants.h"
 #include "avx512vnni.h"
 
-/* In which order a row's 16 pieces of 16 elements are unpacked, four a register: as two shifts of 64 packed bytes give them, so that the
- * activations are put into order, once for eight rows, instead of the weights. */
+/* In which order a row's 16 pieces of 16 elements are unpacked, four a register: as two shifts of
+ * 64 packed bytes give them, so that the activations are put into order, once for eight rows,
+ * instead of the weights. */
 typedef enum { ORDER_PLAIN, ORDER_NIBBLES, ORDER_NIBBLES16, ORDER_CRUMBS } order256;
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
 typedef struct {
     void (*unpack)(__m512i q[4], const uint8_t *block);
-    __m512i (*scales)(__m512i heads); /* of 16 bytes of each of four rows: their scales as bytes; of 8 sub-blocks: then their minimums */
+    __m512i (*scales)(__m512i heads); /* of 16 bytes of each of four rows: their scales as bytes; of
+                                         8 sub-blocks: then their minimums */
     int64_t block_bytes, head_at;     /* head_at: where these 16 bytes are in a block */
     int64_t d_at;                     /* of the scale, which a minimum's may follow */
     order256 order;
@@ -33,16 +36,18 @@ PMX_AVX512VNNI_BEGIN
 /* The piece that is 128-bit lane `lane` of register i. */
 PMX_INLINE int piece256(const order256 order, const int i, const int lane) {
     switch (order) {
-    case ORDER_NIBBLES: return i / 2 * 8 + lane / 2 * 4 + i % 2 * 2 + lane % 2; /* 32 bytes hold 32 elements, then the next 32 */
-    case ORDER_NIBBLES16: return i / 2 * 8 + lane * 2 + i % 2;                  /* 16 bytes hold 16, then the next 16 */
-    case ORDER_CRUMBS: return lane / 2 * 8 + i * 2 + lane % 2;                  /* 32 bytes hold four times 32 */
+    case ORDER_NIBBLES:
+        return i / 2 * 8 + lane / 2 * 4 + i % 2 * 2 + lane % 2; /* 32 bytes hold 32 elements, then the next 32 */
+    case ORDER_NIBBLES16: return i / 2 * 8 + lane * 2 + i % 2;  /* 16 bytes hold 16, then the next 16 */
+    case ORDER_CRUMBS: return lane / 2 * 8 + i * 2 + lane % 2;  /* 32 bytes hold four times 32 */
     default: return 4 * i + lane;
     }
 }
 
 PMX_INLINE __m512i four_lanes(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
     const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_inserti128_si256(_mm256_castsi128_si256(load16(c)), load16(d), 1), 1);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
+                              _mm256_inserti128_si256(_mm256_castsi128_si256(load16(c)), load16(d), 1), 1);
 }
 
 /* The 256 bytes at p in a type's order. */
@@ -68,7 +73,8 @@ PMX_INLINE void store_ordered256(uint8_t *p, const __m512i x[4], const order256 
         if (order == ORDER_PLAIN) {
             _mm512_store_si512(p + 64 * i, x[i]);
         } else if (order == ORDER_NIBBLES16) {
-#define STORE(lane) _mm_store_si128((__m128i *)(void *)(p + 16 * piece256(order, i, lane)), _mm512_extracti32x4_epi32(x[i], lane))
+#define STORE(lane)                                                                                                    \
+    _mm_store_si128((__m128i *)(void *)(p + 16 * piece256(order, i, lane)), _mm512_extracti32x4_epi32(x[i], lane))
             STORE(0), STORE(1), STORE(2), STORE(3);
 #undef STORE
         } else {
@@ -113,7 +119,9 @@ PMX_INLINE void unpack_q3_k(__m512i q[4], const uint8_t *block) {
     for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(move_bits512(crumbs, 2 * i, 0, 3), move_bits512(bits, i, 2, 1));
 }
 
-PMX_INLINE void unpack_q4_k(__m512i q[4], const uint8_t *block) { load_nibbles256(q, block + offsetof(pmx_block_q4_k, qs)); }
+PMX_INLINE void unpack_q4_k(__m512i q[4], const uint8_t *block) {
+    load_nibbles256(q, block + offsetof(pmx_block_q4_k, qs));
+}
 
 PMX_INLINE void unpack_q5_k(__m512i q[4], const uint8_t *block) {
     const __m256i v = load32(block + offsetof(pmx_block_q5_k, qh));
@@ -126,7 +134,8 @@ PMX_INLINE void unpack_q5_k(__m512i q[4], const uint8_t *block) {
 PMX_INLINE void unpack_q6_k(__m512i q[4], const uint8_t *block) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
-        const __m512i low = move_bits512(_mm512_loadu_si512(block + offsetof(pmx_block_q6_k, ql) + 64 * (i / 2)), i % 2 * 4, 0, 15);
+        const __m512i low =
+            move_bits512(_mm512_loadu_si512(block + offsetof(pmx_block_q6_k, ql) + 64 * (i / 2)), i % 2 * 4, 0, 15);
         const __m512i counts = _mm512_inserti64x4(_mm512_set1_epi32(i % 2 * 4), _mm256_set1_epi32(i % 2 * 4 + 2), 1);
         const __m512i high = _mm512_broadcast_i64x4(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * (i / 2)));
         q[i] = _mm512_or_si512(low, move_bits512(_mm512_srlv_epi32(high, counts), 0, 4, 3));
@@ -152,7 +161,8 @@ PMX_INLINE __m512i scales4_q3_k(__m512i heads) {
     const __m512i low = shuffle4(heads, _mm_setr_epi8(2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5, 6, 7, 8, 9));
     const __m512i top = shuffle4(heads, _mm_setr_epi8(10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13, 10, 11, 12, 13));
     const __m512i four = move_bits512(_mm512_srlv_epi64(low, _mm512_broadcast_i32x4(_mm_set_epi64x(4, 0))), 0, 0, 15);
-    const __m512i two = move_bits512(_mm512_srlv_epi32(top, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 2, 4, 6))), 0, 4, 3);
+    const __m512i two =
+        move_bits512(_mm512_srlv_epi32(top, _mm512_broadcast_i32x4(_mm_setr_epi32(0, 2, 4, 6))), 0, 4, 3);
     return _mm512_sub_epi8(_mm512_or_si512(four, two), _mm512_set1_epi8(32));
 }
 
@@ -175,18 +185,21 @@ PMX_INLINE __m512i scales4_iq4_xs(__m512i heads) {
     const __m512i high = shuffle4(heads, _mm_setr_epi8(2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
     const __m512i high_at = _mm512_broadcast_i32x4(_mm_setr_epi16(0, 2, 4, 6, 8, 10, 12, 14));
     const __m512i crumbs = _mm512_and_si512(_mm512_srlv_epi16(high, high_at), _mm512_set1_epi16(3));
-    const __m512i words = _mm512_sub_epi16(_mm512_or_si512(nibbles, _mm512_slli_epi16(crumbs, 4)), _mm512_set1_epi16(32));
+    const __m512i words =
+        _mm512_sub_epi16(_mm512_or_si512(nibbles, _mm512_slli_epi16(crumbs, 4)), _mm512_set1_epi16(32));
     return _mm512_packs_epi16(words, _mm512_setzero_si512());
 }
 
 /* Signed bytes of four rows as int16. */
 PMX_INLINE words256 widen256(__m512i bytes) {
-    return (words256){_mm512_srai_epi16(_mm512_unpacklo_epi8(bytes, bytes), 8), _mm512_srai_epi16(_mm512_unpackhi_epi8(bytes, bytes), 8)};
+    return (words256){_mm512_srai_epi16(_mm512_unpacklo_epi8(bytes, bytes), 8),
+                      _mm512_srai_epi16(_mm512_unpackhi_epi8(bytes, bytes), 8)};
 }
 
-/* The scales of four rows, and what is multiplied with the activations' sums: minimums, or the scales again where there is an offset. For 8
- * sub-blocks both are in `low`. */
-PMX_INLINE void load_scales256(words256 *scales, words256 *pairs, const uint8_t *const *rows, int64_t at, const type256 T) {
+/* The scales of four rows, and what is multiplied with the activations' sums: minimums, or the
+ * scales again where there is an offset. For 8 sub-blocks both are in `low`. */
+PMX_INLINE void load_scales256(words256 *scales, words256 *pairs, const uint8_t *const *rows, int64_t at,
+                               const type256 T) {
     const int64_t head = at + T.head_at;
     const __m512i heads = four_lanes(rows[0] + head, rows[1] + head, rows[2] + head, rows[3] + head);
     *scales = *pairs = widen256(T.scales(heads));

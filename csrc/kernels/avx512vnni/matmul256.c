@@ -1,12 +1,13 @@
 /* matmul256.c: weights in blocks of 256 (k-quants, iq4_xs) times 8-bit activations with VNNI.
  *
- * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, which are scaled as integers, and one conversion
- * and fma ends the block of 256. Offsets and minimums are vpdpwssd of int16: scales or minimums times the activations' sums, which fit
- * (32 * 127).
+ * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, which are
+ * scaled as integers, and one conversion and fma ends the block of 256. Offsets and minimums are
+ * vpdpwssd of int16: scales or minimums times the activations' sums, which fit (32 * 127).
  *
- * vec: 8 rows of up to 4 tokens; the rows' 16 lanes are reduced together once per block of 256, and so are the products of the sums, which
- * are formed for four rows in one register. mat takes a few tokens so.
- * mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8 accumulators of a sub-block and 8 of the block. */
+ * vec: 8 rows of up to 4 tokens; the rows' 16 lanes are reduced together once per block of 256, and
+ * so are the products of the sums, which are formed for four rows in one register. mat takes a few
+ * tokens so. mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8
+ * accumulators of a sub-block and 8 of the block. */
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
@@ -39,21 +40,27 @@ PMX_INLINE __m256i reduce_lanes(__m512i a, __m512i b) {
 }
 
 /* The sub-block of a register's 128-bit lane. */
-PMX_INLINE int sub_block(const int i, const int lane, const type256 T) { return piece256(T.order, i, lane) * T.n_sub / 16; }
+PMX_INLINE int sub_block(const int i, const int lane, const type256 T) {
+    return piece256(T.order, i, lane) * T.n_sub / 16;
+}
 
 /* Where the scale of a sub-block of row `row` of four is among the int16 of words256. */
-PMX_INLINE int64_t four_times(const int sub, const int row) { return (8 * row + sub % 8 + sub / 8 * 32) * INT64_C(0x0001000100010001); }
+PMX_INLINE int64_t four_times(const int sub, const int row) {
+    return (8 * row + sub % 8 + sub / 8 * 32) * INT64_C(0x0001000100010001);
+}
 
 /* Words of packed registers i and i + 1 (vpackssdw works within 128-bit lanes): their scales. */
 PMX_INLINE __m512i packed_scales(const words256 *scales, const int row, const int i, const type256 T) {
 #define AT(k, lane) four_times(sub_block(i + k, lane, T), row)
-    const __m512i order = _mm512_setr_epi64(AT(0, 0), AT(1, 0), AT(0, 1), AT(1, 1), AT(0, 2), AT(1, 2), AT(0, 3), AT(1, 3));
+    const __m512i order =
+        _mm512_setr_epi64(AT(0, 0), AT(1, 0), AT(0, 1), AT(1, 1), AT(0, 2), AT(1, 2), AT(0, 3), AT(1, 3));
 #undef AT
     if (T.n_sub == 8) return _mm512_permutexvar_epi16(order, scales->low);
     return _mm512_permutex2var_epi16(scales->low, order, scales->high);
 }
 
-/* Of types whose sums exceed int16: the scales of registers i and i + 1, whose lanes have the same sub-blocks. */
+/* Of types whose sums exceed int16: the scales of registers i and i + 1, whose lanes have the same
+ * sub-blocks. */
 PMX_INLINE __m512i wide_scales(const words256 *scales, const int row, const int i, const type256 T) {
     const int at = row % 2 * 8 + sub_block(i, 0, T);
     const __m512i lane = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
@@ -70,12 +77,14 @@ typedef struct {
 PMX_INLINE row_block unpack_row(const uint8_t *block, const words256 *scales, const int row, const type256 T) {
     row_block out;
     T.unpack(out.q, block);
-    for (int i = 0; i < 2; i++) out.scales[i] = T.wide ? wide_scales(scales, row, 2 * i, T) : packed_scales(scales, row, 2 * i, T);
+    for (int i = 0; i < 2; i++)
+        out.scales[i] = T.wide ? wide_scales(scales, row, 2 * i, T) : packed_scales(scales, row, 2 * i, T);
     return out;
 }
 
-/* The scaled sums of products of a row's block with activations x, in 16 lanes. A lane of vpdpbusd holds four products: at most
- * 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into int16 without loss, and vpdpwssd scales and adds them. */
+/* The scaled sums of products of a row's block with activations x, in 16 lanes. A lane of vpdpbusd
+ * holds four products: at most 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into
+ * int16 without loss, and vpdpwssd scales and adds them. */
 PMX_INLINE __m512i dot_block(const row_block *w, const __m512i x[4], const type256 T) {
     const __m512i zero = _mm512_setzero_si512();
     __m512i dot = zero;
@@ -96,7 +105,8 @@ PMX_INLINE __m512i dot_block(const row_block *w, const __m512i x[4], const type2
 /* A block's sums of activations as int16, for each sub-block, in every 128-bit lane. */
 PMX_INLINE words256 load_sums(const int32_t *sums, const type256 T) {
     const __m256i v = T.n_sub == 16 ? kquant_sums16(sums) : _mm256_permute4x64_epi64(kquant_sums32(sums), 0x4e);
-    return (words256){_mm512_broadcast_i32x4(_mm256_castsi256_si128(v)), _mm512_broadcast_i32x4(_mm256_extracti128_si256(v, 1))};
+    return (words256){_mm512_broadcast_i32x4(_mm256_castsi256_si128(v)),
+                      _mm512_broadcast_i32x4(_mm256_extracti128_si256(v, 1))};
 }
 
 /* Of N tokens; N is a constant where this is inlined. */
@@ -133,7 +143,9 @@ PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
                         _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
                     const row_block row = unpack_row(rows[i] + at, &scales, i - first, T);
                     for (int t = 0; t < N; t++) dots[t][i] = dot_block(&row, x[t], T);
-                    __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
+                    __asm__ volatile("" ::
+                                         : "memory"); /* the compiler would issue the prefetches of
+                                                         all rows at once */
                 }
             }
             __m256 dw, dmin;
@@ -183,8 +195,8 @@ typedef struct {
 
 PMX_INLINE __m128i lane_of(const __m512i *two, int row) { return load16((const uint8_t *)two + 16 * row); }
 
-PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part, const uint8_t *next,
-                            const type256 T) {
+PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_t at, const int part,
+                            const uint8_t *next, const type256 T) {
     uint8_t q[8][PMX_BLOCK256] __attribute__((aligned(64)));
     __m256i v[8];
     for (int i = 0; i < 8; i++) {
@@ -223,12 +235,13 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     _mm256_store_ps(out->dmin + part, dmin);
 }
 
-PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, const uint8_t *next,
-                             const type256 T) {
+PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
+                             const uint8_t *next, const type256 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, part, n_rows);
-        for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes) unpack_rows(strip + b, rows, b * T.block_bytes, part, next, T);
+        for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes)
+            unpack_rows(strip + b, rows, b * T.block_bytes, part, next, T);
     }
 }
 
@@ -243,14 +256,17 @@ PMX_INLINE __m256i sums16(const int32_t *sums) { return _mm512_cvtepi32_epi16(_m
 /* sum + pairs of 16 rows times the sums of a token. */
 PMX_INLINE __m512i add_pairs(__m512i sum, const strip_block *block, const int half, const int16_t *xsums) {
 #pragma GCC unroll 8
-    for (int j = 0; j < PAIRS; j++) sum = _mm512_dpwssd_epi32(sum, _mm512_load_si512(&block->pairs[j][half]), load_dword(xsums + 2 * j));
+    for (int j = 0; j < PAIRS; j++)
+        sum = _mm512_dpwssd_epi32(sum, _mm512_load_si512(&block->pairs[j][half]), load_dword(xsums + 2 * j));
     return sum;
 }
 
-PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m512i isum, float d, const int16_t *xsums, const type256 T) {
+PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m512i isum, float d, const int16_t *xsums,
+                      const type256 T) {
     const __m512 dx = _mm512_set1_ps(d);
     if (T.offset_bits) isum = add_pairs(isum, block, half, xsums);
-    __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->d + half), dx), _mm512_cvtepi32_ps(isum), _mm512_load_ps(acc + half));
+    __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->d + half), dx), _mm512_cvtepi32_ps(isum),
+                               _mm512_load_ps(acc + half));
     if (T.has_min) {
         const __m512 msum = _mm512_cvtepi32_ps(add_pairs(_mm512_setzero_si512(), block, half, xsums));
         y = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->dmin + half), dx), msum, y);
@@ -259,8 +275,8 @@ PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m5
 }
 
 /* acc [N tokens][32 rows] += one block of 256. q, d, xsums: of each token. */
-PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *const *q, const float *d, const int16_t (*xsums)[16],
-                           const int N, const type256 T) {
+PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *const *q, const float *d,
+                           const int16_t (*xsums)[16], const int N, const type256 T) {
     __m512i low[TILE_TOKENS], high[TILE_TOKENS];
 #pragma GCC unroll 4
     for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_setzero_si512();
@@ -294,8 +310,8 @@ PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *c
     }
 }
 
-PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first, int64_t n_blocks,
-                     const int N, const type256 T) {
+PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first,
+                     int64_t n_blocks, const int N, const type256 T) {
     const int64_t row_blocks = acts->cols / PMX_BLOCK256;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *q[TILE_TOKENS];
@@ -335,18 +351,20 @@ PMX_INLINE void mat256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
 _Static_assert(STRIP_BLOCKS * sizeof(strip_block) + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH, "scratch");
 _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks");
 
-#define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                                                  \
-    static const type256 T = {unpack_##T, SCALES, sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d), ORDER, __VA_ARGS__};            \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
-        const int32_t t = (int32_t)token;                                                                                                  \
-        vec256(y, 0, w, row_bytes, n_rows, acts, &t, 1, T);                                                                                \
-    }                                                                                                                                      \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
-                                const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
-        if (n_tokens <= FEW_TOKENS)                                                                                                        \
-            few256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, T);                                                               \
-        else                                                                                                                               \
-            mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                      \
+#define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                              \
+    static const type256 T = {unpack_##T, SCALES,     sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d),         \
+                              ORDER,      __VA_ARGS__};                                                                \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
+                                int64_t token) {                                                                       \
+        const int32_t t = (int32_t)token;                                                                              \
+        vec256(y, 0, w, row_bytes, n_rows, acts, &t, 1, T);                                                            \
+    }                                                                                                                  \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
+                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
+        if (n_tokens <= FEW_TOKENS)                                                                                    \
+            few256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, T);                                           \
+        else                                                                                                           \
+            mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                  \
     }
 
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)

@@ -1,13 +1,15 @@
 /* matmul32.c: weights in blocks of 32 times 8-bit activations with VNNI.
  *
- * vpdpbusd adds four u8*s8 products into int32 without a limit that matters here. Weights are unsigned bytes: what a type stores, or its
- * signed integer plus 128; the offset is an exact integer correction, -offset times the block's sum of activations, with which the
- * accumulator starts.
+ * vpdpbusd adds four u8*s8 products into int32 without a limit that matters here. Weights are
+ * unsigned bytes: what a type stores, or its signed integer plus 128; the offset is an exact
+ * integer correction, -offset times the block's sum of activations, with which the accumulator
+ * starts.
  *
- * vec: 8 rows of one token from the mapped blocks, two rows a register (row i and i + 4, so that the reduction ends in row order),
- * prefetching the next 8 rows linearly as avx2's does.
- * mat: strips of 32 rows as bytes [k/4][32 rows][4], two registers per 4 columns, times 8 tokens: 2 loads of weights and 8 broadcasts feed
- * 16 vpdpbusd into 16 accumulators. Every 32 columns cost three more vector operations per accumulator: convert, scale, fma. */
+ * vec: 8 rows of one token from the mapped blocks, two rows a register (row i and i + 4, so that
+ * the reduction ends in row order), prefetching the next 8 rows linearly as avx2's does. mat:
+ * strips of 32 rows as bytes [k/4][32 rows][4], two registers per 4 columns, times 8 tokens: 2
+ * loads of weights and 8 broadcasts feed 16 vpdpbusd into 16 accumulators. Every 32 columns cost
+ * three more vector operations per accumulator: convert, scale, fma. */
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
@@ -19,7 +21,8 @@ enum {
     TILE_TOKENS = 8
 };
 
-/* What the kernels must know about a type; a constant wherever they are inlined. Blocks begin with the scale. */
+/* What the kernels must know about a type; a constant wherever they are inlined. Blocks begin with
+ * the scale. */
 typedef struct {
     __m256i (*unpack)(const uint8_t *block); /* its integers plus the offset as unsigned bytes */
     int64_t block_bytes;
@@ -35,7 +38,8 @@ PMX_INLINE __m512i unpack_pair(const uint8_t *a, const uint8_t *b, const type32 
     return _mm512_inserti64x4(_mm512_castsi256_si512(T.unpack(a)), T.unpack(b), 1);
 }
 
-PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type32 T) {
+PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      int64_t token, const type32 T) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     const int8_t *q = acts->q32.q + token * acts->cols;
     const float *d = acts->q32.d + token * n_blocks;
@@ -47,8 +51,10 @@ PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_r
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64) _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
-            const __m512i x = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(q + b * PMX_BLOCK)));
+            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64)
+                _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
+            const __m512i x =
+                _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(q + b * PMX_BLOCK)));
             __m512i p[4];
             for (int i = 0; i < 4; i++)
                 p[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpack_pair(rows[i] + at, rows[i + 4] + at, T), x);
@@ -74,8 +80,8 @@ typedef struct {
     float *scales, *mins;
 } strip32;
 
-PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
-                             const uint8_t *next, const type32 T) {
+PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows,
+                             int64_t n_blocks, const uint8_t *next, const type32 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
         row_pointers(rows, w, row_bytes, part, n_rows);
@@ -126,8 +132,8 @@ PMX_INLINE void flush(float *acc, __m512i isum, __m512 scale, __m512 min, __m512
 }
 
 /* acc [N tokens][32 rows] += the strip's blocks. */
-PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first, int64_t n_blocks,
-                     const int N, const type32 T) {
+PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first,
+                     int64_t n_blocks, const int N, const type32 T) {
     tile_acts x;
     tile_pointers(&x, acts, tokens, N, first);
     for (int64_t b = 0; b < n_blocks; b++) {
@@ -137,7 +143,8 @@ PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, con
         for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_set1_epi32(T.offset ? -T.offset * x.sums[t][b] : 0);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
-            const __m512i w0 = _mm512_load_si512(w + i * 4 * STRIP_ROWS), w1 = _mm512_load_si512(w + i * 4 * STRIP_ROWS + 64);
+            const __m512i w0 = _mm512_load_si512(w + i * 4 * STRIP_ROWS),
+                          w1 = _mm512_load_si512(w + i * 4 * STRIP_ROWS + 64);
 #pragma GCC unroll 8
             for (int t = 0; t < N; t++) {
                 const __m512i v = load_dword(x.q[t] + b * PMX_BLOCK + 4 * i);
@@ -148,10 +155,12 @@ PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, con
         __asm__ volatile("" ::: "memory"); /* keeps acc in memory: all 32 registers are taken */
         const float *scales = strip->scales + b * STRIP_ROWS, *mins = strip->mins + b * STRIP_ROWS;
         const __m512 scale0 = _mm512_load_ps(scales), scale1 = _mm512_load_ps(scales + 16);
-        const __m512 min0 = T.has_min ? _mm512_load_ps(mins) : scale0, min1 = T.has_min ? _mm512_load_ps(mins + 16) : scale1;
+        const __m512 min0 = T.has_min ? _mm512_load_ps(mins) : scale0,
+                     min1 = T.has_min ? _mm512_load_ps(mins + 16) : scale1;
 #pragma GCC unroll 8
         for (int t = 0; t < N; t++) {
-            const __m512 d = _mm512_set1_ps(x.d[t][b]), dsum = T.has_min ? _mm512_set1_ps(x.d[t][b] * (float)x.sums[t][b]) : d;
+            const __m512 d = _mm512_set1_ps(x.d[t][b]),
+                         dsum = T.has_min ? _mm512_set1_ps(x.d[t][b] * (float)x.sums[t][b]) : d;
             flush(acc + t * STRIP_ROWS, low[t], scale0, min0, d, dsum, T);
             flush(acc + t * STRIP_ROWS + 16, high[t], scale1, min1, d, dsum, T);
         }
@@ -197,14 +206,15 @@ static const type32 q5_1 = {unpack_q5_1, sizeof(pmx_block_q5_1), .has_min = 1};
 static const type32 q8_0 = {unsigned_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
 static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
 
-#define VEC(T)                                                                                                                             \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
-        vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                                    \
+#define VEC(T)                                                                                                         \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
+                                int64_t token) {                                                                       \
+        vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                \
     }
-#define MAT(T)                                                                                                                             \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
-                                const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
-        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                                           \
+#define MAT(T)                                                                                                         \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
+                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
+        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                       \
     }
 
 VEC(q5_0) /* the types of 4 bits have theirs in vec4.c */

@@ -1,11 +1,12 @@
-/* matmul_float.c: f32, f16 and bf16 weights. The contract's eight partial sums are half a register: each holds those of two rows, and the
- * activations are broadcast to both halves.
+/* matmul_float.c: f32, f16 and bf16 weights. The contract's eight partial sums are half a register:
+ * each holds those of two rows, and the activations are broadcast to both halves.
  *
- * A tile is 8 rows x 6 tokens: 24 accumulators, 4 registers of weights, 1 of activations; 14 loads serve 24 fma. mat takes 12 tokens at a
- * time, whose activations (700 KB of 14336 columns) stay in L2 while all rows pass by: of long rows 24 tokens are slower. Weights unpacked
- * to a strip of f32, with blocks of columns, gain at most 5%.
- * vec is a tile of one token. Eight row streams defeat the hardware prefetchers, so the first tile that meets a row prefetches the next
- * 8 rows linearly: 20 to 50% faster with up to 6 tokens, but 15% slower in every tile. */
+ * A tile is 8 rows x 6 tokens: 24 accumulators, 4 registers of weights, 1 of activations; 14 loads
+ * serve 24 fma. mat takes 12 tokens at a time, whose activations (700 KB of 14336 columns) stay in
+ * L2 while all rows pass by: of long rows 24 tokens are slower. Weights unpacked to a strip of f32,
+ * with blocks of columns, gain at most 5%. vec is a tile of one token. Eight row streams defeat the
+ * hardware prefetchers, so the first tile that meets a row prefetches the next 8 rows linearly: 20
+ * to 50% faster with up to 6 tokens, but 15% slower in every tile. */
 #if defined(__x86_64__)
 #include "avx512vnni.h"
 
@@ -17,33 +18,41 @@ PMX_AVX512VNNI_BEGIN
 typedef __m512 (*load_pair)(const uint8_t *a, const uint8_t *b, __mmask8 columns);
 
 PMX_INLINE __m512 load_pair_f32(const uint8_t *a, const uint8_t *b, __mmask8 columns) {
-    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_maskz_loadu_ps(columns, a)), _mm256_maskz_loadu_ps(columns, b), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_maskz_loadu_ps(columns, a)),
+                              _mm256_maskz_loadu_ps(columns, b), 1);
 }
 PMX_INLINE __m256i load_words(const uint8_t *a, const uint8_t *b, __mmask8 columns) {
-    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_maskz_loadu_epi16(columns, a)), _mm_maskz_loadu_epi16(columns, b), 1);
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_maskz_loadu_epi16(columns, a)),
+                                   _mm_maskz_loadu_epi16(columns, b), 1);
 }
-PMX_INLINE __m512 load_pair_f16(const uint8_t *a, const uint8_t *b, __mmask8 columns) { return _mm512_cvtph_ps(load_words(a, b, columns)); }
+PMX_INLINE __m512 load_pair_f16(const uint8_t *a, const uint8_t *b, __mmask8 columns) {
+    return _mm512_cvtph_ps(load_words(a, b, columns));
+}
 PMX_INLINE __m512 load_pair_bf16(const uint8_t *a, const uint8_t *b, __mmask8 columns) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_words(a, b, columns)), 16));
 }
 
 /* The contract's tree over the eight partial sums of each of 8 rows. */
 PMX_INLINE __m256 sum8_trees(__m512 a, __m512 b, __m512 c, __m512 d) {
-    const __m512 low = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));  /* 128-bit lane i: row i */
-    const __m512 high = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xdd)); /* row i + 4 */
+    const __m512 low =
+        _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd)); /* 128-bit lane i: row i */
+    const __m512 high =
+        _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x88), _mm512_shuffle_f32x4(c, d, 0xdd)); /* row i + 4 */
     const __m512d x = _mm512_castps_pd(low), y = _mm512_castps_pd(high);
-    const __m512 two = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    const __m512 two =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
     const __m512 sums = _mm512_add_ps(two, _mm512_movehdup_ps(two)); /* 128-bit lane i: row i, -, row i + 4, - */
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
 }
 
 /* Columns i .. i + 7. */
-PMX_INLINE void step(__m512 (*acc)[PAIRS], const uint8_t *w, int64_t row_bytes, const float *const *x, int64_t i, __mmask8 columns,
-                     const int T, load_pair load, const int64_t size) {
+PMX_INLINE void step(__m512 (*acc)[PAIRS], const uint8_t *w, int64_t row_bytes, const float *const *x, int64_t i,
+                     __mmask8 columns, const int T, load_pair load, const int64_t size) {
     __m512 rows[PAIRS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PAIRS; p++) rows[p] = load(w + 2 * p * row_bytes + i * size, w + (2 * p + 1) * row_bytes + i * size, columns);
+    for (int p = 0; p < PAIRS; p++)
+        rows[p] = load(w + 2 * p * row_bytes + i * size, w + (2 * p + 1) * row_bytes + i * size, columns);
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
         const __m512 v = _mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(columns, x[t] + i));
@@ -65,16 +74,19 @@ PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes,
 #pragma GCC unroll 4
         for (int p = 0; p < PAIRS; p++) acc[t][p] = _mm512_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
-        for (int64_t line = 0; ahead && line < 8 * ROWS * size; line += 64) _mm_prefetch(next + i * ROWS * size + line, _MM_HINT_T0);
+        for (int64_t line = 0; ahead && line < 8 * ROWS * size; line += 64)
+            _mm_prefetch(next + i * ROWS * size + line, _MM_HINT_T0);
         step(acc, w, row_bytes, x, i, 0xff, T, load, size);
     }
     if (whole < n) step(acc, w, row_bytes, x, whole, (__mmask8)((1 << (n - whole)) - 1), T, load, size);
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++)
-        _mm256_mask_storeu_ps(y + t * ldy, (__mmask8)((1 << n_rows) - 1), sum8_trees(acc[t][0], acc[t][1], acc[t][2], acc[t][3]));
+        _mm256_mask_storeu_ps(y + t * ldy, (__mmask8)((1 << n_rows) - 1),
+                              sum8_trees(acc[t][0], acc[t][1], acc[t][2], acc[t][3]));
 }
 
-/* n_tokens <= 6. Rows that do not make 8 go one by one: eight times the same row, and one result is kept. */
+/* n_tokens <= 6. Rows that do not make 8 go one by one: eight times the same row, and one result is
+ * kept. */
 PMX_INLINE void rows8(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
                       const int32_t *tokens, int64_t n_tokens, int ahead, load_pair load, const int64_t size) {
     switch (n_tokens) {
@@ -87,8 +99,8 @@ PMX_INLINE void rows8(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes
     }
 }
 
-PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, const int32_t *tokens,
-                    int64_t n_tokens, load_pair load, const int64_t size) {
+PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                    const int32_t *tokens, int64_t n_tokens, load_pair load, const int64_t size) {
     for (int64_t first = 0; first < n_tokens; first += GROUP) {
         const int64_t end = first + GROUP < n_tokens ? first + GROUP : n_tokens;
         for (int64_t r = 0, n; r < n_rows; r += n) {
@@ -100,15 +112,16 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
     }
 }
 
-#define TYPE(T, SIZE)                                                                                                                      \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
-        const int32_t t = (int32_t)token;                                                                                                  \
-        mat(y, 0, w, row_bytes, n_rows, acts, &t, 1, load_pair_##T, SIZE);                                                                 \
-    }                                                                                                                                      \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,          \
-                                const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                  \
-        (void)scratch;                                                                                                                     \
-        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load_pair_##T, SIZE);                                                    \
+#define TYPE(T, SIZE)                                                                                                  \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
+                                int64_t token) {                                                                       \
+        const int32_t t = (int32_t)token;                                                                              \
+        mat(y, 0, w, row_bytes, n_rows, acts, &t, 1, load_pair_##T, SIZE);                                             \
+    }                                                                                                                  \
+    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
+                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
+        (void)scratch;                                                                                                 \
+        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load_pair_##T, SIZE);                                \
     }
 
 TYPE(f32, 4)

@@ -4,7 +4,8 @@
 #include "../scalar/scalar.h"
 #include "avx512vnni.h"
 
-#define TYPE(FORM, T, MIN_TOKENS) {FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
+#define TYPE(FORM, T, MIN_TOKENS)                                                                                      \
+    {FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
 #define VNNI256(T) {PMX_FORM_Q256, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, 2, pmx_scalar_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avx512vnni = {

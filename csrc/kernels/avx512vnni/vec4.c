@@ -1,9 +1,12 @@
-/* vec4.c: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl), 16 rows x 4 blocks at a time.
+/* vec4.c: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl), 16 rows x
+ * 4 blocks at a time.
  *
- * A token's product must read weights as fast as memory gives them, some 40 GB/s a core: 144 bytes, a block of 8 rows, in about 14 cycles.
- * Here each row's four blocks are one register of nibbles, block i in 128-bit lane i, so that a vpdpbusd of the low and one of the high
- * nibbles leave four partial sums a block, and 16 rows are reduced together: 44 vector operations for 64 blocks. The f16 scales of 16 rows
- * and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples of words, so word permutations (AVX-512BW) suffice. */
+ * A token's product must read weights as fast as memory gives them, some 40 GB/s a core: 144 bytes,
+ * a block of 8 rows, in about 14 cycles. Here each row's four blocks are one register of nibbles,
+ * block i in 128-bit lane i, so that a vpdpbusd of the low and one of the high nibbles leave four
+ * partial sums a block, and 16 rows are reduced together: 44 vector operations for 64 blocks. The
+ * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples
+ * of words, so word permutations (AVX-512BW) suffice. */
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <string.h>
@@ -13,7 +16,8 @@
 
 enum { ROWS = 16, BLOCKS = 4 };
 
-/* What the kernel must know about a type; a constant where it is inlined. Blocks begin with the scale, which a minimum may follow. */
+/* What the kernel must know about a type; a constant where it is inlined. Blocks begin with the
+ * scale, which a minimum may follow. */
 typedef struct {
     int block_words, nibble_words; /* size of a block, and where its nibbles begin, in 16-bit words */
     int has_min, is_table;
@@ -39,7 +43,8 @@ PMX_INLINE __m512i word_pattern(const int begin, const int step) {
     return _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)(begin + 3 * step))), 3);
 }
 
-/* The first 64 bytes of n blocks, n <= 4, and what lies beyond them: nothing past the last block is read. */
+/* The first 64 bytes of n blocks, n <= 4, and what lies beyond them: nothing past the last block is
+ * read. */
 PMX_INLINE void load_blocks(__m512i *head, __m512i *tail, const uint8_t *row, const int64_t n, const type4 T) {
     const int64_t bytes = n * T.block_words * 2;
     if (n == BLOCKS) {
@@ -53,9 +58,10 @@ PMX_INLINE void load_blocks(__m512i *head, __m512i *tail, const uint8_t *row, co
 
 /* Partial sums of a row: four in the lane of each block. */
 PMX_INLINE __m512i dot_row(__m512i head, __m512i tail, const acts4 *x, const type4 T) {
-    /* tail is words 32 .. of the permutation: the last 16 bytes of four blocks, which are the last block's nibbles. */
-    const __m512i index =
-        _mm512_inserti32x4(word_pattern(T.nibble_words, T.block_words), _mm_setr_epi16(32, 33, 34, 35, 36, 37, 38, 39), 3);
+    /* tail is words 32 .. of the permutation: the last 16 bytes of four blocks, which are the last
+     * block's nibbles. */
+    const __m512i index = _mm512_inserti32x4(word_pattern(T.nibble_words, T.block_words),
+                                             _mm_setr_epi16(32, 33, 34, 35, 36, 37, 38, 39), 3);
     const __m512i packed = _mm512_permutex2var_epi16(head, index, tail);
     const __m512i mask = _mm512_set1_epi8(15);
     __m512i low = _mm512_and_si512(packed, mask), high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
@@ -89,14 +95,15 @@ PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], 
     __m512i pairs[8], quads[4], eights[2];
     const int s = T.block_words;
     /* Rows 2i and 2i+1: words b0 b0' b1 b1' b2 b2' b3 b3'. */
-    const __m512i two = _mm512_castsi128_si512(_mm_setr_epi16((int16_t)at, (int16_t)(32 + at), (int16_t)(at + s), (int16_t)(32 + at + s),
-                                                              (int16_t)(at + 2 * s), (int16_t)(32 + at + 2 * s), (int16_t)(at + 3 * s),
-                                                              (int16_t)(32 + at + 3 * s)));
+    const __m512i two = _mm512_castsi128_si512(_mm_setr_epi16(
+        (int16_t)at, (int16_t)(32 + at), (int16_t)(at + s), (int16_t)(32 + at + s), (int16_t)(at + 2 * s),
+        (int16_t)(32 + at + 2 * s), (int16_t)(at + 3 * s), (int16_t)(32 + at + 3 * s)));
     for (int i = 0; i < 8; i++) pairs[i] = _mm512_permutex2var_epi16(heads[2 * i], two, heads[2 * i + 1]);
     /* Two pairs by dwords, then two quads by quadwords: block b of 8 rows is 128-bit lane b. */
     for (int i = 0; i < 4; i++)
         quads[i] = _mm512_inserti32x4(
-            _mm512_castsi128_si512(_mm_unpacklo_epi32(_mm512_castsi512_si128(pairs[2 * i]), _mm512_castsi512_si128(pairs[2 * i + 1]))),
+            _mm512_castsi128_si512(
+                _mm_unpacklo_epi32(_mm512_castsi512_si128(pairs[2 * i]), _mm512_castsi512_si128(pairs[2 * i + 1]))),
             _mm_unpackhi_epi32(_mm512_castsi512_si128(pairs[2 * i]), _mm512_castsi512_si128(pairs[2 * i + 1])), 1);
     for (int i = 0; i < 2; i++) {
         const __m512i low = _mm512_unpacklo_epi64(quads[2 * i], quads[2 * i + 1]),
@@ -115,20 +122,24 @@ PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], 
 
 PMX_INLINE acts4 load_acts(const int8_t *q, const float *d, const int32_t *sums, const int64_t n, const type4 T) {
     acts4 x = {.d = d, .sums = sums};
-    const __m512i first = n == BLOCKS ? _mm512_loadu_si512(q) : _mm512_maskz_loadu_epi64(n >= 2 ? 0xff : (__mmask8)(n * 0xf), q);
-    const __m512i second = n == BLOCKS ? _mm512_loadu_si512(q + 64) : _mm512_maskz_loadu_epi64(n == 3 ? 0xf : 0, q + 64);
+    const __m512i first =
+        n == BLOCKS ? _mm512_loadu_si512(q) : _mm512_maskz_loadu_epi64(n >= 2 ? 0xff : (__mmask8)(n * 0xf), q);
+    const __m512i second =
+        n == BLOCKS ? _mm512_loadu_si512(q + 64) : _mm512_maskz_loadu_epi64(n == 3 ? 0xf : 0, q + 64);
     x.low = _mm512_shuffle_i32x4(first, second, 0x88);
     x.high = _mm512_shuffle_i32x4(first, second, 0xdd);
-    const __m128i offsets = _mm_mullo_epi32(_mm_maskz_loadu_epi32((__mmask8)((1u << n) - 1), sums), _mm_set1_epi32(-T.offset));
+    const __m128i offsets =
+        _mm_mullo_epi32(_mm_maskz_loadu_epi32((__mmask8)((1u << n) - 1), sums), _mm_set1_epi32(-T.offset));
     const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0);
     x.start = _mm512_maskz_permutexvar_epi32(0x1111, spread, _mm512_castsi128_si512(offsets));
     return x;
 }
 
-/* acc of 16 rows += n blocks. next: what to prefetch meanwhile, a line a row, so that a few are left to the hardware: all of them, or all
- * at once, cost two cores more of a busy memory's bandwidth than they gain. */
-PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const char *next, const acts4 *x, const int64_t n,
-                             const type4 T) {
+/* acc of 16 rows += n blocks. next: what to prefetch meanwhile, a line a row, so that a few are
+ * left to the hardware: all of them, or all at once, cost two cores more of a busy memory's
+ * bandwidth than they gain. */
+PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const char *next, const acts4 *x,
+                             const int64_t n, const type4 T) {
     __m512i heads[ROWS], sums[4];
     for (int g = 0; g < 4; g++) {
         __m512i p[4];
@@ -152,7 +163,8 @@ PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at,
     return acc;
 }
 
-PMX_INLINE void vec4(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, const type4 T) {
+PMX_INLINE void vec4(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token,
+                     const type4 T) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK, block_bytes = 2 * T.block_words;
     const int8_t *q = acts->q32.q + token * acts->cols;
     const float *d = acts->q32.d + token * n_blocks;
@@ -171,14 +183,16 @@ PMX_INLINE void vec4(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_ro
             const acts4 x = load_acts(q + b * PMX_BLOCK, d + b, sums + b, n_blocks - b, T);
             acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, n_blocks - b, T);
         }
-        _mm512_mask_storeu_ps(y + r, n_rows - r >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << (n_rows - r)) - 1), acc);
+        _mm512_mask_storeu_ps(y + r, n_rows - r >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << (n_rows - r)) - 1),
+                              acc);
     }
 }
 
-#define TYPE(T, ...)                                                                                                                       \
-    static const type4 T = {sizeof(pmx_block_##T) / 2, offsetof(pmx_block_##T, qs) / 2, __VA_ARGS__};                                      \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {      \
-        vec4(y, w, row_bytes, n_rows, acts, token, T);                                                                                     \
+#define TYPE(T, ...)                                                                                                   \
+    static const type4 T = {sizeof(pmx_block_##T) / 2, offsetof(pmx_block_##T, qs) / 2, __VA_ARGS__};                  \
+    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
+                                int64_t token) {                                                                       \
+        vec4(y, w, row_bytes, n_rows, acts, token, T);                                                                 \
     }
 
 TYPE(q4_0, .offset = 8)

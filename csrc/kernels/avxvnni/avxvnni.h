@@ -1,11 +1,13 @@
-/* avxvnni.h: the kernels of AVX2 with VNNI in 256-bit registers (Intel's desktop processors since 2021). What is not here is avx2's. */
+/* avxvnni.h: the kernels of AVX2 with VNNI in 256-bit registers (Intel's desktop processors since
+ * 2021). What is not here is avx2's. */
 #ifndef PMX_AVXVNNI_H
 #define PMX_AVXVNNI_H
 
 #include "../avx2/avx2.h"
 
 #if defined(__clang__)
-#define PMX_AVXVNNI_BEGIN _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avxvnni\"))), apply_to = function)")
+#define PMX_AVXVNNI_BEGIN                                                                                              \
+    _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,avxvnni\"))), apply_to = function)")
 #define PMX_AVXVNNI_END _Pragma("clang attribute pop")
 #else
 #define PMX_AVXVNNI_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"avx2,fma,f16c,avxvnni\")")
@@ -13,9 +15,9 @@
 #endif
 
 /* Declares the matrix kernel of a weight type. */
-#define PMX_AVXVNNI_TYPE(T)                                                                                                                \
-    void pmx_avxvnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,             \
-                             const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVXVNNI_TYPE(T)                                                                                            \
+    void pmx_avxvnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,               \
+                             const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
 
 PMX_AVXVNNI_TYPE(q4_0)
 PMX_AVXVNNI_TYPE(q4_1)

@@ -1,7 +1,8 @@
-/* kquants_mat.c: the strips and tiles of avx2's kquants_mat.h with vpdpbusd, which adds four u8*s8 products into int32: a sub-block's sum
- * is scaled once, whatever the type. That of q2_k and q3_k, at most 16 * 7*127, is scaled and added by a vpdpwssd of its low int16, as
- * Intel makes two operations of vpmulld. iq4_xs is unsigned here, its table plus 128, 256 * 241*127 * 32 = 250,732,544 at most. One token
- * is bound by memory: that kernel is avx2's. */
+/* kquants_mat.c: the strips and tiles of avx2's kquants_mat.h with vpdpbusd, which adds four u8*s8
+ * products into int32: a sub-block's sum is scaled once, whatever the type. That of q2_k and q3_k,
+ * at most 16 * 7*127, is scaled and added by a vpdpwssd of its low int16, as Intel makes two
+ * operations of vpmulld. iq4_xs is unsigned here, its table plus 128, 256 * 241*127 * 32 =
+ * 250,732,544 at most. One token is bound by memory: that kernel is avx2's. */
 #if defined(__x86_64__)
 #include "../avx2/kquants_mat.h"
 #include "avxvnni.h"
@@ -23,11 +24,11 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
 #define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
         FOR_TOKENS(DECLARE)
 #undef DECLARE
-#define STEP(t)                                                                                                                            \
-    {                                                                                                                                      \
-        const __m256i v = load_dword(x[t] + KQUANT_SUB(type) * j + 4 * i);                                                                 \
-        low##t = _mm256_dpbusd_avx_epi32(low##t, w0, v);                                                                                   \
-        high##t = _mm256_dpbusd_avx_epi32(high##t, w1, v);                                                                                 \
+#define STEP(t)                                                                                                        \
+    {                                                                                                                  \
+        const __m256i v = load_dword(x[t] + KQUANT_SUB(type) * j + 4 * i);                                             \
+        low##t = _mm256_dpbusd_avx_epi32(low##t, w0, v);                                                               \
+        high##t = _mm256_dpbusd_avx_epi32(high##t, w1, v);                                                             \
     }
 #pragma GCC unroll 8
         for (int i = 0; i < quads; i++) {
@@ -36,8 +37,8 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
         }
 #undef STEP
         const __m256i scale0 = load_epi32(block->scales[j]), scale1 = load_epi32(block->scales[j] + 8);
-#define FLUSH(t)                                                                                                                           \
-    store_epi32(isum[t], add_scaled(type, load_epi32(isum[t]), low##t, scale0));                                                           \
+#define FLUSH(t)                                                                                                       \
+    store_epi32(isum[t], add_scaled(type, load_epi32(isum[t]), low##t, scale0));                                       \
     store_epi32(isum[t] + 8, add_scaled(type, load_epi32(isum[t] + 8), high##t, scale1));
         FOR_TOKENS(FLUSH)
 #undef FLUSH

@@ -5,7 +5,8 @@
 #include "avxvnni.h"
 
 #define TYPE(FORM, T, MIN_TOKENS) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
-#define KQUANT(T, MIN_TOKENS) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avxvnni_mat_##T, MIN_TOKENS, pmx_scalar_dequantize_##T}
+#define KQUANT(T, MIN_TOKENS)                                                                                          \
+    {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avxvnni_mat_##T, MIN_TOKENS, pmx_scalar_dequantize_##T}
 #define VNNI(T, MIN_TOKENS) {PMX_FORM_Q32, pmx_avx2_vec_##T, pmx_avxvnni_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
 
 const pmx_kernels pmx_kernels_avxvnni = {

@@ -1,8 +1,9 @@
-/* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over positions, then over d, and every output is
- * one chain of fused multiply-adds without horizontal sums. Sixteen accumulators cover the latency of the chain (4 cycles, up to 4 a
- * cycle) and leave half the registers: 4 queries x 16 lanes where there are 4, since a loaded key or value then serves all of them,
- * else 1 query x 64 lanes. f16 pages are converted as they are loaded. Keys of q8_0 lie as [d/4][64][4], so that sdot leaves each
- * position's sum in its own lane. */
+/* attention.c: one cache page. Keys are [d][64] and values [64][d], so that lanes run over
+ * positions, then over d, and every output is one chain of fused multiply-adds without horizontal
+ * sums. Sixteen accumulators cover the latency of the chain (4 cycles, up to 4 a cycle) and leave
+ * half the registers: 4 queries x 16 lanes where there are 4, since a loaded key or value then
+ * serves all of them, else 1 query x 64 lanes. f16 pages are converted as they are loaded. Keys of
+ * q8_0 lie as [d/4][64][4], so that sdot leaves each position's sum in its own lane. */
 #if defined(__aarch64__)
 #include "neon.h"
 
@@ -16,8 +17,10 @@ PMX_INLINE float32x4_t load4_f16(const void *page, int64_t at) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t *)page + at)));
 }
 
-/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 16. */
-PMX_INLINE void scores(float *s, const float *q, const int n, const int n_v, int64_t head_dim, const void *k, int64_t first, load4 load) {
+/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 16.
+ */
+PMX_INLINE void scores(float *s, const float *q, const int n, const int n_v, int64_t head_dim, const void *k,
+                       int64_t first, load4 load) {
     float32x4_t acc[4][16];
 #pragma GCC unroll 16
     for (int i = 0; i < n * n_v; i++) acc[i / n_v][i % n_v] = vdupq_n_f32(0.0f);
@@ -48,7 +51,8 @@ PMX_INLINE void softmax(float *s, float *m, float *l, int32_t lo, int32_t hi) {
     const float32x4_t top = vdupq_n_f32(*m);
     float32x4_t low = vdupq_n_f32(0.0f), high = low;
     for (int i = 0; i < 16; i += 2) {
-        const float32x4_t a = exp4(vsubq_f32(vld1q_f32(s + 4 * i), top)), b = exp4(vsubq_f32(vld1q_f32(s + 4 * i + 4), top));
+        const float32x4_t a = exp4(vsubq_f32(vld1q_f32(s + 4 * i), top)),
+                          b = exp4(vsubq_f32(vld1q_f32(s + 4 * i + 4), top));
         const float32x4_t p = vreinterpretq_f32_u32(vandq_u32(visible[i], vreinterpretq_u32_f32(a)));
         const float32x4_t r = vreinterpretq_f32_u32(vandq_u32(visible[i + 1], vreinterpretq_u32_f32(b)));
         vst1q_f32(s + 4 * i, p);
@@ -64,9 +68,10 @@ PMX_INLINE void softmax_n(float *m, float *l, float *s, const int n, const int32
     for (int i = 0; i < n; i++) softmax(s + i * PMX_PAGE, m + i, l + i, lo[i], hi[i]);
 }
 
-/* o[i][d .. d+4*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have p = 0 and add nothing. */
-PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const void *v, int64_t d, int32_t lo,
-                      int32_t hi, load4 load) {
+/* o[i][d .. d+4*n_v) = sum over positions lo .. hi-1 of p[i][j] * v[j][d..]. Masked positions have
+ * p = 0 and add nothing. */
+PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int64_t head_dim, const void *v, int64_t d,
+                      int32_t lo, int32_t hi, load4 load) {
     float32x4_t acc[4][16];
 #pragma GCC unroll 16
     for (int i = 0; i < n * n_v; i++) acc[i / n_v][i % n_v] = vdupq_n_f32(0.0f);
@@ -76,7 +81,8 @@ PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int6
         for (int j = 0; j < n_v; j++) value[j] = load(v, position * head_dim + d + 4 * j);
 #pragma GCC unroll 16
         for (int i = 0; i < n * n_v; i++)
-            acc[i / n_v][i % n_v] = vfmaq_n_f32(acc[i / n_v][i % n_v], value[i % n_v], p[i / n_v * PMX_PAGE + position]);
+            acc[i / n_v][i % n_v] =
+                vfmaq_n_f32(acc[i / n_v][i % n_v], value[i % n_v], p[i / n_v * PMX_PAGE + position]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < n * n_v; i++) vst1q_f32(o + i / n_v * head_dim + d + i % n_v * 4, acc[i / n_v][i % n_v]);
@@ -84,21 +90,24 @@ PMX_INLINE void weigh(float *o, const float *p, const int n, const int n_v, int6
 
 void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim) {
     const float largest = *m > page_m ? *m : page_m;
-    const float a = vgetq_lane_f32(exp4(vdupq_n_f32(*m - largest)), 0), b = vgetq_lane_f32(exp4(vdupq_n_f32(page_m - largest)), 0);
+    const float a = vgetq_lane_f32(exp4(vdupq_n_f32(*m - largest)), 0),
+                b = vgetq_lane_f32(exp4(vdupq_n_f32(page_m - largest)), 0);
     *m = largest;
     *l = __builtin_fmaf(page_l, b, *l * a);
-    for (int64_t d = 0; d < head_dim; d += 4) vst1q_f32(o + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(o + d), a), vld1q_f32(page_o + d), b));
+    for (int64_t d = 0; d < head_dim; d += 4)
+        vst1q_f32(o + d, vfmaq_n_f32(vmulq_n_f32(vld1q_f32(o + d), a), vld1q_f32(page_o + d), b));
 }
 
 /* Folds the page of n queries into what each of them that sees it has so far. */
-PMX_INLINE void fold_n(float *m, float *l, float *o, const float *page_m, const float *page_l, const float *page_o, const int n,
-                       int64_t head_dim, const int32_t *lo, const int32_t *hi) {
+PMX_INLINE void fold_n(float *m, float *l, float *o, const float *page_m, const float *page_l, const float *page_o,
+                       const int n, int64_t head_dim, const int32_t *lo, const int32_t *hi) {
     for (int i = 0; i < n; i++)
-        if (lo[i] < hi[i]) pmx_neon_combine(m + i, l + i, o + i * head_dim, page_m[i], page_l[i], page_o + i * head_dim, head_dim);
+        if (lo[i] < hi[i])
+            pmx_neon_combine(m + i, l + i, o + i * head_dim, page_m[i], page_l[i], page_o + i * head_dim, head_dim);
 }
 
-PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim, const void *k,
-                         const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
+PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q, const int n, int64_t head_dim,
+                         const void *k, const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
     const int n_v = 16 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores(s + j, q, n, n_v, head_dim, k, j, load);
     float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
@@ -110,28 +119,31 @@ PMX_INLINE void attend_n(float *m, float *l, float *o, float *s, const float *q,
     fold_n(m, l, o, page_m, page_l, page_o, n, head_dim, lo, hi);
 }
 
-PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const void *k, const void *v,
-                       const int32_t *lo, const int32_t *hi, load4 load) {
+PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                       const void *k, const void *v, const int32_t *lo, const int32_t *hi, load4 load) {
     int64_t i = 0;
     for (; i + 4 <= n_q; i += 4)
-        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 4, head_dim, k, v, lo + i, hi + i, load);
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 4, head_dim, k, v, lo + i, hi + i,
+                 load);
     for (; i < n_q; i++)
-        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i, load);
+        attend_n(m + i, l + i, o + i * head_dim, s + i * PMX_PAGE, q + i * head_dim, 1, head_dim, k, v, lo + i, hi + i,
+                 load);
 }
 
-void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
-                         const float *v, const int32_t *lo, const int32_t *hi) {
+void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const float *k, const float *v, const int32_t *lo, const int32_t *hi) {
     attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load4_f32);
 }
 
-void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
-                         const uint16_t *v, const int32_t *lo, const int32_t *hi) {
+void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi) {
     attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load4_f16);
 }
 
-/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 8: as many integer sums. */
-PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, const int n_v, int64_t head_dim, const uint8_t *k,
-                            int64_t first) {
+/* s[i][0 .. 4*n_v) = scores of n queries at n_v vectors of positions from `first` on; n * n_v = 8:
+ * as many integer sums. */
+PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, const int n_v, int64_t head_dim,
+                            const uint8_t *k, int64_t first) {
     const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim) + first;
     const int64_t n_blocks = head_dim / 32;
     float32x4_t acc[4][8];
@@ -155,7 +167,8 @@ PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, const
         }
 #pragma GCC unroll 8
         for (int i = 0; i < n * n_v; i++) {
-            const float32x4_t d = vmulq_n_f32(load4_f16(dk, b * PMX_PAGE + 4 * (i % n_v)), q->d[i / n_v * n_blocks + b]);
+            const float32x4_t d =
+                vmulq_n_f32(load4_f16(dk, b * PMX_PAGE + 4 * (i % n_v)), q->d[i / n_v * n_blocks + b]);
             acc[i / n_v][i % n_v] = vfmaq_f32(acc[i / n_v][i % n_v], d, vcvtq_f32_s32(dot[i / n_v][i % n_v]));
         }
     }
@@ -164,7 +177,8 @@ PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, const
 }
 
 /* As weigh, for 16 values of q8_0 from d on: first p times the scales, position by position. */
-PMX_INLINE void weigh_q8_0(float *o, const float *p, const int n, int64_t head_dim, const uint8_t *v, int64_t d, int32_t lo, int32_t hi) {
+PMX_INLINE void weigh_q8_0(float *o, const float *p, const int n, int64_t head_dim, const uint8_t *v, int64_t d,
+                           int32_t lo, int32_t hi) {
     const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
     float weights[4][PMX_PAGE];
     for (int j = 0; j < PMX_PAGE; j += 4) {
@@ -178,16 +192,19 @@ PMX_INLINE void weigh_q8_0(float *o, const float *p, const int n, int64_t head_d
         const int8x16_t bytes = vld1q_s8((const int8_t *)v + position * head_dim + d);
         const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
         const float32x4_t value[4] = {vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
-                                      vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))};
+                                      vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                                      vcvtq_f32_s32(vmovl_high_s16(high))};
 #pragma GCC unroll 16
-        for (int i = 0; i < 4 * n; i++) acc[i / 4][i % 4] = vfmaq_n_f32(acc[i / 4][i % 4], value[i % 4], weights[i / 4][position]);
+        for (int i = 0; i < 4 * n; i++)
+            acc[i / 4][i % 4] = vfmaq_n_f32(acc[i / 4][i % 4], value[i % 4], weights[i / 4][position]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < 4 * n; i++) vst1q_f32(o + i / 4 * head_dim + d + i % 4 * 4, acc[i / 4][i % 4]);
 }
 
-PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_quantized *q, const int n, int64_t head_dim,
-                              const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_quantized *q, const int n,
+                              int64_t head_dim, const uint8_t *k, const uint8_t *v, const int32_t *lo,
+                              const int32_t *hi) {
     const int n_v = 8 / n;
     for (int j = 0; j < PMX_PAGE; j += 4 * n_v) scores_q8_0(s + j, q, n, n_v, head_dim, k, j);
     float page_m[4], page_l[4], page_o[4 * PMX_MAX_HEAD_DIM];
@@ -197,8 +214,8 @@ PMX_INLINE void attend_q8_0_n(float *m, float *l, float *o, float *s, const pmx_
     fold_n(m, l, o, page_m, page_l, page_o, n, head_dim, lo, hi);
 }
 
-void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
-                          const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                          const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
     for (int64_t i = 0; i < n_q;) {
         const pmx_quantized at = {q->q + i * head_dim, q->d + i * (head_dim / 32), q->sums + i * (head_dim / 32)};
         if (i + 4 <= n_q) {

@@ -1,4 +1,5 @@
-/* elementwise.c: norm, activation quantization, exp, SiLU, RoPE and conversions, 4 or 8 lanes at a time. */
+/* elementwise.c: norm, activation quantization, exp, SiLU, RoPE and conversions, 4 or 8 lanes at a
+ * time. */
 #if defined(__aarch64__)
 #include <math.h>
 #include <string.h>
@@ -32,7 +33,8 @@ void pmx_neon_rms_norm(float *y, const float *x, const float *w, int64_t n, floa
 PMX_INLINE uint32_t magnitude_bits(const float *x, const int n) {
     const uint32x4_t magnitude = vdupq_n_u32(0x7fffffffu);
     uint32x4_t most = vdupq_n_u32(0);
-    for (int i = 0; i < n; i += 4) most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), magnitude));
+    for (int i = 0; i < n; i += 4)
+        most = vmaxq_u32(most, vandq_u32(vreinterpretq_u32_f32(vld1q_f32(x + i)), magnitude));
     return vmaxvq_u32(most);
 }
 
@@ -69,9 +71,13 @@ PMX_INLINE int quantize(int8_t *q, float *d, int32_t *sums, const float *x, int6
     return nonfinite;
 }
 
-int pmx_neon_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 32); }
+int pmx_neon_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    return quantize(q, d, sums, x, n, 32);
+}
 
-int pmx_neon_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) { return quantize(q, d, sums, x, n, 256); }
+int pmx_neon_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
+    return quantize(q, d, sums, x, n, 256);
+}
 
 void pmx_neon_exp(float *y, const float *x, int64_t n) {
     int64_t i = 0;

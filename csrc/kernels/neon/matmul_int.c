@@ -1,10 +1,12 @@
-/* matmul_int.c: quantized weights times 8-bit activations with sdot: each of its four lanes adds four products of signed bytes.
+/* matmul_int.c: quantized weights times 8-bit activations with sdot: each of its four lanes adds
+ * four products of signed bytes.
  *
- * vec takes 8 rows of one token straight from the mapped blocks. Lanes are summed pairwise across rows, so that the conversion of integers,
- * scales and fma run once for 4 rows. It prefetches the next 8 rows, which lie behind these ones, linearly: eight short streams are more
- * than some prefetchers follow.
- * mat multiplies strips of 8 rows, bytes [k/4][8 rows][4], with tokens four at a time: sdot takes the token's four bytes from a lane, so
- * that 2 loads of weights feed 8 of them, with no sums across lanes. 8 integer and 8 float accumulators leave half the registers. */
+ * vec takes 8 rows of one token straight from the mapped blocks. Lanes are summed pairwise across
+ * rows, so that the conversion of integers, scales and fma run once for 4 rows. It prefetches the
+ * next 8 rows, which lie behind these ones, linearly: eight short streams are more than some
+ * prefetchers follow. mat multiplies strips of 8 rows, bytes [k/4][8 rows][4], with tokens four at
+ * a time: sdot takes the token's four bytes from a lane, so that 2 loads of weights feed 8 of them,
+ * with no sums across lanes. 8 integer and 8 float accumulators leave half the registers. */
 #if defined(__aarch64__)
 #include "strips.h"
 
@@ -13,7 +15,9 @@ PMX_NEON_BEGIN
 /* --- vec */
 
 /* Lane i = the sum of the lanes of p[i]. */
-PMX_INLINE int32x4_t sum_across(const int32x4_t p[4]) { return vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3])); }
+PMX_INLINE int32x4_t sum_across(const int32x4_t p[4]) {
+    return vpaddq_s32(vpaddq_s32(p[0], p[1]), vpaddq_s32(p[2], p[3]));
+}
 
 PMX_INLINE int32x4_t dot32(int8x16_t a0, int8x16_t a1, int8x16_t b0, int8x16_t b1) {
     return vdotq_s32(vdotq_s32(vdupq_n_s32(0), a0, b0), a1, b1);
@@ -31,8 +35,8 @@ PMX_INLINE void store_rows(float *y, int64_t n, float32x4_t low, float32x4_t hig
     if (n < STRIP_ROWS) memcpy(y, all, (size_t)n * sizeof *y);
 }
 
-PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, unpack32 unpack,
-                      const int offset, const int has_min, const int64_t block_bytes) {
+PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                      int64_t token, unpack32 unpack, const int offset, const int has_min, const int64_t block_bytes) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     const int8_t *q = acts->q32.q + token * acts->cols;
     const float *d = acts->q32.d + token * n_blocks;
@@ -64,7 +68,9 @@ PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_r
 PMX_INLINE int16x8x2_t load_sums(const int32_t *sums, const int n_sub) {
     int32x4_t s[4];
     for (int i = 0; i < 4; i++) s[i] = vld1q_s32(sums + 4 * i);
-    if (n_sub == 8) return (int16x8x2_t){{vmovn_high_s32(vmovn_s32(vpaddq_s32(s[0], s[1])), vpaddq_s32(s[2], s[3])), vdupq_n_s16(0)}};
+    if (n_sub == 8)
+        return (int16x8x2_t){
+            {vmovn_high_s32(vmovn_s32(vpaddq_s32(s[0], s[1])), vpaddq_s32(s[2], s[3])), vdupq_n_s16(0)}};
     return (int16x8x2_t){{vmovn_high_s32(vmovn_s32(s[0]), s[1]), vmovn_high_s32(vmovn_s32(s[2]), s[3])}};
 }
 
@@ -75,7 +81,8 @@ PMX_INLINE int32x4_t add_products(int32x4_t acc, int16x8_t a, int16x8_t b) {
 /* The dot products of a row's sub-blocks with x, times their scales: four partial sums. */
 PMX_INLINE int32x4_t scaled_dot(const decoded256 *w, const int8_t *x, const int n_sub) {
     const int16x8_t low = vmovl_s8(vget_low_s8(w->scales)), high = vmovl_high_s8(w->scales);
-    const int32x4_t scales[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)};
+    const int32x4_t scales[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
+                                 vmovl_high_s16(high)};
     int32x4_t sum = vdupq_n_s32(0);
 #pragma GCC unroll 4
     for (int j = 0; j < n_sub / 4; j++) {
@@ -93,8 +100,9 @@ PMX_INLINE int32x4_t scaled_dot(const decoded256 *w, const int8_t *x, const int 
     return sum;
 }
 
-PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, decode256 decode,
-                       const int n_sub, const int has_min, const int64_t d_at, const int64_t block_bytes) {
+PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       int64_t token, decode256 decode, const int n_sub, const int has_min, const int64_t d_at,
+                       const int64_t block_bytes) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK256;
     const int8_t *q = acts->q256.q + token * acts->cols;
     const float *d = acts->q256.d + token * n_blocks;
@@ -129,13 +137,16 @@ PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
     }
 }
 
-#define TYPE32(T, OFFSET, HAS_MIN)                                                                                                         \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {            \
-        vec32(y, w, row_bytes, n_rows, acts, token, unpack_##T, OFFSET, HAS_MIN, sizeof(pmx_block_##T));                                   \
+#define TYPE32(T, OFFSET, HAS_MIN)                                                                                     \
+    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
+                          int64_t token) {                                                                             \
+        vec32(y, w, row_bytes, n_rows, acts, token, unpack_##T, OFFSET, HAS_MIN, sizeof(pmx_block_##T));               \
     }
-#define TYPE256(T, N_SUB, HAS_MIN)                                                                                                         \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {            \
-        vec256(y, w, row_bytes, n_rows, acts, token, decode_##T, N_SUB, HAS_MIN, offsetof(pmx_block_##T, d), sizeof(pmx_block_##T));       \
+#define TYPE256(T, N_SUB, HAS_MIN)                                                                                     \
+    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
+                          int64_t token) {                                                                             \
+        vec256(y, w, row_bytes, n_rows, acts, token, decode_##T, N_SUB, HAS_MIN, offsetof(pmx_block_##T, d),           \
+               sizeof(pmx_block_##T));                                                                                 \
     }
 
 PMX_NEON_TYPES32(TYPE32)
@@ -148,8 +159,10 @@ PMX_INLINE void pack16_rows(int8_t *out, const int8x16_t v[STRIP_ROWS]) {
     for (int h = 0; h < STRIP_ROWS; h += 4, out += 16) {
         int32x4_t a[4];
         for (int i = 0; i < 4; i++) a[i] = vreinterpretq_s32_s8(v[h + i]);
-        const int64x2_t even01 = vreinterpretq_s64_s32(vtrn1q_s32(a[0], a[1])), odd01 = vreinterpretq_s64_s32(vtrn2q_s32(a[0], a[1]));
-        const int64x2_t even23 = vreinterpretq_s64_s32(vtrn1q_s32(a[2], a[3])), odd23 = vreinterpretq_s64_s32(vtrn2q_s32(a[2], a[3]));
+        const int64x2_t even01 = vreinterpretq_s64_s32(vtrn1q_s32(a[0], a[1])),
+                        odd01 = vreinterpretq_s64_s32(vtrn2q_s32(a[0], a[1]));
+        const int64x2_t even23 = vreinterpretq_s64_s32(vtrn1q_s32(a[2], a[3])),
+                        odd23 = vreinterpretq_s64_s32(vtrn2q_s32(a[2], a[3]));
         vst1q_s8(out, vreinterpretq_s8_s64(vtrn1q_s64(even01, even23)));
         vst1q_s8(out + 32, vreinterpretq_s8_s64(vtrn1q_s64(odd01, odd23)));
         vst1q_s8(out + 64, vreinterpretq_s8_s64(vtrn2q_s64(even01, even23)));
@@ -161,19 +174,20 @@ PMX_INLINE void pack16_rows(int8_t *out, const int8x16_t v[STRIP_ROWS]) {
 PMX_INLINE void add_dots(int32x4_t dot[TILE_TOKENS][2], const int8_t *w, const tile_acts *acts, int64_t at) {
     int8x16_t x[TILE_TOKENS];
     for (int t = 0; t < TILE_TOKENS; t++) x[t] = vld1q_s8(acts->q[t] + at);
-#define STEP(lane)                                                                                                                         \
-    {                                                                                                                                      \
-        const int8x16_t w0 = vld1q_s8(w + lane * 32), w1 = vld1q_s8(w + lane * 32 + 16);                                                   \
-        for (int t = 0; t < TILE_TOKENS; t++) {                                                                                            \
-            dot[t][0] = vdotq_laneq_s32(dot[t][0], w0, x[t], lane);                                                                        \
-            dot[t][1] = vdotq_laneq_s32(dot[t][1], w1, x[t], lane);                                                                        \
-        }                                                                                                                                  \
+#define STEP(lane)                                                                                                     \
+    {                                                                                                                  \
+        const int8x16_t w0 = vld1q_s8(w + lane * 32), w1 = vld1q_s8(w + lane * 32 + 16);                               \
+        for (int t = 0; t < TILE_TOKENS; t++) {                                                                        \
+            dot[t][0] = vdotq_laneq_s32(dot[t][0], w0, x[t], lane);                                                    \
+            dot[t][1] = vdotq_laneq_s32(dot[t][1], w1, x[t], lane);                                                    \
+        }                                                                                                              \
     }
     STEP(0) STEP(1) STEP(2) STEP(3)
 #undef STEP
 }
 
-PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min) {
+PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
+                       const int has_min) {
     (void)n_sub;
     float32x4_t acc[TILE_TOKENS][2];
     for (int t = 0; t < TILE_TOKENS; t++)
@@ -190,14 +204,16 @@ PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_
                 acc[t][h] = vfmaq_f32(acc[t][h], vmulq_n_f32(scale, acts->d[t][b]), vcvtq_f32_s32(dot[t][h]));
             if (!has_min) continue;
             const float32x4_t minimum = vld1q_f32(s->m + b * STRIP_ROWS + 4 * h);
-            for (int t = 0; t < TILE_TOKENS; t++) acc[t][h] = vfmaq_n_f32(acc[t][h], minimum, acts->d[t][b] * (float)acts->sums[t][b]);
+            for (int t = 0; t < TILE_TOKENS; t++)
+                acc[t][h] = vfmaq_n_f32(acc[t][h], minimum, acts->d[t][b] * (float)acts->sums[t][b]);
         }
     }
     for (int t = 0; t < TILE_TOKENS; t++)
         for (int h = 0; h < 2; h++) vst1q_f32(out + t * STRIP_ROWS + 4 * h, acc[t][h]);
 }
 
-PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min) {
+PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
+                        const int has_min) {
     const int columns = PMX_BLOCK256 / n_sub;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *w = s->q + b * PMX_BLOCK256 * STRIP_ROWS;
@@ -207,7 +223,8 @@ PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64
         for (int j = 0; j < n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS) {
             int32x4_t dot[TILE_TOKENS][2];
             for (int t = 0; t < TILE_TOKENS; t++) dot[t][0] = dot[t][1] = vdupq_n_s32(0);
-            for (int at = 0; at < columns; at += 16) add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
+            for (int at = 0; at < columns; at += 16)
+                add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
             for (int h = 0; h < 2; h++) {
                 const int32x4_t scale = vld1q_s32(scales + 4 * h);
                 for (int t = 0; t < TILE_TOKENS; t++) isum[t][h] = vmlaq_s32(isum[t][h], dot[t][h], scale);

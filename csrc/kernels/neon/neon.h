@@ -1,4 +1,5 @@
-/* neon.h: the kernels of ARMv8.2 with the dot product instructions, and the vector helpers that its files share. */
+/* neon.h: the kernels of ARMv8.2 with the dot product instructions, and the vector helpers that its
+ * files share. */
 #ifndef PMX_NEON_H
 #define PMX_NEON_H
 
@@ -7,7 +8,8 @@
 #include "../../blocks.h"
 #include "../../kernels.h"
 
-/* Everything between the two is compiled for the instruction set, whatever the compiler's own target is. */
+/* Everything between the two is compiled for the instruction set, whatever the compiler's own
+ * target is. */
 #if defined(__clang__)
 #if __clang_major__ < 15 || (__clang_major__ == 15 && !defined(__apple_build_version__))
 #error "the arm_neon.h of this clang hides sdot and smmla behind -march: build with gcc, clang 16 or Xcode 15, or newer"
@@ -30,19 +32,21 @@ void pmx_neon_axpy(float *y, float a, const float *x, int64_t n);
 void pmx_neon_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_neon_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_neon_widen(float *y, const uint16_t *x, int64_t n);
-void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k,
-                         const float *v, const int32_t *lo, const int32_t *hi);
-void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const uint16_t *k,
-                         const uint16_t *v, const int32_t *lo, const int32_t *hi);
-void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
-                          const uint8_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_neon_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const float *k, const float *v, const int32_t *lo, const int32_t *hi);
+void pmx_neon_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                         const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
+void pmx_neon_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                          const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
 void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
-/* Declares the products of a weight type; its dequantizer is scalar's, since only embedding rows need it. */
-#define PMX_NEON_TYPE(T)                                                                                                                   \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);             \
-    void pmx_neon_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                \
-                          const int32_t *tokens, int64_t n_tokens, void *scratch);
+/* Declares the products of a weight type; its dequantizer is scalar's, since only embedding rows
+ * need it. */
+#define PMX_NEON_TYPE(T)                                                                                               \
+    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
+                          int64_t token);                                                                              \
+    void pmx_neon_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
+                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
 
 /* matmul_float.c */
 PMX_NEON_TYPE(f32)
@@ -64,11 +68,12 @@ PMX_NEON_TYPE(q6_k)
 PMX_NEON_TYPE(iq4_xs)
 
 /* Both ARM tables have these: i8mm helps matrix products only. */
-#define PMX_NEON_OPERATIONS                                                                                                                \
-    .rms_norm = pmx_neon_rms_norm, .quantize32 = pmx_neon_quantize32, .quantize256 = pmx_neon_quantize256, .exp = pmx_neon_exp,            \
-    .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .rope = pmx_neon_rope, .narrow = pmx_neon_narrow, .widen = pmx_neon_widen,       \
-    .attend_f32 = pmx_neon_attend_f32, .attend_f16 = pmx_neon_attend_f16, .attend_q8_0 = pmx_neon_attend_q8_0,                             \
-    .combine = pmx_neon_combine, .search = pmx_search_portable
+#define PMX_NEON_OPERATIONS                                                                                            \
+    .rms_norm = pmx_neon_rms_norm, .quantize32 = pmx_neon_quantize32, .quantize256 = pmx_neon_quantize256,             \
+    .exp = pmx_neon_exp, .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .rope = pmx_neon_rope,                  \
+    .narrow = pmx_neon_narrow, .widen = pmx_neon_widen, .attend_f32 = pmx_neon_attend_f32,                             \
+    .attend_f16 = pmx_neon_attend_f16, .attend_q8_0 = pmx_neon_attend_q8_0, .combine = pmx_neon_combine,               \
+    .search = pmx_search_portable
 
 PMX_NEON_BEGIN
 

@@ -1,5 +1,6 @@
-/* strips.h: what the integer matrix products of neon and neon_i8mm share: blocks of GGUF become signed bytes, and eight rows of them a
- * strip that all tokens are multiplied with, four at a time. The order of bytes in a strip is the instruction set's own. */
+/* strips.h: what the integer matrix products of neon and neon_i8mm share: blocks of GGUF become
+ * signed bytes, and eight rows of them a strip that all tokens are multiplied with, four at a time.
+ * The order of bytes in a strip is the instruction set's own. */
 #ifndef PMX_NEON_STRIPS_H
 #define PMX_NEON_STRIPS_H
 
@@ -11,7 +12,8 @@
 enum {
     STRIP_ROWS = 8,
     TILE_TOKENS = 4,
-    K_BLOCK = 1024, /* columns of a strip: with scales at most 16 KB, and 4 KB of each 4 tokens, stay in L1 */
+    K_BLOCK = 1024, /* columns of a strip: with scales at most 16 KB, and 4 KB of each 4 tokens,
+                       stay in L1 */
     N_BLOCKS32 = K_BLOCK / PMX_BLOCK,
     N_BLOCKS256 = K_BLOCK / PMX_BLOCK256,
     MAX_SUB = 16
@@ -29,8 +31,10 @@ PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset)
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 
-/* Eight row pointers from row r on; rows past the end repeat the last one and their results are dropped. */
-PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const uint8_t *w, int64_t row_bytes, int64_t r, int64_t n_rows) {
+/* Eight row pointers from row r on; rows past the end repeat the last one and their results are
+ * dropped. */
+PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const uint8_t *w, int64_t row_bytes, int64_t r,
+                             int64_t n_rows) {
     for (int i = 0; i < STRIP_ROWS; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
 }
 
@@ -76,14 +80,16 @@ PMX_INLINE int8x16x2_t unpack_q8_0(const uint8_t *block) {
 PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) {
     const int8x16x2_t v = unpack_nibbles(block + 2);
     const int8x16_t table = iq4_values();
-    return (int8x16x2_t){{vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[1]))}};
+    return (int8x16x2_t){
+        {vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[1]))}};
 }
 
 /* --- Blocks of 256: offsets subtracted */
 
 typedef struct {
     int8x16_t q[16];        /* element 16*i + lane */
-    int8x16_t scales, mins; /* of each 16; of each 32 for the types with 8 sub-blocks, then the upper half means nothing */
+    int8x16_t scales, mins; /* of each 16; of each 32 for the types with 8 sub-blocks, then the
+                               upper half means nothing */
 } decoded256;
 
 typedef void (*decode256)(decoded256 *out, const uint8_t *block);
@@ -108,7 +114,8 @@ PMX_INLINE uint8x16_t bit_of(uint8x16_t x, const int c, const int at) {
     return vandq_u8(shifted, vdupq_n_u8((uint8_t)(1 << at)));
 }
 
-/* Nibbles: element 64*p + i is the low nibble of byte 32*p + i, element 64*p + 32 + i the high one. */
+/* Nibbles: element 64*p + i is the low nibble of byte 32*p + i, element 64*p + 32 + i the high one.
+ */
 PMX_INLINE void decode_nibbles(int8x16_t q[16], const uint8_t *qs) {
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
@@ -130,7 +137,8 @@ PMX_INLINE int8x16_t eight_bytes(uint32_t low, uint32_t high) {
 
 /* The 8 scales and minimums of six bits of q4_k and q5_k. */
 PMX_INLINE void decode_six_bits(decoded256 *out, const uint8_t *s) {
-    const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8), six = 0x3f3f3f3fu, four = 0x0f0f0f0fu, two = 0x30303030u;
+    const uint32_t a = load_u32(s), b = load_u32(s + 4), c = load_u32(s + 8), six = 0x3f3f3f3fu, four = 0x0f0f0f0fu,
+                   two = 0x30303030u;
     out->scales = eight_bytes(a & six, (c & four) | (a >> 2 & two));
     out->mins = eight_bytes(b & six, (c >> 4 & four) | (b >> 2 & two));
 }
@@ -150,10 +158,12 @@ PMX_INLINE void decode_q3_k(decoded256 *out, const uint8_t *block) {
     uint8x16_t q[16], mask[2] = {vld1q_u8(block), vld1q_u8(block + 16)};
     decode_crumbs(q, block + offsetof(pmx_block_q3_k, qs));
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) out->q[i] = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(q[i], bit_of(mask[i % 2], i / 2, 2)), vdupq_n_u8(4)));
+    for (int i = 0; i < 16; i++)
+        out->q[i] = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(q[i], bit_of(mask[i % 2], i / 2, 2)), vdupq_n_u8(4)));
     const uint8x8_t low = vld1_u8(s);
     const uint8x16_t nibbles = vcombine_u8(vand_u8(low, vdup_n_u8(15)), vshr_n_u8(low, 4));
-    const uint8x16_t crumbs = vandq_u8(vshlq_u8(vreinterpretq_u8_u32(vdupq_n_u32(load_u32(s + 8))), vld1q_s8(shifts)), vdupq_n_u8(3));
+    const uint8x16_t crumbs =
+        vandq_u8(vshlq_u8(vreinterpretq_u8_u32(vdupq_n_u32(load_u32(s + 8))), vld1q_s8(shifts)), vdupq_n_u8(3));
     out->scales = vreinterpretq_s8_u8(vsubq_u8(vorrq_u8(nibbles, vshlq_n_u8(crumbs, 4)), vdupq_n_u8(32)));
     out->mins = vdupq_n_s8(0);
 }
@@ -183,7 +193,8 @@ PMX_INLINE void decode_q6_k(decoded256 *out, const uint8_t *block) {
         out->q[at + 4] = high_nibbles(x);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; i++) out->q[i] = vsubq_s8(vorrq_s8(out->q[i], vreinterpretq_s8_u8(vshlq_n_u8(high[i], 4))), vdupq_n_s8(32));
+    for (int i = 0; i < 16; i++)
+        out->q[i] = vsubq_s8(vorrq_s8(out->q[i], vreinterpretq_s8_u8(vshlq_n_u8(high[i], 4))), vdupq_n_s8(32));
     out->scales = vld1q_s8((const int8_t *)(block + offsetof(pmx_block_q6_k, scales)));
     out->mins = vdupq_n_s8(0);
 }
@@ -216,7 +227,8 @@ PMX_INLINE void decode_iq4_xs(decoded256 *out, const uint8_t *block) {
 /* Writes 16 columns of 8 rows in the order of the instruction set's strip, 128 bytes. */
 typedef void (*pack16)(int8_t *out, const int8x16_t v[STRIP_ROWS]);
 
-/* In scales every number stands `copies` times: once for sdot's rows, twice for smmla's pairs of a row and two tokens. */
+/* In scales every number stands `copies` times: once for sdot's rows, twice for smmla's pairs of a
+ * row and two tokens. */
 typedef struct {
     int8_t q[STRIP_ROWS * K_BLOCK];
     float d[N_BLOCKS32 * STRIP_ROWS * 2], m[N_BLOCKS32 * STRIP_ROWS * 2]; /* [block][row][copies]; m: minimum or dmin */
@@ -234,7 +246,8 @@ typedef struct {
 } tile_acts;
 
 /* acc [4 tokens][8 rows] += the strip's blocks. */
-typedef void (*tile_kernel)(float *acc, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min);
+typedef void (*tile_kernel)(float *acc, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
+                            const int has_min);
 
 PMX_INLINE void store_of_4(float *out, float32x4_t x, const int copies) {
     vst1q_f32(out, copies == 1 ? x : vzip1q_f32(x, x));
@@ -246,8 +259,8 @@ PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t off
     store_of_4(out + 4 * copies, load_f16_of_4(rows + 4, offset), copies);
 }
 
-PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies, unpack32 unpack,
-                             const int offset, const int has_min) {
+PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies,
+                             unpack32 unpack, const int offset, const int has_min) {
     int8x16_t v[2][STRIP_ROWS];
     for (int i = 0; i < STRIP_ROWS; i++) {
         const int8x16x2_t x = unpack(rows[i] + at);
@@ -260,8 +273,9 @@ PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, in
     if (has_min) pack_numbers(s->m + b * STRIP_ROWS * copies, rows, at + 2, copies);
 }
 
-PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies, decode256 decode,
-                              const int64_t d_at, const int n_sub, const int has_min) {
+PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack,
+                              const int copies, decode256 decode, const int64_t d_at, const int n_sub,
+                              const int has_min) {
     decoded256 block[STRIP_ROWS];
     int32_t *scales = s->scales + b * n_sub * STRIP_ROWS * copies, *mins = s->mins + b * n_sub * STRIP_ROWS;
     for (int i = 0; i < STRIP_ROWS; i++) {
@@ -284,8 +298,8 @@ PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, i
 }
 
 /* The tile's tokens at block `first`; tokens past the end repeat the last one. */
-PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_quantized *x, int64_t cols, const int32_t *tokens, int64_t n_tokens, int64_t t,
-                              int64_t first, const int64_t block, const int64_t n_sums) {
+PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_quantized *x, int64_t cols, const int32_t *tokens,
+                              int64_t n_tokens, int64_t t, int64_t first, const int64_t block, const int64_t n_sums) {
     for (int i = 0; i < TILE_TOKENS; i++) {
         const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
         tile->q[i] = x->q + token * cols + first * block;
@@ -294,8 +308,10 @@ PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_quantized *x, int64_t c
     }
 }
 
-/* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h .. 4*h+3, for one block of 256. */
-PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins, const tile_acts *acts, int64_t b, const int n_sub) {
+/* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h ..
+ * 4*h+3, for one block of 256. */
+PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins, const tile_acts *acts, int64_t b,
+                             const int n_sub) {
     for (int t = 0; t < TILE_TOKENS; t++) msum[t][0] = msum[t][1] = vdupq_n_s32(0);
     for (int j = 0; j < n_sub; j += 4, mins += 4 * STRIP_ROWS) {
         int32x4_t x[TILE_TOKENS];
@@ -303,13 +319,13 @@ PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins
             const int32_t *sums = acts->sums[t] + b * MAX_SUB + j * (MAX_SUB / n_sub); /* of each 16 */
             x[t] = n_sub == 16 ? vld1q_s32(sums) : vpaddq_s32(vld1q_s32(sums), vld1q_s32(sums + 4));
         }
-#define STEP(lane)                                                                                                                         \
-    {                                                                                                                                      \
-        const int32x4_t m0 = vld1q_s32(mins + lane * STRIP_ROWS), m1 = vld1q_s32(mins + lane * STRIP_ROWS + 4);                            \
-        for (int t = 0; t < TILE_TOKENS; t++) {                                                                                            \
-            msum[t][0] = vmlaq_laneq_s32(msum[t][0], m0, x[t], lane);                                                                      \
-            msum[t][1] = vmlaq_laneq_s32(msum[t][1], m1, x[t], lane);                                                                      \
-        }                                                                                                                                  \
+#define STEP(lane)                                                                                                     \
+    {                                                                                                                  \
+        const int32x4_t m0 = vld1q_s32(mins + lane * STRIP_ROWS), m1 = vld1q_s32(mins + lane * STRIP_ROWS + 4);        \
+        for (int t = 0; t < TILE_TOKENS; t++) {                                                                        \
+            msum[t][0] = vmlaq_laneq_s32(msum[t][0], m0, x[t], lane);                                                  \
+            msum[t][1] = vmlaq_laneq_s32(msum[t][1], m1, x[t], lane);                                                  \
+        }                                                                                                              \
     }
         STEP(0) STEP(1) STEP(2) STEP(3)
 #undef STEP
@@ -318,9 +334,10 @@ PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins
 
 typedef void (*pack_block)(strip *s, int64_t b, const uint8_t *const *rows, int64_t at);
 
-PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_quantized *x, int64_t cols,
-                    const int32_t *tokens, int64_t n_tokens, strip *s, pack_block pack, tile_kernel tile, const int64_t block_bytes,
-                    const int64_t block, const int64_t n_sums, const int n_sub, const int has_min) {
+PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_quantized *x,
+                    int64_t cols, const int32_t *tokens, int64_t n_tokens, strip *s, pack_block pack, tile_kernel tile,
+                    const int64_t block_bytes, const int64_t block, const int64_t n_sums, const int n_sub,
+                    const int has_min) {
     const int64_t n_blocks = cols / block, step = K_BLOCK / block;
     for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
         const int64_t n = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
@@ -340,24 +357,25 @@ PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, 
     }
 }
 
-/* The mat of a type, from what the including file defines: MAT_NAME(type), pack16_rows, COPIES, tile32 and tile256. */
-#define PMX_NEON_MAT32(T, OFFSET, HAS_MIN)                                                                                                 \
-    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                                                \
-        pack_block32(s, b, rows, at, pack16_rows, COPIES, unpack_##T, OFFSET, HAS_MIN);                                                    \
-    }                                                                                                                                      \
+/* The mat of a type, from what the including file defines: MAT_NAME(type), pack16_rows, COPIES,
+ * tile32 and tile256. */
+#define PMX_NEON_MAT32(T, OFFSET, HAS_MIN)                                                                             \
+    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                            \
+        pack_block32(s, b, rows, at, pack16_rows, COPIES, unpack_##T, OFFSET, HAS_MIN);                                \
+    }                                                                                                                  \
     PMX_NEON_MAT(T, q32, PMX_BLOCK, 1, tile32, 0, HAS_MIN)
 
-#define PMX_NEON_MAT256(T, N_SUB, HAS_MIN)                                                                                                 \
-    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                                                \
-        pack_block256(s, b, rows, at, pack16_rows, COPIES, decode_##T, offsetof(pmx_block_##T, d), N_SUB, HAS_MIN);                        \
-    }                                                                                                                                      \
+#define PMX_NEON_MAT256(T, N_SUB, HAS_MIN)                                                                             \
+    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                            \
+        pack_block256(s, b, rows, at, pack16_rows, COPIES, decode_##T, offsetof(pmx_block_##T, d), N_SUB, HAS_MIN);    \
+    }                                                                                                                  \
     PMX_NEON_MAT(T, q256, PMX_BLOCK256, MAX_SUB, tile256, N_SUB, HAS_MIN)
 
-#define PMX_NEON_MAT(T, FORM, BLOCK, N_SUMS, TILE, N_SUB, HAS_MIN)                                                                         \
-    void MAT_NAME(T)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,                     \
-                     const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                             \
-        mat(y, ldy, w, row_bytes, n_rows, &acts->FORM, acts->cols, tokens, n_tokens, scratch, pack_##T, TILE, sizeof(pmx_block_##T),       \
-            BLOCK, N_SUMS, N_SUB, HAS_MIN);                                                                                                \
+#define PMX_NEON_MAT(T, FORM, BLOCK, N_SUMS, TILE, N_SUB, HAS_MIN)                                                     \
+    void MAT_NAME(T)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, \
+                     const int32_t *tokens, int64_t n_tokens, void *scratch) {                                         \
+        mat(y, ldy, w, row_bytes, n_rows, &acts->FORM, acts->cols, tokens, n_tokens, scratch, pack_##T, TILE,          \
+            sizeof(pmx_block_##T), BLOCK, N_SUMS, N_SUB, HAS_MIN);                                                     \
     }
 
 PMX_NEON_END

@@ -1,10 +1,11 @@
-/* matmul_int.c: mat with smmla: eight columns of two rows times those of two tokens, 32 products, added to a 2x2 block of sums.
+/* matmul_int.c: mat with smmla: eight columns of two rows times those of two tokens, 32 products,
+ * added to a 2x2 block of sums.
  *
- * Strips of 8 rows are bytes [k/8][8 rows][8]: a register holds two rows. Eight columns of two tokens come together from two loads of 16
- * and a zip each. A tile of 8 rows x 4 tokens is 8 blocks
+ * Strips of 8 rows are bytes [k/8][8 rows][8]: a register holds two rows. Eight columns of two
+ * tokens come together from two loads of 16 and a zip each. A tile of 8 rows x 4 tokens is 8 blocks
  *     row 0 token 0, row 0 token 1, row 1 token 0, row 1 token 1
- * of integers and 8 of floats; scales are stored twice in the strip, so that they lie in the same order. One token alone would waste half
- * of smmla: vec is neon's. */
+ * of integers and 8 of floats; scales are stored twice in the strip, so that they lie in the same
+ * order. One token alone would waste half of smmla: vec is neon's. */
 #if defined(__aarch64__)
 #include "../neon/strips.h"
 #include "neon_i8mm.h"
@@ -77,7 +78,8 @@ PMX_INLINE void store_blocks(float *to, float32x4_t acc[TOKEN_PAIRS][PAIRS]) {
         }
 }
 
-PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min) {
+PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
+                       const int has_min) {
     (void)n_sub;
     float32x4_t acc[TOKEN_PAIRS][PAIRS];
     load_blocks(acc, out);
@@ -101,7 +103,8 @@ PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_
     store_blocks(out, acc);
 }
 
-PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub, const int has_min) {
+PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
+                        const int has_min) {
     const int columns = PMX_BLOCK256 / n_sub;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *w = s->q + b * PMX_BLOCK256 * STRIP_ROWS;
@@ -111,7 +114,8 @@ PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64
         for (int j = 0; j < n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS * COPIES) {
             int32x4_t dot[TOKEN_PAIRS][PAIRS];
             clear(dot);
-            for (int at = 0; at < columns; at += 16) add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
+            for (int at = 0; at < columns; at += 16)
+                add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
             for (int i = 0; i < PAIRS; i++) {
                 const int32x4_t scale = vld1q_s32(scales + 4 * i);
                 for (int t = 0; t < TOKEN_PAIRS; t++) isum[t][i] = vmlaq_s32(isum[t][i], dot[t][i], scale);

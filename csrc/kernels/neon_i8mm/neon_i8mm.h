@@ -5,16 +5,17 @@
 #include "../neon/neon.h"
 
 #if defined(__clang__)
-#define PMX_NEON_I8MM_BEGIN _Pragma("clang attribute push(__attribute__((target(\"dotprod,i8mm\"))), apply_to = function)")
+#define PMX_NEON_I8MM_BEGIN                                                                                            \
+    _Pragma("clang attribute push(__attribute__((target(\"dotprod,i8mm\"))), apply_to = function)")
 #define PMX_NEON_I8MM_END _Pragma("clang attribute pop")
 #else
 #define PMX_NEON_I8MM_BEGIN _Pragma("GCC push_options") _Pragma("GCC target(\"arch=armv8.2-a+dotprod+i8mm\")")
 #define PMX_NEON_I8MM_END _Pragma("GCC pop_options")
 #endif
 
-#define PMX_NEON_I8MM_TYPE(T)                                                                                                              \
-    void pmx_neon_i8mm_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,           \
-                               const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_NEON_I8MM_TYPE(T)                                                                                          \
+    void pmx_neon_i8mm_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,             \
+                               const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
 
 PMX_NEON_I8MM_TYPE(q4_0)
 PMX_NEON_I8MM_TYPE(q4_1)

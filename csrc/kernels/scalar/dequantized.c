@@ -1,5 +1,6 @@
-/* dequantized.c: weight types without products of their own: pmx_rows dequantizes their rows and multiplies them as f32. Every value is
- * what the package gguf computes, operation by operation, each rounded to f32. */
+/* dequantized.c: weight types without products of their own: pmx_rows dequantizes their rows and
+ * multiplies them as f32. Every value is what the package gguf computes, operation by operation,
+ * each rounded to f32. */
 #include <string.h>
 
 #include "../../blocks.h"
@@ -9,7 +10,9 @@
 static inline float flip(float x, int negative) { return negative ? -x : x; }
 
 /* Bits 0 to 6 are signs; the eighth makes their number even. */
-static inline uint8_t even_signs(uint32_t bits) { return (uint8_t)((bits & 127) | (uint32_t)__builtin_parity(bits & 127) << 7); }
+static inline uint8_t even_signs(uint32_t bits) {
+    return (uint8_t)((bits & 127) | (uint32_t)__builtin_parity(bits & 127) << 7);
+}
 
 /* Eight elements of a lattice of 2 bits; bit i of signs: element i is negative. */
 static inline void eight(float *y, float d, uint16_t entry, uint8_t signs) {
@@ -60,7 +63,8 @@ static void decode_iq2_xxs(float *y, const void *block) {
         uint32_t word;
         memcpy(&word, b->qs + 8 * j + 4, sizeof word);
         const float d = pmx_f16_to_f32(b->d) * (0.5f + (float)(word >> 28)) * 0.25f;
-        for (int i = 0; i < 4; i++) eight(y + 32 * j + 8 * i, d, pmx_lattice_iq2_xxs[b->qs[8 * j + i]], even_signs(word >> 7 * i));
+        for (int i = 0; i < 4; i++)
+            eight(y + 32 * j + 8 * i, d, pmx_lattice_iq2_xxs[b->qs[8 * j + i]], even_signs(word >> 7 * i));
     }
 }
 
@@ -122,9 +126,9 @@ static void decode_mxfp4(float *y, const void *block) {
     for (int i = 0; i < PMX_BLOCK; i++) y[i] = d * values[b->qs[i % 16] >> 4 * (i / 16) & 15];
 }
 
-#define TYPE(T, BLOCK)                                                                                                                     \
-    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                                                \
-        for (int64_t b = 0; b < n / BLOCK; b++) decode_##T(y + b * BLOCK, w + b * (int64_t)sizeof(pmx_block_##T));                         \
+#define TYPE(T, BLOCK)                                                                                                 \
+    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
+        for (int64_t b = 0; b < n / BLOCK; b++) decode_##T(y + b * BLOCK, w + b * (int64_t)sizeof(pmx_block_##T));     \
     }
 
 TYPE(iq1_s, PMX_BLOCK256)

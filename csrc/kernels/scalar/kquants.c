@@ -1,5 +1,6 @@
-/* kquants.c: weights in blocks of 256. Each type says how one block becomes integers, scales and minimums of each 16 elements (where the
- * type has one of each 32, it is there twice); the rest is common. */
+/* kquants.c: weights in blocks of 256. Each type says how one block becomes integers, scales and
+ * minimums of each 16 elements (where the type has one of each 32, it is there twice); the rest is
+ * common. */
 #include <math.h>
 #include <string.h>
 
@@ -86,9 +87,10 @@ static inline void decode_iq4_xs(decoded *out, const void *block) {
     }
 }
 
-/* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k) or 32 * 127 (iq4_xs): below 2^31. */
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, decode decode_,
-                       const int64_t block_bytes, const int has_min) {
+/* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k) or 32 * 127 (iq4_xs): below 2^31.
+ */
+static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       int64_t token, decode decode_, const int64_t block_bytes, const int has_min) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK256;
     for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
         const int8_t *q = acts->q256.q + token * acts->cols;
@@ -112,7 +114,8 @@ static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
     }
 }
 
-static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode decode_, const int64_t block_bytes, const int has_min) {
+static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode decode_, const int64_t block_bytes,
+                              const int has_min) {
     for (int64_t b = 0; b < n / PMX_BLOCK256; b++, y += PMX_BLOCK256) {
         decoded block;
         decode_(&block, w + b * block_bytes);
@@ -123,12 +126,13 @@ static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode deco
     }
 }
 
-#define TYPE(T, HAS_MIN)                                                                                                                   \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {          \
-        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                             \
-    }                                                                                                                                      \
-    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                                                \
-        dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                                                   \
+#define TYPE(T, HAS_MIN)                                                                                               \
+    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
+                            int64_t token) {                                                                           \
+        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                         \
+    }                                                                                                                  \
+    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
+        dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                               \
     }
 
 TYPE(q2_k, 1)

@@ -1,5 +1,5 @@
-/* scalar.c: every kernel in portable C, in the contract's own order. The reference in C, and the fallback on any CPU. The weight types
- * are in files of their own. */
+/* scalar.c: every kernel in portable C, in the contract's own order. The reference in C, and the
+ * fallback on any CPU. The weight types are in files of their own. */
 #include <math.h>
 #include <string.h>
 
@@ -45,7 +45,8 @@ static int quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_
 
 static int quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n) {
     int bad = 0;
-    for (int64_t b = 0; b < n / 256; b++) bad |= quantize_block(q + 256 * b, d + b, sums + 16 * b, x + 256 * b, 256, 16);
+    for (int64_t b = 0; b < n / 256; b++)
+        bad |= quantize_block(q + 256 * b, d + b, sums + 16 * b, x + 256 * b, 256, 16);
     return bad;
 }
 
@@ -116,8 +117,8 @@ static void combine(float *m, float *l, float *o, float page_m, float page_l, co
     for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
 }
 
-static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim, const float *k, const float *v,
-                   const int32_t *lo, const int32_t *hi) {
+static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
+                   const float *k, const float *v, const int32_t *lo, const int32_t *hi) {
     for (int64_t i = 0; i < n_q; i++, q += head_dim, o += head_dim, s += PMX_PAGE) {
         if (lo[i] >= hi[i]) continue;
         for (int32_t j = lo[i]; j < hi[i]; j++) {
@@ -131,8 +132,8 @@ static void attend(float *m, float *l, float *o, float *s, const float *q, int64
     }
 }
 
-static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim, const uint8_t *k,
-                        const uint8_t *v, const int32_t *lo, const int32_t *hi) {
+static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
+                        const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
     const int8_t *keys = (const int8_t *)k, *values = (const int8_t *)v;
     const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim), *dv = pmx_q8_0_page_scales(v, head_dim);
     for (int64_t i = 0; i < n_q; i++, o += head_dim, s += PMX_PAGE) {
@@ -143,7 +144,8 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
             s[j] = 0.0f;
             for (int64_t b = 0; b < head_dim / 32; b++) {
                 int32_t isum = 0;
-                for (int64_t d = 32 * b; d < 32 * b + 32; d++) isum += query[d] * keys[(d / 4 * PMX_PAGE + j) * 4 + d % 4];
+                for (int64_t d = 32 * b; d < 32 * b + 32; d++)
+                    isum += query[d] * keys[(d / 4 * PMX_PAGE + j) * 4 + d % 4];
                 s[j] = fmaf(dq[b] * pmx_f16_to_f32(dk[b * PMX_PAGE + j]), (float)isum, s[j]);
             }
         }
@@ -151,7 +153,8 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
         softmax(s, &page_m, &page_l, lo[i], hi[i]);
         for (int64_t d = 0; d < head_dim; d++)
             for (int32_t j = lo[i]; j < hi[i]; j++)
-                page_o[d] = fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], page_o[d]);
+                page_o[d] =
+                    fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], page_o[d]);
         combine(m + i, l + i, o, page_m, page_l, page_o, head_dim);
     }
 }

@@ -1,4 +1,5 @@
-/* types32.c: weights in blocks of 32. Each type says how one block becomes integers, a scale and perhaps a minimum; the rest is common. */
+/* types32.c: weights in blocks of 32. Each type says how one block becomes integers, a scale and
+ * perhaps a minimum; the rest is common. */
 #include <math.h>
 
 #include "../../blocks.h"
@@ -66,8 +67,8 @@ static inline void decode_iq4_nl(decoded *out, const void *block) {
     for (int i = 0; i < PMX_BLOCK; i++) out->q[i] = values[out->q[i]];
 }
 
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, decode decode_,
-                       const int64_t block_bytes, const int has_min) {
+static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       int64_t token, decode decode_, const int64_t block_bytes, const int has_min) {
     const int64_t n_blocks = acts->cols / PMX_BLOCK;
     const int8_t *q = acts->q32.q + token * acts->cols;
     const float *d = acts->q32.d + token * n_blocks;
@@ -86,7 +87,8 @@ static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
     }
 }
 
-static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode decode_, const int64_t block_bytes, const int has_min) {
+static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode decode_, const int64_t block_bytes,
+                              const int has_min) {
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK) {
         decoded block;
         decode_(&block, w + b * block_bytes);
@@ -97,12 +99,13 @@ static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode deco
     }
 }
 
-#define TYPE(T, HAS_MIN)                                                                                                                   \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {          \
-        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                             \
-    }                                                                                                                                      \
-    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                                                \
-        dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                                                   \
+#define TYPE(T, HAS_MIN)                                                                                               \
+    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
+                            int64_t token) {                                                                           \
+        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                         \
+    }                                                                                                                  \
+    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
+        dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                               \
     }
 
 TYPE(q4_0, 0)

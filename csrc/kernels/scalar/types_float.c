@@ -25,8 +25,8 @@ static inline float widen_bf16(const uint8_t *w) {
     return pmx_bf16_to_f32(h);
 }
 
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token, widen widen_,
-                       const int64_t size) {
+static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
+                       int64_t token, widen widen_, const int64_t size) {
     const float *x = acts->x + token * acts->cols;
     for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
         float s[8] = {0};
@@ -35,12 +35,13 @@ static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_
     }
 }
 
-#define TYPE(T, SIZE)                                                                                                                      \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token) {          \
-        vec(y, w, row_bytes, n_rows, acts, token, widen_##T, SIZE);                                                                        \
-    }                                                                                                                                      \
-    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                                                \
-        for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * SIZE);                                                                    \
+#define TYPE(T, SIZE)                                                                                                  \
+    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
+                            int64_t token) {                                                                           \
+        vec(y, w, row_bytes, n_rows, acts, token, widen_##T, SIZE);                                                    \
+    }                                                                                                                  \
+    void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
+        for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * SIZE);                                                \
     }
 
 TYPE(f32, 4)
