@@ -17,6 +17,8 @@ enum {
     PMX_MAT_SCRATCH = 96 * 1024 /* bytes */
 };
 
+#define PMX_INLINE static inline __attribute__((always_inline))
+
 /* In which form a weight type wants its activations. */
 typedef enum { PMX_FORM_F32, PMX_FORM_Q32, PMX_FORM_Q256, PMX_FORMS } pmx_form;
 
@@ -52,7 +54,6 @@ typedef struct {
 typedef struct pmx_tile pmx_tile;
 typedef struct pmx_grid pmx_grid;
 typedef int pmx_search(pmx_tile *tile, const pmx_grid *grid);
-pmx_search pmx_search_portable, pmx_search_avx2, pmx_search_avx512;
 
 typedef struct {
     const char *name;

@@ -17,8 +17,6 @@
 #define PMX_AVX2_END _Pragma("GCC pop_options")
 #endif
 
-#define PMX_INLINE static inline __attribute__((always_inline))
-
 void pmx_avx2_rms_norm(float *y, const float *x, const float *w, int64_t n, float eps);
 int pmx_avx2_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
 int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
@@ -35,6 +33,8 @@ void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q,
 void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
                           const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
+
+pmx_search pmx_avx2_search;
 
 /* Declares the products of a weight type. */
 #define PMX_AVX2_PRODUCTS(T)                                                                                           \

@@ -49,6 +49,8 @@ void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pm
                                 int64_t head_dim, const uint8_t *k, const uint8_t *v, const int32_t *lo,
                                 const int32_t *hi);
 
+pmx_search pmx_avx512vnni_search;
+
 PMX_AVX512VNNI_BEGIN
 
 /* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */

@@ -34,6 +34,6 @@ const pmx_kernels pmx_kernels_avx512vnni = {
     .attend_f32 = pmx_avx512vnni_attend_f32,
     .attend_f16 = pmx_avx512vnni_attend_f16,
     .attend_q8_0 = pmx_avx512vnni_attend_q8_0,
-    .search = pmx_search_avx512,
+    .search = pmx_avx512vnni_search,
 };
 #endif

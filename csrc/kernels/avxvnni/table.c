@@ -35,6 +35,6 @@ const pmx_kernels pmx_kernels_avxvnni = {
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,
     .attend_q8_0 = pmx_avx2_attend_q8_0,
-    .search = pmx_search_avx2,
+    .search = pmx_avx2_search,
 };
 #endif

@@ -21,8 +21,6 @@
 #define PMX_NEON_END _Pragma("GCC pop_options")
 #endif
 
-#define PMX_INLINE static inline __attribute__((always_inline))
-
 void pmx_neon_rms_norm(float *y, const float *x, const float *w, int64_t n, float eps);
 int pmx_neon_quantize32(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
 int pmx_neon_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int64_t n);
@@ -73,7 +71,7 @@ PMX_NEON_TYPE(iq4_xs)
     .exp = pmx_neon_exp, .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .rope = pmx_neon_rope,                  \
     .narrow = pmx_neon_narrow, .widen = pmx_neon_widen, .attend_f32 = pmx_neon_attend_f32,                             \
     .attend_f16 = pmx_neon_attend_f16, .attend_q8_0 = pmx_neon_attend_q8_0, .combine = pmx_neon_combine,               \
-    .search = pmx_search_portable
+    .search = pmx_scalar_search
 
 PMX_NEON_BEGIN
 

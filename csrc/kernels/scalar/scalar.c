@@ -196,5 +196,5 @@ const pmx_kernels pmx_kernels_scalar = {
     .attend_f32 = attend,
     .attend_q8_0 = attend_q8_0,
     .combine = combine,
-    .search = pmx_search_portable,
+    .search = pmx_scalar_search,
 };

@@ -1,16 +1,16 @@
-/* search_avx2.c: the search in vectors of eight. */
+/* search.c: the encoders' search in vectors of eight. */
 #if defined(__x86_64__)
-#include "../kernels/avx2/avx2.h"
+#include "avx2.h"
 
 PMX_AVX2_BEGIN
 #define LANES 8
-#define SEARCH pmx_search_avx2
+#define SEARCH pmx_avx2_search
 
 typedef __m256 vec;
 
 PMX_INLINE vec vec_min(vec a, vec b) { return _mm256_min_ps(a, b); }
 PMX_INLINE vec vec_max(vec a, vec b) { return _mm256_max_ps(a, b); }
 
-#include "search.h"
+#include "../../encode/search.h"
 PMX_AVX2_END
 #endif

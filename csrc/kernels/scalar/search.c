@@ -1,9 +1,8 @@
-/* search_portable.c: the search in vectors of four, for any CPU of the platform. */
-#include <stdint.h>
+/* search.c: the encoders' search in vectors of four, for any CPU of the platform. */
+#include "scalar.h"
 
-#define PMX_INLINE static inline __attribute__((always_inline))
 #define LANES 4
-#define SEARCH pmx_search_portable
+#define SEARCH pmx_scalar_search
 
 typedef float vec __attribute__((vector_size(16)));
 typedef int32_t mask __attribute__((vector_size(16)));
@@ -18,4 +17,4 @@ PMX_INLINE vec vec_max(vec a, vec b) {
     return (vec)(((mask)a & m) | ((mask)b & ~m));
 }
 
-#include "search.h"
+#include "../../encode/search.h"
