@@ -80,7 +80,7 @@ def _affine(blocks: F32, n: int) -> Blocks:
     m = blocks[:, 0]
     for column in range(1, _BLOCK):  # not min(): of 0 and -0 the first
         m = np.where(blocks[:, column] < m, blocks[:, column], m)
-    d = (blocks.max(axis=1) - m) / np.float32(n)
+    d = np.abs(blocks.max(axis=1) - m) / np.float32(n)  # max() may be -0, and so the range of zeros
     codes = np.minimum(np.trunc((blocks - m[:, None]) * _inverse(d) + np.float32(0.5)), np.float32(n))
     return Blocks(d, codes.astype(np.uint8), -m)
 

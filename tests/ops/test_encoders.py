@@ -106,6 +106,14 @@ def test_any_block(x: F32, importance: F32 | None, kind: GGMLQuantizationType) -
     np.testing.assert_array_equal(ops.encode(FIRST_CONTEXT, kind, x, importance), formats.encode(kind, x, importance))
 
 
+@pytest.mark.parametrize("kind", WEIGHTED, **names)
+def test_zeros_of_either_sign(kind: GGMLQuantizationType) -> None:
+    x = np.zeros((256, 256), np.float32)
+    np.fill_diagonal(x, -0.0)
+    for rows in (x, -x):
+        np.testing.assert_array_equal(ops.encode(FIRST_CONTEXT, kind, rows), formats.encode(kind, rows))
+
+
 @every_context
 def test_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
