@@ -37,15 +37,44 @@ typedef struct {
     int64_t cols;
 } pmx_acts;
 
+/* A token's activations, from one of its blocks on. */
+PMX_INLINE pmx_quantized pmx_token_q32(const pmx_acts *acts, int64_t token, int64_t block) {
+    const int64_t at = token * (acts->cols / 32) + block;
+    return (pmx_quantized){acts->q32.q + 32 * at, acts->q32.d + at, acts->q32.sums + at};
+}
+PMX_INLINE pmx_quantized pmx_token_q256(const pmx_acts *acts, int64_t token, int64_t block) {
+    const int64_t at = token * (acts->cols / 256) + block;
+    return (pmx_quantized){acts->q256.q + 256 * at, acts->q256.d + at, acts->q256.sums + 16 * at};
+}
+
+/* Rows of weights times tokens: y[i * ldy + r] = row r . activations of tokens[i]. */
+typedef struct {
+    float *y;
+    int64_t ldy;
+    const uint8_t *w; /* the first row */
+    int64_t row_bytes, n_rows;
+    const pmx_acts *acts;
+    const int32_t *tokens;
+    int64_t n_tokens; /* 1 to PMX_TOKEN_BLOCK */
+    void *scratch;    /* PMX_MAT_SCRATCH bytes, aligned to 64; vec has no use for it */
+} pmx_product;
+
+typedef void pmx_multiply(const pmx_product *p);
+
+/* The part of a product from row r and token t on. */
+PMX_INLINE pmx_product pmx_product_from(pmx_product p, int64_t r, int64_t t) {
+    p.y += t * p.ldy + r;
+    p.w += r * p.row_bytes;
+    p.n_rows -= r;
+    p.tokens += t;
+    p.n_tokens -= t;
+    return p;
+}
+
 typedef struct {
     pmx_form form;
-    /* y[i] = row i of w . token, for n_rows rows. NULL: rows are dequantized and multiplied as f32.
-     */
-    void (*vec)(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token);
-    /* y[i*ldy + r] = row r of w . tokens[i], for n_rows rows and at most PMX_TOKEN_BLOCK tokens;
-     * scratch: PMX_MAT_SCRATCH bytes, 64-byte aligned. NULL: there is only vec. */
-    void (*mat)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                const int32_t *tokens, int64_t n_tokens, void *scratch);
+    pmx_multiply *vec;      /* one token; NULL: rows are dequantized and multiplied as f32 */
+    pmx_multiply *mat;      /* NULL: there is only vec */
     int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     void (*dequantize)(float *y, const uint8_t *w, int64_t n);
 } pmx_type_kernels;

@@ -64,18 +64,18 @@ static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer 
     if (observer) observe(observer->qkv_input, normed, n, layer->hidden);
     pmx_acts acts;
     const pmx_weight *qkv[3] = {&layer->q, &layer->k, &layer->v}, *output = &layer->output;
-    const pmx_product products[3] = {{&layer->q, q, 0}, {&layer->k, k, 0}, {&layer->v, v, 0}};
+    const pmx_projection projections[3] = {{&layer->q, q, 0}, {&layer->k, k, 0}, {&layer->v, v, 0}};
     status = pmx_acts_prepare(ctx, &acts, normed, n, qkv, 3);
-    if (status == PMX_OK) status = pmx_products(ctx, products, 3, &acts, n);
+    if (status == PMX_OK) status = pmx_project(ctx, projections, 3, &acts, n);
     if (status == PMX_OK) status = pmx_rope(ctx, q, cosines, sines, n, layer->n_heads, layer->head_dim);
     if (status == PMX_OK) status = pmx_rope(ctx, k, cosines, sines, n, layer->n_kv_heads, layer->head_dim);
     if (status == PMX_OK) status = pmx_cache_write(ctx, cache, k, v, runs, n_runs);
     if (status == PMX_OK) status = pmx_attention(ctx, attended, q, cache, runs, n_runs, layer->n_heads, layer->window);
     if (status != PMX_OK) return status;
     if (observer) observe(observer->output_input, attended, n, q_dim);
-    const pmx_product product = {output, x, 1};
+    const pmx_projection projection = {output, x, 1};
     status = pmx_acts_prepare(ctx, &acts, attended, n, &output, 1);
-    if (status == PMX_OK) status = pmx_products(ctx, &product, 1, &acts, n);
+    if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n);
     return status;
 }
 

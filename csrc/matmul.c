@@ -65,60 +65,68 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     return status;
 }
 
+static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p);
+
 /* Of a type without products of its own: as many rows as fit the scratch are dequantized at a time
  * and multiplied as f32, whose kernels need no scratch. */
-static void dequantized_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row,
-                             int64_t n_rows, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens,
-                             void *scratch) {
-    const int64_t row_bytes = w->cols * (int64_t)sizeof(float), fit = (int64_t)pmx_rows_scratch(w->cols) / row_bytes;
-    float *rows = scratch;
-    for (int64_t r = 0; r < n_rows; r += fit) {
-        const pmx_weight f32 = {rows, PMX_F32, n_rows - r < fit ? n_rows - r : fit, w->cols, row_bytes, NULL};
-        for (int64_t i = 0; i < f32.rows; i++)
-            kernels->types[w->type].dequantize(rows + i * w->cols,
-                                               (const uint8_t *)w->data + (first_row + r + i) * w->row_bytes, w->cols);
-        pmx_rows(kernels, y + r, ldy, &f32, 0, f32.rows, acts, tokens, n_tokens, NULL);
+static void multiply_dequantized(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
+    const int64_t cols = p->acts->cols, row_bytes = cols * (int64_t)sizeof(float);
+    const int64_t fit = (int64_t)pmx_rows_scratch(cols) / row_bytes;
+    float *rows = p->scratch;
+    for (int64_t r = 0; r < p->n_rows; r += fit) {
+        pmx_product part = pmx_product_from(*p, r, 0);
+        if (part.n_rows > fit) part.n_rows = fit;
+        for (int64_t i = 0; i < part.n_rows; i++)
+            kernels->types[type].dequantize(rows + i * cols, part.w + i * part.row_bytes, cols);
+        part.w = (const uint8_t *)rows;
+        part.row_bytes = row_bytes;
+        multiply(kernels, PMX_F32, &part);
     }
 }
 
-void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
-              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
-    const pmx_type_kernels *type = &kernels->types[w->type];
-    if (!type->vec) {
-        dequantized_rows(kernels, y, ldy, w, first_row, n_rows, acts, tokens, n_tokens, scratch);
+static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
+    const pmx_type_kernels *of = &kernels->types[type];
+    if (!of->vec) {
+        multiply_dequantized(kernels, type, p);
         return;
     }
-    const uint8_t *data = (const uint8_t *)w->data + first_row * w->row_bytes;
-    if (type->mat && n_tokens >= type->mat_min_tokens) {
-        type->mat(y, ldy, data, w->row_bytes, n_rows, acts, tokens, n_tokens, scratch);
+    if (of->mat && p->n_tokens >= of->mat_min_tokens) {
+        of->mat(p);
         return;
     }
-    if (n_tokens == 1) {
-        type->vec(y, data, w->row_bytes, n_rows, acts, tokens[0]);
+    if (p->n_tokens == 1) {
+        of->vec(p);
         return;
     }
     /* Groups of 16 rows, so that a few tokens read each row from memory once. */
-    for (int64_t r = 0; r < n_rows; r += 16) {
-        const int64_t n = n_rows - r < 16 ? n_rows - r : 16;
-        for (int64_t i = 0; i < n_tokens; i++)
-            type->vec(y + i * ldy + r, data + r * w->row_bytes, w->row_bytes, n, acts, tokens[i]);
-    }
+    for (int64_t r = 0; r < p->n_rows; r += 16)
+        for (int64_t t = 0; t < p->n_tokens; t++) {
+            pmx_product part = pmx_product_from(*p, r, t);
+            if (part.n_rows > 16) part.n_rows = 16;
+            of->vec(&part);
+        }
+}
+
+void pmx_multiply_rows(const pmx_kernels *kernels, const pmx_weight *w, int64_t first_row, pmx_product p) {
+    p.w = (const uint8_t *)w->data + first_row * w->row_bytes;
+    p.row_bytes = w->row_bytes;
+    multiply(kernels, w->type, &p);
 }
 
 typedef struct {
     pmx_ctx *ctx;
-    const pmx_product *products;
+    const pmx_projection *projections;
     const pmx_acts *acts;
     int64_t n_tokens;
-} products_args;
+} project_args;
 
 static int64_t items_of(const pmx_weight *w) { return (w->rows + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM; }
 
-static void products_task(void *arg, int64_t item, int32_t thread) {
-    const products_args *p = arg;
-    const pmx_product *product = p->products;
-    for (; item >= items_of(product->w); product++) item -= items_of(product->w);
-    const int64_t first = item * PMX_ROWS_PER_ITEM, rows = product->w->rows;
+static void project_task(void *arg, int64_t item, int32_t thread) {
+    const project_args *p = arg;
+    const pmx_projection *to = p->projections;
+    for (; item >= items_of(to->w); to++) item -= items_of(to->w);
+    const int64_t first = item * PMX_ROWS_PER_ITEM, rows = to->w->rows;
     const int64_t n_rows = rows - first < PMX_ROWS_PER_ITEM ? rows - first : PMX_ROWS_PER_ITEM;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
     float *tile = (float *)(void *)(scratch + pmx_rows_scratch(p->acts->cols));
@@ -126,25 +134,28 @@ static void products_task(void *arg, int64_t item, int32_t thread) {
     for (int64_t t0 = 0; t0 < p->n_tokens; t0 += PMX_TOKEN_BLOCK) {
         const int64_t n = p->n_tokens - t0 < PMX_TOKEN_BLOCK ? p->n_tokens - t0 : PMX_TOKEN_BLOCK;
         for (int64_t i = 0; i < n; i++) tokens[i] = (int32_t)(t0 + i);
-        float *y = product->y + t0 * rows + first;
-        if (!product->add) {
-            pmx_rows(p->ctx->kernels, y, rows, product->w, first, n_rows, p->acts, tokens, n, scratch);
-            continue;
-        }
-        pmx_rows(p->ctx->kernels, tile, PMX_ROWS_PER_ITEM, product->w, first, n_rows, p->acts, tokens, n, scratch);
-        for (int64_t i = 0; i < n; i++)
+        float *y = to->y + t0 * rows + first;
+        const pmx_product product = {.y = to->add ? tile : y,
+                                     .ldy = to->add ? PMX_ROWS_PER_ITEM : rows,
+                                     .n_rows = n_rows,
+                                     .acts = p->acts,
+                                     .tokens = tokens,
+                                     .n_tokens = n,
+                                     .scratch = scratch};
+        pmx_multiply_rows(p->ctx->kernels, to->w, first, product);
+        for (int64_t i = 0; to->add && i < n; i++)
             for (int64_t r = 0; r < n_rows; r++) y[i * rows + r] += tile[i * PMX_ROWS_PER_ITEM + r];
     }
 }
 
-pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts,
-                        int64_t n_tokens) {
+pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t n_projections, const pmx_acts *acts,
+                       int64_t n_tokens) {
     const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
-    for (int32_t i = 0; i < n_products; i++) n_items += items_of(products[i].w);
-    products_args args = {ctx, products, acts, n_tokens};
-    return pmx_parallel(ctx, products_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
+    for (int32_t i = 0; i < n_projections; i++) n_items += items_of(projections[i].w);
+    project_args args = {ctx, projections, acts, n_tokens};
+    return pmx_parallel(ctx, project_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
 }
 
 pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens) {
@@ -155,9 +166,9 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
         return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     pmx_acts acts;
-    const pmx_product product = {w, y, 0};
+    const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);
-    if (status == PMX_OK) status = pmx_products(ctx, &product, 1, &acts, n_tokens);
+    if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n_tokens);
     if (status == PMX_OK) {
         const int64_t row = pmx_first_nonfinite(y, n_tokens, w->rows);
         if (row >= 0)

@@ -6,7 +6,7 @@
 
 enum {
     PMX_ROWS_PER_ITEM = 64,
-    /* One tile of results, in each thread's scratch after what pmx_rows needs. */
+    /* One tile of results, in each thread's scratch after what pmx_multiply_rows needs. */
     PMX_TILE_BYTES = PMX_TOKEN_BLOCK * PMX_ROWS_PER_ITEM * (int)sizeof(float)
 };
 
@@ -15,28 +15,27 @@ enum {
 pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens,
                             const pmx_weight *const *weights, int64_t n_weights);
 
-/* Of each thread's scratch, what pmx_rows needs at its start for rows of `cols` weights: a mat
+/* Of each thread's scratch, what pmx_multiply_rows needs at its start for rows of `cols` weights: a mat
  * kernel's, or a dequantized row. */
 static inline size_t pmx_rows_scratch(int64_t cols) {
     const size_t row = ((size_t)cols * sizeof(float) + 63) & ~(size_t)63;
     return row > PMX_MAT_SCRATCH ? row : PMX_MAT_SCRATCH;
 }
 
-/* y[i*ldy + r] = row first_row + r of w . token tokens[i], r < n_rows, i < n_tokens (at most
- * PMX_TOKEN_BLOCK). */
-void pmx_rows(const pmx_kernels *kernels, float *y, int64_t ldy, const pmx_weight *w, int64_t first_row, int64_t n_rows,
-              const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+/* Rows of a weight from first_row on times tokens, by the kernel that is fastest for so many tokens.
+ * p: all but w and row_bytes; p.scratch: pmx_rows_scratch bytes. */
+void pmx_multiply_rows(const pmx_kernels *kernels, const pmx_weight *w, int64_t first_row, pmx_product p);
 
-/* One of several products of the same activations: y [n_tokens][w->rows], stored, or added to what
- * is there. */
+/* One of several matrices that the same activations are multiplied with: y [n_tokens][w->rows],
+ * stored, or added to what is there. */
 typedef struct {
     const pmx_weight *w;
     float *y;
     int add;
-} pmx_product;
+} pmx_projection;
 
-/* All products in one region. */
-pmx_status pmx_products(pmx_ctx *ctx, const pmx_product *products, int32_t n_products, const pmx_acts *acts,
-                        int64_t n_tokens);
+/* All of them in one region. */
+pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t n_projections, const pmx_acts *acts,
+                       int64_t n_tokens);
 
 #endif

@@ -87,7 +87,7 @@ typedef struct {
     const pmx_observer *observer;
     float *x;
     int64_t n_tokens, ffn, width; /* width of the residual stream */
-    size_t rows_scratch;          /* of pmx_rows, at the start of each thread's scratch */
+    size_t rows_scratch;          /* of pmx_multiply_rows, at the start of each thread's scratch */
     group groups[MAX_EXPERTS];
     int32_t n_groups;
     const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
@@ -119,8 +119,16 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
         const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
         const int64_t first = g->first + done;
-        pmx_rows(kernels, a, PMX_ROWS_PER_ITEM, gate, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
-        pmx_rows(kernels, b, PMX_ROWS_PER_ITEM, up, first_row, n_rows, &p->acts, p->tokens + first, n, scratch);
+        pmx_product product = {.y = a,
+                               .ldy = PMX_ROWS_PER_ITEM,
+                               .n_rows = n_rows,
+                               .acts = &p->acts,
+                               .tokens = p->tokens + first,
+                               .n_tokens = n,
+                               .scratch = scratch};
+        pmx_multiply_rows(kernels, gate, first_row, product);
+        product.y = b;
+        pmx_multiply_rows(kernels, up, first_row, product);
         for (int64_t i = 0; i < n; i++) {
             float *h = p->hidden + (first + i) * p->ffn + first_row;
             kernels->silu_mul(h, a + i * PMX_ROWS_PER_ITEM, b + i * PMX_ROWS_PER_ITEM, n_rows);
@@ -143,8 +151,14 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
         for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
             const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
             const int64_t first = g->first + done;
-            pmx_rows(p->ctx->kernels, out, DOWN_ROWS, expert_weight(p, g->expert, 2), first_row, n_rows,
-                     &p->hidden_acts, p->pairs + first, n, scratch);
+            const pmx_product product = {.y = out,
+                                         .ldy = DOWN_ROWS,
+                                         .n_rows = n_rows,
+                                         .acts = &p->hidden_acts,
+                                         .tokens = p->pairs + first,
+                                         .n_tokens = n,
+                                         .scratch = scratch};
+            pmx_multiply_rows(p->ctx->kernels, expert_weight(p, g->expert, 2), first_row, product);
             for (int64_t j = 0; j < n; j++)
                 p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS,
                                       n_rows);

@@ -37,11 +37,7 @@ void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, 
 pmx_search pmx_avx2_search;
 
 /* Declares the products of a weight type. */
-#define PMX_AVX2_PRODUCTS(T)                                                                                           \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token);                                                                              \
-    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
-                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVX2_PRODUCTS(T) pmx_multiply pmx_avx2_vec_##T, pmx_avx2_mat_##T;
 /* Declares all kernels of a weight type. */
 #define PMX_AVX2_TYPE(T)                                                                                               \
     PMX_AVX2_PRODUCTS(T)                                                                                               \

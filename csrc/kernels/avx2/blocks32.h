@@ -11,8 +11,8 @@ PMX_AVX2_BEGIN
 
 /* Eight row pointers from row r on; rows past the end repeat the last one and their results are
  * dropped. */
-PMX_INLINE void row_pointers(const uint8_t *rows[8], const uint8_t *w, int64_t row_bytes, int64_t r, int64_t n_rows) {
-    for (int i = 0; i < 8; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
+PMX_INLINE void row_pointers(const uint8_t *rows[8], const pmx_product *p, int64_t r) {
+    for (int i = 0; i < 8; i++) rows[i] = p->w + (r + i < p->n_rows ? r + i : p->n_rows - 1) * p->row_bytes;
 }
 
 /* The f16 numbers at `offset` of eight rows, widened. */

@@ -10,7 +10,11 @@
 
 PMX_AVX2_BEGIN
 
-/* Named accumulators and an empty asm as in matmul32.h. */
+PMX_INLINE __m256i multiply_pairs(const int type, __m256i w, __m256i x) {
+    if (KQUANT_SIGNED(type)) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_maddubs_epi16(w, x);
+}
+
 PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                                const int8_t *const *x) {
     const int n_sums = type == PMX_Q4_K ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) ? 1 : 4;
@@ -19,32 +23,29 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
         const __m256i *w = (const __m256i *)(const void *)q;
 #pragma GCC unroll 8
         for (int first = 0; first < 8; first += n_sums) {
-#define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
-            FOR_TOKENS(DECLARE)
-#undef DECLARE
-#define STEP(t)                                                                                                        \
-    {                                                                                                                  \
-        const __m256i v = load_dword(x[t] + 32 * c + 4 * i);                                                           \
-        low##t = _mm256_add_epi16(low##t, KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a0, _mm256_sign_epi8(v, w0))      \
-                                                              : _mm256_maddubs_epi16(w0, v));                          \
-        high##t = _mm256_add_epi16(high##t, KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(a1, _mm256_sign_epi8(v, w1))    \
-                                                                : _mm256_maddubs_epi16(w1, v));                        \
-        __asm__("" : "+x"(low##t), "+x"(high##t));                                                                     \
-    }
+            rows16 pairs[TILE_TOKENS]; /* int16 */
+#pragma GCC unroll 4
+            for (int t = 0; t < TILE_TOKENS; t++) pairs[t].low = pairs[t].high = _mm256_setzero_si256();
 #pragma GCC unroll 8
             for (int i = first; i < first + n_sums; i++) {
-                const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
-                const __m256i a0 = _mm256_abs_epi8(w0), a1 = _mm256_abs_epi8(w1);
-                FOR_TOKENS(STEP)
+                rows16 rows = {_mm256_load_si256(w + 2 * i), _mm256_load_si256(w + 2 * i + 1)};
+                if (n_sums >= 4) keep(&rows); /* or gcc loads them anew for every other token, 2% slower */
+#pragma GCC unroll 4
+                for (int t = 0; t < TILE_TOKENS; t++) {
+                    const __m256i v = load_dword(x[t] + 32 * c + 4 * i);
+                    pairs[t].low = _mm256_add_epi16(pairs[t].low, multiply_pairs(type, rows.low, v));
+                    pairs[t].high = _mm256_add_epi16(pairs[t].high, multiply_pairs(type, rows.high, v));
+                    keep(&pairs[t]);
+                }
             }
-#undef STEP
             const int32_t *scales = block->scales[KQUANT_SUB(type) == 32 ? c : 2 * c + first / 4];
             const __m256i scale0 = load_epi32(scales), scale1 = load_epi32(scales + 8);
-#define FLUSH(t)                                                                                                       \
-    store_epi32(isum[t], _mm256_add_epi32(load_epi32(isum[t]), _mm256_madd_epi16(low##t, scale0)));                    \
-    store_epi32(isum[t] + 8, _mm256_add_epi32(load_epi32(isum[t] + 8), _mm256_madd_epi16(high##t, scale1)));
-            FOR_TOKENS(FLUSH)
-#undef FLUSH
+#pragma GCC unroll 4
+            for (int t = 0; t < TILE_TOKENS; t++) {
+                int32_t *to = isum[t];
+                store_epi32(to, _mm256_add_epi32(load_epi32(to), _mm256_madd_epi16(pairs[t].low, scale0)));
+                store_epi32(to + 8, _mm256_add_epi32(load_epi32(to + 8), _mm256_madd_epi16(pairs[t].high, scale1)));
+            }
         }
     }
 }

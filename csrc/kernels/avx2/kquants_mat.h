@@ -74,24 +74,6 @@ PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int h
     _mm256_store_ps(out->dmin + half, dmin);
 }
 
-/* Pointers of the four tokens of a tile, at the strip's first column. */
-typedef struct {
-    const int8_t *q[TILE_TOKENS];
-    const float *d[TILE_TOKENS];
-    const int32_t *sums[TILE_TOKENS];
-} tile_acts256;
-
-PMX_INLINE void tile_pointers256(tile_acts256 *tile, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens,
-                                 int64_t t, int64_t first) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    for (int i = 0; i < TILE_TOKENS; i++) {
-        const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
-        tile->q[i] = acts->q256.q + token * acts->cols + first * PMX_BLOCK256;
-        tile->d[i] = acts->q256.d + token * n_blocks + first;
-        tile->sums[i] = acts->q256.sums + (token * n_blocks + first) * 16;
-    }
-}
-
 /* sum over pairs of scales or minimums times the activations' sums, for 8 rows. */
 PMX_INLINE __m256i dot_pairs(const int type, const strip_block *block, int half, const int32_t *sums) {
     __m256i total = _mm256_setzero_si256();
@@ -123,61 +105,67 @@ PMX_INLINE void finish(const int type, float *acc, int32_t *isum, const strip_bl
 typedef void (*block_kernel)(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                              const int8_t *const *x);
 
-/* acc [4 tokens][16 rows] += the strip's blocks. */
-PMX_INLINE void tile256(const int type, block_kernel kernel, float *acc, const uint8_t *q, const strip_block *block,
-                        const tile_acts256 *acts, int64_t n_blocks) {
-    for (int64_t b = 0; b < n_blocks; b++, block++, q += PMX_BLOCK256 * STRIP_ROWS) {
+/* acc [4 tokens][16 rows] += the strip's first n_blocks blocks. */
+PMX_INLINE void tile256(const int type, block_kernel kernel, float *acc, const mat_scratch *strip,
+                        const pmx_quantized *x, int64_t n_blocks) {
+    for (int64_t b = 0; b < n_blocks; b++) {
+        const strip_block *block = &strip->blocks[b];
         _Alignas(32) int32_t isum[TILE_TOKENS][STRIP_ROWS];
-        const int8_t *x[TILE_TOKENS];
-        for (int t = 0; t < TILE_TOKENS; t++) x[t] = acts->q[t] + b * PMX_BLOCK256;
-        kernel(type, isum, q, block, x);
+        const int8_t *q[TILE_TOKENS];
+        for (int t = 0; t < TILE_TOKENS; t++) q[t] = x[t].q + b * PMX_BLOCK256;
+        kernel(type, isum, strip->q + b * PMX_BLOCK256 * STRIP_ROWS, block, q);
         for (int t = 0; t < TILE_TOKENS; t++) {
             _Alignas(32) int32_t sums[8];
             if (!KQUANT_SIGNED(type))
-                store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(acts->sums[t] + 16 * b)
-                                                         : kquant_sums32(acts->sums[t] + 16 * b));
+                store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(x[t].sums + 16 * b)
+                                                         : kquant_sums32(x[t].sums + 16 * b));
             for (int half = 0; half < STRIP_ROWS; half += 8)
-                finish(type, acc + t * STRIP_ROWS, isum[t], block, half, sums, acts->d[t][b]);
+                finish(type, acc + t * STRIP_ROWS, isum[t], block, half, sums, x[t].d[b]);
         }
     }
 }
 
-PMX_INLINE void mat256(const int type, block_kernel kernel, float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes,
-                       int64_t n_rows, const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {
-    mat_scratch *strip = scratch;
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256, tiles = (n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const int64_t n = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
+/* Blocks first .. first + n_blocks - 1 of the rows from r on. The same share of the next strip is
+ * prefetched. */
+PMX_INLINE void unpack_strip256(const int type, mat_scratch *strip, const pmx_product *p, int64_t r, int64_t first,
+                                int64_t n_blocks) {
+    const int64_t bytes = kquant_bytes(type);
+    const uint8_t *next = p->w + (r + STRIP_ROWS) * p->row_bytes + first * STRIP_ROWS * bytes;
+    for (int half = 0; half < STRIP_ROWS; half += 8) {
+        const uint8_t *rows[8];
+        row_pointers(rows, p, r + half);
+        for (int64_t b = 0; b < n_blocks; b++, next += 8 * bytes) {
+            uint8_t *q = strip->q + b * PMX_BLOCK256 * STRIP_ROWS;
+            prefetch_bytes(next, 8 * bytes);
+            unpack_block(type, q, strip->blocks + b, half, rows, (first + b) * bytes);
+        }
+    }
+}
+
+PMX_INLINE void mat256(const int type, block_kernel kernel, const pmx_product p) {
+    mat_scratch *strip = p.scratch;
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256, tiles = (p.n_tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const int64_t rows = p.n_rows - r < STRIP_ROWS ? p.n_rows - r : STRIP_ROWS;
         memset(strip->acc, 0, (size_t)(tiles * TILE_TOKENS * STRIP_ROWS) * sizeof *strip->acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS256) {
-            const int64_t blocks = n_blocks - first < STRIP_BLOCKS256 ? n_blocks - first : STRIP_BLOCKS256;
-            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * kquant_bytes(type);
-            for (int half = 0; half < STRIP_ROWS; half += 8) {
-                const uint8_t *rows[8];
-                row_pointers(rows, w + r * row_bytes, row_bytes, half, n);
-                for (int64_t b = 0; b < blocks; b++, next += 8 * kquant_bytes(type)) {
-                    prefetch_bytes(next, 8 * kquant_bytes(type));
-                    unpack_block(type, strip->q + b * PMX_BLOCK256 * STRIP_ROWS, strip->blocks + b, half, rows,
-                                 (first + b) * kquant_bytes(type));
-                }
-            }
-            for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
-                tile_acts256 pointers;
-                tile_pointers256(&pointers, acts, tokens, n_tokens, t, first);
-                tile256(type, kernel, strip->acc + t * STRIP_ROWS, strip->q, strip->blocks, &pointers, blocks);
+            const int64_t n = n_blocks - first < STRIP_BLOCKS256 ? n_blocks - first : STRIP_BLOCKS256;
+            unpack_strip256(type, strip, &p, r, first, n);
+            for (int64_t t = 0; t < p.n_tokens; t += TILE_TOKENS) {
+                pmx_quantized x[TILE_TOKENS]; /* tokens past the end repeat the last one */
+                for (int i = 0; i < TILE_TOKENS; i++)
+                    x[i] = pmx_token_q256(p.acts, p.tokens[t + i < p.n_tokens ? t + i : p.n_tokens - 1], first);
+                tile256(type, kernel, strip->acc + t * STRIP_ROWS, strip, x, n);
             }
         }
-        for (int64_t t = 0; t < n_tokens; t++)
-            memcpy(y + t * ldy + r, strip->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
+        for (int64_t t = 0; t < p.n_tokens; t++)
+            memcpy(p.y + t * p.ldy + r, strip->acc + t * STRIP_ROWS, (size_t)rows * sizeof *strip->acc);
     }
 }
 
 /* Defines a type's kernel by the multiply_block of the file. */
 #define KQUANTS_MAT(NAME, ID)                                                                                          \
-    void NAME(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,        \
-              const int32_t *tokens, int64_t n_tokens, void *scratch) {                                                \
-        mat256(ID, multiply_block, y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch);                     \
-    }
+    void NAME(const pmx_product *p) { mat256(ID, multiply_block, *p); }
 
 PMX_AVX2_END
 

@@ -58,19 +58,17 @@ PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const ui
     *isum = sum;
 }
 
-PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                    int64_t token) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256, bytes = kquant_bytes(type);
-    const float *d = acts->q256.d + token * n_blocks;
-    const int32_t *sums = acts->q256.sums + token * n_blocks * 16;
-    for (int64_t r = 0; r < n_rows; r += 8) {
+PMX_INLINE void vec(const int type, const pmx_product p) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256, bytes = kquant_bytes(type);
+    const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[0], 0);
+    for (int64_t r = 0; r < p.n_rows; r += 8) {
         const uint8_t *rows[8];
-        row_pointers(rows, w, row_bytes, r, n_rows);
-        const char *line = (const char *)w + (r + 8) * row_bytes,
+        row_pointers(rows, &p, r);
+        const char *line = (const char *)p.w + (r + 8) * p.row_bytes,
                    *end = line; /* of the next rows: prefetched up to here */
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
-            const block_acts x = {acts->q256.q + token * acts->cols + b * PMX_BLOCK256, load_sums(type, sums + 16 * b)};
+            const block_acts x = {token.q + b * PMX_BLOCK256, load_sums(type, token.sums + 16 * b)};
             __m256i isum[8], msum[8];
 #pragma GCC unroll 1 /* unrolled it is up to 15% slower */
             for (int i = 0; i < 8; i++) {
@@ -79,23 +77,20 @@ PMX_INLINE void vec(const int type, float *y, const uint8_t *w, int64_t row_byte
             }
             __m256 dw, dmin;
             kquant_load_d(type, &dw, &dmin, rows, b * bytes);
-            const __m256 dx = _mm256_set1_ps(d[b]);
+            const __m256 dx = _mm256_set1_ps(token.d[b]);
             acc = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(reduce8(isum)), acc);
             if (KQUANT_HAS_MIN(type))
                 acc = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(reduce8(msum)), acc);
         }
-        if (n_rows - r >= 8)
-            _mm256_storeu_ps(y + r, acc);
+        if (p.n_rows - r >= 8)
+            _mm256_storeu_ps(p.y + r, acc);
         else
-            _mm256_maskstore_ps(y + r, first_lanes(n_rows - r), acc);
+            _mm256_maskstore_ps(p.y + r, first_lanes(p.n_rows - r), acc);
     }
 }
 
 #define TYPE(T, ID)                                                                                                    \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token) {                                                                             \
-        vec(ID, y, w, row_bytes, n_rows, acts, token);                                                                 \
-    }
+    void pmx_avx2_vec_##T(const pmx_product *p) { vec(ID, *p); }
 
 TYPE(q2_k, PMX_Q2_K)
 TYPE(q3_k, PMX_Q3_K)

@@ -6,14 +6,8 @@ PMX_AVX2_BEGIN
 
 #define TYPE(T, TILE, ...)                                                                                             \
     static const type32 T = {unpack_##T, sizeof(pmx_block_##T), __VA_ARGS__};                                          \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token) {                                                                             \
-        vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                \
-    }                                                                                                                  \
-    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
-                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {              \
-        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, TILE, T);                                 \
-    }                                                                                                                  \
+    void pmx_avx2_vec_##T(const pmx_product *p) { vec32(*p, T); }                                                      \
+    void pmx_avx2_mat_##T(const pmx_product *p) { mat32(*p, TILE, T); }                                                \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize32(y, w, n, T); }
 
 TYPE(q4_0, tile_unsigned, .n_sums = 8, .offset = 8)

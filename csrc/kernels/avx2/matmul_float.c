@@ -10,7 +10,11 @@
 
 PMX_AVX2_BEGIN
 
-typedef __m256 (*load8)(const uint8_t *w);
+/* What the kernels must know about a type; a constant wherever they are inlined. */
+typedef struct {
+    __m256 (*load)(const uint8_t *w); /* eight elements */
+    int64_t size;                     /* of one in bytes */
+} type_float;
 
 PMX_INLINE __m256 load8_f32(const uint8_t *w) { return _mm256_loadu_ps((const float *)(const void *)w); }
 PMX_INLINE __m256 load8_f16(const uint8_t *w) {
@@ -22,29 +26,29 @@ PMX_INLINE __m256 load8_bf16(const uint8_t *w) {
 }
 
 /* The last n < 8 elements, padded with zeros. */
-PMX_INLINE __m256 load_tail(load8 load, const uint8_t *w, int64_t n, const int64_t size) {
+PMX_INLINE __m256 load_tail(const uint8_t *w, int64_t n, const type_float F) {
     uint8_t padded[32] = {0};
-    memcpy(padded, w, (size_t)(n * size));
-    return load(padded);
+    memcpy(padded, w, (size_t)(n * F.size));
+    return F.load(padded);
 }
 
-/* R rows x T tokens; R and T are constants where this is inlined. */
-PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, const int R, const pmx_acts *acts,
-                     const int32_t *tokens, const int T, int ahead, load8 load, const int64_t size) {
-    const char *next = (const char *)w + R * row_bytes;
-    const int64_t n = acts->cols, whole = n - n % 8;
+/* The first R rows x T tokens; R and T are constants where this is inlined. ahead: the next R rows
+ * are prefetched. */
+PMX_INLINE void tile(const pmx_product p, const int R, const int T, const int ahead, const type_float F) {
+    const char *next = (const char *)p.w + R * p.row_bytes;
+    const int64_t n = p.acts->cols, whole = n - n % 8;
     const float *x[8];
     __m256 acc[8][3];
-    for (int t = 0; t < T; t++) x[t] = acts->x + tokens[t] * n;
+    for (int t = 0; t < T; t++) x[t] = p.acts->x + p.tokens[t] * n;
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
-        for (int64_t line = 0; ahead && line < 8 * R * size; line += 64)
-            _mm_prefetch(next + i * R * size + line, _MM_HINT_T0);
+        for (int64_t line = 0; ahead && line < 8 * R * F.size; line += 64)
+            _mm_prefetch(next + i * R * F.size + line, _MM_HINT_T0);
         __m256 v[3];
         for (int t = 0; t < T; t++) v[t] = _mm256_loadu_ps(x[t] + i);
         for (int r = 0; r < R; r++) {
-            const __m256 row = load(w + r * row_bytes + i * size);
+            const __m256 row = F.load(p.w + r * p.row_bytes + i * F.size);
             for (int t = 0; t < T; t++) acc[r][t] = _mm256_fmadd_ps(v[t], row, acc[r][t]);
         }
     }
@@ -52,54 +56,43 @@ PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes,
         const __m256i tail = first_lanes(n - whole);
         for (int t = 0; t < T; t++) {
             const __m256 v = _mm256_maskload_ps(x[t] + whole, tail);
-            for (int r = 0; r < R; r++)
-                acc[r][t] =
-                    _mm256_fmadd_ps(v, load_tail(load, w + r * row_bytes + whole * size, n - whole, size), acc[r][t]);
+            for (int r = 0; r < R; r++) {
+                const __m256 row = load_tail(p.w + r * p.row_bytes + whole * F.size, n - whole, F);
+                acc[r][t] = _mm256_fmadd_ps(v, row, acc[r][t]);
+            }
         }
     }
     for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) y[t * ldy + r] = sum8_tree(acc[r][t]);
+        for (int r = 0; r < R; r++) p.y[t * p.ldy + r] = sum8_tree(acc[r][t]);
 }
 
-PMX_INLINE void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token,
-                    load8 load, const int64_t size) {
-    const int32_t t = (int32_t)token;
+PMX_INLINE void vec(const pmx_product p, const type_float F) {
     int64_t r = 0;
-    for (; r + 8 <= n_rows; r += 8) tile(y + r, 0, w + r * row_bytes, row_bytes, 8, acts, &t, 1, 1, load, size);
-    for (; r < n_rows; r++) tile(y + r, 0, w + r * row_bytes, row_bytes, 1, acts, &t, 1, 1, load, size);
+    for (; r + 8 <= p.n_rows; r += 8) tile(pmx_product_from(p, r, 0), 8, 1, 1, F);
+    for (; r < p.n_rows; r++) tile(pmx_product_from(p, r, 0), 1, 1, 1, F);
 }
 
-PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                    const int32_t *tokens, int64_t n_tokens, load8 load, const int64_t size) {
+PMX_INLINE void mat(const pmx_product p, const type_float F) {
     int64_t r = 0;
-    for (; r + 4 <= n_rows; r += 4) {
+    for (; r + 4 <= p.n_rows; r += 4) {
         int64_t t = 0;
-        for (; t + 3 <= n_tokens; t += 3)
-            tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 3, t == 0, load, size);
-        for (; t < n_tokens; t++)
-            tile(y + t * ldy + r, ldy, w + r * row_bytes, row_bytes, 4, acts, tokens + t, 1, t == 0, load, size);
+        for (; t + 3 <= p.n_tokens; t += 3) tile(pmx_product_from(p, r, t), 4, 3, t == 0, F);
+        for (; t < p.n_tokens; t++) tile(pmx_product_from(p, r, t), 4, 1, t == 0, F);
     }
-    for (int64_t t = 0; t < n_tokens && r < n_rows; t++)
-        vec(y + t * ldy + r, w + r * row_bytes, row_bytes, n_rows - r, acts, tokens[t], load, size);
+    for (int64_t t = 0; t < p.n_tokens && r < p.n_rows; t++) vec(pmx_product_from(p, r, t), F);
 }
 
-PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, load8 load, const int64_t size) {
+PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, const type_float F) {
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, load(w + i * size));
-    if (i < n) _mm256_maskstore_ps(y + i, first_lanes(n - i), load_tail(load, w + i * size, n - i, size));
+    for (; i + 8 <= n; i += 8) _mm256_storeu_ps(y + i, F.load(w + i * F.size));
+    if (i < n) _mm256_maskstore_ps(y + i, first_lanes(n - i), load_tail(w + i * F.size, n - i, F));
 }
 
 #define TYPE(T, SIZE)                                                                                                  \
-    void pmx_avx2_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token) {                                                                             \
-        vec(y, w, row_bytes, n_rows, acts, token, load8_##T, SIZE);                                                    \
-    }                                                                                                                  \
-    void pmx_avx2_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
-                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {              \
-        (void)scratch;                                                                                                 \
-        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load8_##T, SIZE);                                    \
-    }                                                                                                                  \
-    void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize(y, w, n, load8_##T, SIZE); }
+    static const type_float T = {load8_##T, SIZE};                                                                     \
+    void pmx_avx2_vec_##T(const pmx_product *p) { vec(*p, T); }                                                        \
+    void pmx_avx2_mat_##T(const pmx_product *p) { mat(*p, T); }                                                        \
+    void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize(y, w, n, T); }
 
 TYPE(f32, 4)
 TYPE(f16, 2)

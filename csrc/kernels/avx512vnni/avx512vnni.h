@@ -18,11 +18,7 @@
 #endif
 
 /* Declares the kernels of a weight type. */
-#define PMX_AVX512VNNI_TYPE(T)                                                                                         \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
-                                int64_t token);                                                                        \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
-                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVX512VNNI_TYPE(T) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
 
 PMX_AVX512VNNI_TYPE(f32)
 PMX_AVX512VNNI_TYPE(f16)

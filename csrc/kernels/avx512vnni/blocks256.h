@@ -66,6 +66,8 @@ PMX_INLINE void load_ordered256(__m512i x[4], const int8_t *p, const order256 or
     }
 }
 
+PMX_INLINE void store16(uint8_t *p, __m128i v) { _mm_store_si128((__m128i *)(void *)p, v); }
+
 /* The other way. */
 PMX_INLINE void store_ordered256(uint8_t *p, const __m512i x[4], const order256 order) {
 #pragma GCC unroll 4
@@ -73,10 +75,10 @@ PMX_INLINE void store_ordered256(uint8_t *p, const __m512i x[4], const order256 
         if (order == ORDER_PLAIN) {
             _mm512_store_si512(p + 64 * i, x[i]);
         } else if (order == ORDER_NIBBLES16) {
-#define STORE(lane)                                                                                                    \
-    _mm_store_si128((__m128i *)(void *)(p + 16 * piece256(order, i, lane)), _mm512_extracti32x4_epi32(x[i], lane))
-            STORE(0), STORE(1), STORE(2), STORE(3);
-#undef STORE
+            store16(p + 16 * piece256(order, i, 0), _mm512_castsi512_si128(x[i]));
+            store16(p + 16 * piece256(order, i, 1), _mm512_extracti32x4_epi32(x[i], 1));
+            store16(p + 16 * piece256(order, i, 2), _mm512_extracti32x4_epi32(x[i], 2));
+            store16(p + 16 * piece256(order, i, 3), _mm512_extracti32x4_epi32(x[i], 3));
         } else {
             _mm256_store_si256((__m256i *)(void *)(p + 16 * piece256(order, i, 0)), _mm512_castsi512_si256(x[i]));
             _mm256_store_si256((__m256i *)(void *)(p + 16 * piece256(order, i, 2)), _mm512_extracti64x4_epi64(x[i], 1));

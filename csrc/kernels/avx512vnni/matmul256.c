@@ -44,17 +44,18 @@ PMX_INLINE int sub_block(const int i, const int lane, const type256 T) {
     return piece256(T.order, i, lane) * T.n_sub / 16;
 }
 
-/* Where the scale of a sub-block of row `row` of four is among the int16 of words256. */
-PMX_INLINE int64_t four_times(const int sub, const int row) {
+/* Where row `row` of four has, among the int16 of words256, the scale of a 128-bit lane of register
+ * i: four times. */
+PMX_INLINE int64_t scale_at(const int i, const int lane, const int row, const type256 T) {
+    const int sub = sub_block(i, lane, T);
     return (8 * row + sub % 8 + sub / 8 * 32) * INT64_C(0x0001000100010001);
 }
 
 /* Words of packed registers i and i + 1 (vpackssdw works within 128-bit lanes): their scales. */
 PMX_INLINE __m512i packed_scales(const words256 *scales, const int row, const int i, const type256 T) {
-#define AT(k, lane) four_times(sub_block(i + k, lane, T), row)
-    const __m512i order =
-        _mm512_setr_epi64(AT(0, 0), AT(1, 0), AT(0, 1), AT(1, 1), AT(0, 2), AT(1, 2), AT(0, 3), AT(1, 3));
-#undef AT
+    const __m512i order = _mm512_setr_epi64(
+        scale_at(i, 0, row, T), scale_at(i + 1, 0, row, T), scale_at(i, 1, row, T), scale_at(i + 1, 1, row, T),
+        scale_at(i, 2, row, T), scale_at(i + 1, 2, row, T), scale_at(i, 3, row, T), scale_at(i + 1, 3, row, T));
     if (T.n_sub == 8) return _mm512_permutexvar_epi16(order, scales->low);
     return _mm512_permutex2var_epi16(scales->low, order, scales->high);
 }
@@ -110,13 +111,14 @@ PMX_INLINE words256 load_sums(const int32_t *sums, const type256 T) {
 }
 
 /* Of N tokens; N is a constant where this is inlined. */
-PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       const int32_t *tokens, const int N, const type256 T) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    for (int64_t r = 0; r < n_rows; r += 8) {
+PMX_INLINE void vec256(const pmx_product p, const int N, const type256 T) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
+    pmx_quantized tokens[VEC_TOKENS];
+    for (int t = 0; t < N; t++) tokens[t] = pmx_token_q256(p.acts, p.tokens[t], 0);
+    for (int64_t r = 0; r < p.n_rows; r += 8) {
         const uint8_t *rows[8];
-        row_pointers(rows, w, row_bytes, r, n_rows);
-        const char *next = (const char *)w + (r + 8) * row_bytes;
+        row_pointers(rows, &p, r);
+        const char *next = (const char *)p.w + (r + 8) * p.row_bytes;
         __m256 acc[VEC_TOKENS];
         for (int t = 0; t < N; t++) acc[t] = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
@@ -124,9 +126,8 @@ PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
             words256 xsums[VEC_TOKENS];
             __m512i x[VEC_TOKENS][4], dots[VEC_TOKENS][8], pairs[VEC_TOKENS][2];
             for (int t = 0; t < N; t++) {
-                const int64_t block = tokens[t] * n_blocks + b;
-                xsums[t] = load_sums(acts->q256.sums + block * 16, T);
-                load_ordered256(x[t], acts->q256.q + block * PMX_BLOCK256, T.order);
+                xsums[t] = load_sums(tokens[t].sums + b * 16, T);
+                load_ordered256(x[t], tokens[t].q + b * PMX_BLOCK256, T.order);
             }
 #pragma GCC unroll 2
             for (int first = 0; first < 8; first += 4) {
@@ -143,9 +144,8 @@ PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
                         _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
                     const row_block row = unpack_row(rows[i] + at, &scales, i - first, T);
                     for (int t = 0; t < N; t++) dots[t][i] = dot_block(&row, x[t], T);
-                    __asm__ volatile("" ::
-                                         : "memory"); /* the compiler would issue the prefetches of
-                                                         all rows at once */
+                    /* The compiler would issue the prefetches of all rows at once. */
+                    __asm__ volatile("" ::: "memory");
                 }
             }
             __m256 dw, dmin;
@@ -156,29 +156,28 @@ PMX_INLINE void vec256(float *y, int64_t ldy, const uint8_t *w, int64_t row_byte
                 __m256i isum = reduce8(halves);
                 const __m256i psum = reduce_lanes(pairs[t][0], pairs[t][1]);
                 if (T.offset_bits) isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
-                const __m256 dx = _mm256_set1_ps(acts->q256.d[tokens[t] * n_blocks + b]);
+                const __m256 dx = _mm256_set1_ps(tokens[t].d[b]);
                 acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(isum), acc[t]);
                 if (T.has_min) acc[t] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(psum), acc[t]);
             }
         }
-        const __mmask8 stored = n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1);
-        for (int t = 0; t < N; t++) _mm256_mask_storeu_ps(y + t * ldy + r, stored, acc[t]);
+        const __mmask8 stored = p.n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (p.n_rows - r)) - 1);
+        for (int t = 0; t < N; t++) _mm256_mask_storeu_ps(p.y + t * p.ldy + r, stored, acc[t]);
     }
 }
 
 /* A few tokens: groups of 8 rows, so that they read each row from memory once. */
-PMX_INLINE void few256(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       const int32_t *tokens, int64_t n_tokens, const type256 T) {
-    for (int64_t r = 0; r < n_rows; r += 8, w += 8 * row_bytes) {
-        const int64_t rows = n_rows - r < 8 ? n_rows - r : 8;
-        float *out = y + r;
-        int64_t t = 0;
-        for (; t + 4 <= n_tokens; t += 4) vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 4, T);
-        switch (n_tokens - t) {
-        case 3: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 3, T); break;
-        case 2: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 2, T); break;
-        case 1: vec256(out + t * ldy, ldy, w, row_bytes, rows, acts, tokens + t, 1, T); break;
-        default: break;
+PMX_INLINE void few256(const pmx_product p, const type256 T) {
+    for (int64_t r = 0; r < p.n_rows; r += 8) {
+        for (int64_t t = 0; t < p.n_tokens; t += VEC_TOKENS) {
+            pmx_product part = pmx_product_from(p, r, t);
+            if (part.n_rows > 8) part.n_rows = 8;
+            switch (part.n_tokens) {
+            case 3: vec256(part, 3, T); break;
+            case 2: vec256(part, 2, T); break;
+            case 1: vec256(part, 1, T); break;
+            default: vec256(part, VEC_TOKENS, T); break;
+            }
         }
     }
 }
@@ -235,11 +234,12 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     _mm256_store_ps(out->dmin + part, dmin);
 }
 
-PMX_INLINE void unpack_strip(strip_block *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
-                             const uint8_t *next, const type256 T) {
+/* n_blocks blocks of each row from p->w on. next: their share of the next strip, to be prefetched. */
+PMX_INLINE void unpack_strip(strip_block *strip, const pmx_product *p, int64_t n_blocks, const uint8_t *next,
+                             const type256 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
-        row_pointers(rows, w, row_bytes, part, n_rows);
+        row_pointers(rows, p, part);
         for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes)
             unpack_rows(strip + b, rows, b * T.block_bytes, part, next, T);
     }
@@ -310,61 +310,58 @@ PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *c
     }
 }
 
-PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first,
-                     int64_t n_blocks, const int N, const type256 T) {
-    const int64_t row_blocks = acts->cols / PMX_BLOCK256;
+/* acc [N tokens][32 rows] += n_blocks blocks of the strip, which begins at block `first`. */
+PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_product p, int64_t first, int64_t n_blocks,
+                     const int N, const type256 T) {
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *q[TILE_TOKENS];
         float d[TILE_TOKENS];
         int16_t xsums[TILE_TOKENS][16] __attribute__((aligned(32)));
         for (int t = 0; t < N; t++) {
-            const int64_t at = tokens[t] * row_blocks + first + b;
-            q[t] = acts->q256.q + at * PMX_BLOCK256;
-            d[t] = acts->q256.d[at];
-            _mm256_store_si256((__m256i *)(void *)xsums[t], sums16(acts->q256.sums + at * 16));
+            const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[t], first + b);
+            q[t] = token.q;
+            d[t] = token.d[0];
+            _mm256_store_si256((__m256i *)(void *)xsums[t], sums16(token.sums));
         }
         tile_block(acc, strip + b, q, d, (const int16_t(*)[16])xsums, N, T);
     }
 }
 
-PMX_INLINE void mat256(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       const int32_t *tokens, int64_t n_tokens, void *scratch, const type256 T) {
-    strip_block *strip = scratch;
+PMX_INLINE void mat256(const pmx_product p, const type256 T) {
+    strip_block *strip = p.scratch;
     float *acc = (float *)(void *)(strip + STRIP_BLOCKS);
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const int64_t rows = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
-        memset(acc, 0, (size_t)(n_tokens * STRIP_ROWS) * sizeof *acc);
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const int64_t rows = p.n_rows - r < STRIP_ROWS ? p.n_rows - r : STRIP_ROWS;
+        memset(acc, 0, (size_t)(p.n_tokens * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
-            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * T.block_bytes;
-            unpack_strip(strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, next, T);
+            pmx_product part = pmx_product_from(p, r, 0);
+            part.w += first * T.block_bytes;
+            unpack_strip(strip, &part, n, p.w + (r + STRIP_ROWS) * p.row_bytes + first * STRIP_ROWS * T.block_bytes, T);
             int64_t t = 0;
-            for (; t + TILE_TOKENS <= n_tokens; t += TILE_TOKENS) {
-                tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, TILE_TOKENS, T);
-            }
-            for (; t < n_tokens; t++) tile(acc + t * STRIP_ROWS, strip, acts, tokens + t, first, n, 1, T);
+            for (; t + TILE_TOKENS <= p.n_tokens; t += TILE_TOKENS)
+                tile(acc + t * STRIP_ROWS, strip, pmx_product_from(p, 0, t), first, n, TILE_TOKENS, T);
+            for (; t < p.n_tokens; t++) tile(acc + t * STRIP_ROWS, strip, pmx_product_from(p, 0, t), first, n, 1, T);
         }
-        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);
+        for (int64_t t = 0; t < p.n_tokens; t++)
+            memcpy(p.y + t * p.ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *acc);
     }
 }
 _Static_assert(STRIP_BLOCKS * sizeof(strip_block) + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH, "scratch");
 _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks");
 
+/* few256 stands in a function of its own: inlined beside mat256 it is 3 to 8% slower. */
 #define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                              \
     static const type256 T = {unpack_##T, SCALES,     sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d),         \
                               ORDER,      __VA_ARGS__};                                                                \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
-                                int64_t token) {                                                                       \
-        const int32_t t = (int32_t)token;                                                                              \
-        vec256(y, 0, w, row_bytes, n_rows, acts, &t, 1, T);                                                            \
-    }                                                                                                                  \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
-                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
-        if (n_tokens <= FEW_TOKENS)                                                                                    \
-            few256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, T);                                           \
+    static __attribute__((noinline)) void few_##T(const pmx_product *p) { few256(*p, T); }                             \
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec256(*p, 1, T); }                                            \
+    void pmx_avx512vnni_mat_##T(const pmx_product *p) {                                                                \
+        if (p->n_tokens <= FEW_TOKENS)                                                                                 \
+            few_##T(p);                                                                                                \
         else                                                                                                           \
-            mat256(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                  \
+            mat256(*p, T);                                                                                             \
     }
 
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)

@@ -38,37 +38,36 @@ PMX_INLINE __m512i unpack_pair(const uint8_t *a, const uint8_t *b, const type32 
     return _mm512_inserti64x4(_mm512_castsi256_si512(T.unpack(a)), T.unpack(b), 1);
 }
 
-PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      int64_t token, const type32 T) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    const int32_t *sums = acts->q32.sums + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r += 8) {
+PMX_INLINE void vec32(const pmx_product p, const type32 T) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
+    const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
+    for (int64_t r = 0; r < p.n_rows; r += 8) {
         const uint8_t *rows[8];
-        row_pointers(rows, w, row_bytes, r, n_rows);
-        const char *next = (const char *)w + (r + 8) * row_bytes;
+        row_pointers(rows, &p, r);
+        const char *next = (const char *)p.w + (r + 8) * p.row_bytes;
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
             for (int64_t line = 0; line < 8 * T.block_bytes; line += 64)
                 _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
             const __m512i x =
-                _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(q + b * PMX_BLOCK)));
-            __m512i p[4];
+                _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(token.q + b * PMX_BLOCK)));
+            __m512i dots[4];
             for (int i = 0; i < 4; i++)
-                p[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpack_pair(rows[i] + at, rows[i + 4] + at, T), x);
-            __m256i isum = reduce8(p);
-            if (T.offset) isum = _mm256_add_epi32(isum, _mm256_set1_epi32(-T.offset * sums[b]));
+                dots[i] =
+                    _mm512_dpbusd_epi32(_mm512_setzero_si512(), unpack_pair(rows[i] + at, rows[i + 4] + at, T), x);
+            __m256i isum = reduce8(dots);
+            if (T.offset) isum = _mm256_add_epi32(isum, _mm256_set1_epi32(-T.offset * token.sums[b]));
             __m256 scales, mins;
             if (T.has_min)
                 load_scale_pairs(&scales, &mins, rows, at);
             else
                 scales = load_scales(rows, at);
-            acc = _mm256_fmadd_ps(_mm256_mul_ps(scales, _mm256_set1_ps(d[b])), _mm256_cvtepi32_ps(isum), acc);
-            if (T.has_min) acc = _mm256_fmadd_ps(mins, _mm256_set1_ps(d[b] * (float)sums[b]), acc);
+            acc = _mm256_fmadd_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.d[b])), _mm256_cvtepi32_ps(isum), acc);
+            if (T.has_min) acc = _mm256_fmadd_ps(mins, _mm256_set1_ps(token.d[b] * (float)token.sums[b]), acc);
         }
-        _mm256_mask_storeu_ps(y + r, n_rows - r >= 8 ? (__mmask8)0xff : (__mmask8)((1 << (n_rows - r)) - 1), acc);
+        const int64_t left = p.n_rows - r;
+        _mm256_mask_storeu_ps(p.y + r, left >= 8 ? (__mmask8)0xff : (__mmask8)((1 << left) - 1), acc);
     }
 }
 
@@ -80,11 +79,12 @@ typedef struct {
     float *scales, *mins;
 } strip32;
 
-PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row_bytes, int64_t n_rows,
-                             int64_t n_blocks, const uint8_t *next, const type32 T) {
+/* n_blocks blocks of each row from p->w on. next: their share of the next strip, to be prefetched. */
+PMX_INLINE void unpack_strip(const strip32 *strip, const pmx_product *p, int64_t n_blocks, const uint8_t *next,
+                             const type32 T) {
     for (int part = 0; part < STRIP_ROWS; part += 8) {
         const uint8_t *rows[8];
-        row_pointers(rows, w, row_bytes, part, n_rows);
+        row_pointers(rows, p, part);
         for (int64_t b = 0; b < n_blocks; b++, next += 8 * T.block_bytes) {
             prefetch_bytes(next, 8 * T.block_bytes);
             __m256i v[8];
@@ -102,22 +102,6 @@ PMX_INLINE void unpack_strip(const strip32 *strip, const uint8_t *w, int64_t row
     }
 }
 
-/* Pointers of a tile's tokens, at the strip's first block. */
-typedef struct {
-    const int8_t *q[TILE_TOKENS];
-    const float *d[TILE_TOKENS];
-    const int32_t *sums[TILE_TOKENS];
-} tile_acts;
-
-PMX_INLINE void tile_pointers(tile_acts *out, const pmx_acts *acts, const int32_t *tokens, const int n, int64_t first) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    for (int i = 0; i < n; i++) {
-        out->q[i] = acts->q32.q + tokens[i] * acts->cols + first * PMX_BLOCK;
-        out->d[i] = acts->q32.d + tokens[i] * n_blocks + first;
-        out->sums[i] = acts->q32.sums + tokens[i] * n_blocks + first;
-    }
-}
-
 PMX_INLINE __m512i load_dword(const int8_t *q) {
     int32_t x;
     memcpy(&x, q, sizeof x);
@@ -131,23 +115,23 @@ PMX_INLINE void flush(float *acc, __m512i isum, __m512 scale, __m512 min, __m512
     _mm512_store_ps(acc, y);
 }
 
-/* acc [N tokens][32 rows] += the strip's blocks. */
-PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, const int32_t *tokens, int64_t first,
-                     int64_t n_blocks, const int N, const type32 T) {
-    tile_acts x;
-    tile_pointers(&x, acts, tokens, N, first);
+/* acc [N tokens][32 rows] += n_blocks blocks of the strip, which begins at block `first`. */
+PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_product p, int64_t first, int64_t n_blocks,
+                     const int N, const type32 T) {
+    pmx_quantized x[TILE_TOKENS];
+    for (int i = 0; i < N; i++) x[i] = pmx_token_q32(p.acts, p.tokens[i], first);
     for (int64_t b = 0; b < n_blocks; b++) {
         const uint8_t *w = strip->q + b * PMX_BLOCK * STRIP_ROWS;
         __m512i low[TILE_TOKENS], high[TILE_TOKENS];
 #pragma GCC unroll 8
-        for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_set1_epi32(T.offset ? -T.offset * x.sums[t][b] : 0);
+        for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_set1_epi32(T.offset ? -T.offset * x[t].sums[b] : 0);
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             const __m512i w0 = _mm512_load_si512(w + i * 4 * STRIP_ROWS),
                           w1 = _mm512_load_si512(w + i * 4 * STRIP_ROWS + 64);
 #pragma GCC unroll 8
             for (int t = 0; t < N; t++) {
-                const __m512i v = load_dword(x.q[t] + b * PMX_BLOCK + 4 * i);
+                const __m512i v = load_dword(x[t].q + b * PMX_BLOCK + 4 * i);
                 low[t] = _mm512_dpbusd_epi32(low[t], w0, v);
                 high[t] = _mm512_dpbusd_epi32(high[t], w1, v);
             }
@@ -159,36 +143,38 @@ PMX_INLINE void tile(float *acc, const strip32 *strip, const pmx_acts *acts, con
                      min1 = T.has_min ? _mm512_load_ps(mins + 16) : scale1;
 #pragma GCC unroll 8
         for (int t = 0; t < N; t++) {
-            const __m512 d = _mm512_set1_ps(x.d[t][b]),
-                         dsum = T.has_min ? _mm512_set1_ps(x.d[t][b] * (float)x.sums[t][b]) : d;
+            const __m512 d = _mm512_set1_ps(x[t].d[b]);
+            const __m512 dsum = T.has_min ? _mm512_set1_ps(x[t].d[b] * (float)x[t].sums[b]) : d;
             flush(acc + t * STRIP_ROWS, low[t], scale0, min0, d, dsum, T);
             flush(acc + t * STRIP_ROWS + 16, high[t], scale1, min1, d, dsum, T);
         }
     }
 }
 
-PMX_INLINE void mat32(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, void *scratch, const type32 T) {
-    strip32 strip = {.q = scratch};
+PMX_INLINE void mat32(const pmx_product p, const type32 T) {
+    strip32 strip = {.q = p.scratch};
     strip.scales = (float *)(void *)(strip.q + STRIP_ROWS * K_BLOCK);
     strip.mins = strip.scales + STRIP_ROWS * STRIP_BLOCKS;
     float *acc = strip.mins + STRIP_ROWS * STRIP_BLOCKS;
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const int64_t rows = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
-        memset(acc, 0, (size_t)(n_tokens * STRIP_ROWS) * sizeof *acc);
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const int64_t rows = p.n_rows - r < STRIP_ROWS ? p.n_rows - r : STRIP_ROWS;
+        memset(acc, 0, (size_t)(p.n_tokens * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
-            const uint8_t *next = w + (r + STRIP_ROWS) * row_bytes + first * STRIP_ROWS * T.block_bytes;
-            unpack_strip(&strip, w + r * row_bytes + first * T.block_bytes, row_bytes, rows, n, next, T);
+            pmx_product part = pmx_product_from(p, r, 0);
+            part.w += first * T.block_bytes;
+            unpack_strip(&strip, &part, n, p.w + (r + STRIP_ROWS) * p.row_bytes + first * STRIP_ROWS * T.block_bytes,
+                         T);
             int64_t t = 0;
-            for (; t + 8 <= n_tokens; t += 8) {
-                tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 8, T);
-            }
-            for (; t + 2 <= n_tokens; t += 2) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 2, T);
-            if (t < n_tokens) tile(acc + t * STRIP_ROWS, &strip, acts, tokens + t, first, n, 1, T);
+            for (; t + 8 <= p.n_tokens; t += 8)
+                tile(acc + t * STRIP_ROWS, &strip, pmx_product_from(p, 0, t), first, n, 8, T);
+            for (; t + 2 <= p.n_tokens; t += 2)
+                tile(acc + t * STRIP_ROWS, &strip, pmx_product_from(p, 0, t), first, n, 2, T);
+            if (t < p.n_tokens) tile(acc + t * STRIP_ROWS, &strip, pmx_product_from(p, 0, t), first, n, 1, T);
         }
-        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *y);
+        for (int64_t t = 0; t < p.n_tokens; t++)
+            memcpy(p.y + t * p.ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *acc);
     }
 }
 _Static_assert(STRIP_ROWS *(K_BLOCK + 2 * STRIP_BLOCKS * 4 + PMX_TOKEN_BLOCK * 4) <= PMX_MAT_SCRATCH, "scratch");
@@ -207,15 +193,9 @@ static const type32 q8_0 = {unsigned_q8_0, sizeof(pmx_block_q8_0), .offset = 128
 static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
 
 #define VEC(T)                                                                                                         \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
-                                int64_t token) {                                                                       \
-        vec32(y, w, row_bytes, n_rows, acts, token, T);                                                                \
-    }
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec32(*p, T); }
 #define MAT(T)                                                                                                         \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
-                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
-        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, T);                                       \
-    }
+    void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat32(*p, T); }
 
 VEC(q5_0) /* the types of 4 bits have theirs in vec4.c */
 VEC(q5_1)

@@ -14,8 +14,12 @@ enum { ROWS = 8, PAIRS = ROWS / 2, TOKENS = 6, GROUP = 2 * TOKENS };
 
 PMX_AVX512VNNI_BEGIN
 
-/* Eight columns of two rows; columns whose bit is not set are 0 and not read. */
-typedef __m512 (*load_pair)(const uint8_t *a, const uint8_t *b, __mmask8 columns);
+/* What the kernels must know about a type; a constant wherever they are inlined. */
+typedef struct {
+    /* Eight columns of two rows; columns whose bit is not set are 0 and not read. */
+    __m512 (*load_pair)(const uint8_t *a, const uint8_t *b, __mmask8 columns);
+    int64_t size; /* of an element in bytes */
+} type_float;
 
 PMX_INLINE __m512 load_pair_f32(const uint8_t *a, const uint8_t *b, __mmask8 columns) {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_maskz_loadu_ps(columns, a)),
@@ -46,83 +50,82 @@ PMX_INLINE __m256 sum8_trees(__m512 a, __m512 b, __m512 c, __m512 d) {
     return _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
 }
 
-/* Columns i .. i + 7. */
-PMX_INLINE void step(__m512 (*acc)[PAIRS], const uint8_t *w, int64_t row_bytes, const float *const *x, int64_t i,
-                     __mmask8 columns, const int T, load_pair load, const int64_t size) {
+/* Columns i .. i + 7 of 8 rows times T tokens. */
+PMX_INLINE void step(__m512 (*acc)[PAIRS], const pmx_product *p, const float *const *x, int64_t i, __mmask8 columns,
+                     const int T, const type_float F) {
     __m512 rows[PAIRS];
 #pragma GCC unroll 4
-    for (int p = 0; p < PAIRS; p++)
-        rows[p] = load(w + 2 * p * row_bytes + i * size, w + (2 * p + 1) * row_bytes + i * size, columns);
+    for (int k = 0; k < PAIRS; k++)
+        rows[k] = F.load_pair(p->w + 2 * k * p->row_bytes + i * F.size, p->w + (2 * k + 1) * p->row_bytes + i * F.size,
+                              columns);
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++) {
         const __m512 v = _mm512_broadcast_f32x8(_mm256_maskz_loadu_ps(columns, x[t] + i));
 #pragma GCC unroll 4
-        for (int p = 0; p < PAIRS; p++) acc[t][p] = _mm512_fmadd_ps(v, rows[p], acc[t][p]);
+        for (int k = 0; k < PAIRS; k++) acc[t][k] = _mm512_fmadd_ps(v, rows[k], acc[t][k]);
     }
 }
 
-/* The first n_rows of 8 rows x T tokens; T is a constant where this is inlined. */
-PMX_INLINE void tile(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                     const int32_t *tokens, const int T, int ahead, load_pair load, const int64_t size) {
-    const int64_t n = acts->cols, whole = n - n % 8;
-    const char *next = (const char *)w + ROWS * row_bytes;
+/* The first n_rows of 8 rows x T tokens; T is a constant where this is inlined. ahead: the next 8
+ * rows are prefetched. */
+PMX_INLINE void tile(const pmx_product p, int64_t n_rows, const int T, int ahead, const type_float F) {
+    const int64_t n = p.acts->cols, whole = n - n % 8;
+    const char *next = (const char *)p.w + ROWS * p.row_bytes;
     const float *x[TOKENS];
     __m512 acc[TOKENS][PAIRS];
-    for (int t = 0; t < T; t++) x[t] = acts->x + tokens[t] * n;
+    for (int t = 0; t < T; t++) x[t] = p.acts->x + p.tokens[t] * n;
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++)
 #pragma GCC unroll 4
-        for (int p = 0; p < PAIRS; p++) acc[t][p] = _mm512_setzero_ps();
+        for (int k = 0; k < PAIRS; k++) acc[t][k] = _mm512_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
-        for (int64_t line = 0; ahead && line < 8 * ROWS * size; line += 64)
-            _mm_prefetch(next + i * ROWS * size + line, _MM_HINT_T0);
-        step(acc, w, row_bytes, x, i, 0xff, T, load, size);
+        for (int64_t line = 0; ahead && line < 8 * ROWS * F.size; line += 64)
+            _mm_prefetch(next + i * ROWS * F.size + line, _MM_HINT_T0);
+        step(acc, &p, x, i, 0xff, T, F);
     }
-    if (whole < n) step(acc, w, row_bytes, x, whole, (__mmask8)((1 << (n - whole)) - 1), T, load, size);
+    if (whole < n) step(acc, &p, x, whole, (__mmask8)((1 << (n - whole)) - 1), T, F);
 #pragma GCC unroll 6
     for (int t = 0; t < T; t++)
-        _mm256_mask_storeu_ps(y + t * ldy, (__mmask8)((1 << n_rows) - 1),
+        _mm256_mask_storeu_ps(p.y + t * p.ldy, (__mmask8)((1 << n_rows) - 1),
                               sum8_trees(acc[t][0], acc[t][1], acc[t][2], acc[t][3]));
 }
 
-/* n_tokens <= 6. Rows that do not make 8 go one by one: eight times the same row, and one result is
- * kept. */
-PMX_INLINE void rows8(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      const int32_t *tokens, int64_t n_tokens, int ahead, load_pair load, const int64_t size) {
+/* n_tokens <= 6. */
+PMX_INLINE void rows8(const pmx_product p, int64_t n_rows, int64_t n_tokens, int ahead, const type_float F) {
     switch (n_tokens) {
-    case 1: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 1, ahead, load, size); return;
-    case 2: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 2, ahead, load, size); return;
-    case 3: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 3, ahead, load, size); return;
-    case 4: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 4, ahead, load, size); return;
-    case 5: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 5, ahead, load, size); return;
-    default: tile(y, ldy, w, row_bytes, n_rows, acts, tokens, 6, ahead, load, size); return;
+    case 1: tile(p, n_rows, 1, ahead, F); return;
+    case 2: tile(p, n_rows, 2, ahead, F); return;
+    case 3: tile(p, n_rows, 3, ahead, F); return;
+    case 4: tile(p, n_rows, 4, ahead, F); return;
+    case 5: tile(p, n_rows, 5, ahead, F); return;
+    default: tile(p, n_rows, 6, ahead, F); return;
     }
 }
 
-PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                    const int32_t *tokens, int64_t n_tokens, load_pair load, const int64_t size) {
-    for (int64_t first = 0; first < n_tokens; first += GROUP) {
-        const int64_t end = first + GROUP < n_tokens ? first + GROUP : n_tokens;
-        for (int64_t r = 0, n; r < n_rows; r += n) {
-            n = n_rows - r < ROWS ? 1 : ROWS;
-            for (int64_t t = first; t < end; t += TOKENS)
-                rows8(y + t * ldy + r, ldy, w + r * row_bytes, n == ROWS ? row_bytes : 0, n, acts, tokens + t,
-                      end - t < TOKENS ? end - t : TOKENS, t == 0, load, size);
+/* Rows that do not make 8 go one by one: eight times the same row, and one result is kept. */
+PMX_INLINE void mat(const pmx_product p, const type_float F) {
+    for (int64_t first = 0; first < p.n_tokens; first += GROUP) {
+        const int64_t end = first + GROUP < p.n_tokens ? first + GROUP : p.n_tokens;
+        for (int64_t r = 0, n; r < p.n_rows; r += n) {
+            n = p.n_rows - r < ROWS ? 1 : ROWS;
+            for (int64_t t = first; t < end; t += TOKENS) {
+                pmx_product part = pmx_product_from(p, r, t);
+                if (n < ROWS) part.row_bytes = 0;
+                rows8(part, n, end - t < TOKENS ? end - t : TOKENS, t == 0, F);
+            }
         }
     }
 }
 
+PMX_INLINE void vec(pmx_product p, const type_float F) {
+    p.n_tokens = 1; /* tells the compiler, which leaves the rest of mat out */
+    mat(p, F);
+}
+
 #define TYPE(T, SIZE)                                                                                                  \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
-                                int64_t token) {                                                                       \
-        const int32_t t = (int32_t)token;                                                                              \
-        mat(y, 0, w, row_bytes, n_rows, acts, &t, 1, load_pair_##T, SIZE);                                             \
-    }                                                                                                                  \
-    void pmx_avx512vnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,            \
-                                const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {        \
-        (void)scratch;                                                                                                 \
-        mat(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, load_pair_##T, SIZE);                                \
-    }
+    static const type_float T = {load_pair_##T, SIZE};                                                                 \
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec(*p, T); }                                                  \
+    void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat(*p, T); }
 
 TYPE(f32, 4)
 TYPE(f16, 2)

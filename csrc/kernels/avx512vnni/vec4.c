@@ -120,8 +120,9 @@ PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], 
     scales[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(b23, 1));
 }
 
-PMX_INLINE acts4 load_acts(const int8_t *q, const float *d, const int32_t *sums, const int64_t n, const type4 T) {
-    acts4 x = {.d = d, .sums = sums};
+PMX_INLINE acts4 load_acts(const pmx_quantized token, int64_t b, const int64_t n, const type4 T) {
+    const int8_t *q = token.q + b * PMX_BLOCK;
+    acts4 x = {.d = token.d + b, .sums = token.sums + b};
     const __m512i first =
         n == BLOCKS ? _mm512_loadu_si512(q) : _mm512_maskz_loadu_epi64(n >= 2 ? 0xff : (__mmask8)(n * 0xf), q);
     const __m512i second =
@@ -129,7 +130,7 @@ PMX_INLINE acts4 load_acts(const int8_t *q, const float *d, const int32_t *sums,
     x.low = _mm512_shuffle_i32x4(first, second, 0x88);
     x.high = _mm512_shuffle_i32x4(first, second, 0xdd);
     const __m128i offsets =
-        _mm_mullo_epi32(_mm_maskz_loadu_epi32((__mmask8)((1u << n) - 1), sums), _mm_set1_epi32(-T.offset));
+        _mm_mullo_epi32(_mm_maskz_loadu_epi32((__mmask8)((1u << n) - 1), x.sums), _mm_set1_epi32(-T.offset));
     const __m512i spread = _mm512_setr_epi32(0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0);
     x.start = _mm512_maskz_permutexvar_epi32(0x1111, spread, _mm512_castsi128_si512(offsets));
     return x;
@@ -163,37 +164,31 @@ PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at,
     return acc;
 }
 
-PMX_INLINE void vec4(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, int64_t token,
-                     const type4 T) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK, block_bytes = 2 * T.block_words;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    const int32_t *sums = acts->q32.sums + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r += ROWS) {
+PMX_INLINE void vec4(const pmx_product p, const type4 T) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK, block_bytes = 2 * T.block_words;
+    const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
+    for (int64_t r = 0; r < p.n_rows; r += ROWS) {
         const uint8_t *rows[ROWS];
-        for (int i = 0; i < ROWS; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
-        const char *next = (const char *)w + (r + ROWS) * row_bytes;
+        for (int i = 0; i < ROWS; i++) rows[i] = p.w + (r + i < p.n_rows ? r + i : p.n_rows - 1) * p.row_bytes;
+        const char *next = (const char *)p.w + (r + ROWS) * p.row_bytes;
         __m512 acc = _mm512_setzero_ps();
         int64_t b = 0;
         for (; b + BLOCKS <= n_blocks; b += BLOCKS) {
-            const acts4 x = load_acts(q + b * PMX_BLOCK, d + b, sums + b, BLOCKS, T);
+            const acts4 x = load_acts(token, b, BLOCKS, T);
             acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, BLOCKS, T);
         }
         if (b < n_blocks) {
-            const acts4 x = load_acts(q + b * PMX_BLOCK, d + b, sums + b, n_blocks - b, T);
+            const acts4 x = load_acts(token, b, n_blocks - b, T);
             acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, n_blocks - b, T);
         }
-        _mm512_mask_storeu_ps(y + r, n_rows - r >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << (n_rows - r)) - 1),
-                              acc);
+        const int64_t left = p.n_rows - r;
+        _mm512_mask_storeu_ps(p.y + r, left >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1), acc);
     }
 }
 
 #define TYPE(T, ...)                                                                                                   \
     static const type4 T = {sizeof(pmx_block_##T) / 2, offsetof(pmx_block_##T, qs) / 2, __VA_ARGS__};                  \
-    void pmx_avx512vnni_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,   \
-                                int64_t token) {                                                                       \
-        vec4(y, w, row_bytes, n_rows, acts, token, T);                                                                 \
-    }
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec4(*p, T); }
 
 TYPE(q4_0, .offset = 8)
 TYPE(q4_1, .has_min = 1)

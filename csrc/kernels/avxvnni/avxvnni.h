@@ -15,9 +15,7 @@
 #endif
 
 /* Declares the matrix kernel of a weight type. */
-#define PMX_AVXVNNI_TYPE(T)                                                                                            \
-    void pmx_avxvnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,               \
-                             const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_AVXVNNI_TYPE(T) pmx_multiply pmx_avxvnni_mat_##T;
 
 PMX_AVXVNNI_TYPE(q4_0)
 PMX_AVXVNNI_TYPE(q4_1)

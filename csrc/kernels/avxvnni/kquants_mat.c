@@ -21,27 +21,26 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
     memset(isum, 0, TILE_TOKENS * sizeof *isum);
     for (int j = 0; j < PMX_BLOCK256 / KQUANT_SUB(type); j++) {
         const __m256i *w = (const __m256i *)(const void *)(q + j * KQUANT_SUB(type) * STRIP_ROWS);
-#define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
-        FOR_TOKENS(DECLARE)
-#undef DECLARE
-#define STEP(t)                                                                                                        \
-    {                                                                                                                  \
-        const __m256i v = load_dword(x[t] + KQUANT_SUB(type) * j + 4 * i);                                             \
-        low##t = _mm256_dpbusd_avx_epi32(low##t, w0, v);                                                               \
-        high##t = _mm256_dpbusd_avx_epi32(high##t, w1, v);                                                             \
-    }
+        rows16 dot[TILE_TOKENS];
+#pragma GCC unroll 4
+        for (int t = 0; t < TILE_TOKENS; t++) dot[t].low = dot[t].high = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int i = 0; i < quads; i++) {
             const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
-            FOR_TOKENS(STEP)
+#pragma GCC unroll 4
+            for (int t = 0; t < TILE_TOKENS; t++) {
+                const __m256i v = load_dword(x[t] + KQUANT_SUB(type) * j + 4 * i);
+                dot[t].low = _mm256_dpbusd_avx_epi32(dot[t].low, w0, v);
+                dot[t].high = _mm256_dpbusd_avx_epi32(dot[t].high, w1, v);
+            }
         }
-#undef STEP
         const __m256i scale0 = load_epi32(block->scales[j]), scale1 = load_epi32(block->scales[j] + 8);
-#define FLUSH(t)                                                                                                       \
-    store_epi32(isum[t], add_scaled(type, load_epi32(isum[t]), low##t, scale0));                                       \
-    store_epi32(isum[t] + 8, add_scaled(type, load_epi32(isum[t] + 8), high##t, scale1));
-        FOR_TOKENS(FLUSH)
-#undef FLUSH
+#pragma GCC unroll 4
+        for (int t = 0; t < TILE_TOKENS; t++) {
+            int32_t *to = isum[t];
+            store_epi32(to, add_scaled(type, load_epi32(to), dot[t].low, scale0));
+            store_epi32(to + 8, add_scaled(type, load_epi32(to + 8), dot[t].high, scale1));
+        }
     }
 }
 

@@ -8,28 +8,25 @@
 
 PMX_AVXVNNI_BEGIN
 
-PMX_INLINE void tile_vnni(float *acc, const strip32 *strip, const tile_acts *acts, int64_t n_blocks, const type32 T) {
+PMX_INLINE void tile_vnni(float *acc, const strip32 *strip, const pmx_quantized *x, int64_t n_blocks, const type32 T) {
     for (int64_t b = 0; b < n_blocks; b++) {
         const __m256i *w = (const __m256i *)(const void *)(strip->q + b * PMX_BLOCK * STRIP_ROWS);
-#define DECLARE(t) __m256i low##t = _mm256_setzero_si256(), high##t = low##t;
-        FOR_TOKENS(DECLARE)
-#undef DECLARE
-#define STEP(t)                                                                                                        \
-    {                                                                                                                  \
-        const __m256i x = load_dword(acts->q[t] + b * PMX_BLOCK + 4 * i);                                              \
-        low##t = _mm256_dpbusd_avx_epi32(low##t, w0, x);                                                               \
-        high##t = _mm256_dpbusd_avx_epi32(high##t, w1, x);                                                             \
-    }
+        rows16 isum[TILE_TOKENS];
+#pragma GCC unroll 4
+        for (int t = 0; t < TILE_TOKENS; t++) isum[t].low = isum[t].high = _mm256_setzero_si256();
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) {
             const __m256i w0 = _mm256_load_si256(w + 2 * i), w1 = _mm256_load_si256(w + 2 * i + 1);
-            FOR_TOKENS(STEP)
+#pragma GCC unroll 4
+            for (int t = 0; t < TILE_TOKENS; t++) {
+                const __m256i v = load_dword(x[t].q + b * PMX_BLOCK + 4 * i);
+                isum[t].low = _mm256_dpbusd_avx_epi32(isum[t].low, w0, v);
+                isum[t].high = _mm256_dpbusd_avx_epi32(isum[t].high, w1, v);
+            }
         }
-#undef STEP
-#define FLUSH(t)                                                                                                       \
-    flush(acc + t * STRIP_ROWS, low##t, high##t, strip, b * STRIP_ROWS, acts->d[t][b], acts->sums[t][b], T);
-        FOR_TOKENS(FLUSH)
-#undef FLUSH
+#pragma GCC unroll 4
+        for (int t = 0; t < TILE_TOKENS; t++)
+            flush(acc + t * STRIP_ROWS, isum[t], strip, b * STRIP_ROWS, x[t].d[b], x[t].sums[b], T);
     }
 }
 
@@ -38,11 +35,8 @@ PMX_INLINE __m256i unsigned_q8_0(const uint8_t *block) { return plus_128(unpack_
 PMX_INLINE __m256i unsigned_iq4_nl(const uint8_t *block) { return plus_128(unpack_iq4_nl(block)); }
 
 #define TYPE(T, UNPACK, ...)                                                                                           \
-    void pmx_avxvnni_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,               \
-                             const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch) {           \
-        static const type32 T = {UNPACK, sizeof(pmx_block_##T), __VA_ARGS__};                                          \
-        mat32(y, ldy, w, row_bytes, n_rows, acts, tokens, n_tokens, scratch, tile_vnni, T);                            \
-    }
+    static const type32 T = {UNPACK, sizeof(pmx_block_##T), __VA_ARGS__};                                              \
+    void pmx_avxvnni_mat_##T(const pmx_product *p) { mat32(*p, tile_vnni, T); }
 
 TYPE(q4_0, unpack_q4_0, .offset = 8)
 TYPE(q4_1, unpack_q4_1, .has_min = 1)

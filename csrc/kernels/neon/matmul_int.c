@@ -35,32 +35,32 @@ PMX_INLINE void store_rows(float *y, int64_t n, float32x4_t low, float32x4_t hig
     if (n < STRIP_ROWS) memcpy(y, all, (size_t)n * sizeof *y);
 }
 
-PMX_INLINE void vec32(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                      int64_t token, unpack32 unpack, const int offset, const int has_min, const int64_t block_bytes) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    const int32_t *sums = acts->q32.sums + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const uint8_t *rows[STRIP_ROWS], *next = w + (r + STRIP_ROWS) * row_bytes;
-        row_pointers(rows, w, row_bytes, r, n_rows);
+PMX_INLINE void vec32(const pmx_product p, const neon_type T) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
+    const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const uint8_t *rows[STRIP_ROWS], *next = p.w + (r + STRIP_ROWS) * p.row_bytes;
+        row_pointers(rows, &p, r);
         float32x4_t acc[2] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
         for (int64_t b = 0; b < n_blocks; b++) {
-            const int64_t at = b * block_bytes;
-            const int8x16_t x0 = vld1q_s8(q + b * PMX_BLOCK), x1 = vld1q_s8(q + b * PMX_BLOCK + 16);
-            prefetch(next + b * STRIP_ROWS * block_bytes, STRIP_ROWS * block_bytes);
+            const int64_t at = b * T.block_bytes;
+            const int8x16_t x0 = vld1q_s8(token.q + b * PMX_BLOCK), x1 = vld1q_s8(token.q + b * PMX_BLOCK + 16);
+            prefetch(next + b * STRIP_ROWS * T.block_bytes, STRIP_ROWS * T.block_bytes);
             for (int h = 0; h < 2; h++) {
-                int32x4_t p[4];
+                int32x4_t dots[4];
                 for (int i = 0; i < 4; i++) {
-                    const int8x16x2_t v = unpack(rows[4 * h + i] + at);
-                    p[i] = dot32(v.val[0], v.val[1], x0, x1);
+                    const int8x16x2_t v = T.unpack(rows[4 * h + i] + at);
+                    dots[i] = dot32(v.val[0], v.val[1], x0, x1);
                 }
-                const int32x4_t isum = vaddq_s32(sum_across(p), vdupq_n_s32(-offset * sums[b]));
-                acc[h] = vfmaq_f32(acc[h], vmulq_n_f32(load_f16_of_4(rows + 4 * h, at), d[b]), vcvtq_f32_s32(isum));
-                if (has_min) acc[h] = vfmaq_n_f32(acc[h], load_f16_of_4(rows + 4 * h, at + 2), d[b] * (float)sums[b]);
+                const int32x4_t isum = vaddq_s32(sum_across(dots), vdupq_n_s32(-T.offset * token.sums[b]));
+                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at), token.d[b]);
+                acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(isum));
+                if (!T.has_min) continue;
+                const float32x4_t minimum = load_f16_of_4(rows + 4 * h, at + 2);
+                acc[h] = vfmaq_n_f32(acc[h], minimum, token.d[b] * (float)token.sums[b]);
             }
         }
-        store_rows(y + r, n_rows - r, acc[0], acc[1]);
+        store_rows(p.y + r, p.n_rows - r, acc[0], acc[1]);
     }
 }
 
@@ -100,57 +100,46 @@ PMX_INLINE int32x4_t scaled_dot(const decoded256 *w, const int8_t *x, const int 
     return sum;
 }
 
-PMX_INLINE void vec256(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       int64_t token, decode256 decode, const int n_sub, const int has_min, const int64_t d_at,
-                       const int64_t block_bytes) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    const int8_t *q = acts->q256.q + token * acts->cols;
-    const float *d = acts->q256.d + token * n_blocks;
-    const int32_t *sums = acts->q256.sums + token * n_blocks * MAX_SUB;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const uint8_t *rows[STRIP_ROWS], *next = w + (r + STRIP_ROWS) * row_bytes;
-        row_pointers(rows, w, row_bytes, r, n_rows);
+PMX_INLINE void vec256(const pmx_product p, const neon_type T) {
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
+    const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[0], 0);
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const uint8_t *rows[STRIP_ROWS], *next = p.w + (r + STRIP_ROWS) * p.row_bytes;
+        row_pointers(rows, &p, r);
         float32x4_t acc[2] = {vdupq_n_f32(0.0f), vdupq_n_f32(0.0f)};
         for (int64_t b = 0; b < n_blocks; b++) {
-            const int64_t at = b * block_bytes;
-            const int16x8x2_t x_sums = load_sums(sums + b * MAX_SUB, n_sub);
+            const int64_t at = b * T.block_bytes;
+            const int16x8x2_t x_sums = load_sums(token.sums + b * MAX_SUB, T.n_sub);
 #pragma GCC unroll 2
             for (int h = 0; h < 2; h++) {
-                int32x4_t p[4], m[4];
+                int32x4_t dots[4], m[4];
 #pragma GCC unroll 1
                 for (int i = 0; i < 4; i++) {
                     decoded256 block;
-                    prefetch(next + (b * STRIP_ROWS + 4 * h + i) * block_bytes, block_bytes);
-                    decode(&block, rows[4 * h + i] + at);
-                    p[i] = scaled_dot(&block, q + b * PMX_BLOCK256, n_sub);
+                    prefetch(next + (b * STRIP_ROWS + 4 * h + i) * T.block_bytes, T.block_bytes);
+                    T.decode(&block, rows[4 * h + i] + at);
+                    dots[i] = scaled_dot(&block, token.q + b * PMX_BLOCK256, T.n_sub);
                     m[i] = add_products(vdupq_n_s32(0), vmovl_s8(vget_low_s8(block.mins)), x_sums.val[0]);
-                    if (n_sub == 16) m[i] = add_products(m[i], vmovl_high_s8(block.mins), x_sums.val[1]);
+                    if (T.n_sub == 16) m[i] = add_products(m[i], vmovl_high_s8(block.mins), x_sums.val[1]);
                 }
-                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + d_at), d[b]);
-                acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(sum_across(p)));
-                if (!has_min) continue;
-                const float32x4_t minimum = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + d_at + 2), d[b]);
+                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + T.d_at), token.d[b]);
+                acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(sum_across(dots)));
+                if (!T.has_min) continue;
+                const float32x4_t minimum = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + T.d_at + 2), token.d[b]);
                 acc[h] = vfmsq_f32(acc[h], minimum, vcvtq_f32_s32(sum_across(m)));
             }
         }
-        store_rows(y + r, n_rows - r, acc[0], acc[1]);
+        store_rows(p.y + r, p.n_rows - r, acc[0], acc[1]);
     }
 }
 
-#define TYPE32(T, OFFSET, HAS_MIN)                                                                                     \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token) {                                                                             \
-        vec32(y, w, row_bytes, n_rows, acts, token, unpack_##T, OFFSET, HAS_MIN, sizeof(pmx_block_##T));               \
-    }
-#define TYPE256(T, N_SUB, HAS_MIN)                                                                                     \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token) {                                                                             \
-        vec256(y, w, row_bytes, n_rows, acts, token, decode_##T, N_SUB, HAS_MIN, offsetof(pmx_block_##T, d),           \
-               sizeof(pmx_block_##T));                                                                                 \
-    }
+#define VEC32(T)                                                                                                       \
+    void pmx_neon_vec_##T(const pmx_product *p) { vec32(*p, T); }
+#define VEC256(T)                                                                                                      \
+    void pmx_neon_vec_##T(const pmx_product *p) { vec256(*p, T); }
 
-PMX_NEON_TYPES32(TYPE32)
-PMX_NEON_TYPES256(TYPE256)
+PMX_NEON_TYPES32(VEC32)
+PMX_NEON_TYPES256(VEC256)
 
 /* --- mat */
 
@@ -171,24 +160,22 @@ PMX_INLINE void pack16_rows(int8_t *out, const int8x16_t v[STRIP_ROWS]) {
 }
 
 /* dot += 16 columns of the strip times the four tokens' bytes at `at`. */
-PMX_INLINE void add_dots(int32x4_t dot[TILE_TOKENS][2], const int8_t *w, const tile_acts *acts, int64_t at) {
-    int8x16_t x[TILE_TOKENS];
-    for (int t = 0; t < TILE_TOKENS; t++) x[t] = vld1q_s8(acts->q[t] + at);
+PMX_INLINE void add_dots(int32x4_t dot[TILE_TOKENS][2], const int8_t *w, const pmx_quantized *x, int64_t at) {
+    int8x16_t v[TILE_TOKENS];
+    for (int t = 0; t < TILE_TOKENS; t++) v[t] = vld1q_s8(x[t].q + at);
 #define STEP(lane)                                                                                                     \
     {                                                                                                                  \
         const int8x16_t w0 = vld1q_s8(w + lane * 32), w1 = vld1q_s8(w + lane * 32 + 16);                               \
         for (int t = 0; t < TILE_TOKENS; t++) {                                                                        \
-            dot[t][0] = vdotq_laneq_s32(dot[t][0], w0, x[t], lane);                                                    \
-            dot[t][1] = vdotq_laneq_s32(dot[t][1], w1, x[t], lane);                                                    \
+            dot[t][0] = vdotq_laneq_s32(dot[t][0], w0, v[t], lane);                                                    \
+            dot[t][1] = vdotq_laneq_s32(dot[t][1], w1, v[t], lane);                                                    \
         }                                                                                                              \
     }
     STEP(0) STEP(1) STEP(2) STEP(3)
 #undef STEP
 }
 
-PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
-                       const int has_min) {
-    (void)n_sub;
+PMX_INLINE void tile32(float *out, const strip *s, const pmx_quantized *x, int64_t n_blocks, const neon_type T) {
     float32x4_t acc[TILE_TOKENS][2];
     for (int t = 0; t < TILE_TOKENS; t++)
         for (int h = 0; h < 2; h++) acc[t][h] = vld1q_f32(out + t * STRIP_ROWS + 4 * h);
@@ -196,49 +183,48 @@ PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_
         const int8_t *w = s->q + b * PMX_BLOCK * STRIP_ROWS;
         int32x4_t dot[TILE_TOKENS][2];
         for (int t = 0; t < TILE_TOKENS; t++) dot[t][0] = dot[t][1] = vdupq_n_s32(0);
-        add_dots(dot, w, acts, b * PMX_BLOCK);
-        add_dots(dot, w + 16 * STRIP_ROWS, acts, b * PMX_BLOCK + 16);
+        add_dots(dot, w, x, b * PMX_BLOCK);
+        add_dots(dot, w + 16 * STRIP_ROWS, x, b * PMX_BLOCK + 16);
         for (int h = 0; h < 2; h++) {
             const float32x4_t scale = vld1q_f32(s->d + b * STRIP_ROWS + 4 * h);
             for (int t = 0; t < TILE_TOKENS; t++)
-                acc[t][h] = vfmaq_f32(acc[t][h], vmulq_n_f32(scale, acts->d[t][b]), vcvtq_f32_s32(dot[t][h]));
-            if (!has_min) continue;
+                acc[t][h] = vfmaq_f32(acc[t][h], vmulq_n_f32(scale, x[t].d[b]), vcvtq_f32_s32(dot[t][h]));
+            if (!T.has_min) continue;
             const float32x4_t minimum = vld1q_f32(s->m + b * STRIP_ROWS + 4 * h);
             for (int t = 0; t < TILE_TOKENS; t++)
-                acc[t][h] = vfmaq_n_f32(acc[t][h], minimum, acts->d[t][b] * (float)acts->sums[t][b]);
+                acc[t][h] = vfmaq_n_f32(acc[t][h], minimum, x[t].d[b] * (float)x[t].sums[b]);
         }
     }
     for (int t = 0; t < TILE_TOKENS; t++)
         for (int h = 0; h < 2; h++) vst1q_f32(out + t * STRIP_ROWS + 4 * h, acc[t][h]);
 }
 
-PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
-                        const int has_min) {
-    const int columns = PMX_BLOCK256 / n_sub;
+PMX_INLINE void tile256(float *out, const strip *s, const pmx_quantized *x, int64_t n_blocks, const neon_type T) {
+    const int columns = PMX_BLOCK256 / T.n_sub;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *w = s->q + b * PMX_BLOCK256 * STRIP_ROWS;
-        const int32_t *scales = s->scales + b * n_sub * STRIP_ROWS;
+        const int32_t *scales = s->scales + b * T.n_sub * STRIP_ROWS;
         int32x4_t isum[TILE_TOKENS][2];
         for (int t = 0; t < TILE_TOKENS; t++) isum[t][0] = isum[t][1] = vdupq_n_s32(0);
-        for (int j = 0; j < n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS) {
+        for (int j = 0; j < T.n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS) {
             int32x4_t dot[TILE_TOKENS][2];
             for (int t = 0; t < TILE_TOKENS; t++) dot[t][0] = dot[t][1] = vdupq_n_s32(0);
             for (int at = 0; at < columns; at += 16)
-                add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
+                add_dots(dot, w + at * STRIP_ROWS, x, b * PMX_BLOCK256 + j * columns + at);
             for (int h = 0; h < 2; h++) {
                 const int32x4_t scale = vld1q_s32(scales + 4 * h);
                 for (int t = 0; t < TILE_TOKENS; t++) isum[t][h] = vmlaq_s32(isum[t][h], dot[t][h], scale);
             }
         }
         int32x4_t msum[TILE_TOKENS][2];
-        if (has_min) minimum_sums(msum, s->mins + b * n_sub * STRIP_ROWS, acts, b, n_sub);
+        if (T.has_min) minimum_sums(msum, s->mins + b * T.n_sub * STRIP_ROWS, x, b, T.n_sub);
         for (int t = 0; t < TILE_TOKENS; t++)
             for (int h = 0; h < 2; h++) {
                 float *to = out + t * STRIP_ROWS + 4 * h;
-                const float32x4_t scale = vmulq_n_f32(vld1q_f32(s->d + b * STRIP_ROWS + 4 * h), acts->d[t][b]);
+                const float32x4_t scale = vmulq_n_f32(vld1q_f32(s->d + b * STRIP_ROWS + 4 * h), x[t].d[b]);
                 float32x4_t acc = vfmaq_f32(vld1q_f32(to), scale, vcvtq_f32_s32(isum[t][h]));
-                if (has_min) {
-                    const float32x4_t minimum = vmulq_n_f32(vld1q_f32(s->m + b * STRIP_ROWS + 4 * h), acts->d[t][b]);
+                if (T.has_min) {
+                    const float32x4_t minimum = vmulq_n_f32(vld1q_f32(s->m + b * STRIP_ROWS + 4 * h), x[t].d[b]);
                     acc = vfmsq_f32(acc, minimum, vcvtq_f32_s32(msum[t][h]));
                 }
                 vst1q_f32(to, acc);
@@ -246,11 +232,13 @@ PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64
     }
 }
 
-enum { COPIES = 1 };
-#define MAT_NAME(T) pmx_neon_mat_##T
+static const strip_order order = {pack16_rows, 1, tile32, tile256};
 
-PMX_NEON_TYPES32(PMX_NEON_MAT32)
-PMX_NEON_TYPES256(PMX_NEON_MAT256)
+#define MAT(T)                                                                                                         \
+    void pmx_neon_mat_##T(const pmx_product *p) { mat(*p, order, T); }
+
+PMX_NEON_TYPES32(MAT)
+PMX_NEON_TYPES256(MAT)
 
 PMX_NEON_END
 #endif

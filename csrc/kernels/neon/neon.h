@@ -40,11 +40,7 @@ void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, 
 
 /* Declares the products of a weight type; its dequantizer is scalar's, since only embedding rows
  * need it. */
-#define PMX_NEON_TYPE(T)                                                                                               \
-    void pmx_neon_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,         \
-                          int64_t token);                                                                              \
-    void pmx_neon_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,                  \
-                          const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_NEON_TYPE(T) pmx_multiply pmx_neon_vec_##T, pmx_neon_mat_##T;
 
 /* matmul_float.c */
 PMX_NEON_TYPE(f32)

@@ -33,9 +33,8 @@ PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset)
 
 /* Eight row pointers from row r on; rows past the end repeat the last one and their results are
  * dropped. */
-PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const uint8_t *w, int64_t row_bytes, int64_t r,
-                             int64_t n_rows) {
-    for (int i = 0; i < STRIP_ROWS; i++) rows[i] = w + (r + i < n_rows ? r + i : n_rows - 1) * row_bytes;
+PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const pmx_product *p, int64_t r) {
+    for (int i = 0; i < STRIP_ROWS; i++) rows[i] = p->w + (r + i < p->n_rows ? r + i : p->n_rows - 1) * p->row_bytes;
 }
 
 PMX_INLINE int8x16_t low_nibbles(uint8x16_t x) { return vreinterpretq_s8_u8(vandq_u8(x, vdupq_n_u8(15))); }
@@ -215,17 +214,43 @@ PMX_INLINE void decode_iq4_xs(decoded256 *out, const uint8_t *block) {
     }
 }
 
-/* --- The types: M(type, offset, has a minimum at byte 2) */
+/* --- The types */
 
-#define PMX_NEON_TYPES32(M) M(q4_0, 8, 0) M(q4_1, 0, 1) M(q5_0, 16, 0) M(q5_1, 0, 1) M(q8_0, 0, 0) M(iq4_nl, 0, 0)
+/* What the kernels must know about a type; a constant wherever they are inlined. */
+typedef struct {
+    int64_t block_bytes;
+    int64_t d_at; /* of the scale; a minimum's follows it */
+    int has_min;
+    unpack32 unpack;  /* blocks of 32 */
+    int offset;       /* subtracted from what it unpacks */
+    decode256 decode; /* blocks of 256 */
+    int n_sub;        /* their sub-blocks, 8 or 16; 0: blocks of 32 */
+} neon_type;
 
-/* M(type, sub-blocks, has minimums, with dmin behind d) */
-#define PMX_NEON_TYPES256(M) M(q2_k, 16, 1) M(q3_k, 16, 0) M(q4_k, 8, 1) M(q5_k, 8, 1) M(q6_k, 16, 0) M(iq4_xs, 8, 0)
+#define BLOCKS32(T, ...)                                                                                               \
+    static const neon_type T = {.block_bytes = sizeof(pmx_block_##T), .unpack = unpack_##T, __VA_ARGS__};
+#define BLOCKS256(T, ...)                                                                                              \
+    static const neon_type T = {                                                                                       \
+        .block_bytes = sizeof(pmx_block_##T), .d_at = offsetof(pmx_block_##T, d), .decode = decode_##T, __VA_ARGS__};
+
+BLOCKS32(q4_0, .offset = 8)
+BLOCKS32(q4_1, .has_min = 1)
+BLOCKS32(q5_0, .offset = 16)
+BLOCKS32(q5_1, .has_min = 1)
+BLOCKS32(q8_0, .offset = 0)
+BLOCKS32(iq4_nl, .offset = 0)
+BLOCKS256(q2_k, .n_sub = 16, .has_min = 1)
+BLOCKS256(q3_k, .n_sub = 16)
+BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
+BLOCKS256(q5_k, .n_sub = 8, .has_min = 1)
+BLOCKS256(q6_k, .n_sub = 16)
+BLOCKS256(iq4_xs, .n_sub = 8)
+
+/* M(type) for each. */
+#define PMX_NEON_TYPES32(M) M(q4_0) M(q4_1) M(q5_0) M(q5_1) M(q8_0) M(iq4_nl)
+#define PMX_NEON_TYPES256(M) M(q2_k) M(q3_k) M(q4_k) M(q5_k) M(q6_k) M(iq4_xs)
 
 /* --- Strips */
-
-/* Writes 16 columns of 8 rows in the order of the instruction set's strip, 128 bytes. */
-typedef void (*pack16)(int8_t *out, const int8x16_t v[STRIP_ROWS]);
 
 /* In scales every number stands `copies` times: once for sdot's rows, twice for smmla's pairs of a
  * row and two tokens. */
@@ -238,16 +263,15 @@ typedef struct {
 } strip;
 _Static_assert(sizeof(strip) <= PMX_MAT_SCRATCH, "scratch");
 
-/* The tokens of a tile, at the strip's first column. */
-typedef struct {
-    const int8_t *q[TILE_TOKENS];
-    const float *d[TILE_TOKENS];
-    const int32_t *sums[TILE_TOKENS];
-} tile_acts;
+/* acc [4 tokens][8 rows] += the strip's blocks. x: of each token. */
+typedef void (*tile_kernel)(float *acc, const strip *s, const pmx_quantized *x, int64_t n_blocks, const neon_type T);
 
-/* acc [4 tokens][8 rows] += the strip's blocks. */
-typedef void (*tile_kernel)(float *acc, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
-                            const int has_min);
+/* What an instruction set makes of a strip; a constant wherever it is inlined. */
+typedef struct {
+    void (*pack)(int8_t *out, const int8x16_t v[STRIP_ROWS]); /* 16 columns of 8 rows in its order, 128 bytes */
+    int copies;                                               /* of each number in scales */
+    tile_kernel tile32, tile256;                              /* blocks of 32, of 256 */
+} strip_order;
 
 PMX_INLINE void store_of_4(float *out, float32x4_t x, const int copies) {
     vst1q_f32(out, copies == 1 ? x : vzip1q_f32(x, x));
@@ -259,72 +283,61 @@ PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t off
     store_of_4(out + 4 * copies, load_f16_of_4(rows + 4, offset), copies);
 }
 
-PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack, const int copies,
-                             unpack32 unpack, const int offset, const int has_min) {
+/* Block b of the strip, from `at` in each row. */
+PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, const strip_order O,
+                             const neon_type T) {
     int8x16_t v[2][STRIP_ROWS];
     for (int i = 0; i < STRIP_ROWS; i++) {
-        const int8x16x2_t x = unpack(rows[i] + at);
-        v[0][i] = vsubq_s8(x.val[0], vdupq_n_s8((int8_t)offset));
-        v[1][i] = vsubq_s8(x.val[1], vdupq_n_s8((int8_t)offset));
+        const int8x16x2_t x = T.unpack(rows[i] + at);
+        v[0][i] = vsubq_s8(x.val[0], vdupq_n_s8((int8_t)T.offset));
+        v[1][i] = vsubq_s8(x.val[1], vdupq_n_s8((int8_t)T.offset));
     }
-    pack(s->q + b * PMX_BLOCK * STRIP_ROWS, v[0]);
-    pack(s->q + (b * PMX_BLOCK + 16) * STRIP_ROWS, v[1]);
-    pack_numbers(s->d + b * STRIP_ROWS * copies, rows, at, copies);
-    if (has_min) pack_numbers(s->m + b * STRIP_ROWS * copies, rows, at + 2, copies);
+    O.pack(s->q + b * PMX_BLOCK * STRIP_ROWS, v[0]);
+    O.pack(s->q + (b * PMX_BLOCK + 16) * STRIP_ROWS, v[1]);
+    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at, O.copies);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + 2, O.copies);
 }
 
-PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, pack16 pack,
-                              const int copies, decode256 decode, const int64_t d_at, const int n_sub,
-                              const int has_min) {
+PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, const strip_order O,
+                              const neon_type T) {
     decoded256 block[STRIP_ROWS];
-    int32_t *scales = s->scales + b * n_sub * STRIP_ROWS * copies, *mins = s->mins + b * n_sub * STRIP_ROWS;
+    int32_t *scales = s->scales + b * T.n_sub * STRIP_ROWS * O.copies, *mins = s->mins + b * T.n_sub * STRIP_ROWS;
     for (int i = 0; i < STRIP_ROWS; i++) {
         int8_t sub[2][MAX_SUB];
-        decode(&block[i], rows[i] + at);
+        T.decode(&block[i], rows[i] + at);
         vst1q_s8(sub[0], block[i].scales);
         vst1q_s8(sub[1], block[i].mins);
-        for (int j = 0; j < n_sub; j++) {
-            for (int c = 0; c < copies; c++) scales[(j * STRIP_ROWS + i) * copies + c] = sub[0][j];
-            if (has_min) mins[j * STRIP_ROWS + i] = sub[1][j];
+        for (int j = 0; j < T.n_sub; j++) {
+            for (int c = 0; c < O.copies; c++) scales[(j * STRIP_ROWS + i) * O.copies + c] = sub[0][j];
+            if (T.has_min) mins[j * STRIP_ROWS + i] = sub[1][j];
         }
     }
     for (int j = 0; j < 16; j++) {
         int8x16_t v[STRIP_ROWS];
         for (int i = 0; i < STRIP_ROWS; i++) v[i] = block[i].q[j];
-        pack(s->q + (b * PMX_BLOCK256 + 16 * j) * STRIP_ROWS, v);
+        O.pack(s->q + (b * PMX_BLOCK256 + 16 * j) * STRIP_ROWS, v);
     }
-    pack_numbers(s->d + b * STRIP_ROWS * copies, rows, at + d_at, copies);
-    if (has_min) pack_numbers(s->m + b * STRIP_ROWS * copies, rows, at + d_at + 2, copies);
-}
-
-/* The tile's tokens at block `first`; tokens past the end repeat the last one. */
-PMX_INLINE void tile_pointers(tile_acts *tile, const pmx_quantized *x, int64_t cols, const int32_t *tokens,
-                              int64_t n_tokens, int64_t t, int64_t first, const int64_t block, const int64_t n_sums) {
-    for (int i = 0; i < TILE_TOKENS; i++) {
-        const int64_t token = tokens[t + i < n_tokens ? t + i : n_tokens - 1];
-        tile->q[i] = x->q + token * cols + first * block;
-        tile->d[i] = x->d + token * (cols / block) + first;
-        tile->sums[i] = x->sums + (token * (cols / block) + first) * n_sums;
-    }
+    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at + T.d_at, O.copies);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies);
 }
 
 /* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h ..
  * 4*h+3, for one block of 256. */
-PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins, const tile_acts *acts, int64_t b,
+PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins, const pmx_quantized *x, int64_t b,
                              const int n_sub) {
     for (int t = 0; t < TILE_TOKENS; t++) msum[t][0] = msum[t][1] = vdupq_n_s32(0);
     for (int j = 0; j < n_sub; j += 4, mins += 4 * STRIP_ROWS) {
-        int32x4_t x[TILE_TOKENS];
+        int32x4_t sums[TILE_TOKENS];
         for (int t = 0; t < TILE_TOKENS; t++) {
-            const int32_t *sums = acts->sums[t] + b * MAX_SUB + j * (MAX_SUB / n_sub); /* of each 16 */
-            x[t] = n_sub == 16 ? vld1q_s32(sums) : vpaddq_s32(vld1q_s32(sums), vld1q_s32(sums + 4));
+            const int32_t *at = x[t].sums + b * MAX_SUB + j * (MAX_SUB / n_sub); /* of each 16 */
+            sums[t] = n_sub == 16 ? vld1q_s32(at) : vpaddq_s32(vld1q_s32(at), vld1q_s32(at + 4));
         }
 #define STEP(lane)                                                                                                     \
     {                                                                                                                  \
         const int32x4_t m0 = vld1q_s32(mins + lane * STRIP_ROWS), m1 = vld1q_s32(mins + lane * STRIP_ROWS + 4);        \
         for (int t = 0; t < TILE_TOKENS; t++) {                                                                        \
-            msum[t][0] = vmlaq_laneq_s32(msum[t][0], m0, x[t], lane);                                                  \
-            msum[t][1] = vmlaq_laneq_s32(msum[t][1], m1, x[t], lane);                                                  \
+            msum[t][0] = vmlaq_laneq_s32(msum[t][0], m0, sums[t], lane);                                               \
+            msum[t][1] = vmlaq_laneq_s32(msum[t][1], m1, sums[t], lane);                                               \
         }                                                                                                              \
     }
         STEP(0) STEP(1) STEP(2) STEP(3)
@@ -332,51 +345,38 @@ PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins
     }
 }
 
-typedef void (*pack_block)(strip *s, int64_t b, const uint8_t *const *rows, int64_t at);
-
-PMX_INLINE void mat(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_quantized *x,
-                    int64_t cols, const int32_t *tokens, int64_t n_tokens, strip *s, pack_block pack, tile_kernel tile,
-                    const int64_t block_bytes, const int64_t block, const int64_t n_sums, const int n_sub,
-                    const int has_min) {
-    const int64_t n_blocks = cols / block, step = K_BLOCK / block;
-    for (int64_t r = 0; r < n_rows; r += STRIP_ROWS) {
-        const int64_t n = n_rows - r < STRIP_ROWS ? n_rows - r : STRIP_ROWS;
+PMX_INLINE void mat(const pmx_product p, const strip_order O, const neon_type T) {
+    strip *s = p.scratch;
+    const int64_t block = T.n_sub ? PMX_BLOCK256 : PMX_BLOCK, n_blocks = p.acts->cols / block, step = K_BLOCK / block;
+    for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
+        const int64_t n = p.n_rows - r < STRIP_ROWS ? p.n_rows - r : STRIP_ROWS;
         const uint8_t *rows[STRIP_ROWS];
-        row_pointers(rows, w, row_bytes, r, n_rows);
+        row_pointers(rows, &p, r);
         memset(s->acc, 0, sizeof s->acc);
         for (int64_t first = 0; first < n_blocks; first += step) {
             const int64_t end = n_blocks - first < step ? n_blocks - first : step;
-            for (int64_t b = 0; b < end; b++) pack(s, b, rows, (first + b) * block_bytes);
-            for (int64_t t = 0; t < n_tokens; t += TILE_TOKENS) {
-                tile_acts acts;
-                tile_pointers(&acts, x, cols, tokens, n_tokens, t, first, block, n_sums);
-                tile(s->acc + t * STRIP_ROWS, s, &acts, end, n_sub, has_min);
+            for (int64_t b = 0; b < end; b++) {
+                if (T.n_sub)
+                    pack_block256(s, b, rows, (first + b) * T.block_bytes, O, T);
+                else
+                    pack_block32(s, b, rows, (first + b) * T.block_bytes, O, T);
+            }
+            for (int64_t t = 0; t < p.n_tokens; t += TILE_TOKENS) {
+                pmx_quantized x[TILE_TOKENS]; /* tokens past the end repeat the last one */
+                for (int i = 0; i < TILE_TOKENS; i++) {
+                    const int64_t token = p.tokens[t + i < p.n_tokens ? t + i : p.n_tokens - 1];
+                    x[i] = T.n_sub ? pmx_token_q256(p.acts, token, first) : pmx_token_q32(p.acts, token, first);
+                }
+                if (T.n_sub)
+                    O.tile256(s->acc + t * STRIP_ROWS, s, x, end, T);
+                else
+                    O.tile32(s->acc + t * STRIP_ROWS, s, x, end, T);
             }
         }
-        for (int64_t t = 0; t < n_tokens; t++) memcpy(y + t * ldy + r, s->acc + t * STRIP_ROWS, (size_t)n * sizeof *y);
+        for (int64_t t = 0; t < p.n_tokens; t++)
+            memcpy(p.y + t * p.ldy + r, s->acc + t * STRIP_ROWS, (size_t)n * sizeof *p.y);
     }
 }
-
-/* The mat of a type, from what the including file defines: MAT_NAME(type), pack16_rows, COPIES,
- * tile32 and tile256. */
-#define PMX_NEON_MAT32(T, OFFSET, HAS_MIN)                                                                             \
-    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                            \
-        pack_block32(s, b, rows, at, pack16_rows, COPIES, unpack_##T, OFFSET, HAS_MIN);                                \
-    }                                                                                                                  \
-    PMX_NEON_MAT(T, q32, PMX_BLOCK, 1, tile32, 0, HAS_MIN)
-
-#define PMX_NEON_MAT256(T, N_SUB, HAS_MIN)                                                                             \
-    PMX_INLINE void pack_##T(strip *s, int64_t b, const uint8_t *const *rows, int64_t at) {                            \
-        pack_block256(s, b, rows, at, pack16_rows, COPIES, decode_##T, offsetof(pmx_block_##T, d), N_SUB, HAS_MIN);    \
-    }                                                                                                                  \
-    PMX_NEON_MAT(T, q256, PMX_BLOCK256, MAX_SUB, tile256, N_SUB, HAS_MIN)
-
-#define PMX_NEON_MAT(T, FORM, BLOCK, N_SUMS, TILE, N_SUB, HAS_MIN)                                                     \
-    void MAT_NAME(T)(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts, \
-                     const int32_t *tokens, int64_t n_tokens, void *scratch) {                                         \
-        mat(y, ldy, w, row_bytes, n_rows, &acts->FORM, acts->cols, tokens, n_tokens, scratch, pack_##T, TILE,          \
-            sizeof(pmx_block_##T), BLOCK, N_SUMS, N_SUB, HAS_MIN);                                                     \
-    }
 
 PMX_NEON_END
 

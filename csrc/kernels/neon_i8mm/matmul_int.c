@@ -35,17 +35,17 @@ PMX_INLINE void pack16_rows(int8_t *out, const int8x16_t v[STRIP_ROWS]) {
 }
 
 /* dot += 16 columns of the strip times the four tokens' bytes at `at`. */
-PMX_INLINE void add_dots(int32x4_t dot[TOKEN_PAIRS][PAIRS], const int8_t *w, const tile_acts *acts, int64_t at) {
-    int8x16_t x[TOKEN_PAIRS][2];
+PMX_INLINE void add_dots(int32x4_t dot[TOKEN_PAIRS][PAIRS], const int8_t *w, const pmx_quantized *x, int64_t at) {
+    int8x16_t v[TOKEN_PAIRS][2];
     for (int t = 0; t < TOKEN_PAIRS; t++) {
-        const int8x16_t a = vld1q_s8(acts->q[2 * t] + at), b = vld1q_s8(acts->q[2 * t + 1] + at);
-        x[t][0] = zip1_eights(a, b);
-        x[t][1] = zip2_eights(a, b);
+        const int8x16_t a = vld1q_s8(x[2 * t].q + at), b = vld1q_s8(x[2 * t + 1].q + at);
+        v[t][0] = zip1_eights(a, b);
+        v[t][1] = zip2_eights(a, b);
     }
     for (int k = 0; k < 2; k++, w += 8 * STRIP_ROWS)
         for (int i = 0; i < PAIRS; i++) {
             const int8x16_t rows = vld1q_s8(w + 16 * i);
-            for (int t = 0; t < TOKEN_PAIRS; t++) dot[t][i] = vmmlaq_s32(dot[t][i], rows, x[t][k]);
+            for (int t = 0; t < TOKEN_PAIRS; t++) dot[t][i] = vmmlaq_s32(dot[t][i], rows, v[t][k]);
         }
 }
 
@@ -78,59 +78,56 @@ PMX_INLINE void store_blocks(float *to, float32x4_t acc[TOKEN_PAIRS][PAIRS]) {
         }
 }
 
-PMX_INLINE void tile32(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
-                       const int has_min) {
-    (void)n_sub;
+PMX_INLINE void tile32(float *out, const strip *s, const pmx_quantized *x, int64_t n_blocks, const neon_type T) {
     float32x4_t acc[TOKEN_PAIRS][PAIRS];
     load_blocks(acc, out);
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *w = s->q + b * PMX_BLOCK * STRIP_ROWS;
         int32x4_t dot[TOKEN_PAIRS][PAIRS];
         clear(dot);
-        add_dots(dot, w, acts, b * PMX_BLOCK);
-        add_dots(dot, w + 16 * STRIP_ROWS, acts, b * PMX_BLOCK + 16);
+        add_dots(dot, w, x, b * PMX_BLOCK);
+        add_dots(dot, w + 16 * STRIP_ROWS, x, b * PMX_BLOCK + 16);
         for (int t = 0; t < TOKEN_PAIRS; t++) {
             const float *scales = s->d + b * STRIP_ROWS * COPIES, *minimums = s->m + b * STRIP_ROWS * COPIES;
-            const float d0 = acts->d[2 * t][b], d1 = acts->d[2 * t + 1][b];
+            const float d0 = x[2 * t].d[b], d1 = x[2 * t + 1].d[b];
             const float32x4_t d = of_two_tokens(d0, d1);
             for (int i = 0; i < PAIRS; i++)
                 acc[t][i] = vfmaq_f32(acc[t][i], vmulq_f32(vld1q_f32(scales + 4 * i), d), vcvtq_f32_s32(dot[t][i]));
-            if (!has_min) continue;
-            const float32x4_t m = of_two_tokens(d0 * (float)acts->sums[2 * t][b], d1 * (float)acts->sums[2 * t + 1][b]);
+            if (!T.has_min) continue;
+            const float32x4_t m = of_two_tokens(d0 * (float)x[2 * t].sums[b], d1 * (float)x[2 * t + 1].sums[b]);
             for (int i = 0; i < PAIRS; i++) acc[t][i] = vfmaq_f32(acc[t][i], vld1q_f32(minimums + 4 * i), m);
         }
     }
     store_blocks(out, acc);
 }
 
-PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64_t n_blocks, const int n_sub,
-                        const int has_min) {
-    const int columns = PMX_BLOCK256 / n_sub;
+PMX_INLINE void tile256(float *out, const strip *s, const pmx_quantized *x, int64_t n_blocks, const neon_type T) {
+    const int columns = PMX_BLOCK256 / T.n_sub;
     for (int64_t b = 0; b < n_blocks; b++) {
         const int8_t *w = s->q + b * PMX_BLOCK256 * STRIP_ROWS;
-        const int32_t *scales = s->scales + b * n_sub * STRIP_ROWS * COPIES;
+        const int32_t *scales = s->scales + b * T.n_sub * STRIP_ROWS * COPIES;
         int32x4_t isum[TOKEN_PAIRS][PAIRS];
         clear(isum);
-        for (int j = 0; j < n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS * COPIES) {
+        for (int j = 0; j < T.n_sub; j++, w += columns * STRIP_ROWS, scales += STRIP_ROWS * COPIES) {
             int32x4_t dot[TOKEN_PAIRS][PAIRS];
             clear(dot);
             for (int at = 0; at < columns; at += 16)
-                add_dots(dot, w + at * STRIP_ROWS, acts, b * PMX_BLOCK256 + j * columns + at);
+                add_dots(dot, w + at * STRIP_ROWS, x, b * PMX_BLOCK256 + j * columns + at);
             for (int i = 0; i < PAIRS; i++) {
                 const int32x4_t scale = vld1q_s32(scales + 4 * i);
                 for (int t = 0; t < TOKEN_PAIRS; t++) isum[t][i] = vmlaq_s32(isum[t][i], dot[t][i], scale);
             }
         }
         int32x4_t msum[TILE_TOKENS][2];
-        if (has_min) minimum_sums(msum, s->mins + b * n_sub * STRIP_ROWS, acts, b, n_sub);
+        if (T.has_min) minimum_sums(msum, s->mins + b * T.n_sub * STRIP_ROWS, x, b, T.n_sub);
         float32x4_t acc[TOKEN_PAIRS][PAIRS];
         load_blocks(acc, out);
         for (int t = 0; t < TOKEN_PAIRS; t++) {
             const float *numbers = s->d + b * STRIP_ROWS * COPIES, *minimums = s->m + b * STRIP_ROWS * COPIES;
-            const float32x4_t d = of_two_tokens(acts->d[2 * t][b], acts->d[2 * t + 1][b]);
+            const float32x4_t d = of_two_tokens(x[2 * t].d[b], x[2 * t + 1].d[b]);
             for (int i = 0; i < PAIRS; i++) {
                 acc[t][i] = vfmaq_f32(acc[t][i], vmulq_f32(vld1q_f32(numbers + 4 * i), d), vcvtq_f32_s32(isum[t][i]));
-                if (!has_min) continue;
+                if (!T.has_min) continue;
                 const int32x4_t a = msum[2 * t][i / 2], c = msum[2 * t + 1][i / 2];
                 const int32x4_t m = i % 2 ? vzip2q_s32(a, c) : vzip1q_s32(a, c);
                 acc[t][i] = vfmsq_f32(acc[t][i], vmulq_f32(vld1q_f32(minimums + 4 * i), d), vcvtq_f32_s32(m));
@@ -140,10 +137,13 @@ PMX_INLINE void tile256(float *out, const strip *s, const tile_acts *acts, int64
     }
 }
 
-#define MAT_NAME(T) pmx_neon_i8mm_mat_##T
+static const strip_order order = {pack16_rows, COPIES, tile32, tile256};
 
-PMX_NEON_TYPES32(PMX_NEON_MAT32)
-PMX_NEON_TYPES256(PMX_NEON_MAT256)
+#define MAT(T)                                                                                                         \
+    void pmx_neon_i8mm_mat_##T(const pmx_product *p) { mat(*p, order, T); }
+
+PMX_NEON_TYPES32(MAT)
+PMX_NEON_TYPES256(MAT)
 
 PMX_NEON_I8MM_END
 #endif

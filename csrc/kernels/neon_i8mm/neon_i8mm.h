@@ -13,9 +13,7 @@
 #define PMX_NEON_I8MM_END _Pragma("GCC pop_options")
 #endif
 
-#define PMX_NEON_I8MM_TYPE(T)                                                                                          \
-    void pmx_neon_i8mm_mat_##T(float *y, int64_t ldy, const uint8_t *w, int64_t row_bytes, int64_t n_rows,             \
-                               const pmx_acts *acts, const int32_t *tokens, int64_t n_tokens, void *scratch);
+#define PMX_NEON_I8MM_TYPE(T) pmx_multiply pmx_neon_i8mm_mat_##T;
 
 PMX_NEON_I8MM_TYPE(q4_0)
 PMX_NEON_I8MM_TYPE(q4_1)

@@ -1,4 +1,4 @@
-/* dequantized.c: weight types without products of their own: pmx_rows dequantizes their rows and
+/* dequantized.c: weight types without products of their own: pmx_multiply_rows dequantizes their rows and
  * multiplies them as f32. Every value is what the package gguf computes, operation by operation,
  * each rounded to f32. */
 #include <string.h>

@@ -89,28 +89,26 @@ static inline void decode_iq4_xs(decoded *out, const void *block) {
 
 /* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k) or 32 * 127 (iq4_xs): below 2^31.
  */
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       int64_t token, decode decode_, const int64_t block_bytes, const int has_min) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK256;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
-        const int8_t *q = acts->q256.q + token * acts->cols;
-        const float *d = acts->q256.d + token * n_blocks;
-        const int32_t *sums = acts->q256.sums + token * n_blocks * N_SUB;
+static inline void vec(const pmx_product *p, decode decode_, const int64_t block_bytes, const int has_min) {
+    const int64_t n_blocks = p->acts->cols / PMX_BLOCK256;
+    const uint8_t *w = p->w;
+    for (int64_t r = 0; r < p->n_rows; r++, w += p->row_bytes) {
+        pmx_quantized x = pmx_token_q256(p->acts, p->tokens[0], 0);
         float acc = 0.0f;
-        for (int64_t b = 0; b < n_blocks; b++, q += PMX_BLOCK256, sums += N_SUB) {
+        for (int64_t b = 0; b < n_blocks; b++, x.q += PMX_BLOCK256, x.sums += N_SUB) {
             decoded block;
             decode_(&block, w + b * block_bytes);
             int32_t isum = 0, msum = 0;
             for (int j = 0; j < N_SUB; j++) {
                 int32_t dot = 0;
-                for (int i = 16 * j; i < 16 * j + 16; i++) dot += block.q[i] * q[i];
+                for (int i = 16 * j; i < 16 * j + 16; i++) dot += block.q[i] * x.q[i];
                 isum += block.scales[j] * dot;
-                if (has_min) msum += block.mins[j] * sums[j];
+                if (has_min) msum += block.mins[j] * x.sums[j];
             }
-            acc = fmaf(block.d * d[b], (float)isum, acc);
-            if (has_min) acc = fmaf(-(block.dmin * d[b]), (float)msum, acc);
+            acc = fmaf(block.d * x.d[b], (float)isum, acc);
+            if (has_min) acc = fmaf(-(block.dmin * x.d[b]), (float)msum, acc);
         }
-        y[r] = acc;
+        p->y[r] = acc;
     }
 }
 
@@ -127,10 +125,7 @@ static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode deco
 }
 
 #define TYPE(T, HAS_MIN)                                                                                               \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
-                            int64_t token) {                                                                           \
-        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                         \
-    }                                                                                                                  \
+    void pmx_scalar_vec_##T(const pmx_product *p) { vec(p, decode_##T, sizeof(pmx_block_##T), HAS_MIN); }              \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
         dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                               \
     }

@@ -11,8 +11,7 @@ pmx_search pmx_scalar_search;
 
 /* Declares the kernels of a weight type. */
 #define PMX_SCALAR_TYPE(T)                                                                                             \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
-                            int64_t token);                                                                            \
+    void pmx_scalar_vec_##T(const pmx_product *p);                                                                     \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n);
 
 /* types_float.c */

@@ -67,23 +67,21 @@ static inline void decode_iq4_nl(decoded *out, const void *block) {
     for (int i = 0; i < PMX_BLOCK; i++) out->q[i] = values[out->q[i]];
 }
 
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       int64_t token, decode decode_, const int64_t block_bytes, const int has_min) {
-    const int64_t n_blocks = acts->cols / PMX_BLOCK;
-    const int8_t *q = acts->q32.q + token * acts->cols;
-    const float *d = acts->q32.d + token * n_blocks;
-    const int32_t *sums = acts->q32.sums + token * n_blocks;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+static inline void vec(const pmx_product *p, decode decode_, const int64_t block_bytes, const int has_min) {
+    const int64_t n_blocks = p->acts->cols / PMX_BLOCK;
+    const pmx_quantized x = pmx_token_q32(p->acts, p->tokens[0], 0);
+    const uint8_t *w = p->w;
+    for (int64_t r = 0; r < p->n_rows; r++, w += p->row_bytes) {
         float acc = 0.0f;
         for (int64_t b = 0; b < n_blocks; b++) {
             decoded block;
             decode_(&block, w + b * block_bytes);
             int32_t isum = 0;
-            for (int i = 0; i < PMX_BLOCK; i++) isum += block.q[i] * q[b * PMX_BLOCK + i];
-            acc = fmaf(block.d * d[b], (float)isum, acc);
-            if (has_min) acc = fmaf(block.m, d[b] * (float)sums[b], acc);
+            for (int i = 0; i < PMX_BLOCK; i++) isum += block.q[i] * x.q[b * PMX_BLOCK + i];
+            acc = fmaf(block.d * x.d[b], (float)isum, acc);
+            if (has_min) acc = fmaf(block.m, x.d[b] * (float)x.sums[b], acc);
         }
-        y[r] = acc;
+        p->y[r] = acc;
     }
 }
 
@@ -100,10 +98,7 @@ static inline void dequantize(float *y, const uint8_t *w, int64_t n, decode deco
 }
 
 #define TYPE(T, HAS_MIN)                                                                                               \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
-                            int64_t token) {                                                                           \
-        vec(y, w, row_bytes, n_rows, acts, token, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                         \
-    }                                                                                                                  \
+    void pmx_scalar_vec_##T(const pmx_product *p) { vec(p, decode_##T, sizeof(pmx_block_##T), HAS_MIN); }              \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
         dequantize(y, w, n, decode_##T, sizeof(pmx_block_##T), HAS_MIN);                                               \
     }

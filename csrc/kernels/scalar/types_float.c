@@ -25,21 +25,19 @@ static inline float widen_bf16(const uint8_t *w) {
     return pmx_bf16_to_f32(h);
 }
 
-static inline void vec(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,
-                       int64_t token, widen widen_, const int64_t size) {
-    const float *x = acts->x + token * acts->cols;
-    for (int64_t r = 0; r < n_rows; r++, w += row_bytes) {
+static inline void vec(const pmx_product *p, widen widen_, const int64_t size) {
+    const int64_t n = p->acts->cols;
+    const float *x = p->acts->x + p->tokens[0] * n;
+    const uint8_t *w = p->w;
+    for (int64_t r = 0; r < p->n_rows; r++, w += p->row_bytes) {
         float s[8] = {0};
-        for (int64_t i = 0; i < acts->cols; i++) s[i % 8] = fmaf(x[i], widen_(w + i * size), s[i % 8]);
-        y[r] = pmx_sum8_tree(s);
+        for (int64_t i = 0; i < n; i++) s[i % 8] = fmaf(x[i], widen_(w + i * size), s[i % 8]);
+        p->y[r] = pmx_sum8_tree(s);
     }
 }
 
 #define TYPE(T, SIZE)                                                                                                  \
-    void pmx_scalar_vec_##T(float *y, const uint8_t *w, int64_t row_bytes, int64_t n_rows, const pmx_acts *acts,       \
-                            int64_t token) {                                                                           \
-        vec(y, w, row_bytes, n_rows, acts, token, widen_##T, SIZE);                                                    \
-    }                                                                                                                  \
+    void pmx_scalar_vec_##T(const pmx_product *p) { vec(p, widen_##T, SIZE); }                                         \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
         for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * SIZE);                                                \
     }
