@@ -41,12 +41,17 @@ typedef struct {
     float *partials;
 } attention_args;
 
+/* What a tile's queries have of the pages that were folded in: maximum, sum and weighted values. */
+typedef struct {
+    float *m, *l, *o;
+} folded;
+
 /* One thread's scratch; every array for n_q = tile_tokens * group queries. */
 typedef struct {
     float *k, *v; /* a page in f32 */
     float *q, *s;
-    float *m, *l, *o; /* of the pages so far */
-    int8_t *q8;       /* q for a cache of q8_0, its scales and sums */
+    folded far; /* the pages so far */
+    int8_t *q8; /* q for a cache of q8_0, its scales and sums */
     float *dq;
     int32_t *sums;
     int32_t *lo, *hi;
@@ -63,10 +68,10 @@ static workspace workspace_at(const attention_args *p, int32_t thread) {
     w.v = w.k + dim * PMX_PAGE;
     w.q = w.v + dim * PMX_PAGE;
     w.s = w.q + n_q * dim;
-    w.o = w.s + n_q * PMX_ATTEND_SCRATCH;
-    w.m = w.o + n_q * dim;
-    w.l = w.m + n_q;
-    w.lo = (int32_t *)(void *)(w.l + n_q);
+    w.far.o = w.s + n_q * PMX_ATTEND_SCRATCH;
+    w.far.m = w.far.o + n_q * dim;
+    w.far.l = w.far.m + n_q;
+    w.lo = (int32_t *)(void *)(w.far.l + n_q);
     w.hi = w.lo + n_q;
     w.sums = w.hi + n_q;
     w.dq = (float *)(void *)(w.sums + n_q * (dim / 32));
@@ -91,20 +96,9 @@ static void scale_queries(const attention_args *p, const workspace *w, const til
     }
 }
 
-/* What no page has been folded into. */
-static void clear(float *m, float *l, float *o, int64_t n_q, int64_t dim) {
-    for (int64_t i = 0; i < n_q; i++) m[i] = -INFINITY;
-    memset(l, 0, (size_t)n_q * sizeof *l);
-    memset(o, 0, (size_t)(n_q * dim) * sizeof *o);
-}
-
-/* Folds one page into m, l, o of a tile's queries. */
-static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page, float *m,
-                        float *l, float *o) {
-    const pmx_cache *cache = p->cache;
-    const int64_t dim = cache->head_dim, n = dim * PMX_PAGE, n_q = t->n_tokens * p->group;
-    const int64_t block = (int64_t)t->run->pages[page] * cache->n_kv_heads + kv, base = block * n;
-    for (int64_t i = 0; i < n_q; i++) {
+/* Which of a page's positions each query sees. */
+static void see(const attention_args *p, const workspace *w, const tile *t, int32_t page) {
+    for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
         const int32_t position = t->position + (int32_t)(i / p->group), start = page * PMX_PAGE;
         int32_t lo = p->window && position - p->window + 1 > start ? position - p->window + 1 - start : 0;
         int32_t hi = position + 1 - start;
@@ -114,35 +108,69 @@ static void attend_page(const attention_args *p, const workspace *w, const tile 
         w->lo[i] = lo;
         w->hi[i] = hi;
     }
+}
+
+/* Before any page. */
+static void clear(folded f, int64_t n_q, int64_t dim) {
+    for (int64_t i = 0; i < n_q; i++) f.m[i] = -INFINITY;
+    memset(f.l, 0, (size_t)n_q * sizeof *f.l);
+    memset(f.o, 0, (size_t)(n_q * dim) * sizeof *f.o);
+}
+
+/* All but the page of what a tile's queries are folded by. */
+static pmx_attend attend_args(const attention_args *p, const workspace *w, const tile *t, folded to) {
+    return (pmx_attend){.n_q = t->n_tokens * p->group,
+                        .head_dim = p->cache->head_dim,
+                        .q = w->q,
+                        .q8 = {w->q8, w->dq, w->sums},
+                        .lo = w->lo,
+                        .hi = w->hi,
+                        .m = to.m,
+                        .l = to.l,
+                        .o = to.o,
+                        .s = w->s};
+}
+
+/* Folds one page. */
+static void attend_page(const attention_args *p, const workspace *w, const tile *t, int64_t kv, int32_t page,
+                        pmx_attend *a) {
+    const pmx_cache *cache = p->cache;
     const pmx_kernels *kernels = p->ctx->kernels;
+    const int64_t dim = cache->head_dim, n = dim * PMX_PAGE;
+    const int64_t block = (int64_t)t->run->pages[page] * cache->n_kv_heads + kv;
+    see(p, w, t, page);
     if (cache->type == PMX_F32) {
-        kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, (const float *)cache->k + base,
-                            (const float *)cache->v + base, w->lo, w->hi);
+        a->k = (const float *)cache->k + block * n;
+        a->v = (const float *)cache->v + block * n;
+        kernels->attend_f32(a);
         return;
     }
     if (cache->type == PMX_Q8_0) {
-        const pmx_quantized q = {w->q8, w->dq, w->sums};
-        const int64_t at = block * pmx_q8_0_page_bytes(dim);
-        kernels->attend_q8_0(m, l, o, w->s, &q, n_q, dim, (const uint8_t *)cache->k + at,
-                             (const uint8_t *)cache->v + at, w->lo, w->hi);
+        a->k = (const uint8_t *)cache->k + block * pmx_q8_0_page_bytes(dim);
+        a->v = (const uint8_t *)cache->v + block * pmx_q8_0_page_bytes(dim);
+        kernels->attend_q8_0(a);
         return;
     }
-    const uint16_t *k = (const uint16_t *)cache->k + base, *v = (const uint16_t *)cache->v + base;
-    if (kernels->attend_f16 && n_q < WIDENED_QUERIES) {
-        kernels->attend_f16(m, l, o, w->s, w->q, n_q, dim, k, v, w->lo, w->hi);
+    const uint16_t *k = (const uint16_t *)cache->k + block * n, *v = (const uint16_t *)cache->v + block * n;
+    if (kernels->attend_f16 && a->n_q < WIDENED_QUERIES) {
+        a->k = k;
+        a->v = v;
+        kernels->attend_f16(a);
         return;
     }
     kernels->widen(w->k, k, n);
     kernels->widen(w->v, v, n);
-    kernels->attend_f32(m, l, o, w->s, w->q, n_q, dim, w->k, w->v, w->lo, w->hi);
+    a->k = w->k;
+    a->v = w->v;
+    kernels->attend_f32(a);
 }
 
 static void store(const attention_args *p, const workspace *w, const tile *t, int64_t kv) {
     const int64_t dim = p->cache->head_dim;
     for (int64_t i = 0; i < t->n_tokens * p->group; i++) {
         float *y = p->y + (query_at(p, t, kv, i) - p->q);
-        const float inverse = 1.0f / w->l[i];
-        for (int64_t d = 0; d < dim; d++) y[d] = w->o[i * dim + d] * inverse;
+        const float inverse = 1.0f / w->far.l[i];
+        for (int64_t d = 0; d < dim; d++) y[d] = w->far.o[i * dim + d] * inverse;
     }
 }
 
@@ -152,14 +180,16 @@ static void tile_task(void *arg, int64_t item, int32_t thread) {
     const int64_t kv = item / p->n_tiles;
     const workspace w = workspace_at(p, thread);
     scale_queries(p, &w, t, kv);
-    clear(w.m, w.l, w.o, t->n_tokens * p->group, p->cache->head_dim);
-    for (int32_t page = t->first_page; page < t->end_page; page++) attend_page(p, &w, t, kv, page, w.m, w.l, w.o);
+    clear(w.far, t->n_tokens * p->group, p->cache->head_dim);
+    pmx_attend args = attend_args(p, &w, t, w.far);
+    for (int32_t page = t->first_page; page < t->end_page; page++) attend_page(p, &w, t, kv, page, &args);
     store(p, &w, t, kv);
 }
 
-/* A partial result: l (0: sees nothing), m, o for each query. */
-static float *partial_at(const attention_args *p, int64_t tile_and_head, int64_t page) {
-    return p->partials + (tile_and_head * p->max_pages + page) * p->part_floats;
+/* The partial result of one page for n_q queries; l is 0 where a query sees nothing of it. */
+static folded partial_at(const attention_args *p, int64_t tile_and_head, int64_t page, int64_t n_q) {
+    float *l = p->partials + (tile_and_head * p->max_pages + page) * p->part_floats;
+    return (folded){.l = l, .m = l + n_q, .o = l + 2 * n_q};
 }
 
 static void page_task(void *arg, int64_t item, int32_t thread) {
@@ -170,10 +200,11 @@ static void page_task(void *arg, int64_t item, int32_t thread) {
     const int32_t page = t->first_page + (int32_t)index;
     if (page >= t->end_page) return;
     const workspace w = workspace_at(p, thread);
-    float *l = partial_at(p, tile_and_head, index), *m = l + n_q, *o = m + n_q;
+    const folded part = partial_at(p, tile_and_head, index, n_q);
     scale_queries(p, &w, t, kv);
-    clear(m, l, o, n_q, p->cache->head_dim);
-    attend_page(p, &w, t, kv, page, m, l, o);
+    clear(part, n_q, p->cache->head_dim);
+    pmx_attend args = attend_args(p, &w, t, part);
+    attend_page(p, &w, t, kv, page, &args);
 }
 
 static void combine_task(void *arg, int64_t item, int32_t thread) {
@@ -181,11 +212,14 @@ static void combine_task(void *arg, int64_t item, int32_t thread) {
     const tile *t = &p->tiles[item % p->n_tiles];
     const int64_t kv = item / p->n_tiles, n_q = t->n_tokens * p->group, dim = p->cache->head_dim;
     const workspace w = workspace_at(p, thread);
-    clear(w.m, w.l, w.o, n_q, dim);
+    clear(w.far, n_q, dim);
     for (int64_t page = 0; page < t->end_page - t->first_page; page++) {
-        const float *l = partial_at(p, item, page), *m = l + n_q, *o = m + n_q;
-        for (int64_t i = 0; i < n_q; i++) /* l is NaN when a score overflowed */
-            if (l[i] != 0.0f) p->ctx->kernels->combine(&w.m[i], &w.l[i], w.o + i * dim, m[i], l[i], o + i * dim, dim);
+        const folded part = partial_at(p, item, page, n_q);
+        for (int64_t i = 0; i < n_q; i++) {
+            if (part.l[i] == 0.0f) continue; /* NaN when a score overflowed */
+            p->ctx->kernels->combine(w.far.m + i, w.far.l + i, w.far.o + i * dim, part.m[i], part.l[i],
+                                     part.o + i * dim, dim);
+        }
     }
     store(p, &w, t, kv);
 }

@@ -79,6 +79,35 @@ typedef struct {
     void (*dequantize)(float *y, const uint8_t *w, int64_t n);
 } pmx_type_kernels;
 
+/* A page of the cache, and queries of one key/value head that it is folded into. */
+typedef struct {
+    int64_t n_q, head_dim;
+    const float *q;         /* [n_q][head_dim], scaled; for pages of f32 and f16 */
+    pmx_quantized q8;       /* the same in blocks of 32; for pages of q8_0 */
+    const void *k, *v;      /* [head_dim][64], [64][head_dim]; of q8_0 as pmx.h says */
+    const int32_t *lo, *hi; /* query i sees positions lo[i] <= j < hi[i] of the page; lo == hi: none */
+    float *m, *l, *o;       /* maximum, sum and weighted values [n_q][head_dim] of the pages so far;
+                               -infinity, 0 and 0 before the first */
+    float *s;               /* scratch, n_q * PMX_ATTEND_SCRATCH */
+} pmx_attend;
+
+typedef void pmx_attend_kernel(const pmx_attend *a);
+
+/* The queries from i on. */
+PMX_INLINE pmx_attend pmx_attend_from(pmx_attend a, int64_t i) {
+    const int64_t n_blocks = a.head_dim / 32;
+    a.n_q -= i;
+    a.q += i * a.head_dim;
+    a.q8 = (pmx_quantized){a.q8.q + i * a.head_dim, a.q8.d + i * n_blocks, a.q8.sums + i * n_blocks};
+    a.lo += i;
+    a.hi += i;
+    a.m += i;
+    a.l += i;
+    a.o += i * a.head_dim;
+    a.s += i * PMX_PAGE;
+    return a;
+}
+
 /* csrc/encode: finds the scales of 16 sub-blocks side by side, in vectors of 4, 8 and 16 floats. */
 typedef struct pmx_tile pmx_tile;
 typedef struct pmx_grid pmx_grid;
@@ -101,19 +130,8 @@ typedef struct {
     void (*narrow)(uint16_t *y, const float *x, int64_t n); /* f32 to f16 */
     void (*widen)(float *y, const uint16_t *x, int64_t n);  /* f16 to f32 */
 
-    /* One cache page for n_q queries of one key/value head: q [n_q][head_dim] (scaled), k
-     * [head_dim][64], v [64][head_dim]; query i sees positions lo[i] <= j < hi[i] of the page (lo
-     * == hi: none). m[i], l[i], o[i*head_dim]: maximum, sum and weighted values of the pages so far
-     * (-infinity, 0, 0 before the first), into which the page is folded. s: scratch of n_q *
-     * PMX_ATTEND_SCRATCH floats. */
-    void (*attend_f32)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                       const float *k, const float *v, const int32_t *lo, const int32_t *hi);
-    /* The same on f16 pages; NULL: the page is widened first. */
-    void (*attend_f16)(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                       const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
-    /* The same on q8_0 pages (pmx.h). q: n_q rows of head_dim (scaled), in blocks of 32. */
-    void (*attend_q8_0)(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
-                        const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
+    pmx_attend_kernel *attend_f32, *attend_q8_0;
+    pmx_attend_kernel *attend_f16; /* NULL: the page is widened first */
     /* Folds a page's own (m, l, o) into those so far. */
     void (*combine)(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
     pmx_search *search;

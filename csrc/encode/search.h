@@ -243,14 +243,18 @@ typedef struct {
     float error[N] ALIGNED, integer[N] ALIGNED, least[N] ALIGNED, q[N] ALIGNED, qq[N] ALIGNED, xq[N] ALIGNED;
 } chosen_affine;
 
-/* minimum: the integers to begin with. */
-PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine *f, const float *minimum,
-                              const float *d, const float *m, const pmx_grid *g, int kind) {
+/* What they are chosen with: d and dmin of the block, and the integer minimums so far. */
+typedef struct {
+    float d[N] ALIGNED, m[N] ALIGNED, minimum[N] ALIGNED;
+} affine_given;
+
+PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine *f, const affine_given *given,
+                              const pmx_grid *g, int kind) {
     EACH_VEC(j) {
         const affine_lanes v = {.lowest = load(f->lowest + j), .w = load(f->w + j), .wu = load(f->wu + j)};
-        const vec dj = load(d + j), mj = load(m + j), per_m = finite_ratio(splat(1.0f), mj);
+        const vec dj = load(given->d + j), mj = load(given->m + j), per_m = finite_ratio(splat(1.0f), mj);
         const vec nearest = rounded(load(f->scale + j) * finite_ratio(splat(1.0f), dj)),
-                  shift = mj * load(minimum + j) + v.lowest;
+                  shift = mj * load(given->minimum + j) + v.lowest;
         vec best = {0}, integer = {0}, least = {0};
         vec_sums of_best = {{0}, {0}, {0}};
         for (int k = 0; k < 3; k++) {
@@ -279,7 +283,8 @@ PMX_INLINE void choose_affine(chosen_affine *c, const pmx_tile *t, const affine 
 
 /* The integer scales and minimums of one d and one dmin per block, and better ones: twice. */
 PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int kind) {
-    float d[N] ALIGNED, m[N] ALIGNED, minimum[N] ALIGNED, total[N];
+    affine_given given;
+    float total[N];
     int overflow = 0;
     for (int b = 0; b < N; b += g->n_sub) {
         float scale = 0.0f, least = 0.0f;
@@ -292,19 +297,20 @@ PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int k
         least = scale16(least / g->scale_hi);
         overflow |= isinf(scale) | isinf(least);
         for (int j = b; j < b + g->n_sub; j++) {
-            d[j] = scale;
-            m[j] = least;
+            given.d[j] = scale;
+            given.m[j] = least;
         }
     }
     if (overflow) return 1;
     EACH_VEC(j) {
         const vec found = load(f->shift + j) - load(f->lowest + j);
-        store(minimum + j, clamped(rounded(found * finite_ratio(splat(1.0f), load(m + j))), 0.0f, g->scale_hi));
+        const vec nearest = rounded(found * finite_ratio(splat(1.0f), load(given.m + j)));
+        store(given.minimum + j, clamped(nearest, 0.0f, g->scale_hi));
     }
     for (int round = 0; round < 2; round++) {
         chosen_affine c;
-        choose_affine(&c, t, f, minimum, d, m, g, kind);
-        memcpy(minimum, c.least, sizeof minimum);
+        choose_affine(&c, t, f, &given, g, kind);
+        memcpy(given.minimum, c.least, sizeof given.minimum);
         for (int b = 0; b < N; b += g->n_sub) {
             float error = 0.0f, aa = 0.0f, ab = 0.0f, bb = 0.0f, xa = 0.0f, xb = 0.0f;
             for (int j = b; j < b + g->n_sub; j++) {
@@ -319,8 +325,8 @@ PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int k
             if (round == 0 || error < total[b]) {
                 total[b] = error;
                 for (int j = b; j < b + g->n_sub; j++) {
-                    t->d[j] = d[j];
-                    t->m[j] = m[j];
+                    t->d[j] = given.d[j];
+                    t->m[j] = given.m[j];
                     t->scale[j] = c.integer[j];
                     t->minimum[j] = c.least[j];
                 }
@@ -330,8 +336,8 @@ PMX_INLINE int fit_affine(pmx_tile *t, const affine *f, const pmx_grid *g, int k
                         next_m = scale16(ratio1(ab * xa - aa * xb, det));
             if (next_d > 0.0f && next_m > 0.0f && !isinf(next_d) && !isinf(next_m))
                 for (int j = b; j < b + g->n_sub; j++) {
-                    d[j] = next_d;
-                    m[j] = next_m;
+                    given.d[j] = next_d;
+                    given.m[j] = next_m;
                 }
         }
     }

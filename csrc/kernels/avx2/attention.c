@@ -21,23 +21,29 @@ PMX_INLINE __m256 load8_f16(const void *page, int64_t at) {
     return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)((const uint16_t *)page + at)));
 }
 
+/* Columns of a page: row j begins at element at + j * stride. */
+typedef struct {
+    const void *page;
+    int64_t at, stride;
+    load8 load;
+} columns;
+
 typedef struct {
     __m256 at[6][8];
 } block;
 
-/* at[i][0 .. V) = sum of a[i][j] * b[at + j*ldb ..] over begin <= j < end, each a chain in
- * ascending order; N rows i. */
-PMX_INLINE block product(const float *a, int64_t lda, const int N, const int V, const void *b, int64_t at, int64_t ldb,
-                         int64_t begin, int64_t end, load8 load) {
+/* at[i][0 .. V) = sum of a[i*lda + j] * row j of b over the rows, each a chain in ascending order,
+ * for N rows i of a. */
+PMX_INLINE block product(const float *a, int64_t lda, const columns b, pmx_positions rows, const int N, const int V) {
     block acc;
 #pragma GCC unroll 6
     for (int i = 0; i < N; i++)
 #pragma GCC unroll 8
         for (int v = 0; v < V; v++) acc.at[i][v] = _mm256_setzero_ps();
-    for (int64_t j = begin; j < end; j++) {
+    for (int64_t j = rows.first; j < rows.end; j++) {
         __m256 y[8];
 #pragma GCC unroll 8
-        for (int v = 0; v < V; v++) y[v] = load(b, at + j * ldb + 8 * v);
+        for (int v = 0; v < V; v++) y[v] = b.load(b.page, b.at + j * b.stride + 8 * v);
 #pragma GCC unroll 6
         for (int i = 0; i < N; i++) {
             const __m256 x = _mm256_broadcast_ss(a + i * lda + j);
@@ -51,15 +57,17 @@ PMX_INLINE block product(const float *a, int64_t lda, const int N, const int V, 
 /* Registers of a row: with few rows more, so that at least 8 chains are under way. */
 PMX_INLINE int width(const int N) { return N > 2 ? 2 : 8 / N; }
 
-/* s[i][0..63] = scores of N queries. */
-PMX_INLINE void scores(float *s, const float *q, const int N, int64_t head_dim, const void *k, load8 load) {
+/* s[i][0..63] = scores of the first N queries. */
+PMX_INLINE void scores(const pmx_attend a, const int N, load8 load) {
     const int V = width(N);
+    const pmx_positions all = {0, (int32_t)a.head_dim};
     for (int first = 0; first < PMX_PAGE; first += 8 * V) {
-        const block acc = product(q, head_dim, N, V, k, first, PMX_PAGE, 0, head_dim, load);
+        const columns keys = {a.k, first, PMX_PAGE, load};
+        const block acc = product(a.q, a.head_dim, keys, all, N, V);
 #pragma GCC unroll 6
         for (int i = 0; i < N; i++)
 #pragma GCC unroll 8
-            for (int j = 0; j < V; j++) _mm256_storeu_ps(s + i * PMX_PAGE + first + 8 * j, acc.at[i][j]);
+            for (int j = 0; j < V; j++) _mm256_storeu_ps(a.s + i * PMX_PAGE + first + 8 * j, acc.at[i][j]);
     }
 }
 
@@ -99,79 +107,77 @@ PMX_INLINE void join(float *m, float *l, float page_m, float page_l, float *befo
     *now = _mm_cvtss_f32(b);
 }
 
-/* p, and how the page and those before it weigh in what is so far: factors is [2][n_q], of the
- * pages before and of this one. */
-PMX_INLINE void weights(float *m, float *l, float *s, float *factors, int64_t n_q, const int32_t *lo,
-                        const int32_t *hi) {
-    for (int64_t i = 0; i < n_q; i++) {
+/* s becomes p, and factors [2][n_q]: how the pages before and this one weigh in what is so far. */
+PMX_INLINE void weights(const pmx_attend a, float *factors) {
+    for (int64_t i = 0; i < a.n_q; i++) {
         factors[i] = 1.0f;
-        factors[n_q + i] = 0.0f;
+        factors[a.n_q + i] = 0.0f;
         float page_m, page_l;
-        softmax(s + i * PMX_PAGE, &page_m, &page_l, lo[i], hi[i]);
-        if (lo[i] < hi[i]) join(m + i, l + i, page_m, page_l, factors + i, factors + n_q + i);
+        softmax(a.s + i * PMX_PAGE, &page_m, &page_l, a.lo[i], a.hi[i]);
+        if (a.lo[i] < a.hi[i]) join(a.m + i, a.l + i, page_m, page_l, factors + i, factors + a.n_q + i);
     }
 }
 
-/* o[i][0 .. 8*V) = the values weighted by p over the positions seen, folded into what is there.
- * Masked positions have p = 0 and add nothing. */
-PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N,
-                      const int V, const void *v, int64_t at, int64_t ldv, pmx_positions seen, load8 load) {
-    const block acc = product(p, PMX_PAGE, N, V, v, at, ldv, seen.first, seen.end, load);
+/* N queries, and what they weigh a page's values with. */
+typedef struct {
+    float *o; /* [N][head_dim] */
+    int64_t head_dim;
+    const float *p;            /* [N][64] */
+    const float *before, *now; /* [N]: factors of what o holds, and of the page */
+    pmx_positions seen;
+} weighing;
+
+PMX_INLINE weighing weighing_of(const pmx_attend a, int64_t i, const float *factors, const int N) {
+    return (weighing){a.o + i * a.head_dim, a.head_dim,          a.s + i * PMX_PAGE,
+                      factors + i,          factors + a.n_q + i, pmx_positions_seen(a.lo + i, a.hi + i, N)};
+}
+
+/* o[i][d .. d + 8*V) = the weighted values, folded into what is there. Masked positions have p = 0
+ * and add nothing. */
+PMX_INLINE void weigh(const weighing w, int64_t d, const columns values, const int N, const int V) {
+    const block acc = product(w.p, PMX_PAGE, values, w.seen, N, V);
 #pragma GCC unroll 6
     for (int i = 0; i < N; i++)
 #pragma GCC unroll 8
         for (int j = 0; j < V; j++) {
-            float *to = o + i * head_dim + 8 * j;
-            const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(to), _mm256_broadcast_ss(before + i));
-            _mm256_storeu_ps(to, _mm256_fmadd_ps(acc.at[i][j], _mm256_broadcast_ss(now + i), old));
+            float *to = w.o + i * w.head_dim + d + 8 * j;
+            const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(to), _mm256_broadcast_ss(w.before + i));
+            _mm256_storeu_ps(to, _mm256_fmadd_ps(acc.at[i][j], _mm256_broadcast_ss(w.now + i), old));
         }
 }
 
-PMX_INLINE void weigh_all(float *o, const float *p, const float *before, const float *now, const int N,
-                          int64_t head_dim, const void *v, const int32_t *lo, const int32_t *hi, load8 load) {
-    const pmx_positions seen = pmx_positions_seen(lo, hi, N);
+PMX_INLINE void weigh_all(const weighing w, const void *v, const int N, load8 load) {
     const int V = width(N);
-    int64_t d = 0;
-    for (; d + 8 * V <= head_dim; d += 8 * V) weigh(o + d, head_dim, p, before, now, N, V, v, d, head_dim, seen, load);
-    for (; d < head_dim; d += 8) weigh(o + d, head_dim, p, before, now, N, 1, v, d, head_dim, seen, load);
+    columns values = {v, 0, w.head_dim, load};
+    for (; values.at + 8 * V <= w.head_dim; values.at += 8 * V) weigh(w, values.at, values, N, V);
+    for (; values.at < w.head_dim; values.at += 8) weigh(w, values.at, values, N, 1);
 }
 
-/* Calls F(N) for queries i .. i+N-1 until all n are done. Few queries, which wait for memory, read
- * whole lines of the page. */
-#define IN_BLOCKS(n, F)                                                                                                \
-    for (; i + 6 <= (n); i += 6) F(6);                                                                                 \
-    for (; i + 2 <= (n); i += 2) F(2);                                                                                 \
-    for (; i < (n); i++) F(1);
-
-/* First the keys for all queries, then the values: each in turn has L1 for itself. */
-PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                       const void *k, const void *v, const int32_t *lo, const int32_t *hi, load8 load) {
-    float *before = s + n_q * PMX_PAGE, *now = before + n_q;
-#define SCORES(N) scores(s + i * PMX_PAGE, q + i * head_dim, N, head_dim, k, load)
-#define WEIGH(N)                                                                                                       \
-    weigh_all(o + i * head_dim, s + i * PMX_PAGE, before + i, now + i, N, head_dim, v, lo + i, hi + i, load)
+/* First the keys for all queries, then the values: each in turn has L1 for itself. Few queries,
+ * which wait for memory, read whole lines of the page. */
+PMX_INLINE void attend(const pmx_attend a, load8 load) {
+    float *factors = a.s + a.n_q * PMX_PAGE;
     int64_t i = 0;
-    IN_BLOCKS(n_q, SCORES)
-    weights(m, l, s, before, n_q, lo, hi);
+    for (; i + 6 <= a.n_q; i += 6) scores(pmx_attend_from(a, i), 6, load);
+    for (; i + 2 <= a.n_q; i += 2) scores(pmx_attend_from(a, i), 2, load);
+    for (; i < a.n_q; i++) scores(pmx_attend_from(a, i), 1, load);
+    weights(a, factors);
     i = 0;
-    IN_BLOCKS(n_q, WEIGH)
+    for (; i + 6 <= a.n_q; i += 6) weigh_all(weighing_of(a, i, factors, 6), a.v, 6, load);
+    for (; i + 2 <= a.n_q; i += 2) weigh_all(weighing_of(a, i, factors, 2), a.v, 2, load);
+    for (; i < a.n_q; i++) weigh_all(weighing_of(a, i, factors, 1), a.v, 1, load);
 }
 
-void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                         const float *k, const float *v, const int32_t *lo, const int32_t *hi) {
-    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load8_f32);
-}
+void pmx_avx2_attend_f32(const pmx_attend *a) { attend(*a, load8_f32); }
 
-void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                         const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi) {
-    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load8_f16);
-}
+void pmx_avx2_attend_f16(const pmx_attend *a) { attend(*a, load8_f16); }
 
-/* s[i][0..63] = scores of n queries, 16 positions at a time. */
-PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, int64_t head_dim, const uint8_t *k) {
-    const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim);
+/* s[i][0..63] = scores of the first n queries, 16 positions at a time. */
+PMX_INLINE void scores_q8_0(const pmx_attend a, const int n) {
+    const uint8_t *k = a.k;
+    const uint16_t *dk = pmx_q8_0_page_scales(k, a.head_dim);
     const __m256i ones = _mm256_set1_epi16(1);
-    const int64_t n_blocks = head_dim / 32;
+    const int64_t n_blocks = a.head_dim / 32;
     for (int half = 0; half < PMX_PAGE; half += 16) {
         __m256 acc[2][2];
         for (int i = 0; i < n; i++) acc[i][0] = acc[i][1] = _mm256_setzero_ps();
@@ -185,7 +191,7 @@ PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, int64
                     const __m256i size = _mm256_abs_epi8(key);
                     for (int i = 0; i < n; i++) {
                         int32_t four;
-                        memcpy(&four, q->q + i * head_dim + d, sizeof four);
+                        memcpy(&four, a.q8.q + i * a.head_dim + d, sizeof four);
                         const __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(four), key);
                         dot[i][j] = _mm256_add_epi32(dot[i][j], _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), ones));
                     }
@@ -194,13 +200,13 @@ PMX_INLINE void scores_q8_0(float *s, const pmx_quantized *q, const int n, int64
             for (int j = 0; j < 2; j++) {
                 const __m256 scale = load8_f16(dk, b * PMX_PAGE + half + 8 * j);
                 for (int i = 0; i < n; i++) {
-                    const __m256 d = _mm256_mul_ps(_mm256_broadcast_ss(q->d + i * n_blocks + b), scale);
+                    const __m256 d = _mm256_mul_ps(_mm256_broadcast_ss(a.q8.d + i * n_blocks + b), scale);
                     acc[i][j] = _mm256_fmadd_ps(d, _mm256_cvtepi32_ps(dot[i][j]), acc[i][j]);
                 }
             }
         }
         for (int i = 0; i < n; i++)
-            for (int j = 0; j < 2; j++) _mm256_storeu_ps(s + i * PMX_PAGE + half + 8 * j, acc[i][j]);
+            for (int j = 0; j < 2; j++) _mm256_storeu_ps(a.s + i * PMX_PAGE + half + 8 * j, acc[i][j]);
     }
 }
 
@@ -212,47 +218,42 @@ PMX_INLINE __m256 load8_i8(const void *page, int64_t at) {
 
 /* As weigh, for 32 values of q8_0 that share the scales dv: first p times the scales, position by
  * position. */
-PMX_INLINE void weigh_q8_0(float *o, int64_t head_dim, const float *p, const float *before, const float *now,
-                           const int N, const uint16_t *dv, const void *v, int64_t at, int64_t ldv, pmx_positions seen,
-                           load8 load) {
+PMX_INLINE void weigh_q8_0(weighing w, int64_t d, const uint16_t *dv, columns values, const int N) {
     float scaled[6][PMX_PAGE];
     for (int j = 0; j < PMX_PAGE; j += 8) {
         const __m256 scale = load8_f16(dv, j);
         for (int i = 0; i < N; i++)
-            _mm256_storeu_ps(scaled[i] + j, _mm256_mul_ps(_mm256_loadu_ps(p + i * PMX_PAGE + j), scale));
+            _mm256_storeu_ps(scaled[i] + j, _mm256_mul_ps(_mm256_loadu_ps(w.p + i * PMX_PAGE + j), scale));
     }
+    w.p = scaled[0];
     const int V = N > 2 ? 2 : 4;
-    for (int d = 0; d < 32; d += 8 * V)
-        weigh(o + d, head_dim, scaled[0], before, now, N, V, v, at + d, ldv, seen, load);
+    for (int c = 0; c < 32; c += 8 * V, values.at += 8 * V) weigh(w, d + c, values, N, V);
 }
 
-void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
-                          const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
-    float *before = s + n_q * PMX_PAGE, *now = before + n_q;
-    const int64_t n_blocks = head_dim / 32;
-    for (int64_t i = 0; i < n_q; i += 2) {
-        const pmx_quantized at = {q->q + i * head_dim, q->d + i * n_blocks, q->sums + i * n_blocks};
-        if (i + 2 <= n_q)
-            scores_q8_0(s + i * PMX_PAGE, &at, 2, head_dim, k);
+void pmx_avx2_attend_q8_0(const pmx_attend *all) {
+    const pmx_attend a = *all;
+    float *factors = a.s + a.n_q * PMX_PAGE;
+    for (int64_t i = 0; i < a.n_q; i += 2) {
+        if (i + 2 <= a.n_q)
+            scores_q8_0(pmx_attend_from(a, i), 2);
         else
-            scores_q8_0(s + i * PMX_PAGE, &at, 1, head_dim, k);
+            scores_q8_0(pmx_attend_from(a, i), 1);
     }
-    weights(m, l, s, before, n_q, lo, hi);
-#define WEIGH_Q8_0(N, V, AT, LDV, LOAD)                                                                                \
-    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV,               \
-               pmx_positions_seen(lo + i, hi + i, N), LOAD)
-    for (int64_t d = 0; d < head_dim; d += 32) {
-        const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
+    weights(a, factors);
+    for (int64_t d = 0; d < a.head_dim; d += 32) {
+        const uint16_t *dv = pmx_q8_0_page_scales(a.v, a.head_dim) + d / 32 * PMX_PAGE;
+        const columns values = {a.v, d, a.head_dim, load8_i8};
         int64_t i = 0;
-        if (n_q >= 12) {
-            float widened[PMX_PAGE * 32]; /* once for all queries */
+        if (a.n_q >= 12) {
+            float once[PMX_PAGE * 32]; /* widened for all queries */
             for (int64_t j = 0; j < PMX_PAGE; j++)
-                for (int64_t at = 0; at < 32; at += 8)
-                    _mm256_storeu_ps(widened + 32 * j + at, load8_i8(v, j * head_dim + d + at));
-            for (; i + 6 <= n_q; i += 6) WEIGH_Q8_0(6, widened, 0, 32, load8_f32);
+                for (int64_t c = 0; c < 32; c += 8)
+                    _mm256_storeu_ps(once + 32 * j + c, load8_i8(a.v, j * a.head_dim + d + c));
+            const columns widened = {once, 0, 32, load8_f32};
+            for (; i + 6 <= a.n_q; i += 6) weigh_q8_0(weighing_of(a, i, factors, 6), d, dv, widened, 6);
         }
-        for (; i + 4 <= n_q; i += 4) WEIGH_Q8_0(4, v, d, head_dim, load8_i8);
-        for (; i < n_q; i++) WEIGH_Q8_0(1, v, d, head_dim, load8_i8);
+        for (; i + 4 <= a.n_q; i += 4) weigh_q8_0(weighing_of(a, i, factors, 4), d, dv, values, 4);
+        for (; i < a.n_q; i++) weigh_q8_0(weighing_of(a, i, factors, 1), d, dv, values, 1);
     }
 }
 

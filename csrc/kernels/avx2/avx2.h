@@ -26,12 +26,7 @@ void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n);
 void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_avx2_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n);
-void pmx_avx2_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                         const float *k, const float *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx2_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                         const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx2_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
-                          const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi);
+pmx_attend_kernel pmx_avx2_attend_f32, pmx_avx2_attend_f16, pmx_avx2_attend_q8_0;
 void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
 pmx_search pmx_avx2_search;

@@ -49,23 +49,29 @@ PMX_INLINE __m512 exp16(__mmask16 visible, __m512 x) {
     return _mm512_maskz_scalef_ps(kept, p, n);
 }
 
+/* Columns of a page: row j begins at element at + j * stride. */
+typedef struct {
+    const void *page;
+    int64_t at, stride;
+    load16 load;
+} columns;
+
 typedef struct {
     __m512 at[12][4];
 } block;
 
-/* at[i][0 .. V) = sum of a[i][j] * b[at + j*ldb ..] over begin <= j < end, each a chain in
- * ascending order; N rows i. */
-PMX_INLINE block product(const float *a, int64_t lda, const int N, const int V, const void *b, int64_t at, int64_t ldb,
-                         int64_t begin, int64_t end, load16 load) {
+/* at[i][0 .. V) = sum of a[i*lda + j] * row j of b over the rows, each a chain in ascending order,
+ * for N rows i of a. */
+PMX_INLINE block product(const float *a, int64_t lda, const columns b, pmx_positions rows, const int N, const int V) {
     block acc;
 #pragma GCC unroll 12
     for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
         for (int v = 0; v < V; v++) acc.at[i][v] = _mm512_setzero_ps();
-    for (int64_t j = begin; j < end; j++) {
+    for (int64_t j = rows.first; j < rows.end; j++) {
         __m512 y[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; v++) y[v] = load(b, at + j * ldb + 16 * v);
+        for (int v = 0; v < V; v++) y[v] = b.load(b.page, b.at + j * b.stride + 16 * v);
 #pragma GCC unroll 12
         for (int i = 0; i < N; i++) {
             const __m512 x = _mm512_set1_ps(a[i * lda + j]);
@@ -76,13 +82,15 @@ PMX_INLINE block product(const float *a, int64_t lda, const int N, const int V, 
     return acc;
 }
 
-/* s[i][0..63] = scores of N queries. */
-PMX_INLINE void scores(float *s, const float *q, const int N, int64_t head_dim, const void *k, load16 load) {
-    const block acc = product(q, head_dim, N, 4, k, 0, PMX_PAGE, 0, head_dim, load);
+/* s[i][0..63] = scores of the first N queries. */
+PMX_INLINE void scores(const pmx_attend a, const int N, load16 load) {
+    const columns keys = {a.k, 0, PMX_PAGE, load};
+    const pmx_positions all = {0, (int32_t)a.head_dim};
+    const block acc = product(a.q, a.head_dim, keys, all, N, 4);
 #pragma GCC unroll 12
     for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) _mm512_storeu_ps(s + i * PMX_PAGE + 16 * j, acc.at[i][j]);
+        for (int j = 0; j < 4; j++) _mm512_storeu_ps(a.s + i * PMX_PAGE + 16 * j, acc.at[i][j]);
 }
 
 /* The positions of lo .. hi-1 as bits. */
@@ -111,104 +119,100 @@ PMX_INLINE float softmax(float *s, float m, uint64_t seen) {
     return sum8_tree(sums);
 }
 
-/* p, and how the page and those before it weigh in what is so far: factors is [2][n_q], of the
- * pages before and of this one. */
-PMX_INLINE void weights(float *m, float *l, float *s, float *factors, int64_t n_q, const int32_t *lo,
-                        const int32_t *hi) {
-    float *page_m = factors, *page_l = factors + n_q;
-    for (int64_t i = 0; i < n_q; i++)
-        page_m[i] = largest(s + i * PMX_PAGE, visible(lo[i], hi[i])); /* apart: shorter chains */
-    for (int64_t i = 0; i < n_q; i++) page_l[i] = softmax(s + i * PMX_PAGE, page_m[i], visible(lo[i], hi[i]));
-    for (int64_t i = 0; i < n_q; i += 16) {
-        const __mmask16 some = n_q - i < 16 ? (__mmask16)((1u << (n_q - i)) - 1) : 0xffff;
-        const __mmask16 seen = _mm512_mask_cmplt_epi32_mask(some, _mm512_maskz_loadu_epi32(some, lo + i),
-                                                            _mm512_maskz_loadu_epi32(some, hi + i));
-        const __m512 old_m = _mm512_maskz_loadu_ps(some, m + i), new_m = _mm512_maskz_loadu_ps(some, page_m + i);
-        const __m512 old_l = _mm512_maskz_loadu_ps(some, l + i), new_l = _mm512_maskz_loadu_ps(some, page_l + i);
+/* s becomes p, and factors [2][n_q]: how the pages before and this one weigh in what is so far. */
+PMX_INLINE void weights(const pmx_attend a, float *factors) {
+    float *page_m = factors, *page_l = factors + a.n_q;
+    /* Two loops: shorter chains. */
+    for (int64_t i = 0; i < a.n_q; i++) page_m[i] = largest(a.s + i * PMX_PAGE, visible(a.lo[i], a.hi[i]));
+    for (int64_t i = 0; i < a.n_q; i++) page_l[i] = softmax(a.s + i * PMX_PAGE, page_m[i], visible(a.lo[i], a.hi[i]));
+    for (int64_t i = 0; i < a.n_q; i += 16) {
+        const __mmask16 some = a.n_q - i < 16 ? (__mmask16)((1u << (a.n_q - i)) - 1) : 0xffff;
+        const __mmask16 seen = _mm512_mask_cmplt_epi32_mask(some, _mm512_maskz_loadu_epi32(some, a.lo + i),
+                                                            _mm512_maskz_loadu_epi32(some, a.hi + i));
+        const __m512 old_m = _mm512_maskz_loadu_ps(some, a.m + i), new_m = _mm512_maskz_loadu_ps(some, page_m + i);
+        const __m512 old_l = _mm512_maskz_loadu_ps(some, a.l + i), new_l = _mm512_maskz_loadu_ps(some, page_l + i);
         const __m512 top = _mm512_max_ps(old_m, new_m);
-        const __m512 a = exp16(0xffff, _mm512_sub_ps(old_m, top)), b = exp16(0xffff, _mm512_sub_ps(new_m, top));
-        _mm512_mask_storeu_ps(m + i, seen, top);
-        _mm512_mask_storeu_ps(l + i, seen, _mm512_fmadd_ps(new_l, b, _mm512_mul_ps(old_l, a)));
-        _mm512_mask_storeu_ps(factors + i, some, _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), seen, a));
-        _mm512_mask_storeu_ps(factors + n_q + i, some, _mm512_maskz_mov_ps(seen, b));
+        const __m512 before = exp16(0xffff, _mm512_sub_ps(old_m, top)), now = exp16(0xffff, _mm512_sub_ps(new_m, top));
+        _mm512_mask_storeu_ps(a.m + i, seen, top);
+        _mm512_mask_storeu_ps(a.l + i, seen, _mm512_fmadd_ps(new_l, now, _mm512_mul_ps(old_l, before)));
+        _mm512_mask_storeu_ps(factors + i, some, _mm512_mask_mov_ps(_mm512_set1_ps(1.0f), seen, before));
+        _mm512_mask_storeu_ps(factors + a.n_q + i, some, _mm512_maskz_mov_ps(seen, now));
     }
 }
 
-/* o[i][0 .. 16*V) = the values weighted by p over the positions seen, folded into what is there.
- * Masked positions have p = 0 and add nothing. */
-PMX_INLINE void weigh(float *o, int64_t head_dim, const float *p, const float *before, const float *now, const int N,
-                      const int V, const void *v, int64_t at, int64_t ldv, pmx_positions seen, load16 load) {
-    const block acc = product(p, PMX_PAGE, N, V, v, at, ldv, seen.first, seen.end, load);
+/* N queries, and what they weigh a page's values with. */
+typedef struct {
+    float *o; /* [N][head_dim] */
+    int64_t head_dim;
+    const float *p;            /* [N][64] */
+    const float *before, *now; /* [N]: factors of what o holds, and of the page */
+    pmx_positions seen;
+} weighing;
+
+PMX_INLINE weighing weighing_of(const pmx_attend a, int64_t i, const float *factors, const int N) {
+    return (weighing){a.o + i * a.head_dim, a.head_dim,          a.s + i * PMX_PAGE,
+                      factors + i,          factors + a.n_q + i, pmx_positions_seen(a.lo + i, a.hi + i, N)};
+}
+
+/* o[i][d .. d + 16*V) = the weighted values, folded into what is there. Masked positions have p = 0
+ * and add nothing. */
+PMX_INLINE void weigh(const weighing w, int64_t d, const columns values, const int N, const int V) {
+    const block acc = product(w.p, PMX_PAGE, values, w.seen, N, V);
 #pragma GCC unroll 12
     for (int i = 0; i < N; i++) {
-        const __m512 a = _mm512_set1_ps(before[i]), b = _mm512_set1_ps(now[i]);
+        const __m512 a = _mm512_set1_ps(w.before[i]), b = _mm512_set1_ps(w.now[i]);
 #pragma GCC unroll 4
         for (int j = 0; j < V; j++) {
-            float *to = o + i * head_dim + 16 * j;
+            float *to = w.o + i * w.head_dim + d + 16 * j;
             _mm512_storeu_ps(to, _mm512_fmadd_ps(acc.at[i][j], b, _mm512_mul_ps(_mm512_loadu_ps(to), a)));
         }
     }
 }
 
-/* The last 8 of a head_dim that is no multiple of 16, one query. */
-PMX_INLINE void weigh_tail(float *o, const float *p, float before, float now, int64_t head_dim, const void *v,
-                           int64_t at, pmx_positions seen, load8 load) {
+/* Of query i the last 8 of a head_dim that is no multiple of 16. */
+PMX_INLINE void weigh_tail(const weighing w, int i, int64_t d, const void *v, load8 load) {
+    const float *p = w.p + i * PMX_PAGE;
+    float *o = w.o + i * w.head_dim + d;
     __m256 acc = _mm256_setzero_ps();
-    for (int32_t position = seen.first; position < seen.end; position++)
-        acc = _mm256_fmadd_ps(_mm256_set1_ps(p[position]), load(v, position * head_dim + at), acc);
-    const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(o), _mm256_set1_ps(before));
-    _mm256_storeu_ps(o, _mm256_fmadd_ps(acc, _mm256_set1_ps(now), old));
+    for (int32_t position = w.seen.first; position < w.seen.end; position++)
+        acc = _mm256_fmadd_ps(_mm256_set1_ps(p[position]), load(v, position * w.head_dim + d), acc);
+    const __m256 old = _mm256_mul_ps(_mm256_loadu_ps(o), _mm256_set1_ps(w.before[i]));
+    _mm256_storeu_ps(o, _mm256_fmadd_ps(acc, _mm256_set1_ps(w.now[i]), old));
 }
 
-PMX_INLINE void weigh_all(float *o, const float *p, const float *before, const float *now, const int N,
-                          int64_t head_dim, const void *v, const int32_t *lo, const int32_t *hi, load16 load,
-                          load8 load_tail) {
-    const pmx_positions seen = pmx_positions_seen(lo, hi, N);
-    int64_t d = 0;
-    for (; d + 64 <= head_dim; d += 64) weigh(o + d, head_dim, p, before, now, N, 4, v, d, head_dim, seen, load);
-    for (; d + 16 <= head_dim; d += 16) weigh(o + d, head_dim, p, before, now, N, 1, v, d, head_dim, seen, load);
-    for (int i = 0; i < N && d < head_dim; i++)
-        weigh_tail(o + i * head_dim + d, p + i * PMX_PAGE, before[i], now[i], head_dim, v, d, seen, load_tail);
+PMX_INLINE void weigh_all(const weighing w, const void *v, const int N, load16 load, load8 load_tail) {
+    columns values = {v, 0, w.head_dim, load};
+    for (; values.at + 64 <= w.head_dim; values.at += 64) weigh(w, values.at, values, N, 4);
+    for (; values.at + 16 <= w.head_dim; values.at += 16) weigh(w, values.at, values, N, 1);
+    for (int i = 0; i < N && values.at < w.head_dim; i++) weigh_tail(w, i, values.at, v, load_tail);
 }
-
-/* Calls F(N) for queries i .. i+N-1 until all n are done. */
-#define IN_BLOCKS(n, F)                                                                                                \
-    for (; i + 6 <= (n); i += 6) F(6);                                                                                 \
-    for (; i + 4 <= (n); i += 4) F(4);                                                                                 \
-    for (; i + 2 <= (n); i += 2) F(2);                                                                                 \
-    for (; i < (n); i++) F(1);
 
 /* First the keys for all queries, then the values: each in turn has L1 for itself. */
-PMX_INLINE void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                       const void *k, const void *v, const int32_t *lo, const int32_t *hi, load16 load,
-                       load8 load_tail) {
-    float *before = s + n_q * PMX_PAGE, *now = before + n_q;
-#define SCORES(N) scores(s + i * PMX_PAGE, q + i * head_dim, N, head_dim, k, load)
-#define WEIGH(N)                                                                                                       \
-    weigh_all(o + i * head_dim, s + i * PMX_PAGE, before + i, now + i, N, head_dim, v, lo + i, hi + i, load, load_tail)
+PMX_INLINE void attend(const pmx_attend a, load16 load, load8 load_tail) {
+    float *factors = a.s + a.n_q * PMX_PAGE;
     int64_t i = 0;
-    IN_BLOCKS(n_q, SCORES)
-    weights(m, l, s, before, n_q, lo, hi);
+    for (; i + 6 <= a.n_q; i += 6) scores(pmx_attend_from(a, i), 6, load);
+    for (; i + 4 <= a.n_q; i += 4) scores(pmx_attend_from(a, i), 4, load);
+    for (; i + 2 <= a.n_q; i += 2) scores(pmx_attend_from(a, i), 2, load);
+    for (; i < a.n_q; i++) scores(pmx_attend_from(a, i), 1, load);
+    weights(a, factors);
     i = 0;
-    IN_BLOCKS(n_q, WEIGH)
+    for (; i + 6 <= a.n_q; i += 6) weigh_all(weighing_of(a, i, factors, 6), a.v, 6, load, load_tail);
+    for (; i + 4 <= a.n_q; i += 4) weigh_all(weighing_of(a, i, factors, 4), a.v, 4, load, load_tail);
+    for (; i + 2 <= a.n_q; i += 2) weigh_all(weighing_of(a, i, factors, 2), a.v, 2, load, load_tail);
+    for (; i < a.n_q; i++) weigh_all(weighing_of(a, i, factors, 1), a.v, 1, load, load_tail);
 }
 
-void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                               const float *k, const float *v, const int32_t *lo, const int32_t *hi) {
-    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load16_f32, load8_f32);
-}
+void pmx_avx512vnni_attend_f32(const pmx_attend *a) { attend(*a, load16_f32, load8_f32); }
 
-void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                               const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi) {
-    attend(m, l, o, s, q, n_q, head_dim, k, v, lo, hi, load16_f16, load8_f16);
-}
+void pmx_avx512vnni_attend_f16(const pmx_attend *a) { attend(*a, load16_f16, load8_f16); }
 
-/* s[i][0..63] = scores of N queries, V registers of 16 positions at a time. */
-PMX_INLINE void scores_q8_0(float *s, const int8_t *q, const float *dq, const int32_t *sums, const int N, const int V,
-                            int64_t head_dim, const uint8_t *k) {
-    const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim);
+/* s[i][0..63] = scores of the first N queries, V registers of 16 positions at a time. */
+PMX_INLINE void scores_q8_0(const pmx_attend a, const int N, const int V) {
+    const uint8_t *k = a.k;
+    const uint16_t *dk = pmx_q8_0_page_scales(k, a.head_dim);
     const __m512i offset = _mm512_set1_epi8(-128);
-    const int64_t n_blocks = head_dim / 32;
+    const int64_t n_blocks = a.head_dim / 32;
     for (int first = 0; first < PMX_PAGE; first += 16 * V) {
         __m512 acc[6][4];
 #pragma GCC unroll 6
@@ -220,7 +224,7 @@ PMX_INLINE void scores_q8_0(float *s, const int8_t *q, const float *dq, const in
 #pragma GCC unroll 6
             for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
-                for (int j = 0; j < V; j++) dot[i][j] = _mm512_set1_epi32(-128 * sums[i * n_blocks + b]);
+                for (int j = 0; j < V; j++) dot[i][j] = _mm512_set1_epi32(-128 * a.q8.sums[i * n_blocks + b]);
 #pragma GCC unroll 8
             for (int step = 0; step < 8; step++) {
                 const int64_t d = 32 * b + 4 * step;
@@ -231,7 +235,7 @@ PMX_INLINE void scores_q8_0(float *s, const int8_t *q, const float *dq, const in
 #pragma GCC unroll 6
                 for (int i = 0; i < N; i++) {
                     int32_t four;
-                    memcpy(&four, q + i * head_dim + d, sizeof four);
+                    memcpy(&four, a.q8.q + i * a.head_dim + d, sizeof four);
 #pragma GCC unroll 4
                     for (int j = 0; j < V; j++)
                         dot[i][j] = _mm512_dpbusd_epi32(dot[i][j], key[j], _mm512_set1_epi32(four));
@@ -242,7 +246,7 @@ PMX_INLINE void scores_q8_0(float *s, const int8_t *q, const float *dq, const in
                 const __m512 scale = load16_f16(dk, b * PMX_PAGE + first + 16 * j);
 #pragma GCC unroll 6
                 for (int i = 0; i < N; i++) {
-                    const __m512 d = _mm512_mul_ps(_mm512_set1_ps(dq[i * n_blocks + b]), scale);
+                    const __m512 d = _mm512_mul_ps(_mm512_set1_ps(a.q8.d[i * n_blocks + b]), scale);
                     acc[i][j] = _mm512_fmadd_ps(d, _mm512_cvtepi32_ps(dot[i][j]), acc[i][j]);
                 }
             }
@@ -250,7 +254,7 @@ PMX_INLINE void scores_q8_0(float *s, const int8_t *q, const float *dq, const in
 #pragma GCC unroll 6
         for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
-            for (int j = 0; j < V; j++) _mm512_storeu_ps(s + i * PMX_PAGE + first + 16 * j, acc[i][j]);
+            for (int j = 0; j < V; j++) _mm512_storeu_ps(a.s + i * PMX_PAGE + first + 16 * j, acc[i][j]);
     }
 }
 
@@ -262,45 +266,41 @@ PMX_INLINE __m512 load16_i8(const void *page, int64_t at) {
 
 /* As weigh, for 32 values of q8_0 that share the scales dv: first p times the scales, position by
  * position. */
-PMX_INLINE void weigh_q8_0(float *o, int64_t head_dim, const float *p, const float *before, const float *now,
-                           const int N, const uint16_t *dv, const void *v, int64_t at, int64_t ldv, pmx_positions seen,
-                           load16 load) {
+PMX_INLINE void weigh_q8_0(weighing w, int64_t d, const uint16_t *dv, const columns values, const int N) {
     float scaled[12][PMX_PAGE];
 #pragma GCC unroll 4
     for (int j = 0; j < PMX_PAGE; j += 16) {
         const __m512 scale = load16_f16(dv, j);
 #pragma GCC unroll 12
         for (int i = 0; i < N; i++)
-            _mm512_storeu_ps(scaled[i] + j, _mm512_mul_ps(_mm512_loadu_ps(p + i * PMX_PAGE + j), scale));
+            _mm512_storeu_ps(scaled[i] + j, _mm512_mul_ps(_mm512_loadu_ps(w.p + i * PMX_PAGE + j), scale));
     }
-    weigh(o, head_dim, scaled[0], before, now, N, 2, v, at, ldv, seen, load);
+    w.p = scaled[0];
+    weigh(w, d, values, N, 2);
 }
 
-void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q,
-                                int64_t head_dim, const uint8_t *k, const uint8_t *v, const int32_t *lo,
-                                const int32_t *hi) {
-    float *before = s + n_q * PMX_PAGE, *now = before + n_q;
-    const int64_t n_blocks = head_dim / 32;
-#define SCORES_Q8_0(N)                                                                                                 \
-    scores_q8_0(s + i * PMX_PAGE, q->q + i * head_dim, q->d + i * n_blocks, q->sums + i * n_blocks, N, N == 1 ? 4 : 2, \
-                head_dim, k)
+void pmx_avx512vnni_attend_q8_0(const pmx_attend *all) {
+    const pmx_attend a = *all;
+    float *factors = a.s + a.n_q * PMX_PAGE;
     int64_t i = 0;
-    IN_BLOCKS(n_q, SCORES_Q8_0)
-    weights(m, l, s, before, n_q, lo, hi);
-#define WEIGH_Q8_0(N, V, AT, LDV, LOAD)                                                                                \
-    weigh_q8_0(o + i * head_dim + d, head_dim, s + i * PMX_PAGE, before + i, now + i, N, dv, V, AT, LDV,               \
-               pmx_positions_seen(lo + i, hi + i, N), LOAD)
-    for (int64_t d = 0; d < head_dim; d += 32) {
-        const uint16_t *dv = pmx_q8_0_page_scales(v, head_dim) + d / 32 * PMX_PAGE;
+    for (; i + 6 <= a.n_q; i += 6) scores_q8_0(pmx_attend_from(a, i), 6, 2);
+    for (; i + 4 <= a.n_q; i += 4) scores_q8_0(pmx_attend_from(a, i), 4, 2);
+    for (; i + 2 <= a.n_q; i += 2) scores_q8_0(pmx_attend_from(a, i), 2, 2);
+    for (; i < a.n_q; i++) scores_q8_0(pmx_attend_from(a, i), 1, 4);
+    weights(a, factors);
+    for (int64_t d = 0; d < a.head_dim; d += 32) {
+        const uint16_t *dv = pmx_q8_0_page_scales(a.v, a.head_dim) + d / 32 * PMX_PAGE;
+        const columns values = {a.v, d, a.head_dim, load16_i8};
         i = 0;
-        if (n_q >= 12) {
-            float widened[PMX_PAGE * 32]; /* once for all queries */
+        if (a.n_q >= 12) {
+            float once[PMX_PAGE * 32]; /* widened for all queries */
             for (int j = 0; j < 2 * PMX_PAGE; j++)
-                _mm512_storeu_ps(widened + 16 * j, load16_i8(v, j / 2 * head_dim + d + j % 2 * 16));
-            for (; i + 12 <= n_q; i += 12) WEIGH_Q8_0(12, widened, 0, 32, load16_f32);
+                _mm512_storeu_ps(once + 16 * j, load16_i8(a.v, j / 2 * a.head_dim + d + j % 2 * 16));
+            const columns widened = {once, 0, 32, load16_f32};
+            for (; i + 12 <= a.n_q; i += 12) weigh_q8_0(weighing_of(a, i, factors, 12), d, dv, widened, 12);
         }
-        for (; i + 4 <= n_q; i += 4) WEIGH_Q8_0(4, v, d, head_dim, load16_i8);
-        for (; i < n_q; i++) WEIGH_Q8_0(1, v, d, head_dim, load16_i8);
+        for (; i + 4 <= a.n_q; i += 4) weigh_q8_0(weighing_of(a, i, factors, 4), d, dv, values, 4);
+        for (; i < a.n_q; i++) weigh_q8_0(weighing_of(a, i, factors, 1), d, dv, values, 1);
     }
 }
 

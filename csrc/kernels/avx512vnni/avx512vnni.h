@@ -36,14 +36,7 @@ PMX_AVX512VNNI_TYPE(q5_k)
 PMX_AVX512VNNI_TYPE(q6_k)
 PMX_AVX512VNNI_TYPE(iq4_xs)
 
-void pmx_avx512vnni_attend_f32(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                               const float *k, const float *v, const int32_t *lo, const int32_t *hi);
-void pmx_avx512vnni_attend_f16(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                               const uint16_t *k, const uint16_t *v, const int32_t *lo, const int32_t *hi);
-
-void pmx_avx512vnni_attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q,
-                                int64_t head_dim, const uint8_t *k, const uint8_t *v, const int32_t *lo,
-                                const int32_t *hi);
+pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx512vnni_attend_q8_0;
 
 pmx_search pmx_avx512vnni_search;
 

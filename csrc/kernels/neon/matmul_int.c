@@ -163,6 +163,7 @@ PMX_INLINE void pack16_rows(int8_t *out, const int8x16_t v[STRIP_ROWS]) {
 PMX_INLINE void add_dots(int32x4_t dot[TILE_TOKENS][2], const int8_t *w, const pmx_quantized *x, int64_t at) {
     int8x16_t v[TILE_TOKENS];
     for (int t = 0; t < TILE_TOKENS; t++) v[t] = vld1q_s8(x[t].q + at);
+/* A macro, since clang takes no loop variable as a lane, though the loop were unrolled. */
 #define STEP(lane)                                                                                                     \
     {                                                                                                                  \
         const int8x16_t w0 = vld1q_s8(w + lane * 32), w1 = vld1q_s8(w + lane * 32 + 16);                               \

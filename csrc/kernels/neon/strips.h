@@ -332,6 +332,7 @@ PMX_INLINE void minimum_sums(int32x4_t msum[TILE_TOKENS][2], const int32_t *mins
             const int32_t *at = x[t].sums + b * MAX_SUB + j * (MAX_SUB / n_sub); /* of each 16 */
             sums[t] = n_sub == 16 ? vld1q_s32(at) : vpaddq_s32(vld1q_s32(at), vld1q_s32(at + 4));
         }
+/* A macro, since clang takes no loop variable as a lane, though the loop were unrolled. */
 #define STEP(lane)                                                                                                     \
     {                                                                                                                  \
         const int32x4_t m0 = vld1q_s32(mins + lane * STRIP_ROWS), m1 = vld1q_s32(mins + lane * STRIP_ROWS + 4);        \

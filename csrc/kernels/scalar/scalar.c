@@ -117,32 +117,36 @@ static void combine(float *m, float *l, float *o, float page_m, float page_l, co
     for (int64_t d = 0; d < head_dim; d++) o[d] = fmaf(page_o[d], b, o[d] * a);
 }
 
-static void attend(float *m, float *l, float *o, float *s, const float *q, int64_t n_q, int64_t head_dim,
-                   const float *k, const float *v, const int32_t *lo, const int32_t *hi) {
-    for (int64_t i = 0; i < n_q; i++, q += head_dim, o += head_dim, s += PMX_PAGE) {
-        if (lo[i] >= hi[i]) continue;
-        for (int32_t j = lo[i]; j < hi[i]; j++) {
+static void attend(const pmx_attend *a) {
+    const int64_t dim = a->head_dim;
+    const float *k = a->k, *v = a->v;
+    for (int64_t i = 0; i < a->n_q; i++) {
+        const float *q = a->q + i * dim;
+        float *s = a->s + i * PMX_PAGE;
+        if (a->lo[i] >= a->hi[i]) continue;
+        for (int32_t j = a->lo[i]; j < a->hi[i]; j++) {
             s[j] = 0.0f;
-            for (int64_t d = 0; d < head_dim; d++) s[j] = fmaf(q[d], k[d * PMX_PAGE + j], s[j]);
+            for (int64_t d = 0; d < dim; d++) s[j] = fmaf(q[d], k[d * PMX_PAGE + j], s[j]);
         }
         float page_m, page_l, page_o[PMX_MAX_HEAD_DIM] = {0};
-        softmax(s, &page_m, &page_l, lo[i], hi[i]);
-        for (int32_t j = lo[i]; j < hi[i]; j++) axpy(page_o, s[j], v + j * head_dim, head_dim);
-        combine(m + i, l + i, o, page_m, page_l, page_o, head_dim);
+        softmax(s, &page_m, &page_l, a->lo[i], a->hi[i]);
+        for (int32_t j = a->lo[i]; j < a->hi[i]; j++) axpy(page_o, s[j], v + j * dim, dim);
+        combine(a->m + i, a->l + i, a->o + i * dim, page_m, page_l, page_o, dim);
     }
 }
 
-static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quantized *q, int64_t n_q, int64_t head_dim,
-                        const uint8_t *k, const uint8_t *v, const int32_t *lo, const int32_t *hi) {
-    const int8_t *keys = (const int8_t *)k, *values = (const int8_t *)v;
-    const uint16_t *dk = pmx_q8_0_page_scales(k, head_dim), *dv = pmx_q8_0_page_scales(v, head_dim);
-    for (int64_t i = 0; i < n_q; i++, o += head_dim, s += PMX_PAGE) {
-        if (lo[i] >= hi[i]) continue;
-        const int8_t *query = q->q + i * head_dim;
-        const float *dq = q->d + i * (head_dim / 32);
-        for (int32_t j = lo[i]; j < hi[i]; j++) {
+static void attend_q8_0(const pmx_attend *a) {
+    const int64_t dim = a->head_dim;
+    const int8_t *keys = a->k, *values = a->v;
+    const uint16_t *dk = pmx_q8_0_page_scales(a->k, dim), *dv = pmx_q8_0_page_scales(a->v, dim);
+    for (int64_t i = 0; i < a->n_q; i++) {
+        float *s = a->s + i * PMX_PAGE;
+        if (a->lo[i] >= a->hi[i]) continue;
+        const int8_t *query = a->q8.q + i * dim;
+        const float *dq = a->q8.d + i * (dim / 32);
+        for (int32_t j = a->lo[i]; j < a->hi[i]; j++) {
             s[j] = 0.0f;
-            for (int64_t b = 0; b < head_dim / 32; b++) {
+            for (int64_t b = 0; b < dim / 32; b++) {
                 int32_t isum = 0;
                 for (int64_t d = 32 * b; d < 32 * b + 32; d++)
                     isum += query[d] * keys[(d / 4 * PMX_PAGE + j) * 4 + d % 4];
@@ -150,12 +154,12 @@ static void attend_q8_0(float *m, float *l, float *o, float *s, const pmx_quanti
             }
         }
         float page_m, page_l, page_o[PMX_MAX_HEAD_DIM] = {0};
-        softmax(s, &page_m, &page_l, lo[i], hi[i]);
-        for (int64_t d = 0; d < head_dim; d++)
-            for (int32_t j = lo[i]; j < hi[i]; j++)
+        softmax(s, &page_m, &page_l, a->lo[i], a->hi[i]);
+        for (int64_t d = 0; d < dim; d++)
+            for (int32_t j = a->lo[i]; j < a->hi[i]; j++)
                 page_o[d] =
-                    fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * head_dim + d], page_o[d]);
-        combine(m + i, l + i, o, page_m, page_l, page_o, head_dim);
+                    fmaf(s[j] * pmx_f16_to_f32(dv[d / 32 * PMX_PAGE + j]), (float)values[j * dim + d], page_o[d]);
+        combine(a->m + i, a->l + i, a->o + i * dim, page_m, page_l, page_o, dim);
     }
 }
 
