@@ -49,9 +49,9 @@ static void observe(double *sums, const float *x, int64_t n_tokens, int64_t n) {
 }
 
 /* x += output(attention(norm(x))) */
-static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer *layer, const pmx_cache *cache,
-                         const pmx_run *runs, int64_t n_runs, int64_t n, const float *cosines, const float *sines,
+static pmx_status attend(pmx_ctx *ctx, const pmx_batch *b, const pmx_layer *layer, const pmx_cache *cache,
                          const pmx_observer *observer) {
+    const int64_t n = b->n_tokens, hidden = layer->hidden;
     const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim,
                   kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
     float *q = pmx_scratch(ctx, PMX_SCRATCH_QKV, (size_t)(n * (q_dim + 2 * kv_dim)) * sizeof *q);
@@ -59,55 +59,60 @@ static pmx_status attend(pmx_ctx *ctx, float *x, float *normed, const pmx_layer 
     if (!q || !attended) return PMX_ENOMEM;
     float *k = q + n * q_dim, *v = k + n * kv_dim;
 
-    pmx_status status = pmx_rms_norm(ctx, normed, x, layer->attn_norm, n, layer->hidden, layer->eps);
+    pmx_status status = pmx_rms_norm(ctx, b->normed, b->x, layer->attn_norm, n, hidden, layer->eps);
     if (status != PMX_OK) return status;
-    if (observer) observe(observer->qkv_input, normed, n, layer->hidden);
+    if (observer) observe(observer->qkv_input, b->normed, n, hidden);
     pmx_acts acts;
     const pmx_weight *qkv[3] = {&layer->q, &layer->k, &layer->v}, *output = &layer->output;
     const pmx_projection projections[3] = {{&layer->q, q, 0}, {&layer->k, k, 0}, {&layer->v, v, 0}};
-    status = pmx_acts_prepare(ctx, &acts, normed, n, qkv, 3);
+    status = pmx_acts_prepare(ctx, &acts, b->normed, n, qkv, 3);
     if (status == PMX_OK) status = pmx_project(ctx, projections, 3, &acts, n);
-    if (status == PMX_OK) status = pmx_rope(ctx, q, cosines, sines, n, layer->n_heads, layer->head_dim);
-    if (status == PMX_OK) status = pmx_rope(ctx, k, cosines, sines, n, layer->n_kv_heads, layer->head_dim);
-    if (status == PMX_OK) status = pmx_cache_write(ctx, cache, k, v, runs, n_runs);
-    if (status == PMX_OK) status = pmx_attention(ctx, attended, q, cache, runs, n_runs, layer->n_heads, layer->window);
+    if (status == PMX_OK) status = pmx_rope(ctx, q, b->cosines, b->sines, n, layer->n_heads, layer->head_dim);
+    if (status == PMX_OK) status = pmx_rope(ctx, k, b->cosines, b->sines, n, layer->n_kv_heads, layer->head_dim);
+    if (status == PMX_OK) status = pmx_cache_write(ctx, cache, k, v, b->runs, b->n_runs);
+    if (status == PMX_OK)
+        status = pmx_attention(ctx, attended, q, cache, b->runs, b->n_runs, layer->n_heads, layer->window);
     if (status != PMX_OK) return status;
     if (observer) observe(observer->output_input, attended, n, q_dim);
-    const pmx_projection projection = {output, x, 1};
+    const pmx_projection projection = {output, b->x, 1};
     status = pmx_acts_prepare(ctx, &acts, attended, n, &output, 1);
     if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n);
     return status;
 }
 
-static pmx_status route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *normed, const pmx_layer *layer,
-                        int64_t n) {
+static pmx_status route(pmx_ctx *ctx, const pmx_batch *b, const pmx_layer *layer) {
+    const int64_t n = b->n_tokens;
     if (!layer->router.data) {
         for (int64_t i = 0; i < n; i++) {
-            ids[i] = 0;
-            weights[i] = 1.0f;
+            b->ids[i] = 0;
+            b->weights[i] = 1.0f;
         }
         return PMX_OK;
     }
     float *logits = pmx_scratch(ctx, PMX_SCRATCH_LOGITS, (size_t)(n * layer->n_experts) * sizeof *logits);
     if (!logits) return PMX_ENOMEM;
-    const pmx_status status = pmx_matmul(ctx, logits, normed, &layer->router, n);
+    const pmx_status status = pmx_matmul(ctx, logits, b->normed, &layer->router, n);
     if (status != PMX_OK) return status;
-    return pmx_route(ctx, ids, weights, logits, n, layer->n_experts, layer->n_experts_used);
+    return pmx_route(ctx, b->ids, b->weights, logits, n, layer->n_experts, layer->n_experts_used);
 }
 
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights,
-                               const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
-                               const float *cosines, const float *sines, const pmx_observer *observer) {
-    if (!ctx || !x || !normed || !ids || !weights || !layer || !cache || !cosines || !sines)
-        return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer, const pmx_cache *cache,
+                               const pmx_observer *observer) {
+    if (!ctx || !batch || !layer || !cache) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (!batch->x || !batch->normed || !batch->ids || !batch->weights || !batch->cosines || !batch->sines)
+        return pmx_fail(PMX_EINVAL, "a pointer of the batch is NULL");
     int64_t n = 0;
-    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n);
+    pmx_status status = pmx_check_runs(cache, batch->runs, batch->n_runs, &n);
     if (status == PMX_OK) status = check_layer(layer, cache);
+    if (status == PMX_OK && batch->n_tokens != n)
+        status = pmx_fail(PMX_EINVAL, "batch->n_tokens: expected %lld, as the runs hold, found %lld", (long long)n,
+                          (long long)batch->n_tokens);
     if (status != PMX_OK || n == 0) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
-    status = attend(ctx, x, normed, layer, cache, runs, n_runs, n, cosines, sines, observer);
-    if (status == PMX_OK) status = pmx_rms_norm(ctx, normed, x, layer->ffn_norm, n, layer->hidden, layer->eps);
-    if (status == PMX_OK) status = route(ctx, ids, weights, normed, layer, n);
+    status = attend(ctx, batch, layer, cache, observer);
+    if (status == PMX_OK)
+        status = pmx_rms_norm(ctx, batch->normed, batch->x, layer->ffn_norm, n, layer->hidden, layer->eps);
+    if (status == PMX_OK) status = route(ctx, batch, layer);
     pmx_fp_leave(mode);
     return status;
 }

@@ -85,9 +85,9 @@ typedef struct {
     pmx_ctx *ctx;
     const pmx_layer *layer;
     const pmx_observer *observer;
-    float *x;
-    int64_t n_tokens, ffn, width; /* width of the residual stream */
-    size_t rows_scratch;          /* of pmx_multiply_rows, at the start of each thread's scratch */
+    const pmx_batch *batch;
+    int64_t ffn, width;  /* width of the residual stream */
+    size_t rows_scratch; /* of pmx_multiply_rows, at the start of each thread's scratch */
     group groups[MAX_EXPERTS];
     int32_t n_groups;
     const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
@@ -145,7 +145,7 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
     char *scratch = pmx_thread_scratch(p->ctx, thread);
     float *out = (float *)(void *)(scratch + p->rows_scratch),
           *y = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
-    memset(y, 0, (size_t)(p->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
+    memset(y, 0, (size_t)(p->batch->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
     for (int32_t i = 0; i < p->n_groups; i++) {
         const group *g = &p->groups[i];
         for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
@@ -164,13 +164,14 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
                                       n_rows);
         }
     }
-    for (int64_t t = 0; t < p->n_tokens; t++)
-        for (int64_t r = 0; r < n_rows; r++) p->x[t * p->width + first_row + r] += y[t * DOWN_ROWS + r];
+    for (int64_t t = 0; t < p->batch->n_tokens; t++)
+        for (int64_t r = 0; r < n_rows; r++) p->batch->x[t * p->width + first_row + r] += y[t * DOWN_ROWS + r];
 }
 
 /* Sorts the pairs by expert, tokens ascending within an expert. */
-static pmx_status group_pairs(experts_args *p, const int32_t *ids, const float *weights) {
-    const int64_t n_used = p->layer->n_experts_used, n_pairs = p->n_tokens * n_used;
+static pmx_status group_pairs(experts_args *p) {
+    const int32_t *ids = p->batch->ids;
+    const int64_t n_used = p->layer->n_experts_used, n_pairs = p->batch->n_tokens * n_used;
     int32_t counts[MAX_EXPERTS] = {0}, next[MAX_EXPERTS];
     for (int64_t i = 0; i < n_pairs; i++) {
         if (ids[i] < 0 || ids[i] >= p->layer->n_experts || (i % n_used && ids[i] <= ids[i - 1]))
@@ -191,7 +192,7 @@ static pmx_status group_pairs(experts_args *p, const int32_t *ids, const float *
     for (int64_t i = 0; i < n_pairs; i++) {
         const int32_t at = next[ids[i]]++;
         tokens[at] = (int32_t)(i / n_used);
-        sorted[at] = weights[i];
+        sorted[at] = p->batch->weights[i];
         pairs[i] = (int32_t)i;
     }
     p->tokens = tokens;
@@ -206,24 +207,24 @@ static int64_t matrices(const experts_args *p, const pmx_weight **out, int which
     return p->n_groups;
 }
 
-static pmx_status prepare(experts_args *p, const float *normed) {
+static pmx_status prepare(experts_args *p) {
     const pmx_weight *inputs[2 * MAX_EXPERTS];
     const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
     p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN,
-                            (size_t)(p->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
+                            (size_t)(p->batch->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
     if (!p->hidden) return PMX_ENOMEM;
     p->rows_scratch = pmx_rows_scratch(p->width > p->ffn ? p->width : p->ffn);
-    size_t tile = (size_t)p->n_tokens * DOWN_ROWS * sizeof(float);
+    size_t tile = (size_t)p->batch->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
     const pmx_status status = pmx_thread_scratch_reserve(p->ctx, p->rows_scratch + PMX_TILE_BYTES + tile);
     if (status != PMX_OK) return status;
-    return pmx_acts_prepare(p->ctx, &p->acts, normed, p->n_tokens, inputs, n_gates + n_ups);
+    return pmx_acts_prepare(p->ctx, &p->acts, p->batch->normed, p->batch->n_tokens, inputs, n_gates + n_ups);
 }
 
 /* down's input; a hidden row that is not finite is reported as the token it belongs to. */
 static pmx_status prepare_hidden(experts_args *p) {
     const pmx_weight *downs[MAX_EXPERTS];
-    const int64_t n_pairs = p->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
+    const int64_t n_pairs = p->batch->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
     const int64_t pair = pmx_first_nonfinite(p->hidden, n_pairs, p->ffn);
     if (pair >= 0)
         return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], "row %d: an expert's hidden value is NaN or infinite",
@@ -231,12 +232,12 @@ static pmx_status prepare_hidden(experts_args *p) {
     return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, n_pairs, downs, n_downs);
 }
 
-static void observe_inputs(const experts_args *p, const float *normed) {
+static void observe_inputs(const experts_args *p) {
     if (!p->observer || !p->observer->expert_input) return;
     for (int32_t i = 0; i < p->n_groups; i++)
         for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
             add_squares(p->observer->expert_input + p->groups[i].expert * p->width,
-                        normed + p->tokens[p->groups[i].first + j] * p->width, p->width);
+                        p->batch->normed + p->tokens[p->groups[i].first + j] * p->width, p->width);
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
@@ -257,9 +258,12 @@ static pmx_status check_experts(const pmx_layer *layer) {
     return PMX_OK;
 }
 
-pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights,
-                             int64_t n_tokens, const pmx_layer *layer, const pmx_observer *observer) {
-    if (!ctx || !x || !normed || !ids || !weights || !layer) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer,
+                             const pmx_observer *observer) {
+    if (!ctx || !batch || !layer) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
+    if (!batch->x || !batch->normed || !batch->ids || !batch->weights)
+        return pmx_fail(PMX_EINVAL, "a pointer of the batch is NULL");
+    const int64_t n_tokens = batch->n_tokens;
     if (n_tokens < 0 || n_tokens > INT32_MAX / MAX_EXPERTS)
         return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^25", (long long)n_tokens);
     pmx_status status = check_experts(layer);
@@ -268,14 +272,13 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
     experts_args args = {.ctx = ctx,
                          .layer = layer,
                          .observer = observer,
-                         .x = x,
-                         .n_tokens = n_tokens,
+                         .batch = batch,
                          .ffn = layer->experts[0].rows,
                          .width = layer->hidden};
-    status = group_pairs(&args, ids, weights);
-    if (status == PMX_OK) status = prepare(&args, normed);
+    status = group_pairs(&args);
+    if (status == PMX_OK) status = prepare(&args);
     if (status == PMX_OK) {
-        observe_inputs(&args, normed);
+        observe_inputs(&args);
         const int64_t blocks = (args.ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
         const int64_t tokens_each = n_tokens * layer->n_experts_used / args.n_groups + 1;
         status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks,
@@ -286,7 +289,7 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const 
         status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
                               DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
     if (status == PMX_OK) {
-        const int64_t row = pmx_first_nonfinite(x, n_tokens, args.width);
+        const int64_t row = pmx_first_nonfinite(batch->x, n_tokens, args.width);
         if (row >= 0)
             status =
                 pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);

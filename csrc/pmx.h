@@ -120,6 +120,18 @@ typedef struct {
     float eps;
 } pmx_layer;
 
+/* The tokens of all runs, and what the layers of a pass hand on about them. */
+typedef struct {
+    float *x;       /* [n_tokens][hidden], the residual stream */
+    float *normed;  /* [n_tokens][hidden], the experts' input */
+    int32_t *ids;   /* [n_tokens][n_experts_used], the router's choice, ascending within a token */
+    float *weights; /* [n_tokens][n_experts_used], what the chosen experts count */
+    int64_t n_tokens;
+    const float *cosines, *sines; /* [n_tokens][head_dim/2] */
+    const pmx_run *runs;
+    int64_t n_runs;
+} pmx_batch;
+
 /* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in
  * ascending order, and the number of tokens each expert saw. Any pointer may be NULL. */
 typedef struct {
@@ -216,19 +228,15 @@ pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const
 /* --- A decoder layer in two calls
  * ----------------------------------------------------------------------------- */
 
-/* x: [n_tokens][hidden], in: the residual stream, out: with attention added. normed:
- * [n_tokens][hidden], out: rms_norm of it, the experts' input. ids, weights:
- * [n_tokens][n_experts_used], out: the router's choice. cosines, sines: [n_tokens][head_dim/2]. The
- * runs' keys and values are written to the cache. observer may be NULL. After a failure x and the
- * cache's new positions are undefined. */
-pmx_status pmx_layer_attention(pmx_ctx *ctx, float *x, float *normed, int32_t *ids, float *weights,
-                               const pmx_layer *layer, const pmx_cache *cache, const pmx_run *runs, int64_t n_runs,
-                               const float *cosines, const float *sines, const pmx_observer *observer);
+/* Adds attention to x, writes the runs' keys and values to the cache, and sets normed, ids and
+ * weights. observer may be NULL. After a failure x and the cache's new positions are undefined. */
+pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer, const pmx_cache *cache,
+                               const pmx_observer *observer);
 
-/* x: [n_tokens][hidden], in and out: adds the chosen experts' weighted outputs for normed. ids
- * ascending within a token. */
-pmx_status pmx_layer_experts(pmx_ctx *ctx, float *x, const float *normed, const int32_t *ids, const float *weights,
-                             int64_t n_tokens, const pmx_layer *layer, const pmx_observer *observer);
+/* Adds to x what the chosen experts make of normed, by their weights. The rows may be of no run: cosines, sines and
+ * runs are not read. observer may be NULL. After a failure x is undefined. */
+pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer,
+                             const pmx_observer *observer);
 
 /* cdef end */
 

@@ -122,6 +122,7 @@ class Batch:
         self._frequencies = as_input(frequencies, 1, np.float64)
         self._factor = factor
         self.n_pairs = len(self._frequencies)
+        self.struct = ffi.new("pmx_batch *")
         self.runs = Runs([])
         self.begin_rows(1)
 
@@ -137,12 +138,13 @@ class Batch:
         """
         if not self.runs.advance(runs):
             self.runs = Runs(runs)
+            self.struct.runs, self.struct.n_runs = self.runs.array, self.runs.n_runs
         self.begin_rows(self.runs.n_tokens)
         at = 0
         for n_tokens, first, _ in runs:
             self._positions[at : at + n_tokens] = first if n_tokens == 1 else np.arange(first, first + n_tokens, dtype=np.int32)
             at += n_tokens
-        check(lib.pmx_rope_table(ctx.pointer, *self.rotation, *self._angles, self.n_tokens, self.n_pairs, self._factor))
+        check(lib.pmx_rope_table(ctx.pointer, *self._rotation, *self._angles, self.n_tokens, self.n_pairs, self._factor))
 
     def begin_rows(self, n_tokens: int) -> None:
         """Makes it a batch of so many rows of no sequence, for layer_experts() alone."""
@@ -153,9 +155,12 @@ class Batch:
             self._ids, self._weights = np.empty((n_tokens, n_used), np.int32), np.empty((n_tokens, n_used), np.float32)
             self._positions = np.empty(n_tokens, np.int32)
             tables = [np.empty((n_tokens, self.n_pairs), np.float32) for _ in range(2)]
-            self.rotation = tuple(map(pointer, tables))
+            self._rotation = tuple(map(pointer, tables))
             self._angles = pointer(self._frequencies), pointer(self._positions)
-            self.pointers = tuple(map(pointer, (self._x, self._normed, self._ids, self._weights)))
+            self._keep = [pointer(x) for x in (self._x, self._normed, self._ids, self._weights)]
+            struct = self.struct
+            struct.x, struct.normed, struct.ids, struct.weights = self._keep
+            struct.cosines, struct.sines = self._rotation
             self.n_tokens = 0
         if n_tokens != self.n_tokens:
             self._show(n_tokens)
@@ -165,7 +170,7 @@ class Batch:
         ids = as_input(ids, 1, np.int32)
         if len(ids) != self.n_tokens or embedding.cols != self.width[0]:
             check_shape("x", (len(ids), embedding.cols), self.x.shape)
-        check(lib.pmx_embed(ctx.pointer, self.pointers[0], embedding.struct, pointer(ids), self.n_tokens))
+        check(lib.pmx_embed(ctx.pointer, self.struct.x, embedding.struct, pointer(ids), self.n_tokens))
 
     def fill(self, x: F32) -> None:
         """Sets x. Raises InvalidArgumentError for another shape."""
@@ -182,7 +187,7 @@ class Batch:
         self._show(n_kept)
 
     def _show(self, n_tokens: int) -> None:
-        self.n_tokens = n_tokens
+        self.n_tokens = self.struct.n_tokens = n_tokens
         self.x, self.normed = self._x[:n_tokens], self._normed[:n_tokens]
         self.ids, self.weights = self._ids[:n_tokens], self._weights[:n_tokens]
 
@@ -212,8 +217,7 @@ def layer_attention(ctx: Context, batch: Batch, layer: Layer, cache: CacheLayer,
         check_shape("rope's frequencies", (batch.n_pairs,), (cache.n_pairs,))
         check_shape("rows of the batch's runs", (batch.n_tokens,), (runs.n_tokens,))
     observed = ffi.NULL if observer is None else _observed(observer, layer)
-    args = layer.struct, cache.struct, runs.array, runs.n_runs, *batch.rotation, observed
-    check(lib.pmx_layer_attention(ctx.pointer, *batch.pointers, *args))
+    check(lib.pmx_layer_attention(ctx.pointer, batch.struct, layer.struct, cache.struct, observed))
 
 
 def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer | None = None) -> None:
@@ -234,7 +238,7 @@ def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer |
     if batch.width != layer.width:
         check_shape("a batch for this layer", batch.width, layer.width)
     observed = ffi.NULL if observer is None else _observed(observer, layer)
-    check(lib.pmx_layer_experts(ctx.pointer, *batch.pointers, batch.n_tokens, layer.struct, observed))
+    check(lib.pmx_layer_experts(ctx.pointer, batch.struct, layer.struct, observed))
 
 
 def _observed(observer: Observer, layer: Layer) -> Any:

@@ -195,9 +195,17 @@ static pmx_status layer(pmx_ctx *ctx, call *c) {
     int32_t *ids = malloc((size_t)(n_tokens * used) * 4);
     if (!normed || !weights || !ids) die("no memory");
     const int64_t n_runs = read_runs(&run, c, 9, 6);
-    pmx_status status =
-        pmx_layer_attention(ctx, x, normed, ids, weights, &l, &pages, &run, n_runs, input(c, 4), input(c, 5), NULL);
-    if (status == PMX_OK) status = pmx_layer_experts(ctx, x, normed, ids, weights, n_tokens, &l, NULL);
+    const pmx_batch batch = {.x = x,
+                             .normed = normed,
+                             .ids = ids,
+                             .weights = weights,
+                             .n_tokens = n_tokens,
+                             .cosines = input(c, 4),
+                             .sines = input(c, 5),
+                             .runs = &run,
+                             .n_runs = n_runs};
+    pmx_status status = pmx_layer_attention(ctx, &batch, &l, &pages, NULL);
+    if (status == PMX_OK) status = pmx_layer_experts(ctx, &batch, &l, NULL);
     free(normed);
     free(weights);
     free(ids);

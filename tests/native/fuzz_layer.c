@@ -210,7 +210,8 @@ void fuzz_layer_attention(input *in) {
     const result qkv = observed(in, hidden), out = observed(in, q_dim);
     const pmx_observer observers[2] = {{.qkv_input = qkv.of[0], .output_input = out.of[0]},
                                        {.qkv_input = qkv.of[1], .output_input = out.of[1]}};
-    int broken = breaks(in, 8);
+    int64_t n_tokens = n;
+    int broken = breaks(in, 9);
     if (broken == 1) layer->attn_norm = NULL;
     if (broken == 2) cosines = NULL;
     if (broken == 3)
@@ -220,8 +221,19 @@ void fuzz_layer_attention(input *in) {
     if (broken == 6) layer->n_heads = (int32_t)PICK(in, 0, -1, 1025, INT32_MAX, INT32_MIN);
     if (broken == 7) layer->head_dim = (int32_t)PICK(in, 0, -8, 1032, INT32_MAX, INT32_MIN);
     if (broken == 8) broken = break_batch(in, &b);
-    CALL(pmx_layer_attention(ctx, x.of[v], normed.of[v], ids.of[v], weights.of[v], layer, cache_of(&b, v), b.runs,
-                             b.n_runs, cosines, sines, &observers[v]))
+    if (broken == 9) n_tokens = PICK(in, n + 1, n - 1, INT64_MAX, INT64_MIN);
+    pmx_batch batches[2];
+    for (int v = 0; v < 2; v++)
+        batches[v] = (pmx_batch){.x = x.of[v],
+                                 .normed = normed.of[v],
+                                 .ids = ids.of[v],
+                                 .weights = weights.of[v],
+                                 .n_tokens = n_tokens,
+                                 .cosines = cosines,
+                                 .sines = sines,
+                                 .runs = b.runs,
+                                 .n_runs = b.n_runs};
+    CALL(pmx_layer_attention(ctx, &batches[v], layer, cache_of(&b, v), &observers[v]))
     verdict(broken, n);
 }
 
@@ -232,7 +244,8 @@ void fuzz_layer_experts(input *in) {
     int64_t n_tokens = PICK(in, 1, 2, 3, 5, 0, 8, 9);
     if (hidden * m.ffn < 1000) n_tokens *= PICK(in, 1, 20);
     const int64_t n = n_tokens;
-    const float *initial = floats(in, n * hidden), *normed = floats(in, n * hidden), *weights = floats(in, n * n_used);
+    const float *initial = floats(in, n * hidden);
+    float *normed = floats(in, n * hidden), *weights = floats(in, n * n_used);
     int32_t *ids = buffer((size_t)(n * n_used) * sizeof *ids);
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0, at = 0; j < n_used; j++, at++) {
@@ -255,6 +268,9 @@ void fuzz_layer_experts(input *in) {
     if (broken == 5) layer->n_experts_used = (int32_t)PICK(in, 0, -1, layer->n_experts + 1, INT32_MAX, INT32_MIN);
     if (broken == 6) layer->n_experts = (int32_t)PICK(in, 0, -1, 65, INT32_MAX, INT32_MIN);
     if (broken == 7) m.experts[layer->n_experts * 3 - 1].rows++;
-    CALL(pmx_layer_experts(ctx, x.of[v], normed, ids, weights, n_tokens, layer, &observers[v]))
+    pmx_batch batches[2];
+    for (int v = 0; v < 2; v++)
+        batches[v] = (pmx_batch){.x = x.of[v], .normed = normed, .ids = ids, .weights = weights, .n_tokens = n_tokens};
+    CALL(pmx_layer_experts(ctx, &batches[v], layer, &observers[v]))
     verdict(broken, n);
 }

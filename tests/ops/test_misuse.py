@@ -31,6 +31,7 @@ from support.calls import (
     rope,
     rope_table,
     route,
+    set_members,
     silu_mul,
     weight,
 )
@@ -90,7 +91,8 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (route, "n_experts_used", [0, -1, 8, 1 << 30]),
     (encode, "rows", [-1, LARGEST, 1 << 58]),
     (encode, "cols", [0, -32, 63, LARGEST]),
-    (layer_attention, "n_runs", [-1]),
+    (layer_attention, "n_runs", [-1, 0]),
+    (layer_attention, "n_tokens", [-1, 0, N - 1, N + 1, LARGEST]),
     (layer_experts, "n_tokens", [-1, (1 << 25) + 1, LARGEST]),
 ]
 
@@ -109,9 +111,9 @@ def test_sizes_out_of_range(make: Callable[[ops.Context], Call], name: str, valu
 @every_call
 def test_nothing_to_do(ctx: ops.Context, make: Callable[[ops.Context], Call]) -> None:
     call = make(ctx)
-    count = next(name for name in ("n_tokens", "n_ids", "n_runs", "rows", "n") if name in call.args)
+    counts = [name for name in ("n_tokens", "n_ids", "n_runs", "rows") if name in call] or ["n"]
     before = [output.array.copy() for output in call.outputs]
-    assert call.status(**{count: 0}) == lib.PMX_OK
+    assert call.status(**dict.fromkeys(counts, 0)) == lib.PMX_OK
     for output, contents in zip(call.outputs, before, strict=True):
         np.testing.assert_array_equal(output.array, contents)
 
@@ -150,17 +152,12 @@ def test_weights_that_make_no_sense(changed: dict[str, Any], status: int) -> Non
     for name in ("q", "k", "v", "output", "router"):
         call = layer_attention(FIRST_CONTEXT)
         if name != "router" or "data" not in changed:
-            _set(getattr(call.args["layer"], name), changed)
+            set_members(getattr(call.args["layer"], name), changed)
             refused(call.status(), status)
     for i in (0, 4, 8):
         call = layer_experts(FIRST_CONTEXT)
-        _set(call.args["layer"].experts[i], changed)
+        set_members(call.args["layer"].experts[i], changed)
         refused(call.status(), status)
-
-
-def _set(struct: Any, changed: dict[str, Any]) -> None:
-    for name, value in changed.items():
-        setattr(struct, name, value)
 
 
 def test_row_bytes() -> None:
@@ -206,8 +203,8 @@ def test_runs_that_make_no_sense(changed: dict[str, Any]) -> None:
         if make is layer_attention and changed.get("n_tokens", -1) > 0:
             continue  # its other arrays have N rows, so that no more tokens may be announced
         if changed.get("n_pages") == 1:
-            call.args["runs"][0].first_position = 62
-        _set(call.args["runs"][0], changed)
+            call["runs"][0].first_position = 62
+        set_members(call["runs"][0], changed)
         refused(call.status())
 
 
@@ -215,7 +212,7 @@ def test_positions_beyond_32_bits() -> None:
     pages = np.zeros(1 << 25, np.int32)
     for make in (cache_write, attention):
         call = make(FIRST_CONTEXT)
-        _set(call.args["runs"][0], {"first_position": (1 << 31) - 2, "n_pages": len(pages), "pages": pointer(pages, "int32_t *")})
+        set_members(call["runs"][0], {"first_position": (1 << 31) - 2, "n_pages": len(pages), "pages": pointer(pages, "int32_t *")})
         assert "position" in refused(call.status())
 
 
@@ -240,7 +237,7 @@ CACHES: list[tuple[dict[str, Any], int]] = [
 def test_caches_that_make_no_sense(changed: dict[str, Any], status: int) -> None:
     for make in (cache_write, attention, layer_attention):
         call = make(FIRST_CONTEXT)
-        _set(call.args["cache"], changed)
+        set_members(call.args["cache"], changed)
         refused(call.status(), status)
 
 
@@ -262,7 +259,7 @@ LAYERS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changed", LAYERS, ids=str)
 def test_layers_that_make_no_sense(changed: dict[str, Any]) -> None:
     call = layer_attention(FIRST_CONTEXT)
-    _set(call.args["layer"], changed)
+    set_members(call.args["layer"], changed)
     refused(call.status())
 
 
@@ -280,7 +277,7 @@ def test_layers_that_make_no_sense(changed: dict[str, Any]) -> None:
 def test_a_layer_is_refused_before_anything_is_written(part: str, changed: dict[str, Any]) -> None:
     call = layer_attention(FIRST_CONTEXT)
     before = [output.array.copy() for output in call.outputs]
-    _set(call.args[part][0], changed)
+    set_members(call[part][0], changed)
     refused(call.status())
     for output, contents in zip(call.outputs, before, strict=True):
         np.testing.assert_array_equal(output.array, contents)
@@ -305,7 +302,7 @@ def test_layers_without_a_router() -> None:
 )
 def test_experts_that_make_no_sense(changed: dict[str, Any]) -> None:
     call = layer_experts(FIRST_CONTEXT)
-    _set(call.args["layer"], changed)
+    set_members(call.args["layer"], changed)
     refused(call.status())
 
 

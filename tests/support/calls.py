@@ -33,6 +33,7 @@ class Call:
         self.outputs: list[Guarded] = []
         self.want: list[NDArray[Any]] = []
         self.inputs: dict[str, NDArray[Any]] = {}
+        self._members: dict[str, Any] = {}
         self._keep: list[Any] = [ctx]
 
     def out(self, name: str, ctype: str, dtype: DTypeLike, want: NDArray[Any], before: NDArray[Any] | None = None) -> Call:
@@ -53,8 +54,33 @@ class Call:
         self._keep.extend(keep)
         return self
 
+    def batch(self) -> Call:
+        """Moves the arguments that are members of a pmx_batch into one."""
+        members = {name: self.args.pop(name) for name, _ in ffi.typeof("pmx_batch").fields if name in self.args}
+        struct = ffi.new("pmx_batch *", members)
+        self._members = dict.fromkeys(members, struct)
+        return self.value("batch", struct, members)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.args or name in self._members
+
+    def __getitem__(self, name: str) -> Any:
+        """The argument, or member of the batch, of a name."""
+        return getattr(self._members[name], name) if name in self._members else self.args[name]
+
     def status(self, **changed: Any) -> int:
-        return int(getattr(lib, self.entry)(*(self.args | changed).values()))
+        """Calls with some arguments, and members of the batch, changed."""
+        members = {name: changed.pop(name) for name in self._members if name in changed}
+        before = {name: self[name] for name in members}
+        set_members(self.args.get("batch"), members)
+        status = int(getattr(lib, self.entry)(*(self.args | changed).values()))
+        set_members(self.args.get("batch"), before)
+        return status
+
+
+def set_members(struct: Any, changed: dict[str, Any]) -> None:
+    for name, value in changed.items():
+        setattr(struct, name, value)
 
 
 def weight(w: Matrix, **changed: Any) -> tuple[Any, U8]:
@@ -62,8 +88,7 @@ def weight(w: Matrix, **changed: Any) -> tuple[Any, U8]:
     data = fenced(w.data)
     view = ffi.new("pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols})
     view.row_bytes = w.row_bytes
-    for name, value in changed.items():
-        setattr(view, name, value)
+    set_members(view, changed)
     return view, data
 
 
@@ -220,6 +245,8 @@ def layer_attention(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -
     ids, weights = oracle.route(oracle.matmul(normed, m[4]), 2)
     call.out("x", "float *", np.float32, y, x).out("normed", "float *", np.float32, normed)
     call.out("ids", "int32_t *", np.int32, ids).out("weights", "float *", np.float32, weights)
+    call.array("cosines", "float *", cosines).array("sines", "float *", sines)
+    one_run(call, N, 0, [0]).value("n_tokens", N).batch()
     layer_struct(call, kind)
     want_k, want_v = np.zeros((1, KV_HEADS, DIM, 64), np.float32), np.zeros((1, KV_HEADS, 64, DIM), np.float32)
     want_k[0, :, :, :N], want_v[0, :, :N] = k.transpose(1, 2, 0), v.transpose(1, 0, 2)
@@ -227,8 +254,7 @@ def layer_attention(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -
     call.outputs += kept
     call.want += [want_k, want_v]
     cache_struct(call, kept[0].array, kept[1].array, DIM)
-    one_run(call, N, 0, [0])
-    return call.array("cosines", "float *", cosines).array("sines", "float *", sines).value("observer", ffi.NULL)
+    return call.value("observer", ffi.NULL)
 
 
 def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Call:
@@ -238,7 +264,7 @@ def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> 
     _, m, _ = layer_struct(Call("", ctx), kind)
     want = oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)])
     call.out("x", "float *", np.float32, want, x).array("normed", "float *", normed)
-    call.array("ids", "int32_t *", ids).array("weights", "float *", weights).value("n_tokens", N)
+    call.array("ids", "int32_t *", ids).array("weights", "float *", weights).value("n_tokens", N).batch()
     layer_struct(call, kind)
     return call.value("observer", ffi.NULL)
 
