@@ -55,9 +55,11 @@ def convert_layout(
 
     Tensor data and metadata are copied byte for byte. A file appears only when all are complete.
 
-    Args: source: a GGUF file, or any shard of a model in several. dest: the file to write. layout:
-        "merged" (each layer's experts in three tensors, which current programs read), "split"
-            (a tensor for each expert), None: as it is.
+    Args:
+        source: a GGUF file, or any shard of a model in several.
+        dest: the file to write.
+        layout: "merged" (each layer's experts in three tensors, which current programs read),
+            "split" (a tensor for each expert), None: as it is.
         max_shard_bytes: bytes of tensor data in one file, which has at least one tensor. A model
             with more becomes several files, dest-00001-of-0000N.gguf and so on. None: one file.
         force: replace existing files.

@@ -1,4 +1,7 @@
-"""What a model file holds, read from its header alone: no weight is touched, and no kernel for its types is needed."""
+"""What a model file holds, read from its header alone.
+
+No weight is touched, and no kernel for the types of its tensors is needed.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,17 @@ _SHOWN = 8  # elements of a longer array that are kept
 class Inspection:
     """A file's contents.
 
-    file_bytes: its size, or that of all shards. metadata: all keys and values. config: None where the metadata describes no model that
-    pymixtral knows.
-    problem: why pymixtral cannot run the file, a sentence, or None. has_tokenizer: whether text can be used.
+    Attributes:
+        path: the file.
+        file_bytes: its size, or that of all shards.
+        version: of GGUF.
+        alignment: of the tensors' data, in bytes.
+        metadata: all keys and values.
+        inventory: its tensors.
+        config: the model's numbers; None where the metadata describes no model that pymixtral
+            knows.
+        problem: why pymixtral cannot run the file, a sentence, or None.
+        has_tokenizer: whether text can be used.
     """
 
     path: str
@@ -44,18 +55,38 @@ class Inspection:
 
     @property
     def slow_types(self) -> tuple[str, ...]:
-        """Names of the tensor types without kernels, which make a model several times slower."""
+        """The names of the types without kernels, which make a model several times slower."""
         return slow_types(self.inventory.types)
 
     def footprint(self, n_ctx: int | None = None) -> Footprint | None:
-        """Memory to run with a context of n_ctx tokens, by default context_length(); None without a config. Raises InvalidArgumentError."""
+        """The memory that the model takes while it runs.
+
+        Args:
+            n_ctx: tokens of context; None: context_length()'s.
+
+        Returns:
+            The memory, None without a config.
+
+        Raises:
+            InvalidArgumentError: n_ctx is none that the model can have.
+        """
         if self.config is None:
             return None
         return footprint(self.config, self.inventory.n_bytes, context_length(self.config, n_ctx))
 
     def to_json(self, n_ctx: int | None = None) -> dict[str, Any]:
-        """Everything as plain values for a program; sizes in bytes, arrays of more than 8 elements as their length and first ones,
-        floats that are not finite as strings."""
+        """Everything as plain values for a program.
+
+        Args:
+            n_ctx: tokens of context to count memory for, as in footprint().
+
+        Returns:
+            Sizes in bytes, arrays of more than 8 elements as their length and their first elements,
+            floats that are not finite as strings.
+
+        Raises:
+            InvalidArgumentError: n_ctx is none that the model can have.
+        """
         inventory, config = self.inventory, self.config
         memory = self.footprint(n_ctx)
         return {
@@ -96,10 +127,23 @@ class Inspection:
 def inspect(
     path: str | os.PathLike[str], *, experts_used: int | None = None, overrides: Mapping[str, Override] | None = None
 ) -> Inspection:
-    """Reads the header of a GGUF file. Raises ModelFileError for a file that breaks the format or shards that do not belong together,
-    UnsupportedError for a retired type; a readable file that pymixtral cannot run is described, with the reason in `problem`.
+    """Reads the header of a GGUF file.
 
-    experts_used, overrides: as of pymixtral.Mixtral; InvalidArgumentError for what cannot be given. The metadata shown is the changed."""
+    A readable file that pymixtral cannot run is described too, with the reason in `problem`.
+
+    Args:
+        path: the file, or any shard of a model in several.
+        experts_used: as of pymixtral.Mixtral.
+        overrides: as of pymixtral.Mixtral; the metadata that is described has them.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        ModelFileError: a file breaks the format, or shards do not belong together.
+        UnsupportedError: a tensor has a retired type.
+        InvalidArgumentError: experts_used or overrides cannot be given.
+    """
     with GGUFFile(path) as file:
         override(file, experts_used, overrides)
         config, problem, tokenizes = None, None, False

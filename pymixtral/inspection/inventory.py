@@ -1,4 +1,4 @@
-"""The tensors of a model by class: how many weights and bytes each holds, and how much of it one token uses."""
+"""The tensors of a model by class: weights and bytes of each, and how much one token uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from pymixtral.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor without its data. shape: slowest dimension first; shape[-1] is a multiple of the type's block."""
+    """A tensor without its data.
+
+    Attributes:
+        name: the tensor's name.
+        type: GGUF's type of its weights.
+        shape: slowest dimension first; shape[-1] is a multiple of the type's block.
+    """
 
     name: str
     type: GGMLQuantizationType
@@ -37,7 +43,15 @@ class Part:
 
 @dataclass(frozen=True)
 class ClassTotal:
-    """A class of tensors. types: bytes of each type, most bytes first."""
+    """The tensors of one class together.
+
+    Attributes:
+        name: the class.
+        n_tensors: how many there are.
+        n_weights: of all of them.
+        n_bytes: of all of them.
+        types: the bytes of each type, most bytes first.
+    """
 
     name: str
     n_tensors: int
@@ -53,7 +67,10 @@ class ClassTotal:
 class Inventory:
     """The tensors of one model.
 
-    n_experts, n_experts_used: of the experts' tensors; a token uses this share of them. Both 1 in a dense model.
+    Args:
+        parts: the tensors.
+        n_experts: experts of a layer; 1 in a dense model.
+        n_experts_used: experts that a token uses; 1 in a dense model.
     """
 
     def __init__(self, parts: Iterable[Part], n_experts: int = 1, n_experts_used: int = 1) -> None:
@@ -67,7 +84,7 @@ class Inventory:
 
     @classmethod
     def of_model(cls, config: ModelConfig) -> Inventory:
-        """The tensors of a model by its numbers: all f32, experts merged, in the order of a file."""
+        """The tensors of a model by its numbers: f32, experts merged, in the order of a file."""
         parts = (Part(str(name), GGMLQuantizationType.F32, shape) for name, shape in config.tensors())
         return cls(parts, config.n_experts, config.n_experts_used)
 
@@ -96,14 +113,20 @@ class Inventory:
 
     @property
     def active_weights(self) -> int:
-        """Weights that belong to one token's path: all but the experts that it does not use. The embedding counts whole, as it does
-        in published figures."""
+        """The weights on one token's path: all but those of the experts that it does not use.
+
+        The embedding counts whole, as it does in published figures.
+        """
         return self.n_weights - self._unused(self._experts.n_weights)
 
     @property
     def active_bytes(self) -> int:
-        """Bytes that one generated token reads: all matrices, but of the experts those used, and of an embedding that is not the
-        output as well one row. Norms are left out, a ten-thousandth; so does ModelWeights.active_bytes."""
+        """The bytes that one generated token reads.
+
+        These are all matrices, but of the experts only those that it uses, and of an embedding that
+        is not the output as well only one row. Norms, a ten-thousandth, are left out, as
+        ModelWeights.active_bytes leaves them out.
+        """
         embedding = [part for part in self.parts if part.tensor_class == "embedding"]
         unread = 0 if self.tied else sum(part.n_bytes - part.n_bytes // part.shape[0] for part in embedding)
         norms = self.classes["norms"].n_bytes if "norms" in self.classes else 0

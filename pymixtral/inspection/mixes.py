@@ -1,8 +1,9 @@
-"""Models and types by name: what a GGUF file of a published model has in it, without the file.
+"""Types by name: what types the tensors of a model have in a file that is called q4_k_m.
 
-Shapes are those of the published configurations. A name such as q4_k_m, or q4_0, is a mix: some tensors of the model have more bits than
-the rest. The rules are those of llama.cpp's default mixes, made without an importance matrix, but for one: in a Mixtral, what every token
-passes has types of its own (EVERY_TOKEN). Sizes are those of published files, of Mixtrals within 0.6%.
+Such a name, or q4_0, is a mix: some tensors of the model have more bits than the rest. The rules
+are those of llama.cpp's default mixes, made without an importance matrix, but for one: in a
+Mixtral, the matrices that every token passes have types of their own (EVERY_TOKEN). Sizes are those
+of published files, of Mixtrals within 0.6%.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ EVERY_TOKEN = {
     Type.Q5_1: (Type.Q5_1, Type.Q6_K),
     Type.Q5_K: (Type.Q5_K, Type.Q6_K),
 }
-"""By the experts' type: that of attn_q and attn_output, that of attn_k, attn_v and the embedding; else all have the experts'.
+"""By the experts' type, the type of attn_q and attn_output, and that of attn_k, attn_v and the
+embedding; with an experts' type that is not here, all have it.
 
-With eight experts and more these matrices are some 3% of the weights, but every token passes them. llama.cpp leaves the embedding and
-attn_q in the experts' type, and has attn_k and attn_v in q8_0, which is more than they need. The bytes saved there and spent on the others
-take a seventh (4 bits) to two fifths (q2_k) off the divergence of tests/data/tiny-mixtral. Mixtral 8x7B becomes smaller than with
-llama.cpp's rules, but for q3_k_l (0.3% larger, attn_output was q3_k), q4_0 (0.2%), q2_k and iq4_xs (0.03% and less)."""
+With eight experts and more these matrices are some 3% of the weights, but every token passes them.
+llama.cpp leaves the embedding and attn_q in the experts' type, and has attn_k and attn_v in q8_0,
+which is more than they need. The bytes that are saved there and spent on the others take a seventh
+(4 bits) to two fifths (q2_k) off the divergence of tests/data/tiny-mixtral. Mixtral 8x7B becomes
+smaller than with llama.cpp's rules, except in q3_k_l (0.3% larger, attn_output was q3_k), q4_0
+(0.2%), q2_k and iq4_xs (0.03% and less)."""
 
 _NARROW = {
     Type.Q2_K: Type.IQ4_NL,
@@ -60,17 +64,40 @@ _NARROW = {
     Type.Q5_K: Type.Q5_1,
     Type.Q6_K: Type.Q8_0,
 }
+"""Of types with blocks of 256, those with blocks of 32 and not fewer bits."""
+
 
 def mixed(inventory: Inventory, mix: str) -> Inventory:
-    """The same tensors in the types of a mix, as fitting() lets them. Raises InvalidArgumentError for an unknown mix."""
+    """A model in the types of a mix.
+
+    Args:
+        inventory: the model's tensors.
+        mix: a name of MIXES.
+
+    Returns:
+        The same tensors in the types that fitting() makes of the mix's.
+
+    Raises:
+        InvalidArgumentError: an unknown mix.
+    """
     kinds = [fitting(kind, part.shape[-1]) for kind, part in zip(types(inventory, mix), inventory.parts, strict=True)]
     retyped = [Part(part.name, kind, part.shape) for kind, part in zip(kinds, inventory.parts, strict=True)]
     return Inventory(retyped, inventory.n_experts, inventory.n_experts_used)
 
 
 def types(inventory: Inventory, mix: str) -> list[Type]:
-    """The type that a mix wants for each tensor, whatever its columns. Norms and routers are f32. Raises InvalidArgumentError for an
-    unknown mix."""
+    """The types that a mix wants.
+
+    Args:
+        inventory: the model's tensors.
+        mix: a name of MIXES.
+
+    Returns:
+        The type of each tensor, whatever its columns. Norms and routers are f32.
+
+    Raises:
+        InvalidArgumentError: an unknown mix.
+    """
     if mix not in MIXES:
         raise InvalidArgumentError(f"expected a type among {', '.join(MIXES)}, found {mix!r}")
     names = [TensorName.parse(part.name) for part in inventory.parts]
@@ -83,8 +110,16 @@ def types(inventory: Inventory, mix: str) -> list[Type]:
 
 
 def fitting(kind: Type, cols: int) -> Type:
-    """The type, or what takes its place where rows of so many columns do not divide into its blocks: as in llama.cpp, one with blocks of
-    32 and not fewer bits, else f16."""
+    """The type that a matrix can have in place of a wanted one.
+
+    Args:
+        kind: the wanted type.
+        cols: columns of the matrix.
+
+    Returns:
+        The wanted type, if rows divide into its blocks; else, as in llama.cpp, one with blocks of
+        32 and not fewer bits; else f16.
+    """
     if cols % block_weights(kind) == 0:
         return kind
     kind = _NARROW.get(kind, Type.F16)
@@ -136,4 +171,8 @@ def _ffn_down(mix: str, i: int, n: int) -> Type | None:
     return {"q2_k": Type.Q3_K, "q3_k_l": Type.Q5_K}.get(mix)
 
 
-_RULES: dict[str, Callable[[str, int, int], Type | None]] = {"attn_v": _attn_v, "attn_output": _attn_output, "ffn_down": _ffn_down}
+_RULES: dict[str, Callable[[str, int, int], Type | None]] = {
+    "attn_v": _attn_v,
+    "attn_output": _attn_output,
+    "ffn_down": _ffn_down,
+}

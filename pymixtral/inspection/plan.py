@@ -1,9 +1,12 @@
-"""Will a model fit this machine's memory, and how fast can it be: from its tensors' sizes, what is available and the read bandwidth.
+"""Whether a model fits this machine's memory, and how fast it can be.
 
-Speed. A generated token reads every active weight once, so the bandwidth divided by the active bytes is what decoding cannot exceed as
-long as everything is in memory. When it is not, the mapped file is paged: what every token reads (attention, router, output) stays in
-memory, and the experts share what is left. A token's choice of experts is as good as random, so an expert is in memory with the
-probability that the share of resident expert bytes gives; the others are read from the file.
+This follows from the sizes of its tensors, from the memory that is available and from the read
+bandwidth. A generated token reads every active weight once, so the bandwidth divided by the active
+bytes is a speed that decoding cannot exceed as long as everything is in memory. When it is not, the
+mapped file is paged: what every token reads (attention, router, output) stays in memory, and the
+experts share what is left. A token's choice of experts is as good as random, so the part of the
+experts' bytes that is in memory is also the probability that a chosen expert is; the others are
+read from the file.
 """
 
 from __future__ import annotations
@@ -18,15 +21,24 @@ from pymixtral.inspection.mixes import MIXES, mixed
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.footprint import Footprint, footprint
 
-DISK_GB_PER_SECOND = 2.0  # an ordinary NVMe drive that reads pages as they are needed; an assumption, nothing measures it
+DISK_GB_PER_SECOND = 2.0
+"""Of an ordinary NVMe drive that reads pages as they are needed. Nothing measures it."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """One model in one type on one machine.
 
-    type: name of the mix, or None for the types that a file has. n_ctx: tokens of context. available, limit: bytes of memory now, and
-    with all other programs ended. bandwidth: GB/s (10^9 bytes). problem: why pymixtral cannot run it, a clause or sentence, or None.
+    Attributes:
+        config: the model's numbers.
+        inventory: its tensors, in the types that are planned.
+        type: the name of the mix, None for the types that a file has.
+        n_ctx: tokens of context.
+        memory: what the model takes.
+        available: bytes of memory now.
+        limit: bytes of memory with all other programs ended.
+        bandwidth: GB/s (10^9 bytes).
+        problem: why pymixtral cannot run the model, a clause or sentence, or None.
     """
 
     config: ModelConfig
@@ -41,8 +53,12 @@ class Plan:
 
     @property
     def verdict(self) -> str:
-        """ "fits"; "crowded": it would if other programs gave back memory; "pages": the weights do not fit, and are read from the file
-        again and again; "impossible": keys and values alone do not fit."""
+        """One word for how the model fits.
+
+        "fits": now. "crowded": it would, if other programs gave back memory. "pages": the weights
+        do not fit, and are read from the file again and again. "impossible": keys and values alone
+        do not fit.
+        """
         if self.memory.total <= self.available:
             return "fits"
         if self.memory.total <= self.limit:
@@ -51,7 +67,7 @@ class Plan:
 
     @property
     def disk_bytes_per_token(self) -> int:
-        """Expected bytes that a token reads from the file, now: 0 if everything is in memory."""
+        """The bytes that a token reads from the file on average, now: 0 if all is in memory."""
         left = self.available - self.memory.kv - self.memory.working
         if left >= self.memory.weights:
             return 0
@@ -63,17 +79,20 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """A prediction, and an upper limit: generating a short text, now, reading from a disk of 2 GB/s what is not in memory."""
+        """A prediction and an upper limit of the speed of generating a short text now.
+
+        What is not in memory is read from a disk of DISK_GB_PER_SECOND.
+        """
         return 1 / (self._seconds(self.inventory.active_bytes) + self.disk_bytes_per_token / DISK_GB_PER_SECOND / 1e9)
 
     @property
     def tokens_per_second_in_memory(self) -> float:
-        """The same if everything were in memory."""
+        """The limit if everything were in memory."""
         return 1 / self._seconds(self.inventory.active_bytes)
 
     @property
     def tokens_per_second_full(self) -> float:
-        """The same with everything in memory and the context full: keys and values are read as well."""
+        """The limit with everything in memory and a full context: keys and values are read too."""
         return 1 / self._seconds(self.inventory.active_bytes + self.memory.kv)
 
     def _seconds(self, n_bytes: int) -> float:
@@ -118,9 +137,26 @@ def plan(
     problem: str | None = None,
     kv_type: str = "f16",
 ) -> Plan:
-    """bandwidth: GB/s. mix: a name of pymixtral.inspection.mixes.MIXES, in which the tensors are thought to be; None: as they are.
-    problem: see Plan; types without a kernel are found here. kv_type: of keys and values.
-    Raises InvalidArgumentError for an unknown mix, and for a kv_type that is unknown or does not fit the model's heads."""
+    """Plans for one model in one type.
+
+    Args:
+        config: the model's numbers.
+        inventory: its tensors.
+        n_ctx: tokens of context.
+        memory: of the machine.
+        bandwidth: GB/s.
+        mix: a name of pymixtral.inspection.mixes.MIXES, for the tensors in these types; None: as
+            they are.
+        problem: why pymixtral cannot run the model, or None. Types without a kernel are found here.
+        kv_type: of keys and values.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InvalidArgumentError: an unknown mix, or a kv_type that is unknown or does not fit the
+            heads.
+    """
     if mix is not None:
         inventory = mixed(inventory, mix)
     missing = [show_type(kind) for kind in inventory.types if kind not in MATRIX_TYPES]
@@ -130,13 +166,24 @@ def plan(
     return Plan(config, inventory, mix, n_ctx, need, memory.usable, memory.limit, bandwidth, problem)
 
 
-def plans(config: ModelConfig, inventory: Inventory, n_ctx: int, memory: Memory, bandwidth: float, *, kv_type: str = "f16") -> list[Plan]:
-    """The model in every mix, from the largest to the smallest."""
+def plans(
+    config: ModelConfig,
+    inventory: Inventory,
+    n_ctx: int,
+    memory: Memory,
+    bandwidth: float,
+    *,
+    kv_type: str = "f16",
+) -> list[Plan]:
+    """Plans for a model in every mix, from the largest to the smallest; arguments as of plan()."""
     found = [plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type) for mix in MIXES]
     return sorted(found, key=lambda one: -one.memory.weights)
 
 
 def largest_that_fits(choices: list[Plan]) -> Plan | None:
-    """The largest of plans() that fits now and that this version of pymixtral runs; never f32, since the published weights are bf16."""
+    """The largest of plans() that fits now and that pymixtral runs.
+
+    It is never f32, since published weights are bf16.
+    """
     good = (one for one in choices if one.verdict == "fits" and one.problem is None and one.type != "f32")
     return next(good, None)

@@ -1,8 +1,11 @@
-"""The machine's limits, measured now: memory read bandwidth and int8 throughput, what the speed of a model is to be compared with.
+"""The machine's limits, measured now, to compare the speed of a model with.
 
-Bandwidth: threads read one array, much larger than the caches, through NumPy reductions, which release the GIL. Which reduction has the
-fastest loop depends on NumPy's build and the CPU, so several are tried and the best one counts. The array is memory of the process, like
-a model file in the page cache; reading such a mapped file, or matrix-vector products over q8_0, gave the same figures within their noise.
+They are the memory's read bandwidth and the throughput of int8 products. For the bandwidth, threads
+read one array, much larger than the caches, through NumPy's reductions, which release the GIL.
+Which reduction has the fastest loop depends on NumPy's build and on the CPU, so several are tried
+and the best one counts. The array is memory of the process, like a model file in the page cache:
+reading such a mapped file, or matrix-vector products over q8_0, gave the same figures within their
+noise.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,16 +25,24 @@ from pymixtral import ops
 from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix, row_bytes
 
-MEMORY_BYTES = 1 << 30  # some 30 ms a reading; the largest caches hold a small part of it
-CACHE_BYTES = 1 << 18
-CHUNK_BYTES = 1 << 22  # threads take chunks as they go, so that one that is held up does not decide; a chunk is some 100 us of reading
+MEMORY_BYTES = 1 << 30
+"""Read for a measurement: some 30 ms a reading; the largest caches hold a small part of it."""
 
-# Half of the memory above, for users: touching a gigabyte for the first time takes a second, and their memory may be short.
+CACHE_BYTES = 1 << 18
+"""What stays in a core's own cache."""
+
+CHUNK_BYTES = 1 << 22
+"""Threads take chunks as they go, so that one that is held up does not decide; a chunk is some
+100 us of reading."""
+
+# Half of the memory above, for users: touching a gigabyte for the first time takes a second, and
+# their memory may be short.
 _QUICK_BYTES = 1 << 29
 
 Reduction = Callable[[NDArray[Any]], Any]
 
-# All integer: they run at full speed whatever the values. Sums of floats keep an order, and hardly reach 20 GB/s a core.
+# All integer: they run at full speed whatever the values. Sums of floats keep an order, and hardly
+# reach 20 GB/s a core.
 REDUCTIONS: dict[str, tuple[type[np.generic], Reduction]] = {
     "max of int32": (np.int32, np.maximum.reduce),
     "or of uint64": (np.uint64, np.bitwise_or.reduce),
@@ -39,22 +51,38 @@ REDUCTIONS: dict[str, tuple[type[np.generic], Reduction]] = {
 
 
 class ReadBandwidth:
-    """Reads an array again and again. n_threads: at least 1. memory: uint8, a multiple of CHUNK_BYTES long and written before (pages
-    never written are one shared page); None: 1 GiB of its own."""
+    """Reads an array again and again.
+
+    Args:
+        n_threads: at least 1.
+        memory: uint8, a multiple of CHUNK_BYTES long, and written before: pages that were never
+            written are one shared page. None: MEMORY_BYTES of its own.
+    """
 
     def __init__(self, n_threads: int, memory: U8 | None = None) -> None:
         self.n_threads = n_threads
         self._memory = np.ones(MEMORY_BYTES, np.uint8) if memory is None else memory
 
     def measure(self, reduction: str | None = None, repeats: int = 3) -> float:
-        """The best of `repeats` readings with one or (None) each of the reductions, in GB/s (10^9 bytes)."""
+        """Measures the bandwidth.
+
+        Args:
+            reduction: a name of REDUCTIONS; None: each of them.
+            repeats: readings with each.
+
+        Returns:
+            The best reading, in GB/s (10^9 bytes).
+        """
         names = list(REDUCTIONS) if reduction is None else [reduction]
         return max(self._read(*REDUCTIONS[name]) for name in names for _ in range(repeats))
 
     def _read(self, dtype: type[np.generic], reduce: Reduction) -> float:
-        chunks = iter(np.split(self._memory.view(dtype), self._memory.nbytes // CHUNK_BYTES))  # next() on a list's iterator is atomic
+        # The threads share an iterator: next() on that of a list is atomic.
+        chunks = iter(np.split(self._memory.view(dtype), self._memory.nbytes // CHUNK_BYTES))
         start = threading.Barrier(self.n_threads + 1)
-        threads = [threading.Thread(target=_work, args=(chunks, reduce, start), daemon=True) for _ in range(self.n_threads)]
+        threads = [
+            threading.Thread(target=_work, args=(chunks, reduce, start), daemon=True) for _ in range(self.n_threads)
+        ]
         try:
             for thread in threads:
                 thread.start()
@@ -78,8 +106,16 @@ def _work(chunks: Iterator[NDArray[Any]], reduce: Reduction, start: threading.Ba
 
 
 def cache_rate(reduction: str) -> float:
-    """GB/s of one thread reading 256 KiB that stay in its cache: a reduction that is not well faster there than from memory would
-    measure itself."""
+    """How fast one thread reads what stays in its cache.
+
+    A reduction that is not well faster there than from memory would measure itself.
+
+    Args:
+        reduction: a name of REDUCTIONS.
+
+    Returns:
+        GB/s of reading CACHE_BYTES.
+    """
     dtype, reduce = REDUCTIONS[reduction]
     array = np.ones(CACHE_BYTES, np.uint8).view(dtype)
     n = 1000
@@ -90,16 +126,31 @@ def cache_rate(reduction: str) -> float:
 
 
 def read_bandwidth(counts: list[int], memory_available: int | None = None) -> dict[int, float]:
-    """GB/s for each number of threads, from half a second each at most on half a GiB: the best reading. With less than 4 GiB
-    available (in bytes) an eighth of that is read, at least 64 MiB."""
+    """Measures the bandwidth for users: half a second at most for each number of threads.
+
+    Args:
+        counts: numbers of threads.
+        memory_available: bytes. Half a GiB is read, or where less than 4 GiB are available an
+            eighth of that, but at least 64 MiB. None: enough.
+
+    Returns:
+        The best reading for each number of threads, in GB/s.
+    """
     n_bytes = _QUICK_BYTES if memory_available is None else min(_QUICK_BYTES, max(memory_available // 8, 1 << 26))
     memory = np.ones(n_bytes // CHUNK_BYTES * CHUNK_BYTES, np.uint8)
-    return {n: _best(lambda n=n: ReadBandwidth(n, memory).measure(repeats=1), 0.4) for n in counts}  # type: ignore[misc]
+    seconds = 0.4  # with the reading that is under way when they end, half a second
+    return {n: _best(partial(ReadBandwidth(n, memory).measure, repeats=1), seconds) for n in counts}
 
 
 @dataclass(frozen=True)
 class Int8Rate:
-    """gmacs: 10^9 multiply-accumulates a second."""
+    """The throughput of int8 products.
+
+    Attributes:
+        isa: the instruction set.
+        n_threads: threads that shared the work.
+        gmacs: 10^9 multiply-accumulates a second.
+    """
 
     isa: str
     n_threads: int
@@ -107,8 +158,18 @@ class Int8Rate:
 
 
 def int8_rate(n_threads: int, isa: str | None = None) -> Int8Rate:
-    """The best of 0.3 s of products of a q4_0 matrix with 256 tokens, quantizing these included: on every instruction set its kernel is the
-    fastest or nearly so. The matrix of 1024 rows of 4096 (2.4 MB) and the tokens stay in the caches. isa: as for ops.Context."""
+    """Measures products of a q4_0 matrix with 256 tokens, which it quantizes too, for 0.3 s.
+
+    On every instruction set the kernel of q4_0 is the fastest, or nearly so. The matrix of 1024
+    rows of 4096 (2.4 MB) and the tokens stay in the caches.
+
+    Args:
+        n_threads: as of ops.Context.
+        isa: as of ops.Context.
+
+    Returns:
+        The best throughput.
+    """
     rows, cols, n_tokens = 1024, 4096, 256
     kind = GGMLQuantizationType.Q4_0
     matrix = Matrix(kind, np.zeros((rows, row_bytes(kind, cols)), np.uint8))

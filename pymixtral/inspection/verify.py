@@ -1,4 +1,7 @@
-"""A model file read through: every tensor there, of its shape, and none with a number that would spoil the results."""
+"""A model file read through.
+
+Every tensor must be there, have its shape, and hold no number that would spoil the results.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ from pymixtral.model.weights import load_weights
 from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
 
 _CHUNK_BYTES = 1 << 23
-_F32, _F16, _BF16 = ("<u4", 0x7F800000), ("<u2", 0x7C00), ("<u2", 0x7F80)  # NaN and infinity have all bits of the exponent
+
+# Integers of the size of a number, and the bits of its exponent, which NaN and infinity have all.
+_F32, _F16, _BF16 = ("<u4", 0x7F800000), ("<u2", 0x7C00), ("<u2", 0x7F80)
 
 _Type = GGMLQuantizationType
 
@@ -36,14 +41,25 @@ def verify(
     n_threads: int | None = None,
     progress: bool = True,
 ) -> int:
-    """Reads a whole model, or all shards of one, and returns its number of tensors.
+    """Reads a whole model, or all shards of one.
 
-    experts_used, overrides: as of pymixtral.Mixtral. n_threads: None for what affinity, quota and cores allow. progress: a bar on stderr
-    when that is a terminal.
+    Args:
+        path: the file, or any shard.
+        experts_used: as of pymixtral.Mixtral.
+        overrides: as of pymixtral.Mixtral.
+        n_threads: None for what affinity, quota and cores allow.
+        progress: a bar on stderr, when that is a terminal.
 
-    Raises ModelFileError for a broken file, and for a scale, minimum or weight that is NaN or infinite, with tensor, row and block, the
-    first in the order of the file (blocks are counted along their row); ModelConfigError for a tensor that is missing or has another
-    shape than the metadata says; UnsupportedError for a model that pymixtral does not run.
+    Returns:
+        The number of tensors.
+
+    Raises:
+        ModelFileError: a file is broken, or a scale, minimum or weight is NaN or infinite. The
+            message has tensor, row and block, the first in the order of the file; blocks are
+            counted along their row.
+        ModelConfigError: a tensor is missing, or has another shape than the metadata says.
+        UnsupportedError: pymixtral does not run the model.
+        InvalidArgumentError: experts_used or overrides cannot be given.
     """
     with GGUFFile(path) as file:
         override(file, experts_used, overrides)

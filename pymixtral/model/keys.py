@@ -112,7 +112,7 @@ class Keys:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A floating-point number of NUMBERS, within its limits. Arguments and errors are integer()'s."""
+        """A floating-point number of NUMBERS, likewise."""
         value = self._value(key, default, "a floating-point number")
         lowest, highest = NUMBERS[key]
         if not isinstance(value, float) or not lowest <= value <= highest:  # NaN is in no range
@@ -120,7 +120,7 @@ class Keys:
         return value
 
     def string(self, key: str, default: str | None = None) -> str:
-        """A string of STRINGS. Arguments and errors are those of integer()."""
+        """A string of STRINGS, likewise."""
         assert key in STRINGS
         value = self._value(key, default, "a string")
         if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Metadata that the caller gives in place of the file's; it is read and checked as the file's is."""
+"""Metadata that the caller gives in place of the file's, read and checked as the file's is."""
 
 from __future__ import annotations
 

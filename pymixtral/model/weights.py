@@ -23,12 +23,16 @@ Expert = tuple[Matrix, Matrix, Matrix]
 class LayerWeights:
     """One decoder layer.
 
-    Attributes: attn_norm: float32 [hidden]. ffn_norm: float32 [hidden]. q: n_heads*head_dim x
-        hidden, rows in adjacent rope order. k: n_kv_heads*head_dim x hidden, likewise. v:
-        n_kv_heads*head_dim x hidden. output: hidden x n_heads*head_dim. router: n_experts x hidden;
-        None in a dense layer. experts: gate, up and down of each expert, ffn x hidden twice and
-        hidden x ffn; a dense layer
-            has one.
+    Attributes:
+        attn_norm: float32 [hidden].
+        ffn_norm: float32 [hidden].
+        q: n_heads*head_dim x hidden, rows in adjacent rope order.
+        k: n_kv_heads*head_dim x hidden, likewise.
+        v: n_kv_heads*head_dim x hidden.
+        output: hidden x n_heads*head_dim.
+        router: n_experts x hidden; None in a dense layer.
+        experts: gate, up and down of each expert, ffn x hidden twice and hidden x ffn; a dense
+            layer has one.
     """
 
     attn_norm: F32
