@@ -27,8 +27,19 @@ _DROPPED = ("split.", "quantize.", "general.alignment")
 
 
 def read(path: Path) -> Checkpoint:
-    """Raises ModelFileError for a file that is broken or not GGUF, ModelConfigError for one that describes no model that makes sense,
-    UnsupportedError for one that pymixtral does not run."""
+    """Opens a GGUF file.
+
+    Args:
+        path: the file, or any shard of a model in several.
+
+    Returns:
+        The checkpoint, with the file's metadata.
+
+    Raises:
+        ModelFileError: it is broken or not GGUF.
+        ModelConfigError: it describes no model that makes sense.
+        UnsupportedError: pymixtral does not run the model.
+    """
     with GGUFFile(path) as file:
         config = ModelConfig.from_gguf(file)
         load_weights(file, config)  # checks that all tensors are there, and their shapes
@@ -41,7 +52,10 @@ def read(path: Path) -> Checkpoint:
     notes = []
     if types:
         found = ", ".join(f"{n} {name}" for name, n in types.most_common())
-        notes.append(f"the source is quantized already ({found}), and its errors stay: quantize from the original weights if you can")
+        notes.append(
+            f"the source is quantized already ({found}), and its errors stay: "
+            "quantize from the original weights if you can"
+        )
     return Checkpoint(path, config, paths, tensors, plan, metadata, tuple(notes))
 
 
@@ -65,7 +79,10 @@ def _dequantizer() -> Callable[[GGMLQuantizationType, U8], F32]:
 
 
 def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) -> Iterator[Target]:
-    """The file's tensors in its order; those of single experts become one, in the place of the first. Fills `tensors`."""
+    """The file's tensors in its order. Fills `tensors`.
+
+    Those of single experts become one, in the place of the first.
+    """
     experts = Counter(merged for name in stored if (merged := merged_name(name)) != name)
     for name, tensor in stored.items():
         merged = merged_name(name)

@@ -1,4 +1,7 @@
-"""Checkpoints in Hugging Face's form: config.json and safetensors, in one file or in shards, experts one by one or fused."""
+"""Checkpoints in Hugging Face's form: config.json and safetensors.
+
+These are one file or several shards, with experts one by one or fused.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,21 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 
 from .checkpoint import Checkpoint
 from .safetensors import read_safetensors
 from .stored import StoredTensor
-from .strict_json import read_object, shown
+from .strict_json import read_object
 from .targets import targets
 from .values import Values
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_FUSED = re.compile(
-    r"(model\.layers\.\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)", re.ASCII
-)
+_FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)", re.ASCII)
 
 
 def has_weights(directory: Path) -> bool:
@@ -48,7 +50,7 @@ def read(directory: Path) -> Checkpoint:
     for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
         if name in tensors:
             raise CheckpointError(
-                f"{directory}: tensor {name} is there twice, fused with others and by itself; expected one of them"
+                f"{directory}: tensor {name}: expected it once, found it fused with others and by itself"
             )
         tensors[name] = tensor
     return Checkpoint(directory, config, files, tensors, tuple(targets(config, tied))).check_tensors()
@@ -85,7 +87,9 @@ def read_config(path: Path) -> tuple[ModelConfig, bool]:
         n_kv_heads=n_kv_heads,
         head_dim=values.head_dim("hidden_size", "num_attention_heads"),
         n_experts=n_experts,
-        n_experts_used=values.integer("num_experts_per_tok", "llama.expert_used_count", highest=n_experts) if moe else 1,
+        n_experts_used=values.integer("num_experts_per_tok", "llama.expert_used_count", highest=n_experts)
+        if moe
+        else 1,
         rms_eps=values.number("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon"),
         rope_base=_rope(values).number("rope_theta", "llama.rope.freq_base"),
         window=values.integer("sliding_window", "llama.attention.sliding_window") if windowed else 0,
@@ -121,9 +125,14 @@ def _rope(values: Values) -> Values:
     return values.inner("rope_parameters") or values
 
 
-def _by_expert(directory: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, StoredTensor]]:
-    """Fused experts as what they consist of: gate_up_proj holds [n_experts, 2 * ffn, hidden], the rows of gate before those of up, and
-    down_proj [n_experts, hidden, ffn]."""
+def _by_expert(
+    directory: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """Fused experts as what they consist of.
+
+    gate_up_proj holds [n_experts, 2 * ffn, hidden], the rows of gate before those of up, and
+    down_proj [n_experts, hidden, ffn].
+    """
     for name, tensor in stored.items():
         match = _FUSED.fullmatch(name)
         if not match:
@@ -134,9 +143,11 @@ def _by_expert(directory: Path, config: ModelConfig, stored: Mapping[str, Stored
             yield f"{block}.gate.weight", tensor
             continue
         rows, cols = (2 * config.ffn, config.hidden) if part.endswith("gate_up_proj") else (config.hidden, config.ffn)
-        if tensor.shape != (config.n_experts, rows, cols):
-            expected = [config.n_experts, rows, cols]
-            raise CheckpointError(f"{directory}: {name} has shape {list(tensor.shape)}; config.json asks for {expected}")
+        expected = (config.n_experts, rows, cols)
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{directory}: {name}: expected shape {list(expected)}, as config.json says, found {list(tensor.shape)}"
+            )
         for e in range(config.n_experts):
             if part.endswith("down_proj"):
                 yield f"{block}.experts.{e}.w2.weight", tensor.part(e)
@@ -155,23 +166,36 @@ def _read_weights(directory: Path) -> tuple[tuple[Path, ...], dict[str, StoredTe
     files = tuple(directory / shard for shard in sorted(set(places.values())))
     for path in files:
         if not path.is_file():
-            raise CheckpointError(f"{index}: names the shard {path.name}, which is not in {directory}; download it again")
+            raise CheckpointError(
+                f"{index}: expected the shard {path.name} in {directory}, found none: download it again"
+            )
     for path in files:
         for name, tensor in read_safetensors(path).items():
             if places.get(name) != path.name:
-                raise CheckpointError(f"{path}: holds tensor {shown(name)}, which {INDEX} places in {shown(places.get(name))}")
+                raise CheckpointError(
+                    f"{path}: tensor {shown(name)}: expected it in {shown(places.get(name))}, as {INDEX} says, "
+                    "found it here"
+                )
             tensors[name] = tensor
     if absent := [name for name in places if name not in tensors]:
-        raise CheckpointError(f"{index}: places tensor {shown(absent[0])} in {places[absent[0]]}, which does not hold it")
+        raise CheckpointError(
+            f"{index}: tensor {shown(absent[0])}: expected it in {places[absent[0]]}, found none there"
+        )
     return files, tensors
 
 
 def _read_index(index: Path) -> dict[str, str]:
     places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise CheckpointError(f"{index}: weight_map is {shown(places)}; expected an object of tensor names and shards")
+        raise CheckpointError(
+            f"{index}: weight_map: expected an object of tensor names and shards, found {shown(places)}"
+        )
     for name, shard in places.items():
-        # A shard is a plain file beside the index: nothing else may be reached through a downloaded file.
-        if not isinstance(shard, str) or not shard.endswith(".safetensors") or any(character in shard for character in "/\\:\0"):
-            raise CheckpointError(f"{index}: tensor {shown(name)} is placed in {shown(shard)}; expected a plain .safetensors name")
+        # A shard is a plain file beside the index: nothing else may be reached through a downloaded
+        # file.
+        plain = isinstance(shard, str) and not any(character in shard for character in "/\\:\0")
+        if not plain or not shard.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: tensor {shown(name)}: expected a plain .safetensors name, found {shown(shard)}"
+            )
     return places

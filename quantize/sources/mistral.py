@@ -1,4 +1,4 @@
-"""Checkpoints in Mistral's own form: params.json and consolidated.safetensors, in one file or in several.
+"""Checkpoints in Mistral's own form: params.json and consolidated.safetensors, in one file or more.
 
 Names are those of mistral-inference. Rows of queries and keys are in the order that GGUF has too.
 """
@@ -9,13 +9,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 
 from .checkpoint import Checkpoint
 from .safetensors import read_safetensors
 from .stored import StoredTensor
-from .strict_json import shown
 from .targets import targets
 from .values import Values
 
@@ -40,7 +40,13 @@ _NAMES = (
 )
 
 # Keys of relatives that change the computation, and the values that change nothing.
-_FEATURES = {"lora": (None,), "vision_encoder": (None,), "yarn": (None,), "llama_4_scaling": (None,), "causal": (None, True)}
+_FEATURES = {
+    "lora": (None,),
+    "vision_encoder": (None,),
+    "yarn": (None,),
+    "llama_4_scaling": (None,),
+    "causal": (None, True),
+}
 
 
 def has_weights(directory: Path) -> bool:
@@ -67,9 +73,13 @@ def read(directory: Path) -> Checkpoint:
     for path in files:
         for name, tensor in read_safetensors(path).items():
             if name in tensors:
-                raise CheckpointError(f"{path}: tensor {shown(name)} is in another file of the checkpoint too; expected it in one")
+                raise CheckpointError(
+                    f"{path}: tensor {shown(name)}: expected it in one file of the checkpoint, found it in another too"
+                )
             tensors[name] = tensor
-    plan = tuple(replace(target, sources=tuple(map(own_name, target.sources)), rope_heads=0) for target in targets(config, tied))
+    plan = tuple(
+        replace(target, sources=tuple(map(own_name, target.sources)), rope_heads=0) for target in targets(config, tied)
+    )
     return Checkpoint(directory, config, files, tensors, plan).check_tensors()
 
 
@@ -96,7 +106,9 @@ def read_params(path: Path) -> tuple[ModelConfig, bool]:
     values = Values.read(path)
     for key, neutral in _FEATURES.items():
         if values.get(key) not in neutral:
-            raise UnsupportedError(f"{path}: {key}: expected none, found {shown(values.get(key))}, which is not supported")
+            raise UnsupportedError(
+                f"{path}: {key}: expected none, found {shown(values.get(key))}, which is not supported"
+            )
     n_heads, n_kv_heads = values.heads("n_heads", "n_kv_heads" if values.has("n_kv_heads") else "n_heads")
     moe = values.inner("moe")
     n_experts = moe.integer("num_experts", "llama.expert_count", lowest=2) if moe else 1
@@ -131,5 +143,8 @@ def _files(directory: Path) -> tuple[Path, ...]:
     numbers = sorted(int(match[1]) for match in found.values())
     # Some writers count from 0, some from 1.
     if len(counts) != 1 or numbers != list(range(numbers[0], numbers[0] + counts.pop())) or numbers[0] > 1:
-        raise CheckpointError(f"{directory}: expected all files of one checkpoint, found {', '.join(sorted(found)[:4])}; download it again")
+        raise CheckpointError(
+            f"{directory}: expected all files of one checkpoint, found {', '.join(sorted(found)[:4])}: download it "
+            "again"
+        )
     return tuple(directory / name for name in sorted(found))

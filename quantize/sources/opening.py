@@ -23,7 +23,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: it is broken, incomplete or contradicts itself.
-        UnsupportedError: it is another kind of model, or reading its form would run code from the file.
+        UnsupportedError: it is another kind of model, or reading its form would run code from the
+            file.
         ModelFileError: a GGUF file is broken.
         ModelConfigError: a GGUF file describes no model that makes sense.
     """
@@ -37,7 +38,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return gguf.read(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or file"
+            f"{path}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or "
+            "file"
         )
     if huggingface.has_weights(path):
         return huggingface.read(path)
@@ -52,14 +54,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
             f"{path}: expected safetensors, found GGUF files: name one of them, such as {path / ggufs[0]}"
         )
     raise CheckpointError(
-        f"{path}: expected a checkpoint with {huggingface.SINGLE}, {huggingface.INDEX} or {mistral.SINGLE}, or a GGUF file, "
-        "found none of them"
+        f"{path}: expected a checkpoint with {huggingface.SINGLE}, {huggingface.INDEX} or {mistral.SINGLE}, or a GGUF "
+        "file, found none of them"
     )
 
 
 def _pickled(path: Path, name: str) -> UnsupportedError:
     return UnsupportedError(
-        f"{path}: expected safetensors, found {name}, a Python pickle, which can run any code when it is read: download the "
-        "model's safetensors, or convert it where you trust it: transformers' "
+        f"{path}: expected safetensors, found {name}, a Python pickle, which can run any code when it is read: "
+        "download the model's safetensors, or convert it where you trust it: transformers' "
         "from_pretrained(...).save_pretrained(...) writes them"
     )

@@ -1,7 +1,9 @@
-"""A strict reader of safetensors files (format: https://github.com/huggingface/safetensors, "Format").
+"""A strict reader of safetensors files.
 
-The file is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes. All of it is checked before a byte
-of data is used: what this reader accepts covers the file exactly once, without holes or overlaps.
+Format: https://github.com/huggingface/safetensors, section "Format". The file is 8 bytes of
+little-endian header length, a JSON header, and the tensors' bytes. All of it is checked before a
+byte of data is used: what this reader accepts covers the file exactly once, without holes or
+overlaps.
 """
 
 from __future__ import annotations
@@ -11,35 +13,54 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 from pymixtral.files.types import FLOAT_TYPES, row_bytes
 
 from .stored import SourceFile, StoredTensor
-from .strict_json import parse_object, shown
+from .strict_json import parse_object
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _TYPES = {kind.name: kind for kind in FLOAT_TYPES}
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a file; their data is read when it is asked for.
+    """Opens a file.
 
-    Raises CheckpointError naming the file, the tensor and the rule broken.
+    Args:
+        path: the file.
+
+    Returns:
+        All tensors by name; their data is read when it is asked for.
+
+    Raises:
+        CheckpointError: the file cannot be read or breaks the format; the message has the file, the
+            tensor and the rule.
     """
     file = SourceFile(path)
     if file.size < 10:
-        raise CheckpointError(f"{path}: {file.size} bytes; a safetensors file needs at least 10 (8 of header length, and '{{}}')")
+        raise CheckpointError(
+            f"{path}: expected at least 10 bytes (8 of header length, and '{{}}'), found {file.size} bytes: "
+            "is it safetensors?"
+        )
     n_header = int.from_bytes(file.read(8, 0), "little")
     if not 2 <= n_header <= MAX_HEADER_BYTES:
-        raise CheckpointError(f"{path}: header length {n_header} at offset 0; expected 2 to {MAX_HEADER_BYTES} (is it safetensors?)")
+        raise CheckpointError(
+            f"{path}: header length at offset 0: expected 2 to {MAX_HEADER_BYTES}, found {n_header}: is it safetensors?"
+        )
     if n_header > file.size - 8:
-        raise CheckpointError(f"{path}: the header needs {n_header} bytes at offset 8, the file has {file.size - 8} there; it is truncated")
+        raise CheckpointError(
+            f"{path}: header at offset 8: expected {n_header} bytes, found {file.size - 8}: the file is truncated"
+        )
     header = parse_object(file.read(n_header, 8), f"{path}: header")
     header.pop("__metadata__", None)
     start = 8 + n_header
     entries = {name: _entry(path, name, value) for name, value in header.items()}
     _check_cover(path, entries, file.size - start)
-    return {name: StoredTensor(file, _TYPES[entry.dtype], entry.shape, start + entry.begin) for name, entry in entries.items()}
+    return {
+        name: StoredTensor(file, _TYPES[entry.dtype], entry.shape, start + entry.begin)
+        for name, entry in entries.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -56,15 +77,18 @@ def _entry(path: Path, name: str, value: Any) -> _Entry:
         raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets, found {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _TYPES:
-        raise CheckpointError(f"{where}: dtype {shown(dtype)}; expected F32, F16 or BF16 (quantize from the unquantized checkpoint)")
+        raise CheckpointError(
+            f"{where}: dtype: expected F32, F16 or BF16, found {shown(dtype)}: quantize from the unquantized checkpoint"
+        )
     if not _natural_numbers(shape) or len(shape) > 8:
-        raise CheckpointError(f"{where}: shape {shown(shape)}; expected a list of at most 8 whole numbers")
+        raise CheckpointError(f"{where}: shape: expected a list of at most 8 whole numbers, found {shown(shape)}")
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets {shown(offsets)}; expected [begin, end] with begin <= end")
+        raise CheckpointError(f"{where}: data_offsets: expected [begin, end] with begin <= end, found {shown(offsets)}")
     needed = row_bytes(_TYPES[dtype], math.prod(shape))
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
-            f"{where}: shape {shown(shape)} in {dtype} takes {needed} bytes, data_offsets {offsets} hold {offsets[1] - offsets[0]}"
+            f"{where}: data_offsets: expected the {needed} bytes that shape {shown(shape)} in {dtype} takes, "
+            f"found {offsets}, which hold {offsets[1] - offsets[0]}"
         )
     return _Entry(dtype, tuple(shape), offsets[0], offsets[1])
 
@@ -79,11 +103,18 @@ def _check_cover(path: Path, entries: dict[str, _Entry], available: int) -> None
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != expected:
             fault = "overlaps the one before" if entry.begin < expected else "leaves a hole before it"
-            raise CheckpointError(f"{path}: tensor {shown(name)} begins at data offset {entry.begin}, expected {expected}: it {fault}")
+            raise CheckpointError(
+                f"{path}: tensor {shown(name)}: data_offsets: expected {expected} as the first, "
+                f"found {entry.begin}: it {fault}"
+            )
         if entry.end > available:
             raise CheckpointError(
-                f"{path}: tensor {shown(name)} ends at data offset {entry.end}, the file has {available} bytes of data; it is truncated"
+                f"{path}: tensor {shown(name)}: data_offsets: expected to end within {available} bytes of data, "
+                f"found {entry.end}: the file is truncated"
             )
         expected = entry.end
     if expected != available:
-        raise CheckpointError(f"{path}: {available} bytes of data, the tensors cover {expected}; the rest belongs to none")
+        raise CheckpointError(
+            f"{path}: expected tensors that cover {available} bytes of data, found that they cover {expected}: "
+            "the rest belongs to none"
+        )

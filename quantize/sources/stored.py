@@ -18,13 +18,23 @@ from pymixtral.files.types import row_bytes
 
 Type = GGMLQuantizationType
 
+_MAX_READ = 1 << 30  # Linux reads at most 2 GiB at a time, macOS refuses more
+
 
 class SourceFile:
-    """An open file, read with pread. Unlike in a memory map, a file that shrinks while it is read is an error and not the end of the
-    process, and what was read does not count as the process's memory."""
+    """An open file, read with pread.
+
+    Unlike in a memory map, a file that shrinks while it is read is an error and not the end of the
+    process, and what was read does not count as the process's memory.
+
+    Args:
+        path: the file.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Raises CheckpointError if the file cannot be opened."""
         self.path = path
         try:
             if not path.is_file():  # before open, which would wait for the writer of a pipe
@@ -37,21 +47,32 @@ class SourceFile:
         self.size = os.fstat(self._fd).st_size
 
     def read_into(self, buffer: U8, offset: int) -> None:
-        """Fills a contiguous array. Raises CheckpointError where the file has fewer bytes or cannot be read."""
+        """Fills an array.
+
+        Args:
+            buffer: uint8, contiguous.
+            offset: of the first byte in the file.
+
+        Raises:
+            CheckpointError: the file has fewer bytes, or cannot be read.
+        """
         view, done = buffer.reshape(-1).data, 0
         while done < len(view):
             try:
-                n = os.preadv(self._fd, [view[done : done + (1 << 30)]], offset + done)
+                n = os.preadv(self._fd, [view[done : done + _MAX_READ]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"{self.path}: cannot be read at byte {offset + done} ({error.strerror})") from error
+                raise CheckpointError(
+                    f"{self.path}: cannot be read at byte {offset + done} ({error.strerror})"
+                ) from error
             if n == 0:
                 raise CheckpointError(
-                    f"{self.path}: expected {len(view)} bytes at byte {offset}, found {done}: the file was shortened while it was read"
+                    f"{self.path}: expected {len(view)} bytes at byte {offset}, found {done}: "
+                    "the file was shortened while it was read"
                 )
             done += n
 
     def read(self, n_bytes: int, offset: int) -> bytes:
-        """Raises as read_into does."""
+        """Bytes of the file. Raises as read_into does."""
         buffer = np.empty(n_bytes, np.uint8)
         self.read_into(buffer, offset)
         return buffer.tobytes()
@@ -59,7 +80,15 @@ class SourceFile:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor of a file. offset: of its first byte. dequantize: what makes floats of the rows of a quantized type."""
+    """A tensor of a file.
+
+    Attributes:
+        file: the file.
+        type: GGUF's type of its weights.
+        shape: slowest dimension first.
+        offset: of its first byte in the file.
+        dequantize: what makes floats of the rows of a quantized type.
+    """
 
     file: SourceFile
     type: Type
@@ -72,7 +101,15 @@ class StoredTensor:
         return row_bytes(self.type, self.shape[-1])
 
     def part(self, index: int, rows: slice | None = None) -> StoredTensor:
-        """Element `index` of the first dimension, or of that the given rows (start and stop within it)."""
+        """A part of a tensor of several matrices.
+
+        Args:
+            index: of the matrix, in the first dimension.
+            rows: which of its rows, with start and stop; None: all.
+
+        Returns:
+            The matrix, or these rows of it.
+        """
         shape = self.shape[1:]
         offset = self.offset + index * prod(shape[:-1]) * self.row_bytes
         if rows is not None:
@@ -81,7 +118,17 @@ class StoredTensor:
         return replace(self, shape=shape, offset=offset)
 
     def raw(self, rows: slice | I64 = slice(None)) -> U8:
-        """uint8 [n, row_bytes]: the chosen rows of a matrix, or a vector as one row. Raises CheckpointError if they cannot be read."""
+        """Reads rows as they are stored.
+
+        Args:
+            rows: which; a vector has one.
+
+        Returns:
+            uint8 [n, row_bytes].
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
         n_rows = prod(self.shape[:-1])
         if isinstance(rows, slice):
             begin, end, _ = rows.indices(n_rows)
@@ -94,7 +141,18 @@ class StoredTensor:
         return buffer
 
     def floats(self, rows: slice | I64 = slice(None)) -> F32:
-        """float32 [n, cols] of the chosen rows, or [cols] of a vector; exact for f32, f16 and bf16. Raises as raw() does."""
+        """Reads rows as floats, exactly those of f32, f16 and bf16.
+
+        Args:
+            rows: which; a vector has one.
+
+        Returns:
+            float32 [n, cols], or [cols] of a vector.
+
+        Raises:
+            CheckpointError: they cannot be read.
+            NonFiniteError: scales of a quantized type are not finite.
+        """
         values = self._widened(self.raw(rows))
         return values[0] if len(self.shape) == 1 else values
 

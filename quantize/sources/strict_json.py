@@ -1,59 +1,77 @@
-"""JSON from strangers: one object, no duplicate names, no NaN, nothing that Python's parser would let through quietly."""
+"""JSON from strangers: one object, no name twice, no NaN, which Python's parser all lets through."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 
 MAX_FILE_BYTES = 100_000_000
+"""Of a side file. The largest, tokenizer.json of vocabularies of 262144 tokens, have some 30 MB."""
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
-    """The JSON object in `data` (UTF-8); `where` names its place in the CheckpointError raised for anything else."""
+    """Parses a JSON object.
+
+    Args:
+        data: UTF-8.
+        where: its place, for messages.
+
+    Returns:
+        The object.
+
+    Raises:
+        CheckpointError: it is anything else.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = dict(pairs)
         if len(names) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"{where}: the name {shown(twice)} occurs twice in one JSON object; expected it once")
+            (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+            raise CheckpointError(f"{where}: expected each name of a JSON object once, found {shown(twice)} twice")
         return names
 
     def refuse(constant: str) -> NoReturn:
-        raise CheckpointError(f"{where}: {constant} is no JSON number")
+        raise CheckpointError(f"{where}: expected JSON, found {constant}")
 
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{where}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at offset {error.start}") from None
+        raise CheckpointError(
+            f"{where}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where}: invalid JSON ({error or 'nested too deeply'})") from None
+        raise CheckpointError(f"{where}: expected JSON, found none ({error or 'nested too deeply'})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{where}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of at most 100 MB. Raises CheckpointError."""
-    data = read_limited(path)
-    return parse_object(data, str(path))
+    """The JSON object in a file. Raises as read_limited and parse_object do."""
+    return parse_object(read_limited(path), str(path))
 
 
 def read_limited(path: Path) -> bytes:
-    """The bytes of a side file of at most 100 MB. Raises CheckpointError when it cannot be read or is larger."""
+    """The bytes of a side file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its content.
+
+    Raises:
+        CheckpointError: it cannot be read, or has more than MAX_FILE_BYTES.
+    """
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes; at most {MAX_FILE_BYTES} make sense for this file")
+            raise CheckpointError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found {size}")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def shown(value: object) -> str:
-    """A value from a file as an error message shows it: quoted, escaped, at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

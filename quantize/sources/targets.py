@@ -13,10 +13,15 @@ from pymixtral.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Target:
-    """A GGUF tensor and the checkpoint tensors, each of `shape`, that it holds one after the other.
+    """A GGUF tensor and the checkpoint tensors that it holds one after the other.
 
-    One source gives a tensor of `shape`; a merged expert tensor has shape [n_experts, *shape]. With rope_heads > 0 the rows belong
-    to that many heads and are reordered by `rope_order`.
+    Attributes:
+        name: the GGUF tensor's.
+        sources: names of the checkpoint's tensors, one, or those of all experts.
+        part_shape: of each source.
+        merged: whether the tensor holds all experts, so that its shape is [n_experts, *part_shape].
+        rope_heads: the number of heads that the rows belong to, if rope_order() reorders them; else
+            0.
     """
 
     name: str
@@ -30,7 +35,7 @@ class Target:
         return (len(self.sources), *self.part_shape) if self.merged else self.part_shape
 
     def split(self) -> list[Target]:
-        """The tensors of single experts that a merged one consists of, by the names of the split layout; of another tensor itself."""
+        """The tensors of single experts that a merged one consists of; another tensor itself."""
         if not self.merged:
             return [self]
         return [
@@ -93,10 +98,18 @@ def _target(config: ModelConfig, name: TensorName, shape: tuple[int, ...]) -> Ta
 
 
 def rope_order(n_heads: int, head_dim: int) -> I64:
-    """Row order [n_heads * head_dim] that turns Hugging Face's query or key rows into GGUF's.
+    """The order of rows that turns Hugging Face's queries or keys into GGUF's.
 
-    Hugging Face rotates element i of a head with element i + head_dim/2, llama-architecture GGUF rotates 2i with 2i + 1: in each head
-    GGUF row 2i is row i of the checkpoint and row 2i + 1 is row i + head_dim/2.
+    Hugging Face rotates element i of a head with element i + head_dim/2, GGUF of the architecture
+    "llama" 2i with 2i + 1. In each head GGUF's row 2i is row i of the checkpoint, and row 2i + 1 is
+    row i + head_dim/2.
+
+    Args:
+        n_heads: heads of queries, or of keys.
+        head_dim: rows of a head.
+
+    Returns:
+        int64 [n_heads * head_dim], the checkpoint's row for each row of the file.
     """
     rows = np.arange(n_heads * head_dim, dtype=np.int64).reshape(n_heads, 2, head_dim // 2)
     order: I64 = rows.swapaxes(1, 2).reshape(-1)

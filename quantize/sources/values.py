@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 from pymixtral.model.keys import INTEGERS, NUMBERS
 
-from .strict_json import read_object, shown
+from .strict_json import read_object
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Values:
         return value
 
     def number(self, key: str, gguf_key: str) -> float:
-        """A number within the limits of a GGUF key, before and after it is rounded to that key's float32."""
+        """A number within the limits of a GGUF key, also when it is rounded to that key's float32."""
         value = self.required(key)
         lowest, highest = NUMBERS[gguf_key]
         numeric = type(value) in (int, float)

@@ -10,9 +10,10 @@ from gguf import TokenType
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 
-from ..sources.strict_json import read_limited, shown
+from ..sources.strict_json import read_limited
 from .special_tokens import completed
 from .tokenizer_json import read_tokenizer_json
 from .vocabulary import Vocabulary

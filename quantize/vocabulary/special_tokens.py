@@ -9,9 +9,10 @@ from typing import Any
 
 from gguf import TokenType
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 
-from ..sources.strict_json import read_limited, read_object, shown
+from ..sources.strict_json import read_limited, read_object
 from .vocabulary import Vocabulary
 
 _MAX_HOLE = 1 << 16

@@ -14,9 +14,10 @@ from typing import Any
 
 from gguf import TokenType
 
+from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 
-from ..sources.strict_json import read_object, shown
+from ..sources.strict_json import read_object
 from .vocabulary import Vocabulary
 
 _SPACE = "\u2581"

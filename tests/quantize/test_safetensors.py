@@ -104,7 +104,7 @@ def test_file_without_room_for_a_header(tmp_path: Path, n_bytes: int) -> None:
 
 @pytest.mark.parametrize("n_header", [0, 1, reader.MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
 def test_header_length_out_of_range(tmp_path: Path, n_header: int) -> None:
-    refused(tmp_path, raw({"a": A, "b": B}, n_header=n_header), f"header length {n_header}", "offset 0")
+    refused(tmp_path, raw({"a": A, "b": B}, n_header=n_header), f"found {n_header}", "header length at offset 0")
 
 
 def test_header_length_beyond_the_file(tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_header_is_no_object(tmp_path: Path) -> None:
 
 def test_duplicate_names(tmp_path: Path) -> None:
     one, two = json.dumps(A), json.dumps(B)
-    refused(tmp_path, raw(f'{{"a": {one}, "a": {two}}}'.encode()), "'a' occurs twice")
+    refused(tmp_path, raw(f'{{"a": {one}, "a": {two}}}'.encode()), "found 'a' twice")
 
 
 def test_duplicate_keys_in_an_entry(tmp_path: Path) -> None:
-    refused(tmp_path, raw(b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'), "'dtype' occurs twice")
+    refused(tmp_path, raw(b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'), "found 'dtype' twice")
 
 
 def test_overlapping_offsets(tmp_path: Path) -> None:
