@@ -1,24 +1,30 @@
 """Types for a size: bits where they are worth most.
 
-Each matrix (all experts of a projection together, since a merged tensor has one type) may have one of CANDIDATES. The choice minimizes
+Each matrix (all experts of a projection together, since a merged tensor has one type) may have one
+of CANDIDATES. The choice minimizes
 
-    sum over matrices of  sensitivity * e^2,       e^2 = sum_i energy_i * sum_j w_ij * (x_ij - decoded_ij)^2
-                                                         -----------------------------------------------------
-                                                         sum_i energy_i * sum_j w_ij * x_ij^2
+    sum over matrices of  sensitivity * e^2
 
-under a number of bytes: e is the error of the matrix's output relative to the output, as far as the importance matrix tells: w_ij is the
-importance of column j for expert i (else 1), energy_i the expert's mean squared input times the part of the tokens that it sees (else
-equal). e is measured by encoding sampled rows. Where experts have tensors of their own, each may have another type: its term of the sum
-over i is chosen by itself.
+           sum_i energy_i * sum_j w_ij * (x_ij - decoded_ij)^2
+    e^2 =  ---------------------------------------------------
+           sum_i energy_i * sum_j w_ij * x_ij^2
 
-The sensitivity says what the error does to the model's predictions, relative to one of the output matrix, which has 1: for a matrix of
-a layer SENSITIVITY times the share that its half of the layer (attention, or the experts) has in the residual stream. With an importance
-matrix the share is that of the root mean square of what the half adds, the denominator above for attn_output and ffn_down over all rows;
-without one, halves share equally but in the first and last eighth of the layers, where they count double. A tenth of the sum is shared
-equally in any case.
+under a number of bytes: e is the error of the matrix's output relative to the output, as far as the
+importance matrix tells. w_ij is the importance of column j for expert i (else 1), energy_i the
+expert's mean squared input times the part of the tokens that it sees (else equal). e is measured by
+encoding sampled rows. Where experts have tensors of their own, each may have another type: its term
+of the sum over i is chosen by itself.
 
-The minimum is found on each matrix's lower convex hull of (bytes, error): steps along the hulls are taken in the order of error saved per
-byte, which is the Lagrangian optimum for the bytes used; steps that no longer fit are passed over.
+The sensitivity says what the error does to the model's predictions, relative to one of the output
+matrix, which has 1. For a matrix of a layer it is SENSITIVITY times the share that its half of the
+layer (attention, or the experts) has in the residual stream. With an importance matrix the share is
+that of the root mean square of what the half adds, the denominator above for attn_output and
+ffn_down over all rows. Without one, halves share equally, but in the first and the last eighth of
+the layers they count double. A tenth of the sum is shared equally in any case.
+
+The minimum is found on each matrix's lower convex hull of (bytes, error): steps along the hulls are
+taken in the order of error saved per byte, which is the Lagrangian optimum for the bytes used;
+steps that no longer fit are passed over.
 """
 
 from __future__ import annotations
@@ -48,21 +54,40 @@ Type = GGMLQuantizationType
 
 CANDIDATES = (Type.Q2_K, Type.Q3_K, Type.IQ4_XS, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0)
 
-SENSITIVITY = {"attn_q": 0.17, "attn_k": 0.27, "attn_v": 0.38, "attn_output": 0.32, "ffn_gate": 0.24, "ffn_up": 0.18, "ffn_down": 0.54}
-"""Divergence for each e^2, relative to the output matrix and to a share of 1. Measured on tests/data/tiny-mixtral with all matrices of a
-kind in q4_0, or q2_k, and all else in f32, on its training text. The shares that follow from an importance matrix order the eight halves of
-its layers as their measured sensitivities do, but for two pairs of neighbours."""
+SENSITIVITY = {
+    "attn_q": 0.17,
+    "attn_k": 0.27,
+    "attn_v": 0.38,
+    "attn_output": 0.32,
+    "ffn_gate": 0.24,
+    "ffn_up": 0.18,
+    "ffn_down": 0.54,
+}
+"""Divergence for each e^2, relative to the output matrix and to a share of 1. It was measured on
+tests/data/tiny-mixtral with all matrices of a kind in q4_0, or q2_k, and all else in f32, on its
+training text. The shares that follow from an importance matrix order the eight halves of its layers
+as their measured sensitivities do, but for two pairs of neighbours."""
 
 EMBEDDING_SENSITIVITY = 0.8
-"""Of the embedding, measured likewise, over the number of layers: what it adds to the stream is the input of the first."""
+"""Of the embedding, measured likewise; it is divided by the number of layers, as what the embedding
+adds to the stream is the input of the first."""
 
 SAMPLED_ROWS = 64
-"""Of each tensor, spread over its experts and evenly over their rows."""
+"""Rows of each tensor that are encoded to measure e, spread over its experts and evenly over their
+rows; at least _ROWS_OF_EXPERT of each expert."""
+
+_ROWS_OF_EXPERT = 4
 
 
 @dataclass(frozen=True)
 class Choice:
-    """types: by tensor name. errors: the relative error e of each tensor that was chosen for. objective: the sum that was minimized."""
+    """What was chosen.
+
+    Attributes:
+        types: by tensor name.
+        errors: the relative error e of each tensor whose type was chosen.
+        objective: the sum that was minimized.
+    """
 
     types: dict[str, Type]
     errors: dict[str, float]
@@ -71,8 +96,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Of one tensor. types: type, bytes and noise, the numerator of e^2, of each candidate; signal: the denominator, over all rows;
-    known: whether there is importance, so that it tells how large outputs are."""
+    """What was measured of one tensor.
+
+    types: type, bytes and noise, the numerator of e^2, of each candidate. signal: the denominator,
+    over all rows. known: whether there is importance, so that it tells how large outputs are.
+    """
 
     types: list[tuple[Type, int, float]]
     signal: float
@@ -95,9 +123,21 @@ def choose(
     budget: int,
     progress: bool,
 ) -> Choice:
-    """The types of all tensors in at most `budget` bytes of data. fixed: types that are decided; norms and routers are f32.
+    """Chooses the types of all tensors.
 
-    Raises InvalidArgumentError if the budget is too small for the smallest types.
+    Args:
+        context: the threads that encode.
+        checkpoint: the weights.
+        fixed: types by tensor name that are decided already; norms and routers are f32.
+        importance: by tensor name.
+        budget: bytes of data, at most.
+        progress: a bar on stderr, when that is a terminal.
+
+    Returns:
+        The choice.
+
+    Raises:
+        InvalidArgumentError: the budget is too small for the smallest types.
     """
     measured: dict[str, _Measured] = {}
     types: dict[str, Type] = {}
@@ -110,7 +150,10 @@ def choose(
     price = _prices(measured)
     options = {
         name: _hull(
-            [_Option(kind, n_bytes, price[name] * noise, _ratio(noise, found.signal) ** 0.5) for kind, n_bytes, noise in found.types]
+            [
+                _Option(kind, n_bytes, price[name] * noise, _ratio(noise, found.signal) ** 0.5)
+                for kind, n_bytes, noise in found.types
+            ]
         )
         for name, found in measured.items()
         if name not in fixed
@@ -120,12 +163,13 @@ def choose(
     if least > budget:
         bits = ceil(8000 * least / sum(prod(target.shape) for target in checkpoint.targets)) / 1000
         raise InvalidArgumentError(
-            f"the smallest types take {show_bytes(least)} of tensors, {bits} bits per weight, {least - budget} bytes more than the target "
-            "leaves; expected a larger target"
+            f"expected a target of at least {show_bytes(least)} of tensors, {bits} bits per weight, which the smallest "
+            f"types take, found one that leaves {least - budget} bytes less: ask for a larger one"
         )
     chosen = _spend(options, budget - spent)
     types |= {name: option.type for name, option in chosen.items()}
-    return Choice(types, {name: option.error for name, option in chosen.items()}, sum(option.cost for option in chosen.values()))
+    errors = {name: option.error for name, option in chosen.items()}
+    return Choice(types, errors, sum(option.cost for option in chosen.values()))
 
 
 def _spend(options: Mapping[str, list[_Option]], budget: int) -> dict[str, _Option]:
@@ -200,7 +244,7 @@ def _half(matrix: TensorName) -> tuple[int | None, str]:
 
 def _measure(context: ops.Context, checkpoint: Checkpoint, target: Target, importance: Importance | None) -> _Measured:
     n_sources = len(target.sources)
-    n_rows = min(target.rows, max(4, SAMPLED_ROWS // n_sources))
+    n_rows = min(target.rows, max(_ROWS_OF_EXPERT, SAMPLED_ROWS // n_sources))
     rows = np.linspace(0, target.rows - 1, n_rows).astype(np.int64)
     samples = [part_rows(checkpoint, target, source, rows)[0] for source in target.sources]
     energy = importance.energy if importance else np.ones(n_sources)

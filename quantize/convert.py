@@ -16,30 +16,29 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
 from pymixtral import ops
-from pymixtral.arrays import F32, U8
 from pymixtral.files.atomic import check_dest, check_space, replacing
 
 from .encoding import decode
 from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
-from .report import ERROR_STRIDE, ErrorMeter, Report
+from .report import ERROR_STRIDE, ErrorMeter, Report, TensorReport
 from .sources.checkpoint import Checkpoint
 from .sources.opening import open_checkpoint
 from .verify import verify as read_back
 from .vocabulary.reading import read_vocabulary
 from .vocabulary.vocabulary import Vocabulary
-from .writer import write_gguf
+from .writer import Chunk, write_gguf
 
-Path_ = str | os.PathLike[str]
+_Path = str | os.PathLike[str]
 
 
 def quantize(
-    source: Path_,
-    dest: Path_,
+    source: _Path,
+    dest: _Path,
     type: str | None = None,
     *,
     tensors: Sequence[tuple[str, str]] = (),
-    imatrix: Path_ | None = None,
+    imatrix: _Path | None = None,
     target_bytes: int | None = None,
     target_bpw: float | None = None,
     per_expert: bool = False,
@@ -49,33 +48,56 @@ def quantize(
     verify: bool = True,
     progress: bool = True,
 ) -> Report:
-    """Writes the checkpoint `source` as the GGUF file `dest`.
-
-    source: a directory in Hugging Face's form (config.json, safetensors) or in Mistral's own (params.json, consolidated.safetensors), or a
-    GGUF file, whose metadata is kept; one that is quantized already keeps its errors, and tensors that stay in their type are copied.
-
-    type: a type for the matrices ("f32", "bf16", "f16", "q8_0") or the name of a mix, such as "q4_k_m" or "q4_0"; None without a target:
-    "q8_0". Norms and the router are f32. tensors: (pattern, type) pairs that decide for the GGUF tensors of matching names, such as
-    ("blk.*.ffn_down_exps.weight", "q6_k"), or of all, ("*", "q4_0"); the last that matches counts. imatrix: a file of `pymixtral calibrate`
-    or llama.cpp's; columns with larger inputs get smaller errors. target_bytes, target_bpw: instead of a type, the size of the file, or
-    bits per weight: each matrix gets what reduces errors most, as pymixtral.quantize.budget explains. per_expert: write a tensor for each
-    expert, so that a target, or a pattern such as "blk.0.ffn_down.3.weight", gives each a type of its own; pymixtral reads such files,
-    llama.cpp does not. zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of refusing the checkpoint; in
-    a quantized source a block with such a scale. n_threads: None for one per core. force: replace an existing file. verify: read the file
-    back from the disk and compare it with checksums of what was written, before it gets its name. progress: warnings on stderr, and bars
-    when that is a terminal.
+    """Writes a checkpoint as a GGUF file.
 
     `dest` appears only when it is complete. Memory stays under 1 GB whatever the model's size.
-    Raises CheckpointError, UnsupportedError (another kind of model), ModelFileError (a broken importance matrix or GGUF source),
-    ModelConfigError (a GGUF source that makes no sense) and InvalidArgumentError (the other arguments, and an importance matrix of
-    another model).
+
+    Args:
+        source: a directory in Hugging Face's form (config.json, safetensors) or in Mistral's own
+            (params.json, consolidated.safetensors), or a GGUF file, whose metadata is kept. One
+            that is quantized already keeps its errors, and tensors that stay in their type are
+            copied.
+        dest: the file to write.
+        type: a type for the matrices ("f32", "bf16", "f16", "q8_0") or the name of a mix, such as
+            "q4_k_m" or "q4_0"; None without a target: "q8_0". Norms and the router are f32.
+        tensors: pairs of pattern and type that decide for the GGUF tensors of matching names, such
+            as ("blk.*.ffn_down_exps.weight", "q6_k"), or of all, ("*", "q4_0"). The last that
+            matches counts.
+        imatrix: a file of `pymixtral calibrate` or llama.cpp's. Columns with larger inputs get
+            smaller errors.
+        target_bytes: instead of a type, the size of the file. Each matrix gets the type that
+            reduces errors most, as pymixtral.quantize.budget explains.
+        target_bpw: likewise, bits per weight.
+        per_expert: write a tensor for each expert, so that a target, or a pattern such as
+            "blk.0.ffn_down.3.weight", gives each a type of its own. pymixtral reads such files,
+            llama.cpp does not.
+        zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of
+            refusing the checkpoint. In a quantized source these are the blocks with such a scale.
+        n_threads: None for one per core.
+        force: replace an existing file.
+        verify: read the file back from the disk and compare it with checksums of what was written,
+            before it gets its name.
+        progress: warnings on stderr, and bars when that is a terminal.
+
+    Returns:
+        What was written, and its errors.
+
+    Raises:
+        CheckpointError: the source is broken, incomplete or contradicts itself.
+        UnsupportedError: the source is another kind of model.
+        ModelFileError: an importance matrix or a GGUF source is broken.
+        ModelConfigError: a GGUF source describes no model that makes sense.
+        InvalidArgumentError: another argument is out of its range, or the importance matrix is of
+            another model.
+        OutputError: `dest` cannot be written.
     """
     started = time.monotonic()
     path = Path(dest)
     checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
-        decided = _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
+        request = _request(type, target_bytes, target_bpw, tensors, imatrix)
+        decided = _plan(checkpoint, vocabulary, request, context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)
         header = make_header(checkpoint, vocabulary, decided.tensors, decided.file_type)
         meter, checksums, zeroed = ErrorMeter(), dict[str, int](), Counter[str]()
@@ -88,7 +110,7 @@ def quantize(
                 _bar(path.name, decided, progress) as bar,
             ):
                 for chunk in chunks:
-                    _measure(meter, context, chunk.tensor, chunk.source, chunk.weights, chunk.data)
+                    _measure(meter, context, chunk)
                     zeroed[chunk.tensor.target.sources[chunk.source]] += chunk.n_zeroed
                     bar.update(chunk.data.size)
             if verify:
@@ -96,11 +118,9 @@ def quantize(
                 with _bar("verifying", decided, progress) as bar:
                     for n_bytes in read_back(temporary, header, decided, checksums):
                         bar.update(n_bytes)
-                notes.append(f"read back from the disk and found equal to what was written, in {time.monotonic() - began:.1f} s")
-    reports = tuple(
-        meter.tensor(t.target.name, t.type, t.target.shape, t.n_bytes, sum(zeroed[source] for source in t.target.sources))
-        for t in decided.tensors
-    )
+                seconds = time.monotonic() - began
+                notes.append(f"read back from the disk and found equal to what was written, in {seconds:.1f} s")
+    reports = tuple(_report(meter, tensor, zeroed) for tensor in decided.tensors)
     return Report(
         source=checkpoint.path,
         dest=path,
@@ -114,11 +134,11 @@ def quantize(
 
 
 def plan(
-    source: Path_,
+    source: _Path,
     type: str | None = None,
     *,
     tensors: Sequence[tuple[str, str]] = (),
-    imatrix: Path_ | None = None,
+    imatrix: _Path | None = None,
     target_bytes: int | None = None,
     target_bpw: float | None = None,
     per_expert: bool = False,
@@ -126,14 +146,38 @@ def plan(
     n_threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
-    """What quantize() with these arguments would write; writes nothing, and raises the same."""
+    """What quantize() would write. Nothing is written.
+
+    Args:
+        source: as of quantize().
+        type: likewise.
+        tensors: likewise.
+        imatrix: likewise.
+        target_bytes: likewise.
+        target_bpw: likewise.
+        per_expert: likewise.
+        zero_nonfinite: likewise.
+        n_threads: likewise.
+        progress: a bar on stderr, when that is a terminal.
+
+    Returns:
+        Types and sizes; str() shows them.
+
+    Raises:
+        PymixtralError: those of quantize(), but for OutputError.
+    """
     checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
     with ops.Context(n_threads) as context:
-        return _plan(checkpoint, vocabulary, _request(type, target_bytes, target_bpw, tensors, imatrix), context, progress)
+        request = _request(type, target_bytes, target_bpw, tensors, imatrix)
+        return _plan(checkpoint, vocabulary, request, context, progress)
 
 
 def _request(
-    type: str | None, target_bytes: int | None, target_bpw: float | None, tensors: Sequence[tuple[str, str]], imatrix: Path_ | None
+    type: str | None,
+    target_bytes: int | None,
+    target_bpw: float | None,
+    tensors: Sequence[tuple[str, str]],
+    imatrix: _Path | None,
 ) -> Request:
     if type is None and target_bytes is None and target_bpw is None:
         type = "q8_0"
@@ -148,7 +192,9 @@ def _open(source: Path, per_expert: bool, zero_nonfinite: bool) -> tuple[Checkpo
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab) if vocabulary is not None else None
 
 
-def _plan(checkpoint: Checkpoint, vocabulary: Vocabulary | None, request: Request, context: ops.Context, progress: bool) -> Plan:
+def _plan(
+    checkpoint: Checkpoint, vocabulary: Vocabulary | None, request: Request, context: ops.Context, progress: bool
+) -> Plan:
     placeholders = [PlannedTensor(target, GGMLQuantizationType.F32) for target in checkpoint.targets]
     n_header = len(make_header(checkpoint, vocabulary, placeholders, LlamaFileType.ALL_F32))
     return make_plan(checkpoint, request, context, n_header, progress)
@@ -156,28 +202,38 @@ def _plan(checkpoint: Checkpoint, vocabulary: Vocabulary | None, request: Reques
 
 def _bar(name: str, plan: Plan, progress: bool) -> tqdm[NoReturn]:
     n_bytes = sum(tensor.n_bytes for tensor in plan.tensors)
-    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=name, disable=None if progress else True)
+    shown = None if progress else True  # None: on a terminal
+    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=name, disable=shown)
 
 
-def _measure(meter: ErrorMeter, context: ops.Context, tensor: PlannedTensor, source: int, weights: F32, data: U8) -> None:
-    importance = tensor.importance.weights[source] if tensor.importance else None
-    meter.add_rows(tensor.target.name, source, weights[::ERROR_STRIDE], decode(context, tensor.type, data[::ERROR_STRIDE]), importance)
+def _measure(meter: ErrorMeter, context: ops.Context, chunk: Chunk) -> None:
+    tensor, some = chunk.tensor, slice(None, None, ERROR_STRIDE)
+    importance = tensor.importance.weights[chunk.source] if tensor.importance else None
+    decoded = decode(context, tensor.type, chunk.data[some])
+    meter.add_rows(tensor.target.name, chunk.source, chunk.weights[some], decoded, importance)
+
+
+def _report(meter: ErrorMeter, tensor: PlannedTensor, zeroed: Counter[str]) -> TensorReport:
+    n_zeroed = sum(zeroed[source] for source in tensor.target.sources)
+    return meter.tensor(tensor.target.name, tensor.type, tensor.target.shape, tensor.n_bytes, n_zeroed)
 
 
 def _zeroed_notes(zeroed: Counter[str]) -> list[str]:
     found = [f"{n} of {source}" for source, n in zeroed.items() if n]
     if not found:
         return []
-    return [
-        f"weights that were NaN or infinite and are 0: {', '.join(found[:4])}{f' and {len(found) - 4} more tensors' * (len(found) > 4)}"
-    ]
+    more = f" and {len(found) - 4} more tensors" * (len(found) > 4)
+    return [f"weights that were NaN or infinite and are 0: {', '.join(found[:4])}{more}"]
 
 
 def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> list[str]:
     if checkpoint.metadata:
         return []
     if vocabulary is None:
-        return ["no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids only"]
+        return [
+            "no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids "
+            "only"
+        ]
     if vocabulary.n_dropped:
         return [f"{vocabulary.n_dropped} added tokens are beyond the model's vocab_size and were left out"]
     if vocabulary.n_padding:

@@ -1,4 +1,4 @@
-"""Rows of a checkpoint tensor as floats, in the file's order, to the bytes of a type and back."""
+"""Rows of a checkpoint as floats in the file's order, to the bytes of a type, and back."""
 
 from __future__ import annotations
 
@@ -16,8 +16,22 @@ from .sources.targets import Target, rope_order
 
 
 def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice | I64) -> tuple[F32, int]:
-    """float32 [rows, cols] of one source of a target, and how many of them were not finite and are 0, if the checkpoint allows it. Raises
-    CheckpointError for quantized rows whose scales are not finite, if it does not."""
+    """Reads rows as floats.
+
+    Args:
+        checkpoint: the open checkpoint.
+        target: the tensor of the file that the rows go to.
+        source: the one of its sources that they come from.
+        rows: which, in the file's order.
+
+    Returns:
+        float32 [rows, cols], and how many of them were not finite and are 0, if the checkpoint
+        allows it.
+
+    Raises:
+        CheckpointError: the rows cannot be read, or are of a quantized type and have scales that
+            are not finite, which the checkpoint does not allow.
+    """
     tensor = checkpoint.tensors[source]
     if len(target.part_shape) == 1:
         rows = slice(None)
@@ -36,9 +50,21 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
     return weights, int(np.count_nonzero(wrong))
 
 
-def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType) -> U8 | None:
-    """uint8 [rows, row_bytes] of a source that is quantized as `kind` already: encoding it once more would only add errors. None of
-    others."""
+def quantized_rows(
+    checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType
+) -> U8 | None:
+    """Reads rows that are in the wanted type already: encoding them again would only add errors.
+
+    Args:
+        checkpoint: the open checkpoint.
+        target: the tensor of the file that the rows go to.
+        source: the one of its sources that they come from.
+        rows: which.
+        kind: the wanted type.
+
+    Returns:
+        uint8 [rows, row_bytes], or None of a source that is not quantized as `kind`.
+    """
     tensor = checkpoint.tensors[source]
     if tensor.type != kind or tensor.dequantize is None or kind in FLOAT_TYPES or target.rope_heads:
         return None
@@ -46,24 +72,48 @@ def quantized_rows(checkpoint: Checkpoint, target: Target, source: str, rows: sl
 
 
 def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, source: str, importance: F32 | None) -> U8:
-    """weights: float32 [rows, cols]; importance: float32 [cols]. uint8 [rows, row_bytes]. Raises CheckpointError that names the source
-    for weights that are not finite or too large for the type."""
+    """Encodes rows.
+
+    Args:
+        context: the threads.
+        kind: the type.
+        weights: float32 [rows, cols].
+        source: the name of their tensor, for messages.
+        importance: float32 [cols], or None.
+
+    Returns:
+        uint8 [rows, row_bytes].
+
+    Raises:
+        CheckpointError: a weight is not finite, or too large for the type.
+    """
     try:
         return ops.encode(context, kind, weights, importance)
     except NonFiniteError:
         if not np.isfinite(weights).all():
             raise _damaged(source) from None
         largest, name = np.abs(weights).max(), show_type(kind)
-        raise CheckpointError(f"tensor {source} holds a weight of magnitude {largest:.3g}, too large for {name}; use f32") from None
+        raise CheckpointError(
+            f"tensor {source}: expected weights that {name} can hold, found one of magnitude {largest:.3g}: use f32"
+        ) from None
 
 
 def _damaged(source: str) -> CheckpointError:
     return CheckpointError(
-        f"tensor {source} holds NaN or infinity: the checkpoint is damaged, get it again, or have such weights written as 0 with "
-        "zero_nonfinite=True"
+        f"tensor {source}: expected finite weights, found NaN or infinity: the checkpoint is damaged, get it again, "
+        "or have such weights written as 0 with zero_nonfinite=True"
     )
 
 
 def decode(context: ops.Context, kind: GGMLQuantizationType, data: U8) -> F32:
-    """data: uint8 [rows, row_bytes]; returns float32 [rows, cols]."""
+    """Decodes rows.
+
+    Args:
+        context: the threads.
+        kind: the type.
+        data: uint8 [rows, row_bytes].
+
+    Returns:
+        float32 [rows, cols].
+    """
     return ops.embed(context, Matrix(kind, np.ascontiguousarray(data)), np.arange(len(data), dtype=np.int32))

@@ -1,4 +1,4 @@
-"""What comes before the data in a GGUF file: metadata, and the names, shapes, types and offsets of the tensors."""
+"""The header of the file that is written, from a checkpoint and its vocabulary."""
 
 from __future__ import annotations
 
@@ -21,8 +21,24 @@ _KINDS = {bool: GGUFValueType.BOOL, int: GGUFValueType.UINT32, float: GGUFValueT
 _FORMATS = {bool: "<?", int: "<I", float: "<f"}
 
 
-def make_header(checkpoint: Checkpoint, vocabulary: Vocabulary | None, tensors: Sequence[PlannedTensor], file_type: LlamaFileType) -> bytes:
-    """The file without its data, padded; its length does not depend on the types. A GGUF source's metadata is kept byte for byte."""
+def make_header(
+    checkpoint: Checkpoint,
+    vocabulary: Vocabulary | None,
+    tensors: Sequence[PlannedTensor],
+    file_type: LlamaFileType,
+) -> bytes:
+    """The file without its data, padded.
+
+    Args:
+        checkpoint: its configuration becomes metadata; of a GGUF source the metadata is kept, byte
+            for byte.
+        vocabulary: the tokens, or None.
+        tensors: in the order of their data.
+        file_type: GGUF's general.file_type.
+
+    Returns:
+        Bytes, whose number does not depend on the types of the tensors.
+    """
     written = {"general.file_type": int(file_type), "general.quantization_version": GGML_QUANT_VERSION}
     if checkpoint.metadata:
         keys = dict(checkpoint.metadata) | {key: _entry(key, value) for key, value in written.items()}

@@ -16,14 +16,26 @@ from .sources.checkpoint import Checkpoint
 
 
 def check(checkpoint: Checkpoint) -> None:
-    """Raises UnsupportedError for a dense model, and where matplotlib is missing."""
+    """Whether a heat map can be drawn.
+
+    Args:
+        checkpoint: the model.
+
+    Raises:
+        UnsupportedError: the model is dense, or matplotlib is missing.
+    """
     if checkpoint.config.n_experts < 2:
         raise UnsupportedError(f"{checkpoint.path}: expected a model with experts for a heat map, found a dense one")
     _figure()
 
 
 def draw(report: Report, path: Path) -> None:
-    """A PNG of relative errors, layers x experts, for gate, up and down; of what check() passes."""
+    """Draws the relative errors of gate, up and down, layers x experts.
+
+    Args:
+        report: of a checkpoint that check() passes.
+        path: the PNG file to write.
+    """
     by_layer: dict[str, dict[int, list[float]]] = {}
     for tensor in report.tensors:
         name = TensorName.parse(tensor.name)
@@ -49,4 +61,6 @@ def _figure() -> Any:
     try:
         return importlib.import_module("matplotlib.figure").Figure
     except ImportError:
-        raise UnsupportedError("a heat map needs matplotlib, which is not installed: pip install 'pymixtral[plot]'") from None
+        raise UnsupportedError(
+            "expected matplotlib for a heat map, found none: pip install 'pymixtral[plot]'"
+        ) from None

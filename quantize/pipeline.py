@@ -1,4 +1,7 @@
-"""Two threads at the ends of a computation: one reads ahead, one writes behind. Bounded queues between them bound the memory."""
+"""Two threads at the ends of a computation: one reads ahead, one writes behind.
+
+Bounded queues between them bound the memory.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ DEPTH = 2
 
 @contextmanager
 def read_ahead(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
-    """The items, made in a thread. What making them raises is raised where they are used; leaving the block ends the thread."""
+    """Makes items in a thread, which ends when the block is left.
+
+    Args:
+        items: what the thread goes through.
+
+    Yields:
+        The same items. What making them raises is raised where they are used.
+    """
     reader = _Reader(items)
     try:
         yield reader.items()
@@ -72,9 +82,16 @@ class _Reader(Generic[Item]):
 
 
 class WriteBehind:
-    """A file, written anew in a thread. Leaving the block waits until everything is written, or raises what ended it, such as an OSError.
+    """A file that is written anew, in a thread.
 
-    checksums: CRC-32 of the bytes between one mark() and the next.
+    Leaving the block waits until everything is written, or raises what ended it, such as an
+    OSError.
+
+    Args:
+        path: the file.
+
+    Attributes:
+        checksums: CRC-32 of the bytes between one mark() and the next.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,7 +104,10 @@ class WriteBehind:
         self._thread.start()
 
     def write(self, data: U8 | bytes) -> None:
-        """data is not copied and must not change. Raises what ended an earlier write."""
+        """Writes bytes, which are not copied and must not change.
+
+        It raises what ended an earlier write.
+        """
         if self._error:
             raise self._error
         self._queue.put(data)

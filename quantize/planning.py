@@ -1,4 +1,4 @@
-"""What a quantization will write: the type and the importance of every tensor, and the size of the file."""
+"""What a quantization will write: types and importance of the tensors, and the file's size."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pymixtral.files import imatrix
 from pymixtral.files.importance import Importance
 from pymixtral.files.names import TensorName, merged_name
 from pymixtral.files.types import block_weights, row_bytes, show_type
+from pymixtral.files.writing import padding
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
@@ -35,7 +36,13 @@ _Types = dict[str, str]
 
 @dataclass(frozen=True, eq=False)
 class PlannedTensor:
-    """A tensor of the file to be, its type, and the importance of its columns, None where they count alike."""
+    """A tensor of the file to be.
+
+    Attributes:
+        target: the tensor.
+        type: the type that it is written in.
+        importance: of its columns; None where they count alike.
+    """
 
     target: Target
     type: GGMLQuantizationType
@@ -52,8 +59,15 @@ class PlannedTensor:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for: a recipe, or the file's size in bytes, or bits per weight; patterns and types of single tensors; an importance
-    matrix."""
+    """What a user asks for: one of recipe, target_bytes and target_bpw, and the rest.
+
+    Attributes:
+        recipe: its name.
+        target_bytes: the file's size.
+        target_bpw: bits per weight.
+        tensors: patterns and types of single tensors.
+        imatrix: the file of an importance matrix.
+    """
 
     recipe: str | None
     target_bytes: int | None = None
@@ -64,7 +78,15 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """name: what was asked for; choice: how well the types were chosen for a size, None for a recipe; notes: a sentence each."""
+    """What a quantization will write.
+
+    Attributes:
+        name: what was asked for.
+        tensors: in the order of the file.
+        file_type: GGUF's general.file_type.
+        choice: how well the types were chosen for a size; None for a recipe.
+        notes: what a user should know, a sentence each.
+    """
 
     name: str
     tensors: tuple[PlannedTensor, ...]
@@ -74,8 +96,8 @@ class Plan:
 
     @property
     def n_bytes(self) -> int:
-        """Of the tensors' data with what aligns it."""
-        return sum(-(-tensor.n_bytes // ALIGNMENT) * ALIGNMENT for tensor in self.tensors)
+        """Bytes of the tensors' data, with what aligns it."""
+        return sum(tensor.n_bytes + padding(tensor.n_bytes, ALIGNMENT) for tensor in self.tensors)
 
     @property
     def n_weights(self) -> int:
@@ -111,17 +133,22 @@ class Plan:
             groups.setdefault(report_row(tensor.target.name), []).append(tensor)
         for group, tensors in groups.items():
             types = Counter(show_type(tensor.type) for tensor in tensors)
-            n_bytes, n_weights = sum(tensor.n_bytes for tensor in tensors), sum(tensor.n_weights for tensor in tensors)
+            n_bytes = sum(tensor.n_bytes for tensor in tensors)
+            n_weights = sum(tensor.n_weights for tensor in tensors)
             first, *rest = textwrap.wrap(", ".join(f"{n} {name}" for name, n in types.items()), 33)
             lines.append(f"  {group:<18}{first:<34}{show_bytes(n_bytes):>12}{8 * n_bytes / n_weights:>8.2f}")
             lines += [f"  {'':<18}{part}" for part in rest]
         lines += ["", *self._grid()]
         if self.choice:
-            lines += ["", f"  objective: {self.choice.objective:.6g}, the weighted sum of squared relative errors"]
+            objective = f"objective: {self.choice.objective:.6g}, the weighted sum of squared relative errors"
+            lines += ["", f"  {objective}"]
         return "\n".join([*lines, *show_notes(self.notes)])
 
     def _grid(self) -> list[str]:
-        """The types of each layer's matrices, and of each expert's that has its own; equal lines that follow one another are one."""
+        """The types of each layer's matrices, and of each expert's that has its own.
+
+        Equal lines that follow one another are one.
+        """
         layers: dict[int, tuple[_Types, dict[int, _Types]]] = {}
         columns: dict[str, None] = {}
         for tensor in self.tensors:
@@ -132,10 +159,12 @@ class Plan:
                 row = layer if name.expert is None else experts.setdefault(name.expert, {})
                 row[name.stem] = show_type(tensor.type)
         width = 14 if layers[0][1] else 8
-        lines = [f"  {'layers':<{width}}" + "".join(f"{column.removeprefix('attn_').removeprefix('ffn_'):>9}" for column in columns)]
+        short = [column.removeprefix("attn_").removeprefix("ffn_") for column in columns]
+        lines = [f"  {'layers':<{width}}" + "".join(f"{column:>9}" for column in short)]
         for numbers, (layer, experts) in _runs(layers):
-            rows = [(numbers, layer), *((f"  expert {several}", row) for several, row in _runs(experts))]
-            lines += [f"  {head:<{width}}" + "".join(f"{row.get(column, ''):>9}" for column in columns).rstrip() for head, row in rows]
+            for head, row in [(numbers, layer), *((f"  expert {several}", row) for several, row in _runs(experts))]:
+                cells = "".join(f"{row.get(column, ''):>9}" for column in columns)
+                lines.append(f"  {head:<{width}}{cells.rstrip()}")
         return lines
 
 
@@ -146,35 +175,62 @@ def _runs(rows: Mapping[int, _Row]) -> Iterator[tuple[str, _Row]]:
         yield f"{first}-{others[-1][0]}" if others else str(first), row
 
 
-def make_plan(checkpoint: Checkpoint, request: Request, context: ops.Context, header_bytes: int, progress: bool) -> Plan:
-    """Decides. header_bytes: of the file without its tensors. Raises InvalidArgumentError for a request that makes no sense for this
-    checkpoint, ModelFileError for a broken importance matrix, CheckpointError for weights that cannot be encoded."""
+def make_plan(
+    checkpoint: Checkpoint, request: Request, context: ops.Context, header_bytes: int, progress: bool
+) -> Plan:
+    """Decides what will be written.
+
+    Args:
+        checkpoint: the open checkpoint.
+        request: what a user asks for.
+        context: the threads that encode samples.
+        header_bytes: of the file without its tensors.
+        progress: a bar on stderr, when that is a terminal.
+
+    Returns:
+        The plan.
+
+    Raises:
+        InvalidArgumentError: the request makes no sense for this checkpoint.
+        ModelFileError: the importance matrix is broken.
+        CheckpointError: weights cannot be encoded.
+    """
     targets = checkpoint.targets
     asked = [request.recipe, request.target_bytes, request.target_bpw]
     if sum(value is not None for value in asked) != 1:
-        raise InvalidArgumentError(f"expected a type, a target size or target bits per weight, one of them, found {asked}")
+        raise InvalidArgumentError(f"expected one of a type, a target size and target bits per weight, found {asked}")
     importance, notes = _importance(targets, request.imatrix)
     if any(merged_name(target.name) != target.name for target in targets):
-        notes.insert(0, "each expert has a tensor of its own: pymixtral runs such a file, llama.cpp has refused them since 2024")
+        notes.insert(
+            0, "each expert has a tensor of its own: pymixtral runs such a file, llama.cpp has refused them since 2024"
+        )
     fixed = overrides(targets, request.tensors)
     choice = None
     if request.recipe is not None:
-        wanted = [fixed.get(t.name, kind) for t, kind in zip(targets, wanted_types(targets, request.recipe), strict=True)]
+        types = wanted_types(targets, request.recipe)
+        wanted = [fixed.get(target.name, kind) for target, kind in zip(targets, types, strict=True)]
         name = request.recipe
     else:
         n_weights = sum(prod(target.shape) for target in targets)
         if request.target_bytes is not None:
-            name, budget = f"target size {show_bytes(request.target_bytes)}", request.target_bytes - header_bytes - ALIGNMENT * len(targets)
+            name = f"target size {show_bytes(request.target_bytes)}"
+            budget = request.target_bytes - header_bytes - ALIGNMENT * len(targets)
         else:
             assert request.target_bpw is not None
-            name, budget = f"target {request.target_bpw:g} bits per weight", int(request.target_bpw * n_weights / 8)
+            name = f"target {request.target_bpw:g} bits per weight"
+            budget = int(request.target_bpw * n_weights / 8)
         choice = choose(context, checkpoint, fixed, importance, budget, progress)
         wanted = [choice.types[target.name] for target in targets]
-        if all(kind == CANDIDATES[-1] for kind in (choice.types[name] for name in choice.errors)):
+        best = CANDIDATES[-1]
+        if all(choice.types[name] == best for name in choice.errors):
             notes.append(
-                f"every matrix that was to be chosen is {show_type(CANDIDATES[-1])}, the best choice: the target is larger than it takes"
+                f"every matrix that was to be chosen is {show_type(best)}, the best choice: "
+                "the target is larger than it takes"
             )
-    tensors = tuple(PlannedTensor(t, fit(t, kind), importance.get(t.name)) for t, kind in zip(targets, wanted, strict=True))
+    tensors = tuple(
+        PlannedTensor(target, fit(target, kind), importance.get(target.name))
+        for target, kind in zip(targets, wanted, strict=True)
+    )
     by_type: Counter[GGMLQuantizationType] = Counter()
     for tensor in tensors:
         by_type[tensor.type] += tensor.n_bytes
@@ -190,18 +246,24 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
     for name, group in groupby(matrices, lambda target: merged_name(target.name)):
         members = list(group)
         importance = matrix.importance(name, sum(len(target.sources) for target in members), members[0].cols)
-        found |= {t.name: importance.part(i) if importance and not t.merged else importance for i, t in enumerate(members)}
+        for i, target in enumerate(members):
+            found[target.name] = importance.part(i) if importance and not target.merged else importance
     present = {name: importance for name, importance in found.items() if importance is not None}
     if not present:
-        raise InvalidArgumentError(f"{path}: expected entries for this checkpoint's tensors, such as {matrices[1].name}, found none")
+        raise InvalidArgumentError(
+            f"{path}: expected entries for this checkpoint's tensors, such as {matrices[1].name}, found none"
+        )
     notes = []
     # A token looks up one row of the embedding: it has no input.
     missing = [name for name in found if name not in present and name != "token_embd.weight"]
     if missing:
-        notes.append(f"{path.name} has nothing for {len(missing)} matrices, whose columns count alike, such as {missing[0]}")
+        notes.append(
+            f"{path.name} has nothing for {len(missing)} matrices, whose columns count alike, such as {missing[0]}"
+        )
     if hardly := matrix.hardly_seen():
         experts = ", ".join(f"{layer} {', '.join(map(str, seen))}" for layer, seen in list(hardly.items())[:4])
-        notes.append(f"experts hardly seen in calibration take after their layer's mean: {experts}{', ...' * (len(hardly) > 4)}")
+        more = ", ..." * (len(hardly) > 4)
+        notes.append(f"experts hardly seen in calibration take after their layer's mean: {experts}{more}")
     return present, notes
 
 

@@ -1,7 +1,8 @@
 """The type of each tensor in the GGUF file: by a recipe's name, and by name patterns of the user.
 
-A recipe is a type for all matrices, or one of the mixes of pymixtral.inspection.mixes; a pattern for all, "*", makes others of one type.
-Norms and the router stay f32 whatever is asked: they are a thousandth of the weights, and the router's choice is discrete.
+A recipe is one of the mixes of pymixtral.inspection.mixes, or a type for all matrices; a pattern
+for all, "*", makes others of one type. Norms and the router stay f32 whatever is asked: they are a
+thousandth of the weights, and the router's choice is discrete.
 """
 
 from __future__ import annotations
@@ -33,14 +34,25 @@ RECIPES = tuple(sorted(_BASES, key=lambda name: -bits_per_weight(_BASES[name])))
 
 
 def kept_f32(target: Target) -> bool:
-    """Norms and routers."""
+    """Whether a tensor is f32 in every recipe: norms and routers."""
     return tensor_class(target.name) in ("norms", "router")
 
 
 def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
-    """The type that a recipe wants for each tensor, whatever its columns. Raises InvalidArgumentError for an unknown recipe."""
+    """The types that a recipe wants.
+
+    Args:
+        targets: the tensors of the file.
+        recipe: a name of RECIPES.
+
+    Returns:
+        The type of each tensor, whatever its columns.
+
+    Raises:
+        InvalidArgumentError: an unknown recipe.
+    """
     if recipe not in RECIPES:
-        raise InvalidArgumentError(f"type is {recipe!r}; expected one of {', '.join(RECIPES)}")
+        raise InvalidArgumentError(f"expected a type among {', '.join(RECIPES)}, found {recipe!r}")
     if recipe not in MIXES:
         return [Type.F32 if kept_f32(target) else TENSOR_TYPES[recipe] for target in targets]
     n_experts = max(Counter(merged_name(target.name) for target in targets for _ in target.sources).values())
@@ -48,33 +60,48 @@ def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
 
 
 def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) -> dict[str, Type]:
-    """Type by tensor name for (pattern, type) pairs, the last that matches a name. Patterns are those of fnmatch, on whole GGUF names; that
-    of a merged tensor stands for its experts' where these are single.
+    """The types that a user wants for single tensors.
 
-    Raises InvalidArgumentError for an unknown type and for a pattern that matches no tensor, or none but norms and routers.
+    Args:
+        targets: the tensors of the file.
+        patterns: pairs of pattern and type. Patterns are those of fnmatch, on whole GGUF names;
+            where experts have tensors of their own, the name of the merged tensor stands for
+            theirs.
+
+    Returns:
+        Type by tensor name: of the last pattern that matches the name.
+
+    Raises:
+        InvalidArgumentError: an unknown type, or a pattern that matches no tensor, or none but
+            norms and routers.
     """
     result: dict[str, Type] = {}
     for pattern, name in patterns:
         if name not in TENSOR_TYPES:
-            raise InvalidArgumentError(f"type of {pattern!r} is {name!r}; expected one of {', '.join(TENSOR_TYPES)}")
+            raise InvalidArgumentError(f"{pattern!r}: expected a type among {', '.join(TENSOR_TYPES)}, found {name!r}")
         matched = [t for t in targets if fnmatchcase(t.name, pattern) or fnmatchcase(merged_name(t.name), pattern)]
         if not matched:
             if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
                 raise InvalidArgumentError(
-                    f"{pattern!r} matches single experts, which have types of their own with per_expert=True"
+                    f"{pattern!r}: expected a pattern for merged tensors, found one for single experts: these have types "
+                    "of their own with per_expert=True"
                 )
             raise InvalidArgumentError(
-                f"{pattern!r} matches no tensor; expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight'"
+                f"{pattern!r}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found that it "
+                "matches no tensor"
             )
         matrices = [target for target in matched if not kept_f32(target)]
         if not matrices:
-            raise InvalidArgumentError(f"{pattern!r} matches {matched[0].name}; norms and routers stay f32: expected a pattern for others")
+            raise InvalidArgumentError(
+                f"{pattern!r}: expected a pattern for matrices, found that it matches {matched[0].name}: "
+                "norms and routers stay f32"
+            )
         result |= {target.name: TENSOR_TYPES[name] for target in matrices}
     return result
 
 
 def fit(target: Target, wanted: Type) -> Type:
-    """The type that a tensor is written in: the wanted one, or what its columns allow."""
+    """The type that a tensor is written in: the wanted one, or what its columns allow instead."""
     return fitting(wanted, target.cols)
 
 

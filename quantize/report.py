@@ -19,18 +19,27 @@ from pymixtral.files.types import show_type
 from pymixtral.units import show_bytes, show_count
 
 ERROR_STRIDE = 16
-"""Errors are measured on every 16th row of a chunk: a small part of the run time; on all rows it would take most of it."""
+"""Errors are measured on every 16th row of a chunk. That is a small part of the run time; on all
+rows it would be most of it."""
 
 _ROWS = (
     *("embedding", "attention", "experts gate", "experts up", "experts down"),
     *("feed-forward gate", "feed-forward up", "feed-forward down", "norms and router", "output"),
 )
-"""The rows of the tables of classes: those of files.names, with experts and feed-forward in three."""
+"""The rows of a table of classes: those of files.names, but experts and feed-forward in three."""
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """The tensors of one class. types: how many tensors have each type; relative_error: ||w - decoded|| / ||w|| over the measured rows."""
+    """The tensors of one class.
+
+    Attributes:
+        name: the class.
+        types: how many tensors have each type.
+        n_weights: of all of them.
+        n_bytes: of all of them.
+        relative_error: ||w - decoded|| / ||w|| over the measured rows.
+    """
 
     name: str
     types: dict[str, int]
@@ -45,9 +54,19 @@ class ClassReport:
 
 @dataclass(frozen=True)
 class TensorReport:
-    """One tensor. relative_error: as for a class; weighted_error: the same with squares weighted by the importance of their columns, None
-    without; expert_errors: the relative error of each expert of a merged tensor, else empty; n_zeroed: weights that were not finite and are
-    0."""
+    """One tensor.
+
+    Attributes:
+        name: the tensor's name.
+        type: the name of the type that it is written in.
+        shape: slowest dimension first.
+        n_bytes: of its data.
+        relative_error: ||w - decoded|| / ||w|| over the measured rows.
+        weighted_error: the same with squares weighted by the importance of their columns; None
+            without importance.
+        expert_errors: the relative error of each expert of a merged tensor, else empty.
+        n_zeroed: weights that were not finite and are 0.
+    """
 
     name: str
     type: str
@@ -61,8 +80,18 @@ class TensorReport:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of quantize(). type: what was asked for; file_bytes: the size of dest; seconds: the run time; notes: what a user should
-    know, a sentence each."""
+    """The result of quantize().
+
+    Attributes:
+        source: the checkpoint.
+        dest: the file that was written.
+        type: what was asked for.
+        file_bytes: the size of dest.
+        seconds: the run time.
+        classes: the tensors by class.
+        tensors: in the order of the file.
+        notes: what a user should know, a sentence each.
+    """
 
     source: Path
     dest: Path
@@ -84,8 +113,13 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON has it; sizes in bytes."""
-        result = asdict(self) | {"source": str(self.source), "dest": str(self.dest)}
-        return result | {"n_weights": self.n_weights, "bits_per_weight": self.bits_per_weight, "measured": f"every {ERROR_STRIDE}th row"}
+        return asdict(self) | {
+            "source": str(self.source),
+            "dest": str(self.dest),
+            "n_weights": self.n_weights,
+            "bits_per_weight": self.bits_per_weight,
+            "measured": f"every {ERROR_STRIDE}th row",
+        }
 
     def __str__(self) -> str:
         """The report as a terminal shows it."""
@@ -106,7 +140,7 @@ class Report:
 
 @dataclass
 class _Sums:
-    """Squared errors and squares of one source tensor's measured rows, and both with the columns weighted."""
+    """Squared errors and squares of the measured rows of a source, also with weighted columns."""
 
     error: float = 0.0
     norm: float = 0.0
@@ -128,7 +162,15 @@ class ErrorMeter:
         decoded: F32,
         importance: F32 | None,
     ) -> None:
-        """weights, decoded: float32 [rows, cols], rows of a tensor's source before and after; importance: float32 [cols]."""
+        """Adds the errors of rows.
+
+        Args:
+            name: the tensor's name.
+            source: which of its sources the rows belong to.
+            weights: float32 [rows, cols].
+            decoded: the same, after encoding and decoding.
+            importance: float32 [cols], or None.
+        """
         sums = self._sums[name][source]
         exact = weights.astype(np.float64)
         norm, error = np.square(exact).sum(axis=0), np.square(exact - decoded).sum(axis=0)
@@ -138,7 +180,10 @@ class ErrorMeter:
             sums.weighted_norm += float(norm @ importance)
             sums.weighted_error += float(error @ importance)
 
-    def tensor(self, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], n_bytes: int, n_zeroed: int = 0) -> TensorReport:
+    def tensor(
+        self, name: str, kind: GGMLQuantizationType, shape: tuple[int, ...], n_bytes: int, n_zeroed: int = 0
+    ) -> TensorReport:
+        """The report of one tensor. Arguments are TensorReport's attributes."""
         parts = [sums for _, sums in sorted(self._sums[name].items())]
         weighted_norm = sum(sums.weighted_norm for sums in parts)
         return TensorReport(
@@ -153,6 +198,7 @@ class ErrorMeter:
         )
 
     def classes(self, tensors: Sequence[TensorReport]) -> tuple[ClassReport, ...]:
+        """The reports of all classes that the tensors belong to."""
         groups: defaultdict[str, list[TensorReport]] = defaultdict(list)
         for tensor in tensors:
             groups[report_row(tensor.name)].append(tensor)
@@ -190,5 +236,9 @@ def report_row(name: str) -> str:
 
 
 def show_notes(notes: Sequence[str]) -> list[str]:
-    """Lines of at most 80 columns."""
-    return [line for note in notes for line in textwrap.wrap(f"note: {note}", 78, initial_indent="  ", subsequent_indent="    ")]
+    """Notes as lines of at most 80 columns."""
+    return [
+        line
+        for note in notes
+        for line in textwrap.wrap(f"note: {note}", 78, initial_indent="  ", subsequent_indent="    ")
+    ]

@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, no name twice, no NaN, which Python's parser all lets through."""
+"""JSON from strangers, read more strictly than Python does: one object, no name twice, no NaN."""
 
 from __future__ import annotations
 

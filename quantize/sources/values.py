@@ -51,7 +51,17 @@ class Values:
         return self.values[key]
 
     def integer(self, key: str, gguf_key: str, *, lowest: int | None = None, highest: int | None = None) -> int:
-        """A whole number within the limits of a GGUF key, or within closer ones."""
+        """A whole number.
+
+        Args:
+            key: its name.
+            gguf_key: the key under which it is written, whose limits it has.
+            lowest: in place of that key's, or of 1.
+            highest: in place of that key's.
+
+        Returns:
+            The value.
+        """
         value = self.required(key)
         lowest = max(1, INTEGERS[gguf_key][0]) if lowest is None else lowest
         highest = INTEGERS[gguf_key][1] if highest is None else highest
@@ -60,7 +70,15 @@ class Values:
         return value
 
     def number(self, key: str, gguf_key: str) -> float:
-        """A number within the limits of a GGUF key, also when it is rounded to that key's float32."""
+        """A number.
+
+        Args:
+            key: its name.
+            gguf_key: the key under which it is written, whose limits it has, also as a float32.
+
+        Returns:
+            The value.
+        """
         value = self.required(key)
         lowest, highest = NUMBERS[gguf_key]
         numeric = type(value) in (int, float)
@@ -108,5 +126,5 @@ class Values:
         return head_dim
 
     def wrong(self, key: str, expected: str) -> CheckpointError:
-        """The error of a value that is not what is expected."""
+        """The error of a value that is not what is expected of its key."""
         return CheckpointError(f"{self.where}: {key}: expected {expected}, found {shown(self.values.get(key))}")

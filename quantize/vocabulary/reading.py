@@ -20,10 +20,18 @@ from .vocabulary import Vocabulary
 
 
 def read_vocabulary(directory: Path) -> Vocabulary | None:
-    """tokenizer.model, else tokenizer.json, with added tokens, special tokens and the chat template of the files beside it; None where
-    neither is there.
+    """Reads the vocabulary of a checkpoint.
 
-    Raises CheckpointError for a broken file, UnsupportedError for a tokenizer that GGUF's lists cannot express.
+    Args:
+        directory: where tokenizer.model is, or else tokenizer.json.
+
+    Returns:
+        The vocabulary, with added tokens, special tokens and the chat template of the files beside
+        it; None where neither file is there.
+
+    Raises:
+        CheckpointError: a file is broken.
+        UnsupportedError: GGUF's lists cannot express the tokenizer.
     """
     if (path := directory / "tokenizer.model").exists():
         return completed(directory, _read_sentencepiece(path))
@@ -33,7 +41,9 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
     if (path := directory / "tokenizer.json").exists():
         return completed(directory, read_tokenizer_json(path))
     if (path := directory / "tekken.json").exists():
-        raise UnsupportedError(f"{path}: a tokenizer of kind tekken, which is not supported; expected tokenizer.model")
+        raise UnsupportedError(
+            f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported"
+        )
     return None
 
 
@@ -42,15 +52,17 @@ def _read_sentencepiece(path: Path) -> Vocabulary:
     try:
         model.ParseFromString(read_limited(path))
     except DecodeError:
-        raise CheckpointError(f"{path}: no SentencePiece model (its protocol buffer cannot be parsed)") from None
+        raise CheckpointError(f"{path}: expected a SentencePiece model, found no protocol buffer that is one") from None
     if not model.pieces:
-        raise CheckpointError(f"{path}: no pieces; is this a SentencePiece model?")
+        raise CheckpointError(f"{path}: expected pieces, found none: is it a SentencePiece model?")
     _refuse_inexpressible(path, model)
     unknown = [token for token, piece in enumerate(model.pieces) if piece.type == TokenType.UNKNOWN]
     if len(unknown) != 1:
-        raise CheckpointError(f"{path}: {len(unknown)} unknown pieces; expected one")
+        raise CheckpointError(f"{path}: expected one unknown piece, found {len(unknown)}")
     if bad := [token for token, piece in enumerate(model.pieces) if not math.isfinite(piece.score)]:
-        raise CheckpointError(f"{path}: piece {bad[0]} has the score {model.pieces[bad[0]].score}; expected a finite number")
+        raise CheckpointError(
+            f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}"
+        )
     return Vocabulary(
         tokens=[piece.piece for piece in model.pieces],
         scores=[piece.score for piece in model.pieces],
@@ -73,9 +85,13 @@ def _refuse_inexpressible(path: Path, model: Any) -> None:
         ("escape_whitespaces", normalizer.escape_whitespaces, True),
     ):
         if value != expected:
-            raise UnsupportedError(f"{path}: {name} is {shown(value)}; a GGUF vocabulary of kind 'llama' means {shown(expected)}")
+            raise UnsupportedError(
+                f"{path}: {name}: expected {shown(expected)}, which a GGUF vocabulary of kind 'llama' means, "
+                f"found {shown(value)}"
+            )
 
 
 def _control_id(model: Any, piece: str) -> int | None:
     """SentencePiece's own rule for bos and eos: the control piece of that text."""
-    return next((i for i, entry in enumerate(model.pieces) if entry.piece == piece and entry.type == TokenType.CONTROL), None)
+    found = (i for i, entry in enumerate(model.pieces) if entry.piece == piece and entry.type == TokenType.CONTROL)
+    return next(found, None)

@@ -1,4 +1,7 @@
-"""What the files beside a tokenizer say: added tokens, which tokens begin and end a text, and the chat template."""
+"""What the files beside a tokenizer say.
+
+They have added tokens, tokens that begin and end a text, and the chat template.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,24 @@ from ..sources.strict_json import read_limited, read_object
 from .vocabulary import Vocabulary
 
 _MAX_HOLE = 1 << 16
-"""Ids between the vocabulary and an added token."""
+"""Ids between the vocabulary and an added token, at most: they are filled with padding. Published
+models have holes of some hundred."""
 
 
 def completed(directory: Path, vocabulary: Vocabulary) -> Vocabulary:
-    """The vocabulary with what added_tokens.json, tokenizer.json, tokenizer_config.json, generation_config.json, config.json and
-    chat_template.jinja say, where they are there. Raises CheckpointError for what makes no sense."""
+    """Completes a vocabulary.
+
+    Args:
+        directory: where added_tokens.json, tokenizer.json, tokenizer_config.json,
+            generation_config.json, config.json and chat_template.jinja may be.
+        vocabulary: the tokenizer's own.
+
+    Returns:
+        The vocabulary with what these files say.
+
+    Raises:
+        CheckpointError: a file says what makes no sense.
+    """
     vocabulary = _with_added(directory, vocabulary)
     settings = _object(directory / "tokenizer_config.json")
     ids = {token: i for i, token in reversed(list(enumerate(vocabulary.tokens)))}
@@ -29,7 +44,8 @@ def completed(directory: Path, vocabulary: Vocabulary) -> Vocabulary:
     own_eos = _named(settings, "eos_token", ids, vocabulary.eos_id)
     ends = _ends(directory, len(ids)) or ([own_eos] if own_eos is not None else [])
     if own_eos is not None and own_eos not in ends:
-        ends.append(own_eos)  # a chat model ends its turns with another token, and is seldom asked for more after a text's end
+        # A chat model ends its turns with another token; after the end of a text nothing follows.
+        ends.append(own_eos)
     add_bos = settings.get("add_bos_token")
     return replace(
         vocabulary,
@@ -50,10 +66,14 @@ def _with_added(directory: Path, vocabulary: Vocabulary) -> Vocabulary:
     for path, token, content, special in _added(directory):
         if type(token) is not int or not 0 <= token < len(vocabulary.tokens) + _MAX_HOLE or not _is_text(content):
             raise CheckpointError(
-                f"{path}: the added token {shown(content)} has the id {shown(token)}; expected text and an id of the vocabulary"
+                f"{path}: added tokens: expected texts and ids of the vocabulary, found {shown(content)} with "
+                f"{shown(token)}"
             )
         if token in added and added[token][0] != content:
-            raise CheckpointError(f"{path}: the added token {token} is {shown(content)}, in another file {shown(added[token][0])}")
+            raise CheckpointError(
+                f"{path}: added token {token}: expected {shown(added[token][0])}, as another file says, "
+                f"found {shown(content)}"
+            )
         added[token] = content, special or added.get(token, ("", False))[1]
     n = len(vocabulary.tokens)
     end = max([n, *(token + 1 for token in added)])
@@ -72,13 +92,13 @@ def _added(directory: Path) -> Iterator[tuple[Path, Any, Any, bool]]:
     path = directory / "tokenizer.json"
     entries = _object(path).get("added_tokens") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError(f"{path}: added_tokens is {shown(entries)}; expected a list of objects")
+        raise CheckpointError(f"{path}: added_tokens: expected a list of objects, found {shown(entries)}")
     for entry in entries:
         yield path, entry.get("id"), entry.get("content"), entry.get("special") is True
     path = directory / "tokenizer_config.json"
     decoder = _object(path).get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict) or not all(isinstance(entry, dict) for entry in decoder.values()):
-        raise CheckpointError(f"{path}: added_tokens_decoder is {shown(decoder)}; expected an object of objects")
+        raise CheckpointError(f"{path}: added_tokens_decoder: expected an object of objects, found {shown(decoder)}")
     for token, entry in decoder.items():
         number = int(token) if token.isdecimal() and token.isascii() and len(token) < 10 else token
         yield path, number, entry.get("content"), entry.get("special") is True
@@ -88,16 +108,24 @@ def _added(directory: Path) -> Iterator[tuple[Path, Any, Any, bool]]:
 
 
 def _looks_special(content: str) -> bool:
-    """added_tokens.json, the oldest form, does not tell; what is in brackets is not for people to read."""
+    """Whether a token of added_tokens.json is special: this oldest form does not say it.
+
+    What is in brackets is not for people to read.
+    """
     return content[:1] + content[-1:] in ("<>", "[]")
 
 
 def _is_text(content: object) -> bool:
-    return isinstance(content, str) and bool(content) and not any("\ud800" <= character <= "\udfff" for character in content)
+    return isinstance(content, str) and bool(content) and not _has_surrogates(content)
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether UTF-8 cannot express it; JSON can escape halves of surrogate pairs."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _named(settings: dict[str, Any], key: str, ids: dict[str, int], default: int | None) -> int | None:
-    """The id of a token that tokenizer_config.json names, as text or as an object with its content."""
+    """The id of a token that tokenizer_config.json names, by text or by an object with content."""
     token = settings.get(key)
     content = token.get("content") if isinstance(token, dict) else token
     return ids.get(content, default) if isinstance(content, str) else default
@@ -112,13 +140,18 @@ def _ends(directory: Path, n: int) -> list[int]:
         ends = found if isinstance(found, list) else [found]
         for token in ends:
             if type(token) is not int or not 0 <= token < 1 << 31:
-                raise CheckpointError(f"{directory / name}: eos_token_id is {shown(found)}; expected a token id or a list of them")
+                raise CheckpointError(
+                    f"{directory / name}: eos_token_id: expected a token id or a list of them, found {shown(found)}"
+                )
         return [token for token in ends if token < n]
     return []
 
 
 def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
-    """chat_template.jinja, else of tokenizer_config.json a string, or the one named "default" of a list of {name, template}."""
+    """chat_template.jinja, else what tokenizer_config.json has.
+
+    That is a string, or the one named "default" of a list of {name, template}.
+    """
     path = directory / "chat_template.jinja"
     if path.exists():
         template: Any = read_limited(path).decode("utf-8", "surrogateescape")
@@ -129,6 +162,6 @@ def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
         template = named[0].get("template") if named else None
     if template is None:
         return None
-    if not isinstance(template, str) or "\0" in template or any("\ud800" <= character <= "\udfff" for character in template):
-        raise CheckpointError(f"{path}: chat_template is {shown(template)}; expected text")
+    if not isinstance(template, str) or "\0" in template or _has_surrogates(template):
+        raise CheckpointError(f"{path}: chat_template: expected text, found {shown(template)}")
     return template

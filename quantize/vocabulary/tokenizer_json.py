@@ -1,8 +1,9 @@
 """The vocabulary of a tokenizer.json (of the package tokenizers) as SentencePiece has it.
 
-A BPE with byte fallback of the Llama family merges the pair of symbols whose rule stands first; SentencePiece merges the pair whose union
-has the highest score. Both do the same if every pair of pieces whose union is a piece has a rule, and the rules of a piece follow one
-another: then a piece's score is minus the rank of its rules. What is not so is refused.
+A BPE with byte fallback of the Llama family merges the pair of symbols whose rule stands first;
+SentencePiece merges the pair whose union has the highest score. Both do the same if every pair of
+pieces whose union is a piece has a rule, and the rules of a piece follow one another: then a
+piece's score is minus the rank of its rules. What is not so is refused.
 """
 
 from __future__ import annotations
@@ -25,11 +26,22 @@ _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
 def read_tokenizer_json(path: Path) -> Vocabulary:
-    """Raises CheckpointError for a broken file, UnsupportedError for a tokenizer that SentencePiece's lists cannot express."""
+    """Reads a tokenizer.json.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its vocabulary, without what other files say.
+
+    Raises:
+        CheckpointError: it is broken.
+        UnsupportedError: SentencePiece's lists cannot express the tokenizer.
+    """
     values = read_object(path)
     model = values.get("model")
     if not isinstance(model, dict):
-        raise CheckpointError(f"{path}: model is {shown(model)}; expected an object")
+        raise CheckpointError(f"{path}: model: expected an object, found {shown(model)}")
     for key, expected in (
         ("type", ("BPE",)),
         ("byte_fallback", (True,)),
@@ -40,13 +52,17 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     ):
         # Files from before the key "type" have none for BPE.
         if (value := model.get(key, "BPE" if key == "type" else None)) not in expected:
-            raise UnsupportedError(f"{path}: model: {key} is {shown(value)}; a vocabulary of kind 'llama' means {shown(expected[0])}")
+            raise UnsupportedError(
+                f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind 'llama' means, "
+                f"found {shown(value)}"
+            )
     pieces = _pieces(path, model)
-    unknown = model.get("unk_token") or "<unk>"  # which never comes of a text, as bytes take its place; some writers leave it out
+    # No text becomes this token, as bytes take its place, so some writers leave it out.
+    unknown = model.get("unk_token") or "<unk>"
     if not isinstance(unknown, str) or unknown not in pieces:
-        raise CheckpointError(f"{path}: model: unk_token is {shown(unknown)}; expected a piece of the vocabulary")
+        raise CheckpointError(f"{path}: model: unk_token: expected a piece of the vocabulary, found {shown(unknown)}")
     if missing := [piece for piece in _BYTES if piece not in pieces]:
-        raise UnsupportedError(f"{path}: model: byte_fallback without the piece {missing[0]}; expected all 256")
+        raise UnsupportedError(f"{path}: model: byte_fallback: expected all 256 byte pieces, found no {missing[0]}")
     special = _special(path, values) | {unknown}
     normal = pieces.keys() - special - set(_BYTES)
     ranks = _ranks(path, _merges(path, model), normal)
@@ -54,10 +70,13 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
     never_merged = len(ranks)
     scores = []
     for token in tokens:
-        # Single characters are never the result of a merge: they come after all that are, in the order of their ids.
+        # Single characters are never the result of a merge: they come after all that are, in the
+        # order of their ids.
         scores.append(-float(ranks[token]) if token in ranks else -float(never_merged) if token in normal else 0.0)
         never_merged += token in normal and token not in ranks
-    kinds = dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
+    kinds = (
+        dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
+    )
     return Vocabulary(
         tokens=tokens,
         scores=scores,
@@ -74,13 +93,15 @@ def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
     """Pieces in the order of their ids, which are 0 to n - 1."""
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not vocabulary:
-        raise CheckpointError(f"{path}: model: vocab is {shown(vocabulary)}; expected an object of pieces and ids")
+        raise CheckpointError(f"{path}: model: vocab: expected an object of pieces and ids, found {shown(vocabulary)}")
     n = len(vocabulary)
     by_id: dict[int, str] = {}
     for piece, token in vocabulary.items():
-        if type(token) is not int or not 0 <= token < n or token in by_id or not piece or not _is_text(piece):
+        good = type(token) is int and 0 <= token < n and token not in by_id
+        if not good or not piece or not _is_text(piece):
             raise CheckpointError(
-                f"{path}: model: vocab: piece {shown(piece)} has the id {shown(token)}; expected each of 0 to {n - 1} once"
+                f"{path}: model: vocab: expected texts with each of the ids 0 to {n - 1} once, "
+                f"found {shown(piece)} with {shown(token)}"
             )
         by_id[token] = piece
     return {by_id[token]: token for token in range(n)}
@@ -95,7 +116,7 @@ def _merges(path: Path, model: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs of pieces: lists of two in newer files, joined by a space in older ones."""
     merges = model.get("merges")
     if not isinstance(merges, list):
-        raise CheckpointError(f"{path}: model: merges is {shown(merges)}; expected a list of pairs")
+        raise CheckpointError(f"{path}: model: merges: expected a list of pairs, found {shown(merges)}")
     pairs = []
     for merge in merges:
         pair = merge.split(" ") if isinstance(merge, str) else merge
@@ -112,18 +133,25 @@ def _ranks(path: Path, merges: Sequence[tuple[str, str]], normal: set[str]) -> d
     results = [left + right for left, right in merges]
     for (left, right), result in zip(merges, results, strict=True):
         if left in normal and right in normal and result not in normal:
-            raise CheckpointError(f"{path}: model: merges: {shown(left)} and {shown(right)} make no piece of the vocabulary")
+            raise CheckpointError(
+                f"{path}: model: merges: expected pairs that make pieces of the vocabulary, "
+                f"found {shown(left)} and {shown(right)}"
+            )
     for result in results:
         ranks.setdefault(result, len(ranks))
     for before, after in pairwise(results):
         if ranks[after] < ranks[before]:
-            raise UnsupportedError(f"{path}: model: the merges of {shown(after)} do not follow one another, as SentencePiece's order asks")
+            raise UnsupportedError(
+                f"{path}: model: merges: expected those of a piece to follow one another, as SentencePiece's do, "
+                f"found that those of {shown(after)} do not"
+            )
     for piece in normal:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
             if left in normal and right in normal and (left, right) not in rules:
                 raise UnsupportedError(
-                    f"{path}: model: no merge of {shown(left)} and {shown(right)}, which SentencePiece would make {shown(piece)} of"
+                    f"{path}: model: merges: expected {shown(left)} and {shown(right)}, which SentencePiece would make "
+                    f"{shown(piece)} of, found no such merge"
                 )
     return {piece: rank for piece, rank in ranks.items() if piece in normal}
 
@@ -131,12 +159,16 @@ def _ranks(path: Path, merges: Sequence[tuple[str, str]], normal: set[str]) -> d
 def _special(path: Path, values: dict[str, Any]) -> set[str]:
     entries = values.get("added_tokens") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CheckpointError(f"{path}: added_tokens is {shown(entries)}; expected a list of objects")
-    return {entry["content"] for entry in entries if entry.get("special") is True and isinstance(entry.get("content"), str)}
+        raise CheckpointError(f"{path}: added_tokens: expected a list of objects, found {shown(entries)}")
+    special = (entry.get("content") for entry in entries if entry.get("special") is True)
+    return {content for content in special if isinstance(content, str)}
 
 
 def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
-    """Whether a text gets a space before it. Raises UnsupportedError unless spaces become U+2581 and nothing else is done to a text."""
+    """Whether a text gets a space before it.
+
+    Raises UnsupportedError unless spaces become U+2581 and nothing else is done to a text.
+    """
     prefix = escaped = False
     for step in _steps(path, values, "normalizer", "normalizers"):
         if step == {"type": "Prepend", "prepend": _SPACE}:
@@ -144,16 +176,24 @@ def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
         elif step == {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}:
             escaped = True
         else:
-            raise UnsupportedError(f"{path}: normalizer {shown(step)} is not what SentencePiece's lists express")
+            raise UnsupportedError(
+                f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}"
+            )
     for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
         scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
         if step.get("type") != "Metaspace" or step.get("replacement") != _SPACE or step.get("split", True) is not False:
-            raise UnsupportedError(f"{path}: pre_tokenizer {shown(step)} is not what SentencePiece's lists express")
+            raise UnsupportedError(
+                f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}"
+            )
         if scheme not in ("always", "first", "never"):
-            raise UnsupportedError(f"{path}: pre_tokenizer: prepend_scheme is {shown(scheme)}; expected 'always', 'first' or 'never'")
+            raise UnsupportedError(
+                f"{path}: pre_tokenizer: prepend_scheme: expected 'always', 'first' or 'never', found {shown(scheme)}"
+            )
         prefix, escaped = prefix or scheme != "never", True
     if not escaped:
-        raise UnsupportedError(f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none")
+        raise UnsupportedError(
+            f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none"
+        )
     return prefix
 
 
@@ -163,5 +203,5 @@ def _steps(path: Path, values: dict[str, Any], key: str, inner: str) -> list[dic
         return []
     steps = step.get(inner) if isinstance(step, dict) and step.get("type") == "Sequence" else [step]
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise CheckpointError(f"{path}: {key} is {shown(step)}; expected an object or a sequence of them")
+        raise CheckpointError(f"{path}: {key}: expected an object or a sequence of them, found {shown(step)}")
     return steps

@@ -12,10 +12,22 @@ from pymixtral.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Pieces by token id. `tokens` are raw pieces, with U+2581 for a space; `types` are GGUF's, which equal SentencePiece's.
+    """Pieces by token id.
 
-    eos_id ends a text, eot_id, where there is a second such token, a turn. n_added: tokens at the end that were added to the model's own;
-    n_padding, n_dropped: those that padded() added and took away.
+    Attributes:
+        tokens: raw pieces, with U+2581 for a space.
+        scores: a score each.
+        types: GGUF's types, which equal SentencePiece's.
+        bos_id: begins a text; None: nothing does.
+        eos_id: ends a text; None: nothing does.
+        unknown_id: the piece for what no other piece expresses.
+        add_space_prefix: whether a text gets a space before it.
+        chat_template: how a chat becomes a text, or None.
+        eot_id: ends a turn, where there is a second such token beside eos_id.
+        add_bos: whether bos_id comes before a text.
+        n_added: tokens at the end that were added to the model's own.
+        n_padding: tokens that padded() added.
+        n_dropped: tokens that padded() took away.
     """
 
     tokens: Sequence[str]
@@ -33,16 +45,31 @@ class Vocabulary:
     n_dropped: int = 0
 
     def padded(self, n_vocab: int) -> Vocabulary:
-        """With unused control pieces `[PADn]` up to n_vocab; without added tokens beyond it, which the model cannot know. Raises
-        CheckpointError when there are more pieces, or when a special token is beyond it."""
+        """The vocabulary with as many tokens as the model has.
+
+        Unused control pieces `[PADn]` fill it; added tokens beyond it, which the model cannot know,
+        are left out.
+
+        Args:
+            n_vocab: the model's number of tokens.
+
+        Returns:
+            The vocabulary.
+
+        Raises:
+            CheckpointError: there are more pieces, or a special token is beyond n_vocab.
+        """
         n_tokens = len(self.tokens)
         if n_tokens - self.n_added > n_vocab:
             raise CheckpointError(
-                f"the tokenizer has {n_tokens - self.n_added} pieces, the model a vocabulary of {n_vocab}: they do not belong together"
+                f"tokenizer: expected at most {n_vocab} pieces, as the model has, found {n_tokens - self.n_added}: "
+                "they do not belong together"
             )
         for name, token in (("bos", self.bos_id), ("eos", self.eos_id), ("eot", self.eot_id)):
             if token is not None and token >= n_vocab:
-                raise CheckpointError(f"the tokenizer's {name} token is {token}, the model has a vocabulary of {n_vocab}")
+                raise CheckpointError(
+                    f"tokenizer: expected the {name} token below {n_vocab}, the model's vocabulary, found {token}"
+                )
         n_padding = max(0, n_vocab - n_tokens)
         return replace(
             self,

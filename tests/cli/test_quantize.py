@@ -125,7 +125,7 @@ def test_row_20_non_finite_weights(tmp_path: Path) -> None:
     tensors["model.norm.weight"][7] = float("nan")
     write_safetensors(tmp_path / "hf" / "model.safetensors", tensors)
     arguments = [tmp_path / "hf", tmp_path / "m.gguf", "--report", tmp_path / "r.json"]
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight holds NaN .* zero_nonfinite=True"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight: .*found NaN .* zero_nonfinite=True"):
         run(*arguments)
     assert "1 of model.norm.weight" in run(*arguments, "--zero-nonfinite").stdout
     counts = {tensor["name"]: tensor["n_zeroed"] for tensor in json.loads((tmp_path / "r.json").read_text())["tensors"]}

@@ -63,9 +63,9 @@ def fits(combination: tuple[_Option, ...], total: int) -> bool:
 
 
 def test_too_small_a_target_is_refused_with_the_least_that_is_enough() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"of tensors, 4\.\d+ bits per weight, \d+ bytes more than the target leaves") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"of tensors, 4\.\d+ bits per weight, .* found one that leaves \d+ bytes less") as caught:
         plan(TINY_MIXTRAL, target_bpw=4.4, progress=False)
-    found = re.search(r"([\d.]+) bits per weight, (\d+) bytes", str(caught.value))
+    found = re.search(r"([\d.]+) bits per weight, .* (\d+) bytes less", str(caught.value))
     assert found
     least = plan(TINY_MIXTRAL, target_bpw=float(found[1]), progress=False)
     assert {tensor.type for tensor in least.tensors} == {Type.F32, Type.Q4_0}
@@ -153,7 +153,7 @@ def test_a_matrix_without_a_single_tensor_of_the_model_is_refused(tmp_path: Path
 
 
 def test_a_type_and_a_target_are_refused() -> None:
-    with pytest.raises(InvalidArgumentError, match="one of them"):
+    with pytest.raises(InvalidArgumentError, match="expected one of a type, a target size and target bits per weight"):
         plan(TINY_MIXTRAL, "q8_0", target_bpw=4, progress=False)
 
 

@@ -55,7 +55,7 @@ def test_row_20_a_damaged_scale_is_refused(tmp_path: Path, tiny_q8_0: Path) -> N
         raw.seek(offset + 34 * 7)
         raw.write(b"\0\x7e")  # NaN in f16
     for kind in ("q8_0", "q4_0"):
-        with pytest.raises(CheckpointError, match=r"blk\.2\.ffn_up_exps\.weight\[0\] holds NaN"):
+        with pytest.raises(CheckpointError, match=r"blk\.2\.ffn_up_exps\.weight\[0\]: .*found NaN"):
             quantize(path, tmp_path / "m.gguf", kind, progress=False)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["source.gguf"]
 

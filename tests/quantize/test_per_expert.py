@@ -114,7 +114,7 @@ def test_experts_that_see_more_get_more_bits(small: Path, tmp_path: Path) -> Non
 
 
 def test_a_single_expert_without_the_option_is_refused_with_it(small: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'blk\.0\.ffn_down\.3\.weight' matches single experts, .* per_expert=True"):
+    with pytest.raises(InvalidArgumentError, match=r"'blk\.0\.ffn_down\.3\.weight': .* found one for single experts: .* per_expert=True"):
         plan(small, tensors=[("blk.0.ffn_down.3.weight", "q8_0")], progress=False)
     with pytest.raises(InvalidArgumentError, match="matches no tensor"):
         plan(small, tensors=[("blk.0.ffn_down.4.weight", "q8_0")], per_expert=True, progress=False)
