@@ -63,7 +63,8 @@ def fits(combination: tuple[_Option, ...], total: int) -> bool:
 
 
 def test_too_small_a_target_is_refused_with_the_least_that_is_enough() -> None:
-    with pytest.raises(InvalidArgumentError, match=r"of tensors, 4\.\d+ bits per weight, .* found one that leaves \d+ bytes less") as caught:
+    words = r"of tensors, 4\.\d+ bits per weight, .* found one that leaves \d+ bytes less"
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
         plan(TINY_MIXTRAL, target_bpw=4.4, progress=False)
     found = re.search(r"([\d.]+) bits per weight, .* (\d+) bytes less", str(caught.value))
     assert found
