@@ -1,4 +1,4 @@
-"""The memory that a model takes while it runs."""
+"""The memory that a running model takes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KV_TYPES, check_kv_type, n_pages_for
 from pymixtral.ops import PAGE
 
-# Python, NumPy and the tokenizer: 35 MB of private memory and some 20 of libraries, measured on Linux.
+# Python, NumPy and the tokenizer, measured on Linux: 35 MB of private memory and some 20 MB of
+# libraries.
 _PROCESS_BYTES = 60_000_000
-_BATCH = 512  # tokens of a prompt that are computed at once
+_BATCH = 512  # tokens of a prompt that are computed at once: the default n_batch of Mixtral
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes. weights: the mapped tensors. kv: keys and values of the whole context. working: an estimate of the process and its
-    buffers."""
+    """The memory of a running model, in bytes.
+
+    Attributes:
+        weights: the mapped tensors.
+        kv: keys and values of the whole context.
+        working: an estimate of the process and its buffers.
+    """
 
     weights: int
     kv: int
@@ -24,25 +30,53 @@ class Footprint:
 
     @property
     def total(self) -> int:
+        """The sum, in bytes."""
         return self.weights + self.kv + self.working
 
 
 def kv_bytes_per_token(config: ModelConfig, kv_type: str = "f16") -> int:
-    """Keys and values of one position in all layers. kv_type: "f16", "f32" or "q8_0". Raises InvalidArgumentError for others, and for
-    q8_0 if the model's heads do not fit."""
+    """Compute the size of the keys and values of one position.
+
+    Args:
+        config: the model's numbers.
+        kv_type: "f16", "f32" or "q8_0".
+
+    Returns:
+        Bytes in all layers together.
+
+    Raises:
+        InvalidArgumentError: for another type, and for q8_0 if the head dimension is not a multiple
+            of 32.
+    """
     check_kv_type(kv_type, config.head_dim)
     return 2 * config.n_layers * config.n_kv_heads * config.head_dim * KV_TYPES[kv_type] // 32
 
 
 def footprint(config: ModelConfig, weight_bytes: int, n_ctx: int, kv_type: str = "f16") -> Footprint:
-    """For a context of n_ctx tokens, cached in whole pages."""
+    """Compute the memory that a model takes while it runs.
+
+    Args:
+        config: the model's numbers.
+        weight_bytes: bytes of its tensors.
+        n_ctx: positions of the context, which is cached in whole pages.
+        kv_type: "f16", "f32" or "q8_0".
+
+    Returns:
+        The parts, in bytes.
+
+    Raises:
+        InvalidArgumentError: as kv_bytes_per_token() does.
+    """
     kv = kv_bytes_per_token(config, kv_type) * n_pages_for(n_ctx) * PAGE
     return Footprint(weight_bytes, kv, _PROCESS_BYTES + _BATCH * _bytes_per_prompt_token(config))
 
 
 def _bytes_per_prompt_token(config: ModelConfig) -> int:
-    """The residual stream, its norm, queries, keys, values, attention's result and the experts' inner activations in f32, and the
-    latter once more in int8. A prompt of full width takes some 5% less."""
+    """Bytes of the buffers for each token of a prompt; some 5% more than a full batch takes.
+
+    They are the residual stream, its norm, queries, keys, values, the attention's result and the
+    experts' inner activations in f32, and the inner activations once more in int8.
+    """
     c = config
     inner = c.n_experts_used * c.ffn
     floats = 2 * c.hidden + 2 * c.n_heads * c.head_dim + 2 * c.n_kv_heads * c.head_dim + inner

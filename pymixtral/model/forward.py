@@ -1,4 +1,8 @@
-"""The model: weights, and the forward pass over a ragged batch."""
+"""The model: its weights, and the forward pass over a ragged batch.
+
+Source: Jiang et al. 2024, arXiv:2401.04088. A ragged batch has a different number of tokens of each
+sequence, in consecutive rows.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +17,36 @@ from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
 from pymixtral.model.weights import ModelWeights
 
 Rows = slice | IdArray
+"""A choice of rows: a slice or indices."""
 
 EVERY = slice(None)
+"""All rows."""
 
 
 class Model:
-    """Runs a model's layers. Not thread-safe but for cancel(): one engine thread owns it.
+    """A model that is ready to compute. One thread owns it; only cancel() is thread-safe.
 
     Args:
-        weights: of a file that fits `config`.
+        weights: the weights of a file that fits `config`.
         config: the model's numbers.
         n_threads: see pymixtral.ops.Context.
         isa: see pymixtral.ops.Context.
 
+    Attributes:
+        config: the model's numbers.
+        weights: its weights.
+        context: the threads and the instruction set.
+        layers: the layers, as C sees them.
+
     Raises:
-        InvalidArgumentError, UnsupportedError, NativeError: as Context does.
+        InvalidArgumentError: for a number of threads out of range.
+        UnsupportedError: for an instruction set that this machine does not run.
+        NativeError: if there is no memory, or a thread cannot be started.
     """
 
-    def __init__(self, weights: ModelWeights, config: ModelConfig, *, n_threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self, weights: ModelWeights, config: ModelConfig, *, n_threads: int | None = None, isa: str | None = None
+    ) -> None:
         self.config = config
         self.weights = weights
         self.context = ops.Context(n_threads, isa)
@@ -56,7 +72,19 @@ class Model:
         self._batch = ops.Batch(self.layers[0], config.rope_frequencies(), config.rope_factor())
 
     def new_cache(self, n_tokens: int, kv_type: str = "f16") -> KVCache:
-        """A cache for n_tokens positions of one sequence; kv_type: "f16", "f32" or "q8_0"."""
+        """Make a cache for one sequence.
+
+        Args:
+            n_tokens: positions of the sequence.
+            kv_type: "f16", "f32" or "q8_0".
+
+        Returns:
+            The cache, empty.
+
+        Raises:
+            InvalidArgumentError: for a kv_type that does not fit the model.
+            NativeError: if there is no memory.
+        """
         c = self.config
         return KVCache(c.n_layers, c.n_kv_heads, c.head_dim, n_pages_for(n_tokens), kv_type)
 
@@ -70,37 +98,40 @@ class Model:
         rows: Rows = EVERY,
         observers: Seq[ops.Observer] | None = None,
     ) -> F32:
-        """Computes one pass over a ragged batch: some tokens of each of some sequences.
+        """Compute one pass over a ragged batch.
 
-        The sequences advance when the pass has succeeded. After an exception they are as before, and
-        what was reserved is given back.
+        The sequences advance when the pass has succeeded. After an exception they are as before,
+        and reserved pages are given back.
 
         Args:
             inputs: token ids, int32 [n], or hidden rows of earlier layers, float32 [n, hidden].
-            runs: (sequence, how many of the rows continue it), in the order of the rows. The
-                sequences belong to `cache`, each at most once.
+            runs: (sequence, number of rows that continue it), in the order of the rows. The
+                sequences belong to `cache`, and each occurs at most once.
             cache: the keys and values of all layers, read and written.
-            layers: which to run; None: all.
-            rows: those whose result is wanted, a slice or indices. The last layer's experts skip the
-                others, on which nothing depends; a NonFiniteError from there counts among these rows.
-            observers: for calibration, one for each layer of the model. An exception leaves parts of
-                the pass in them.
+            layers: the layers to run; None: all.
+            rows: the rows whose result is wanted, a slice or indices. Rows not wanted skip the
+                experts of the last layer; a NonFiniteError from there counts the wanted rows only.
+            observers: for calibration, one for each layer of the model. After an exception they
+                hold a part of the pass.
 
         Returns:
-            The hidden rows after the last of `layers`, float32 [n wanted, hidden].
+            The wanted rows after the last of `layers`, float32 [n wanted, hidden].
 
         Raises:
             InvalidArgumentError: for runs or inputs that do not fit.
-            ContextLengthError: when the cache is full.
-            NonFiniteError: when the weights lead to NaN or infinity.
+            ContextLengthError: if the cache has too few free pages.
+            NonFiniteError: if the weights lead to NaN or infinity.
             CanceledError: after cancel().
+            NativeError: if there is no memory.
         """
         self.context.cancel(False)
         self._check(len(inputs), runs, cache)
         try:
             for sequence, count in runs:
                 sequence.reserve(count)
-            hidden = self._pass(inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers)
+            hidden = self._pass(
+                inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers
+            )
         except BaseException:
             for sequence, _ in runs:
                 sequence.truncate(sequence.length)  # gives back what was reserved
@@ -112,10 +143,14 @@ class Model:
     def _check(self, n: int, runs: Seq[tuple[Sequence, int]], cache: KVCache) -> None:
         for sequence, _ in runs:
             if sequence.cache is not cache:
-                raise InvalidArgumentError("expected sequences of the given cache, found one of another: make them with its new_sequence()")
+                raise InvalidArgumentError(
+                    "expected sequences of the given cache, found one of another cache: make them with new_sequence()"
+                )
         counts = [count for _, count in runs]
         if sum(counts) != n or n == 0 or len({sequence for sequence, _ in runs}) != len(runs):
-            raise InvalidArgumentError(f"expected a batch of different sequences with {n} tokens together and at least one, found {counts}")
+            raise InvalidArgumentError(
+                f"expected different sequences with {n} rows together, and at least one row, found {counts} rows"
+            )
 
     def _pass(
         self,
@@ -142,18 +177,42 @@ class Model:
         return hidden
 
     def logits(self, hidden: F32) -> F32:
-        """float32 [n, n_vocab] of hidden rows [n, hidden] after the last layer."""
+        """Compute logits.
+
+        Args:
+            hidden: rows after the last layer, float32 [n, hidden].
+
+        Returns:
+            float32 [n, n_vocab].
+
+        Raises:
+            NonFiniteError: if the weights lead to NaN or infinity.
+            CanceledError: after cancel().
+        """
         self.context.cancel(False)
         return ops.matmul(self.context, self.head_input(hidden), self._head)
 
     def head_input(self, hidden: F32) -> F32:
-        """The normed rows float32 [n, hidden] that logits() multiplies with the head."""
+        """Compute the input of the output matrix, the head.
+
+        Args:
+            hidden: rows after the last layer, float32 [n, hidden].
+
+        Returns:
+            The rows after the last norm, float32 [n, hidden].
+
+        Raises:
+            NonFiniteError: if the weights lead to NaN or infinity.
+        """
         return ops.rms_norm(self.context, hidden, self.weights.output_norm, self.config.rms_eps)
 
     def cancel(self) -> None:
-        """Ends the pass under way with CanceledError. A pass that begins later is not concerned. Any thread may call it."""
+        """Cancel the pass that is running: it raises CanceledError. Later passes run.
+
+        Any thread may call this.
+        """
         self.context.cancel()
 
     def close(self) -> None:
-        """Ends the threads; the model is of no use afterwards. May be called again."""
+        """End the threads. The model cannot compute afterwards. A second close() does nothing."""
         self.context.close()

@@ -12,33 +12,65 @@ from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeErr
 from pymixtral.ops import PAGE, CacheLayer
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
-"""The types of a cache, and the bytes that 32 keys or values take."""
+"""The types of a cache, and the bytes that 32 elements of a key or value take. In q8_0 they are 32
+of int8 and a float16 scale."""
 
 
 def check_kv_type(kv_type: str, head_dim: int) -> None:
-    """Raises InvalidArgumentError for a type that is unknown or cannot hold heads of head_dim."""
+    """Check the type of a cache.
+
+    Args:
+        kv_type: the type.
+        head_dim: elements of a head.
+
+    Raises:
+        InvalidArgumentError: for an unknown type, and for one that cannot hold such heads.
+    """
     if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
         raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
     if kv_type == "q8_0" and head_dim % 32:
-        raise InvalidArgumentError(f"expected heads of a multiple of 32 for keys and values in q8_0, found {head_dim}: use f16")
+        raise InvalidArgumentError(
+            f"expected a head dimension that is a multiple of 32 for kv_type q8_0, found {head_dim}: use f16"
+        )
 
 
 def n_pages_for(n_tokens: int) -> int:
-    """Pages that n_tokens positions of one sequence take."""
+    """Count the pages that a sequence takes.
+
+    Args:
+        n_tokens: positions of the sequence.
+
+    Returns:
+        The number of pages, of 64 positions each.
+    """
     return -(-n_tokens // PAGE)
 
 
 class KVCache:
-    """Keys and values of all layers.
+    """The keys and values of all layers, in pages of 64 positions.
 
-    kv_type: "f16", "f32" or "q8_0", for which head_dim is a multiple of 32.
+    A page holds 64 consecutive positions of one sequence, or of several that share a prefix. The
+    arrays are zero at first, and the system commits their memory when it is written. The cache is
+    not thread-safe: one thread owns it and its sequences.
 
-    k: [n_layers][n_pages][n_kv_heads][head_dim][64]. v: [n_layers][n_pages][n_kv_heads][64][head_dim]. Both C-contiguous, of
-    float16 or float32; of q8_0 both are uint8 [n_layers][n_pages][n_kv_heads][68*head_dim] (pmx_cache in csrc/pmx.h). Zero at first;
-    the system commits their memory page by page when it is written. layers: each layer's part, as C sees it.
+    Args:
+        n_layers: layers of the model.
+        n_kv_heads: key/value heads of a layer.
+        head_dim: elements of a head, a multiple of 8 from 8 to 1024; with q8_0 a multiple of 32.
+        n_pages: pages for all sequences together.
+        kv_type: "f16", "f32" or "q8_0".
 
-    A page belongs to one position range of one sequence, or of several that share a prefix. Not thread-safe: one engine thread
-    owns the cache and its sequences. Raises InvalidArgumentError for sizes out of range and NativeError when there is no memory.
+    Attributes:
+        n_pages: pages for all sequences together.
+        k: keys, float16 or float32 [n_layers, n_pages, n_kv_heads, head_dim, 64], or in q8_0 uint8
+            [n_layers, n_pages, n_kv_heads, 68*head_dim]; C-contiguous. See pmx_cache in csrc/pmx.h.
+        v: values, of the same type: [n_layers, n_pages, n_kv_heads, 64, head_dim], or in q8_0 the
+            shape of k.
+        layers: the part of each layer, as C sees it.
+
+    Raises:
+        InvalidArgumentError: for sizes out of range, and an unknown type.
+        NativeError: if there is no memory.
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
@@ -48,7 +80,9 @@ class KVCache:
                 f"found {n_layers}, {n_kv_heads} and {n_pages}"
             )
         if head_dim % 8 or not 8 <= head_dim <= 1024:
-            raise InvalidArgumentError(f"expected a head dimension that is a multiple of 8, from 8 to 1024, found {head_dim}")
+            raise InvalidArgumentError(
+                f"expected a head dimension that is a multiple of 8, from 8 to 1024, found {head_dim}"
+            )
         check_kv_type(kv_type, head_dim)
         self.n_pages = n_pages
         dtype = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}[kv_type]
@@ -57,17 +91,25 @@ class KVCache:
             self.k: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *k_page), dtype)
             self.v: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *v_page), dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address holds
-            raise NativeError(f"no memory for a cache of {n_pages * PAGE} positions ({error}): ask for a shorter context") from error
+            raise NativeError(
+                f"expected memory for a cache of {n_pages * PAGE} positions, found too little ({error}): "
+                "ask for a shorter context"
+            ) from error
         self.layers = [CacheLayer(k, v) for k, v in zip(self.k, self.v, strict=True)]
         self._references = [0] * n_pages
         self._free = list(range(n_pages - 1, -1, -1))
 
     @property
     def n_free_pages(self) -> int:
+        """The number of pages that belong to no sequence."""
         return len(self._free)
 
     def new_sequence(self) -> Sequence:
-        """An empty sequence; it takes no page before its first reserve()."""
+        """Make an empty sequence.
+
+        Returns:
+            The sequence. It takes no page before its first reserve().
+        """
         return Sequence(self)
 
     def _take(self) -> int:
@@ -87,35 +129,54 @@ class KVCache:
 
 
 class Sequence:
-    """The positions 0 .. length-1 of one text in a cache. Made by KVCache.new_sequence() and fork(); given back by free().
+    """One text in a cache: its positions 0 to length-1.
 
-    pages: int32 [n], C-contiguous; pages[i] is the cache page of positions 64*i .. 64*i+63, with room for what is reserved. The
-    array is replaced, never changed in place: a C call may keep reading the one it was given. cache: the one that has these pages.
+    KVCache.new_sequence() and fork() make sequences; free() gives their pages back.
 
-    Writing goes in three steps: reserve(n), write positions length .. length+n-1, advance(n). A pass that fails skips advance(), and
-    nothing has happened.
+    A pass writes in three steps: reserve(n), write positions length to length+n-1, advance(n). A
+    pass that fails leaves out advance(), and the sequence is as before.
+
+    Args:
+        cache: the cache that has the pages.
+
+    Attributes:
+        length: number of positions.
+        pages: int32 [n], C-contiguous: pages[i] is the cache page of positions 64*i to 64*i+63, of
+            those reserved too. The array is replaced, never changed in place, because a C call may
+            still read it.
+        cache: the cache that has the pages.
     """
 
     def __init__(self, cache: KVCache) -> None:
         self.length = 0
         self.pages: I32 = np.empty(0, np.int32)
         self.cache = cache
-        self._writable = 0  # positions length .. _writable-1 may be written
-        self._forked = False  # so that pages may belong to others too
+        self._writable = 0  # positions length to _writable-1 may be written
+        self._forked = False  # if so, pages may belong to other sequences too
 
     def reserve(self, n_tokens: int) -> None:
-        """Makes positions length .. length+n_tokens-1 writable: takes pages, and copies the last one if it is partial and shared.
+        """Make positions length to length+n_tokens-1 writable.
 
-        Raises ContextLengthError when the cache has too few free pages, and changes nothing then.
+        This takes pages from the cache, and copies the last page if it is partly used and shared.
+
+        Args:
+            n_tokens: number of positions, 0 or more.
+
+        Raises:
+            ContextLengthError: if the cache has too few free pages; nothing is changed then.
+            InvalidArgumentError: for a negative number.
         """
         cache, end = self.cache, self.length + _count(n_tokens)
         partial = self.length // PAGE
-        copy = self._forked and end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
+        copy = (
+            self._forked and end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
+        )
         n_new = max(0, n_pages_for(end) - len(self.pages))
         if n_new + copy > cache.n_free_pages:
             raise ContextLengthError(
-                f"{n_tokens} tokens after position {self.length} need {n_new + copy} more pages of {PAGE} positions, but "
-                f"{cache.n_free_pages} of the cache's {cache.n_pages} are free: shorten the text or ask for a longer context"
+                f"expected {n_new + copy} free pages of {PAGE} positions for {n_tokens} tokens after position "
+                f"{self.length}, found {cache.n_free_pages} of the cache's {cache.n_pages}: "
+                "shorten the text or ask for a longer context"
             )
         if n_new:
             self.pages = np.concatenate([self.pages, np.array([cache._take() for _ in range(n_new)], np.int32)])
@@ -127,15 +188,31 @@ class Sequence:
         self._writable = max(self._writable, end)
 
     def advance(self, n_tokens: int) -> None:
-        """Makes the next n_tokens positions, reserved and written, part of the sequence. Raises InvalidArgumentError beyond what is
-        reserved."""
+        """Append positions that are reserved and written.
+
+        Args:
+            n_tokens: number of positions, 0 or more.
+
+        Raises:
+            InvalidArgumentError: for more positions than are reserved, and for a negative number.
+        """
         end = self.length + _count(n_tokens)
         if end > max(self._writable, self.length):
-            raise InvalidArgumentError(f"expected at most {self._writable - self.length} reserved tokens to advance by, found {n_tokens}")
+            raise InvalidArgumentError(
+                f"expected at most {self._writable - self.length} reserved tokens to advance by, found {n_tokens}: "
+                "reserve them first"
+            )
         self.length = end
 
     def truncate(self, length: int) -> None:
-        """Forgets the positions from `length` on, and what is reserved; gives back the pages no longer needed."""
+        """Drop the positions from `length` on and all reserved ones, and give back their pages.
+
+        Args:
+            length: the new length, 0 to the present one.
+
+        Raises:
+            InvalidArgumentError: for another length.
+        """
         if not 0 <= length <= self.length:
             raise InvalidArgumentError(f"expected a length from 0 to {self.length} to truncate to, found {length}")
         kept = n_pages_for(length)
@@ -144,8 +221,14 @@ class Sequence:
         self.length = self._writable = length
 
     def fork(self) -> Sequence:
-        """A second sequence with the same contents, which shares all pages; whoever first writes to the shared partial page gets a
-        copy of it. What this sequence had reserved must be reserved again."""
+        """Make a second sequence with the same contents.
+
+        Both share all pages. The first to write to a shared, partly used page gets a copy of it.
+        What this sequence had reserved must be reserved again.
+
+        Returns:
+            The new sequence.
+        """
         other = Sequence(self.cache)
         self.truncate(self.length)
         other.length = other._writable = self.length
@@ -155,7 +238,7 @@ class Sequence:
         return other
 
     def free(self) -> None:
-        """Gives all pages back. The sequence is then empty; freeing it again does nothing."""
+        """Give all pages back. The sequence is empty afterwards. A second free() does nothing."""
         self.truncate(0)
 
     def _replace(self, i: int, page: int) -> None:

@@ -1,4 +1,4 @@
-"""Mapped files in memory: kept there, and read before they are needed."""
+"""Mapped files in memory: locked there, and read before they are needed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ import numpy as np
 from pymixtral.arrays import U8
 from pymixtral.errors import NativeError
 
-PIECE_BYTES = 16 << 20  # so often an interrupt is noticed and progress told
+PIECE_BYTES = 16 << 20
+"""Bytes that a thread reads at once, some 10 ms from a fast disk. Between two pieces progress is
+reported and an interrupt is noticed."""
 
-_MLOCK_ONFAULT = 1
+_MLOCK_ONFAULT = 1  # of mlock2 in Linux: pages are locked when they are first read
 
 
 def lock(maps: Iterable[mmap.mmap]) -> None:
-    """Keeps in memory whatever is read of the mapped files, until they are unmapped. On Linux nothing is read by this (mlock2); elsewhere
-    all of it (mlock). Raises NativeError if the system refuses."""
+    """Keep in memory whatever is read of mapped files, until they are unmapped.
+
+    On Linux this reads nothing by itself (mlock2); elsewhere it reads the files whole (mlock).
+
+    Args:
+        maps: the mapped files.
+
+    Raises:
+        NativeError: if the system refuses.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     for mapped in maps:
         address, n_bytes = ctypes.c_void_p(_bytes(mapped).ctypes.data), ctypes.c_size_t(len(mapped))
@@ -32,17 +42,24 @@ def lock(maps: Iterable[mmap.mmap]) -> None:
 def _refusal(n_bytes: int, reason: str) -> str:
     limit, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if limit == resource.RLIM_INFINITY or limit >= n_bytes:
-        return f"the system refuses to lock {n_bytes} bytes of weights in memory ({reason}): leave out lock=True"
+        return f"expected to lock {n_bytes} bytes of weights in memory, found an error ({reason}): leave out lock=True"
     most = "no limit" if hard == resource.RLIM_INFINITY else f"{hard} bytes"
     return (
-        f"expected to lock {n_bytes} bytes of weights in memory, found a limit of {limit} bytes (RLIMIT_MEMLOCK, {reason}): raise it with "
-        f"`ulimit -l` ({most} for this user; root and CAP_IPC_LOCK have none), or leave out lock=True"
+        f"expected to lock {n_bytes} bytes of weights in memory, found a limit of {limit} bytes (RLIMIT_MEMLOCK, "
+        f"{reason}): raise it with `ulimit -l` ({most} for this user; root and CAP_IPC_LOCK have none), or leave out "
+        "lock=True"
     )
 
 
 def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int, int], None] | None = None) -> None:
-    """Reads every page of the mapped files, so that none must be waited for later. progress: called with the bytes done and the bytes in
-    all, in the calling thread. An exception that it raises, or an interrupt, ends the reading."""
+    """Read every page of mapped files, so that the model does not wait for the disk later.
+
+    Args:
+        maps: the mapped files.
+        n_threads: threads that read.
+        progress: called in this thread with the bytes read so far and the bytes in all. An
+            exception that it raises ends the reading, as an interrupt does.
+    """
     arrays = [_bytes(mapped) for mapped in maps]
     pieces = [array[at : at + PIECE_BYTES] for array in arrays for at in range(0, len(array), PIECE_BYTES)]
     done, total = 0, sum(map(len, arrays))
@@ -62,5 +79,5 @@ def _bytes(mapped: mmap.mmap) -> U8:
 
 
 def _touch(piece: U8) -> int:
-    piece[:: mmap.PAGESIZE].max()  # without Python's lock
+    piece[:: mmap.PAGESIZE].max()  # NumPy releases the GIL, so threads read at the same time
     return len(piece)

@@ -1,7 +1,7 @@
-"""The C library as NumPy functions; the only room that knows the extension.
+"""The C library as NumPy functions; the only package that imports the extension.
 
-`operations` and `layer` have a function for each entry point, `context` the threads and the
-instruction set that they run with, `views` what C sees of an array, `native` the extension itself.
+`operations` and `layer` have a function for each entry point, `context` has the threads and the
+instruction set that they run with, `views` the arrays as C sees them, and `native` the extension.
 """
 
 from pymixtral.ops.context import Context, available_isas, built_isas

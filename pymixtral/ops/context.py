@@ -1,4 +1,4 @@
-"""Contexts of the C library: its threads, its scratch memory and the instruction set it uses."""
+"""Contexts of the C library: threads, scratch memory and an instruction set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from pymixtral.ops.threads import MAX_THREADS, thread_limits
 
 
 def built_isas() -> list[str]:
-    """The instruction sets of this build, slowest first."""
+    """List the instruction sets of this build.
+
+    Returns:
+        Names such as "scalar" and "avx2", slowest first.
+    """
     names: list[str] = []
     while (name := lib.pmx_isa_name(len(names))) != ffi.NULL:
         names.append(ffi.string(name).decode())
@@ -21,16 +25,27 @@ def built_isas() -> list[str]:
 
 
 def available_isas() -> list[str]:
-    """Those of built_isas() that this machine runs."""
+    """List the instruction sets of this build that this machine runs.
+
+    Returns:
+        Names, slowest first.
+    """
     return [name for i, name in enumerate(built_isas()) if lib.pmx_isa_available(i)]
 
 
 class Context:
-    """Threads and scratch memory of the C library; one call at a time.
+    """Threads and scratch memory of the C library. It serves one call at a time.
 
-    n_threads: 1 to 256; None: what affinity, cgroup quota and physical cores allow. isa: one of available_isas(); None: the environment's
-    PYMIXTRAL_ISA, else the fastest. Raises InvalidArgumentError for other numbers of threads, UnsupportedError for an unknown or
-    unavailable instruction set.
+    Args:
+        n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
+            physical cores allow.
+        isa: one of available_isas(); None: what the environment's PYMIXTRAL_ISA names, else the
+            fastest.
+
+    Raises:
+        InvalidArgumentError: for another number of threads.
+        UnsupportedError: for an instruction set that this build or this machine does not have.
+        NativeError: if there is no memory, or a thread cannot be started.
     """
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
@@ -40,32 +55,49 @@ class Context:
         n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
         isa = isa or os.environ.get("PYMIXTRAL_ISA") or None
         if isa is not None and isa not in available_isas():
-            raise UnsupportedError(f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'")
+            raise UnsupportedError(
+                f"expected an instruction set of this build and machine ({', '.join(available_isas())}), found '{isa}'"
+            )
         out = ffi.new("pmx_ctx **")
         check(lib.pmx_ctx_create(out, n_threads, ffi.NULL if isa is None else isa.encode()))
         self._pointer = out[0]
 
     @property
     def pointer(self) -> Any:
-        """The C context. Raises ClosedError after close()."""
+        """The C context.
+
+        Raises:
+            ClosedError: after close().
+        """
         if self._pointer is None:
-            raise ClosedError("expected an open context, found one that was closed")
+            raise ClosedError("expected an open context, found one that was closed: make a new one")
         return self._pointer
 
     @property
     def isa(self) -> str:
+        """The name of the instruction set in use."""
         return str(ffi.string(lib.pmx_ctx_isa(self.pointer)).decode())
 
     @property
     def n_threads(self) -> int:
+        """The number of threads in use."""
         return int(lib.pmx_ctx_threads(self.pointer))
 
     def cancel(self, on: bool = True) -> None:
-        """Makes the call under way, and later ones, end with CanceledError, until set to False. Any thread may call it."""
+        """Cancel the call that is running and all later ones: they raise CanceledError.
+
+        Any thread may call this.
+
+        Args:
+            on: True cancels; False lets later calls run again.
+        """
         lib.pmx_ctx_cancel(self.pointer, on)
 
     def close(self) -> None:
-        """Ends the threads and frees the scratch; may be called again. No call may be under way."""
+        """End the threads and free the scratch memory. A second close() does nothing.
+
+        No call may be running.
+        """
         pointer, self._pointer = self._pointer, None
         if pointer is not None:
             lib.pmx_ctx_destroy(pointer)
@@ -73,7 +105,9 @@ class Context:
     def __enter__(self) -> Context:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:

@@ -18,8 +18,8 @@ class Layer:
     """One decoder layer as C sees it: views of its weights, and its numbers.
 
     Args:
-        attn_norm: float32 [hidden].
-        ffn_norm: float32 [hidden].
+        attn_norm: weights of the norm before attention, float32 [hidden].
+        ffn_norm: weights of the norm before the experts, float32 [hidden].
         q: n_heads*head_dim x hidden.
         k: n_kv_heads*head_dim x hidden.
         v: n_kv_heads*head_dim x hidden.
@@ -29,8 +29,17 @@ class Layer:
         n_experts_used: experts for each token.
         n_heads: query heads.
         n_kv_heads: key/value heads.
-        window: positions that a token attends to, itself included; 0: all.
-        eps: of the norms.
+        window: positions that a token attends to, its own included; 0: all.
+        eps: the small number that the norms add to the mean square.
+
+    Attributes:
+        hidden: the width of the residual stream.
+        n_experts: experts of the layer; 1 in a dense layer.
+        n_experts_used: experts for each token.
+        ffn: inner width of an expert.
+        q_dim: n_heads*head_dim.
+        width: (hidden, n_experts_used), which a Batch for this layer must have.
+        struct: the C struct pmx_layer.
 
     Raises:
         InvalidArgumentError: for norms of another shape, and matrices that are not contiguous.
@@ -58,7 +67,7 @@ class Layer:
         self.n_experts = len(experts)
         self.ffn = experts[0][0].rows
         self.q_dim = q.rows
-        self.width = self.hidden, n_experts_used  # what a batch must have been made for
+        self.width = self.hidden, n_experts_used
         norms = as_input(attn_norm, 1), as_input(ffn_norm, 1)
         for norm in norms:
             check_shape("norm", norm.shape, (self.hidden,))
@@ -77,14 +86,18 @@ class Layer:
 
 
 class Observer:
-    """Collects, for calibration, how large the inputs of each matrix of a layer are.
+    """Sums, for calibration, the squared inputs of each matrix of a layer, column by column.
+
+    Args:
+        layer: the layer to observe.
 
     Attributes:
-        qkv_input: float64 [hidden], sums of squares, column by column.
-        output_input: float64 [n_heads*head_dim].
-        expert_input: float64 [n_experts, hidden], of gate and up.
-        down_input: float64 [n_experts, ffn].
-        n_tokens: int64 [n_experts], the tokens that each expert saw.
+        qkv_input: sums of squares for q, k and v, float64 [hidden].
+        output_input: sums of squares for the output matrix, float64 [n_heads*head_dim].
+        expert_input: sums of squares for gate and up, float64 [n_experts, hidden].
+        down_input: sums of squares for down, float64 [n_experts, ffn].
+        n_tokens: tokens that each expert saw, int64 [n_experts].
+        struct: the C struct pmx_observer.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -99,22 +112,28 @@ class Observer:
 
 
 class Batch:
-    """The tokens of one pass, and what the layers hand on about them.
+    """The tokens of one pass, and the arrays that its layers pass on.
 
-    It serves one pass after the other: its arrays only grow, so that a pass of as many tokens as
-    an earlier one allocates none.
+    One batch serves all passes. Its arrays only grow: a pass with no more tokens than an earlier
+    one allocates nothing.
 
     Args:
-        layer: one of the layers, all of which are of one width.
-        frequencies: of rope, float64 [head_dim/2], in radians per position.
-        factor: what rope's cosines and sines are multiplied by.
+        layer: one of the layers, which all have the same width.
+        frequencies: frequencies of the rotary embedding, float64 [head_dim/2], in radians per
+            position.
+        factor: multiplies the cosines and sines of the rotary embedding.
 
     Attributes:
+        width: (hidden, n_experts_used), as of the layers that it fits.
+        n_pairs: head_dim/2.
+        runs: which positions of which sequences the rows are.
         n_tokens: rows of the arrays below.
-        x: float32 [n_tokens, hidden], the residual stream, changed in place by each layer.
-        normed: float32 [n_tokens, hidden], the input of a layer's experts.
-        ids: int32 [n_tokens, n_experts_used], the router's choice, ascending.
-        weights: float32 [n_tokens, n_experts_used], what the chosen experts count.
+        x: the residual stream, float32 [n_tokens, hidden]; each layer changes it in place.
+        normed: the input of a layer's experts, float32 [n_tokens, hidden].
+        ids: the experts that the router chose, int32 [n_tokens, n_experts_used], ascending.
+        weights: the weights of these experts, float32 [n_tokens, n_experts_used].
+        rotation: pointers to the cosines and the sines of the rotary embedding.
+        pointers: pointers to x, normed, ids and weights.
     """
 
     def __init__(self, layer: Layer, frequencies: F64, factor: float = 1.0) -> None:
@@ -127,11 +146,11 @@ class Batch:
         self.begin_rows(1)
 
     def begin(self, ctx: Context, runs: Sequence[tuple[int, int, I32]]) -> None:
-        """Makes it the batch of other runs. The arrays' contents are then undefined.
+        """Begin a pass over other runs. The contents of the arrays are undefined afterwards.
 
         Args:
-            ctx: where rope's cosines and sines are computed.
-            runs: see Runs.
+            ctx: computes the cosines and sines of the rotary embedding.
+            runs: (number of tokens, first position, cache pages) of each run; see Runs.
 
         Raises:
             InvalidArgumentError: for runs and positions that make no sense.
@@ -142,12 +161,20 @@ class Batch:
         self.begin_rows(self.runs.n_tokens)
         at = 0
         for n_tokens, first, _ in runs:
-            self._positions[at : at + n_tokens] = first if n_tokens == 1 else np.arange(first, first + n_tokens, dtype=np.int32)
+            self._positions[at : at + n_tokens] = (
+                first if n_tokens == 1 else np.arange(first, first + n_tokens, dtype=np.int32)
+            )
             at += n_tokens
-        check(lib.pmx_rope_table(ctx.pointer, *self._rotation, *self._angles, self.n_tokens, self.n_pairs, self._factor))
+        check(
+            lib.pmx_rope_table(ctx.pointer, *self._rotation, *self._angles, self.n_tokens, self.n_pairs, self._factor)
+        )
 
     def begin_rows(self, n_tokens: int) -> None:
-        """Makes it a batch of so many rows of no sequence, for layer_experts() alone."""
+        """Begin a pass of rows that belong to no sequence, which only layer_experts() takes.
+
+        Args:
+            n_tokens: number of rows, at least 1.
+        """
         if n_tokens > getattr(self, "_capacity", 0):
             hidden, n_used = self.width
             self._capacity = n_tokens
@@ -166,19 +193,41 @@ class Batch:
             self._show(n_tokens)
 
     def embed(self, ctx: Context, embedding: BoundMatrix, ids: I32) -> None:
-        """Sets x to the rows `ids`, int32 [n_tokens], of the embedding. Raises InvalidArgumentError for ids outside it."""
+        """Set x to the embeddings of token ids.
+
+        Args:
+            ctx: threads and instruction set.
+            embedding: n_vocab x hidden.
+            ids: int32 [n_tokens].
+
+        Raises:
+            InvalidArgumentError: for ids outside the embedding, and shapes that do not fit.
+        """
         ids = as_input(ids, 1, np.int32)
         if len(ids) != self.n_tokens or embedding.cols != self.width[0]:
             check_shape("x", (len(ids), embedding.cols), self.x.shape)
         check(lib.pmx_embed(ctx.pointer, self.struct.x, embedding.struct, pointer(ids), self.n_tokens))
 
     def fill(self, x: F32) -> None:
-        """Sets x. Raises InvalidArgumentError for another shape."""
+        """Set x to given rows.
+
+        Args:
+            x: float32 [n_tokens, hidden], which are copied.
+
+        Raises:
+            InvalidArgumentError: for another shape.
+        """
         check_shape("x", x.shape, self.x.shape)
         self.x[:] = x
 
     def keep(self, rows: slice | IdArray) -> None:
-        """Drops all rows but some, when only the experts are still to come: no run is left."""
+        """Drop all rows but some, before the experts of the last layer.
+
+        The rows left belong to no run, so layer_attention() does not take them.
+
+        Args:
+            rows: the rows to keep, a slice or indices.
+        """
         if isinstance(rows, slice) and rows == slice(None):
             return
         n_kept = len(self.ids[rows])
@@ -192,22 +241,26 @@ class Batch:
         self.ids, self.weights = self._ids[:n_tokens], self._weights[:n_tokens]
 
 
-def layer_attention(ctx: Context, batch: Batch, layer: Layer, cache: CacheLayer, observer: Observer | None = None) -> None:
-    """The first half of a layer: norm, attention, norm, router.
+def layer_attention(
+    ctx: Context, batch: Batch, layer: Layer, cache: CacheLayer, observer: Observer | None = None
+) -> None:
+    """Compute the first half of a layer: norm, attention, norm, router.
 
-    Adds attention to batch.x, writes the runs' keys and values to the cache, and fills batch.normed,
-    batch.ids and batch.weights.
+    It adds attention to batch.x, writes the runs' keys and values to the cache, and fills
+    batch.normed, batch.ids and batch.weights.
 
     Args:
         ctx: threads and instruction set.
         batch: begun with the runs of this pass.
         layer: the layer's weights.
-        cache: the layer's keys and values, of the pages that the runs name.
-        observer: for calibration, made for this layer.
+        cache: the layer's keys and values, in the pages that the runs name.
+        observer: made for this layer, if its inputs are to be summed for calibration.
 
     Raises:
-        InvalidArgumentError: for a batch, cache or observer of another shape, and pages that are not there.
-        NonFiniteError: for NaN or infinity, and a key or value beyond the cache's type.
+        InvalidArgumentError: for a batch, cache or observer of another shape, and for pages that
+            the cache does not have.
+        NonFiniteError: for NaN or infinity, and for a key or value beyond the range of the cache's
+            type.
         CanceledError: after Context.cancel().
         NativeError: if there is no memory.
     """
@@ -221,16 +274,17 @@ def layer_attention(ctx: Context, batch: Batch, layer: Layer, cache: CacheLayer,
 
 
 def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer | None = None) -> None:
-    """The second half of a layer: adds the outputs of the chosen experts to batch.x.
+    """Compute the second half of a layer: add the outputs of the chosen experts to batch.x.
 
     Args:
         ctx: threads and instruction set.
-        batch: with normed, ids and weights of this layer.
+        batch: with normed, ids and weights, as layer_attention() left them.
         layer: the layer's weights.
-        observer: for calibration, made for this layer.
+        observer: made for this layer, if its inputs are to be summed for calibration.
 
     Raises:
-        InvalidArgumentError: for a batch or observer of another shape, and ids that are not there.
+        InvalidArgumentError: for a batch or observer of another shape, and for ids of experts that
+            the layer does not have.
         NonFiniteError: for NaN or infinity.
         CanceledError: after Context.cancel().
         NativeError: if there is no memory.
@@ -242,7 +296,7 @@ def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer |
 
 
 def _observed(observer: Observer, layer: Layer) -> Any:
-    """The C struct of an observer made for a layer of these sizes."""
+    """The C struct of an observer, whose sizes are checked against the layer's."""
     check_shape("observer", observer.expert_input.shape, (layer.n_experts, layer.hidden))
     check_shape("observer", observer.down_input.shape, (layer.n_experts, layer.ffn))
     check_shape("observer", observer.output_input.shape, (layer.q_dim,))

@@ -1,4 +1,7 @@
-"""The C library: the only module that imports the extension. Its statuses become the exceptions of pymixtral.errors."""
+"""The C library: the only module that imports the extension.
+
+A status that the library returns becomes an exception of pymixtral.errors.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,14 @@ _ERRORS: dict[int, type[PymixtralError]] = {
 
 
 def check(status: int) -> None:
-    """Raises the exception of a status other than PMX_OK, with the C side's message."""
+    """Raise the exception of a status, with the C library's message.
+
+    Args:
+        status: a pmx_status; PMX_OK raises nothing.
+
+    Raises:
+        PymixtralError: the subclass that belongs to the status.
+    """
     if not status:
         return
     message = ffi.string(lib.pmx_message()).decode("utf-8", "replace")

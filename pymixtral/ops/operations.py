@@ -1,8 +1,9 @@
-"""The operations of the C library on NumPy arrays: one function per entry point of csrc/pmx.h, which states what each computes.
+"""The operations of the C library on NumPy arrays: one function for each entry point of csrc/pmx.h.
 
-Arrays are C-contiguous float32 unless said otherwise; inputs of another dtype or layout are converted, arrays that are written in
-place must already be right. All functions raise InvalidArgumentError for shapes that do not fit, NonFiniteError (with the row) for NaN and
-infinity, CanceledError, UnsupportedError and NativeError.
+docs/numerics.md defines each result to the bit. Inputs of another dtype or memory layout are
+converted. Every function raises InvalidArgumentError for shapes that do not fit, NonFiniteError
+with the row for NaN and infinity, CanceledError after Context.cancel(), UnsupportedError for a
+weight type that the library does not run, and NativeError if there is no memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, as_input, bound, 
 
 
 def rms_norm(ctx: Context, x: F32, weight: F32, eps: float) -> F32:
-    """x, result: [n_tokens, n]; weight: [n]."""
+    """Normalise each row to a root mean square of 1 and multiply it by weights.
+
+    Args:
+        ctx: threads and instruction set.
+        x: float32 [n_tokens, n].
+        weight: float32 [n].
+        eps: added to the mean of the squares.
+
+    Returns:
+        float32 [n_tokens, n].
+    """
     x, weight = as_input(x, 2), as_input(weight, 1)
     check_shape("weight", weight.shape, x.shape[1:])
     y = np.empty_like(x)
@@ -29,18 +40,38 @@ def rms_norm(ctx: Context, x: F32, weight: F32, eps: float) -> F32:
 
 
 def quantize_activations(ctx: Context, x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32, I32]:
-    """x: [n_tokens, n], n a multiple of block, 32 or 256. Values int8 [n_tokens, n], scales [n_tokens, n/block], integer sums (int32) of
-    each 32 values, or of each 16 with block 256."""
+    """Round activations to int8, with a scale for each block.
+
+    Args:
+        ctx: threads and instruction set.
+        x: float32 [n_tokens, n], where n is a multiple of `block`.
+        block: values that share a scale, 32 or 256.
+
+    Returns:
+        The values, int8 [n_tokens, n]; the scales, float32 [n_tokens, n/block]; and the sums of
+        each 32 values (of each 16 with block 256), int32 [n_tokens, n/32 or n/16].
+    """
     x = as_input(x, 2)
     n_tokens, n = x.shape
     q, d = np.empty(x.shape, np.int8), np.empty((n_tokens, n // block), np.float32)
     sums = np.empty((n_tokens, n // (32 if block == 32 else 16)), np.int32)
-    check(lib.pmx_quantize_activations(ctx.pointer, pointer(q), pointer(d), pointer(sums), pointer(x), n_tokens, n, block))
+    check(
+        lib.pmx_quantize_activations(ctx.pointer, pointer(q), pointer(d), pointer(sums), pointer(x), n_tokens, n, block)
+    )
     return q, d, sums
 
 
 def matmul(ctx: Context, x: F32, w: Matrix | BoundMatrix) -> F32:
-    """x: [n_tokens, w.cols]; result: [n_tokens, w.rows]."""
+    """Multiply rows by a matrix.
+
+    Args:
+        ctx: threads and instruction set.
+        x: float32 [n_tokens, w.cols].
+        w: the matrix, one row for each output.
+
+    Returns:
+        float32 [n_tokens, w.rows].
+    """
     w, x = bound(w), as_input(x, 2)
     check_shape("x", x.shape, (len(x), w.cols))
     y = np.empty((len(x), w.rows), np.float32)
@@ -49,7 +80,16 @@ def matmul(ctx: Context, x: F32, w: Matrix | BoundMatrix) -> F32:
 
 
 def embed(ctx: Context, w: Matrix | BoundMatrix, ids: I32) -> F32:
-    """ids: int32 [n], rows of w; result: [n, w.cols], widened or dequantized."""
+    """Look up rows of a matrix.
+
+    Args:
+        ctx: threads and instruction set.
+        w: the matrix, one row for each id.
+        ids: int32 [n], each from 0 to w.rows - 1.
+
+    Returns:
+        float32 [n, w.cols], widened or dequantized.
+    """
     w, ids = bound(w), as_input(ids, 1, np.int32)
     y = np.empty((len(ids), w.cols), np.float32)
     check(lib.pmx_embed(ctx.pointer, pointer(y), w.struct, pointer(ids), len(ids)))
@@ -57,7 +97,15 @@ def embed(ctx: Context, w: Matrix | BoundMatrix, ids: I32) -> F32:
 
 
 def exp(ctx: Context, x: F32) -> F32:
-    """The contract's exp of x: [n]; above 88 infinity."""
+    """Compute e**x as docs/numerics.md defines it.
+
+    Args:
+        ctx: threads and instruction set.
+        x: float32 [n].
+
+    Returns:
+        float32 [n]: infinity above 88, 0 below -87.3.
+    """
     x = as_input(x, 1)
     y = np.empty_like(x)
     check(lib.pmx_exp(ctx.pointer, pointer(y), pointer(x), len(x)))
@@ -65,7 +113,16 @@ def exp(ctx: Context, x: F32) -> F32:
 
 
 def silu_mul(ctx: Context, gate: F32, up: F32) -> F32:
-    """silu(gate) * up, all [n]."""
+    """Compute silu(gate) * up, the gated unit of an expert.
+
+    Args:
+        ctx: threads and instruction set.
+        gate: float32 [n].
+        up: float32 [n].
+
+    Returns:
+        float32 [n].
+    """
     gate, up = as_input(gate, 1), as_input(up, 1)
     check_shape("up", up.shape, gate.shape)
     y = np.empty_like(gate)
@@ -74,7 +131,17 @@ def silu_mul(ctx: Context, gate: F32, up: F32) -> F32:
 
 
 def rope_table(ctx: Context, frequencies: F64, positions: I32, factor: float = 1.0) -> tuple[F32, F32]:
-    """Cosines and sines [n_tokens, n_pairs] of positions int32 [n_tokens] times frequencies float64 [n_pairs]."""
+    """Compute the cosines and sines of the rotary embedding.
+
+    Args:
+        ctx: threads and instruction set.
+        frequencies: float64 [n_pairs], in radians per position.
+        positions: int32 [n_tokens].
+        factor: multiplies cosines and sines.
+
+    Returns:
+        Cosines and sines, each float32 [n_tokens, n_pairs].
+    """
     frequencies, positions = as_input(frequencies, 1, np.float64), as_input(positions, 1, np.int32)
     shape = len(positions), len(frequencies)
     cosines, sines = np.empty(shape, np.float32), np.empty(shape, np.float32)
@@ -84,7 +151,17 @@ def rope_table(ctx: Context, frequencies: F64, positions: I32, factor: float = 1
 
 
 def rope(ctx: Context, x: F32, cosines: F32, sines: F32) -> F32:
-    """x, result: [n_tokens, n_heads, head_dim]; cosines, sines: [n_tokens, head_dim/2]."""
+    """Rotate each pair of adjacent elements by the angle of its position.
+
+    Args:
+        ctx: threads and instruction set.
+        x: queries or keys, float32 [n_tokens, n_heads, head_dim].
+        cosines: float32 [n_tokens, head_dim/2].
+        sines: float32 [n_tokens, head_dim/2].
+
+    Returns:
+        float32 [n_tokens, n_heads, head_dim].
+    """
     y: F32 = as_input(x, 3).copy()
     cosines, sines = as_input(cosines, 2), as_input(sines, 2)
     check_shape("cosines", cosines.shape, (y.shape[0], y.shape[2] // 2))
@@ -94,7 +171,17 @@ def rope(ctx: Context, x: F32, cosines: F32, sines: F32) -> F32:
 
 
 def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
-    """logits: [n_tokens, n_experts]. The chosen experts, ascending (int32), and their weights: [n_tokens, n_used]."""
+    """Choose the experts of each token.
+
+    Args:
+        ctx: threads and instruction set.
+        logits: of the router, float32 [n_tokens, n_experts].
+        n_used: experts to choose, 1 to n_experts.
+
+    Returns:
+        The chosen experts in ascending order, int32 [n_tokens, n_used], and their weights, float32
+        [n_tokens, n_used]: the softmax of the chosen logits.
+    """
     logits = as_input(logits, 2)
     n_tokens, n_experts = logits.shape
     if not 1 <= n_used <= n_experts:
@@ -105,15 +192,24 @@ def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
 
 
 def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | None = None) -> U8:
-    """x: [rows, cols]; result: uint8 [rows, row_bytes], blocks of `kind`: a type that quantize/encoders/ defines.
+    """Encode weights in a GGUF type.
 
-    importance: [cols], finite, not negative: what the squared error of each column counts; None: all the same. Only ratios matter.
-    f32, f16, bf16 and q8_0 ignore it.
+    Args:
+        ctx: threads and instruction set.
+        kind: one of the types that quantize/encoders/ defines.
+        x: float32 [rows, cols], where cols is a multiple of the type's block.
+        importance: weight of the squared error of each column, float32 [cols], finite and not
+            negative; None: all the same. Only ratios matter. f32, f16, bf16 and q8_0 ignore it.
+
+    Returns:
+        uint8 [rows, row_bytes].
     """
     x = as_input(x, 2)
     block = block_weights(kind)
     if x.shape[1] % block:
-        raise InvalidArgumentError(f"expected a multiple of {block} columns, of which {kind.name} makes its blocks, found {x.shape[1]}")
+        raise InvalidArgumentError(
+            f"expected a multiple of {block} columns, of which {kind.name} makes its blocks, found {x.shape[1]}"
+        )
     weights = ffi.NULL
     if importance is not None:
         importance = as_input(importance, 1)
@@ -125,7 +221,15 @@ def encode(ctx: Context, kind: GGMLQuantizationType, x: F32, importance: F32 | N
 
 
 def cache_write(ctx: Context, cache: CacheLayer, k: F32, v: F32, runs: Runs) -> None:
-    """Rounds k, v [n_tokens, n_kv_heads, head_dim] into the cache at the runs' positions."""
+    """Round keys and values to the cache's type and write them at the runs' positions.
+
+    Args:
+        ctx: threads and instruction set.
+        cache: changed in place.
+        k: rotated keys, float32 [n_tokens, n_kv_heads, head_dim].
+        v: values, float32 [n_tokens, n_kv_heads, head_dim].
+        runs: the positions of the rows.
+    """
     k, v = as_input(k, 3), as_input(v, 3)
     check_shape("k", k.shape, (runs.n_tokens, cache.n_kv_heads, cache.head_dim))
     check_shape("v", v.shape, k.shape)
@@ -133,9 +237,24 @@ def cache_write(ctx: Context, cache: CacheLayer, k: F32, v: F32, runs: Runs) -> 
 
 
 def attention(ctx: Context, q: F32, cache: CacheLayer, runs: Runs, window: int = 0) -> F32:
-    """q, result: [n_tokens, n_heads, head_dim]; each token sees the cache up to its own position."""
+    """Attend to the cache: each token sees the positions up to its own.
+
+    Args:
+        ctx: threads and instruction set.
+        q: rotated queries, float32 [n_tokens, n_heads, head_dim].
+        cache: the keys and values, those of these tokens included.
+        runs: the positions of the rows.
+        window: positions that a token sees, its own included; 0: all.
+
+    Returns:
+        float32 [n_tokens, n_heads, head_dim].
+    """
     q = as_input(q, 3)
     check_shape("q", q.shape, (runs.n_tokens, q.shape[1], cache.head_dim))
     y = np.empty_like(q)
-    check(lib.pmx_attention(ctx.pointer, pointer(y), pointer(q), cache.struct, runs.array, runs.n_runs, q.shape[1], window))
+    check(
+        lib.pmx_attention(
+            ctx.pointer, pointer(y), pointer(q), cache.struct, runs.array, runs.n_runs, q.shape[1], window
+        )
+    )
     return y

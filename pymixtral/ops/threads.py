@@ -1,4 +1,4 @@
-"""How many threads make sense here."""
+"""How many threads are worth having on this machine."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from pymixtral.cgroups import ROOT, cpu_quota, read
 
 MAX_THREADS = 256
-"""Of a context, as csrc/pmx.h has it."""
+"""The most threads of a context, as in csrc/pmx.h."""
 
 
 @dataclass(frozen=True)
 class Threads:
-    """What limits the threads of this process.
+    """The limits on the threads of this process.
 
     Attributes:
         online: CPUs of the machine.
         allowed: CPUs that the affinity mask allows.
-        cores: distinct physical cores among these. Two hyperthreads share the units that the kernels
-            saturate, so a second thread on a core gains nothing.
+        cores: physical cores among the allowed CPUs. Two hyperthreads share the arithmetic units
+            that the kernels keep busy, so a second thread on a core gains nothing.
         quota: CPUs that the control groups allow, such as 1.5; None: no limit.
     """
 
@@ -34,17 +34,17 @@ class Threads:
 
     @property
     def default(self) -> int:
-        """The threads that a context takes by default.
+        """The number of threads that a context starts by default.
 
-        A quota is rounded down: one thread more than it allows is stopped for the rest of each
-        period, and the others wait for it.
+        A quota is rounded down: with one thread more than it allows, the system would stop a thread
+        for the rest of each scheduling period, and the others would wait for it.
         """
         whole = MAX_THREADS if self.quota is None else max(1, int(self.quota))
         return max(1, min(self.cores, whole, MAX_THREADS))
 
     @property
     def limit(self) -> str:
-        """A clause that says which number decides."""
+        """A clause for people that says which limit decides the default."""
         if self.quota is not None and int(self.quota) <= min(self.cores, MAX_THREADS) and self.quota < self.allowed:
             return f"the cgroup's quota of {self.quota:g} CPUs"
         if self.cores > MAX_THREADS:
@@ -57,7 +57,14 @@ class Threads:
 
 
 def thread_limits(root: Path = ROOT) -> Threads:
-    """What limits the threads here. root: where /proc and /sys are."""
+    """Read the limits on the threads of this process.
+
+    Args:
+        root: the folder that /proc and /sys are in.
+
+    Returns:
+        The limits. On macOS the performance cores count as CPUs allowed, without a quota.
+    """
     online = os.cpu_count() or 1
     if not sys.platform.startswith("linux"):
         cores = _performance_cores() or online
@@ -68,7 +75,7 @@ def thread_limits(root: Path = ROOT) -> Threads:
 
 
 def _first_sibling(root: Path, number: int) -> int:
-    """The first hyperthread of a CPU's core, from a list such as "0,64" or "0-1"."""
+    """The first hyperthread of a CPU's core. The system lists them as "0,64" or "0-1"."""
     text = read(root / f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
     first = text.replace("-", ",").split(",")[0].strip()
     return int(first) if first.isdigit() else number
@@ -76,7 +83,7 @@ def _first_sibling(root: Path, number: int) -> int:
 
 @cache
 def _performance_cores() -> int:
-    """macOS: the fast cores only, as the slow ones would be waited for at every barrier; 0 where nothing tells."""
+    """The fast cores of a Mac; 0 if unknown. Slow cores would be waited for at every barrier."""
     for name in ("hw.perflevel0.physicalcpu", "hw.physicalcpu"):
         text = sysctl(name)
         if text.isdigit():
@@ -85,8 +92,17 @@ def _performance_cores() -> int:
 
 
 def sysctl(name: str) -> str:
-    """macOS: a value of the system, "" if there is none."""
+    """Read a value of macOS.
+
+    Args:
+        name: such as "hw.physicalcpu".
+
+    Returns:
+        The value as text; "" if there is none.
+    """
     try:
-        return subprocess.run(["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            ["/usr/sbin/sysctl", "-n", name], capture_output=True, text=True, timeout=5
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -1,4 +1,4 @@
-"""NumPy arrays as the C library sees them: checked, and pointed to."""
+"""NumPy arrays as the C library sees them: checked, and passed as pointers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 
 PAGE = 64
-"""Positions of a cache page."""
+"""Positions of a cache page. C fixes it: attention is computed and summed page by page."""
 
-# --- Arrays ------------------------------------------------------------------------------------------------------
+# --- Arrays ---------------------------------------------------------------------------------------
 
 
 def as_input(x: Any, ndim: int, dtype: DTypeLike = np.float32) -> Any:
-    """An array that C may read: x itself where it is right already, else a converted copy.
+    """Convert to an array that C may read.
 
     Args:
-        x: an array, or what NumPy makes one of.
+        x: an array, or anything that NumPy converts to one.
         ndim: the number of dimensions that it must have.
         dtype: the type to convert to.
+
+    Returns:
+        x itself if it is C-contiguous and of this type already, else a copy.
 
     Raises:
         InvalidArgumentError: for another number of dimensions, and for integers out of range.
@@ -37,21 +40,45 @@ def as_input(x: Any, ndim: int, dtype: DTypeLike = np.float32) -> Any:
     if array.ndim != ndim:
         raise InvalidArgumentError(f"expected an array of {ndim} dimensions, found {array.ndim}")
     if array.dtype.kind == "i" and array.dtype != given.dtype and not np.array_equal(array, given):
-        raise InvalidArgumentError(f"expected integers that fit {array.dtype}, found others in an array of {given.dtype}")
+        raise InvalidArgumentError(
+            f"expected integers that fit {array.dtype}, found others in an array of {given.dtype}"
+        )
     return array
 
 
 def check_shape(what: str, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raises InvalidArgumentError, which names `what`, where two shapes differ."""
+    """Check the shape of an array.
+
+    Args:
+        what: the array's name in the message.
+        found: its shape.
+        expected: the shape that it must have.
+
+    Raises:
+        InvalidArgumentError: if the shapes differ.
+    """
     if found != expected:
         raise InvalidArgumentError(f"{what}: expected shape {list(expected)}, found {list(found)}")
 
 
 def check_output(what: str, x: NDArray[Any], shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> None:
-    """Raises InvalidArgumentError, which names `what`, for an array that C cannot write in place."""
+    """Check that C can write an array in place.
+
+    Args:
+        what: the array's name in the message.
+        x: the array.
+        shape: the shape that it must have.
+        dtype: the type that it must have.
+
+    Raises:
+        InvalidArgumentError: for another shape or type, and for an array that is read-only or not
+            C-contiguous.
+    """
     check_shape(what, x.shape, shape)
     if x.dtype != dtype or not x.flags.c_contiguous or not x.flags.writeable:
-        raise InvalidArgumentError(f"{what}: expected a writable C-contiguous array of {np.dtype(dtype)}, found {x.dtype}")
+        raise InvalidArgumentError(
+            f"{what}: expected a writable C-contiguous array of {np.dtype(dtype)}, found {x.dtype}"
+        )
 
 
 _POINTERS = {
@@ -65,22 +92,41 @@ _POINTERS = {
 
 
 def pointer(x: NDArray[Any]) -> Any:
-    """A pointer to a C-contiguous array, which it keeps alive."""
+    """Make a C pointer to an array.
+
+    Args:
+        x: C-contiguous, of float32, float64, int8, int32, int64 or uint8.
+
+    Returns:
+        The pointer, which keeps the array alive.
+    """
     return ffi.from_buffer(_POINTERS[x.dtype], x)
 
 
-# --- Weights -----------------------------------------------------------------------------------------------------
+# --- Weights --------------------------------------------------------------------------------------
 
 
 class Weights:
-    """An array of pmx_weight views. It keeps what they point to alive."""
+    """Matrices as a C array of pmx_weight, which keeps them alive.
+
+    Args:
+        matrices: of contiguous rows.
+
+    Attributes:
+        array: the C array pmx_weight[].
+
+    Raises:
+        InvalidArgumentError: for a matrix that is not contiguous rows of bytes.
+    """
 
     def __init__(self, matrices: Sequence[Matrix]) -> None:
         self.array = ffi.new("pmx_weight[]", len(matrices))
         self._keep = matrices
         for view, matrix in zip(self.array, matrices, strict=True):
             if matrix.data.dtype != np.uint8 or matrix.data.ndim != 2 or not matrix.data.flags.c_contiguous:
-                raise InvalidArgumentError(f"expected a matrix of contiguous uint8 rows, found {matrix.data.dtype} {matrix.data.shape}")
+                raise InvalidArgumentError(
+                    f"expected a matrix of contiguous uint8 rows, found {matrix.data.dtype} {matrix.data.shape}"
+                )
             view.data = ffi.cast("void *", ffi.from_buffer(matrix.data))
             view.type = matrix.type
             view.rows, view.cols = matrix.shape
@@ -88,7 +134,19 @@ class Weights:
 
 
 class BoundMatrix:
-    """A matrix as C sees it, for one that is multiplied by often."""
+    """A matrix as C sees it, made once for many products.
+
+    Args:
+        matrix: of contiguous rows.
+
+    Attributes:
+        struct: the C struct pmx_weight.
+        rows: outputs of a product.
+        cols: inputs of a product.
+
+    Raises:
+        InvalidArgumentError: for a matrix that is not contiguous rows of bytes.
+    """
 
     def __init__(self, matrix: Matrix) -> None:
         self._keep = Weights([matrix])
@@ -97,20 +155,37 @@ class BoundMatrix:
 
 
 def bound(w: Matrix | BoundMatrix) -> BoundMatrix:
-    """The matrix as C sees it."""
+    """Bind a matrix, unless it is bound already.
+
+    Args:
+        w: a matrix, bound or not.
+
+    Returns:
+        The matrix as C sees it.
+    """
     return w if isinstance(w, BoundMatrix) else BoundMatrix(w)
 
 
-# --- The key/value cache -----------------------------------------------------------------------------------------
+# --- The key/value cache --------------------------------------------------------------------------
 
 
 class CacheLayer:
     """One layer of a key/value cache, written in place.
 
+    In q8_0 a head's page takes 68*head_dim bytes: 64*head_dim of int8 and 4*head_dim of scales, a
+    float16 for each 32 values. pmx_cache in csrc/pmx.h has their order.
+
     Args:
-        k: C-contiguous, float16 or float32 [n_pages, n_kv_heads, head_dim, 64]; of q8_0 uint8
-            [n_pages, n_kv_heads, 68*head_dim].
-        v: the same type, [n_pages, n_kv_heads, 64, head_dim]; of q8_0 the shape of k.
+        k: keys, C-contiguous: float16 or float32 [n_pages, n_kv_heads, head_dim, 64], or in q8_0
+            uint8 [n_pages, n_kv_heads, 68*head_dim].
+        v: values, of the same type: [n_pages, n_kv_heads, 64, head_dim], or in q8_0 the shape of k.
+
+    Attributes:
+        n_pages: pages of 64 positions.
+        n_kv_heads: key/value heads.
+        head_dim: elements of a head.
+        n_pairs: head_dim/2.
+        struct: the C struct pmx_cache.
 
     Raises:
         InvalidArgumentError: for other shapes and types.
@@ -120,7 +195,9 @@ class CacheLayer:
         types = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}
         blocks = k.dtype == np.uint8 and k.ndim == 3 and k.shape[2] % 68 == 0
         if not blocks and (k.dtype not in types or k.dtype == np.uint8 or k.ndim != 4 or k.shape[3] != PAGE):
-            expected = "[n_pages, n_kv_heads, head_dim, 64], float16 or float32, or [n_pages, n_kv_heads, 68*head_dim], uint8"
+            expected = (
+                "[n_pages, n_kv_heads, head_dim, 64], float16 or float32, or [n_pages, n_kv_heads, 68*head_dim], uint8"
+            )
             raise InvalidArgumentError(f"expected k of shape {expected}, found {k.dtype} {k.shape}")
         self.n_pages, self.n_kv_heads = k.shape[:2]
         self.head_dim = k.shape[2] // 68 if blocks else k.shape[2]
@@ -136,11 +213,18 @@ class CacheLayer:
 
 
 class Runs:
-    """Which positions of which sequences the rows of a batch are.
+    """The positions and sequences that the rows of a batch belong to.
+
+    A run is a part of one sequence: consecutive rows at consecutive positions.
 
     Args:
-        runs: for each sequence's part, in the order of the rows: number of tokens, first position,
-            and cache pages, int32 [n_pages].
+        runs: (number of tokens, first position, cache pages as int32 [n_pages]) of each run, in the
+            order of the rows.
+
+    Attributes:
+        array: the C array pmx_run[].
+        n_runs: number of runs.
+        n_tokens: rows of all runs together.
 
     Raises:
         InvalidArgumentError: for pages of another shape or beyond int32.
@@ -155,10 +239,15 @@ class Runs:
         self._move(runs)
 
     def advance(self, runs: Sequence[tuple[int, int, I32]]) -> bool:
-        """Makes them other runs in place, where these have the same pages, as mostly from token to token.
+        """Move to other runs in place, if they have the same pages.
+
+        From one generated token to the next they mostly do, and nothing is allocated.
+
+        Args:
+            runs: as for Runs.
 
         Returns:
-            False, and nothing is changed, where they have others.
+            Whether the pages are the same. If not, nothing is changed.
         """
         if len(runs) != self.n_runs or any(run[2] is not kept for run, kept in zip(runs, self._keep, strict=True)):
             return False

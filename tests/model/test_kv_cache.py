@@ -102,7 +102,7 @@ def test_a_full_cache_names_both_numbers_and_changes_nothing() -> None:
     sequence = cache.new_sequence()
     put(cache, sequence, counting(1, 60))
     pages = sequence.pages.tolist()
-    with pytest.raises(ContextLengthError, match=r"100 tokens after position 60 need 2 more pages .* 1 of the cache's 2 are free"):
+    with pytest.raises(ContextLengthError, match=r"2 free pages .* for 100 tokens after position 60, found 1 of the cache's 2"):
         sequence.reserve(100)
     assert (sequence.length, sequence.pages.tolist(), cache.n_free_pages) == (60, pages, 1)
     with pytest.raises(InvalidArgumentError, match="at most 0 reserved tokens"):
@@ -116,7 +116,7 @@ def test_a_copy_of_a_shared_page_needs_a_free_one() -> None:
     sequence = cache.new_sequence()
     put(cache, sequence, counting(1, 10))
     other = sequence.fork()
-    with pytest.raises(ContextLengthError, match="need 1 more pages"):
+    with pytest.raises(ContextLengthError, match="expected 1 free pages"):
         other.reserve(1)
     sequence.free()
     put(cache, other, [11.0])
@@ -191,7 +191,7 @@ def test_arguments_out_of_range() -> None:
 
 
 def test_more_memory_than_there_is() -> None:
-    with pytest.raises(NativeError, match="no memory for a cache of"):
+    with pytest.raises(NativeError, match="expected memory for a cache of"):
         KVCache(2**20, 2**20, 1024, 2**30)
 
 
