@@ -1,4 +1,4 @@
-"""Samplers that change logits."""
+"""The sampling steps that change logits."""
 
 from __future__ import annotations
 
@@ -11,38 +11,73 @@ import numpy as np
 from pymixtral.arrays import F32, IdArray
 from pymixtral.errors import InvalidArgumentError
 
-_LARGEST = np.finfo(np.float32).max
+_LARGEST = np.finfo(np.float32).max  # what a product beyond float32 becomes, so that logits stay finite
 
 
 class Edit(Protocol):
+    """A step that changes logits."""
+
     def apply(self, text: IdArray, logits: F32) -> None:
-        """text: the ids so far; logits: float32 [n_vocab], changed in place."""
+        """Change the logits in place.
+
+        Args:
+            text: the ids so far, integers [n].
+            logits: float32 [n_vocab].
+        """
 
 
 class LogitBias:
-    """Adds a number to the logits of some tokens."""
+    """Adds a number to the logits of some tokens.
+
+    Args:
+        bias: token id to the number; -inf bans the token.
+    """
 
     def __init__(self, bias: Mapping[int, float]) -> None:
         self._ids = np.array(list(bias), np.intp)
-        with np.errstate(over="ignore"):  # -inf
+        with np.errstate(over="ignore"):  # beyond float32 is -inf, which bans the token
             self._values = np.array(list(bias.values()), np.float64).astype(np.float32)
 
     def apply(self, text: IdArray, logits: F32) -> None:  # noqa: ARG002
+        """Change the logits in place; see Edit.
+
+        Args:
+            text: the ids so far, which do not matter here.
+            logits: float32 [n_vocab].
+
+        Raises:
+            InvalidArgumentError: for a biased id outside the vocabulary.
+        """
         outside = self._ids[self._ids >= len(logits)]
         if outside.size:
-            raise InvalidArgumentError(f"expected token ids from 0 to {len(logits) - 1} in logit_bias, found {outside[0]}")
+            raise InvalidArgumentError(
+                f"expected token ids from 0 to {len(logits) - 1} in logit_bias, found {outside[0]}"
+            )
         logits[self._ids] += self._values
 
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Divides positive logits of the tokens in the last `window` ones of the text by `penalty`, multiplies others with it; the
-    rule of CTRL (arXiv:1909.05858) as it came to be used. window 0: the whole text."""
+    """Makes tokens that occur at the end of the text less likely.
+
+    Their positive logits are divided by a number, the others multiplied by it: the rule of CTRL
+    (Keskar et al. 2019, arXiv:1909.05858) with a window.
+
+    Attributes:
+        penalty: the number; above 1 makes the tokens less likely.
+        window: how many of the last tokens count; 0: the whole text.
+    """
 
     penalty: float
     window: int
 
     def apply(self, text: IdArray, logits: F32) -> None:
+        """Change the logits in place; see Edit.
+
+        Args:
+            text: the ids so far, integers [n].
+            logits: float32 [n_vocab].
+        """
         ids, _ = _occurrences(text, self.window)
         penalty = np.float32(self.penalty)
         found = logits[ids]
@@ -51,19 +86,32 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class OccurrencePenalty:
-    """Subtracts `presence`, and `frequency` for each occurrence, from the logits of the tokens in the last `window` ones of the
-    text. window 0: the whole text."""
+    """Lowers the logits of tokens that occur at the end of the text.
+
+    Attributes:
+        presence: is subtracted once from each such token.
+        frequency: is subtracted once for each occurrence.
+        window: how many of the last tokens count; 0: the whole text.
+    """
 
     presence: float
     frequency: float
     window: int
 
     def apply(self, text: IdArray, logits: F32) -> None:
+        """Change the logits in place; see Edit.
+
+        Args:
+            text: the ids so far, integers [n].
+            logits: float32 [n_vocab].
+        """
         ids, counts = _occurrences(text, self.window)
         logits[ids] -= (self.presence + self.frequency * counts.astype(np.float64)).astype(np.float32)
 
 
 def _occurrences(text: IdArray, window: int) -> tuple[IdArray, IdArray]:
-    """The different ids among the last ones, and how often each is there. Always with the counts: without them NumPy takes a way
-    that is ten times slower."""
+    """The different ids among the last ones, and how often each occurs.
+
+    The counts are always asked for: without them np.unique takes another path, ten times slower.
+    """
     return np.unique(text[-window:], return_counts=True)

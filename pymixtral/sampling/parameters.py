@@ -1,7 +1,7 @@
-"""What a caller can say about the choice of the next token: each parameter once, with its range and its default.
+"""The parameters of sampling, each with its range and its default.
 
-Everything that lists the parameters is made from the fields here: the keyword arguments of
-`Mixtral.generate`, the options of the command line, and the sampler's chain.
+The keyword arguments of `Mixtral.generate` and the options of the command line are made from the
+fields of SamplingParameters.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from typing import Any, TypedDict
 from pymixtral.arguments import integer, number, shown
 from pymixtral.errors import InvalidArgumentError
 
-MAX_TEMPERATURE = 1e9  # The choice is uniform long before.
+MAX_TEMPERATURE = 1e9
+"""Far above any use: the choice is practically uniform long before."""
+
 MAX_BIAS = 1e9
+"""Far above any logit, and so far below float32's largest number that the sum stays finite."""
 
 
 def _field(default: Any, help: str, lowest: float = 0, highest: float | None = None) -> Any:
-    """One parameter. help: its line in the command line's help. lowest, highest: what is allowed."""
+    """A parameter with its line in the command line's help and its range, both ends included."""
     return field(default=default, metadata={"help": help, "lowest": lowest, "highest": highest})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParameters:
-    """How the next token is chosen from the logits.
+    """The rules by which the next token is chosen from the logits.
 
-    The steps, in this order. Each is skipped at the value in brackets.
+    The steps come in this order. Each is skipped at the value in brackets.
 
     1. `logit_bias` is added to the logits (None).
     2. `repetition_penalty` (1).
@@ -41,36 +44,47 @@ class SamplingParameters:
 
     Args:
         temperature: 0 to 1e9. 0 always takes the most likely token.
-        top_k: so many of the most likely tokens stay; 0 or more.
+        top_k: this many of the most likely tokens stay; 0 or more, 0: all.
         top_p: the fewest most likely tokens stay whose probabilities sum to at least this; 0 to 1.
+            Holtzman et al. 2020, arXiv:1904.09751.
         min_p: tokens stay that are at least this times as likely as the most likely one; 0 to 1.
-            arXiv:2407.01082.
-        typical_p: the tokens stay whose surprise -log(probability) is nearest to its mean, the
-            fewest that sum to at least this probability; 0 to 1. arXiv:2202.00666.
-        repetition_penalty: positive logits of the tokens that occur in the last `penalty_window`
-            tokens of the text, prompt included, are divided by it, negative ones multiplied;
-            0.01 to 100. arXiv:1909.05858.
+            Nguyen et al. 2024, arXiv:2407.01082.
+        typical_p: the tokens stay whose surprise, -log(probability), is nearest to its mean, the
+            fewest that sum to at least this probability; 0 to 1. Meister et al. 2022,
+            arXiv:2202.00666.
+        repetition_penalty: for tokens that occur in the last `penalty_window` tokens of the text,
+            prompt included, positive logits are divided by this and negative ones multiplied; 0.01
+            to 100. Keskar et al. 2019, arXiv:1909.05858.
         presence_penalty: is subtracted from the logits of the same tokens; -100 to 100.
-        frequency_penalty: is subtracted once for each occurrence there; -100 to 100.
+        frequency_penalty: is subtracted once for each occurrence of them there; -100 to 100.
         penalty_window: how many of the last tokens the penalties look at; 0: the whole text.
-        logit_bias: token id to a number, at most 1e9, that is added to its logit; -inf bans it.
-        seed: 0 or more, of any size; the same seed, text and logits give the same tokens on every
-            machine. None: one from the operating system.
+        logit_bias: token id to a number of at most 1e9 that is added to its logit; -inf bans the
+            token.
+        seed: 0 or more, of any size. The same seed, text and logits give the same tokens on every
+            machine. None: a seed from the operating system.
 
     Raises:
         InvalidArgumentError: for a value out of its range or of another type.
     """
 
-    temperature: float = _field(0.8, "How random the choice is; 0 always takes the most likely token.", highest=MAX_TEMPERATURE)
+    temperature: float = _field(
+        0.8, "How random the choice is; 0 always takes the most likely token.", highest=MAX_TEMPERATURE
+    )
     top_k: int = _field(40, "Choose among the N most likely tokens; 0: among all.")
     top_p: float = _field(0.95, "Choose among the most likely tokens with this total probability.", highest=1.0)
     min_p: float = _field(0.0, "Leave out tokens less likely than X times the most likely one.", highest=1.0)
     typical_p: float = _field(1.0, "Choose among the most typical tokens with this total probability.", highest=1.0)
-    repetition_penalty: float = _field(1.0, "If above 1, make tokens less likely that the text has already.", 0.01, 100.0)
-    presence_penalty: float = _field(0.0, "Subtract X from the logits of tokens that the text has already.", -100.0, 100.0)
+    repetition_penalty: float = _field(
+        1.0, "If above 1, make tokens less likely that the text has already.", 0.01, 100.0
+    )
+    presence_penalty: float = _field(
+        0.0, "Subtract X from the logits of tokens that the text has already.", -100.0, 100.0
+    )
     frequency_penalty: float = _field(0.0, "Subtract X once for each time that the text has the token.", -100.0, 100.0)
     penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all.")
-    logit_bias: Mapping[int, float] | None = _field(None, "Add N to the logit of token ID; -inf bans it. May be repeated.")
+    logit_bias: Mapping[int, float] | None = _field(
+        None, "Add N to the logit of token ID; -inf bans it. May be repeated."
+    )
     seed: int | None = _field(None, "The same seed writes the same text.  [default: random]")
 
     def __post_init__(self) -> None:
@@ -88,7 +102,7 @@ class SamplingParameters:
 
 
 class Sampling(TypedDict, total=False):
-    """The fields of SamplingParameters as keyword arguments, for type checkers."""
+    """The fields of SamplingParameters as keyword arguments, so that type checkers know them."""
 
     temperature: float
     top_k: int

@@ -1,4 +1,4 @@
-"""The choice of the next token from logits; docs/numerics.md, "sampling"."""
+"""The choice of the next token from logits. docs/numerics.md defines it under "Sampling"."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ _NO_TEXT = np.empty(0, np.int32)
 
 
 class Sampler:
-    """Draws token ids: the chain of SamplingParameters, ready to run."""
+    """Draws token ids by the steps of SamplingParameters, with a random generator of its own.
 
-    def __init__(self, parameters: SamplingParameters, exp: Exp, *, n_vocab: int = 2**31, banned: Iterable[int] = ()) -> None:
-        """Makes a sampler with a random generator of its own.
+    Args:
+        parameters: the steps and the seed.
+        exp: e**x as docs/numerics.md defines it, float32 [n] to float32 [n].
+        n_vocab: size of the vocabulary; the ids of parameters.logit_bias are below it.
+        banned: more ids to ban.
 
-        Args:
-            parameters: what is drawn, and how.
-            exp: float32 [n] to float32 [n], the one that docs/numerics.md defines.
-            n_vocab: what the ids of parameters.logit_bias must be below.
-            banned: further ids to ban.
+    Raises:
+        InvalidArgumentError: for an id of logit_bias outside the vocabulary.
+    """
 
-        Raises:
-            InvalidArgumentError: for an id of logit_bias outside the vocabulary.
-        """
+    def __init__(
+        self, parameters: SamplingParameters, exp: Exp, *, n_vocab: int = 2**31, banned: Iterable[int] = ()
+    ) -> None:
         p = parameters
         bias = {**(p.logit_bias or {}), **dict.fromkeys(banned, -math.inf)}
         outside = [id for id in bias if id >= n_vocab]
@@ -51,29 +52,41 @@ class Sampler:
         ]
         self._edits = [edit for wanted, edit in edits if wanted]
         self._filters = [filter for wanted, filter in filters if wanted]
-        self._divisor = np.float32(p.temperature)  # 0 also for what is too small for a float32
+        self._divisor = np.float32(p.temperature)  # 0 also for a temperature too small for float32
         self._top_k = p.top_k
         self._exp = exp
         self._bits = np.random.PCG64(p.seed)
 
     def sample(self, logits: F32, text: IdArray = _NO_TEXT) -> int:
-        """An id of logits, float32 [n_vocab], which are not changed. text: the ids so far, integers [n] from 0 to n_vocab - 1, which
-        the penalties look at.
+        """Draw a token. At temperature 0 this takes no number from the random generator.
 
-        Raises NonFiniteError if the largest logit is NaN or infinite, InvalidArgumentError if logit_bias bans every token or an id
-        outside the vocabulary. Takes nothing from the seed's sequence at temperature 0.
+        Args:
+            logits: float32 [n_vocab], which are not changed.
+            text: the ids so far, integers [n] from 0 to n_vocab - 1, which the penalties look at.
+
+        Returns:
+            The token's id.
+
+        Raises:
+            NonFiniteError: if the largest logit is NaN or infinite.
+            InvalidArgumentError: if logit_bias bans every token, or biases an id outside the
+                vocabulary.
         """
-        best = int(np.argmax(logits))  # the first of equals; a NaN if there is one
+        best = int(np.argmax(logits))  # the first of equal ones; a NaN if there is one
         if not math.isfinite(logits[best]):
-            raise NonFiniteError(f"expected finite logits, found {logits[best]} for token {best}: the model's weights may be damaged")
-        with np.errstate(over="ignore"):  # -inf, whose probability is 0
+            raise NonFiniteError(
+                f"expected finite logits, found {logits[best]} for token {best}: the model's weights may be damaged"
+            )
+        with np.errstate(over="ignore"):  # a logit beyond float32 becomes -inf, whose probability is 0
             if self._edits:
                 logits = logits.copy()
                 for edit in self._edits:
                     edit.apply(text, logits)
                 best = int(np.argmax(logits))
                 if logits[best] == -np.inf:
-                    raise InvalidArgumentError("expected logit_bias to leave at least one token of the vocabulary, found all banned")
+                    raise InvalidArgumentError(
+                        "expected logit_bias to leave at least one token of the vocabulary, found all banned"
+                    )
             if self._divisor == 0 or self._top_k == 1:
                 return best
             ids = most_likely(logits, self._top_k)
@@ -81,5 +94,5 @@ class Sampler:
             for filter in self._filters:
                 ids, logits = filter.apply(ids, logits)
             sums = np.cumsum(self._exp((logits - logits[0]) / self._divisor), dtype=np.float64)
-        uniform = (self._bits.random_raw() >> 11) * 2.0**-53
+        uniform = (self._bits.random_raw() >> 11) * 2.0**-53  # 53 bits, as many as a float64 holds
         return int(ids[np.searchsorted(sums, uniform * sums[-1], side="right")])

@@ -1,4 +1,7 @@
-"""The keys `tokenizer.ggml.*` of a GGUF file, checked before they are used."""
+"""The keys `tokenizer.ggml.*` of a GGUF file, checked before use.
+
+Format: the GGUF specification in ggml, docs/gguf.md.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,82 @@ from numpy.typing import NDArray
 from pymixtral.errors import ModelConfigError
 from pymixtral.files.header import Value, quoted
 
-# The kinds of tokenizer.ggml.token_type, whose numbers are those of SentencePiece's own protocol.
+# The kinds of tokenizer.ggml.token_type. SentencePiece's own format has the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Keys:
-    """Checked access to `tokenizer.ggml.*`."""
+    """Checked access to `tokenizer.ggml.*`. Keys are named without this prefix.
+
+    Args:
+        metadata: the file's metadata.
+        source: the file's name in messages.
+
+    Attributes:
+        metadata: the file's metadata.
+        source: the file's name in messages.
+    """
 
     def __init__(self, metadata: Mapping[str, Value], source: str) -> None:
         self.metadata = metadata
         self.source = source
 
     def fail(self, key: str, expected: str, found: object) -> NoReturn:
-        raise ModelConfigError(f"{self.source}: metadata key 'tokenizer.ggml.{key}': expected {expected}, found {quoted(found)}")
+        """Raise the error of a key.
+
+        Args:
+            key: the key.
+            expected: what it should hold.
+            found: its value.
+
+        Raises:
+            ModelConfigError: always.
+        """
+        raise ModelConfigError(
+            f"{self.source}: metadata key 'tokenizer.ggml.{key}': expected {expected}, found {quoted(found)}"
+        )
 
     def get(self, key: str) -> Value | None:
+        """Look up a key.
+
+        Args:
+            key: the key.
+
+        Returns:
+            Its value; None if it is missing.
+        """
         return self.metadata.get(f"tokenizer.ggml.{key}")
 
     def pieces(self) -> list[str]:
+        """Read the texts of the tokens.
+
+        Returns:
+            At least one, by id.
+
+        Raises:
+            ModelConfigError: for anything but a list of strings.
+        """
         pieces = self.get("tokens")
         if not isinstance(pieces, list) or not pieces or not all(isinstance(piece, str) for piece in pieces):
             self.fail("tokens", "a list of strings", "nothing" if pieces is None else pieces)
         return pieces
 
     def numbers(self, key: str, n: int, kinds: str) -> NDArray[Any]:
+        """Read a list that has a number for each token.
+
+        Args:
+            key: the key.
+            n: the number of tokens.
+            kinds: the NumPy kinds allowed: "f" for floating-point numbers, "iu" for integers.
+
+        Returns:
+            The numbers [n].
+
+        Raises:
+            ModelConfigError: for anything else.
+        """
         values = self.get(key)
         expected = f"{n} {'floating-point numbers' if kinds == 'f' else 'integers'}, one for each token"
         if not isinstance(values, (list, np.ndarray)):
@@ -50,7 +103,18 @@ class Keys:
         return array
 
     def types(self, pieces: list[str]) -> list[int]:
-        """The kind of each token; one of them is the unknown token."""
+        """Read the kind of each token.
+
+        Args:
+            pieces: the texts of the tokens, by id.
+
+        Returns:
+            The kinds, by id, NORMAL to BYTE. Exactly one token is UNKNOWN.
+
+        Raises:
+            ModelConfigError: for missing or wrong kinds, and for a set of byte tokens that is not
+                complete.
+        """
         types: list[int] = self.numbers("token_type", len(pieces), "iu").tolist()
         for kind in set(types):
             if not NORMAL <= kind <= BYTE:
@@ -64,6 +128,19 @@ class Keys:
         return types
 
     def id(self, key: str, n_vocab: int, default: int) -> int:
+        """Read a token id.
+
+        Args:
+            key: the key.
+            n_vocab: size of the vocabulary.
+            default: the id if the key is missing.
+
+        Returns:
+            The id, 0 to n_vocab - 1.
+
+        Raises:
+            ModelConfigError: for anything else.
+        """
         value = self.get(key)
         value = default if value is None else value
         if type(value) is not int or not 0 <= value < n_vocab:
@@ -71,6 +148,18 @@ class Keys:
         return value
 
     def flag(self, key: str, default: bool) -> bool:
+        """Read a boolean.
+
+        Args:
+            key: the key.
+            default: the value if the key is missing.
+
+        Returns:
+            The value.
+
+        Raises:
+            ModelConfigError: for anything else.
+        """
         value = self.get(key)
         value = default if value is None else value
         if not isinstance(value, bool):
@@ -78,10 +167,24 @@ class Keys:
         return value
 
     def check_bytes(self, pieces: list[str], types: list[int]) -> None:
-        """Byte tokens are <0x00> to <0xFF>, each once, or there are none: sentencepiece falls back to them as a whole."""
+        """Check that the byte tokens are <0x00> to <0xFF>, each once, or that there are none.
+
+        sentencepiece needs all of them or none.
+
+        Args:
+            pieces: the texts of the tokens, by id.
+            types: their kinds, by id.
+
+        Raises:
+            ModelConfigError: for anything else.
+        """
         found = [piece for piece, kind in zip(pieces, types, strict=True) if kind == BYTE]
         for piece in found:
             if not _BYTE_PIECE.fullmatch(piece):
                 self.fail("tokens", "byte tokens from '<0x00>' to '<0xFF>'", piece)
         if found and (len(found) != 256 or len(set(found)) != 256):
-            self.fail("tokens", "each of the 256 byte tokens once or none at all", f"{len(found)} byte tokens, {len(set(found))} different")
+            self.fail(
+                "tokens",
+                "each of the 256 byte tokens once or none at all",
+                f"{len(found)} byte tokens, {len(set(found))} different",
+            )

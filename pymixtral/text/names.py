@@ -1,4 +1,4 @@
-"""Names of tokens, found in text."""
+"""The search for names of tokens in a text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import re
 from collections.abc import Iterator, Mapping
 
 MAX_NAME = 256
-"""Characters. Longer names are never found, which bounds what one character of a text can cost: names come from files."""
+"""The most characters of a name that is found. Real names have some dozens. Names come from files,
+so the limit bounds the time that one character of a text can take."""
 
 
 class Names:
-    """Finds the names of some tokens in a text, from left to right; of several that begin at one place, the longest.
+    """Finds the names of tokens in a text, from left to right.
 
-    A place costs a look-up for each length that names with its first character have, however many names
-    there are. An alternation of them in a regular expression would try them one by one.
+    Of several names that begin at one place, the longest is found. A place takes one look-up for
+    each length of the names that begin with its character, however many names there are. A regular
+    expression of all names would try them one by one.
 
     Args:
         ids: name to token id; no name is empty.
@@ -28,14 +30,24 @@ class Names:
         self._first = re.compile(f"[{''.join(map(re.escape, self._lengths))}]" if lengths else "(?!)")
 
     def id(self, name: str) -> int | None:
-        """The token of a name, None if there is none."""
+        """Look up a name.
+
+        Args:
+            name: such as "</s>".
+
+        Returns:
+            The token's id; None if no token has this name.
+        """
         return self._ids.get(name)
 
     def find(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """Where names stand in a text, without overlap.
+        """Find the names in a text, without overlap.
+
+        Args:
+            text: what to search.
 
         Yields:
-            Begin, end and token id.
+            (begin, end, token id) of each name, in order.
         """
         at = 0
         while match := self._first.search(text, at):

@@ -1,4 +1,7 @@
-"""SentencePiece BPE: the model that a GGUF file's token lists describe, run by the library itself."""
+"""SentencePiece BPE: the model in a GGUF file's token lists, run by the sentencepiece library.
+
+Source: Kudo and Richardson 2018, arXiv:1808.06226.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +15,30 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.text.metadata import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 
 SPACE = "\u2581"
-"""What a piece has in place of a space."""
+"""The character that stands for a space in pieces."""
 
 PART = 1 << 16
-"""Characters that are encoded at once. The library takes some 50 bytes of memory for each."""
+"""Characters that are encoded at once. The library takes some 50 bytes of memory for each, which
+makes 3 MB."""
 
 _UNKNOWN_TEXT = " \u2047 "  # what sentencepiece writes for the unknown token
 
 
 class SentencePiece:
-    """Encodes text, and knows the bytes of each id.
+    """A SentencePiece BPE model: it encodes text and has the bytes of each id.
 
     Args:
-        pieces: by id.
-        scores: by id.
-        types: by id, as tokenizer.ggml.token_type has them.
+        pieces: texts of the tokens, by id.
+        scores: scores of the tokens, by id.
+        types: kinds of the tokens, by id, as in tokenizer.ggml.token_type.
         dummy_prefix: whether a space is put before a text.
 
+    Attributes:
+        bytes: the bytes that each id stands for in a text.
+        has_prefix: whether each id is text that begins with a space.
+
     Raises:
-        RuntimeError: the library's own, where it refuses the lists.
+        RuntimeError: if the library refuses the lists.
     """
 
     def __init__(self, pieces: list[str], scores: list[float], types: list[int], dummy_prefix: bool) -> None:
@@ -41,11 +49,14 @@ class SentencePiece:
         self.has_prefix = [piece.startswith(SPACE) and kind in _TEXT for piece, kind in zip(pieces, types, strict=True)]
 
     def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
-        """The ids of a text by itself, in parts, whose memory does not grow with the text.
+        """Encode a text part by part, in memory that does not grow with the text.
 
         Args:
             text: what to encode.
-            offset: where it stands in the caller's, for messages.
+            offset: where it begins in the caller's text, for messages.
+
+        Yields:
+            The ids of one part.
 
         Raises:
             InvalidArgumentError: for a str that is not Unicode text (lone surrogates).
@@ -65,7 +76,10 @@ class SentencePiece:
             begin = end
 
     def _cut(self, text: str, begin: int) -> int:
-        """Where the part of a text that begins there ends: before a space that no piece reaches over, so that cutting changes nothing."""
+        """The end of the part that begins there.
+
+        It is before a space that no piece reaches over, so that the cut does not change the ids.
+        """
         end = begin + PART
         if end >= len(text) or not self._splits_at_spaces:
             return len(text)
@@ -78,13 +92,17 @@ class SentencePiece:
 
     @cached_property
     def _splits_at_spaces(self) -> bool:
-        """Whether no piece has a space behind another character, and no run of unknown characters is one token."""
+        """Whether a cut before a space never changes the ids.
+
+        No piece may have a space behind another character, and no run of unknown characters may be
+        one token.
+        """
         pieces, _, types = self._lists
         return BYTE in types and not any(_BOUNDARY_PIECE.search(piece) for piece in pieces)
 
     @cached_property
     def _continued(self) -> SentencePieceProcessor:
-        """For what does not begin a text: no space is put before it."""
+        """The model for parts that do not begin a text: it puts no space before them."""
         return _processor(*self._lists, False)
 
 
@@ -113,9 +131,9 @@ def _processor(pieces: list[str], scores: list[float], types: list[int], dummy_p
     taken = set(pieces)
     used: set[str] = set()
     for i, (piece, score, kind) in enumerate(zip(pieces, scores, types, strict=True)):
-        # sentencepiece refuses empty and repeated pieces, warns of a NUL that it does not use beside byte tokens, and a control piece
-        # of one character would match text. Such an id stays, under a name of its own: as a control piece of several characters, no
-        # text can lead to it.
+        # sentencepiece refuses empty and repeated pieces, warns of a NUL that it does not use
+        # beside byte tokens, and would find a control piece of one character in text. Such an id
+        # gets a name of its own. As a control piece of several characters, no text can lead to it.
         if not piece or piece in used or kind == CONTROL or (piece == "\0" and BYTE in types):
             piece = f"<id {i}>"
             while piece in taken:

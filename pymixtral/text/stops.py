@@ -1,4 +1,4 @@
-"""Where a text ends before its model ends it."""
+"""Stop strings, which end a text before its model does."""
 
 from __future__ import annotations
 
@@ -9,23 +9,31 @@ from pymixtral.errors import InvalidArgumentError
 
 
 class StopStrings:
-    """Lets text through up to the first place where one of some strings ends, however the text is cut into pieces.
+    """A filter of text that arrives in pieces, which ends it before the first stop string.
 
-    What could be the beginning of a stop string is held back until it is known.
+    The first stop string is the one whose end comes first. Text that could be the beginning of a
+    stop string is held back until that is known, so the result does not depend on the pieces.
 
     Args:
-        strings: one, several, or None for none.
+        strings: one or several stop strings; None: none.
+
+    Attributes:
+        strings: the stop strings.
 
     Raises:
-        InvalidArgumentError: for an empty string, and for what is no string.
+        InvalidArgumentError: for an empty string, and for anything but strings.
     """
 
     def __init__(self, strings: str | Sequence[str] | None) -> None:
-        found = [strings] if isinstance(strings, str) else list(strings) if isinstance(strings, (list, tuple)) else strings
+        found = (
+            [strings] if isinstance(strings, str) else list(strings) if isinstance(strings, (list, tuple)) else strings
+        )
         if found is None:
             found = []
         if not isinstance(found, list) or not all(isinstance(string, str) and string for string in found):
-            raise InvalidArgumentError(f"expected stop to be a string or a list of strings, none of them empty, found {shown(strings)}")
+            raise InvalidArgumentError(
+                f"expected stop to be a string or a list of strings, none of them empty, found {shown(strings)}"
+            )
         self.strings: list[str] = found
         self._longest = max(map(len, found), default=0)
         self._held = ""
@@ -34,7 +42,15 @@ class StopStrings:
         return bool(self.strings)
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is certain after `text` has come, and whether a stop string ended it; then nothing may follow."""
+        """Take the next piece of the text.
+
+        Args:
+            text: the piece.
+
+        Returns:
+            The text that is now certain, and whether a stop string has ended it. After that nothing
+            may follow.
+        """
         text = self._held + text
         found = [(at + len(string), at) for string in self.strings if (at := text.find(string)) >= 0]
         if found:
@@ -45,7 +61,11 @@ class StopStrings:
         return text[:certain], False
 
     def flush(self) -> str:
-        """The text held back, when no more comes."""
+        """End the text.
+
+        Returns:
+            The text that was held back.
+        """
         held, self._held = self._held, ""
         return held
 

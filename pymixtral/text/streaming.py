@@ -1,4 +1,4 @@
-"""Ids to text, one by one."""
+"""The decoding of token ids one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 
 
 def _replace_one_byte(error: UnicodeError) -> tuple[str, int]:
-    """U+FFFD for each invalid byte, as sentencepiece has it; Python's "replace" joins the bytes of a truncated character."""
+    """U+FFFD for each invalid byte, as sentencepiece has it.
+
+    Python's "replace" makes one of all bytes of a truncated character.
+    """
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return "\ufffd", error.start + 1
@@ -18,15 +21,15 @@ _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class StreamDecoder:
-    """Decodes ids as they come; made by Tokenizer.stream().
+    """A decoder that takes one id at a time; made by Tokenizer.stream().
 
-    What push() returns never ends inside a UTF-8 sequence: the bytes of a character are held until it is
-    complete, or until they are known not to become one (each is then U+FFFD). All pushes and the flush
-    joined equal decode() of all ids.
+    push() never returns a part of a character: it holds the bytes until the character is complete,
+    or until they cannot become one, and each of them is U+FFFD. The texts of all pushes and of the
+    flush together are decode() of all ids.
 
     Args:
-        token_bytes: the bytes of an id, none of a control token.
-        has_prefix: by id, whether its bytes begin with the space that may be dropped.
+        token_bytes: gives the bytes of an id; a control token has none.
+        has_prefix: whether the bytes of each id begin with the space that may be dropped.
         drop_space: whether the first id with text loses that space.
     """
 
@@ -37,9 +40,19 @@ class StreamDecoder:
         self._utf8 = _Utf8Decoder("pymixtral.byte")
 
     def push(self, id: int) -> str:
-        """The text that is complete after one more id, often "". Raises InvalidArgumentError for an id outside the vocabulary."""
+        """Take the next id.
+
+        Args:
+            id: a token id.
+
+        Returns:
+            The text that is now complete, often "".
+
+        Raises:
+            InvalidArgumentError: for an id outside the vocabulary.
+        """
         data = self._token_bytes(id)
-        if not data:  # a control token: no character goes on beyond it
+        if not data:  # a control token, which ends an incomplete character
             return self.flush()
         if self._drop_space:
             self._drop_space = False
@@ -48,5 +61,9 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """The text of what is still held: U+FFFD for each byte of an incomplete character."""
+        """End the text.
+
+        Returns:
+            U+FFFD for each byte of an incomplete character, if one was held.
+        """
         return self._utf8.decode(b"", final=True)

@@ -1,8 +1,8 @@
-"""Text to token ids and back, from the token lists of a GGUF file.
+"""The tokenizer of a GGUF file: text to token ids and back.
 
-The lists (`tokenizer.ggml.*`) hold what a SentencePiece BPE model consists of. The model is rebuilt
-from them and sentencepiece tokenizes; decoding is done here, because it has to stream and to cover the
-pieces that sentencepiece refuses.
+The lists `tokenizer.ggml.*` hold the parts of a SentencePiece BPE model. The model is rebuilt from
+them, and the sentencepiece library encodes. Decoding is done here, because it has to stream and has
+to know the pieces that sentencepiece refuses.
 """
 
 from __future__ import annotations
@@ -23,8 +23,18 @@ from pymixtral.text.streaming import StreamDecoder
 
 
 def has_tokenizer(metadata: Mapping[str, Value], source: str) -> bool:
-    """Whether a file with this metadata has a tokenizer, of whatever kind. Raises ModelConfigError, which names `source`, where
-    tokenizer.ggml.model is no string."""
+    """Say whether a file has a tokenizer, of whatever kind.
+
+    Args:
+        metadata: the file's metadata.
+        source: the file's name in messages.
+
+    Returns:
+        Whether tokenizer.ggml.model names a tokenizer.
+
+    Raises:
+        ModelConfigError: if tokenizer.ggml.model is not a string.
+    """
     model = metadata.get("tokenizer.ggml.model", "none")
     if not isinstance(model, str):
         Keys(metadata, source).fail("model", "a string", model)
@@ -34,10 +44,25 @@ def has_tokenizer(metadata: Mapping[str, Value], source: str) -> bool:
 class Tokenizer:
     """The tokenizer of one model. It is immutable and may be used from many threads.
 
+    from_metadata() makes one and checks the lists.
+
+    Args:
+        pieces: texts of the tokens, by id.
+        scores: scores of the tokens, by id.
+        types: kinds of the tokens, by id, as in tokenizer.ggml.token_type.
+        bos_id: the begin-of-text token.
+        eos_ids: the tokens that end a text.
+        add_bos: whether the model wants a begin-of-text token before a text.
+        dummy_prefix: whether the model wants a space before a text.
+
     Attributes:
         n_vocab: number of ids.
-        bos_id: begins a text.
-        eos_ids: end one: the end of the text and, where the file names them, of a turn and a message.
+        bos_id: the begin-of-text token.
+        eos_ids: the tokens that end a text: the end-of-text token and, if the file names them,
+            those that end a turn and a message.
+
+    Raises:
+        RuntimeError: if the sentencepiece library refuses the lists.
     """
 
     def __init__(
@@ -51,33 +76,40 @@ class Tokenizer:
         add_bos: bool,
         dummy_prefix: bool,
     ) -> None:
-        """Takes checked lists of one length; see from_metadata()."""
         self.n_vocab = len(pieces)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
         self._add_bos = add_bos
         self._dummy_prefix = dummy_prefix
         self._model = SentencePiece(pieces, scores, types, dummy_prefix)
-        named = [*enumerate(pieces)][::-1]  # of several with one name, the first counts
+        named = [*enumerate(pieces)][::-1]  # in a dict the last one counts, which is the first of several with one name
         control = {piece: i for i, piece in named if piece and types[i] == CONTROL}
-        # A NUL stays what the library makes of it: beside byte tokens, the byte.
+        # A NUL is left to the library, which makes it the byte token if there are byte tokens.
         added = {piece.replace(SPACE, " "): i for i, piece in named if piece.strip("\0") and types[i] == USER_DEFINED}
         self._control, self._added, self._all = Names(control), Names(added), Names(added | control)
-        # Without byte tokens, any number of unknown characters is one token.
+        # Without byte tokens, unknown characters in a row are one token of any length.
         self._longest_piece = max(map(len, pieces)) if BYTE in types else None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Value], source: str = "the model file") -> Tokenizer:
-        """Reads the keys `tokenizer.ggml.*`; `source` names the file in errors.
+        """Make the tokenizer that a file describes.
 
-        Raises UnsupportedError for another model than "llama" (SentencePiece BPE), ModelConfigError for lists that are missing or
-        contradict each other.
+        Args:
+            metadata: the file's metadata, of which the keys `tokenizer.ggml.*` are read.
+            source: the file's name in messages.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            UnsupportedError: for another tokenizer model than "llama", which is SentencePiece BPE.
+            ModelConfigError: for lists that are missing or contradict each other.
         """
         keys = Keys(metadata, source)
         model = keys.metadata.get("tokenizer.ggml.model")
         if not isinstance(model, str) or model != "llama":
             raise UnsupportedError(
-                f"{source}: expected the tokenizer 'llama' (SentencePiece), found {quoted(model)}, which is not supported"
+                f"{source}: expected the tokenizer 'llama' (SentencePiece), found {quoted(model)}: use another model"
             )
         pieces = keys.pieces()
         scores = keys.numbers("scores", len(pieces), "f")
@@ -99,33 +131,51 @@ class Tokenizer:
                 dummy_prefix=keys.flag("add_space_prefix", True),
             )
         except RuntimeError as error:  # sentencepiece's only exception
-            raise ModelConfigError(f"{source}: sentencepiece refuses the token list: {' '.join(str(error).split())}") from error
+            raise ModelConfigError(
+                f"{source}: expected token lists that sentencepiece accepts, found that it refuses them "
+                f"({' '.join(str(error).split())}): convert the model again"
+            ) from error
 
-    # --- To ids ---------------------------------------------------------------------------------------------------
+    # --- To ids -----------------------------------------------------------------------------------
 
     def encode(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
-        """Turns text into ids.
+        """Turn text into ids.
 
-        A name of an added token that is ordinary text to the model (type "user defined") always becomes
-        that token. The text on each side of a token that is found by its name is encoded by itself, with
-        a space before it where the model puts one, as transformers and llama.cpp do it.
+        The name of an added token of type "user defined" always becomes that token. The text on
+        each side of a token that is found by its name is encoded by itself, with a space before it
+        if the model puts one before a text. transformers and llama.cpp do the same.
 
         Args:
             text: what to encode.
             add_bos: begin with the begin-of-text id, if the model wants one
                 (tokenizer.ggml.add_bos_token).
             parse_special: names of control tokens, such as "</s>", become those tokens, and a
-                begin-of-text token that the text begins with is not repeated: for text from a trusted
-                template. Otherwise such names are ordinary text, whoever wrote them.
+                begin-of-text token at the beginning of the text is not repeated. This is for text
+                from a trusted template; by default such names are ordinary text.
+
+        Returns:
+            The ids.
 
         Raises:
-            InvalidArgumentError: for a str that is not Unicode text (lone surrogates, as Python reads
-                them from a command line that is not UTF-8).
+            InvalidArgumentError: for a str that is not Unicode text (lone surrogates, which Python
+                makes from a command line that is not UTF-8).
         """
         return [id for part in self.encode_parts(text, add_bos, parse_special=parse_special) for id in part]
 
     def encode_parts(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> Iterator[list[int]]:
-        """As encode(), in parts, which together are the same ids: memory does not grow with the text."""
+        """Turn text into ids part by part, in memory that does not grow with the text.
+
+        Args:
+            text: as for encode().
+            add_bos: as for encode().
+            parse_special: as for encode().
+
+        Yields:
+            The ids of one part. All parts together are encode() of the text.
+
+        Raises:
+            InvalidArgumentError: as encode() does.
+        """
         first = True
         for part in self._parts(text, self._all if parse_special else self._added):
             if first and add_bos and self._add_bos and not (parse_special and part[:1] == [self.bos_id]):
@@ -149,44 +199,100 @@ class Tokenizer:
             yield from self._model.encode(text[begin:end], begin)
 
     def fewest_tokens(self, text: str) -> int:
-        """A number of ids that encode(text) cannot be shorter than, found at once: it takes the longest piece for every token."""
+        """Bound the number of ids of a text from below, without encoding it.
+
+        Args:
+            text: the text.
+
+        Returns:
+            The number of ids if every token were as long as the longest piece; 0 if a token can
+            have any length.
+        """
         return -(-len(text) // self._longest_piece) if self._longest_piece else 0
 
-    # --- Control tokens -------------------------------------------------------------------------------------------
+    # --- Control tokens ---------------------------------------------------------------------------
 
     def control_id(self, name: str) -> int | None:
-        """The control token of a name such as "</s>", None if there is none."""
+        """Look up a control token.
+
+        Args:
+            name: such as "</s>".
+
+        Returns:
+            The token's id; None if no control token has this name.
+        """
         return self._control.id(name)
 
     def control_names(self, text: str) -> list[str]:
-        """The names of control tokens that a text spells out, each once, in order."""
+        """Find the names of control tokens in a text.
+
+        Args:
+            text: what to search.
+
+        Returns:
+            Each name once, in the order of first occurrence.
+        """
         return list(dict.fromkeys(text[begin:end] for begin, end, _ in self._control.find(text)))
 
-    # --- To text --------------------------------------------------------------------------------------------------
+    # --- To text ----------------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`. Control tokens have none; the space that encode() puts before a text is dropped; bytes that are not
-        UTF-8 become U+FFFD. Raises InvalidArgumentError for an id outside the vocabulary."""
+        """Turn ids into text.
+
+        Args:
+            ids: token ids; may be empty.
+
+        Returns:
+            The text, without the space that encode() puts before a text. Control tokens have no
+            text, and each byte that is not valid UTF-8 becomes U+FFFD.
+
+        Raises:
+            InvalidArgumentError: for anything but a list of ids of the vocabulary.
+        """
         listed: Any = ids.tolist() if isinstance(ids, np.ndarray) else ids
         if isinstance(listed, (str, bytes, bytearray, Mapping, Set)) or not isinstance(listed, Iterable):
-            raise InvalidArgumentError(f"expected a list of token ids to decode, found {type(ids).__name__} {shown(ids)}")
+            raise InvalidArgumentError(
+                f"expected a list of token ids to decode, found {type(ids).__name__} {shown(ids)}"
+            )
         stream = self.stream()
         return "".join([stream.push(i) for i in listed]) + stream.flush()
 
     def stream(self, *, begins_text: bool = True) -> StreamDecoder:
-        """A decoder that takes one id at a time.
+        """Make a decoder that takes one id at a time.
 
-        begins_text: whether the ids begin a text, whose first space is then dropped as in decode(). False for ids that continue
-        one, such as those generated after a prompt: every space is theirs.
+        Args:
+            begins_text: whether the ids begin a text. The space that encode() puts before a text is
+                then dropped, as in decode(). False is for ids that continue a text, such as those
+                generated after a prompt: they keep every space.
+
+        Returns:
+            The decoder.
         """
         return StreamDecoder(self.token_bytes, self._model.has_prefix, begins_text and self._dummy_prefix)
 
     def has_text(self, id: int) -> bool:
-        """Whether an id stands for any text: control tokens do not. Raises InvalidArgumentError as decode() does."""
+        """Say whether an id has text.
+
+        Args:
+            id: a token id.
+
+        Returns:
+            Whether it stands for any bytes. Control tokens do not.
+
+        Raises:
+            InvalidArgumentError: for an id outside the vocabulary.
+        """
         return bool(self.token_bytes(id))
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes that an id stands for wherever it is, its space too; none of a control token. They need not be UTF-8 by themselves.
+        """Look up the bytes of an id.
+
+        Args:
+            id: a token id.
+
+        Returns:
+            The bytes, with the space that some tokens begin with. They need not be valid UTF-8 by
+            themselves. A control token has none.
 
         Raises:
             InvalidArgumentError: for an id outside the vocabulary.
