@@ -1,4 +1,4 @@
-"""Files that are complete or not there."""
+"""Atomic writing: a file appears under its name when it is complete, or not at all."""
 
 from __future__ import annotations
 
@@ -17,23 +17,28 @@ from pymixtral.errors import OutputError, PymixtralError
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 _PREFIX = f".pymixtral-{zlib.crc32(os.uname().nodename.encode()):08x}-"
-"""Of temporary files. It tells machines apart that share a disk, whose locks may be unknown to one another."""
+"""Begins the names of temporary files. It has a hash of the machine's name, because machines that
+share a disk may not see each other's locks."""
 
 
 @contextmanager
 def replacing(dest: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary file beside `dest`, empty, that becomes `dest` when the block succeeds and disappears when it does not.
+    """Write a file through a temporary file beside it.
 
-    After a crash at any moment `dest` is absent, old or complete. What a killed process left in the
-    directory, the next one removes.
+    The temporary file becomes `dest` when the block succeeds, and is removed when it fails. After a
+    crash at any moment `dest` is absent, old or complete. The next call removes what a killed
+    process left in the directory.
 
     Args:
         dest: the file to write.
-        force: whether a file that is there when the block ends is replaced.
+        force: whether a file of this name is replaced.
+
+    Yields:
+        The temporary file, empty.
 
     Raises:
-        OutputError: for any error of the system, such as a full disk, in the block too, and, without
-            force, when `dest` is there.
+        OutputError: for any error of the system, such as a full disk, even one raised in the block;
+            and, without force, if `dest` exists when the block ends.
     """
     with replacing_all([dest], force=force) as (temporary,):
         yield temporary
@@ -41,10 +46,20 @@ def replacing(dest: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def replacing_all(dests: Sequence[Path], *, force: bool) -> Iterator[list[Path]]:
-    """As replacing(), for files of one directory that belong together: the first appears last.
+    """Write several files of one directory that belong together, as replacing() writes one.
 
-    Without force, all of them appear or none. With force, a crash while they get their names can
-    leave the last ones new and the first ones old.
+    The first file appears last. Without force, all files appear or none. With force, a crash while
+    they get their names can leave the last ones new and the first ones old.
+
+    Args:
+        dests: the files to write, all in one directory.
+        force: whether files of these names are replaced.
+
+    Yields:
+        The temporary files, empty, in the same order.
+
+    Raises:
+        OutputError: as replacing() does.
     """
     directory = dests[0].parent
     remove_abandoned(directory)
@@ -76,34 +91,42 @@ def replacing_all(dests: Sequence[Path], *, force: bool) -> Iterator[list[Path]]
 
 
 def _publish(temporary: Path, dest: Path, force: bool) -> None:
-    """Gives the file its name. Without force nothing that has the name is lost, whenever it came."""
+    """Gives the file its name. Without force it never replaces a file, however late that came."""
     if force:
         temporary.replace(dest)
         return
     try:
         try:
-            dest.hardlink_to(temporary)  # fails where the name is taken
+            dest.hardlink_to(temporary)  # fails if the name is taken
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            # A file system without hard links: taking the name first is as safe, except that a crash between the two leaves it empty.
+            # A file system without hard links. Taking the name first is as safe, except that a
+            # crash between the two steps leaves an empty file.
             os.close(os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             temporary.replace(dest)
     except FileExistsError as error:
         raise OutputError(
-            f"{dest}: expected a new file, found one that appeared meanwhile: choose another name, or replace it with force=True"
+            f"{dest}: expected a new file, found one that appeared meanwhile: "
+            "choose another name, or replace it with force=True"
         ) from error
 
 
 def _output_error(dest: Path, error: OSError) -> OutputError:
     advice = "free some space or choose another place" if error.errno in _FULL else "choose another place"
-    found = OutputError(f"{dest}: could not be written ({error.strerror or error}): {advice}")
+    found = OutputError(f"{dest}: expected to write it, found an error ({error.strerror or error}): {advice}")
     found.errno = error.errno
     return found
 
 
 def remove_abandoned(directory: Path) -> None:
-    """Removes the temporary files of this machine's processes that have died: a lock ends with the process that holds it."""
+    """Remove the temporary files of dead processes of this machine.
+
+    A process locks its temporary files, and the system drops a lock when the process ends.
+
+    Args:
+        directory: the directory to clean; nothing happens if it cannot be listed.
+    """
     with suppress(OSError):  # a directory that cannot be listed
         for path in [entry for entry in directory.iterdir() if entry.name.startswith(_PREFIX)]:
             with suppress(OSError):  # locked, gone meanwhile, or another user's
@@ -120,45 +143,60 @@ def _locked(directory: Path) -> tuple[Path, int]:
     while True:
         path = directory / f"{_PREFIX}{secrets.token_hex(8)}.tmp"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks: there nobody gets one, and nothing is removed
+        with suppress(OSError):  # a file system without locks, where no process can remove files as abandoned
             fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:
             return path, fd
-        os.close(fd)  # somebody saw it before it was locked, and removed it
+        os.close(fd)  # another process removed it before it was locked
 
 
 def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:
-    """Says before the work whether a file can be written.
+    """Check, before the work begins, that a file can be written.
 
     Args:
         path: the file to write.
-        used: files that are read, or written otherwise, none of which `path` may be.
-        force: whether a file that is there may be replaced.
+        used: files that are read or written otherwise. `path` must be none of them.
+        force: whether an existing file may be replaced.
 
     Raises:
-        OutputError: where no file can be written, where one of those `used` is or, written later, will
-            be, and, without force, where any is.
+        OutputError: if no file can be written there, if `path` is or will be one of those `used`,
+            and, without force, if it exists.
     """
     if not path.parent.is_dir():
         raise OutputError(f"{path}: expected a place in a directory, found none: create {path.parent} first")
     if not path.name or path.is_dir():
         raise OutputError(f"{path}: expected the name of a file to write, found a directory: add a name to it")
     if any(_same(path, Path(file)) for file in used):
-        raise OutputError(f"{path}: expected a file of its own to write, found one that is read or written otherwise: choose another name")
+        raise OutputError(
+            f"{path}: expected a file of its own to write, found one that is read or written otherwise: "
+            "choose another name"
+        )
     if path.exists() and not path.is_file():
         raise OutputError(f"{path}: expected a regular file to write, found something else: choose another name")
     if os.path.lexists(path) and not force:
-        raise OutputError(f"{path}: expected a new file, found one that exists: choose another name, or replace it with force=True")
+        raise OutputError(
+            f"{path}: expected a new file, found one that exists: choose another name, or replace it with force=True"
+        )
 
 
 def _same(a: Path, b: Path) -> bool:
-    """Whether both are one file, or will be when they are there."""
+    """Whether two paths are one file, or will be once it is written."""
     return a.samefile(b) if a.exists() and b.exists() else os.path.realpath(a) == os.path.realpath(b)
 
 
 def check_space(path: Path, n_bytes: int) -> None:
-    """Raises OutputError if the disk that `path` will be on has less free, without what killed processes left beside it."""
+    """Check that the disk has space for a file, after removing abandoned temporary files.
+
+    Args:
+        path: the file to write.
+        n_bytes: its size.
+
+    Raises:
+        OutputError: if less is free.
+    """
     remove_abandoned(path.parent)
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
-        raise OutputError(f"{path}: expected {n_bytes} bytes of free space, found {free}: free some or choose another place")
+        raise OutputError(
+            f"{path}: expected {n_bytes} bytes of free space, found {free}: free some or choose another place"
+        )

@@ -11,22 +11,38 @@ from pymixtral.files.shards import open_all
 
 
 class GGUFFile:
-    """An open GGUF file: its metadata in memory, its tensors as views of the memory-mapped file.
+    """An open GGUF model: its metadata in memory, its tensors as views of the memory-mapped file.
 
-    metadata: key to int, float, bool, str, list of str, or a NumPy array (one dimension, the file's type; bool as bool).
-    tensors: name to Tensor, in the file's order.
-    version: 2 or 3. alignment: of each tensor's offset, in bytes, a power of two of at least 8.
-    encoded: key to its bytes in the file (name, type and value), views of the mapped file.
-    paths: the file, or all shards of a model in several files, of which `path` may be any; metadata, encoded, version and alignment are
-    those of the first, the tensors those of all. maps: path to mapped file. n_bytes: of all files.
+    Opening reads the headers only, whatever the size of the file. metadata, encoded, version and
+    alignment of a model in several files are those of the first one.
 
-    Opening reads the headers only, whatever the size of the file. Raises ModelFileError for a file that cannot be opened or breaks
-    the format and for shards that are missing or contradict each other, and UnsupportedError for a retired tensor type.
+    The mapping ends when the file is closed and the last view of it is gone: a tensor's data, or
+    anything sliced from it. close() does not invalidate views that are in use.
 
-    The mapping ends when the file is closed and the last view of it (a tensor's data, or anything sliced from it) is gone; close()
-    does not invalidate views that are in use. The mapped file must not change meanwhile: reading a page beyond the end of a file that
-    was shortened in place kills the process (SIGBUS; check_length() tells of one whose last page was not lost whole), and bytes
-    overwritten in place are read as they then are. Replace a model file by renaming a new one over it: the mapping keeps the old one.
+    The file must not change while it is mapped. If it is shortened in place, reading a page beyond
+    its end kills the process (SIGBUS); check_length() notices a file that lost only a part of its
+    last page. Bytes that are overwritten in place are read as they then are. To replace a model
+    file, rename a new one over it: the mapping keeps the old one.
+
+    Args:
+        path: a GGUF file, or any one of the shards of a model in several files.
+
+    Attributes:
+        path: as given.
+        paths: the file, or all shards in order.
+        version: of GGUF, 2 or 3.
+        alignment: of each tensor's offset, in bytes, a power of two of at least 8.
+        metadata: key to int, float, bool, str, list of str, or a NumPy array of one dimension and
+            the file's type.
+        encoded: key to the bytes of its name, type and value, views of the mapped file.
+        tensors: name to Tensor, of all files, in their order.
+        maps: path to mapped file.
+        n_bytes: bytes of all files.
+
+    Raises:
+        ModelFileError: for a file that cannot be opened or breaks the format, and for shards that
+            are missing or contradict each other.
+        UnsupportedError: for a tensor type that ggml has retired.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -43,20 +59,28 @@ class GGUFFile:
         self.tensors: dict[str, Tensor] = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
 
     def check_length(self) -> None:
-        """Raises ModelFileError if a file is shorter than when it was mapped: what was read of its last page may then be zeros."""
+        """Check that no file was shortened since it was mapped.
+
+        The end of the last page of such a file reads as zeros.
+
+        Raises:
+            ModelFileError: for a file that is shorter than when it was mapped.
+        """
         for path, mapped in self.maps.items():
             if mapped.size() < len(mapped):
                 raise ModelFileError(
-                    f"{path}: the file was shortened while it was in use, from {len(mapped)} bytes to {mapped.size()}: results are "
-                    "wrong; restore the file and open the model again"
+                    f"{path}: expected {len(mapped)} bytes, found {mapped.size()}, as it was shortened while it was "
+                    "in use: discard the results, restore the file and open the model again"
                 )
 
     def close(self) -> None:
-        """Drops the tensors; the mapping itself ends with the last view of it. May be called twice."""
+        """Drop the tensors. The mapping ends with its last view. A second close() does nothing."""
         self.tensors, self.encoded, self.maps = {}, {}, {}
 
     def __enter__(self) -> GGUFFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

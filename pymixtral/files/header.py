@@ -1,8 +1,9 @@
-"""The header of one GGUF file, versions 2 and 3, little endian: strictly read, memory-mapped.
+"""The header of one memory-mapped GGUF file, version 2 or 3, little endian.
 
-Format: the GGUF specification in ggml (docs/gguf.md). Files come from strangers, so every count, length, dimension and offset is a
-Python integer that is compared with the bytes that are there before it is used; nothing in a header can cause an allocation larger
-than the bytes it occupies in the file, and no sum or product can wrap.
+Format: the GGUF specification in ggml, docs/gguf.md. Files come from strangers. Every count,
+length, dimension and offset is a Python integer, so no sum or product can wrap, and it is compared
+with the bytes of the file before it is used. Nothing in a header can cause an allocation larger
+than the bytes that it takes in the file.
 """
 
 from __future__ import annotations
@@ -25,16 +26,17 @@ from pymixtral.files.types import block_weights, row_bytes
 
 Value = int | float | bool | str | list[str] | NDArray[Any]
 
-# Ceilings far above any real file (the largest headers, with vocabularies of 262144 tokens and their merges, are some 20 MB with
-# 780000 strings): they bound the time that a header can take to some hundred milliseconds.
+# Limits above any real file, which bound the time that a header can take to some hundred
+# milliseconds. The largest real headers, with vocabularies of 262144 tokens and their merges, have
+# some 20 MB with 780000 strings; the largest models have some thousand keys and tensors.
 MAX_HEADER_BYTES = 1 << 26
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_STRINGS = 1 << 20
-MAX_KEY_BYTES = (1 << 16) - 1
-MAX_NAME_BYTES = 63
-MAX_DIMS = 4
-MAX_ALIGNMENT = 1 << 24
+MAX_KEY_BYTES = (1 << 16) - 1  # the specification's
+MAX_NAME_BYTES = 63  # ggml's GGML_MAX_NAME, 64, without the NUL at the end
+MAX_DIMS = 4  # ggml's GGML_MAX_DIMS
+MAX_ALIGNMENT = 1 << 24  # files have 32, seldom 64 or the 4096 of a page
 
 _MIN_KEY_BYTES = 8 + 1 + 4 + 1  # key length, key, value type, smallest value
 _MIN_TENSOR_BYTES = 8 + 1 + 4 + 8 + 4 + 8  # name length, name, n_dims, one dimension, type, offset
@@ -56,13 +58,20 @@ _DTYPES: dict[GGUFValueType, np.dtype[Any]] = {
     GGUFValueType.FLOAT64: np.dtype("<f8"),
 }
 
-# Types that once were in files and that ggml has since removed.
+# Types of old files, which ggml has removed since.
 _RETIRED_TYPES = {4: "Q4_2", 5: "Q4_3"} | {31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8"}
 _RETIRED_TYPES |= {36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 
 
 def quoted(value: object) -> str:
-    """Something from a file, fit for a message of one line: its repr, shortened, control characters escaped; of an array its length."""
+    """Show a value of a file in a message of one line.
+
+    Args:
+        value: a metadata value, or a name.
+
+    Returns:
+        Its repr, cut to 80 characters and without control characters; only the length of an array.
+    """
     if isinstance(value, list | np.ndarray):
         return f"an array of {len(value)}"
     shown = repr(value[:81] if isinstance(value, str) else value)
@@ -73,8 +82,12 @@ def quoted(value: object) -> str:
 class Tensor:
     """One tensor of a file.
 
-    shape: elements, slowest dimension first (the file's order reversed).
-    data: uint8 [*shape[:-1], row_bytes], a read-only view of the mapped file, where row_bytes holds shape[-1] elements of `type`.
+    Attributes:
+        name: the tensor's name.
+        type: the type of its elements.
+        shape: numbers of elements, slowest dimension first, which reverses the file's order.
+        data: uint8 [*shape[:-1], row_bytes], a read-only view of the mapped file. A row of
+            row_bytes bytes holds shape[-1] elements.
     """
 
     name: str
@@ -85,7 +98,20 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """One file by itself, of `count` that make up the model. header_bytes: before the data, n_bytes: of the file."""
+    """One file of a model, which may have several.
+
+    Attributes:
+        path: the file.
+        version: of GGUF, 2 or 3.
+        alignment: of each tensor's offset, in bytes.
+        metadata: key to value.
+        encoded: key to the bytes of its name, type and value in the mapped file.
+        tensors: name to tensor, in the file's order.
+        count: number of files of the model.
+        header_bytes: bytes before the tensors' data.
+        n_bytes: bytes of the file.
+        mapped: the mapped file.
+    """
 
     path: str
     version: int
@@ -100,7 +126,18 @@ class Shard:
 
 
 def read_shard(path: str) -> Shard:
-    """Reads and checks the header of one file. Raises as GGUFFile (pymixtral.files.gguf) does."""
+    """Read and check the header of one file.
+
+    Args:
+        path: a GGUF file.
+
+    Returns:
+        The file's metadata and its tensors, mapped.
+
+    Raises:
+        ModelFileError: for a file that cannot be opened or breaks the format.
+        UnsupportedError: for a tensor type that ggml has retired.
+    """
     header = _Header(path)
     version, n_tensors, n_keys = _read_counts(header)
     metadata, encoded = _read_metadata(header, n_keys)
@@ -113,7 +150,7 @@ def read_shard(path: str) -> Shard:
 
 
 class _Header:
-    """The mapped file and a position in it; whatever is read is first compared with what is left."""
+    """The mapped file and a position in it. Each read first checks how many bytes are left."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -121,26 +158,35 @@ class _Header:
         self.n_strings = 0
         try:
             if not Path(path).is_file():  # before open, which would wait for the writer of a pipe
-                Path(path).stat()  # says why, where nothing is there
-                raise ModelFileError(f"{path}: expected a GGUF file, found something that is not a regular file")
+                Path(path).stat()  # raises the reason if nothing is there
+                raise ModelFileError(
+                    f"{path}: expected a GGUF file, found something that is not a regular file: check the path"
+                )
             with Path(path).open("rb") as file:
                 self.size = os.fstat(file.fileno()).st_size
                 if self.size == 0:
-                    raise ModelFileError(f"{path}: expected a GGUF file, found an empty one")
+                    raise ModelFileError(f"{path}: expected a GGUF file, found an empty file: get it again")
                 self.data = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a file that shrank since fstat
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ModelFileError(f"{path}: cannot be opened: {reason}") from error
+            raise ModelFileError(
+                f"{path}: expected a file that can be opened, found an error ({reason}): check the path"
+            ) from error
         self.end = min(self.size, MAX_HEADER_BYTES)
 
-    def fail(self, what: str, pos: int, problem: str) -> NoReturn:
-        raise ModelFileError(f"{self.path}: {what} at byte {pos}: {problem}")
+    def fail(
+        self, what: str, pos: int, expected: object, found: object, do: str = "get or convert the file again"
+    ) -> NoReturn:
+        raise ModelFileError(f"{self.path}: {what} at byte {pos}: expected {expected}, found {found}: {do}")
+
+    def fail_twice(self, what: str, pos: int) -> NoReturn:
+        self.fail(what, pos, "a name of its own", "one that appears twice")
 
     def need(self, n_bytes: int, what: str) -> None:
         left = self.end - self.pos
         if n_bytes > left:
-            limit = "are left in the file" if self.end == self.size else f"are left of the {MAX_HEADER_BYTES} that a header may have"
-            self.fail(what, self.pos, f"needs {n_bytes} bytes, but {left} {limit}")
+            limit = "in the file" if self.end == self.size else f"of the {MAX_HEADER_BYTES} that a header may have"
+            self.fail(what, self.pos, f"{n_bytes} bytes", f"{left} left {limit}")
 
     def take(self, n_bytes: int, what: str) -> int:
         """Moves past n_bytes and returns where they begin."""
@@ -159,9 +205,9 @@ class _Header:
         pos = self.pos
         n = self.u64(what)
         if n * min_bytes > self.end - self.pos:
-            self.fail(what, pos, f"{n} entries need at least {n * min_bytes} bytes, but {self.end - self.pos} are left")
+            self.fail(what, pos, f"at least {n * min_bytes} bytes for {n} entries", f"{self.end - self.pos} left")
         if n > limit:
-            self.fail(what, pos, f"{n} entries are more than the limit of {limit}")
+            self.fail(what, pos, f"at most {limit} entries", n)
         return n
 
     def string(self, what: str, limit: int = MAX_HEADER_BYTES) -> str:
@@ -174,18 +220,21 @@ class _Header:
         if n_bytes > limit or self.pos > self.end:
             self.pos = begin
             self.need(n_bytes, what)
-            self.fail(what, pos, f"{n_bytes} bytes are more than the limit of {limit}")
+            self.fail(what, pos, f"at most {limit} bytes", n_bytes)
         try:
             return self.data[begin : self.pos].decode("utf-8")
         except UnicodeDecodeError as error:
-            self.fail(what, pos, f"expected UTF-8, found {quoted(self.data[begin : min(self.pos, begin + 20)])} ({error.reason})")
+            found = quoted(self.data[begin : min(self.pos, begin + 20)])
+            self.fail(what, pos, "UTF-8", f"{found} ({error.reason})")
 
     def numbers(self, kind: GGUFValueType, n: int, what: str) -> NDArray[Any]:
         dtype = _DTYPES[kind]
         pos = self.take(n * dtype.itemsize, what)
-        values: NDArray[Any] = np.frombuffer(self.data, dtype, n, pos).copy()  # a view would keep the mapping alive after close()
+        values: NDArray[Any] = np.frombuffer(
+            self.data, dtype, n, pos
+        ).copy()  # a view would keep the mapping alive after close()
         if kind == GGUFValueType.BOOL and values.max(initial=0) > 1:
-            self.fail(what, pos, f"expected booleans of 0 or 1, found {values.max()}")
+            self.fail(what, pos, "booleans of 0 or 1", values.max())
         return values.astype(np.bool_) if kind == GGUFValueType.BOOL else values
 
 
@@ -193,13 +242,15 @@ def _read_counts(header: _Header) -> tuple[int, int, int]:
     """Version, number of tensors, number of metadata keys."""
     magic = header.data[header.take(4, "magic") : 4]
     if magic != b"GGUF":
-        header.fail("magic", 0, f"expected b'GGUF', found {magic!r}: this is not a GGUF file")
+        header.fail("magic", 0, b"GGUF", magic, "this is not a GGUF file, choose another")
     version = header.u32("version")
     if version not in (2, 3):
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
         if 1 <= swapped <= 0xFFFF:
-            header.fail("version", 4, f"the file is big-endian (version {swapped}) but must be little-endian: convert the model again")
-        header.fail("version", 4, f"expected 2 or 3, found {version}: convert the model again")
+            header.fail(
+                "version", 4, "a little-endian file", f"a big-endian (version {swapped}) one", "convert it again"
+            )
+        header.fail("version", 4, "2 or 3", version, "convert it again")
     n_tensors_pos = header.pos
     n_tensors = header.count("number of tensors", _MIN_TENSOR_BYTES, MAX_TENSORS)
     n_keys = header.count("number of metadata keys", _MIN_KEY_BYTES, MAX_KEYS)
@@ -208,13 +259,14 @@ def _read_counts(header: _Header) -> tuple[int, int, int]:
         header.fail(
             "numbers of tensors and metadata keys",
             n_tensors_pos,
-            f"{n_tensors} and {n_keys} entries need at least {least} bytes, but {header.end - header.pos} are left",
+            f"at least {least} bytes for {n_tensors} and {n_keys} entries",
+            f"{header.end - header.pos} left",
         )
     return version, n_tensors, n_keys
 
 
 def _read_metadata(header: _Header, n_keys: int) -> tuple[dict[str, Value], dict[str, memoryview]]:
-    """Values, and the bytes that they and their keys are in the file."""
+    """Key to value, and key to the bytes of both in the file."""
     metadata: dict[str, Value] = {}
     encoded: dict[str, memoryview] = {}
     content = memoryview(header.data)
@@ -222,9 +274,9 @@ def _read_metadata(header: _Header, n_keys: int) -> tuple[dict[str, Value], dict
         pos = header.pos
         key = header.string(f"metadata key {i}", MAX_KEY_BYTES)
         if not key:
-            header.fail(f"metadata key {i}", pos, "expected a name, found an empty one")
+            header.fail(f"metadata key {i}", pos, "a name", "an empty one")
         if key in metadata:
-            header.fail(f"metadata key {quoted(key)}", pos, "the key appears twice")
+            header.fail_twice(f"metadata key {quoted(key)}", pos)
         metadata[key] = _read_value(header, f"metadata key {quoted(key)}")
         encoded[key] = content[pos : header.pos]
     return metadata, encoded
@@ -236,7 +288,7 @@ def _read_kind(header: _Header, what: str) -> GGUFValueType:
     try:
         return GGUFValueType(number)
     except ValueError:
-        header.fail(what, pos, f"expected a value type of 0 to {max(GGUFValueType).value}, found {number}")
+        header.fail(what, pos, f"a value type of 0 to {max(GGUFValueType).value}", number)
 
 
 def _read_value(header: _Header, what: str) -> Value:
@@ -249,7 +301,7 @@ def _read_value(header: _Header, what: str) -> Value:
     pos = header.pos
     kind = _read_kind(header, f"element type of {what}")
     if kind == GGUFValueType.ARRAY:
-        header.fail(f"element type of {what}", pos, "expected numbers or strings, found nested arrays")
+        header.fail(f"element type of {what}", pos, "numbers or strings", "nested arrays")
     if kind != GGUFValueType.STRING:
         n = header.count(f"array of {what}", _DTYPES[kind].itemsize, MAX_HEADER_BYTES)
         return header.numbers(kind, n, f"array of {what}")
@@ -264,7 +316,8 @@ def _alignment(header: _Header, metadata: dict[str, Value]) -> int:
     # bool is an int to Python
     if type(value) is not int or not 8 <= value <= MAX_ALIGNMENT or value & (value - 1):
         raise ModelFileError(
-            f"{header.path}: metadata key 'general.alignment': expected a power of two from 8 to {MAX_ALIGNMENT}, found {quoted(value)}"
+            f"{header.path}: metadata key 'general.alignment': expected a power of two from 8 to {MAX_ALIGNMENT}, "
+            f"found {quoted(value)}: convert it again"
         )
     return value
 
@@ -275,9 +328,9 @@ def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, 
         pos = header.pos
         name = header.string(f"name of tensor {i}", MAX_NAME_BYTES)
         if not name:
-            header.fail(f"name of tensor {i}", pos, "expected a name, found an empty one")
+            header.fail(f"name of tensor {i}", pos, "a name", "an empty one")
         if name in infos:
-            header.fail(f"tensor {quoted(name)}", pos, "the name appears twice")
+            header.fail_twice(f"tensor {quoted(name)}", pos)
         infos[name] = _read_tensor_info(header, f"tensor {quoted(name)}", alignment)
 
     begin = -(-header.pos // alignment) * alignment
@@ -288,15 +341,16 @@ def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, 
             header.fail(
                 f"tensor {quoted(name)}",
                 pos,
-                f"needs {n_bytes} bytes from byte {begin + offset}, but {present} are present in the file of {header.size}: "
-                "it is truncated or still downloading",
+                f"{n_bytes} bytes from byte {begin + offset}",
+                f"{present} in the file of {header.size}",
+                "it is truncated or still downloading, get it again",
             )
         extents.append((offset, offset + n_bytes, name))
     extents.sort()
     for (_, end, first), (offset, _, second) in pairwise(extents):
         if offset < end:
-            problem = f"its offset {offset} lies inside tensor {quoted(first)}, which ends at offset {end}"
-            header.fail(f"tensor {quoted(second)}", infos[second][4], problem)
+            expected = f"an offset of at least {end}, where tensor {quoted(first)} ends"
+            header.fail(f"tensor {quoted(second)}", infos[second][4], expected, f"{offset} inside it")
 
     tensors = {}
     for name, (kind, shape, n_bytes, offset, _) in infos.items():
@@ -305,36 +359,49 @@ def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, 
     return tensors
 
 
-def _read_tensor_info(header: _Header, what: str, alignment: int) -> tuple[GGMLQuantizationType, tuple[int, ...], int, int, int]:
-    """Type, shape, size in bytes, offset in the data section, and where in the file the description begins."""
+def _read_tensor_info(
+    header: _Header, what: str, alignment: int
+) -> tuple[GGMLQuantizationType, tuple[int, ...], int, int, int]:
+    """Type, shape, bytes, offset in the data, and the byte of the file where this entry begins."""
     begin = header.pos
     n_dims = header.u32(f"number of dimensions of {what}")
     if not 1 <= n_dims <= MAX_DIMS:
-        header.fail(f"number of dimensions of {what}", begin, f"expected 1 to {MAX_DIMS}, found {n_dims}")
+        header.fail(f"number of dimensions of {what}", begin, f"1 to {MAX_DIMS}", n_dims)
     pos = header.pos
     dims = [header.u64(f"dimension {i} of {what}") for i in range(n_dims)]
     if not all(1 <= n < 1 << 63 for n in dims):
-        header.fail(f"dimensions of {what}", pos, f"expected each from 1 to 2^63-1, found {dims}")
+        header.fail(f"dimensions of {what}", pos, "each from 1 to 2^63-1", dims)
 
     type_pos = header.pos
     number = header.u32(f"type of {what}")
     if number in _RETIRED_TYPES:
         raise UnsupportedError(
-            f"{header.path}: {what} has type {_RETIRED_TYPES[number]} ({number}), which ggml has retired: convert the model again"
+            f"{header.path}: {what}: expected a type that ggml has, "
+            f"found {_RETIRED_TYPES[number]} ({number}), which it has retired: convert the model again"
         )
     try:
         kind = GGMLQuantizationType(number)
         block = block_weights(kind)
     except (ValueError, KeyError):
-        header.fail(f"type of {what}", type_pos, f"expected a known tensor type, found the number {number}")
+        header.fail(f"type of {what}", type_pos, "a known tensor type", f"the number {number}")
     if dims[0] % block:
-        header.fail(f"dimensions of {what}", pos, f"expected rows of a multiple of {block} elements for {kind.name}, found {dims[0]}")
+        header.fail(
+            f"dimensions of {what}",
+            pos,
+            f"rows of a multiple of {block} elements for {kind.name}",
+            dims[0],
+        )
     n_bytes = row_bytes(kind, prod(dims))
     if n_bytes > header.size:
-        header.fail(f"dimensions of {what}", pos, f"{dims} of {kind.name} need {n_bytes} bytes, but the file has {header.size}")
+        header.fail(
+            f"dimensions of {what}",
+            pos,
+            f"at most the {header.size} bytes of the file",
+            f"{dims} of {kind.name}, which take {n_bytes} bytes",
+        )
 
     offset_pos = header.pos
     offset = header.u64(f"offset of {what}")
     if offset % alignment:
-        header.fail(f"offset of {what}", offset_pos, f"expected a multiple of the alignment {alignment}, found {offset}")
+        header.fail(f"offset of {what}", offset_pos, f"a multiple of the alignment {alignment}", offset)
     return kind, tuple(reversed(dims)), n_bytes, offset, begin

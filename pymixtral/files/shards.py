@@ -1,8 +1,8 @@
 """Models in several files, named name-00001-of-00003.gguf and so on.
 
-Each file has the keys split.no (from 0), split.count and split.tensors.count (of all files
-together), the first has the model's metadata. llama.cpp's gguf-split and pymixtral.files.layout
-write them.
+Format: each file has the keys split.no (from 0), split.count, and split.tensors.count, the number
+of tensors of all files together. The first file has the model's metadata. llama.cpp's gguf-split
+and pymixtral.files.layout write such files.
 """
 
 from __future__ import annotations
@@ -20,40 +20,48 @@ _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
 
 def shard_name(stem: str, number: int, count: int) -> str:
-    """The name of a shard.
+    """Name a shard.
 
     Args:
-        stem: what the names of all shards begin with.
-        number: the shard's, from 0.
-        count: of shards.
+        stem: the beginning of the names of all shards.
+        number: the shard's number, from 0.
+        count: number of shards.
 
     Returns:
-        The file's name, such as stem-00001-of-00003.gguf.
+        Such as "stem-00001-of-00003.gguf", where numbers are from 1.
     """
     return f"{stem}-{number + 1:05}-of-{count:05}.gguf"
 
 
 def stem(path: str) -> str:
-    """A path's last component without .gguf and without the number of a shard."""
+    """Find the beginning of a model's name.
+
+    Args:
+        path: a GGUF file.
+
+    Returns:
+        The path's last component without .gguf and without the number of a shard.
+    """
     name = os.path.basename(path)  # noqa: PTH119  # a Path drops a trailing slash or dot
     match = _NAME.fullmatch(name)
     return match[1] if match else name.removesuffix(".gguf")
 
 
 def open_all(found: Shard) -> list[Shard]:
-    """Reads the headers of all shards of a model.
+    """Read the headers of all shards of a model.
 
-    Their names come from that of `found`, and they are in its directory: no file can name another.
+    Their paths are made from that of `found`, in its directory: no file can name another.
 
     Args:
-        found: one of the shards.
+        found: any one of the shards.
 
     Returns:
-        All shards in order.
+        All shards, in order.
 
     Raises:
-        ModelFileError: a name contradicts the metadata, a shard is missing, or shards contradict
+        ModelFileError: if a name contradicts the metadata, a shard is missing, or shards contradict
             each other.
+        UnsupportedError: for a tensor type that ggml has retired.
     """
     count, number = found.count, _integer(found, "split.no")
     if count > MAX_SHARDS:
@@ -66,8 +74,8 @@ def open_all(found: Shard) -> list[Shard]:
     match = _NAME.fullmatch(name)
     if not match or (int(match[2]), int(match[3])) != (number + 1, count):
         raise ModelFileError(
-            f"{found.path}: expected a name that ends in '{shard_name('', number, count)}', as the metadata says that "
-            f"this is shard {number + 1} of {count}, found another: give all shards the names that they were published "
+            f"{found.path}: expected a name that ends in '{shard_name('', number, count)}', as its metadata says "
+            f"shard {number + 1} of {count}, found {quoted(name)}: give all shards the names that they were published "
             "with"
         )
     shards: list[Shard] = []
@@ -76,31 +84,36 @@ def open_all(found: Shard) -> list[Shard]:
     for i in range(count):
         path = os.path.join(directory, shard_name(match[1], i, count))  # noqa: PTH118  # found's own path, unchanged
         if i != number and not Path(path).exists():
-            raise ModelFileError(f"{found.path}: shard {i + 1} of {count} is missing: expected the file {path}")
+            raise ModelFileError(
+                f"{found.path}: expected shard {i + 1} of {count} beside it, found no file {path}: "
+                "put all shards into one directory"
+            )
         shard = found if i == number else read_shard(path)
         _check(shard, found, i)
         header_bytes += shard.header_bytes
         if header_bytes > MAX_HEADER_BYTES:
             raise ModelFileError(
                 f"{path}: expected headers of at most {MAX_HEADER_BYTES} bytes in all shards up to this one, "
-                f"found {header_bytes}"
+                f"found {header_bytes}: get the shards again"
             )
         for tensor in shard.tensors:
             if tensor in names:
                 raise ModelFileError(
-                    f"{path}: tensor {quoted(tensor)}: expected it in one shard, found it in {names[tensor]} too"
+                    f"{path}: tensor {quoted(tensor)}: expected it in one shard, found it in {names[tensor]} too: "
+                    "use shards that belong together"
                 )
             names[tensor] = path
         shards.append(shard)
         if len(names) > MAX_TENSORS:
             raise ModelFileError(
-                f"{path}: expected at most {MAX_TENSORS} tensors in all shards up to this one, found {len(names)}"
+                f"{path}: expected at most {MAX_TENSORS} tensors in all shards up to this one, found {len(names)}: "
+                "get the shards again"
             )
     expected = _integer(found, "split.tensors.count")
     if len(names) != expected:
         raise ModelFileError(
             f"{found.path}: metadata key 'split.tensors.count': expected the {len(names)} tensors that the {count} "
-            f"shards have together, found {expected}"
+            f"shards have together, found {expected}: use shards that belong together"
         )
     return shards
 
@@ -115,7 +128,7 @@ def _check(shard: Shard, named: Shard, number: int) -> None:
         if found != expected:
             raise ModelFileError(
                 f"{shard.path}: metadata key '{key}': expected {expected}, as the file's name and {named.path} have "
-                f"it, found {found}: the shards do not belong together"
+                f"it, found {found}: use shards that belong together"
             )
 
 

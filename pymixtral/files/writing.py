@@ -1,6 +1,6 @@
-"""The part before the data of a GGUF file that is written.
+"""The header of a GGUF file to write: metadata, and names, shapes, types and offsets of tensors.
 
-It holds the metadata, and the names, shapes, types and offsets of the tensors.
+Format: the GGUF specification in ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _VERSION = 3
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of a tensor.
+    """A tensor to write.
 
     Attributes:
         name: the tensor's name.
-        shape: slowest dimension first.
-        type: GGUF's number.
-        n_bytes: of its data. Data is written in the order of the tensors, each padded to the
-            alignment.
+        shape: numbers of elements, slowest dimension first.
+        type: GGUF's number of the type.
+        n_bytes: bytes of its data. The data follow the header in the order of the tensors, each
+            padded to the alignment.
     """
 
     name: str
@@ -31,15 +31,15 @@ class TensorInfo:
 
 
 def encode_header(keys: Sequence[bytes], tensors: Iterable[TensorInfo], alignment: int) -> bytes:
-    """The file without its data, padded.
+    """Encode everything that comes before the data.
 
     Args:
-        keys: each metadata key with its type and value.
-        tensors: in the order of their data.
-        alignment: of the data of each tensor, in bytes.
+        keys: the metadata, each entry a key with its type and value, encoded.
+        tensors: the tensors, in the order of their data.
+        alignment: alignment of the data of each tensor, in bytes.
 
     Returns:
-        The bytes of the header.
+        The header, padded to the alignment.
     """
     infos, offset = [], 0
     for tensor in tensors:
@@ -52,11 +52,26 @@ def encode_header(keys: Sequence[bytes], tensors: Iterable[TensorInfo], alignmen
 
 
 def encode_string(text: str) -> bytes:
-    """A string as GGUF has it: its length and its UTF-8."""
+    """Encode a string as GGUF has it: its length in bytes as uint64, then its UTF-8.
+
+    Args:
+        text: the string.
+
+    Returns:
+        The bytes.
+    """
     data = text.encode()
     return struct.pack("<Q", len(data)) + data
 
 
 def padding(n_bytes: int, alignment: int) -> int:
-    """How many bytes follow n_bytes so that the next ones are aligned."""
+    """Count the bytes of padding after some data.
+
+    Args:
+        n_bytes: bytes of data, which begin aligned.
+        alignment: in bytes.
+
+    Returns:
+        How many bytes to add so that the next data are aligned.
+    """
     return -n_bytes % alignment

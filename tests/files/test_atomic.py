@@ -203,7 +203,7 @@ def test_what_may_be_written(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"b: could not be written \(No such file or directory\)") as error:
+    with pytest.raises(OutputError, match=r"b: expected to write it, found an error \(No such file or directory\)") as error:
         replacing(tmp_path / "a" / "b", force=True).__enter__()
     assert error.value.errno == errno.ENOENT
     assert isinstance(error.value, OSError)

@@ -121,7 +121,7 @@ def test_row_16_a_file_that_lost_a_part_of_its_last_page(copy: Path) -> None:
     with Mixtral(copy) as model:
         assert model.generate("Once", temperature=0, max_tokens=2).text
         os.truncate(copy, copy.stat().st_size - 4)  # reads as zeros
-        with pytest.raises(ModelFileError, match=r"copy\.gguf: the file was shortened while it was in use"):
+        with pytest.raises(ModelFileError, match=r"copy\.gguf: expected \d+ bytes, found \d+, .*shortened while it was in use"):
             model.generate("Once upon", temperature=0, max_tokens=2)
 
 
@@ -168,7 +168,7 @@ def test_row_23_nul_bytes_are_text(engine: Mixtral) -> None:
 
 
 def test_row_23_nul_bytes_in_a_path(tmp_path: Path) -> None:
-    with pytest.raises(ModelFileError, match="cannot be opened"):
+    with pytest.raises(ModelFileError, match="can be opened"):
         Mixtral(f"{tmp_path}/a\0b.gguf")
 
 

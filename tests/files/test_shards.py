@@ -99,7 +99,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_a_missing_shard_is_named(pair: tuple[Path, Path]) -> None:
     pair[0].unlink()
-    refused(pair[1], "shard 1 of 2 is missing", str(pair[0]))
+    refused(pair[1], "expected shard 1 of 2", f"no file {pair[0]}")
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_disk_that_fills_up_leaves_nothing(small: Path, tmp_path: Path) -> None:
         "except OutputError as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code, str(small), str(tmp_path / "m.gguf")], capture_output=True, text=True, check=True)
-    assert "could not be written (File too large)" in result.stdout
+    assert "found an error (File too large)" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
