@@ -1,4 +1,4 @@
-"""What this machine has: its CPU, its instruction sets and its memory."""
+"""This machine: its CPU, its instruction sets and its memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,27 @@ from pymixtral.cgroups import ROOT, groups, read
 from pymixtral.errors import UnsupportedError
 from pymixtral.ops.threads import sysctl
 
-# Features that decide about speed, as Linux names them.
+# CPU features that matter for speed, as Linux names them.
 _FEATURES = frozenset(
     (
-        *("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_bf16"),
+        *(
+            "avx",
+            "avx2",
+            "fma",
+            "f16c",
+            "avx_vnni",
+            "avx512f",
+            "avx512bw",
+            "avx512dq",
+            "avx512vl",
+            "avx512_vnni",
+            "avx512_bf16",
+        ),
         *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
     )
 )
 
-# What each instruction set of the library needs.
+# The CPU features that each instruction set of the library needs.
 _NEEDS = {
     "avx2": ("avx2", "fma", "f16c"),
     "avxvnni": ("avx2", "fma", "f16c", "avx_vnni"),
@@ -30,22 +42,35 @@ _NEEDS = {
     "neon": ("asimddp",),
     "neon_i8mm": ("asimddp", "i8mm"),
 }
-_NO_LIMIT = 1 << 60  # cgroup v1 writes "none" as a number above this
+_NO_LIMIT = 1 << 60  # cgroup v1 writes the largest multiple of a page in an int64 for "no limit"
 
 
-# --- CPU ---------------------------------------------------------------------------------------------------------
+# --- CPU ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """features: those of interest for speed that it has, as Linux names them; empty where the system does not list them."""
+    """The machine's CPU.
+
+    Attributes:
+        name: as the system gives it.
+        features: its features that matter for speed, as Linux names them; empty if the system does
+            not list them.
+    """
 
     name: str
     features: tuple[str, ...]
 
 
 def cpu(root: Path = ROOT) -> Cpu:
-    """root: where /proc is."""
+    """Read what the system says of the CPU.
+
+    Args:
+        root: the folder that /proc is in.
+
+    Returns:
+        The CPU's name and features.
+    """
     fields: dict[str, str] = {}
     for line in read(root / "proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
@@ -57,9 +82,16 @@ def cpu(root: Path = ROOT) -> Cpu:
 
 @dataclass(frozen=True)
 class InstructionSets:
-    """built: in this library, slowest first. available: those that this machine runs. missing: for the others, features that the CPU
-    lacks, as far as known. chosen: what a context takes by default; None if the environment asks for what is not there. asked: the
-    value of PYMIXTRAL_ISA, or None. reason: a clause that says why it is chosen, or not."""
+    """The instruction sets of the C library on this machine.
+
+    Attributes:
+        built: those in this build, slowest first.
+        available: those that this machine runs, slowest first.
+        missing: for each of the others, the features that the CPU lacks, as far as known.
+        chosen: what a context takes by default; None if PYMIXTRAL_ISA names one that does not run.
+        asked: the value of PYMIXTRAL_ISA; None if it is not set.
+        reason: a clause for people that says why this one is chosen, or none.
+    """
 
     built: list[str]
     available: list[str]
@@ -70,7 +102,14 @@ class InstructionSets:
 
 
 def instruction_sets(features: tuple[str, ...] | None = None) -> InstructionSets:
-    """features: the CPU's; by default read now."""
+    """Find the instruction sets that this machine runs.
+
+    Args:
+        features: those of the CPU; None: read now.
+
+    Returns:
+        The instruction sets, and the one chosen.
+    """
     features = cpu().features if features is None else features
     built, available = ops.built_isas(), ops.available_isas()
     others = [name for name in built if name not in available]
@@ -79,20 +118,28 @@ def instruction_sets(features: tuple[str, ...] | None = None) -> InstructionSets
     try:
         with ops.Context(1) as context:
             chosen = context.isa
-        reason = f"PYMIXTRAL_ISA asks for it; the fastest here is {available[-1]}" if asked else "the fastest that runs here"
+        reason = (
+            f"PYMIXTRAL_ISA asks for it; the fastest here is {available[-1]}" if asked else "the fastest that runs here"
+        )
         return InstructionSets(built, available, missing, chosen, asked, reason)
     except UnsupportedError as error:
         return InstructionSets(built, available, missing, None, asked, f"PYMIXTRAL_ISA: {error}")
 
 
-# --- Memory ------------------------------------------------------------------------------------------------------
+# --- Memory ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. total: of the machine. available: what a process can take without pushing others out, file cache included, within
-    the cgroup's limit; None where the system does not tell. cgroup_limit: the lowest limit of the cgroups around this process, or
-    None. huge_pages: the setting of transparent huge pages, or None."""
+    """The machine's memory, in bytes.
+
+    Attributes:
+        total: memory of the machine.
+        available: what a process can take within the cgroup's limit without making the system swap.
+            The file cache is included, as it gives way. None if the system does not tell.
+        cgroup_limit: the lowest limit of the cgroups around this process; None: no limit.
+        huge_pages: the setting of transparent huge pages, such as "madvise"; None if unknown.
+    """
 
     total: int
     available: int | None
@@ -101,19 +148,30 @@ class Memory:
 
     @property
     def limit(self) -> int:
-        """What there can be at most, with everything else ended."""
+        """The most that a process could take if it were alone, in bytes."""
         return self.total if self.cgroup_limit is None else min(self.total, self.cgroup_limit)
 
     @property
     def usable(self) -> int:
-        """available, or limit where that is unknown."""
+        """`available`, or `limit` if that is unknown, in bytes."""
         return self.limit if self.available is None else self.available
 
 
 def memory(root: Path = ROOT) -> Memory:
-    """root: where /proc and /sys are."""
+    """Read the machine's memory and its limits.
+
+    Args:
+        root: the folder that /proc and /sys are in.
+
+    Returns:
+        Sizes in bytes.
+    """
     fields = dict(line.split(":", 1) for line in read(root / "proc/meminfo").splitlines() if ":" in line)
-    sizes = {key: int(value.split()[0]) * 1024 for key, value in fields.items() if value.split()[:1] and value.split()[0].isdigit()}
+    sizes = {
+        key: int(value.split()[0]) * 1024
+        for key, value in fields.items()
+        if value.split()[:1] and value.split()[0].isdigit()
+    }
     total = sizes.get("MemTotal") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     groups = list(_memory_groups(root))
     room = [available for _, available in groups]
@@ -125,8 +183,10 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def _memory_groups(root: Path) -> Iterator[tuple[int, int]]:
-    """Limit and what is left of it, of each limited cgroup from this process's up to the root. The file cache of a group counts as
-    used in its books, but gives way when memory is needed."""
+    """Limit and free bytes of each limited cgroup, from this process's own up to the root.
+
+    A cgroup counts its file cache as used, but that gives way when memory is needed.
+    """
     for version, folder in groups("memory", root):
         v2 = version == 2
         names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")

@@ -1,1 +1,1 @@
-"""The oracle: every operation and the whole forward pass in NumPy, by the letter of docs/numerics.md."""
+"""The oracle: every operation and the whole forward pass in NumPy, as docs/numerics.md says."""

@@ -1,4 +1,7 @@
-"""The oracle's weight types: the blocks of docs/numerics.md, section Types, decoded into integers and scales."""
+"""The oracle's weight types: blocks decoded into integers and scales.
+
+Format: the section Types of docs/numerics.md, and ggml's block structs.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,23 @@ from pymixtral.errors import UnsupportedError
 from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, MATRIX_TYPES, Matrix, block_bytes, show_type
 
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
-"""iq4_nl's and iq4_xs's values."""
+"""The 16 values of iq4_nl and iq4_xs, from ggml."""
 
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """A matrix of [rows, n_blocks] blocks.
+    """A matrix of [rows, n_blocks] blocks, each of 32 or 256 elements.
 
-    d: float32 [rows, n_blocks]. q: int32 [rows, n_blocks, 32 or 256], offset or table applied.
-    m: float32 [rows, n_blocks], the minimum of a block of 32 or dmin of one of 256; None: the type has none.
-    sc, mins: int32 [rows, n_blocks, n_sub], the integer scales and minimums of the sub-blocks of a block of 256, else None.
+    Attributes:
+        d: scale of each block, float32 [rows, n_blocks].
+        q: integer elements, int32 [rows, n_blocks, 32 or 256], with the type's offset or table
+            applied.
+        m: minimum of each block of 32, or dmin of each block of 256, float32 [rows, n_blocks]; None
+            if the type has none.
+        sc: integer scales of the sub-blocks of a block of 256, int32 [rows, n_blocks, n_sub]; None
+            if the type has none.
+        mins: integer minimums of the sub-blocks, int32 [rows, n_blocks, n_sub]; None if the type
+            has none.
     """
 
     d: F32
@@ -34,12 +44,20 @@ class Blocks:
 
     @property
     def size(self) -> int:
-        """Elements of a block, and of the block of activations it is multiplied with."""
+        """Elements of a block, and of the block of activations that it is multiplied with."""
         return int(self.q.shape[2])
 
 
 def f16(raw: U8, at: int) -> F32:
-    """The f16 number at byte `at` of each block, widened: float32 [rows, n_blocks] of raw [rows, n_blocks, bytes]."""
+    """Read a float16 number of each block.
+
+    Args:
+        raw: blocks, uint8 [rows, n_blocks, bytes].
+        at: the byte of a block where the number begins.
+
+    Returns:
+        float32 [rows, n_blocks].
+    """
     widened: F32 = np.ascontiguousarray(raw[..., at : at + 2]).view(np.dtype("<f2"))[..., 0].astype(np.float32)
     return widened
 
@@ -51,12 +69,15 @@ def _nibbles(packed: U8) -> I32:
 
 
 def _fifth_bits(packed: U8) -> I32:
-    """int32 [..., 32] of bytes [..., 4]: bit i, little endian, is worth 16 for element i."""
+    """int32 [..., 32] of bytes [..., 4]: 16 for element i where bit i, little endian, is set."""
     return np.unpackbits(packed, axis=-1, bitorder="little").astype(np.int32) << 4
 
 
 def _fields(packed: U8, group: int, bits: int) -> I32:
-    """int32 [..., n * 8 / bits] of bytes [..., n]: of each group of bytes the lowest `bits` bits, then the next ones, up to the highest."""
+    """int32 [..., n * 8 / bits] of bytes [..., n].
+
+    They are the lowest `bits` bits of each byte of a group, then the next ones, up to the highest.
+    """
     groups = packed.reshape(*packed.shape[:-1], -1, 1, group)
     shifts = np.arange(0, 8, bits, dtype=np.uint8)[:, None]
     return (groups >> shifts & (1 << bits) - 1).reshape(*packed.shape[:-1], -1).astype(np.int32)
@@ -109,8 +130,12 @@ def _iq4_xs(raw: U8) -> Blocks:
 DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_0: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 2:]) - 8),
     GGMLQuantizationType.Q4_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 4:]), f16(raw, 2)),
-    GGMLQuantizationType.Q5_0: lambda raw: Blocks(f16(raw, 0), (_nibbles(raw[..., 6:]) | _fifth_bits(raw[..., 2:6])) - 16),
-    GGMLQuantizationType.Q5_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8]), f16(raw, 2)),
+    GGMLQuantizationType.Q5_0: lambda raw: Blocks(
+        f16(raw, 0), (_nibbles(raw[..., 6:]) | _fifth_bits(raw[..., 2:6])) - 16
+    ),
+    GGMLQuantizationType.Q5_1: lambda raw: Blocks(
+        f16(raw, 0), _nibbles(raw[..., 8:]) | _fifth_bits(raw[..., 4:8]), f16(raw, 2)
+    ),
     GGMLQuantizationType.Q8_0: lambda raw: Blocks(f16(raw, 0), raw[..., 2:].view(np.int8).astype(np.int32)),
     GGMLQuantizationType.IQ4_NL: lambda raw: Blocks(f16(raw, 0), TABLE[_nibbles(raw[..., 2:])]),
     GGMLQuantizationType.Q2_K: _q2_k,
@@ -120,19 +145,41 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q6_K: _q6_k,
     GGMLQuantizationType.IQ4_XS: _iq4_xs,
 }
-"""For each type in blocks, Blocks of the raw bytes uint8 [rows, n_blocks, block bytes]."""
+"""For each type in blocks, from the raw bytes, uint8 [rows, n_blocks, block bytes], to Blocks."""
 
 
 def decode(w: Matrix) -> Blocks:
-    """The blocks of a matrix in blocks. Raises UnsupportedError for a type that this project does not run."""
+    """Decode a matrix of a type in blocks.
+
+    Args:
+        w: the matrix.
+
+    Returns:
+        Its blocks.
+
+    Raises:
+        UnsupportedError: for a type that this project does not run.
+    """
     if w.type not in DECODERS:
         known = ", ".join(map(show_type, MATRIX_TYPES))
-        raise UnsupportedError(f"expected a matrix of type {known}, found {show_type(w.type)}: quantize the model to one of these")
+        raise UnsupportedError(
+            f"expected a matrix of type {known}, found {show_type(w.type)}: quantize the model to one of these"
+        )
     return DECODERS[w.type](w.data.reshape(w.rows, -1, block_bytes(w.type)))
 
 
 def dequantize(w: Matrix) -> F32:
-    """float32 [rows, cols], each written operation rounded. Raises UnsupportedError for a type that this project does not run."""
+    """Widen or dequantize a matrix, rounding after each operation that docs/numerics.md writes.
+
+    Args:
+        w: the matrix.
+
+    Returns:
+        float32 [rows, cols].
+
+    Raises:
+        UnsupportedError: for a type that this project does not run.
+    """
     if w.type == GGMLQuantizationType.BF16:
         return (w.data.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
     if w.type in FLOAT_TYPES:

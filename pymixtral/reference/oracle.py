@@ -1,10 +1,13 @@
 """The oracle: every operation of docs/numerics.md and the whole forward pass in plain NumPy.
 
-This is what pymixtral computes, to the bit; the C kernels are compared with it by `==`. It is written to be read beside the contract: each
-function has the name of its section there, vectorises over outputs and loops over the one axis whose order the contract fixes.
+This is what pymixtral computes, to the bit; tests compare the C kernels with it by `==`. Read it
+beside docs/numerics.md, the contract: each function has the name of its section there, works on
+all outputs at once, and loops over the one axis whose order the contract fixes. The row of a
+NonFiniteError is the index along the first axis at which NaN or infinity was found.
 
-The model is Mixtral's (Jiang et al. 2024, arXiv:2401.04088): a decoder of RMS-normed grouped-query attention with rotary positions and a
-feed-forward in which a router picks a few experts for each token.
+The model is Mixtral's (Jiang et al. 2024, arXiv:2401.04088): a decoder with RMS norms,
+grouped-query attention with rotary positions, and a feed-forward network in which a router chooses
+a few experts for each token.
 """
 
 from __future__ import annotations
@@ -27,28 +30,39 @@ if TYPE_CHECKING:
 
 
 PAGE = 64
-"""Positions of a key/value page, the unit in which attention is computed and combined."""
+"""Positions of a cache page: the contract computes attention page by page."""
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 def _finite(y: F32, what: str) -> F32:
-    """y itself; raises NonFiniteError with the index along the first axis when it holds a NaN or an infinity."""
+    """y itself; raises NonFiniteError with the row if it holds NaN or infinity."""
     bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
     if bad.any():
         row = int(bad.argmax())
-        raise NonFiniteError(f"expected finite numbers, found NaN or infinity in {what} of row {row}: check the model's weights", row)
+        raise NonFiniteError(
+            f"expected finite numbers, found NaN or infinity in {what} of row {row}: check the model's weights", row
+        )
     return y
 
 
-# --- Ground ------------------------------------------------------------------------------------------------------
+# --- Ground ---------------------------------------------------------------------------------------
 
 
 def fma(a: Any, b: Any, c: Any) -> F32:
-    """a*b + c rounded once to float32, for float32 arrays that broadcast; infinities and NaN as IEEE 754 has them.
+    """Compute a*b + c with one rounding, infinities and NaN as in IEEE 754.
 
-    The product of two float32 is exact in float64. The sum is not: two-sum (Knuth) gives its error, and moving an inexact sum to the
-    neighbour with an odd last bit keeps what the second rounding, to float32, must know (Boldo and Melquiond 2008).
+    The product of two float32 numbers is exact in float64, but the sum is not. Knuth's two-sum
+    gives its error. An inexact sum is moved to the neighbour whose last bit is odd, which makes the
+    second rounding, to float32, correct (Boldo and Melquiond 2008).
+
+    Args:
+        a: float32, of any shape that broadcasts with the others.
+        b: float32.
+        c: float32.
+
+    Returns:
+        float32, of the common shape.
     """
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         product = np.asarray(a, np.float64) * np.asarray(b, np.float64)
@@ -64,31 +78,57 @@ def fma(a: Any, b: Any, c: Any) -> F32:
 
 
 def sum8(a: F32, b: F32 | None = None) -> F32:
-    """The sum of a (or of a*b, by fma) along the last axis, in eight partial sums and a tree. a and b broadcast."""
+    """Sum along the last axis, in eight partial sums and a tree.
+
+    Args:
+        a: float32 [..., n].
+        b: float32 [..., n], which broadcasts with a; if given, the products a*b are summed by fma.
+
+    Returns:
+        float32 [...].
+    """
     n = a.shape[-1]
     shape = a.shape[:-1] if b is None else np.broadcast_shapes(a.shape[:-1], b.shape[:-1])
     s = np.zeros((*shape, 8), np.float32)
     for k in range(0, n, 8):
-        lanes = s[..., : n - k]  # a short tail leaves the other sums as they are, which is what adding +0 does
+        lanes = s[..., : n - k]  # a short tail leaves the other sums as they are
         lanes[...] = lanes + a[..., k : k + 8] if b is None else fma(a[..., k : k + 8], b[..., k : k + 8], lanes)
     with np.errstate(over="ignore", invalid="ignore"):
-        total: F32 = ((s[..., 0] + s[..., 4]) + (s[..., 2] + s[..., 6])) + ((s[..., 1] + s[..., 5]) + (s[..., 3] + s[..., 7]))
+        total: F32 = ((s[..., 0] + s[..., 4]) + (s[..., 2] + s[..., 6])) + (
+            (s[..., 1] + s[..., 5]) + (s[..., 3] + s[..., 7])
+        )
         return total
 
 
-# --- Activation quantization and matmul --------------------------------------------------------------------------
+# --- Activation quantization and matmul -----------------------------------------------------------
 
 
 def embed(w: Matrix, ids: I32) -> F32:
-    """float32 [n_ids, cols]: the rows `ids` of w."""
+    """Look up rows of a matrix.
+
+    Args:
+        w: the matrix, one row for each id.
+        ids: int32 [n_ids].
+
+    Returns:
+        float32 [n_ids, cols], widened or dequantized.
+    """
     return dequantize(Matrix(w.type, w.data[ids]))
 
 
 def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32, I32]:
-    """x [n_tokens, n], n a multiple of block, 32 or 256 -> q int8 [n_tokens, n], d float32 [n_tokens, n/block] and the integer sums of
-    each 32 values, or of each 16 with block 256: int32 [n_tokens, n/32 or n/16].
+    """Round activations to int8, with a scale for each block.
 
-    Raises NonFiniteError with the row.
+    Args:
+        x: float32 [n_tokens, n], where n is a multiple of `block`.
+        block: values that share a scale, 32 or 256.
+
+    Returns:
+        The values, int8 [n_tokens, n]; the scales, float32 [n_tokens, n/block]; and the sums of
+        each 32 values (of each 16 with block 256), int32 [n_tokens, n/32 or n/16].
+
+    Raises:
+        NonFiniteError: with the row.
     """
     blocks = _finite(x, "the activations").reshape(len(x), -1, block)
     amax = np.abs(blocks).max(axis=-1)
@@ -101,9 +141,22 @@ def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32
 
 
 def matmul(x: F32, w: Matrix) -> F32:
-    """float32 [n_tokens, rows] = x [n_tokens, cols] times w transposed. Raises NonFiniteError with the row, UnsupportedError."""
+    """Multiply rows by a matrix.
+
+    Args:
+        x: float32 [n_tokens, cols].
+        w: the matrix, one row for each output.
+
+    Returns:
+        float32 [n_tokens, rows].
+
+    Raises:
+        NonFiniteError: with the row.
+        UnsupportedError: for a type that this project does not run.
+    """
     if w.type in FLOAT_TYPES or w.type in DEQUANTIZED_TYPES:
-        widened, strip = dequantize(w), 1 + 2048 // max(1, len(x))  # strips of outputs that stay in the processor's cache
+        widened = dequantize(w)
+        strip = 1 + 2048 // max(1, len(x))  # outputs at a time, so that their sums stay in the CPU's cache
         y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]
         return _finite(np.concatenate(y, axis=1), "a matrix product")
     blocks = decode(w)
@@ -125,11 +178,25 @@ def matmul(x: F32, w: Matrix) -> F32:
     return _finite(acc, "a matrix product")
 
 
-# --- Elementwise -------------------------------------------------------------------------------------------------
+# --- Elementwise ----------------------------------------------------------------------------------
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
-    """float32 [n_tokens, n] (Zhang and Sennrich 2019, arXiv:1910.07467). Raises NonFiniteError with the row."""
+    """Normalise each row to a root mean square of 1 and multiply it by weights.
+
+    Zhang and Sennrich 2019, arXiv:1910.07467.
+
+    Args:
+        x: float32 [n_tokens, n].
+        weight: float32 [n].
+        eps: added to the mean of the squares.
+
+    Returns:
+        float32 [n_tokens, n].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         squares = _finite(sum8(x, x), "a sum of squares")
         r = _ONE / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps))
@@ -140,13 +207,29 @@ _LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
 _LN2 = [np.float32(float.fromhex(c)) for c in ("-0x1.62e430p-1", "0x1.05c610p-29")]
 _EXP = [
     np.float32(float.fromhex(c))
-    for c in ("0x1.a125f6p-13", "0x1.6d444ap-10", "0x1.1110e0p-7", "0x1.5554e8p-5", "0x1.555556p-3", "0x1p-1", "0x1p0", "0x1p0")
+    for c in (
+        "0x1.a125f6p-13",
+        "0x1.6d444ap-10",
+        "0x1.1110e0p-7",
+        "0x1.5554e8p-5",
+        "0x1.555556p-3",
+        "0x1p-1",
+        "0x1p0",
+        "0x1p0",
+    )
 ]
 _EXP_MAX, _EXP_MIN = np.float32(88), np.float32(-87.3)
 
 
 def exp(x: F32) -> F32:
-    """e**x: within 0.85 ulp from -87.3 to 88, +0 below, infinity above, NaN for NaN."""
+    """Compute e**x, with an error of at most 0.85 ulp from -87.3 to 88.
+
+    Args:
+        x: float32, of any shape.
+
+    Returns:
+        float32, of the shape of x: +0 below -87.3, infinity above 88, NaN for NaN.
+    """
     inside = np.clip(x, _EXP_MIN, _EXP_MAX)
     n = np.rint(inside * _LOG2_E)
     r = fma(n, _LN2[1], fma(n, _LN2[0], inside))
@@ -161,12 +244,25 @@ def exp(x: F32) -> F32:
 
 
 def silu_mul(gate: F32, up: F32) -> F32:
-    """(gate / (1 + exp(-gate))) * up, Mixtral's gated unit (Shazeer 2020, arXiv:2002.05202). Raises NonFiniteError with the row."""
+    """Compute (gate / (1 + exp(-gate))) * up, the gated unit of an expert.
+
+    Shazeer 2020, arXiv:2002.05202.
+
+    Args:
+        gate: float32 [n_tokens, ffn].
+        up: float32 [n_tokens, ffn].
+
+    Returns:
+        float32 [n_tokens, ffn].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         return _finite((gate / (_ONE + exp(-gate))) * up, "a gated product")
 
 
-# --- Rotary positions --------------------------------------------------------------------------------------------
+# --- Rotary positions -----------------------------------------------------------------------------
 
 _TWO_OVER_PI = float.fromhex("0x1.45f306dc9c883p-1")
 _HALF_PI = [float.fromhex(c) for c in ("0x1.921fb544p+0", "0x1.0b4611a6p-34", "0x1.3198a2e037073p-69")]
@@ -184,17 +280,28 @@ _COSINE = [
         *("0x1.a01a01a01a01ap-16", "-0x1.6c16c16c16c17p-10", "0x1.5555555555555p-5", "-0x1p-1"),
     )
 ]
-_MAX_ANGLE = 2.0**20
+_MAX_ANGLE = 2.0**20  # radians; n has 20 bits and _HALF_PI's first number 33, so their product is exact
 
 
 def rope_table(frequencies: F64, positions: I32, factor: float = 1.0) -> tuple[F32, F32]:
-    """Cosines and sines, float32 [n_tokens, n_pairs], of positions [n_tokens] times frequencies [n_pairs], both times `factor`.
+    """Compute the cosines and sines of the rotary embedding.
 
-    Raises InvalidArgumentError for a negative position or an angle above 2^20.
+    Args:
+        frequencies: float64 [n_pairs], in radians per position.
+        positions: int32 [n_tokens].
+        factor: multiplies cosines and sines.
+
+    Returns:
+        Cosines and sines, each float32 [n_tokens, n_pairs].
+
+    Raises:
+        InvalidArgumentError: for a negative position or an angle above 2^20.
     """
     angle = positions.astype(np.float64)[:, None] * frequencies
     if angle.size and not (positions.min() >= 0 and angle.max() <= _MAX_ANGLE):
-        raise InvalidArgumentError(f"expected rope angles from 0 to 2^20, found {angle.min():g} to {angle.max():g}: use smaller positions")
+        raise InvalidArgumentError(
+            f"expected rope angles from 0 to 2^20, found {angle.min():g} to {angle.max():g}: use smaller positions"
+        )
     n = np.rint(angle * _TWO_OVER_PI)
     r = ((angle - n * _HALF_PI[0]) - n * _HALF_PI[1]) - n * _HALF_PI[2]
     z = r * r
@@ -209,9 +316,20 @@ def rope_table(frequencies: F64, positions: I32, factor: float = 1.0) -> tuple[F
 
 
 def rope(x: F32, cosines: F32, sines: F32) -> F32:
-    """x [n_tokens, n_heads, head_dim] with each adjacent pair rotated by its angle (Su et al. 2021, arXiv:2104.09864).
+    """Rotate each pair of adjacent elements by the angle of its position.
 
-    Raises NonFiniteError with the row.
+    Su et al. 2021, arXiv:2104.09864.
+
+    Args:
+        x: queries or keys, float32 [n_tokens, n_heads, head_dim].
+        cosines: float32 [n_tokens, head_dim/2].
+        sines: float32 [n_tokens, head_dim/2].
+
+    Returns:
+        float32 [n_tokens, n_heads, head_dim].
+
+    Raises:
+        NonFiniteError: with the row.
     """
     c, s = cosines[:, None], sines[:, None]
     even, odd = x[..., 0::2], x[..., 1::2]
@@ -221,7 +339,7 @@ def rope(x: F32, cosines: F32, sines: F32) -> F32:
     return _finite(y, "the rotated vectors")
 
 
-# --- Attention ---------------------------------------------------------------------------------------------------
+# --- Attention ------------------------------------------------------------------------------------
 
 
 Q8_0 = np.dtype([("d", np.float16), ("q", np.int8, 32)])
@@ -229,8 +347,18 @@ Q8_0 = np.dtype([("d", np.float16), ("q", np.int8, 32)])
 
 
 def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
-    """Keys or values [n_tokens, n_kv_heads, head_dim] as a cache of float16, float32 or Q8_0 stores them; in blocks, Q8_0 [n_tokens,
-    n_kv_heads, head_dim/32]. Raises NonFiniteError with the row."""
+    """Round keys or values as a cache stores them.
+
+    Args:
+        x: float32 [n_tokens, n_kv_heads, head_dim].
+        dtype: np.float16, np.float32 or Q8_0.
+
+    Returns:
+        The shape of x; with Q8_0 blocks, [n_tokens, n_kv_heads, head_dim/32].
+
+    Raises:
+        NonFiniteError: with the row, for numbers beyond the range of dtype too.
+    """
     what = "the keys or values that the cache must hold"
     with np.errstate(over="ignore"):
         if np.dtype(dtype) != Q8_0:
@@ -245,10 +373,21 @@ def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
 
 
 def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0, window: int = 0) -> F32:
-    """float32 [n_tokens, n_heads, head_dim] for queries q at positions first_position, first_position + 1, ...
+    """Attend to the cache: each token sees the positions up to its own.
 
-    k, v: of n_positions, as round_to_cache gives them, k rotated; from position 0 to at least the last query's.
-    window: positions that a query sees, its own included; 0: all up to its own. Raises NonFiniteError with the row.
+    Args:
+        q: rotated queries of consecutive positions, float32 [n_tokens, n_heads, head_dim].
+        k: rotated keys, [n_positions, n_kv_heads, ...] as round_to_cache() returns them, from
+            position 0 to at least the last query's.
+        v: values, as k.
+        first_position: position of the first query.
+        window: positions that a token sees, its own included; 0: all.
+
+    Returns:
+        float32 [n_tokens, n_heads, head_dim].
+
+    Raises:
+        NonFiniteError: with the row.
     """
     n_tokens, n_heads, head_dim = q.shape
     group = n_heads // k.shape[1]
@@ -266,7 +405,7 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
             keys, values = (a[page].repeat(group, axis=1) for a in (k, v))
             m_c, l_c, o_c = _attend_page(q, keys, values, seen[:, None])
             top = np.maximum(m, m_c)
-            a, b = exp(m - top), exp(m_c - top)  # before the first page m is -inf and l, o are 0, so that it gives m_c, l_c, o_c
+            a, b = exp(m - top), exp(m_c - top)  # at the first page m is -inf and l, o are 0: it gives m_c, l_c, o_c
             some = np.any(seen, axis=1, keepdims=True)
             m = np.where(some, top, m)
             l = np.where(some, fma(l_c, b, l * a), l)  # noqa: E741
@@ -275,15 +414,19 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
 
 
 def _attend_page(q: F32, k: NDArray[Any], v: NDArray[Any], seen: NDArray[np.bool_]) -> tuple[F32, F32, F32]:
-    """One page alone: its largest score and sum [n_tokens, n_heads] and unscaled output [n_tokens, n_heads, head_dim].
+    """Attention to one page, of up to 64 positions, by scaled queries.
 
-    q: scaled, [n_tokens, n_heads, head_dim]; k, v: of up to 64 positions and n_heads; seen: [n_tokens, 1, up to 64].
+    seen: bool [n_tokens, 1, n_positions]. The results are the largest scores and the sums, both
+    [n_tokens, n_heads], and the outputs before division by the sums, [n_tokens, n_heads, head_dim].
     """
     s = np.where(seen, _scores_q8_0(q, k) if k.dtype == Q8_0 else _scores(q, k.astype(np.float32)), np.float32(-np.inf))
     m = s.max(axis=-1)
     p = np.where(seen, exp(s - m[..., None]), _ZERO)
     if v.dtype == Q8_0:
-        scale, values = v["d"].astype(np.float32).repeat(32, axis=2), v["q"].reshape(*v.shape[:2], -1).astype(np.float32)
+        scale, values = (
+            v["d"].astype(np.float32).repeat(32, axis=2),
+            v["q"].reshape(*v.shape[:2], -1).astype(np.float32),
+        )
     else:
         scale, values = np.ones((len(v), 1, 1), np.float32), v.astype(np.float32)  # a product with 1 changes nothing
     o = np.zeros_like(q)
@@ -301,10 +444,16 @@ def _scores(q: F32, k: F32) -> F32:
 
 
 def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
-    """The same for k Q8_0 [n_positions, n_heads, head_dim/32]; NaN for a query that is not finite."""
+    """As _scores(), for k of Q8_0 [n_positions, n_heads, head_dim/32].
+
+    A query that is not finite gives NaN.
+    """
     finite = np.isfinite(q).all(axis=2, keepdims=True)
     xq, d, _ = quantize_activations(np.where(finite, q, _ZERO).reshape(len(q), -1))
-    xi, dq = xq.reshape(*q.shape[:2], -1, 32).astype(np.int32), np.where(finite, d.reshape(*q.shape[:2], -1), np.float32(np.nan))
+    xi, dq = (
+        xq.reshape(*q.shape[:2], -1, 32).astype(np.int32),
+        np.where(finite, d.reshape(*q.shape[:2], -1), np.float32(np.nan)),
+    )
     dk = k["d"].astype(np.float32)
     s = np.zeros((*q.shape[:2], len(k)), np.float32)
     for b in range(k.shape[2]):
@@ -313,13 +462,22 @@ def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
     return s
 
 
-# --- Router and experts ------------------------------------------------------------------------------------------
+# --- Router and experts ---------------------------------------------------------------------------
 
 
 def route(logits: F32, n_used: int) -> tuple[I32, F32]:
-    """Expert ids int32 (ascending) and weights float32, both [n_tokens, n_used], for logits [n_tokens, n_experts].
+    """Choose the experts of each token.
 
-    Raises NonFiniteError with the row.
+    Args:
+        logits: of the router, float32 [n_tokens, n_experts].
+        n_used: experts to choose, 1 to n_experts.
+
+    Returns:
+        The chosen experts in ascending order, int32 [n_tokens, n_used], and their weights, float32
+        [n_tokens, n_used]: the softmax of the chosen logits.
+
+    Raises:
+        NonFiniteError: with the row.
     """
     order = np.argsort(-_finite(logits, "the router's logits"), axis=1, kind="stable")
     ids = np.sort(order[:, :n_used], axis=1)
@@ -331,12 +489,39 @@ def route(logits: F32, n_used: int) -> tuple[I32, F32]:
 
 
 def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix) -> F32:
-    """One expert: float32 [n_tokens, hidden] for x [n_tokens, hidden]. Raises NonFiniteError with the row."""
+    """Compute one expert.
+
+    Args:
+        x: float32 [n_tokens, hidden].
+        gate: ffn x hidden.
+        up: ffn x hidden.
+        down: hidden x ffn.
+
+    Returns:
+        float32 [n_tokens, hidden].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     return matmul(silu_mul(matmul(x, gate), matmul(x, up)), down)
 
 
 def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tuple[Matrix, Matrix, Matrix]]) -> F32:
-    """x [n_tokens, hidden] plus the chosen experts' weighted outputs for normed, the ids ascending. Raises NonFiniteError with the row."""
+    """Add the weighted outputs of the chosen experts to the residual stream.
+
+    Args:
+        x: the residual stream, float32 [n_tokens, hidden].
+        normed: the experts' input, float32 [n_tokens, hidden].
+        ids: the chosen experts, int32 [n_tokens, n_used], ascending.
+        weights: their weights, float32 [n_tokens, n_used].
+        matrices: gate, up (ffn x hidden) and down (hidden x ffn) of each expert.
+
+    Returns:
+        float32 [n_tokens, hidden].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     out = np.empty((*ids.shape, x.shape[1]), np.float32)
     for e, (gate, up, down) in enumerate(matrices):
         rows, slots = np.nonzero(ids == e)
@@ -356,11 +541,28 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
         return _finite(x + y, "the experts' sum")
 
 
-# --- Model -------------------------------------------------------------------------------------------------------
+# --- Model ----------------------------------------------------------------------------------------
 
 
-def layer_attention(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32) -> F32:
-    """x [n_tokens, hidden], a whole sequence from position 0, plus the layer's attention."""
+def layer_attention(
+    x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32
+) -> F32:
+    """Add a layer's attention to the residual stream.
+
+    Args:
+        x: a whole sequence from position 0, float32 [n_tokens, hidden].
+        w: the layer's weights.
+        config: the model's numbers.
+        cosines: of rope_table(), float32 [n_tokens, head_dim/2].
+        sines: of rope_table(), float32 [n_tokens, head_dim/2].
+        cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+
+    Returns:
+        float32 [n_tokens, hidden].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     n_tokens = len(x)
     n = rms_norm(x, w.attn_norm, config.rms_eps)
     q = rope(matmul(n, w.q).reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
@@ -371,7 +573,22 @@ def layer_attention(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, 
 
 
 def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32) -> F32:
-    """One decoder layer over a whole sequence: x [n_tokens, hidden] in and out."""
+    """Compute one decoder layer.
+
+    Args:
+        x: a whole sequence from position 0, float32 [n_tokens, hidden].
+        w: the layer's weights.
+        config: the model's numbers.
+        cosines: of rope_table(), float32 [n_tokens, head_dim/2].
+        sines: of rope_table(), float32 [n_tokens, head_dim/2].
+        cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+
+    Returns:
+        float32 [n_tokens, hidden].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     x = layer_attention(x, w, config, cosines, sines, cache_dtype)
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
     if w.router is None:
@@ -381,10 +598,22 @@ def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32
     return experts(x, n, ids, weights, w.experts)
 
 
-def forward(weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | I32, cache_dtype: Any = np.float32) -> F32:
-    """The residual stream after the last layer, float32 [n_tokens, hidden], of a sequence that starts at position 0.
+def forward(
+    weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | I32, cache_dtype: Any = np.float32
+) -> F32:
+    """Compute all layers for a sequence that begins at position 0.
 
-    cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+    Args:
+        weights: the model's weights.
+        config: the model's numbers.
+        tokens: token ids [n_tokens].
+        cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+
+    Returns:
+        The residual stream after the last layer, float32 [n_tokens, hidden].
+
+    Raises:
+        NonFiniteError: with the row.
     """
     x = embed(weights.embedding, np.asarray(tokens, np.int32))
     cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())
@@ -394,5 +623,17 @@ def forward(weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | 
 
 
 def logits(hidden: F32, weights: ModelWeights, config: ModelConfig) -> F32:
-    """float32 [n_tokens, n_vocab] for rows of forward()."""
+    """Compute logits.
+
+    Args:
+        hidden: rows of forward(), float32 [n_tokens, hidden].
+        weights: the model's weights.
+        config: the model's numbers.
+
+    Returns:
+        float32 [n_tokens, n_vocab].
+
+    Raises:
+        NonFiniteError: with the row.
+    """
     return matmul(rms_norm(hidden, weights.output_norm, config.rms_eps), weights.head)
