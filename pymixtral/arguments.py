@@ -1,4 +1,4 @@
-"""Arguments that are checked before they are used."""
+"""Checks of arguments: each returns the value, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from pymixtral.errors import InvalidArgumentError
 
 
 def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
-    """Checks an argument that is a whole number.
+    """Check an argument that is a whole number.
 
     Args:
-        name: what the message calls it.
-        value: an int or an integer of NumPy; a bool is none.
+        name: the argument's name in the message.
+        value: an int or an integer of NumPy, not a bool.
         lowest: the least that is allowed.
         highest: the most that is allowed; None: no limit.
 
+    Returns:
+        The value as an int.
+
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: for another type, or a value out of range.
     """
     whole = isinstance(value, Integral) and value is not True and value is not False
     if not whole or value < lowest or (highest is not None and value > highest):
@@ -32,67 +35,83 @@ def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> i
 
 
 def number(name: str, value: Any, lowest: float, highest: float) -> float:
-    """Checks an argument that is a number.
+    """Check an argument that is a number.
 
     Args:
-        name: what the message calls it.
-        value: an int, a float, or a number of NumPy; a bool is none, and NaN is in no range.
+        name: the argument's name in the message.
+        value: an int, a float or a number of NumPy, not a bool. NaN is out of every range.
         lowest: the least that is allowed.
         highest: the most that is allowed.
 
+    Returns:
+        The value as a float.
+
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: for another type, or a value out of range.
     """
     real = isinstance(value, Real) and value is not True and value is not False
     plain = value.item() if real and hasattr(value, "item") else value  # NumPy would round the limits to its own type
     if not real or not lowest <= plain <= highest:
-        raise InvalidArgumentError(f"expected {name} to be a number from {lowest:g} to {highest:g}, found {shown(value)}")
+        raise InvalidArgumentError(
+            f"expected {name} to be a number from {lowest:g} to {highest:g}, found {shown(value)}"
+        )
     return float(value)
 
 
 def text_of(name: str, value: Any) -> str:
-    """Checks an argument that is text.
+    """Check an argument that is text.
 
     Args:
-        name: what the message calls it.
+        name: the argument's name in the message.
         value: a str.
 
+    Returns:
+        The value.
+
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: for another type.
     """
     if isinstance(value, (bytes, bytearray)):
-        raise InvalidArgumentError(f"expected {name} to be text (str), found {type(value).__name__}: decode them, with .decode()")
+        raise InvalidArgumentError(
+            f"expected {name} to be text (str), found {type(value).__name__}: decode it, with .decode()"
+        )
     if not isinstance(value, str):
         raise InvalidArgumentError(f"expected {name} to be text (str), found {type(value).__name__} {shown(value)}")
     return value
 
 
 def path_of(name: str, value: Any) -> Path:
-    """Checks an argument that names a file.
+    """Check an argument that names a file.
 
     Args:
-        name: what the message calls it.
-        value: a str, or an os.PathLike of one.
+        name: the argument's name in the message.
+        value: a str, or an os.PathLike that gives one.
+
+    Returns:
+        The value as a Path.
 
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: for another type.
     """
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else value
     if not isinstance(path, str):
-        raise InvalidArgumentError(f"expected {name} to be a path (str or os.PathLike), found {type(value).__name__} {shown(value)}")
+        raise InvalidArgumentError(
+            f"expected {name} to be a path (str or os.PathLike), found {type(value).__name__} {shown(value)}"
+        )
     return Path(path)
 
 
 def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Refuses keyword arguments that nobody knows, with the known one that looks most like it.
+    """Refuse unknown keyword arguments.
 
     Args:
-        names: those given.
-        known: those that there are.
-        what: whose arguments they are, such as "generate()".
+        names: the arguments given.
+        known: the arguments that exist.
+        what: the function that they are for, such as "generate()".
 
     Raises:
-        InvalidArgumentError: for the first of `names` that is not in `known`.
+        InvalidArgumentError: for the first of `names` that is not in `known`; it suggests the known
+            name that looks most like it.
     """
     known = list(known)
     for name in names:
@@ -103,6 +122,13 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
 
 
 def shown(value: object) -> str:
-    """A caller's value, fit for a message of one line: its repr, shortened."""
+    """Show a caller's value in a message of one line.
+
+    Args:
+        value: anything.
+
+    Returns:
+        Its repr, cut to 80 characters.
+    """
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,6 +1,6 @@
-"""The Linux control groups around this process, which limit its CPUs and its memory.
+"""The Linux control groups of this process, which limit its CPUs and its memory.
 
-Source: the kernel's documentation of cgroup v1 and v2 (proc/self/cgroup, cpu.max, cpu.cfs_quota_us).
+Source: the kernel's documentation of cgroup v1 and v2.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ ROOT = Path("/")
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
-    """The folders of a controller's groups, from this process's own up to the outermost.
+    """Find the folders of a controller's groups, from this process's own up to the outermost.
 
     Args:
         controller: "cpu" or "memory".
-        root: where /proc and /sys are.
+        root: the folder that /proc and /sys are in.
 
     Yields:
-        The version of control groups, 1 or 2, and a folder. In a container the process's own may not
-        be there to see; the outermost is then the container's.
+        The version of control groups, 1 or 2, and a folder. A container may hide the process's own
+        group; the outermost that it shows is then the container's.
     """
     mount = root / "sys/fs/cgroup"
     for line in read(root / "proc/self/cgroup").splitlines() or ["0::/", f"1:{controller}:/"]:
@@ -40,7 +40,14 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
-    """The least CPU quota around this process, in CPUs; None without one. root: where /proc and /sys are."""
+    """Find the lowest CPU quota of this process's groups.
+
+    Args:
+        root: the folder that /proc and /sys are in.
+
+    Returns:
+        The quota in CPUs, such as 1.5; None if there is none.
+    """
     quotas = []
     for version, folder in groups("cpu", root):
         names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
@@ -51,7 +58,14 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 
 
 def read(path: Path) -> str:
-    """The text of a small system file, "" if it is not there."""
+    """Read a small file of the system.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its text; "" if it cannot be read.
+    """
     try:
         return path.read_text(errors="replace")
     except OSError:

@@ -7,4 +7,9 @@ from pathlib import Path
 
 
 def demo_path() -> Path:
+    """Find the demo model.
+
+    Returns:
+        Its GGUF file: a trained Mixtral of 15 million parameters.
+    """
     return Path(str(files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf"))

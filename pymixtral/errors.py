@@ -1,10 +1,13 @@
-"""The exceptions of pymixtral: each message is one sentence that says what was expected, what was found, where, and what to do."""
+"""The exceptions of pymixtral.
+
+Each message is one sentence: where, what was expected, what was found, and what to do.
+"""
 
 from __future__ import annotations
 
 
 class PymixtralError(Exception):
-    """Base of everything pymixtral raises on purpose."""
+    """Base class of all exceptions that pymixtral raises on purpose."""
 
 
 class ModelFileError(PymixtralError):
@@ -12,7 +15,7 @@ class ModelFileError(PymixtralError):
 
 
 class ModelConfigError(PymixtralError):
-    """A readable file whose metadata or tensors do not describe a model that makes sense."""
+    """A file that can be read, but whose metadata or tensors make no sense as a model."""
 
 
 class UnsupportedError(PymixtralError):
@@ -28,7 +31,7 @@ class InvalidArgumentError(PymixtralError, ValueError):
 
 
 class OutputError(PymixtralError, OSError):
-    """A file that cannot be written: it is there already, or has no place, no space or no permission."""
+    """A file that cannot be written: it exists, or place, space or permission is missing."""
 
 
 class ContextLengthError(InvalidArgumentError):
@@ -36,7 +39,15 @@ class ContextLengthError(InvalidArgumentError):
 
 
 class NonFiniteError(PymixtralError, ArithmeticError):
-    """NaN or infinity met in the computation; `row` is the token's row in the batch, or -1."""
+    """NaN or infinity in the computation.
+
+    Args:
+        message: the sentence for the reader.
+        row: the token's row in the batch; -1: unknown.
+
+    Attributes:
+        row: the token's row in the batch; -1: unknown.
+    """
 
     def __init__(self, message: str, row: int = -1) -> None:
         super().__init__(message)
@@ -44,12 +55,12 @@ class NonFiniteError(PymixtralError, ArithmeticError):
 
 
 class CanceledError(PymixtralError):
-    """The computation was canceled through its cancel flag."""
+    """A computation that was canceled."""
 
 
 class ClosedError(PymixtralError):
-    """A model or engine used after close()."""
+    """A model, an engine or a context that is used after close()."""
 
 
 class NativeError(PymixtralError):
-    """The C library could not get what it needs from the system: memory or threads."""
+    """Something that the system refuses: memory, threads, or locking memory."""

@@ -1,4 +1,4 @@
-"""Mixtral: a model file, opened, from text to text."""
+"""Mixtral: an open model file that turns a prompt into text."""
 
 from __future__ import annotations
 
@@ -41,47 +41,48 @@ _GENERATE = ("max_tokens", "stop", "ignore_eos", "parse_special", *(field.name f
 class Mixtral:
     """A model of the Mixtral family, ready to use.
 
-    The keys and values of the last text stay in the cache. A text that begins with the same tokens is
-    computed from where it differs, with the same result to the bit. All methods may be called from any
-    thread: one works while the others wait. Texts that are streamed in turns take the cache from each
-    other, which costs time and changes nothing else. Ctrl-C (KeyboardInterrupt) ends any computation of
-    the main thread at once, and the model can be used on.
+    The keys and values of the last text stay in the cache. A text that begins with the same tokens
+    is computed from the first token that differs, with the same result to the bit. All methods may
+    be called from any thread: one works while the others wait. Texts that are streamed by turns
+    replace each other's cache, which costs time and changes nothing else. Ctrl-C
+    (KeyboardInterrupt) ends any computation of the main thread at once; the model stays usable.
 
     Args:
         path: a GGUF file; None: the demo model that comes with the package.
-        n_ctx: tokens of prompt and answer together, at most the model's own context; None: the model's
-            own, but not above 4096.
-        n_threads: 1 to 256; None: what the CPU affinity, the cgroup's quota and the number of cores
-            allow.
-        n_batch: how many tokens of a prompt are computed at once. It changes memory and speed, never
-            the result.
-        kv_type: "f16", "f32" or "q8_0", how keys and values are cached. q8_0 takes 53% of f16's
-            memory; the model's heads must be a multiple of 32.
-        experts_used: experts for each token; None: as the file has it.
-        overrides: metadata in place of the file's, checked like it, such as
+        n_ctx: most tokens of prompt and answer together, at most the model's own context length;
+            None: the model's own, but at most 4096.
+        n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
+            physical cores allow.
+        n_batch: how many tokens of a prompt are computed at once. It changes memory and speed,
+            never the result.
+        kv_type: "f16", "f32" or "q8_0", the type of cached keys and values. q8_0 takes 53% of the
+            memory of f16; the model's head dimension must be a multiple of 32.
+        experts_used: experts for each token; None: as many as the file says.
+        overrides: metadata that replaces the file's and is checked like it, such as
             {"llama.attention.sliding_window": 4096}; see pymixtral.model.overrides.
-        lock: keep in memory the weights that have been read, so that nothing drives them out.
-        prefault: read all weights now, not when they are first needed. A function is called with the
-            bytes read so far and in all.
+        lock: keep weights in memory once they have been read, so that the system does not evict
+            them.
+        prefault: read all weights now, not when they are first needed. A function given here is
+            called with the bytes read so far and the bytes in all.
 
     Attributes:
         path: the model file.
-        is_demo: whether it is the demo model, as no path was given.
+        is_demo: whether it is the demo model, because no path was given.
         config: the model's numbers.
-        n_ctx: tokens of prompt and answer together.
+        n_ctx: most tokens of prompt and answer together.
         n_threads: threads in use.
         isa: the instruction set in use.
         active_bytes: bytes of weights that a generated token reads.
         prompt_weights: weights that each token of a prompt is multiplied with.
-        slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs". A model
-            with some is several times slower.
+        slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs". Models
+            with such types are several times slower.
 
     Raises:
         ModelFileError: for a file that cannot be read.
-        ModelConfigError: for a file that does not make sense.
-        UnsupportedError: for a model that is not computed.
+        ModelConfigError: for a file whose metadata or tensors make no sense.
+        UnsupportedError: for a model that pymixtral does not run.
         InvalidArgumentError: for an argument out of its range.
-        NativeError: where memory or threads are short, or the system refuses to lock.
+        NativeError: if memory or threads are short, or the system refuses to lock.
     """
 
     def __init__(
@@ -120,47 +121,74 @@ class Mixtral:
             self._engine = Engine(model, str(self.path), self.n_ctx, n_batch, kv_type, file.check_length)
             self._resources = stack.pop_all()
 
-    # --- Text -----------------------------------------------------------------------------------------------------
+    # --- Text -------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
-        """Turns text into token ids.
+        """Turn text into token ids.
 
         Args:
             text: what to encode.
             add_bos: begin with the begin-of-text id, if the model wants one.
-            parse_special: names of control tokens, such as "</s>", become those tokens, for text from
-                a trusted template. Otherwise they are ordinary text.
+            parse_special: names of control tokens, such as "</s>", become those tokens. This is for
+                text from a trusted template; by default they are ordinary text.
+
+        Returns:
+            The ids; an empty list for an empty text without a begin-of-text id.
 
         Raises:
             UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for what is not a str, and a str with lone surrogates.
+            InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
+            ClosedError: after close().
         """
         return self._text_tokenizer().encode(text_of("text", text), add_bos, parse_special=parse_special)
 
     def tokenize_parts(self, text: str) -> Iterator[list[int]]:
-        """As tokenize(), in parts that together are the same ids: for texts of many megabytes, with little memory."""
+        """Turn a long text into token ids part by part, in little memory.
+
+        Args:
+            text: what to encode, of many megabytes perhaps.
+
+        Returns:
+            An iterator of lists, which together are the ids of tokenize(text).
+
+        Raises:
+            UnsupportedError: if the file has no tokenizer.
+            InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
+            ClosedError: after close().
+        """
         return self._text_tokenizer().encode_parts(text_of("text", text))
 
     def token_bytes(self, id: int) -> bytes:
-        """The bytes of one token, with the space that some begin with; none of a control token.
+        """Look up the bytes of one token, such as a grammar needs; for text see detokenize().
 
-        They need not be UTF-8 by themselves. What drives a grammar needs them; for text see detokenize().
+        Args:
+            id: a token id, 0 to n_vocab - 1.
+
+        Returns:
+            The bytes, with the space that some tokens begin with. They need not be valid UTF-8 by
+            themselves. A control token has none.
 
         Raises:
             UnsupportedError: if the file has no tokenizer.
             InvalidArgumentError: for an id outside the vocabulary.
+            ClosedError: after close().
         """
         return self._text_tokenizer().token_bytes(id)
 
     def detokenize(self, ids: Ids) -> str:
-        """Turns token ids into text. Control tokens have none, and the space before a text is dropped.
+        """Turn token ids into text.
 
         Args:
             ids: what to decode; may be empty.
 
+        Returns:
+            The text, without the space that tokenize() puts before a text. Control tokens have no
+            text.
+
         Raises:
             UnsupportedError: if the file has no tokenizer.
             InvalidArgumentError: for an id outside the vocabulary.
+            ClosedError: after close().
         """
         return self._text_tokenizer().decode(ids)
 
@@ -174,32 +202,40 @@ class Mixtral:
         parse_special: bool = False,
         **sampling: Unpack[Sampling],
     ) -> Completion:
-        """Writes the text that follows a prompt.
+        """Generate the text that follows a prompt.
 
         Args:
             prompt: a text, or token ids.
-            max_tokens: at most so many; None: until the model ends or the context is full.
-            stop: a string, or several, that end the text and are not part of it. The name of a control
-                token, such as "</s>", stands for that token, which has no text.
-            ignore_eos: the end of the text is never drawn, so that the model goes on.
-            parse_special: names of control tokens in the prompt become those tokens; see tokenize().
+            max_tokens: the most tokens to generate; None: until the model ends the text or the
+                context is full.
+            stop: one or several strings that end the text and are not part of it. The name of a
+                control token, such as "</s>", stands for that token, which has no text.
+            ignore_eos: never draw an end token, so that the model goes on.
+            parse_special: names of control tokens in the prompt become those tokens; see
+                tokenize().
             **sampling: see pymixtral.sampling.parameters.SamplingParameters: seed=None,
-                temperature=0.8 (0 always takes the most likely token), top_k=40, top_p=0.95, min_p=0,
-                typical_p=1, repetition_penalty=1, presence_penalty=0, frequency_penalty=0,
+                temperature=0.8 (0 always takes the most likely token), top_k=40, top_p=0.95,
+                min_p=0, typical_p=1, repetition_penalty=1, presence_penalty=0, frequency_penalty=0,
                 penalty_window=64, logit_bias=None.
+
+        Returns:
+            The text, its tokens, why it ended, and how long it took.
 
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
             ContextLengthError: before anything is computed, if the prompt is longer than n_ctx.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
             NonFiniteError: if the model's weights lead to NaN or infinity.
+            ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
-        with self._engine.alone():  # for the whole text, so that threads don't take the cache from each other at every token
+        # For the whole text, so that no other thread replaces the cache between two tokens.
+        with self._engine.alone():
             generation = self.stream(
                 prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, parse_special=parse_special, **sampling
             )
             text = "".join(generation)
-        assert generation.finish_reason is not None  # nobody else has it to close it
+        assert generation.finish_reason is not None  # nobody else can close it
         return Completion(text, generation.tokens, generation.finish_reason, generation.stats)
 
     def stream(
@@ -213,22 +249,36 @@ class Mixtral:
         progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[Sampling],
     ) -> Generation:
-        """Writes as generate() does, piece by piece.
-
-        Arguments are checked, and errors raised, before it returns.
+        """Generate text as generate() does, piece by piece.
 
         Args:
-            progress: called while a long prompt is read, with the tokens read so far and in all.
+            prompt: as for generate().
+            max_tokens: as for generate().
+            stop: as for generate().
+            ignore_eos: as for generate().
+            parse_special: as for generate().
+            progress: called while a long prompt is computed, with the tokens computed so far and
+                the tokens in all.
+            **sampling: as for generate().
 
         Returns:
-            An iterator of pieces of the text, each yielded as soon as it is certain; none ends inside
-            a character. It has tokens, finish_reason and stats, and may be dropped or closed midway.
+            An iterator of pieces of the text, each yielded as soon as it is certain. No piece ends
+            inside a character. The iterator has tokens, finish_reason and stats, and may be dropped
+            or closed midway.
+
+        Raises:
+            InvalidArgumentError: for arguments out of range, of another type, or unknown.
+            ContextLengthError: if the prompt is longer than n_ctx.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+            ClosedError: after close().
         """
         self._engine.check_open()
         refuse_unknown(sampling, _GENERATE, "generate() and stream()")
         parameters = SamplingParameters(**sampling)
         eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
-        sampler = Sampler(parameters, self._engine.exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ())
+        sampler = Sampler(
+            parameters, self._engine.exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ()
+        )
         stop_strings, stop_ids = self._stops(stop)
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
@@ -249,59 +299,83 @@ class Mixtral:
             pass_bytes=self.active_bytes,
         )
 
-    # --- Numbers --------------------------------------------------------------------------------------------------
+    # --- Numbers ----------------------------------------------------------------------------------
 
     def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
-        """Computes what the model thinks comes after each token.
+        """Compute the logits of what follows each token.
 
         Args:
             tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added.
-            last_only: only the logits after the last token, which is less work.
-            first: skips the logits of the tokens before it, and the work for those of them that the
-                cache has.
+            last_only: return only the logits after the last token, which is less work.
+            first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
+                before it that are in the cache are not computed.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
 
         Raises:
-            InvalidArgumentError: for ids outside the vocabulary, and for other arguments out of range.
+            InvalidArgumentError: for ids outside the vocabulary, and other arguments out of range.
             ContextLengthError: for more than n_ctx ids.
             NonFiniteError: if the model's weights lead to NaN or infinity.
+            ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
         ids = self._checked_ids("tokens", tokens)
         first = integer("first", first, 0)
         if first >= len(ids):
-            raise InvalidArgumentError(f"expected first to be less than the number of tokens, {len(ids)}, found {first}")
+            raise InvalidArgumentError(
+                f"expected first to be less than the number of tokens, {len(ids)}, found {first}"
+            )
         rows, _ = self._engine.logits(ids, len(ids) - 1 if last_only else first)
         return rows[0] if last_only else rows
 
     def observers(self) -> list[ops.Observer]:
-        """New ones, for observe()."""
+        """Make empty observers for observe().
+
+        Returns:
+            One for each layer.
+
+        Raises:
+            ClosedError: after close().
+        """
         return self._engine.observers()
 
     def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
-        """For calibration: adds the inputs of the matrices that a text gives rise to.
+        """Run a text through the model and add up the squared inputs of its matrices.
+
+        This is for calibration; see pymixtral.evaluation.calibration.
 
         Args:
             tokens: 1 to n_ctx ids.
-            observers: one for each layer; after an exception they hold parts.
+            observers: one for each layer; they are added to. After an exception they hold a part of
+                the text.
 
         Returns:
-            The input of the last matrix, the head: float32 [n_tokens, hidden].
+            The input of the output matrix, float32 [n_tokens, hidden].
+
+        Raises:
+            InvalidArgumentError: for ids outside the vocabulary.
+            ContextLengthError: for more than n_ctx ids.
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
         """
         return self._engine.observe(self._checked_ids("tokens", tokens), observers)
 
     def forget(self) -> None:
-        """Empties the cache: the next text is computed from its first token."""
+        """Empty the cache: the next text is computed from its first token.
+
+        Raises:
+            ClosedError: after close().
+        """
         self._engine.forget()
 
-    # --- Closing --------------------------------------------------------------------------------------------------
+    # --- Closing ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Gives back threads and memory, after the computation under way if there is one.
+        """Free threads and memory, once a running computation has ended.
 
-        It may be called again. Everything that needs the model then raises ClosedError.
+        Everything that needs the model raises ClosedError afterwards. A second close() does
+        nothing.
         """
         self._engine.close()
         self._resources.close()
@@ -310,34 +384,43 @@ class Mixtral:
         self._engine.check_open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
-    # --- Arguments ------------------------------------------------------------------------------------------------
+    # --- Arguments --------------------------------------------------------------------------------
 
     def _text_tokenizer(self) -> Tokenizer:
         self._engine.check_open()
         if self._tokenizer is None:
-            raise UnsupportedError(f"{self.path}: the file has no tokenizer, so it takes token ids and no text: use them, or another file")
+            raise UnsupportedError(
+                f"{self.path}: expected the keys tokenizer.ggml.*, found no tokenizer: pass token ids instead of text"
+            )
         return self._tokenizer
 
     def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:
-        """Strings that end a text, and control tokens that do because they are named."""
+        """The stop strings, and the control tokens that some of them name."""
         strings = StopStrings(stop).strings
         if not strings:
             return StopStrings(None), frozenset()
         tokenizer = self._text_tokenizer()
         ids = {string: tokenizer.control_id(string) for string in strings}
-        return StopStrings([string for string in strings if ids[string] is None]), frozenset(id for id in ids.values() if id is not None)
+        return StopStrings([string for string in strings if ids[string] is None]), frozenset(
+            id for id in ids.values() if id is not None
+        )
 
     def _prompt_ids(self, prompt: str | Ids, parse_special: bool) -> I32:
-        """A prompt that is far too long is refused without being tokenized, which takes seconds for some megabytes."""
+        """The ids of a prompt. One that is far too long is refused before it is tokenized.
+
+        Tokenizing takes seconds for some megabytes.
+        """
         if isinstance(prompt, str):
             fewest = self._text_tokenizer().fewest_tokens(prompt)
             if fewest > self.n_ctx:
                 raise ContextLengthError(
-                    f"expected prompt of at most {self.n_ctx} tokens (n_ctx), found {fewest} or more: shorten the text or ask for a "
-                    "longer context"
+                    f"expected prompt of at most {self.n_ctx} tokens (n_ctx), found {fewest} or more: "
+                    "shorten the text or ask for a longer context"
                 )
             prompt = self.tokenize(prompt, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
@@ -356,7 +439,7 @@ def _tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer | None:
     tokenizer = Tokenizer.from_metadata(file.metadata, os.fspath(file.path))
     if tokenizer.n_vocab != config.n_vocab:
         raise ModelConfigError(
-            f"{file.path}: metadata key 'tokenizer.ggml.tokens': expected {config.n_vocab} tokens, the model's vocabulary, "
-            f"found {tokenizer.n_vocab}"
+            f"{file.path}: metadata key 'tokenizer.ggml.tokens': expected {config.n_vocab} tokens, "
+            f"the model's vocabulary, found {tokenizer.n_vocab}: convert the model again"
         )
     return tokenizer

@@ -1,1 +1,1 @@
-"""What turns a prompt into tokens."""
+"""The engine: it turns a prompt into tokens."""

@@ -1,4 +1,4 @@
-"""One text being generated: tokens drawn, decoded, cut at stop strings, counted and timed."""
+"""The generation of one text: tokens are drawn, decoded, cut at stop strings, counted and timed."""
 
 from __future__ import annotations
 
@@ -15,19 +15,25 @@ from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
 
 FinishReason = Literal["stop", "length", "context"]
+"""Why a text ends: an end token or stop string, max_tokens, or a full context."""
 
-# Given all ids of a text so far, int32 [n]: the logits of the next one, float32 [n_vocab], and how many of the ids were in the cache.
 NextLogits = Callable[[I32], tuple[F32, int]]
+"""From all ids of a text so far, int32 [n], to the logits of the next id, float32 [n_vocab], and
+how many of the ids were in the cache."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """What a generation took.
+    """The work and the time of a generation. The caller's time between two pieces is not counted.
 
-    prompt_tokens: ids of the prompt; cached_tokens: those of them that an earlier call had left in the cache.
-    generated_tokens: ids generated, without the end token. prompt_seconds: computing the prompt and drawing the first token, which is
-    the time to the first token. generation_seconds: the passes after it, one token each; passes: their number; pass_bytes: the
-    weights that each of them reads. Time that passes between two pieces in the caller's hands isn't counted.
+    Attributes:
+        prompt_tokens: ids of the prompt.
+        cached_tokens: ids of the prompt that an earlier call had left in the cache.
+        generated_tokens: ids generated, without the end token.
+        prompt_seconds: time to the first token: to compute the prompt and to draw the token.
+        generation_seconds: time of the passes after the prompt, of one token each.
+        passes: number of these passes.
+        pass_bytes: bytes of weights that each of them reads.
     """
 
     prompt_tokens: int
@@ -40,7 +46,7 @@ class Stats:
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Of the prompt tokens that were computed; 0 if there was no time."""
+        """Prompt tokens computed per second, without cached ones; 0 if none were computed."""
         return _per_second(self.prompt_tokens - self.cached_tokens, self.prompt_seconds)
 
     @property
@@ -50,16 +56,20 @@ class Stats:
 
     @property
     def gigabytes_per_second(self) -> float:
-        """10^9 bytes of weights read per second in the passes after the prompt; 0 if there were none."""
+        """Weights read per second after the prompt, in 10^9 bytes; 0 if there were no passes."""
         return _per_second(self.passes * self.pass_bytes / 1e9, self.generation_seconds)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A generated text; str() of it is the text.
+    """A generated text. str() returns the text.
 
-    text: what follows the prompt, up to the end token or stop string. tokens: the ids generated, those of a stop string included,
-    the end token not. finish_reason: "stop" at an end token or stop string, "length" at max_tokens, "context" where the context is full.
+    Attributes:
+        text: what follows the prompt, up to the end token or stop string.
+        tokens: the ids generated, with those of a stop string and without the end token.
+        finish_reason: "stop" at an end token or stop string, "length" at max_tokens, "context" if
+            the context is full.
+        stats: the work and the time that it took.
     """
 
     text: str
@@ -72,10 +82,25 @@ class Completion:
 
 
 class Generation(Iterator[str]):
-    """Yields a text in pieces, none empty, as its tokens come; the model works only while the next piece is asked for.
+    """An iterator over the pieces of a text, none of them empty.
 
-    tokens: the ids generated so far. finish_reason: None until the end is known. stats: of the work so far. An exception, such as
-    KeyboardInterrupt, leaves what has been generated in place.
+    The model computes only while the caller waits for the next piece. After an exception such as
+    KeyboardInterrupt, tokens and stats are those of the work so far.
+
+    Args:
+        next_logits: computes the logits of the next token.
+        prompt: int32 [1 to n_ctx].
+        n_ctx: positions of the context.
+        max_tokens: most tokens to generate; None: as many as the context has room for.
+        sampler: draws each token.
+        decoder: turns tokens into text; None: there is no text, only tokens.
+        stop: the strings that end the text.
+        eos_ids: the tokens that end the text.
+        pass_bytes: bytes of weights that a pass of one token reads.
+
+    Attributes:
+        tokens: the ids generated so far.
+        finish_reason: None until the text has ended.
     """
 
     def __init__(
@@ -91,9 +116,7 @@ class Generation(Iterator[str]):
         eos_ids: frozenset[int],
         pass_bytes: int,
     ) -> None:
-        """prompt: int32 [1 to n_ctx]. At most max_tokens are generated, and never more than the context gives logits for:
-        n_ctx - len(prompt) + 1, the last of which no pass has read. Without a decoder there is no text, only tokens."""
-        room = n_ctx - len(prompt) + 1
+        room = n_ctx - len(prompt) + 1  # one more than free positions: no pass reads the last token
         self._limit = room
         self._at_limit: FinishReason = "context"
         if max_tokens is not None and max_tokens <= room:
@@ -110,7 +133,7 @@ class Generation(Iterator[str]):
         self._n_cached = 0
         self._prompt_seconds = 0.0
         self._generation_seconds = 0.0
-        self._passes = -1  # the prompt's own is not counted
+        self._passes = -1  # the prompt's own pass is not counted
         self._closed = False
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
@@ -123,11 +146,12 @@ class Generation(Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the iteration; a Generation that is simply dropped does no harm either."""
+        """End the iteration. A Generation may also be dropped without close()."""
         self._closed = True
 
     @property
     def stats(self) -> Stats:
+        """The work and the time so far."""
         return Stats(
             prompt_tokens=self._n_prompt,
             cached_tokens=self._n_cached,
@@ -139,7 +163,7 @@ class Generation(Iterator[str]):
         )
 
     def _step(self) -> str:
-        """Draws one token; the text that is certain with it."""
+        """Draws one token, and returns the text that is certain with it."""
         if len(self.tokens) == self._limit:  # max_tokens is 0
             return self._finish(self._at_limit)
         token = self._draw()

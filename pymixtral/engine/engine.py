@@ -1,4 +1,4 @@
-"""One text at a time through one model: the cache of the last text, and who may use it."""
+"""The engine: it computes one text at a time and keeps the cache of the last one."""
 
 from __future__ import annotations
 
@@ -23,24 +23,30 @@ T = TypeVar("T")
 
 
 class Engine:
-    """Computes logits, and keeps the keys and values of the last text.
+    """A model with a key/value cache of the last text.
 
     All methods may be called from any thread: one works while the others wait.
 
     Args:
-        model: owned by the engine from here on; close() closes it.
-        name: of the model, for messages.
+        model: the engine owns it from here on; close() closes it.
+        name: the model's name in messages.
         n_ctx: positions of the cache.
         n_batch: how many tokens of a text are computed at once.
-        kv_type: "f16", "f32" or "q8_0", how keys and values are cached.
-        check_file: called after each computation; it raises where the mapped weights have gone.
+        kv_type: "f16", "f32" or "q8_0", the type of cached keys and values.
+        check_file: called after each computation; it raises if the model's file was shortened.
+
+    Attributes:
+        name: the model's name in messages.
+        n_ctx: positions of the cache.
 
     Raises:
         InvalidArgumentError: for a kv_type that does not fit the model.
         NativeError: if there is no memory for the cache.
     """
 
-    def __init__(self, model: Model, name: str, n_ctx: int, n_batch: int, kv_type: str, check_file: Callable[[], None]) -> None:
+    def __init__(
+        self, model: Model, name: str, n_ctx: int, n_batch: int, kv_type: str, check_file: Callable[[], None]
+    ) -> None:
         self.name = name
         self.n_ctx = n_ctx
         self._model = model
@@ -49,35 +55,45 @@ class Engine:
         self._check_file = check_file
         self._lock = threading.RLock()
         self._closed = False
-        self._ids = np.empty(n_ctx, np.int32)  # what the sequence holds: the first _sequence.length
+        self._ids = np.empty(n_ctx, np.int32)  # the first _sequence.length are the ids in the cache
         self._new_cache()
 
-    # --- Numbers --------------------------------------------------------------------------------------------------
+    # --- Numbers ----------------------------------------------------------------------------------
 
     def next_logits(self, ids: I32, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
-        """The logits of what follows a text, of which at least the last token is computed.
+        """Compute the logits of the token that follows a text.
 
         Args:
-            ids: int32 [1 to n_ctx].
-            progress: called after each batch of a text that takes several, with the tokens that the
-                cache has by then and those in all.
+            ids: int32 [1 to n_ctx]. At least the last one is computed, whatever the cache has.
+            progress: called after each batch of a text that takes several, with the tokens that are
+                in the cache by then and the tokens in all.
 
         Returns:
-            float32 [n_vocab], and how many of the ids the cache had.
+            float32 [n_vocab], and how many of the ids were in the cache.
+
+        Raises:
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ModelFileError: if the model's file was shortened while in use.
+            ClosedError: after close().
         """
         rows, n_cached = self.logits(ids, len(ids) - 1, progress)
         return rows[0], n_cached
 
     def logits(self, ids: I32, first: int, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
-        """The logits after each token from `first` on.
+        """Compute the logits after each token from `first` on.
 
         Args:
-            ids: int32 [1 to n_ctx], of which those that the cache has before `first` are not computed.
-            first: less than the number of ids.
-            progress: as of next_logits().
+            ids: int32 [1 to n_ctx]. Those before `first` that are in the cache are not computed.
+            first: index of the first token whose logits are returned, 0 to n - 1.
+            progress: as for next_logits().
 
         Returns:
             float32 [n - first, n_vocab], and how many of the ids the cache had, at most `first`.
+
+        Raises:
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ModelFileError: if the model's file was shortened while in use.
+            ClosedError: after close().
         """
         with self._working():
             n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), first)
@@ -87,7 +103,7 @@ class Engine:
                 hidden = self._forward(ids[begin : begin + self._n_batch], slice(max(first - begin, 0) or None, None))
                 if len(hidden):
                     part = self._interruptible(len(hidden), partial(self._model.logits, hidden))
-                    if len(part) == len(rows):  # mostly: then there is nothing to copy
+                    if len(part) == len(rows):  # the usual case, which saves a copy
                         rows = part
                     else:
                         at = max(begin - first, 0)
@@ -98,54 +114,97 @@ class Engine:
             return rows, n_cached
 
     def exp(self, x: F32) -> F32:
-        """The contract's exp of x [n]."""
+        """Compute e**x as docs/numerics.md defines it.
+
+        Args:
+            x: float32 [n].
+
+        Returns:
+            float32 [n].
+
+        Raises:
+            ClosedError: after close().
+        """
         with self._working():
             return ops.exp(self._model.context, x)
 
     def observers(self) -> list[ops.Observer]:
-        """New ones, for observe(): one for each layer."""
+        """Make empty observers for observe().
+
+        Returns:
+            One for each layer.
+
+        Raises:
+            ClosedError: after close().
+        """
         with self._working():
             return [ops.Observer(layer) for layer in self._model.layers]
 
     def observe(self, ids: I32, observers: Sequence[ops.Observer]) -> F32:
-        """Adds the inputs of the matrices that a text gives rise to; see Mixtral.observe."""
+        """Run a text through the model and add up the squared inputs of its matrices.
+
+        Args:
+            ids: int32 [1 to n_ctx].
+            observers: one for each layer; they are added to.
+
+        Returns:
+            The input of the output matrix, float32 [n, hidden].
+
+        Raises:
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
+        """
         with self._working():
             self._truncate(0)
-            parts = [self._forward(ids[i : i + self._n_batch], EVERY, observers) for i in range(0, len(ids), self._n_batch)]
+            parts = [
+                self._forward(ids[i : i + self._n_batch], EVERY, observers) for i in range(0, len(ids), self._n_batch)
+            ]
             return self._model.head_input(np.concatenate(parts))
 
     def forget(self) -> None:
-        """Empties the cache."""
+        """Empty the cache.
+
+        Raises:
+            ClosedError: after close().
+        """
         with self._working():
             self._truncate(0)
 
-    # --- One at a time --------------------------------------------------------------------------------------------
+    # --- One at a time ----------------------------------------------------------------------------
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Keeps the cache for one thread over several calls, so that others do not take it between two tokens."""
+        """Keep the engine for this thread over several calls.
+
+        Otherwise another thread could replace the cache between two tokens, which costs time.
+        """
         with self._lock:
             yield
 
     @contextmanager
     def _working(self) -> Iterator[None]:
-        """The model for one thread at a time. An interrupt may strike inside the cache's own bookkeeping: then the cache starts anew."""
+        """Lets one thread in at a time. An interrupt in the cache's own bookkeeping empties it."""
         with self._lock:
             self.check_open()
             try:
                 yield
             except KeyboardInterrupt:
                 n_pages = len(self._sequence.pages)
-                if n_pages + self._cache.n_free_pages != self._cache.n_pages or n_pages < n_pages_for(self._sequence.length):
+                if n_pages + self._cache.n_free_pages != self._cache.n_pages or n_pages < n_pages_for(
+                    self._sequence.length
+                ):
                     self._new_cache()
                 raise
 
     def _forward(self, ids: I32, rows: slice, observers: Sequence[ops.Observer] | None = None) -> F32:
-        """Appends ids to the sequence; those hidden rows float32 [n, hidden]. If it raises, the sequence is as before."""
+        """Appends ids to the sequence. If it raises, the sequence is as before."""
         begin = self._sequence.length
-        self._ids[begin : begin + len(ids)] = ids  # first: whatever interrupts, the ids of all positions that count are right
+        # Before the pass: whenever an interrupt comes, every position in the cache has its id.
+        self._ids[begin : begin + len(ids)] = ids
         runs = [(self._sequence, len(ids))]
-        return self._interruptible(len(ids), partial(self._model.forward, ids, runs, self._cache, rows=rows, observers=observers))
+        return self._interruptible(
+            len(ids), partial(self._model.forward, ids, runs, self._cache, rows=rows, observers=observers)
+        )
 
     def _new_cache(self) -> None:
         self._cache = self._model.new_cache(self.n_ctx, self._kv_type)
@@ -158,59 +217,75 @@ class Engine:
     def _interruptible(self, n_tokens: int, call: Callable[[], T]) -> T:
         """Runs a call into the model so that Ctrl-C ends it.
 
-        Python raises KeyboardInterrupt in the main thread, between its own instructions. A pass of one token is many short C calls, so
-        it runs where it is. One C call of a long prompt can take minutes: that runs on a second thread while this one waits.
+        Python raises KeyboardInterrupt in the main thread, between its own instructions. A pass of
+        one token is many short C calls and runs here. One C call of a long prompt can take minutes,
+        so it runs on a second thread while this one waits.
         """
         if n_tokens == 1 or threading.current_thread() is not threading.main_thread():
             return call()
         return run_beside(call, self._model.cancel)
 
-    # --- Closing --------------------------------------------------------------------------------------------------
+    # --- Closing ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Gives back threads and memory, after the computation under way if there is one. May be called again."""
-        closed, self._closed = self._closed, True  # before the lock, so that generations in other threads end at their next token
+        """Free threads and memory, once a running computation has ended.
+
+        A second close() does nothing.
+        """
+        # Before the lock, so that generations in other threads end at their next token.
+        closed, self._closed = self._closed, True
         with self._lock:
             if not closed:
                 self._model.close()
                 del self._model, self._sequence, self._cache
 
     def check_open(self) -> None:
-        """Raises ClosedError after close()."""
+        """Check that the engine is open.
+
+        Raises:
+            ClosedError: after close().
+        """
         if self._closed:
             raise ClosedError(f"expected an open model, found one that was closed ({self.name}): open it again")
 
 
 def checked_ids(name: str, tokens: object, n_vocab: int, n_ctx: int) -> I32:
-    """Checks token ids that a caller gives.
+    """Check token ids that a caller gives.
 
     Args:
-        name: what the message calls them.
+        name: the argument's name in the message.
         tokens: a list or an array of integers.
-        n_vocab: what each must be below.
-        n_ctx: the most that there may be.
+        n_vocab: size of the vocabulary; ids are below it.
+        n_ctx: the most ids allowed.
 
     Returns:
         int32 [1 to n_ctx].
 
     Raises:
-        InvalidArgumentError: for anything else.
-        ContextLengthError: for too many.
+        InvalidArgumentError: for anything but a list of at least one id of the vocabulary.
+        ContextLengthError: for more than n_ctx ids.
     """
     if isinstance(tokens, (str, bytes, bytearray)) or not isinstance(tokens, (Sequence, np.ndarray)):
-        raise InvalidArgumentError(f"expected {name} to be a list of token ids, found {type(tokens).__name__} {shown(tokens)}")
+        raise InvalidArgumentError(
+            f"expected {name} to be a list of token ids, found {type(tokens).__name__} {shown(tokens)}"
+        )
     ids: NDArray[Any]
     try:
         ids = np.asarray(tokens)
     except (ValueError, OverflowError):  # lists of different lengths, integers beyond 64 bits
-        raise InvalidArgumentError(f"expected {name} to be a list of token ids, found nested lists or huge numbers") from None
+        raise InvalidArgumentError(
+            f"expected {name} to be a list of token ids, found nested lists or huge numbers"
+        ) from None
     if ids.size == 0:
         raise InvalidArgumentError(f"expected {name} of at least one token, found none")
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise InvalidArgumentError(f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}")
+        raise InvalidArgumentError(
+            f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}"
+        )
     if len(ids) > n_ctx:
         raise ContextLengthError(
-            f"expected {name} of at most {n_ctx} tokens (n_ctx), found {len(ids)}: shorten the text or ask for a longer context"
+            f"expected {name} of at most {n_ctx} tokens (n_ctx), found {len(ids)}: "
+            "shorten the text or ask for a longer context"
         )
     outside = ids[(ids < 0) | (ids >= n_vocab)]
     if outside.size:
@@ -219,7 +294,7 @@ def checked_ids(name: str, tokens: object, n_vocab: int, n_ctx: int) -> I32:
 
 
 def _n_common(a: I32, b: I32) -> int:
-    """How many elements of two arrays are equal before the first that are not."""
+    """The length of the common prefix of two arrays."""
     n = min(len(a), len(b))
     different = a[:n] != b[:n]
     first = int(different.argmax()) if n else 0

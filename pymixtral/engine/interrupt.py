@@ -1,4 +1,4 @@
-"""Long calls into C that Ctrl-C ends."""
+"""Long calls into C that Ctrl-C can end."""
 
 from __future__ import annotations
 
@@ -11,13 +11,25 @@ T = TypeVar("T")
 
 
 def run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
-    """The result of call(), run on another thread while this one waits and takes signals.
+    """Run a call on another thread while this one waits and receives signals.
 
-    If the wait is interrupted, the call is canceled and has ended, or will never start, when the interrupt goes on.
+    An interrupt of the wait cancels the call. It is raised again once the call has ended or can no
+    longer start.
+
+    Args:
+        call: what to run.
+        cancel: makes a running call end soon. It may be called many times, from this thread.
+
+    Returns:
+        What call() returns.
+
+    Raises:
+        BaseException: whatever call() raises, or the interrupt.
     """
     results: list[T] = []
     errors: list[BaseException] = []
-    claim = threading.Lock()  # whoever takes it first decides: the thread, that the call runs; an interrupt, that it does not
+    # Whoever takes this lock first decides: the thread starts the call, an interrupt prevents it.
+    claim = threading.Lock()
     done = threading.Event()
 
     def work() -> None:
@@ -35,11 +47,11 @@ def run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     except BaseException:
         ended = False
         while not ended:
-            with suppress(KeyboardInterrupt):  # an impatient second one
+            with suppress(KeyboardInterrupt):  # an impatient user's second Ctrl-C
                 ended = done.is_set() or claim.acquire(blocking=False)
                 if not ended:
-                    cancel()  # again and again: a pass that begins clears the flag
-                    done.wait(0.02)
+                    cancel()  # repeatedly, as a pass that begins clears the flag
+                    done.wait(0.02)  # seconds: too short to notice, too long to burn CPU
         raise
     if errors:
         raise errors[0]

@@ -1,1 +1,1 @@
-"""What a model is worth: perplexity, speed, and which weights matter."""
+"""Measurements of a model: perplexity, speed, and which weights matter."""

@@ -1,19 +1,21 @@
-"""The file that keeps a model's predictions for the windows of a text, so that other models can be compared with it.
+"""Bases: files that keep a model's predictions for a text, for comparison with other models.
 
 The file, little endian:
 
-    16 bytes                the text "pymixtral base 1"
-    6 int64                 n_vocab, n_ctx, step, n_scored, n_windows, and the begin-of-text id, or -1 if windows don't begin with it
-    int32 [n_tokens]        the tokens that the windows cover: n_tokens = (n_windows - 1) * step + n_ctx
-    n_windows * n_scored    one record for each scored token, in order:
-      float64 score           -log(probability) of the token that came
-      float64 low, scale      float64 log-probability of token i of the vocabulary = low + scale * q[i]
-      int32 top               the most likely token
+    16 bytes              the text "pymixtral base 1"
+    6 int64               n_vocab, n_ctx, step, n_scored, n_windows, and the begin-of-text id, or
+                          -1 if windows do not begin with it
+    int32 [n_tokens]      the tokens of all windows: n_tokens = (n_windows - 1) * step + n_ctx
+    n_windows * n_scored  one record for each scored token, in order:
+      float64 score         -log(probability) of the token in the text
+      float64 low, scale    log-probability of token i of the vocabulary = low + scale * q[i]
+      int32 top             the most likely token
       uint16 [n_vocab] q
 
-A record takes 2 * n_vocab + 28 bytes: 64 KB at Mixtral's vocabulary, 16 GB for 250,000 scored tokens. Log-probabilities more than 32
-nats below the largest are set to 32 below it, and scale is at most 32/65535, so that the others are right to 0.00025 nats. After they
-are read they are normalised again. What is lost adds about scale^2 / 24 to a divergence, at most 1e-8 nats.
+A record takes 2 * n_vocab + 28 bytes: 64 KB at Mixtral's vocabulary, so 250,000 scored tokens take
+16 GB. Log-probabilities more than 32 nats below the largest are raised to 32 below it. So scale is
+at most 32/65535, and the others are right to 0.00025 nats. The reader normalises them again. The
+rounding adds about scale^2 / 24 to a divergence, at most 1e-8 nats.
 """
 
 from __future__ import annotations
@@ -35,13 +37,24 @@ from pymixtral.evaluation.windows import Windows
 from pymixtral.files.atomic import check_dest, check_space, replacing
 
 MAGIC = b"pymixtral base 1"
-DEPTH = 32.0  # nats below the largest that are told apart
+"""The first 16 bytes of a base."""
+
+DEPTH = 32.0
+"""Nats below the largest log-probability that are told apart. e^-32 is 1e-14, and tokens less
+likely than that hardly change a divergence."""
 
 _HEADER = struct.Struct("<16s6q")
 
 
 def log_softmax(logits: F32) -> F64:
-    """Log-probabilities, float64 [rows, n_vocab], of finite logits of the same shape."""
+    """Compute log-probabilities.
+
+    Args:
+        logits: finite, float32 [rows, n_vocab].
+
+    Returns:
+        float64 [rows, n_vocab].
+    """
     log_p = logits.astype(np.float64)
     log_p -= log_p.max(axis=1, keepdims=True)
     log_p -= np.log(np.exp(log_p).sum(axis=1, keepdims=True))
@@ -53,14 +66,24 @@ def _record(n_vocab: int) -> np.dtype[Any]:
 
 
 class BaseWriter:
-    """Appends records; made by writing_base()."""
+    """A base that is being written; made by writing_base().
+
+    Args:
+        file: where the records go.
+        n_vocab: size of the vocabulary.
+    """
 
     def __init__(self, file: BinaryIO, n_vocab: int) -> None:
         self._file = file
         self._record = _record(n_vocab)
 
     def write(self, log_p: F64, scores: F64) -> None:
-        """log_p: [rows, n_vocab]; scores: [rows]."""
+        """Append records.
+
+        Args:
+            log_p: log-probabilities, float64 [rows, n_vocab].
+            scores: -log(probability) of the tokens in the text, float64 [rows].
+        """
         records = np.empty(len(log_p), self._record)
         high = log_p.max(axis=1)
         low = np.maximum(log_p.min(axis=1), high - DEPTH)
@@ -74,8 +97,19 @@ class BaseWriter:
 
 @contextmanager
 def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWriter]:
-    """Makes a file, which appears complete when the block succeeds and not at all when it does not. Raises OutputError if
-    it exists, its directory does not, or it does not fit its disk."""
+    """Write a base, which appears complete if the block succeeds, and not at all if it fails.
+
+    Args:
+        path: the file to write.
+        windows: the windows of the text.
+        n_vocab: size of the vocabulary.
+
+    Yields:
+        The writer, for windows.n_windows * windows.n_scored records.
+
+    Raises:
+        OutputError: if the file exists, its directory does not, or it does not fit its disk.
+    """
     check_dest(path, (), force=False)
     check_space(path, _n_bytes(windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, n_vocab))
     with replacing(path, force=False) as temporary, temporary.open("wb") as file:
@@ -86,15 +120,25 @@ def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWri
 
 
 class BaseReader:
-    """A base, opened for windows that it covers; a context manager.
+    """An open base that covers given windows; a context manager.
 
-    The file may come from anyone: every number is checked before it is used. Raises InvalidArgumentError, here for a file that is
-    not a complete base or one of another vocabulary, other windows or other tokens, from compare() for impossible values.
+    The file may come from anyone: every number is checked before it is used.
+
+    Args:
+        path: the base.
+        windows: the windows of the text, which the base must have.
+        n_vocab: size of the model's vocabulary.
+
+    Raises:
+        InvalidArgumentError: for a file that is not a complete base, and for a base of another
+            vocabulary, other windows or other tokens.
     """
 
     def __init__(self, path: Path, windows: Windows, n_vocab: int) -> None:
         if not path.is_file():
-            raise InvalidArgumentError(f"{path}: expected a base, a regular file, found {'something else' if path.exists() else 'nothing'}")
+            raise InvalidArgumentError(
+                f"{path}: expected a base, a regular file, found {'something else' if path.exists() else 'nothing'}"
+            )
         self._path = path
         self._n_vocab = n_vocab
         self._record = _record(n_vocab)
@@ -109,15 +153,29 @@ class BaseReader:
     def __enter__(self) -> BaseReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def compare(self, log_p: F64) -> tuple[F64, NDArray[np.bool_], F64]:
-        """For the next rows of a model's log-probabilities [rows, n_vocab]: the divergence of each from the base's, in nats, whether
-        the most likely token is the same, and the base's score; each [rows]."""
+        """Compare a model's predictions with the next records.
+
+        Args:
+            log_p: the model's log-probabilities, float64 [rows, n_vocab].
+
+        Returns:
+            The Kullback-Leibler divergence from the base's predictions in nats, float64 [rows];
+            whether the most likely token is the same, bool [rows]; and the base's scores, float64
+            [rows].
+
+        Raises:
+            InvalidArgumentError: for values in the file that no model gives.
+        """
         records = np.frombuffer(self._read(len(log_p) * self._record.itemsize), self._record)
         low, scale = records["low"], records["scale"]
-        # The bounds hold for all that BaseWriter writes: the largest log-probability is from -log(n_vocab) to 0.
+        # What BaseWriter writes is within these bounds. The largest log-probability is from
+        # -log(n_vocab), far above -64, to 0; 1.001 leaves room for rounding.
         right = (low <= 0) & (low >= -DEPTH - 64) & (scale >= 0) & (scale <= DEPTH / 65535 * 1.001)
         right &= (records["score"] >= 0) & (records["score"] < np.inf)
         if not right.all():
@@ -141,7 +199,11 @@ class BaseReader:
         if magic != MAGIC:
             self._fail(f"a base, which begins with {MAGIC.decode()!r}", f"{magic!r}", "save one with save_base")
         if n_vocab != self._n_vocab:
-            self._fail(f"a base of a vocabulary of {self._n_vocab} tokens, the model's", f"{n_vocab}", "compare models of one family")
+            self._fail(
+                f"a base of a vocabulary of {self._n_vocab} tokens, the model's",
+                f"{n_vocab}",
+                "compare models of one family",
+            )
         ours = windows.n_ctx, windows.step, windows.n_scored, -1 if windows.bos is None else windows.bos
         if (n_ctx, step, n_scored, bos) != ours:
             self._fail(
@@ -151,11 +213,13 @@ class BaseReader:
             )
         if n_windows < windows.n_windows:
             self._fail(
-                f"a base of at least {windows.n_windows} windows", f"{n_windows}", "score fewer windows or save a base of the whole text"
+                f"a base of at least {windows.n_windows} windows",
+                f"{n_windows}",
+                "score fewer windows or save a base of the whole text",
             )
         needed = _n_bytes(n_ctx, step, n_scored, n_windows, n_vocab)
         if size != needed:
-            self._fail(f"a base of {needed} bytes, as its head says", f"{size}", "it is not complete, save it again")
+            self._fail(f"a base of {needed} bytes, as its head says", f"{size}", "save it again, it is not complete")
         tokens = np.frombuffer(self._read(windows.tokens.nbytes), "<i4")
         different = np.flatnonzero(tokens != windows.tokens)
         if different.size:
@@ -177,5 +241,5 @@ class BaseReader:
 
 
 def _n_bytes(n_ctx: int, step: int, n_scored: int, n_windows: int, n_vocab: int) -> int:
-    """Of a whole file."""
+    """The size of a whole file."""
     return _HEADER.size + 4 * ((n_windows - 1) * step + n_ctx) + n_windows * n_scored * _record(n_vocab).itemsize

@@ -1,7 +1,8 @@
-"""The speed of a model on this machine: prompt and generation, as tokens/s and as parts of what the machine can do.
+"""The speed of a model on this machine, in tokens/s and as parts of the machine's limits.
 
-The work is that of `Mixtral.generate` without sampling: random tokens (repeated ones would visit one pair of experts), a prompt of
-n_prompt at once, then n_generate passes of one token each. The limits, memory read bandwidth and int8 products, are measured between the
+The work is that of `Mixtral.generate` without sampling: a prompt of n_prompt tokens at once, then
+n_generate passes of one token each. The tokens are random, because repeated ones would go to the
+same experts. The limits, memory read bandwidth and int8 throughput, are measured between the
 repetitions.
 """
 
@@ -22,10 +23,24 @@ from pymixtral.mixtral import Mixtral
 
 @dataclass(frozen=True)
 class Bench:
-    """Medians over the repetitions. Rates in tokens/s; bandwidths in 10^9 bytes/s; gmacs in 10^9 multiply-accumulates/s.
+    """The speed of a model. Rates are medians over the repetitions.
 
-    prompt_limit, generation_limit: the part of the machine's int8 rate and read bandwidth that was reached. A model whose weights
-    fit the CPU's caches may go beyond 1.
+    Attributes:
+        model: the model file.
+        isa: the instruction set.
+        n_threads: number of threads.
+        n_prompt: tokens of the prompt.
+        n_generate: tokens after it.
+        repetitions: how often both were measured.
+        prompt_rate: tokens/s of the prompt.
+        prompt_gmacs: multiply-accumulates of the prompt, in 10^9/s.
+        prompt_limit: prompt_gmacs divided by int8_gmacs.
+        generation_rate: tokens/s after the prompt.
+        generation_bandwidth: weights read after the prompt, in 10^9 bytes/s.
+        generation_limit: generation_bandwidth divided by read_bandwidth; above 1 perhaps for a
+            model whose weights fit the CPU's caches.
+        read_bandwidth: the machine's memory read bandwidth, in 10^9 bytes/s.
+        int8_gmacs: the machine's int8 throughput, in 10^9 multiply-accumulates/s.
     """
 
     model: str
@@ -45,27 +60,39 @@ class Bench:
 
 
 def bench(
-    model: Mixtral, *, n_prompt: int = 512, n_generate: int = 128, repetitions: int = 5, seed: int = 0, progress: bool = True
+    model: Mixtral,
+    *,
+    n_prompt: int = 512,
+    n_generate: int = 128,
+    repetitions: int = 5,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Bench:
-    """Measures a model.
+    """Measure the speed of a model.
 
     Args:
-        model: the model, whose context holds n_prompt + n_generate tokens.
+        model: the model.
         n_prompt: tokens of the prompt, at least 1.
-        n_generate: tokens that are then computed one by one, at least 1.
-        repetitions: how often both are measured, at least 1.
+        n_generate: tokens after it, at least 1.
+        repetitions: how often to measure, at least 1.
         seed: of the random tokens.
-        progress: a bar on stderr when that is a terminal.
+        progress: show a bar on stderr if that is a terminal.
+
+    Returns:
+        The rates, and the machine's limits.
 
     Raises:
         InvalidArgumentError: for numbers below 1.
-        ContextLengthError: where the tokens do not fit the context.
+        ContextLengthError: if the tokens do not fit the model's context.
     """
     for name, value in (("n_prompt", n_prompt), ("n_generate", n_generate), ("repetitions", repetitions)):
         if value < 1:
             raise InvalidArgumentError(f"expected {name} of at least 1, found {value}")
     if n_prompt + n_generate > model.n_ctx:
-        raise ContextLengthError(f"expected at most {model.n_ctx} tokens (n_ctx), found {n_prompt} of prompt and {n_generate} to generate")
+        raise ContextLengthError(
+            f"expected at most {model.n_ctx} tokens (n_ctx), found {n_prompt} of prompt and {n_generate} to generate: "
+            "measure fewer or ask for a longer context"
+        )
     ids = np.random.default_rng(seed).integers(0, model.config.n_vocab, n_prompt + n_generate, np.int32)
     prompts, generations, bandwidths, int8_rates = [], [], [], []
     _prompt(model, ids[:n_prompt])  # pages the weights in and sizes the scratch memory
@@ -98,7 +125,7 @@ def bench(
 
 
 def _prompt(model: Mixtral, ids: I32) -> float:
-    """Seconds of a prompt from an empty cache."""
+    """Seconds that a prompt takes from an empty cache."""
     model.forget()
     begin = time.perf_counter()
     model.logits(ids, last_only=True)
@@ -106,7 +133,7 @@ def _prompt(model: Mixtral, ids: I32) -> float:
 
 
 def _generate(model: Mixtral, ids: I32, n_prompt: int) -> float:
-    """Seconds of one pass for each id behind the prompt."""
+    """Seconds that the passes after the prompt take, one for each id."""
     begin = time.perf_counter()
     for n in range(n_prompt + 1, len(ids) + 1):
         model.logits(ids[:n], last_only=True)

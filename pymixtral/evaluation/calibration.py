@@ -1,8 +1,9 @@
-"""Measures an importance matrix: runs a text through a model and adds up what each weight matrix is given.
+"""Calibration: it runs texts through a model and measures an importance matrix.
 
-The text is cut into windows of n_ctx tokens, as for perplexity(): each begins with the begin-of-text token if the model wants one,
-and what is left at the end, too short for a window, is not used. For each matrix of each layer, each expert by itself, and for the output
-matrix, the squares of its inputs are summed over the tokens, column by column.
+A text is cut into windows of n_ctx tokens, as for perplexity(). Each begins with the begin-of-text
+token if the model wants one, and tokens at the end that do not fill a window are not used. For each
+matrix of each layer, each expert by itself, and for the output matrix, the squares of the inputs
+are summed over the tokens, column by column.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.mixtral import Mixtral
 
 SAVE_SECONDS = 300.0
-
+"""Seconds between two saves, so that a crash loses little work and saving takes little time."""
 
 
 def calibrate(
@@ -35,15 +36,30 @@ def calibrate(
     save: Callable[[ImportanceMatrix], None] | None = None,
     progress: bool = True,
 ) -> ImportanceMatrix:
-    """The importance matrix of a model on texts, (name, text) each.
+    """Measure the importance matrix of a model.
 
-    n_ctx: 3 to model.n_ctx. n_windows: only the first so many of all texts together; None: all. resume: what an earlier call with the
-    same texts and n_ctx made, to go on after its last window. save: called with what there is, every five minutes and before an
-    exception that ends the work, such as KeyboardInterrupt, leaves this function. progress: a bar on stderr when that is a terminal.
+    Sums are float64 and in a fixed order, window by window, so the same texts give the same sums on
+    every machine.
 
-    Raises InvalidArgumentError (a text shorter than a window; a resume that does not belong to the texts), UnsupportedError for a file
-    without a tokenizer, NonFiniteError. Sums are float64: their order, window by window, is fixed, so that the same texts give the same
-    sums on every machine.
+    Args:
+        model: the model.
+        texts: (name, text) of each text; the names are for messages and for the file.
+        n_ctx: tokens of a window, 3 to model.n_ctx.
+        n_windows: use only the first windows of all texts together; None: all.
+        resume: the result of an earlier call with the same texts and n_ctx, to go on after its last
+            window.
+        save: called with the matrix so far every five minutes, and before an exception such as
+            KeyboardInterrupt leaves this function.
+        progress: show a bar on stderr if that is a terminal.
+
+    Returns:
+        The importance matrix.
+
+    Raises:
+        InvalidArgumentError: for a text shorter than a window, and a `resume` of other texts,
+            another model or another n_ctx.
+        UnsupportedError: for a file without a tokenizer.
+        NonFiniteError: if the model's weights lead to NaN or infinity.
     """
     windows = _windows(model, texts, n_ctx)
     digest = _digest(model, n_ctx, windows)
@@ -53,7 +69,10 @@ def calibrate(
     elif resume.digest == digest:
         state = resume
     else:
-        raise InvalidArgumentError("expected to go on with the same model, texts and n_ctx: the importance matrix was begun with others")
+        raise InvalidArgumentError(
+            "expected an importance matrix of the same model, texts and n_ctx to go on with, found one that was begun "
+            "with others: begin a new one"
+        )
     saved_at, saved = time.monotonic(), state.n_windows
     total, done = len(windows) * n_ctx, state.n_windows * n_ctx
     with tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None if progress else True) as bar:
@@ -93,7 +112,7 @@ def _digest(model: Mixtral, n_ctx: int, windows: Sequence[I32]) -> str:
 
 
 def _add(state: ImportanceMatrix, model: Mixtral, observers: Sequence[ops.Observer], head_input: F32) -> None:
-    """Adds one window. Nothing in here can be left half done but by an interrupt: the new state replaces the old one at the end."""
+    """Adds one window. New sums replace old ones at the end, so an interrupt leaves no mixture."""
     new = ImportanceMatrix(dict(state.entries))
     suffix = "_exps" if model.config.n_experts > 1 else ""
     n_tokens = np.array([float(len(head_input))])
@@ -102,7 +121,11 @@ def _add(state: ImportanceMatrix, model: Mixtral, observers: Sequence[ops.Observ
             new.add(f"blk.{i}.{name}.weight", seen.qkv_input[None], n_tokens)
         new.add(f"blk.{i}.attn_output.weight", seen.output_input[None], n_tokens)
         counts = seen.n_tokens.astype(np.float64)
-        for name, sums in (("ffn_gate", seen.expert_input), ("ffn_up", seen.expert_input), ("ffn_down", seen.down_input)):
+        for name, sums in (
+            ("ffn_gate", seen.expert_input),
+            ("ffn_up", seen.expert_input),
+            ("ffn_down", seen.down_input),
+        ):
             new.add(f"blk.{i}.{name}{suffix}.weight", sums, counts)
     new.add("output.weight", np.square(head_input, dtype=np.float64).sum(axis=0)[None], n_tokens)
     state.entries, state.n_windows = new.entries, state.n_windows + 1

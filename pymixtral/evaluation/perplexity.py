@@ -1,4 +1,4 @@
-"""Perplexity of a model on a text, and how far its predictions are from those of another model.
+"""The perplexity of a model on a text, and how far its predictions are from another model's.
 
     from pymixtral import Mixtral
     from pymixtral.evaluation.perplexity import perplexity
@@ -6,18 +6,21 @@
     with Mixtral("mixtral-q4_0.gguf") as model:
         print(perplexity(model, text).perplexity)
 
-The text's tokens, with the begin-of-text token that the model wants in front, are cut into windows of n_ctx tokens. The model sees
-each window alone; its first token is replaced by the begin-of-text token (if the model wants one), and the last n_scored of its
-tokens are scored, each given all tokens of the window before it:
+The tokens of the text, begin-of-text token included if the model wants one, are cut into windows of
+n_ctx tokens. The model sees each window alone. If the model wants a begin-of-text token, that
+replaces the first token of each window. The last n_scored tokens of a window are scored, each given
+all tokens of the window before it:
 
-    default    the next window begins where one ends; n_scored = n_ctx - n_ctx // 2 - 1, which are the tokens of the second half
-               but for its first. That is the scheme of llama.cpp's llama-perplexity, so that figures compare.
-    stride S   the next window begins S tokens further on; n_scored = S. The smaller S is, the more context each token has, and
-               the longer it takes; S = n_ctx - 1 scores every token once.
+    default    The next window begins where one ends; n_scored = n_ctx - n_ctx // 2 - 1, which is
+               the second half without its first token. llama.cpp's llama-perplexity does the same,
+               so figures can be compared.
+    stride S   The next window begins S tokens after this one; n_scored = S. A smaller S gives each
+               token more context and takes longer. S = n_ctx - 1 scores every token once.
 
-Tokens left over at the end, too few for a window, are not used. A token's score is -log(probability), in float64 from the model's
-float32 logits; perplexity is exp(mean score), its standard error perplexity * (standard deviation of the scores) / sqrt(number),
-which takes the tokens for independent.
+Tokens at the end that do not fill a window are not used. The score of a token is -log(probability),
+in float64 from the model's float32 logits. The perplexity is exp(mean score). Its standard error is
+perplexity * (standard deviation of the scores) / sqrt(number of scores), as if the tokens were
+independent.
 """
 
 from __future__ import annotations
@@ -40,17 +43,27 @@ from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
 from pymixtral.evaluation.windows import Windows, tokens_needed, tokens_of
 from pymixtral.mixtral import Mixtral
 
-_PIECE = 512  # rows of logits at a time, which are 66 MB at Mixtral's vocabulary
-_ROWS = 32  # rows in float64 at a time, so that they stay in the CPU's cache
+_PIECE = 512  # rows of logits at a time: 66 MB at Mixtral's vocabulary of 32000
+_ROWS = 32  # rows in float64 at a time: 8 MB, which stay in the CPU's cache
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How a model's predictions differ from a base's, over all scored tokens.
+    """How a model's predictions differ from those of a base, over all scored tokens.
 
-    mean, median, p99, maximum: Kullback-Leibler divergence of the model's distribution from the base's, in nats; standard_error: of the
-    mean. top1_agreement: the part of the tokens where both have the same most likely one. base_perplexity: the base's own on these
-    tokens; ratio: the model's perplexity over it, and ratio_error: its standard error, from the differences token by token.
+    Divergences are Kullback-Leibler divergences of the model's distribution from the base's, in
+    nats.
+
+    Attributes:
+        mean: mean divergence.
+        standard_error: of the mean.
+        median: median divergence.
+        p99: 99th percentile of the divergence.
+        maximum: largest divergence.
+        top1_agreement: the part of the tokens for which both have the same most likely one, 0 to 1.
+        base_perplexity: perplexity of the base on these tokens.
+        ratio: the model's perplexity divided by the base's.
+        ratio_error: standard error of the ratio, from the differences token by token.
     """
 
     mean: float
@@ -68,8 +81,16 @@ class Divergence:
 class Perplexity:
     """The result of perplexity().
 
-    n_tokens: scored; n_windows, n_ctx, stride (None: the default scheme): how the text was cut. tokens_per_second: tokens that went
-    through the model, scored or not, in all `seconds`. kl: compared with a base, if there was one.
+    Attributes:
+        perplexity: exp of the mean score.
+        standard_error: of the perplexity.
+        n_tokens: tokens scored.
+        n_windows: windows of the text.
+        n_ctx: tokens of a window.
+        stride: tokens between the beginnings of windows; None: the default scheme.
+        seconds: time for all windows.
+        tokens_per_second: tokens that went through the model, scored or not, per second.
+        kl: comparison with a base; None if there was none.
     """
 
     perplexity: float
@@ -94,17 +115,33 @@ def perplexity(
     kl_against: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Perplexity:
-    """Scores a text as this module's head describes.
+    """Score a text, as the head of this module describes.
 
-    text: a text, or token ids, taken as they are. n_ctx: 3 to model.n_ctx (2 with a stride). stride: 1 to n_ctx - 1. n_windows: only
-    the first so many; None: all. save_base: writes the scores and the model's whole predictions to this new file, which appears when
-    it is complete; pymixtral.evaluation.base has its format, precision and size, 2 bytes for each token scored and of the vocabulary.
-    kl_against: compares the predictions with those in such a file, of the same tokens and windows. progress: a bar on stderr when that
-    is a terminal.
+    Beyond the model's own memory this takes some 100 MB at Mixtral's vocabulary, whatever the
+    length of the text and n_ctx.
 
-    Raises InvalidArgumentError (also for a base that does not fit or is broken), UnsupportedError for a text where the model's
-    file has no tokenizer, NonFiniteError as Mixtral.logits() does. Memory beyond the model's is some 100 MB at Mixtral's
-    vocabulary, whatever the length of the text and n_ctx.
+    Args:
+        model: the model.
+        text: a text, or token ids, taken as they are.
+        n_ctx: tokens of a window, 3 to model.n_ctx; with a stride also 2.
+        stride: tokens between the beginnings of windows, 1 to n_ctx - 1; None: the default scheme.
+        n_windows: score only the first windows; None: all.
+        save_base: a new file for the scores and the model's predictions, which appears when it is
+            complete. It takes 2 bytes for each scored token and each token of the vocabulary; see
+            pymixtral.evaluation.base.
+        kl_against: such a file, of the same tokens and windows, to compare the predictions with.
+        progress: show a bar on stderr if that is a terminal.
+
+    Returns:
+        The perplexity, and the comparison with the base if one was given.
+
+    Raises:
+        InvalidArgumentError: for arguments out of range, a text that is too short, and a base that
+            does not fit or is broken.
+        OutputError: if save_base cannot be written.
+        UnsupportedError: for a text, if the model's file has no tokenizer.
+        NonFiniteError: if the model's weights lead to NaN or infinity, or the perplexity is beyond
+            a float64.
     """
     windows = _windows(model, text, n_ctx, stride, n_windows, progress)
     n_vocab = model.config.n_vocab
@@ -113,7 +150,9 @@ def perplexity(
     with ExitStack() as stack:
         base = stack.enter_context(BaseReader(Path(kl_against), windows, n_vocab)) if kl_against is not None else None
         writer = stack.enter_context(writing_base(Path(save_base), windows, n_vocab)) if save_base is not None else None
-        bar = stack.enter_context(tqdm(total=windows.n_computed, unit=" tokens", unit_scale=True, disable=None if progress else True))
+        bar = stack.enter_context(
+            tqdm(total=windows.n_computed, unit=" tokens", unit_scale=True, disable=None if progress else True)
+        )
         begin = time.perf_counter()
         total, n = 0.0, 0
         for window in windows:
@@ -146,7 +185,7 @@ def perplexity(
 
 
 def _predictions(model: Mixtral, window: I32, n_scored: int) -> Iterator[tuple[F32, I32]]:
-    """The logits for the last n_scored tokens of a window, float32 [up to _ROWS, n_vocab], and these tokens."""
+    """Yields logits, float32 [up to _ROWS, n_vocab], and the scored tokens that they are for."""
     n = len(window) - 1  # the last token predicts nothing
     for begin in range(n - n_scored, n, _PIECE):
         end = min(begin + _PIECE, n)
@@ -156,7 +195,9 @@ def _predictions(model: Mixtral, window: I32, n_scored: int) -> Iterator[tuple[F
             yield rows, window[begin + 1 + i : begin + 1 + i + len(rows)]
 
 
-def _windows(model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_windows: int | None, progress: bool) -> Windows:
+def _windows(
+    model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_windows: int | None, progress: bool
+) -> Windows:
     try:
         bos = model.tokenize("")
     except UnsupportedError:
@@ -171,7 +212,9 @@ def _windows(model: Mixtral, text: str | Ids, n_ctx: int, stride: int | None, n_
     except ValueError:  # lists of different lengths
         ids = np.empty((0, 0), np.int32)
     if ids.ndim != 1 or (ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= n_vocab)):
-        raise InvalidArgumentError(f"expected a text or a list of token ids from 0 to {n_vocab - 1}, found {text!r:.40}")
+        raise InvalidArgumentError(
+            f"expected text to be a str or a list of token ids from 0 to {n_vocab - 1}, found {text!r:.40}"
+        )
     return Windows.cut(ids.astype(np.int32), n_ctx, stride, n_windows, bos[0] if bos else None, longest=model.n_ctx)
 
 
@@ -197,6 +240,8 @@ def _standard_error(values: F64) -> float:
 
 
 def _exp(mean: float) -> float:
-    if mean > 700:
-        raise NonFiniteError(f"expected a perplexity that a float64 holds, found exp({mean:.1f}): the model's weights may be damaged")
+    if mean > 700:  # exp(709.8) is the largest float64
+        raise NonFiniteError(
+            f"expected a perplexity that a float64 holds, found exp({mean:.1f}): the model's weights may be damaged"
+        )
     return math.exp(mean)
