@@ -1,0 +1,110 @@
+"""Each program of examples/ runs, and what it prints is what the library computes by another way."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pymixtral import Mixtral
+from support.paths import ROOT
+from support.programs import run
+
+EXAMPLES = ROOT / "examples"
+
+
+def output(name: str, folder: Path, *arguments: str) -> str:
+    return run([sys.executable, str(EXAMPLES / f"{name}.py"), *arguments], folder)
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Mixtral]:
+    with Mixtral() as model:
+        yield model
+
+
+def test_every_example_has_a_test_and_says_what_it_shows() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert f"test_{path.stem}" in globals(), f"{path.name} has no test here"
+        source = path.read_text(encoding="utf-8")
+        assert source.startswith('"""')
+        assert len(source.splitlines()) <= 60
+
+
+def test_streaming(model: Mixtral, tmp_path: Path) -> None:
+    prompt = "Once upon a time there was"
+    want = model.generate(prompt, max_tokens=200, seed=4, stop=["\n", "The End"])
+    text, _, rest = output("streaming", tmp_path).partition("\n\n")
+    assert text == prompt + want.text
+    assert f"ended by: {want.finish_reason}, after {len(want.tokens)} tokens\n" in rest
+    assert f"prompt: {want.stats.prompt_tokens} tokens" in rest
+
+
+def test_seeds(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("seeds", tmp_path)
+    texts = dict(re.findall(r"^(\w.*):\n    (.*)\n", printed, re.M))
+    same = re.findall(r"in pieces: (\w+)$", printed, re.M)
+    assert same == ["True"] * len(texts) != []
+    assert texts["seed 1"] == texts["seed 1 again"] == f"{model.generate('The wolf said:', max_tokens=24, seed=1).text!r:.90}"
+    assert len(set(texts.values())) == len(texts) - 1
+
+
+def test_next_token(model: Mixtral, tmp_path: Path) -> None:
+    likely, _, endings = output("next_token", tmp_path).partition("How likely")
+    prompt = "The princess lived in a"
+    ids = model.tokenize(prompt)
+    logits = model.logits(ids)[-1].astype(np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = [f"{probabilities[i]:.2%}" for i in np.argsort(-logits)[:5]]
+    assert re.findall(r"\d+\.\d\d%", likely) == best
+    castle, forest, telephone = (float(number) for number in re.findall(r"\d\.\d\de[-+]\d\d", endings))
+    (last,) = model.tokenize(f"{prompt} castle")[len(ids) :]
+    assert castle == pytest.approx(probabilities[last], rel=0.01)
+    assert castle > forest > telephone > 0
+
+
+def test_threads(model: Mixtral, tmp_path: Path) -> None:
+    *texts, same = output("threads", tmp_path).splitlines()
+    assert same == "the same texts as one after the other: True"
+    assert len(texts) == 4
+    assert texts[0] == f"Once upon a time{model.generate('Once upon a time', max_tokens=30, seed=7).text!r:.70}"
+
+
+def test_two_types(tmp_path: Path) -> None:
+    printed = output("two_types", tmp_path)
+    bits = [float(number) for number in re.findall(r"([\d.]+) bits per weight", printed)]
+    errors = [float(number) for number in re.findall(r"gate: \w+, error ([\d.]+)%", printed)]
+    divergences = [float(number) for number in re.findall(r"divergence ([\d.]+)", printed)]
+    agreements = [float(number) for number in re.findall(r"token at ([\d.]+)%", printed)]
+    assert bits == sorted(bits, reverse=True) != []
+    assert 0 < errors[0] < errors[1]
+    assert 0 < divergences[0] < divergences[1] < 0.1
+    assert 100 > agreements[0] > agreements[1] > 80
+
+
+def test_routing(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("routing", tmp_path)
+    observers = model.observers()
+    model.observe(model.tokenize("The king had a daughter."), observers)
+    used = np.sum([observer.n_tokens for observer in observers], axis=0).tolist()
+    assert f"tokens for each expert, all layers: {used}" in printed
+    assert "logits equal Mixtral's, bit for bit: True" in printed
+    chosen = re.findall(r"(\d)\+(\d)", printed)
+    assert len(chosen) == sum(used) / 2
+    assert all(first < second for first, second in chosen)
+
+
+@pytest.mark.parametrize(("memory", "best"), [("32GiB", "q4_1"), ("24GiB", "q3_k_m"), ("64GiB", "q8_0"), ("8GiB", None)])
+def test_planning(tmp_path: Path, memory: str, best: str | None) -> None:
+    printed = output("planning", tmp_path, memory, "60")
+    rows = re.findall(r"^ *(\w+) +[\d.]+ bits +([\d.]+) GB +(\w+) +([\d.]+) tokens/s(.*)$", printed, re.M)
+    available = (int(memory[:-3]) - 2) * 2**30 / 1e9
+    assert len(rows) > 15
+    assert [row[0] for row in rows if row[2] == "fits"] == [row[0] for row in rows if float(row[1]) <= available]
+    assert [row[0] for row in rows if row[4]] == ([best] if best else [])
+    rates = [float(row[3]) for row in rows]
+    assert rates == sorted(rates)
