@@ -1,4 +1,7 @@
-"""Hostile input beyond single modules: damaged and shrinking files at run time, prompts without measure (docs/hostile_input.md)."""
+"""Hostile input beyond single modules (docs/hostile_input.md).
+
+Files are damaged and shrink at run time, prompts have no measure.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +67,25 @@ def test_row_4_a_tokenizer_model_that_is_no_string(tiny_q8_0: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("wrong", [[1, 2], [True], 7])
 @pytest.mark.parametrize(
-    "key", ["model", "tokens", "scores", "token_type", *(f"{name}_token_id" for name in ("bos", "eos", "eot", "unknown")), "add_bos_token"]
+    "key",
+    [
+        "model",
+        "tokens",
+        "scores",
+        "token_type",
+        *(f"{name}_token_id" for name in ("bos", "eos", "eot", "unknown")),
+        "add_bos_token",
+    ],
 )
 def test_row_4_tokenizer_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: object) -> None:
     writer = GGUFWriter(tmp_path / "m.gguf", "llama")
-    keys = {"model": "llama", "tokens": ["<unk>", "<s>", "</s>", "a"], "scores": [0.0] * 4, "token_type": [1, 3, 3, 1], key: wrong}
+    keys = {
+        "model": "llama",
+        "tokens": ["<unk>", "<s>", "</s>", "a"],
+        "scores": [0.0] * 4,
+        "token_type": [1, 3, 3, 1],
+        key: wrong,
+    }
     for name, value in keys.items():
         kind = {str: GGUFValueType.STRING, int: GGUFValueType.UINT32, list: GGUFValueType.ARRAY}[type(value)]
         writer.add_key_value(f"tokenizer.ggml.{name}", value, kind)
@@ -88,7 +105,9 @@ def test_row_4_tokenizer_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong:
         ("llama.vocab_size", 4000, "expected 4000 tokens, the model's vocabulary, found 4096"),
     ],
 )
-def test_row_13_a_tokenizer_that_contradicts_the_model(tiny_q8_0: Path, tmp_path: Path, key: str, value: int, words: str) -> None:
+def test_row_13_a_tokenizer_that_contradicts_the_model(
+    tiny_q8_0: Path, tmp_path: Path, key: str, value: int, words: str
+) -> None:
     path = rewrite(tiny_q8_0, tmp_path / "m.gguf", keys={key: value})
     with pytest.raises(ModelConfigError, match=words):
         Mixtral(path)
@@ -96,7 +115,9 @@ def test_row_13_a_tokenizer_that_contradicts_the_model(tiny_q8_0: Path, tmp_path
     assert (code, out, err.count(b"\n")) == (2, b"", 1)
 
 
-@pytest.mark.parametrize("tensor", ["token_embd.weight", "blk.0.attn_q.weight", "blk.3.ffn_down_exps.weight", "output.weight"])
+@pytest.mark.parametrize(
+    "tensor", ["token_embd.weight", "blk.0.attn_q.weight", "blk.3.ffn_down_exps.weight", "output.weight"]
+)
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_row_14_a_damaged_scale_is_an_error_at_run_time_never_a_token(
     tiny_q8_0: Path, tmp_path: Path, tensor: str, temperature: float
@@ -127,8 +148,8 @@ def test_row_16_a_file_that_lost_a_part_of_its_last_page(copy: Path) -> None:
 
 def test_row_16_a_file_that_lost_whole_pages_ends_the_process_without_a_result(copy: Path) -> None:
     program = (
-        "import os, sys; from pymixtral import Mixtral; model = Mixtral(sys.argv[1]); os.truncate(sys.argv[1], 1 << 20); "
-        "print(model.generate('Once', temperature=0, max_tokens=2).text)"
+        "import os, sys; from pymixtral import Mixtral; model = Mixtral(sys.argv[1]); os.truncate(sys.argv[1], 1 << "
+        "20); print(model.generate('Once', temperature=0, max_tokens=2).text)"
     )
     result = subprocess.run([sys.executable, "-c", program, copy], capture_output=True, timeout=20)
     assert (result.returncode, result.stdout) == (-signal.SIGBUS, b"")
@@ -172,7 +193,9 @@ def test_row_23_nul_bytes_in_a_path(tmp_path: Path) -> None:
         Mixtral(f"{tmp_path}/a\0b.gguf")
 
 
-def test_a_short_run_of_the_fuzzer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_of_the_fuzzer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)  # where findings are kept
     assert fuzz_gguf.main(3, 0) == 0, capsys.readouterr().out
 
@@ -185,7 +208,7 @@ def test_the_tests_that_the_table_names_exist() -> None:
         assert re.search(rf"^def {name}{end}", (TESTS / f"{module}.py").read_text(), re.M), f"{module}.py::{name}"
 
 
-# --- Types that are slow are said to be (docs/numerics.md) ----------------------------------------------------------
+# --- Types that are slow are said to be (docs/numerics.md) ----------------------------------------
 
 
 def test_slow_types_are_named(tiny_q8_0: Path, tmp_path: Path, engine: Mixtral) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,12 @@ def example(n_windows: int = 3) -> ImportanceMatrix:
 def dat(*entries: tuple[bytes, int, list[float]], tail: bytes = b"") -> bytes:
     data = struct.pack("<i", len(entries))
     for name, n_calls, values in entries:
-        data += struct.pack("<i", len(name)) + name + struct.pack("<ii", n_calls, len(values)) + np.array(values, "<f4").tobytes()
+        data += (
+            struct.pack("<i", len(name))
+            + name
+            + struct.pack("<ii", n_calls, len(values))
+            + np.array(values, "<f4").tobytes()
+        )
     return data + tail
 
 
@@ -46,7 +52,10 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
-    """Its quantizer wants these keys, at least one dataset, and f32 tensors NAME.in_sum2 [cols, n] and NAME.counts [1, n]."""
+    """Its quantizer wants these keys, at least one dataset, and f32 tensors.
+
+    These are NAME.in_sum2 [cols, n] and NAME.counts [1, n].
+    """
     write(example(), tmp_path / "i.gguf")
     reader = GGUFReader(tmp_path / "i.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
@@ -94,7 +103,9 @@ def test_no_column_counts_for_nothing() -> None:
 
 def test_another_model_s_matrix_is_refused() -> None:
     for shape in ((4, 16), (3, 8), (1, 32)):
-        with pytest.raises(InvalidArgumentError, match=r"blk\.0\.ffn_gate_exps\.weight: expected .* found 4 x 8.*another model"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"blk\.0\.ffn_gate_exps\.weight: expected .* found 4 x 8.*another model"
+        ):
             example().importance(GATE, *shape)
 
 
@@ -116,7 +127,12 @@ def test_hardly_seen_experts_are_named() -> None:
 
 def test_dat_files_have_means_times_calls(tmp_path: Path) -> None:
     tail = struct.pack("<ii", 7, 8) + b"wiki.txt"
-    experts = [1.0, 3.0, 5.0, 5.0]  # two of two columns; llama.cpp gives one that was not seen the same number everywhere
+    experts = [
+        1.0,
+        3.0,
+        5.0,
+        5.0,
+    ]  # two of two columns; llama.cpp gives one that was not seen the same number everywhere
     (tmp_path / "i.dat").write_bytes(dat((QUERY.encode(), 4, [4.0, 8.0]), (GATE.encode(), 4, experts), tail=tail))
     found = read(tmp_path / "i.dat")
     assert (found.datasets, found.n_windows) == (["wiki.txt"], 7)
@@ -167,7 +183,9 @@ def test_broken_dat_files(tmp_path: Path, data: bytes, words: str) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(GOOD_DAT) - 1), st.integers(0, 255), st.booleans())
-def test_any_damage_to_a_dat_file_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, at: int, value: int, cut: bool) -> None:
+def test_any_damage_to_a_dat_file_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, at: int, value: int, cut: bool
+) -> None:
     path = tmp_path_factory.getbasetemp() / "damaged.dat"
     path.write_bytes(GOOD_DAT[:at] if cut else GOOD_DAT[:at] + bytes([value]) + GOOD_DAT[at + 1 :])
     try:
@@ -177,7 +195,7 @@ def test_any_damage_to_a_dat_file_is_refused_or_harmless(tmp_path_factory: pytes
     assert all(np.isfinite(entry.sums).all() and (entry.sums >= 0).all() for entry in found.entries.values())
 
 
-def write_gguf(path: Path, tensors: dict[str, np.ndarray], **keys: object) -> Path:  # type: ignore[type-arg]
+def write_gguf(path: Path, tensors: dict[str, Any], **keys: object) -> Path:
     writer = GGUFWriter(path, "imatrix")
     for key, value in ({"general.type": "imatrix", "imatrix.chunk_count": 1} | keys).items():
         if isinstance(value, str):
@@ -200,7 +218,8 @@ SUMS, COUNTS = np.ones((2, 4), np.float32), np.ones((2, 1), np.float32)
 
 def test_newer_files_with_more_tensors_and_without_keys_are_read(tmp_path: Path) -> None:
     path = write_gguf(
-        tmp_path / "i.gguf", {"a.in_sum2": SUMS, "a.counts": COUNTS, "a.in_sum": -SUMS, "b.in_sum2": SUMS[0], "b.counts": COUNTS[0]}
+        tmp_path / "i.gguf",
+        {"a.in_sum2": SUMS, "a.counts": COUNTS, "a.in_sum": -SUMS, "b.in_sum2": SUMS[0], "b.counts": COUNTS[0]},
     )
     found = read(path)
     assert {name: entry.sums.shape for name, entry in found.entries.items()} == {"a": (2, 4), "b": (1, 4)}
@@ -221,13 +240,15 @@ def test_newer_files_with_more_tensors_and_without_keys_are_read(tmp_path: Path)
         ({"a.in_sum2": SUMS, "a.counts": COUNTS}, {"general.type": "model"}, "found 'model'"),
     ],
 )
-def test_broken_gguf_files(tmp_path: Path, tensors: dict[str, np.ndarray], keys: dict[str, object], words: str) -> None:  # type: ignore[type-arg]
+def test_broken_gguf_files(tmp_path: Path, tensors: dict[str, Any], keys: dict[str, object], words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
         read(write_gguf(tmp_path / "i.gguf", tensors, **keys))
 
 
 @pytest.mark.parametrize("wrong", [[1, 2], [True], 7, "text"])
-@pytest.mark.parametrize("key", ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size", imatrix._DIGEST])
+@pytest.mark.parametrize(
+    "key", ["general.type", "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size", imatrix._DIGEST]
+)
 def test_row_4_keys_of_the_wrong_type(tmp_path: Path, key: str, wrong: object) -> None:
     if (key, wrong) in (("imatrix.chunk_count", 7), ("imatrix.chunk_size", 7), (imatrix._DIGEST, "text")):
         return

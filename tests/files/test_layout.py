@@ -1,4 +1,4 @@
-"""Layouts of files: experts merged and split, shards and one file, forth and back to the same bytes."""
+"""Layouts of files: experts merged and split, shards and one file, back to the same bytes."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_alignment_is_kept(tmp_path: Path, alignment: int) -> None:
     assert (tmp_path / "back.gguf").read_bytes()[: source.stat().st_size] == source.read_bytes()
 
 
-# --- What is refused ----------------------------------------------------------------------------------------------
+# --- What is refused ------------------------------------------------------------------------------
 
 
 def experts(*parts: tuple[str, list[int], int]) -> bytes:
@@ -121,12 +121,37 @@ def experts(*parts: tuple[str, list[int], int]) -> bytes:
 @pytest.mark.parametrize(
     ("to", "content", "error", "words"),
     [
-        ("merged", experts(("up.0", [32], F32), ("up.1", [32], Q8_0)), UnsupportedError, ("'blk.0.ffn_up.1.weight'", "F32", "found Q8_0")),
-        ("merged", experts(("up.0", [32], F32), ("up.1", [64], F32)), ModelConfigError, ("ffn_up.1", "[32]", "found [64]")),
-        ("merged", experts(("up.0", [32], F32), ("up.2", [32], F32)), ModelConfigError, ("'blk.0.ffn_up.1.weight' is missing",)),
+        (
+            "merged",
+            experts(("up.0", [32], F32), ("up.1", [32], Q8_0)),
+            UnsupportedError,
+            ("'blk.0.ffn_up.1.weight'", "F32", "found Q8_0"),
+        ),
+        (
+            "merged",
+            experts(("up.0", [32], F32), ("up.1", [64], F32)),
+            ModelConfigError,
+            ("ffn_up.1", "[32]", "found [64]"),
+        ),
+        (
+            "merged",
+            experts(("up.0", [32], F32), ("up.2", [32], F32)),
+            ModelConfigError,
+            ("'blk.0.ffn_up.1.weight' is missing",),
+        ),
         ("merged", experts(("up.1", [32], F32)), ModelConfigError, ("'blk.0.ffn_up.0.weight' is missing",)),
-        ("merged", experts(("up.0", [32], F32), ("up_exps", [32], F32)), ModelConfigError, ("ffn_up_exps", "found both")),
-        ("split", experts(("up.0", [32], F32), ("up_exps", [32, 1, 1], F32)), ModelConfigError, ("ffn_up.0", "found both")),
+        (
+            "merged",
+            experts(("up.0", [32], F32), ("up_exps", [32], F32)),
+            ModelConfigError,
+            ("ffn_up_exps", "found both"),
+        ),
+        (
+            "split",
+            experts(("up.0", [32], F32), ("up_exps", [32, 1, 1], F32)),
+            ModelConfigError,
+            ("ffn_up.0", "found both"),
+        ),
         ("split", experts(("up_exps", [32, 1], F32)), ModelConfigError, ("ffn_up_exps", "three dimensions", "[1, 32]")),
     ],
 )

@@ -1,4 +1,4 @@
-"""Models in several files: opened by the name of any, and refused where they do not belong together."""
+"""Models in several files: opened by the name of any, refused where they do not belong together."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_any_shard_opens_the_model(tiny_q8_0: Path, shards: list[Path]) -> None:
         with GGUFFile(path) as file:
             assert (file.path, file.paths) == (str(path), tuple(map(str, shards)))
             assert file.n_bytes == sum(shard.stat().st_size for shard in shards)
-            assert {k: v for k, v in file.metadata.items() if not k.startswith("split.")}.keys() == whole.metadata.keys()
+            assert {
+                k: v for k, v in file.metadata.items() if not k.startswith("split.")
+            }.keys() == whole.metadata.keys()
             assert file.metadata["general.name"] == "tiny-mixtral"
             assert sorted(file.tensors) == sorted(whole.tensors)
             for name, found in file.tensors.items():
@@ -70,17 +72,24 @@ def test_a_relative_path_and_links_as_download_caches_make_them(
 
 def test_names() -> None:
     assert shard_name("a/b", 1, 12) == "a/b-00002-of-00012.gguf"
-    assert [stem(f"/x/{name}") for name in ("m.gguf", "m-00002-of-00012.gguf", "m-2-of-12.gguf", "m")] == ["m", "m", "m-2-of-12", "m"]
+    assert [stem(f"/x/{name}") for name in ("m.gguf", "m-00002-of-00012.gguf", "m-2-of-12.gguf", "m")] == [
+        "m",
+        "m",
+        "m-2-of-12",
+        "m",
+    ]
 
 
-# --- Hostile sets -------------------------------------------------------------------------------------------------
+# --- Hostile sets ---------------------------------------------------------------------------------
 
 
 def number(name: str, n: int, kind: GGUFValueType = V.UINT16) -> bytes:
     return key(name, kind, struct.pack({V.UINT16: "<H", V.INT32: "<i", V.UINT32: "<I"}[kind], n))
 
 
-def shard(no: int, count: int = 2, total: int = 2, *, names: tuple[str, ...] | None = None, keys: list[bytes] | None = None) -> bytes:
+def shard(
+    no: int, count: int = 2, total: int = 2, *, names: tuple[str, ...] | None = None, keys: list[bytes] | None = None
+) -> bytes:
     names = (f"t{no}",) if names is None else names
     split = [number("split.no", no), number("split.count", count), number("split.tensors.count", total, V.INT32)]
     infos = [tensor(name, [8], F32, 32 * i) for i, name in enumerate(names)]
@@ -111,7 +120,7 @@ def test_a_name_that_contradicts_the_metadata(pair: tuple[Path, Path], name: str
 
 
 def test_names_come_from_the_named_file_alone(tmp_path: Path) -> None:
-    """Whatever a file says of itself, only files beside it with its own name and another number are opened."""
+    """Only files beside it with its own name and another number are opened, whatever it says."""
     path = tmp_path / "m-00001-of-00002.gguf"
     for claim in (2, 3, 65535):
         path.write_bytes(shard(0, claim))
@@ -181,13 +190,17 @@ def test_headers_together_have_the_limits_of_one(pair: tuple[Path, Path], monkey
 
 FIRST, SECOND = shard(0), shard(1)
 edits = st.lists(
-    st.tuples(st.integers(0, len(FIRST) - 1), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)), min_size=1, max_size=3
+    st.tuples(st.integers(0, len(FIRST) - 1), st.sampled_from([1, 2, 4, 8]), st.integers(0, 2**64 - 1)),
+    min_size=1,
+    max_size=3,
 )
 
 
 @settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=edits, which=st.integers(0, 1), end=st.just(len(FIRST)) | st.integers(0, len(FIRST)))
-def test_a_mutated_shard_opens_cleanly_or_is_refused(tmp_path: Path, changes: list[tuple[int, int, int]], which: int, end: int) -> None:
+def test_a_mutated_shard_opens_cleanly_or_is_refused(
+    tmp_path: Path, changes: list[tuple[int, int, int]], which: int, end: int
+) -> None:
     contents = [bytearray(FIRST), bytearray(SECOND)]
     for pos, width, value in changes:
         contents[which][pos : pos + width] = (value % (1 << 8 * width)).to_bytes(width, "little")

@@ -1,4 +1,4 @@
-"""The table of weight types: it agrees with the C library's, and rows have the bytes that GGUF says."""
+"""The table of weight types: it agrees with the C library's, and rows have GGUF's bytes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ def test_c_encodes_what_the_table_says(kind: Type) -> None:
 
 def test_row_bytes() -> None:
     for name, n_bytes in {
-        "f32": 1024, "f16": 512, "bf16": 512, "q8_0": 272, "q6_k": 210, "q5_1": 192, "q5_0": 176, "q5_k": 176, "q4_1": 160,
-        "q4_k": 144, "q4_0": 144, "iq4_nl": 144, "iq4_xs": 136, "q3_k": 110, "q2_k": 84, "mxfp4": 136, "iq1_s": 50, "i8": 256,
+        "f32": 1024, "f16": 512, "bf16": 512, "q8_0": 272, "q6_k": 210, "q5_1": 192, "q5_0": 176, "q5_k": 176,
+        "q4_1": 160, "q4_k": 144, "q4_0": 144, "iq4_nl": 144, "iq4_xs": 136, "q3_k": 110, "q2_k": 84, "mxfp4": 136,
+        "iq1_s": 50, "i8": 256,
     }.items():  # fmt: skip
         assert row_bytes(Type[name.upper()], 256) == n_bytes
 

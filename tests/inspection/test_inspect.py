@@ -1,4 +1,4 @@
-"""Inspection: what a header tells, of files of true size, of files that cannot run, of files that are broken."""
+"""Inspection: headers of files of true size, of files that cannot run, of files that are broken."""
 
 from __future__ import annotations
 
@@ -108,7 +108,13 @@ def test_metadata_is_plain_in_json(tmp_path: Path) -> None:
     writer.close()
     metadata = json.loads(json.dumps(inspect(tmp_path / "odd.gguf").to_json(), allow_nan=False))["metadata"]
     del metadata["general.architecture"]
-    assert metadata == {"infinite": "inf", "scores": [1.5, "-inf"], "flags": [True, False], "text": "a\n\x1b[31m\x00", "flag": True}
+    assert metadata == {
+        "infinite": "inf",
+        "scores": [1.5, "-inf"],
+        "flags": [True, False],
+        "text": "a\n\x1b[31m\x00",
+        "flag": True,
+    }
 
 
 def test_a_broken_file_is_refused(tmp_path: Path, tiny_q8_0: Path) -> None:

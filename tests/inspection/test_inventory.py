@@ -48,8 +48,13 @@ def test_classes(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "total", "active"),
-    # Mistral's own figures: 46.7B and 12.9B, 141B and 39B, 7.3B (7.24 where the numbers are counted)
-    [("8x7b", 46_702_792_704, 12_879_925_248), ("8x22b", 140_630_071_296, 39_161_468_928), ("7b", 7_241_732_096, 7_241_732_096)],
+    # Mistral's own figures: 46.7B and 12.9B, 141B and 39B, 7.3B (7.24 where the numbers are
+    # counted)
+    [
+        ("8x7b", 46_702_792_704, 12_879_925_248),
+        ("8x22b", 140_630_071_296, 39_161_468_928),
+        ("7b", 7_241_732_096, 7_241_732_096),
+    ],
 )
 def test_parameters_are_those_published(model: str, total: int, active: int) -> None:
     found = inventory(model)
@@ -60,7 +65,11 @@ def test_split_experts_count_as_merged_ones() -> None:
     merged = mixed(inventory("8x7b"), "q4_k_m")
     apart = Inventory(split(merged.parts, 8), 8, 2)
     assert len(apart.parts) == 995  # as in the files of that time
-    assert (apart.n_bytes, apart.active_bytes, apart.active_weights) == (merged.n_bytes, merged.active_bytes, merged.active_weights)
+    assert (apart.n_bytes, apart.active_bytes, apart.active_weights) == (
+        merged.n_bytes,
+        merged.active_bytes,
+        merged.active_weights,
+    )
     assert mixed(inventory("8x7b"), "q3_k_m").types == mixed(apart, "q3_k_m").types
 
 
@@ -68,7 +77,9 @@ def test_active_bytes_are_those_that_the_engine_reads(tiny_q8_0: Path, tiny_q4_0
     for path in (tiny_q8_0, tiny_q4_0, tiny_f32):
         with GGUFFile(path) as file:
             config = ModelConfig.from_gguf(file)
-            found = Inventory((Part(t.name, t.type, t.shape) for t in file.tensors.values()), config.n_experts, config.n_experts_used)
+            found = Inventory(
+                (Part(t.name, t.type, t.shape) for t in file.tensors.values()), config.n_experts, config.n_experts_used
+            )
             assert found.n_bytes == sum(tensor.data.nbytes for tensor in file.tensors.values())
             assert found.active_bytes == load_weights(file, config).active_bytes(config.n_experts_used)
 

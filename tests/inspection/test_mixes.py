@@ -56,9 +56,28 @@ def test_mixes_have_the_sizes_of_published_files(model: str, mix: str, gigabytes
 @pytest.mark.parametrize(
     ("mix", "bits", "more"),
     [
-        *[("q8_0", 8.5007, 0), ("q6_k", 6.5744, 0), ("q5_1", 6.0167, 0), ("q5_k_m", 5.6920, 0), ("q5_k_s", 5.5210, 0), ("q5_0", 5.5210, 0)],
-        *[("q4_1", 5.0253, 0), ("q4_k_m", 4.8730, 0), ("q4_k_s", 4.5813, 0), ("iq4_nl", 4.5813, 0), ("q4_0", 4.5296, 0.002)],
-        *[("iq4_xs", 4.3464, 0.0003), ("q3_k_l", 4.1400, 0.0032), ("q3_k_m", 3.8620, 0), ("q3_k_s", 3.4999, 0), ("q2_k", 2.9652, 0.0004)],
+        *[
+            ("q8_0", 8.5007, 0),
+            ("q6_k", 6.5744, 0),
+            ("q5_1", 6.0167, 0),
+            ("q5_k_m", 5.6920, 0),
+            ("q5_k_s", 5.5210, 0),
+            ("q5_0", 5.5210, 0),
+        ],
+        *[
+            ("q4_1", 5.0253, 0),
+            ("q4_k_m", 4.8730, 0),
+            ("q4_k_s", 4.5813, 0),
+            ("iq4_nl", 4.5813, 0),
+            ("q4_0", 4.5296, 0.002),
+        ],
+        *[
+            ("iq4_xs", 4.3464, 0.0003),
+            ("q3_k_l", 4.1400, 0.0032),
+            ("q3_k_m", 3.8620, 0),
+            ("q3_k_s", 3.4999, 0),
+            ("q2_k", 2.9652, 0.0004),
+        ],
     ],
 )
 def test_mixtral_is_hardly_larger_than_by_the_rules_of_llama_cpp(mix: str, bits: float, more: float) -> None:
@@ -67,7 +86,8 @@ def test_mixtral_is_hardly_larger_than_by_the_rules_of_llama_cpp(mix: str, bits:
 
 def test_what_every_token_passes_is_treated_alike_in_mixtures_of_more_experts_alone() -> None:
     few, eight, many = (
-        {part.name: part.type for part in mixed(Inventory(inventory("8x7b").parts, n, 2), "q2_k").parts} for n in (4, 8, 16)
+        {part.name: part.type for part in mixed(Inventory(inventory("8x7b").parts, n, 2), "q2_k").parts}
+        for n in (4, 8, 16)
     )
     assert eight == many
     assert (few["token_embd.weight"], eight["token_embd.weight"]) == (Type.Q2_K, Type.Q5_K)

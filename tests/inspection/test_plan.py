@@ -16,7 +16,9 @@ from pymixtral.model.footprint import kv_bytes_per_token
 GB = 10**9
 
 
-def plan(model: str, mix: str, available: int, *, total: int | None = None, n_ctx: int = 4096, bandwidth: float = 50.0) -> Plan:
+def plan(
+    model: str, mix: str, available: int, *, total: int | None = None, n_ctx: int = 4096, bandwidth: float = 50.0
+) -> Plan:
     config = MODELS[model]
     memory = Memory(total or available, available, None, None)
     return planning.plan(config, Inventory.of_model(config), n_ctx, memory, bandwidth, mix=mix)

@@ -36,7 +36,8 @@ def test_damage_is_named_by_tensor_row_and_block(tiny_q8_0: Path, tmp_path: Path
     for value in (np.nan, np.inf, -np.inf):
         path = damaged(tiny_q8_0, tmp_path / "m.gguf", "blk.1.ffn_down_exps.weight", at, np.float16(value).tobytes())
         with pytest.raises(
-            ModelFileError, match=r"m\.gguf: tensor 'blk\.1\.ffn_down_exps\.weight' \(Q8_0\): .* block 3 of row \[2, 17\]: "
+            ModelFileError,
+            match=r"m\.gguf: tensor 'blk\.1\.ffn_down_exps\.weight' \(Q8_0\): .* block 3 of row \[2, 17\]: ",
         ):
             verify(path, progress=False)
     path = damaged(tiny_q8_0, tmp_path / "n.gguf", "output_norm.weight", 4 * 9, np.float32(np.nan).tobytes())
@@ -44,7 +45,9 @@ def test_damage_is_named_by_tensor_row_and_block(tiny_q8_0: Path, tmp_path: Path
         verify(path, progress=False)
 
 
-def test_of_several_the_first_in_the_file_is_named(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_the_first_in_the_file_is_named(
+    tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(verification, "_CHUNK_BYTES", 1000)
     names = [tensor.name for tensor in GGUFReader(tiny_q8_0).tensors if tensor.tensor_type == Type.Q8_0]
     path = damaged(tiny_q8_0, tmp_path / "m.gguf", names[5], 34 * 40, np.float16(np.nan).tobytes())
@@ -55,7 +58,7 @@ def test_of_several_the_first_in_the_file_is_named(tiny_q8_0: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
 def test_damage_is_what_dequantizes_to_nan_or_infinity(kind: Type) -> None:
-    """Every value of the 16 bits at every even byte of a block (at every byte of one, those of 8 bits)."""
+    """All values of 16 bits at every even byte of a block; of one with 8 bits at every byte."""
     sound = matrix(kind, 1, 256, 3).data.reshape(-1)[: block_bytes(kind)]
     size, words = len(sound), np.arange(0, 1 << 16, 61 if kind != Type.F32 else 1).astype(np.uint16)
     blocks = []
@@ -106,7 +109,9 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 def test_what_is_verified_is_the_model_with_its_overrides(tiny_q8_0: Path, tmp_path: Path) -> None:
     odd = rewrite(tiny_q8_0, tmp_path / "odd.gguf", keys={"llama.feed_forward_length": 64})
-    assert verify(odd, overrides={"llama.feed_forward_length": 512}, progress=False) == verify(tiny_q8_0, progress=False)
+    assert verify(odd, overrides={"llama.feed_forward_length": 512}, progress=False) == verify(
+        tiny_q8_0, progress=False
+    )
     assert run(str(odd), "--verify", "--override-kv", "llama.feed_forward_length=int:512")[0] == 0
     assert run(str(odd), "--verify")[0] == 2
     with pytest.raises(ModelConfigError, match="expert_used_count"):
@@ -130,7 +135,9 @@ def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:
     assert run(str(path))[0] == 0  # the header alone is sound
 
 
-def test_a_file_that_is_shortened_meanwhile_does_not_pass(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_shortened_meanwhile_does_not_pass(
+    tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(tiny_q8_0.read_bytes())
     damage = verification._damage

@@ -1,4 +1,4 @@
-"""The model's numbers from metadata: what Mixtral and Mistral files say, and what makes no sense."""
+"""The model's numbers from metadata: what Mixtral and Mistral files say, what makes no sense."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def test_the_size_of_the_vocabulary(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", [key for key in MIXTRAL if not key.startswith(("general.name", "llama.vocab", "llama.rope")) and "_kv" not in key]
+    "key",
+    [key for key in MIXTRAL if not key.startswith(("general.name", "llama.vocab", "llama.rope")) and "_kv" not in key],
 )
 def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     metadata = {k: v for k, v in MIXTRAL.items() if k != key}
@@ -117,14 +118,18 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [True, "8", [8], [8, 9], 8.5, -8])
-@pytest.mark.parametrize("key", [*(k for k, v in MIXTRAL.items() if isinstance(v, int)), "llama.attention.sliding_window"])
+@pytest.mark.parametrize(
+    "key", [*(k for k, v in MIXTRAL.items() if isinstance(v, int)), "llama.attention.sliding_window"]
+)
 def test_row_4_integers_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
     with pytest.raises(ModelConfigError, match=rf"model\.gguf: metadata key '{key}': expected an integer"):
         read(tmp_path, {**MIXTRAL, key: wrong})
 
 
 @pytest.mark.parametrize("wrong", [True, "1", [1.0], [1, 2], 1])
-@pytest.mark.parametrize("key", ["llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base", "llama.rope.scaling.factor"])
+@pytest.mark.parametrize(
+    "key", ["llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base", "llama.rope.scaling.factor"]
+)
 def test_row_4_floats_of_the_wrong_type(tmp_path: Path, key: str, wrong: Any) -> None:
     with pytest.raises(ModelConfigError, match=f"'{key}': expected a floating-point number"):
         read(tmp_path, {**MIXTRAL, key: wrong})
@@ -145,7 +150,10 @@ OPTIONAL = (
     "llama.attention.value_length",
     "llama.rope.scale_linear",
     *(f"llama.rope.scaling.{key}" for key in ("factor", "attn_factor", "original_context_length")),
-    *(f"llama.rope.scaling.yarn_{key}" for key in ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")),
+    *(
+        f"llama.rope.scaling.yarn_{key}"
+        for key in ("ext_factor", "attn_factor", "beta_fast", "beta_slow", "log_multiplier")
+    ),
 )
 
 
@@ -232,11 +240,19 @@ def test_features_that_are_not_computed_are_refused_by_name(tmp_path: Path, key:
 
 
 def test_features_at_values_that_change_nothing(tmp_path: Path) -> None:
-    neutral = {"attention.causal": True, "attention.scale": 0.0, "logit_scale": 1.0, "expert_gating_func": 1, "expert_shared_count": 0}
-    assert read(tmp_path, {**MIXTRAL, **{f"llama.{key}": value for key, value in neutral.items()}}) == read(tmp_path, MIXTRAL)
+    neutral = {
+        "attention.causal": True,
+        "attention.scale": 0.0,
+        "logit_scale": 1.0,
+        "expert_gating_func": 1,
+        "expert_shared_count": 0,
+    }
+    assert read(tmp_path, {**MIXTRAL, **{f"llama.{key}": value for key, value in neutral.items()}}) == read(
+        tmp_path, MIXTRAL
+    )
 
 
-# --- Fuzzing ------------------------------------------------------------------------------------------------------
+# --- Fuzzing --------------------------------------------------------------------------------------
 
 values = (
     st.integers(-(2**31), 2**32 - 1)
@@ -265,7 +281,9 @@ known = st.sampled_from(
 
 @settings(max_examples=500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=st.dictionaries(known, st.none() | values, max_size=4), scaling=st.sampled_from([{}, YARN]))
-def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any]) -> None:
+def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(
+    tmp_path: Path, changes: dict[str, Any], scaling: dict[str, Any]
+) -> None:
     try:
         config = read(tmp_path, {**MIXTRAL, **scaling, **changes})
     except PymixtralError:

@@ -19,7 +19,8 @@ def test_rope_frequencies(tmp_path: Path) -> None:
     frequencies = read(tmp_path, MIXTRAL).rope_frequencies()
     assert frequencies.dtype == np.float64
     assert (frequencies.shape, frequencies[0]) == ((64,), 1.0)
-    # Correctly rounded: within half a unit of the exact base^(-i/64), taken as a root of a power to 80 digits.
+    # Correctly rounded: within half a unit of the exact base^(-i/64), taken as a root of a power to
+    # 80 digits.
     with localcontext() as context:
         context.prec = 80
         root = Decimal(10)
@@ -51,7 +52,11 @@ def test_linear_rope_scaling_divides_the_frequencies(tmp_path: Path, keys: dict[
         {"llama.rope.scaling.factor": 0.0},
         {"llama.rope.scale_linear": 1.0},
         {"llama.rope.scaling.type": "yarn"},
-        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 1.0, "llama.rope.scaling.yarn_log_multiplier": 1.0},
+        {
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.scaling.factor": 1.0,
+            "llama.rope.scaling.yarn_log_multiplier": 1.0,
+        },
     ],
 )
 def test_no_rope_scaling(tmp_path: Path, keys: dict[str, Any]) -> None:
@@ -69,14 +74,17 @@ def test_yarn(tmp_path: Path) -> None:
         "yarn_attn_factor": 1.0,
     }
     keys = {f"llama.rope.scaling.{key}": value for key, value in more.items()}
-    assert read(tmp_path, {**DENSE, **YARN, **keys}).rope_scaling == RopeScaling("yarn", 16.0, 0.5, 8192, 16.0, 2.0, 0.25)
+    assert read(tmp_path, {**DENSE, **YARN, **keys}).rope_scaling == RopeScaling(
+        "yarn", 16.0, 0.5, 8192, 16.0, 2.0, 0.25
+    )
     del keys["llama.rope.scaling.attn_factor"]
     short = {**DENSE, **YARN, "llama.rope.scaling.original_context_length": None}
     assert read(tmp_path, short).rope_scaling.n_ctx_original == 32768  # the model's own
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("type", "longrope"), ("type", "llama3"), ("type", ""), ("yarn_ext_factor", 0.5), ("yarn_attn_factor", 1.5)]
+    ("key", "value"),
+    [("type", "longrope"), ("type", "llama3"), ("type", ""), ("yarn_ext_factor", 0.5), ("yarn_attn_factor", 1.5)],
 )
 def test_other_rope_scalings_are_refused_by_name(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(UnsupportedError, match=rf"llama\.rope\.scaling\.{key}.*not supported"):

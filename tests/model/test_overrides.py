@@ -1,4 +1,4 @@
-"""Metadata in place of the file's: read and checked like the file's own, by the library and by the commands."""
+"""Metadata in place of the file's: read and checked like its own, by library and commands."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def test_a_window_for_a_file_that_has_none(tiny_q8_0: Path) -> None:
         ({"llama.rope.scaling.type": None}, ("expected str", "found NoneType None")),
     ],
 )
-def test_keys_and_types_that_cannot_be_given(tiny_q8_0: Path, overrides: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_keys_and_types_that_cannot_be_given(
+    tiny_q8_0: Path, overrides: dict[str, Any], words: tuple[str, ...]
+) -> None:
     for call in (Mixtral, inspect):
         with pytest.raises(InvalidArgumentError) as caught:
             call(tiny_q8_0, overrides=overrides)
@@ -95,7 +97,9 @@ def test_keys_and_types_that_cannot_be_given(tiny_q8_0: Path, overrides: dict[st
         ({"tokenizer.ggml.bos_token_id": 4096}, ModelConfigError),
     ],
 )
-def test_values_are_checked_like_the_file_s_own(tiny_q8_0: Path, overrides: dict[str, Any], error: type[Exception]) -> None:
+def test_values_are_checked_like_the_file_s_own(
+    tiny_q8_0: Path, overrides: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error, match=r"tiny-mixtral-q8_0\.gguf"):
         Mixtral(tiny_q8_0, overrides=overrides)
     assert inspect(tiny_q8_0, overrides=overrides).problem is not None
@@ -113,13 +117,24 @@ def test_experts_used_that_make_no_sense(tiny_q8_0: Path, n: Any) -> None:
 
 
 def test_every_key_that_can_be_given_is_read(tiny_q8_0: Path) -> None:
-    """A value out of any range is refused by its key; flags, names and what sets no range are in the tests above."""
-    free = {"general.name", "tokenizer.chat_template", "tokenizer.ggml.unknown_token_id"}  # the last where the token list names none
+    """A value out of any range is refused by its key.
+
+    Flags, names and what sets no range are in the tests above.
+    """
+    free = {
+        "general.name",
+        "tokenizer.chat_template",
+        "tokenizer.ggml.unknown_token_id",
+    }  # the last where the token list names none
     for key, kind in KEYS.items():
         if kind is bool or key in free:
             continue
         given = {int: -(2**40), float: math.nan, str: "nonsense"}[kind]
-        overrides: dict[str, Any] = {"llama.rope.scaling.factor": 2.0, "llama.rope.scaling.type": "yarn", "llama.rope.freq_base": 1e6}
+        overrides: dict[str, Any] = {
+            "llama.rope.scaling.factor": 2.0,
+            "llama.rope.scaling.type": "yarn",
+            "llama.rope.freq_base": 1e6,
+        }
         overrides[key] = given
         if key == "llama.rope.scale_linear":
             del overrides["llama.rope.scaling.factor"]
@@ -128,7 +143,7 @@ def test_every_key_that_can_be_given_is_read(tiny_q8_0: Path) -> None:
         assert key.rpartition(".")[2] in problem or key in ("tokenizer.ggml.model",), (key, problem)
 
 
-# --- Commands -----------------------------------------------------------------------------------------------------
+# --- Commands -------------------------------------------------------------------------------------
 
 
 def run(*arguments: object, input: str | None = None) -> Result:
@@ -150,18 +165,29 @@ def test_the_commands(tiny_q8_0: Path) -> None:
     )
     assert plain != one_expert
 
-    found = json.loads(run("inspect", tiny_q8_0, "--json", "--experts-used", 4, "--override-kv", "general.name=str:a=b:c").stdout)
+    found = json.loads(
+        run("inspect", tiny_q8_0, "--json", "--experts-used", 4, "--override-kv", "general.name=str:a=b:c").stdout
+    )
     assert (found["model"]["n_experts_used"], found["model"]["name"]) == (4, "a=b:c")
 
 
 def test_types_on_the_command_line(tiny_q8_0: Path) -> None:
-    options = ["tokenizer.ggml.add_bos_token=bool:false", "llama.rope.freq_base=float:1e4", f"{USED}=int:1", f"{USED}=int:3"]
-    found = json.loads(run("inspect", tiny_q8_0, "--json", *(part for option in options for part in ("--override-kv", option))).stdout)
+    options = [
+        "tokenizer.ggml.add_bos_token=bool:false",
+        "llama.rope.freq_base=float:1e4",
+        f"{USED}=int:1",
+        f"{USED}=int:3",
+    ]
+    found = json.loads(
+        run("inspect", tiny_q8_0, "--json", *(part for option in options for part in ("--override-kv", option))).stdout
+    )
     assert found["metadata"]["tokenizer.ggml.add_bos_token"] is False
     assert (found["model"]["rope_base"], found["model"]["n_experts_used"]) == (1e4, 3)
 
 
-@pytest.mark.parametrize("text", ["", "a", "a=int", "a=int:", "a=int:1.5", "=int:1", "a=bool:1", "a=u32:1", f"{USED}=float:x"])
+@pytest.mark.parametrize(
+    "text", ["", "a", "a=int", "a=int:", "a=int:1.5", "=int:1", "a=bool:1", "a=u32:1", f"{USED}=float:x"]
+)
 @pytest.mark.parametrize("command", ["generate", "perplexity", "inspect"])
 def test_overrides_that_cannot_be_read(tiny_q8_0: Path, command: str, text: str) -> None:
     result = run(command, "-m", tiny_q8_0, "--override-kv", text, input=PROMPT)

@@ -110,7 +110,13 @@ def test_a_mixtral_with_merged_or_split_experts(write: Callable[..., GGUFFile], 
     assert np.array_equal(weights.output_norm, tensors["output_norm.weight"])
     assert len(weights.layers) == 2
     for i, layer in enumerate(weights.layers):
-        matrices = {"attn_q": layer.q, "attn_k": layer.k, "attn_v": layer.v, "attn_output": layer.output, "ffn_gate_inp": layer.router}
+        matrices = {
+            "attn_q": layer.q,
+            "attn_k": layer.k,
+            "attn_v": layer.v,
+            "attn_output": layer.output,
+            "ffn_gate_inp": layer.router,
+        }
         for name, matrix in matrices.items():
             assert matrix is not None
             assert np.array_equal(floats(matrix), tensors[f"blk.{i}.{name}.weight"])
@@ -191,7 +197,7 @@ def test_active_bytes(write: Callable[..., GGUFFile]) -> None:
     assert dense.active_bytes(1) == ends + 2 * (attention + expert)
 
 
-# --- Row 12 of the list of hostile inputs -------------------------------------------------------------------------
+# --- Row 12 of the list of hostile inputs ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("split", [False, True])
@@ -217,12 +223,21 @@ def test_row_12_shapes_that_contradict_the_metadata(write: Callable[..., GGUFFil
         for wrong in (np.concatenate([array, array]), array[None]):
             with pytest.raises(ModelConfigError) as caught:
                 load_weights(write({**tensors, name: wrong}), CONFIG)
-            assert f"tensor '{name}': expected shape {list(array.shape)}, found {list(wrong.shape)}" in str(caught.value)
+            assert f"tensor '{name}': expected shape {list(array.shape)}, found {list(wrong.shape)}" in str(
+                caught.value
+            )
 
 
 def test_row_12_metadata_that_contradicts_the_tensors(write: Callable[..., GGUFFile]) -> None:
     file = write(arrays(CONFIG))
-    changes: list[dict[str, Any]] = [{"n_vocab": 8}, {"hidden": 64}, {"ffn": 32}, {"n_heads": 8}, {"n_kv_heads": 1}, {"n_experts": 4}]
+    changes: list[dict[str, Any]] = [
+        {"n_vocab": 8},
+        {"hidden": 64},
+        {"ffn": 32},
+        {"n_heads": 8},
+        {"n_kv_heads": 1},
+        {"n_experts": 4},
+    ]
     for change in changes:
         with pytest.raises(ModelConfigError, match=r"tensor '.*': expected shape \[.*\], found \["):
             load_weights(file, replace(CONFIG, **change))
@@ -255,7 +270,9 @@ def test_types_without_a_kernel_are_refused_by_name(write: Callable[..., GGUFFil
     assert f"found {kind.name}" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_gate.3.weight", "blk.0.ffn_gate.weight", "\x1b[31m"])
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q.bias", "rope_freqs.weight", "blk.0.ffn_gate.3.weight", "blk.0.ffn_gate.weight", "\x1b[31m"]
+)
 def test_tensors_with_no_part_in_the_computation_are_refused_by_name(write: Callable[..., GGUFFile], name: str) -> None:
     file = write({**arrays(CONFIG), name: np.zeros(32, np.float32)})
     with pytest.raises(UnsupportedError) as caught:

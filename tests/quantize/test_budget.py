@@ -54,7 +54,11 @@ def test_the_choice_is_the_best_for_the_bytes_it_uses() -> None:
     for total in range(60, 79):
         chosen = _spend(hulls, total)
         assert sum(option.n_bytes for option in chosen.values()) == total
-        least = min(sum(o.cost for o in combination) for combination in itertools.product(*hulls.values()) if fits(combination, total))
+        least = min(
+            sum(o.cost for o in combination)
+            for combination in itertools.product(*hulls.values())
+            if fits(combination, total)
+        )
         assert sum(option.cost for option in chosen.values()) == pytest.approx(least)
 
 
@@ -104,7 +108,9 @@ def test_the_file_is_at_most_the_target_size(tmp_path: Path, n_bytes: int) -> No
     assert report.type == f"target size {show_bytes(n_bytes)}"
     planned = plan(TINY_MIXTRAL, target_bytes=n_bytes, progress=False)
     with GGUFFile(tmp_path / "m.gguf") as file:
-        assert {name: tensor.type for name, tensor in file.tensors.items()} == {t.target.name: t.type for t in planned.tensors}
+        assert {name: tensor.type for name, tensor in file.tensors.items()} == {
+            t.target.name: t.type for t in planned.tensors
+        }
 
 
 def test_errors_are_those_of_all_rows_within_sampling() -> None:
@@ -125,7 +131,9 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
     shape = Shape(n_vocab=64, n_layers=2)
     make_checkpoint(tmp_path / "hf", shape, seed=4)
     matrix, name = ImportanceMatrix(), GATE.format(1)
-    matrix.add(name, np.random.default_rng(1).random((4, 64)) * np.array([[9], [1], [1], [0]]), np.array([900.0, 300, 800, 0]))
+    matrix.add(
+        name, np.random.default_rng(1).random((4, 64)) * np.array([[9], [1], [1], [0]]), np.array([900.0, 300, 800, 0])
+    )
     imatrix.write(matrix, tmp_path / "i.gguf")
     planned = plan(tmp_path / "hf", target_bpw=7, imatrix=tmp_path / "i.gguf", progress=False)
     importance = matrix.importance(name, 4, 64)
@@ -137,7 +145,9 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
     for expert in range(4):
         x = tensors[f"model.layers.1.block_sparse_moe.experts.{expert}.w1.weight"]
         x = x[np.linspace(0, 95, 16).astype(int)]
-        error = x - dequantize(Matrix(kind, formats.encode(kind, x, np.asarray(importance.weights[expert], np.float32))))
+        error = x - dequantize(
+            Matrix(kind, formats.encode(kind, x, np.asarray(importance.weights[expert], np.float32)))
+        )
         noise += importance.energy[expert] * float((np.square(error) * importance.weights[expert]).sum())
         signal += importance.energy[expert] * float((np.square(x) * importance.weights[expert]).sum())
     assert planned.choice.errors[name] == pytest.approx((noise / signal) ** 0.5, rel=1e-5)
@@ -198,7 +208,9 @@ def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize(("text", "n_bytes"), [("20GiB", 20 << 30), ("21.5GB", 21_500_000_000), ("900 mb", 900_000_000), ("1234", 1234)])
+@pytest.mark.parametrize(
+    ("text", "n_bytes"), [("20GiB", 20 << 30), ("21.5GB", 21_500_000_000), ("900 mb", 900_000_000), ("1234", 1234)]
+)
 def test_sizes(text: str, n_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {}
     monkeypatch.setattr("pymixtral.quantize.convert.plan", lambda *_, **options: seen.update(options))

@@ -1,4 +1,4 @@
-"""Checkpoint directories: single and sharded, and each way in which their parts can contradict one another."""
+"""Checkpoint directories: single and sharded, and each way in which parts can contradict others."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ def test_index_naming_a_missing_shard(sharded: Path) -> None:
     refused(sharded, INDEX, f"expected the shard {SHARDS[1]}", "found none")
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "C:x.safetensors"])
+@pytest.mark.parametrize(
+    "shard", ["../x.safetensors", "/etc/x.safetensors", "sub/x.safetensors", "..\\x.safetensors", "C:x.safetensors"]
+)
 def test_index_leading_out_of_the_directory(sharded: Path, shard: str) -> None:
     (sharded / "sub").mkdir()
     for place in (sharded / "sub", sharded.parent):
@@ -110,7 +112,9 @@ def test_missing_tensor(tmp_path: Path) -> None:
     refused(write(tmp_path, lambda tensors: tensors.pop(name)), "1 missing", name)
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.input_layernorm.weight", "x\ny"])
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.1.input_layernorm.weight", "x\ny"]
+)
 def test_unexpected_tensor(tmp_path: Path, name: str) -> None:
     directory = write(tmp_path, lambda tensors: tensors.update({name: np.zeros(3, np.float32)}))
     refused(directory, "1 unexpected", repr(name))
@@ -121,19 +125,27 @@ def test_missing_and_unexpected_tensors_in_one_sentence(tmp_path: Path) -> None:
     refused(directory, "1 missing, such as lm_head.weight", "1 unexpected, such as 'head'")
 
 
-@pytest.mark.parametrize("name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"])
+@pytest.mark.parametrize(
+    "name", ["model.norm.weight", "model.embed_tokens.weight", "model.layers.0.self_attn.k_proj.weight"]
+)
 def test_wrong_shape(tmp_path: Path, name: str) -> None:
     directory = write(tmp_path, lambda tensors: tensors.update({name: tensors[name][:-1]}))
     refused(directory, name, "as its configuration says")
 
 
 def test_shape_of_other_rank(tmp_path: Path) -> None:
-    refused(write(tmp_path, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][None]})), "[1, 64]", "[64]")
+    refused(
+        write(tmp_path, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"][None]})),
+        "[1, 64]",
+        "[64]",
+    )
 
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_tied_checkpoint_needs_no_head(tmp_path: Path, stored: bool) -> None:
-    directory = write(tmp_path, lambda tensors: None if stored else tensors.pop("lm_head.weight"), tie_word_embeddings=True)
+    directory = write(
+        tmp_path, lambda tensors: None if stored else tensors.pop("lm_head.weight"), tie_word_embeddings=True
+    )
     assert "output.weight" not in {target.name for target in open_checkpoint(directory).targets}
 
 

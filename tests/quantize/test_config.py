@@ -119,7 +119,9 @@ def test_numbers_are_positive(tmp_path: Path, key: str, value: Any) -> None:
         read(tmp_path, **{key: value})
 
 
-@pytest.mark.parametrize("key", [key for key in COUNTS if key != "head_dim"] + ["rms_norm_eps", "rope_theta", "architectures"])
+@pytest.mark.parametrize(
+    "key", [key for key in COUNTS if key != "head_dim"] + ["rms_norm_eps", "rope_theta", "architectures"]
+)
 def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
     with pytest.raises(PymixtralError, match=f"{key} is missing"):
         read(tmp_path, without=key)
@@ -143,7 +145,9 @@ def test_contradictions_are_named(tmp_path: Path, changes: dict[str, Any], named
         read(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 1, "a": 2}', b"\xff\xfe", b'{"rms_norm_eps": Infinity}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"a": 1, "a": 2}', b"\xff\xfe", b'{"rms_norm_eps": Infinity}', b"[" * 100_000]
+)
 def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
@@ -177,7 +181,8 @@ def test_limits_are_those_of_who_reads_the_file(tmp_path: Path, key: str, highes
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_local_experts", 1), ("head_dim", 4), ("head_dim", 12), ("rope_theta", 0.5), ("rms_norm_eps", 1e-31)]
+    ("key", "value"),
+    [("num_local_experts", 1), ("head_dim", 4), ("head_dim", 12), ("rope_theta", 0.5), ("rms_norm_eps", 1e-31)],
 )
 def test_what_no_reader_takes_is_refused(tmp_path: Path, key: str, value: float) -> None:
     with pytest.raises(CheckpointError, match=f"{key}: expected"):

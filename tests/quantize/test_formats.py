@@ -25,7 +25,8 @@ KINDS = list(TYPES.values())
 STEPS = {"Q8_0": 127, "Q4_0": 8, "Q4_1": 15, "Q5_0": 16, "Q5_1": 31}
 """Into how many steps the largest magnitude, or for q4_1 and q5_1 the range, is divided."""
 SMALLEST_SCALE = 2.0**-118
-"""Blocks below it may have a scale whose inverse overflows; there gguf casts infinity to an integer, which C and NumPy leave undefined."""
+"""Blocks below it may have a scale whose inverse overflows; there gguf casts infinity to an
+integer, which C and NumPy leave undefined."""
 
 
 def peer_encode(kind: GGMLQuantizationType, x: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -46,13 +47,22 @@ def samples() -> Iterator[tuple[str, NDArray[np.float32]]]:
     yield "ties of magnitude", rng.choice([-1, 1], (64, 32)).astype(np.float32)
     yield "halves", (rng.integers(-254, 255, (400, 32)) / 2).astype(np.float32)
     # With the last element 127 (q8_0) or -8 (q4_0) the scale is 1, so that each x.5 is a tie.
-    yield "ties of q8_0", np.pad(rng.integers(-253, 254, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=127).astype(np.float32)
-    yield "ties of q4_0", np.pad(rng.integers(-15, 16, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=-8).astype(np.float32)
+    yield (
+        "ties of q8_0",
+        np.pad(rng.integers(-253, 254, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=127).astype(np.float32),
+    )
+    yield (
+        "ties of q4_0",
+        np.pad(rng.integers(-15, 16, (400, 31)) / 2, ((0, 0), (0, 1)), constant_values=-8).astype(np.float32),
+    )
     yield (
         "halves of unsigned codes",
         np.pad(rng.integers(1, 30, (400, 30)) / 2, ((0, 0), (1, 1)), constant_values=(0, 15)).astype(np.float32),
     )
-    yield "ties of bf16", (rng.choice([-1, 1], (40, 32)) * (1 + (rng.integers(0, 128, (40, 32)) + 0.5) / 128)).astype(np.float32)
+    yield (
+        "ties of bf16",
+        (rng.choice([-1, 1], (40, 32)) * (1 + (rng.integers(0, 128, (40, 32)) + 0.5) / 128)).astype(np.float32),
+    )
     yield "one large", (np.eye(32) * -3.7).astype(np.float32)
     exponents = 2.0 ** np.arange(-118, 15)[:, None]
     yield "all exponents of f16 and below", (rng.uniform(-1, 1, (len(exponents), 32)) * exponents).astype(np.float32)
@@ -73,7 +83,9 @@ def test_encode_equals_gguf_and_c(kind: GGMLQuantizationType, name: str) -> None
 
 @pytest.mark.parametrize("kind", BLOCK_KINDS, ids=lambda kind: kind.name.lower())
 def test_blocks_too_small_for_their_scale_are_zero(kind: GGMLQuantizationType) -> None:
-    x = (np.random.Generator(np.random.PCG64(5)).uniform(-1, 1, (60, 32)) * 2.0 ** np.arange(-149, -89)[:, None]).astype(np.float32)
+    x = (
+        np.random.Generator(np.random.PCG64(5)).uniform(-1, 1, (60, 32)) * 2.0 ** np.arange(-149, -89)[:, None]
+    ).astype(np.float32)
     ours = formats.encode(kind, x)
     np.testing.assert_array_equal(decode(kind, ours), 0 * x)
     with ops.Context(1) as context:
@@ -97,9 +109,12 @@ def test_error_is_within_half_a_step(kind: GGMLQuantizationType) -> None:
     x = SAMPLES["normal"]
     blocks = x.reshape(-1, 32)
     affine = kind in (GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q5_1)
-    step = (np.ptp(blocks, axis=1, keepdims=True) if affine else np.abs(blocks).max(axis=1, keepdims=True)) / STEPS[kind.name]
+    step = (np.ptp(blocks, axis=1, keepdims=True) if affine else np.abs(blocks).max(axis=1, keepdims=True)) / STEPS[
+        kind.name
+    ]
     error = np.abs(decode(kind, formats.encode(kind, x)).reshape(-1, 32) - blocks)
-    # q4_0 and q5_0 have no code for +8 and +16: opposite to the largest element the error may reach a whole step.
+    # q4_0 and q5_0 have no code for +8 and +16: opposite to the largest element the error may reach
+    # a whole step.
     limit = step * (1.0 if kind in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0) else 0.5)
     assert (error <= limit + step * 0.07).all()
 

@@ -16,7 +16,12 @@ from support.ggufs import contents, damaged, rewrite
 
 
 def test_metadata_of_a_gguf_source_is_kept(tmp_path: Path, tiny_f16: Path) -> None:
-    keys = {"general.name": "a name", "llama.rope.freq_base": 12345.0, "general.author": "someone", "quantize.imatrix.file": "x.dat"}
+    keys = {
+        "general.name": "a name",
+        "llama.rope.freq_base": 12345.0,
+        "general.author": "someone",
+        "quantize.imatrix.file": "x.dat",
+    }
     source = rewrite(tiny_f16, tmp_path / "source.gguf", keys=keys)
     quantize(source, tmp_path / "m.gguf", "q8_0", progress=False)
     with GGUFFile(source) as before, GGUFFile(tmp_path / "m.gguf") as after:
@@ -40,7 +45,9 @@ def test_quantized_source_is_dequantized_as_the_gguf_package_does(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["q8_0", "q4_0"])
-def test_tensors_that_stay_in_their_type_are_copied(tmp_path: Path, tiny_q8_0: Path, tiny_q4_0: Path, kind: str) -> None:
+def test_tensors_that_stay_in_their_type_are_copied(
+    tmp_path: Path, tiny_q8_0: Path, tiny_q4_0: Path, kind: str
+) -> None:
     source = {"q8_0": tiny_q8_0, "q4_0": tiny_q4_0}[kind]
     quantize(source, tmp_path / "m.gguf", kind, progress=False)
     assert contents(tmp_path / "m.gguf") == contents(source)
@@ -68,7 +75,9 @@ def test_row_20_a_block_with_a_damaged_scale_is_0_when_asked_for(tmp_path: Path,
         report = quantize(path, tmp_path / "m.gguf", kind, zero_nonfinite=True, force=True, progress=False)
         assert {tensor.name: tensor.n_zeroed for tensor in report.tensors if tensor.n_zeroed} == {name: 32}
         with GGUFFile(tiny_q8_0) as before, GGUFFile(tmp_path / "m.gguf") as after:
-            expected, found = (quants.dequantize(file.tensors[name].data, file.tensors[name].type) for file in (before, after))
+            expected, found = (
+                quants.dequantize(file.tensors[name].data, file.tensors[name].type) for file in (before, after)
+            )
         expected.reshape(-1)[32 * 7 : 32 * 8] = 0
         np.testing.assert_array_equal(found, expected)
 
@@ -87,7 +96,15 @@ def test_gguf_source_that_is_broken_or_another_model(tmp_path: Path, tiny_f16: P
 
     (tmp_path / "cut.gguf").write_bytes(tiny_f16.read_bytes()[:-1])
     refused(ModelFileError, tmp_path / "cut.gguf", "truncated")
-    refused(ModelConfigError, rewrite(tiny_f16, tmp_path / "a.gguf", without=("blk.1.attn_q.weight",)), r"blk\.1\.attn_q\.weight")
-    refused(UnsupportedError, rewrite(tiny_f16, tmp_path / "b.gguf", keys={"llama.rope.scaling.type": "longrope"}), "longrope")
+    refused(
+        ModelConfigError,
+        rewrite(tiny_f16, tmp_path / "a.gguf", without=("blk.1.attn_q.weight",)),
+        r"blk\.1\.attn_q\.weight",
+    )
+    refused(
+        UnsupportedError,
+        rewrite(tiny_f16, tmp_path / "b.gguf", keys={"llama.rope.scaling.type": "longrope"}),
+        "longrope",
+    )
     (tmp_path / "c.gguf").write_bytes(b"some text, not a model")
     refused(ModelFileError, tmp_path / "c.gguf", "not a GGUF file")

@@ -1,4 +1,4 @@
-"""A tensor and a type for each expert: the same bytes as merged ones, types where the errors are, files that run."""
+"""A tensor and a type for each expert: the bytes of merged ones, bits where the errors are."""
 
 from __future__ import annotations
 
@@ -63,7 +63,9 @@ def test_one_expert_has_a_type_of_its_own_and_the_file_runs(tmp_path: Path, tiny
                 for e in range(8):
                     found = file.tensors[f"blk.{layer}.ffn_{name}.{e}.weight"]
                     expected = q8_0 if e == 3 or (layer, name) == (1, "down") else q4_0
-                    np.testing.assert_array_equal(found.data, expected.tensors[f"blk.{layer}.ffn_{name}_exps.weight"].data[e])
+                    np.testing.assert_array_equal(
+                        found.data, expected.tensors[f"blk.{layer}.ffn_{name}_exps.weight"].data[e]
+                    )
     with Mixtral(tmp_path / "m.gguf", n_ctx=64) as model, Mixtral(tiny_q8_0, n_ctx=64) as original:
         tokens = model.tokenize("Once upon a time there was a king")
         difference = model.logits(tokens) - original.logits(tokens)
@@ -89,7 +91,9 @@ def test_the_cost_of_experts_is_that_of_their_merged_tensor(monkeypatch: pytest.
     """With one type there is one choice, whose objective must not depend on the layout."""
     monkeypatch.setattr(budget, "SAMPLED_ROWS", 1 << 20)
     monkeypatch.setattr(budget, "CANDIDATES", (Type.Q4_0,))
-    merged, own = (plan(TINY_MIXTRAL, target_bpw=9, per_expert=several, progress=False).choice for several in (False, True))
+    merged, own = (
+        plan(TINY_MIXTRAL, target_bpw=9, per_expert=several, progress=False).choice for several in (False, True)
+    )
     assert merged
     assert own
     assert own.objective == pytest.approx(merged.objective, rel=1e-9)
@@ -114,7 +118,10 @@ def test_experts_that_see_more_get_more_bits(small: Path, tmp_path: Path) -> Non
 
 
 def test_a_single_expert_without_the_option_is_refused_with_it(small: Path) -> None:
-    with pytest.raises(InvalidArgumentError, match=r"'blk\.0\.ffn_down\.3\.weight': .* found one for single experts: .* per_expert=True"):
+    with pytest.raises(
+        InvalidArgumentError,
+        match=r"'blk\.0\.ffn_down\.3\.weight': .* found one for single experts: .* per_expert=True",
+    ):
         plan(small, tensors=[("blk.0.ffn_down.3.weight", "q8_0")], progress=False)
     with pytest.raises(InvalidArgumentError, match="matches no tensor"):
         plan(small, tensors=[("blk.0.ffn_down.4.weight", "q8_0")], per_expert=True, progress=False)
@@ -144,7 +151,15 @@ def test_dry_run_shows_each_expert(small: Path) -> None:
 
 
 def test_reports_are_by_class_and_by_expert(small: Path, tmp_path: Path) -> None:
-    arguments: list[Any] = [small, tmp_path / "m.gguf", "--per-expert", "--type", "q4_0", "--report", tmp_path / "r.json"]
+    arguments: list[Any] = [
+        small,
+        tmp_path / "m.gguf",
+        "--per-expert",
+        "--type",
+        "q4_0",
+        "--report",
+        tmp_path / "r.json",
+    ]
     assert "  experts gate      8 q4_0 " in run(*arguments).stdout
     tensors = {tensor["name"]: tensor for tensor in json.loads((tmp_path / "r.json").read_text())["tensors"]}
     assert tensors["blk.1.ffn_down.3.weight"]["shape"] == [256, 256]

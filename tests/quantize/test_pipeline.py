@@ -1,4 +1,7 @@
-"""Reading ahead, writing behind and reading back: order, bounds, errors on each side, damage found, and deaths at any moment."""
+"""Reading ahead, writing behind and reading back.
+
+Order, bounds, errors on each side, damage that is found, and deaths at any moment.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,7 @@ def test_whatever_ends_the_writer_is_raised_and_nothing_waits_for_it(
     assert [type(caught) for caught in raised] == [error]
 
 
-# --- Reading back ------------------------------------------------------------------------------------------------
+# --- Reading back ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["header", "first tensor", "middle", "last byte", "cut", "longer"])
@@ -154,17 +157,21 @@ def test_row_19_damage_between_writing_and_reading_back_is_found(
     quantize(source, tmp_path / "m.gguf", "f16", verify=False, progress=False)
 
 
-def test_a_file_that_pymixtral_would_refuse_does_not_pass(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_pymixtral_would_refuse_does_not_pass(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ModelConfig, "to_gguf", lambda _: {"llama.context_length": 1})
     with pytest.raises(CheckpointError, match=r"no model that pymixtral runs.*is missing"):
         quantize(source, tmp_path / "m.gguf", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
-# --- Deaths and errors at any moment -----------------------------------------------------------------------------
+# --- Deaths and errors at any moment --------------------------------------------------------------
 
 
-def test_row_19_source_that_shrinks_while_it_is_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_19_source_that_shrinks_while_it_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights = source / "model.safetensors"
     genuine, calls = writer.encode, []
 
@@ -176,7 +183,9 @@ def test_row_19_source_that_shrinks_while_it_is_read(source: Path, tmp_path: Pat
 
     monkeypatch.setattr(writer, "encode", encode)
     (tmp_path / "m.gguf").write_bytes(b"old")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: expected .* bytes .*: the file was shortened while it was read"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: expected .* bytes .*: the file was shortened while it was read"
+    ):
         quantize(source, tmp_path / "m.gguf", force=True, progress=False)
     assert (tmp_path / "m.gguf").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
@@ -202,7 +211,10 @@ KILLS = int(os.environ.get("PYMIXTRAL_KILLS", "4"))
 
 @pytest.mark.parametrize("old", [False, True])
 def test_row_19_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
-    """Slow chunks spread the work over half a second, so that kills meet every stage. PYMIXTRAL_KILLS sets their number."""
+    """Slow chunks spread the work over half a second, so that kills meet every stage.
+
+    PYMIXTRAL_KILLS sets their number.
+    """
     make_checkpoint(tmp_path / "hf", Shape(n_vocab=64, n_layers=4, hidden=256, ffn=512, head_dim=64), seed=5)
     dest = tmp_path / "m.gguf"
     quantize(tmp_path / "hf", dest, progress=False)
@@ -218,7 +230,9 @@ def test_row_19_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
     rng, seen = random.Random(7), {"absent": 0, "old": 0, "complete": 0}
 
     def begin() -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "hf"), str(dest)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path / "hf"), str(dest)], stdout=subprocess.PIPE
+        )
         assert process.stdout is not None
         process.stdout.readline()
         return process
@@ -245,12 +259,16 @@ def test_row_19_killed_at_random_moments(tmp_path: Path, old: bool) -> None:
     print(seen)  # for who sets PYMIXTRAL_KILLS
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small disk"
+)
 def test_row_19_disk_that_is_full(source: Path, tmp_path: Path) -> None:
     """A disk that has room when it is asked, and is filled while the file is written."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], check=False, capture_output=True
+    ).returncode:
         pytest.skip("may not mount")
     try:
         (disk / "m.gguf").write_bytes(b"old")

@@ -1,9 +1,13 @@
-"""What calibration and types for a size are worth: the divergence of tiny-mixtral's predictions, on texts that it wrote itself."""
+"""What calibration and types for a size are worth.
+
+It is the divergence of tiny-mixtral's predictions, on texts that it wrote itself.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,9 +38,10 @@ def divergence(imatrix_and_base: tuple[Path, Path, list[int]], tmp_path_factory:
     imatrix, base, tokens = imatrix_and_base
     directory = tmp_path_factory.mktemp("models")
 
-    def measure(calibrated: bool, **options: object) -> tuple[float, float]:
+    def measure(calibrated: bool, **options: Any) -> tuple[float, float]:
         path = directory / "m.gguf"
-        report = quantize(TINY_MIXTRAL, path, imatrix=imatrix if calibrated else None, force=True, progress=False, **options)  # type: ignore[arg-type]
+        importance = imatrix if calibrated else None
+        report = quantize(TINY_MIXTRAL, path, imatrix=importance, force=True, progress=False, **options)
         with Mixtral(path, n_ctx=128) as model:
             kl = perplexity(model, tokens, n_ctx=100, kl_against=base, progress=False).kl
         assert kl
@@ -47,7 +52,9 @@ def divergence(imatrix_and_base: tuple[Path, Path, list[int]], tmp_path_factory:
 
 @pytest.mark.parametrize("mix", ["q2_k", "q3_k_s", "q4_k_m"])
 @pytest.mark.parametrize("calibrated", [False, True])
-def test_types_for_a_size_diverge_less_than_the_mix_of_that_size(divergence: Divergence, mix: str, calibrated: bool) -> None:
+def test_types_for_a_size_diverge_less_than_the_mix_of_that_size(
+    divergence: Divergence, mix: str, calibrated: bool
+) -> None:
     size, of_mix = divergence(calibrated, type=mix)
     chosen, of_choice = divergence(calibrated, target_bpw=size)
     assert size - 0.05 < chosen <= size

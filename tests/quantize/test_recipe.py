@@ -24,18 +24,28 @@ ROUTER = Target("blk.0.ffn_gate_inp.weight", ("x",), (8, 64))
 def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
     """The matrices that mixes treat differently."""
     layers = [
-        Target(f"blk.{i}.{name}.weight", tuple("abcdefgh") if "exps" in name else ("x",), (256, cols), merged="exps" in name)
+        Target(
+            f"blk.{i}.{name}.weight",
+            tuple("abcdefgh") if "exps" in name else ("x",),
+            (256, cols),
+            merged="exps" in name,
+        )
         for i in range(n_layers)
         for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_down_exps")
     ]
-    return [Target("token_embd.weight", ("x",), (64, cols)), *layers, ROUTER, *NORMS, Target("output.weight", ("x",), (64, cols))]
+    return [
+        Target("token_embd.weight", ("x",), (64, cols)),
+        *layers,
+        ROUTER,
+        *NORMS,
+        Target("output.weight", ("x",), (64, cols)),
+    ]
 
 
 def test_recipes_are_in_the_order_of_their_bits() -> None:
     whole = Inventory.of_model(MODELS["8x7b"])
     bits = [
-        mixed(whole, name).bits_per_weight if name in MIXES else bits_per_weight(TENSOR_TYPES[name])
-        for name in RECIPES
+        mixed(whole, name).bits_per_weight if name in MIXES else bits_per_weight(TENSOR_TYPES[name]) for name in RECIPES
     ]
     assert bits == sorted(bits, reverse=True)
     assert set(RECIPES) == {*TENSOR_TYPES, *MIXES}
@@ -49,7 +59,9 @@ def test_norms_and_router_stay_f32(recipe: str) -> None:
 @pytest.mark.parametrize("recipe", ONE_TYPE)
 def test_a_type_is_that_of_all_matrices(recipe: str) -> None:
     names = ("token_embd.weight", "output.weight", "blk.3.attn_k.weight", "blk.3.ffn_gate.weight")
-    targets = [Target(name, ("x",), (8, 64)) for name in names] + [Target("blk.0.ffn_down_exps.weight", ("x", "y"), (8, 96), merged=True)]
+    targets = [Target(name, ("x",), (8, 64)) for name in names] + [
+        Target("blk.0.ffn_down_exps.weight", ("x", "y"), (8, 96), merged=True)
+    ]
     assert wanted_types(targets, recipe) == [TENSOR_TYPES[recipe]] * 5
 
 
@@ -72,7 +84,7 @@ def test_a_type_is_that_of_all_matrices(recipe: str) -> None:
     ],
 )
 def test_mixes_have_mixtral_s_own_choices(recipe: str, most: Type, large: Type, small: Type, ffn_down: str) -> None:
-    """For what every token passes: attn_q and attn_output are large, attn_k, attn_v and the embedding small."""
+    """attn_q and attn_output are large; attn_k, attn_v and the embedding small."""
     targets = mixtral()
     found = dict(zip([target.name for target in targets], wanted_types(targets, recipe), strict=True))
     assert found["token_embd.weight"] == small
@@ -119,7 +131,8 @@ def test_file_type_is_the_recipe_s_or_that_of_most_bytes() -> None:
     assert file_type("f32", Counter()) == LlamaFileType.ALL_F32
     assert file_type(None, Counter({Type.Q4_K: 5, Type.Q8_0: 3})) == LlamaFileType.MOSTLY_Q4_K_S
     assert all(
-        file_type(recipe, Counter()).name.removeprefix("MOSTLY_").lower() in (recipe, f"{recipe}_s", "all_f32") for recipe in RECIPES
+        file_type(recipe, Counter()).name.removeprefix("MOSTLY_").lower() in (recipe, f"{recipe}_s", "all_f32")
+        for recipe in RECIPES
     )
 
 

@@ -24,7 +24,15 @@ def test_report_of_tiny_mixtral(tmp_path: Path) -> None:
     assert report.n_weights == sum(array.size for array in read_tensors(TINY_MIXTRAL).values())
     assert 8.5 < report.bits_per_weight < 8.53
     errors = {entry.name: entry.relative_error for entry in report.classes}
-    assert list(errors) == ["embedding", "attention", "experts gate", "experts up", "experts down", "norms and router", "output"]
+    assert list(errors) == [
+        "embedding",
+        "attention",
+        "experts gate",
+        "experts up",
+        "experts down",
+        "norms and router",
+        "output",
+    ]
     assert errors.pop("norms and router") == 0
     assert all(0.004 < error < 0.007 for error in errors.values())
     assert [note[:9] for note in report.notes] == ["read back"]
@@ -65,7 +73,9 @@ def test_dense_models_have_feed_forward_classes(tmp_path: Path) -> None:
 
 def test_zeros_have_no_error() -> None:
     meter = ErrorMeter()
-    meter.add_rows("output.weight", 0, np.zeros((2, 32), np.float32), np.zeros((2, 32), np.float32), np.ones(32, np.float32))
+    meter.add_rows(
+        "output.weight", 0, np.zeros((2, 32), np.float32), np.zeros((2, 32), np.float32), np.ones(32, np.float32)
+    )
     tensor = meter.tensor("output.weight", GGMLQuantizationType.F32, (2, 32), 256)
     assert (tensor.relative_error, tensor.weighted_error, tensor.expert_errors) == (0, None, ())
     assert meter.classes([tensor])[0].relative_error == 0
@@ -83,7 +93,9 @@ def test_errors_of_experts_and_weighted_errors() -> None:
 
 
 def test_json_holds_everything(tmp_path: Path) -> None:
-    report = quantize(TINY_MIXTRAL, tmp_path / "tiny.gguf", "q8_0", tensors=[("blk.2.*_exps.weight", "q4_0")], progress=False)
+    report = quantize(
+        TINY_MIXTRAL, tmp_path / "tiny.gguf", "q8_0", tensors=[("blk.2.*_exps.weight", "q4_0")], progress=False
+    )
     found = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert found["bits_per_weight"] == report.bits_per_weight
     assert found["dest"] == str(tmp_path / "tiny.gguf")

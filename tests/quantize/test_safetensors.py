@@ -1,4 +1,4 @@
-"""The strict safetensors reader: real files, and each way in which a file can be broken (row 17 of the hostile list)."""
+"""The strict safetensors reader: real files, and each way to break one (hostile input, row 17)."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_reads_the_real_checkpoint_as_safetensors_does(tiny_checkpoint: Path) ->
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_widens_every_dtype_exactly(tmp_path: Path, dtype: str) -> None:
     # Values that bfloat16 and float16 both hold exactly, subnormals of the format included.
-    values = np.array([[1, -0.0, 0.5, -3], [2**-14, -(2**-24) if dtype == "float16" else 2.0**-130, 65280, 1.0078125]], np.float32)
+    values = np.array(
+        [[1, -0.0, 0.5, -3], [2**-14, -(2**-24) if dtype == "float16" else 2.0**-130, 65280, 1.0078125]], np.float32
+    )
     write_safetensors(tmp_path / "x", {"x": values}, dtype=dtype)
     tensor = read_safetensors(tmp_path / "x")["x"]
     np.testing.assert_array_equal(tensor.floats(slice(None)).view(np.uint32), values.view(np.uint32))
@@ -111,7 +113,9 @@ def test_header_length_beyond_the_file(tmp_path: Path) -> None:
     refused(tmp_path, raw({"a": A, "b": B}, n_header=5000), "5000 bytes", "truncated")
 
 
-@pytest.mark.parametrize("text", [b"{]", b'{"a": }', b"nonsense", b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}", b"[" * 100_000, b"{}}"])
+@pytest.mark.parametrize(
+    "text", [b"{]", b'{"a": }', b"nonsense", b'{"a": NaN}', b'{"a": 1' + b"0" * 5000 + b"}", b"[" * 100_000, b"{}}"]
+)
 def test_header_is_no_json(tmp_path: Path, text: bytes) -> None:
     refused(tmp_path, raw(text), "header", "JSON")
 
@@ -130,7 +134,11 @@ def test_duplicate_names(tmp_path: Path) -> None:
 
 
 def test_duplicate_keys_in_an_entry(tmp_path: Path) -> None:
-    refused(tmp_path, raw(b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'), "found 'dtype' twice")
+    refused(
+        tmp_path,
+        raw(b'{"a": {"dtype": "F32", "dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}'),
+        "found 'dtype' twice",
+    )
 
 
 def test_overlapping_offsets(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The forms in which a model is published: each gives the same tensors, byte for byte, and each can be broken in ways that are refused."""
+"""The forms in which a model is published: each gives the same tensors, byte for byte.
+
+Each can be broken in ways that are refused.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,15 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from pymixtral.quantize.sources.mistral import read_params
 from pymixtral.quantize.sources.targets import rope_order
-from support.checkpoints import TINY_MIXTRAL, Shape, config_json, make_checkpoint, make_tensors, read_tensors, write_safetensors
+from support.checkpoints import (
+    TINY_MIXTRAL,
+    Shape,
+    config_json,
+    make_checkpoint,
+    make_tensors,
+    read_tensors,
+    write_safetensors,
+)
 from support.ggufs import contents, rewrite
 
 Tensors = dict[str, F32]
@@ -30,7 +41,9 @@ DENSE = Shape(n_vocab=64, n_layers=2, n_experts=0, window=512, rope_base=1e4)
 
 def fused(tensors: Tensors, shape: Shape) -> Tensors:
     """As transformers 5 holds the experts: gate rows before up rows, one tensor for all experts."""
-    result = {re.sub(r"block_sparse_moe\.gate", "mlp.gate", name): x for name, x in tensors.items() if ".experts." not in name}
+    result = {
+        re.sub(r"block_sparse_moe\.gate", "mlp.gate", name): x for name, x in tensors.items() if ".experts." not in name
+    }
     for n in range(shape.n_layers):
         old, new = f"model.layers.{n}.block_sparse_moe.experts", f"model.layers.{n}.mlp.experts"
         w1, w2, w3 = (np.stack([tensors[f"{old}.{e}.w{i}.weight"] for e in range(shape.n_experts)]) for i in (1, 2, 3))
@@ -94,13 +107,17 @@ def write_fused(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "f
     return directory
 
 
-def write_consolidated(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32", shards: int = 1) -> Path:
+def write_consolidated(
+    directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32", shards: int = 1
+) -> Path:
     directory.mkdir()
     (directory / "params.json").write_text(json.dumps(params(shape)))
     own = list(consolidated(tensors, shape).items())
     for i in range(shards):
         name = "consolidated.safetensors" if shards == 1 else f"consolidated.{i:02}-of-{shards:02}.safetensors"
-        write_safetensors(directory / name, dict(own[len(own) * i // shards : len(own) * (i + 1) // shards]), dtype=dtype)
+        write_safetensors(
+            directory / name, dict(own[len(own) * i // shards : len(own) * (i + 1) // shards]), dtype=dtype
+        )
     return directory
 
 
@@ -117,8 +134,12 @@ def tiny_tensors() -> Tensors:
     return read_tensors(TINY_MIXTRAL)
 
 
-@pytest.mark.parametrize("form", ["fused", "consolidated", "consolidated in three files", "f32", "bf16", "split", "sharded"])
-def test_each_form_of_tiny_mixtral_gives_the_same_bytes(tmp_path: Path, tiny_q4_0: Path, tiny_tensors: Tensors, form: str) -> None:
+@pytest.mark.parametrize(
+    "form", ["fused", "consolidated", "consolidated in three files", "f32", "bf16", "split", "sharded"]
+)
+def test_each_form_of_tiny_mixtral_gives_the_same_bytes(
+    tmp_path: Path, tiny_q4_0: Path, tiny_tensors: Tensors, form: str
+) -> None:
     """Its weights are bfloat16, so that f32 and bf16 hold them exactly."""
     if form == "fused":
         source = write_fused(tmp_path / "source", tiny_tensors, TINY, "bfloat16")
@@ -128,7 +149,9 @@ def test_each_form_of_tiny_mixtral_gives_the_same_bytes(tmp_path: Path, tiny_q4_
         source = tmp_path / "source.gguf"
         quantize(TINY_MIXTRAL, source, "bf16" if form == "bf16" else "f32", progress=False)
         if form in ("split", "sharded"):
-            source = rewrite(source, tmp_path / "other.gguf", split=form == "split", shard_tensors=9 if form == "sharded" else 0)
+            source = rewrite(
+                source, tmp_path / "other.gguf", split=form == "split", shard_tensors=9 if form == "sharded" else 0
+            )
     assert quantized(source, tmp_path / "m.gguf") == contents(tiny_q4_0)
 
 
@@ -136,7 +159,10 @@ def test_each_form_of_tiny_mixtral_gives_the_same_bytes(tmp_path: Path, tiny_q4_
 def test_dense_model_in_mistral_s_form(tmp_path: Path, shards: int) -> None:
     tensors = make_checkpoint(tmp_path / "hf", DENSE, seed=4)
     expected = quantized(tmp_path / "hf", tmp_path / "a.gguf", "f16")
-    assert quantized(write_consolidated(tmp_path / "own", tensors, DENSE, shards=shards), tmp_path / "b.gguf", "f16") == expected
+    assert (
+        quantized(write_consolidated(tmp_path / "own", tensors, DENSE, shards=shards), tmp_path / "b.gguf", "f16")
+        == expected
+    )
     with GGUFFile(tmp_path / "a.gguf") as a, GGUFFile(tmp_path / "b.gguf") as b:
         differing = {"general.name", "llama.context_length"}  # which params.json does not tell
         assert {key for key in a.metadata | b.metadata if a.metadata.get(key) != b.metadata.get(key)} == differing
@@ -171,7 +197,7 @@ def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: s
     quantize(tmp_path, tmp_path / "m.gguf", force=True, progress=False)
 
 
-# --- What is refused ---------------------------------------------------------------------------------------------
+# --- What is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
@@ -250,7 +276,9 @@ def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> Non
     tensors = consolidated(make_tensors(SMALL, seed=1), SMALL)
     tensors["layers.0.attention.bias"] = tensors.pop("layers.1.feed_forward.experts.2.w2.weight")
     write_safetensors(source / "consolidated.safetensors", tensors)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.feed_forward\.experts\.2\.w2\.weight.*'layers\.0\.attention\.bias'"):
+    with pytest.raises(
+        CheckpointError, match=r"layers\.1\.feed_forward\.experts\.2\.w2\.weight.*'layers\.0\.attention\.bias'"
+    ):
         quantize(source, tmp_path / "m.gguf", progress=False)
 
 
@@ -268,12 +296,24 @@ def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> Non
         ("sliding_window", 0, "sliding_window"),
         ("moe", [8, 2], "moe: expected an object, found [8, 2]"),
         ("moe", {"num_experts": 8}, "num_experts_per_tok is missing"),
-        ("moe", {"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok: expected a whole number from 1 to 8, found 9"),
-        ("moe", {"num_experts": 1, "num_experts_per_tok": 1}, "num_experts: expected a whole number from 2 to 64, found 1"),
+        (
+            "moe",
+            {"num_experts": 8, "num_experts_per_tok": 9},
+            "num_experts_per_tok: expected a whole number from 1 to 8, found 9",
+        ),
+        (
+            "moe",
+            {"num_experts": 1, "num_experts_per_tok": 1},
+            "num_experts: expected a whole number from 2 to 64, found 1",
+        ),
         ("dim", 2**17 + 8, "dim: expected a whole number from 1 to 131072, found 131080"),
         ("n_heads", 1025, "n_heads: expected a whole number from 1 to 1024, found 1025"),
         ("max_seq_len", 2**20 + 1, "max_seq_len: expected a whole number from 1 to 1048576, found 1048577"),
-        ("moe", {"num_experts": 65, "num_experts_per_tok": 2}, "num_experts: expected a whole number from 2 to 64, found 65"),
+        (
+            "moe",
+            {"num_experts": 65, "num_experts_per_tok": 2},
+            "num_experts: expected a whole number from 2 to 64, found 65",
+        ),
     ],
 )
 def test_row_17_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
@@ -300,12 +340,22 @@ def test_params_left_out_have_mistral_s_defaults(tmp_path: Path) -> None:
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
-_JSON = _SCALARS | st.lists(_SCALARS, max_size=3) | st.dictionaries(st.sampled_from(["num_experts", "num_experts_per_tok"]), _SCALARS)
+_JSON = (
+    _SCALARS
+    | st.lists(_SCALARS, max_size=3)
+    | st.dictionaries(st.sampled_from(["num_experts", "num_experts_per_tok"]), _SCALARS)
+)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from([*params(SMALL), "moe", "sliding_window", "max_seq_len", "tied_embeddings"]), _JSON, max_size=4))
-def test_row_17_any_params_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]) -> None:
+@given(
+    st.dictionaries(
+        st.sampled_from([*params(SMALL), "moe", "sliding_window", "max_seq_len", "tied_embeddings"]), _JSON, max_size=4
+    )
+)
+def test_row_17_any_params_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
+) -> None:
     path = tmp_path_factory.getbasetemp() / "params.json"
     path.write_text(json.dumps(params(SMALL) | changes))
     try:

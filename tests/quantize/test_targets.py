@@ -37,7 +37,7 @@ def floats(file: GGUFFile, name: str) -> Floats:
 
 
 def test_attention_scores_are_those_of_rotate_half(tmp_path: Path) -> None:
-    """RoPE on adjacent pairs of the file's rows gives the scores that rotate-half gives on the checkpoint's."""
+    """RoPE on adjacent pairs of the file's rows scores as rotate-half does on the checkpoint's."""
     shape = Shape(hidden=96, n_heads=6, n_kv_heads=2, head_dim=24, n_layers=1, n_vocab=64)
     tensors = make_checkpoint(tmp_path / "hf", shape, seed=1)
     quantize(tmp_path / "hf", tmp_path / "m.gguf", "f32", progress=False)
@@ -50,7 +50,9 @@ def test_attention_scores_are_those_of_rotate_half(tmp_path: Path) -> None:
 
     def rotate_pairs(rows: Floats, angle: Floats) -> Floats:
         a, b = rows.reshape(-1, shape.head_dim)[:, 0::2], rows.reshape(-1, shape.head_dim)[:, 1::2]
-        return np.stack([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=2).reshape(-1, shape.head_dim)
+        return np.stack([a * np.cos(angle) - b * np.sin(angle), a * np.sin(angle) + b * np.cos(angle)], axis=2).reshape(
+            -1, shape.head_dim
+        )
 
     with GGUFFile(tmp_path / "m.gguf") as file:
         q, k = floats(file, "blk.0.attn_q.weight"), floats(file, "blk.0.attn_k.weight")
@@ -68,7 +70,9 @@ def test_attention_scores_are_those_of_rotate_half(tmp_path: Path) -> None:
 def test_every_weight_of_a_mixtral_arrives(tiny_f32: Path) -> None:
     source = read_tensors(TINY_MIXTRAL)
     with GGUFFile(tiny_f32) as file:
-        assert sum(np.prod(tensor.shape) for tensor in file.tensors.values()) == sum(array.size for array in source.values())
+        assert sum(np.prod(tensor.shape) for tensor in file.tensors.values()) == sum(
+            array.size for array in source.values()
+        )
         np.testing.assert_array_equal(floats(file, "token_embd.weight"), source["model.embed_tokens.weight"])
         np.testing.assert_array_equal(floats(file, "output_norm.weight"), source["model.norm.weight"])
         np.testing.assert_array_equal(floats(file, "output.weight"), source["lm_head.weight"])
@@ -83,11 +87,15 @@ def test_every_weight_of_a_mixtral_arrives(tiny_f32: Path) -> None:
                 ("ffn_norm", "post_attention_layernorm", slice(None)),
                 ("ffn_gate_inp", "block_sparse_moe.gate", slice(None)),
             ):
-                np.testing.assert_array_equal(floats(file, f"{block}.{ours}.weight"), source[f"{layer}.{theirs}.weight"][order])
+                np.testing.assert_array_equal(
+                    floats(file, f"{block}.{ours}.weight"), source[f"{layer}.{theirs}.weight"][order]
+                )
             for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
                 merged = floats(file, f"{block}.ffn_{ours}_exps.weight")
                 for expert in range(8):
-                    np.testing.assert_array_equal(merged[expert], source[f"{layer}.block_sparse_moe.experts.{expert}.{theirs}.weight"])
+                    np.testing.assert_array_equal(
+                        merged[expert], source[f"{layer}.block_sparse_moe.experts.{expert}.{theirs}.weight"]
+                    )
 
 
 def test_every_weight_of_a_dense_mistral_arrives(tmp_path: Path) -> None:
@@ -96,4 +104,6 @@ def test_every_weight_of_a_dense_mistral_arrives(tmp_path: Path) -> None:
     with GGUFFile(tmp_path / "m.gguf") as file:
         assert len(file.tensors) == len(source)
         for name in ("gate", "up", "down"):
-            np.testing.assert_array_equal(floats(file, f"blk.1.ffn_{name}.weight"), source[f"model.layers.1.mlp.{name}_proj.weight"])
+            np.testing.assert_array_equal(
+                floats(file, f"blk.1.ffn_{name}.weight"), source[f"model.layers.1.mlp.{name}_proj.weight"]
+            )

@@ -1,4 +1,7 @@
-"""Vocabularies of tokenizer.json: equal to those of the SentencePiece model that it came from. Added tokens, special tokens."""
+"""Vocabularies of tokenizer.json: equal to those of the SentencePiece model that it came from.
+
+Added tokens and special tokens.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ SPACE = "\u2581"
 
 
 def convert() -> Json:
-    """tiny-mixtral's tokenizer.model as published checkpoints of the family have it: the rules of a piece are all its cuts into pieces,
-    best pieces first."""
+    """tiny-mixtral's tokenizer.model as published checkpoints of the family have it: the rules of a
+    piece are all its cuts into pieces, best pieces first."""
     model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
     model.ParseFromString((TINY_MIXTRAL / "tokenizer.model").read_bytes())
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
@@ -39,10 +42,19 @@ def convert() -> Json:
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     return {
         "version": "1.0",
-        "added_tokens": [{"id": i, "content": piece, "special": True} for i, piece in enumerate(("<unk>", "<s>", "</s>"))],
+        "added_tokens": [
+            {"id": i, "content": piece, "special": True} for i, piece in enumerate(("<unk>", "<s>", "</s>"))
+        ],
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, replace]},
         "pre_tokenizer": None,
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "byte_fallback": True, "vocab": ids, "merges": merges},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "byte_fallback": True,
+            "vocab": ids,
+            "merges": merges,
+        },
     }
 
 
@@ -91,7 +103,9 @@ def test_text_is_encoded_as_with_the_sentencepiece_model(tmp_path: Path) -> None
 
 def test_merges_as_strings(tmp_path: Path) -> None:
     """As older versions of the package wrote them."""
-    values = changed(lambda values: values["model"].update(merges=[" ".join(pair) for pair in values["model"]["merges"]]))
+    values = changed(
+        lambda values: values["model"].update(merges=[" ".join(pair) for pair in values["model"]["merges"]])
+    )
     assert read(write(tmp_path, values)).scores == read(TINY_MIXTRAL).scores
 
 
@@ -123,7 +137,9 @@ def test_space_prefix(tmp_path: Path, normalizer: Json | None, pre_tokenizer: Js
         (lambda v: v["model"]["merges"].pop(700), "found no such merge"),
     ],
 )
-def test_what_sentencepiece_would_do_otherwise_is_unsupported(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+def test_what_sentencepiece_would_do_otherwise_is_unsupported(
+    tmp_path: Path, change: Callable[[Json], Any], words: str
+) -> None:
     with pytest.raises(UnsupportedError, match=words):
         read(write(tmp_path, changed(change)))
 
@@ -161,7 +177,7 @@ def test_row_17_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json
         read(write(tmp_path, changed(change)))
 
 
-# --- Added and special tokens ------------------------------------------------------------------------------------
+# --- Added and special tokens ---------------------------------------------------------------------
 
 
 CHATML = {"<|im_end|>": 4096, "<|im_start|>": 4097}
@@ -191,7 +207,13 @@ def test_tokens_of_a_fine_tune(tmp_path: Path, form: str, sentencepiece: bool) -
     with GGUFFile(tmp_path / "m.gguf") as file:
         tokens, kinds = file.metadata["tokenizer.ggml.tokens"], file.metadata["tokenizer.ggml.token_type"]
         assert isinstance(tokens, list)
-        assert tokens[4095:] == [read(TINY_MIXTRAL).tokens[4095], "<|im_end|>", "<|im_start|>", "[PAD4098]", "[PAD4099]"]
+        assert tokens[4095:] == [
+            read(TINY_MIXTRAL).tokens[4095],
+            "<|im_end|>",
+            "<|im_start|>",
+            "[PAD4098]",
+            "[PAD4099]",
+        ]
         np.testing.assert_array_equal(kinds[4096:], [3, 3, 3, 3])  # type: ignore[index]
         assert file.metadata["tokenizer.chat_template"] == "{{ messages }}"
         assert Tokenizer.from_metadata(file.metadata).eos_ids == {4096}
@@ -234,7 +256,13 @@ def test_end_that_is_no_token(tmp_path: Path, value: Any) -> None:
 
 def test_files_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="as another file says, found"):
-        read(write(tmp_path, added_tokens={"<a>": 4096}, tokenizer_config={"added_tokens_decoder": {"4096": {"content": "<b>"}}}))
+        read(
+            write(
+                tmp_path,
+                added_tokens={"<a>": 4096},
+                tokenizer_config={"added_tokens_decoder": {"4096": {"content": "<b>"}}},
+            )
+        )
 
 
 def test_tekken_is_unsupported(tmp_path: Path) -> None:
@@ -243,7 +271,14 @@ def test_tekken_is_unsupported(tmp_path: Path) -> None:
         read_vocabulary(tmp_path)
 
 
-_VALUES = st.none() | st.booleans() | st.integers(-2, 5000) | st.text(max_size=3) | st.lists(st.none(), max_size=2) | st.just({})
+_VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 5000)
+    | st.text(max_size=3)
+    | st.lists(st.none(), max_size=2)
+    | st.just({})
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,7 +288,11 @@ def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathF
     for _ in range(data.draw(st.integers(1, 3))):
         place: Any = values
         for _ in range(data.draw(st.integers(0, 3))):
-            inner = [item for item in (place.values() if isinstance(place, dict) else place) if isinstance(item, dict | list) and item]
+            inner = [
+                item
+                for item in (place.values() if isinstance(place, dict) else place)
+                if isinstance(item, dict | list) and item
+            ]
             if not inner:
                 break
             place = data.draw(st.sampled_from(inner))

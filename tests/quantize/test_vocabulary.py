@@ -40,7 +40,11 @@ def test_real_vocabulary_is_sentencepiece_s_own() -> None:
     n = processor.vocab_size()
     assert list(vocabulary.tokens) == [processor.id_to_piece(i) for i in range(n)]
     assert list(vocabulary.scores) == [processor.get_score(i) for i in range(n)]
-    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.unknown_id) == (processor.bos_id(), processor.eos_id(), processor.unk_id())
+    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.unknown_id) == (
+        processor.bos_id(),
+        processor.eos_id(),
+        processor.unk_id(),
+    )
     assert vocabulary.add_space_prefix is True
     for i, kind in enumerate(vocabulary.types):
         expected = 2 if processor.is_unknown(i) else 3 if processor.is_control(i) else 6 if processor.is_byte(i) else 1
@@ -95,7 +99,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
         ("normalizer_spec", "escape_whitespaces", False),
     ],
 )
-def test_models_beyond_gguf_s_lists_are_unsupported_by_name(tmp_path: Path, model: Any, spec: str, name: str, value: object) -> None:
+def test_models_beyond_gguf_s_lists_are_unsupported_by_name(
+    tmp_path: Path, model: Any, spec: str, name: str, value: object
+) -> None:
     setattr(getattr(model, spec), name, value)
     with pytest.raises(UnsupportedError, match=name):
         read_vocabulary(write(tmp_path, model))

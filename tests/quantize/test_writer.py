@@ -1,4 +1,4 @@
-"""The GGUF file: metadata, tensors as other readers see them, replacement of the destination, and memory."""
+"""The GGUF file: metadata, tensors as other readers see them, replacing the destination, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,15 @@ from pymixtral.quantize import quantize, writer
 from pymixtral.quantize.encoders import formats
 from pymixtral.quantize.recipe import TENSOR_TYPES
 from pymixtral.quantize.sources.targets import rope_order
-from support.checkpoints import ONE_TYPE, TINY_MIXTRAL, Shape, make_checkpoint, make_tensors, read_tensors, write_safetensors
+from support.checkpoints import (
+    ONE_TYPE,
+    TINY_MIXTRAL,
+    Shape,
+    make_checkpoint,
+    make_tensors,
+    read_tensors,
+    write_safetensors,
+)
 
 SMALL = Shape(n_vocab=64, n_layers=1)
 
@@ -90,7 +98,10 @@ def test_metadata_of_a_dense_model_has_a_window_and_no_experts(tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", ONE_TYPE)
 def test_gguf_s_own_reader_sees_the_tensors(tmp_path: Path, kind: str) -> None:
-    """Every tensor equals the checkpoint's, encoded by the gguf package, or by the definition in NumPy where it has no encoder."""
+    """Every tensor equals the checkpoint's, encoded by the gguf package.
+
+    Where that has no encoder, the definition in NumPy encodes it.
+    """
     quantize(TINY_MIXTRAL, tmp_path / "m.gguf", kind, progress=False)
     source = read_tensors(TINY_MIXTRAL)
     tensors = {tensor.name: tensor for tensor in GGUFReader(tmp_path / "m.gguf").tensors}
@@ -105,13 +116,17 @@ def test_gguf_s_own_reader_sees_the_tensors(tmp_path: Path, kind: str) -> None:
         tensor = tensors[name]
         assert tensor.tensor_type == TENSOR_TYPES[kind]
         assert tensor.shape.tolist() == list(weights.shape[::-1])
-        np.testing.assert_array_equal(tensor.data.reshape(-1), encoded(weights, TENSOR_TYPES[kind]).view(tensor.data.dtype).reshape(-1))
+        np.testing.assert_array_equal(
+            tensor.data.reshape(-1), encoded(weights, TENSOR_TYPES[kind]).view(tensor.data.dtype).reshape(-1)
+        )
     for name in ("blk.0.attn_norm.weight", "blk.0.ffn_gate_inp.weight", "output_norm.weight"):
         assert tensors[name].tensor_type == TENSOR_TYPES["f32"]
 
 
 @pytest.mark.parametrize("kind", ONE_TYPE)
-def test_same_bytes_for_any_threads_chunks_and_shards(small: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bytes_for_any_threads_chunks_and_shards(
+    small: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quantize(small, tmp_path / "a.gguf", kind, n_threads=1, progress=False)
     make_checkpoint(tmp_path / "sharded" / "hf", SMALL, seed=2, shards=3)
     monkeypatch.setattr(writer, "CHUNK_WEIGHTS", 5 * SMALL.hidden)
@@ -122,7 +137,8 @@ def test_same_bytes_for_any_threads_chunks_and_shards(small: Path, tmp_path: Pat
 def test_bundled_model_is_what_the_quantizer_makes(tiny_q8_0: Path) -> None:
     """pymixtral/data/tiny-mixtral-q8_0.gguf was made by
 
-    pymixtral quantize tests/data/tiny-mixtral pymixtral/data/tiny-mixtral-q8_0.gguf --type q8_0 --force
+    pymixtral quantize tests/data/tiny-mixtral pymixtral/data/tiny-mixtral-q8_0.gguf --type q8_0
+    --force
     """
     bundled = Path(pymixtral.__file__).parent / "data" / "tiny-mixtral-q8_0.gguf"
     assert bundled.read_bytes() == tiny_q8_0.read_bytes()
@@ -178,12 +194,15 @@ def test_too_little_disk_space(small: Path, tmp_path: Path, monkeypatch: pytest.
 def test_disk_that_fills_up_leaves_nothing(small: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes write fail with an OSError as a full disk does."""
     code = (
-        "import resource, signal, sys; from pymixtral.errors import OutputError; from pymixtral.quantize import quantize\n"
+        "import resource, signal, sys; from pymixtral.errors import OutputError; from pymixtral.quantize import "
+        "quantize\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "try: quantize(sys.argv[1], sys.argv[2], 'f32', progress=False)\n"
         "except OutputError as error: print(error)\n"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(small), str(tmp_path / "m.gguf")], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(small), str(tmp_path / "m.gguf")], capture_output=True, text=True, check=True
+    )
     assert "found an error (File too large)" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
@@ -242,9 +261,13 @@ def test_non_finite_weight_is_refused_by_name(small: Path, tmp_path: Path, kind:
     refused(CheckpointError, small, tmp_path / "m.gguf", name, "NaN or infinity", type=kind)
 
 
-@pytest.mark.parametrize("options", [{"type": kind} for kind in ("f32", "bf16", "q8_0", "q4_0")] + [{"target_bpw": 5.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"type": kind} for kind in ("f32", "bf16", "q8_0", "q4_0")] + [{"target_bpw": 5.5}], ids=str
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_row_20_non_finite_weights_become_0_when_asked_for(small: Path, tmp_path: Path, options: dict[str, Any], dtype: str) -> None:
+def test_row_20_non_finite_weights_become_0_when_asked_for(
+    small: Path, tmp_path: Path, options: dict[str, Any], dtype: str
+) -> None:
     tensors = make_tensors(SMALL, seed=2)
     names = ("input_layernorm", "self_attn.q_proj", "block_sparse_moe.experts.2.w2")
     norm, query, expert = (f"model.layers.0.{name}.weight" for name in names)
@@ -286,7 +309,7 @@ def test_weight_beyond_f16_is_refused_by_name(small: Path, tmp_path: Path, kind:
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight experts of 1 MB a matrix in chunks of 256 KB: 100 MB of model, a few chunks of memory."""
+    """Eight experts of 1 MB a matrix, chunks of 256 KB: 100 MB of model, some chunks of memory."""
     monkeypatch.setattr(writer, "CHUNK_WEIGHTS", 1 << 16)
     shape = Shape(hidden=256, ffn=1024, n_heads=4, head_dim=64, n_experts=8, n_layers=4, n_vocab=64)
     make_checkpoint(tmp_path / "hf", shape, seed=3)
