@@ -1,11 +1,15 @@
-"""Builds the C library as pymixtral._pmx (cffi, API mode, limited API) and installs quantize/ as pymixtral.quantize."""
+"""Builds the C library as pymixtral._pmx (cffi, API mode, limited API) and installs quantize/ as
+pymixtral.quantize.
+"""
 
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 
 class BuildExt(build_ext):
-    """Without the folders of this machine's Python: some builds of Python pass their own on, and a wheel would carry it as RUNPATH."""
+    """Without the folders of this machine's Python: some builds of Python pass their own on, and a
+    wheel would carry it as RUNPATH.
+    """
 
     def build_extensions(self):
         linker = self.compiler.linker_so

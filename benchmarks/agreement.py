@@ -1,8 +1,9 @@
 """How far pymixtral and llama.cpp agree on one GGUF file: both engines' logits, and the exact ones.
 
-Both compute the same windows of a text, caches in f16; the second half of each window is compared. The exact logits are those of the
-file's weights dequantized to f32, activations and cache f32 too, computed by pymixtral. Neither engine computes them: each rounds
-activations in its own way. The one nearer to them is the more exact one.
+Both compute the same windows of a text, caches in f16; the second half of each window is compared.
+The exact logits are those of the file's weights dequantized to f32, activations and cache f32 too,
+computed by pymixtral. Neither engine computes them: each rounds activations in its own way. The one
+nearer to them is the more exact one.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from support.ggufs import is_mapped
 
 TOP1, KL, MARGIN = 0.99, 2e-3, 0.1
-"""Bounds: the least part of positions with the same best token, the largest mean divergence in nats, and how near llama.cpp's two best
-logits lie where the best tokens differ."""
+"""Bounds: the least part of positions with the same best token, the largest mean divergence in
+nats, and how near llama.cpp's two best logits lie where the best tokens differ.
+"""
 
 _PEER = Path(__file__).resolve().parent / "interoperation_peer.py"
 _ROWS = 64  # at a time in float64
@@ -86,9 +88,10 @@ class Passage:
 class Agreement:
     """Of the passage's predictions.
 
-    mapped: every matrix is the file's own memory. same_tokens: of the text. top1, margin, kl: as their bounds; n_beyond: of n_positions,
-    those beyond MARGIN. For each engine, under "pymixtral" and "llama.cpp": perplexity (also "exact"), exact_kl: divergence of its
-    predictions from the exact ones, exact_top1: the part with their best token.
+    mapped: every matrix is the file's own memory. same_tokens: of the text. top1, margin, kl: as
+    their bounds; n_beyond: of n_positions, those beyond MARGIN. For each engine, under "pymixtral"
+    and "llama.cpp": perplexity (also "exact"), exact_kl: divergence of its predictions from the
+    exact ones, exact_top1: the part with their best token.
     """
 
     mapped: bool
@@ -115,13 +118,17 @@ class Agreement:
 
 
 def agreement(peer: Peer, passage: Passage, ours: Path, theirs: Path, scratch: Path) -> Agreement:
-    """Of pymixtral on the file `ours` and llama.cpp on `theirs`, which may be the same. scratch: a directory for large files. Raises
-    RefusedError if llama.cpp does not open its file, what Mixtral() raises for the other."""
+    """Of pymixtral on the file `ours` and llama.cpp on `theirs`, which may be the same. scratch: a
+    directory for large files. Raises RefusedError if llama.cpp does not open its file, what
+    Mixtral() raises for the other.
+    """
     with Mixtral(ours, n_ctx=passage.n_ctx, n_threads=peer.n_threads) as model:
         windows, ids = passage.windows(model), model.tokenize(passage.text)
         np.save(scratch / "windows.npy", windows)
         out = scratch / "logits.npy"
-        answer = peer("logits", model=theirs, windows=scratch / "windows.npy", first=passage.first, out=out, text=passage.text)
+        answer = peer(
+            "logits", model=theirs, windows=scratch / "windows.npy", first=passage.first, out=out, text=passage.text
+        )
         logits = {"pymixtral": passage.logits(model), "llama.cpp": np.load(out, mmap_mode="r")}
     exact = scratch / "exact.gguf"
     quantize(ours, exact, "f32", verify=False, progress=False)
@@ -142,7 +149,8 @@ def _measured(targets: I32, logits: dict[str, F32], *, mapped: bool, same_tokens
     flat = {name: values.reshape(-1, values.shape[-1]) for name, values in logits.items()}
     for begin in range(0, targets.size, _ROWS):
         for name, values in _compared(
-            targets.reshape(-1)[begin : begin + _ROWS], {name: rows[begin : begin + _ROWS] for name, rows in flat.items()}
+            targets.reshape(-1)[begin : begin + _ROWS],
+            {name: rows[begin : begin + _ROWS] for name, rows in flat.items()},
         ).items():
             columns.setdefault(name, []).append(values)
     mean = {name: float(np.concatenate(parts).mean()) for name, parts in columns.items()}

@@ -1,11 +1,13 @@
-"""The weight encoders beside llama.cpp's on the same weights: root mean square errors as a ratio, and times.
+"""The weight encoders beside llama.cpp's on the same weights: root mean square errors as a ratio,
+and times.
 
     python benchmarks/encoders_peer.py LIBGGML_BASE [CHECKPOINT ...] [--rows 256] [--threads 2] [--isa ISA]
 
-LIBGGML_BASE is llama.cpp's libggml-base.so (llama-cpp-python ships it), whose ggml_quantize_chunk is called. Data: Gaussian and
-Laplacian weights, and every CHECKPOINT's matrices (safetensors), each without and with an importance matrix (gamma-distributed), with
-which errors are the importance-weighted ones. A ratio below 1 means that ours is smaller. Times are per weight, on the Gaussian data,
-the peer's rows divided evenly among the threads.
+LIBGGML_BASE is llama.cpp's libggml-base.so (llama-cpp-python ships it), whose ggml_quantize_chunk
+is called. Data: Gaussian and Laplacian weights, and every CHECKPOINT's matrices (safetensors), each
+without and with an importance matrix (gamma-distributed), with which errors are the
+importance-weighted ones. A ratio below 1 means that ours is smaller. Times are per weight, on the
+Gaussian data, the peer's rows divided evenly among the threads.
 """
 
 from __future__ import annotations
@@ -34,7 +36,13 @@ class Peer:
     def __init__(self, path: Path, n_threads: int) -> None:
         self._quantize = ctypes.CDLL(str(path)).ggml_quantize_chunk
         self._quantize.restype = ctypes.c_size_t
-        self._quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+        self._quantize.argtypes = [
+            ctypes.c_int,
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            *[ctypes.c_int64] * 3,
+            ctypes.c_void_p,
+        ]
         self._pool = ThreadPoolExecutor(n_threads)
         self._n_threads = n_threads
 
@@ -57,7 +65,11 @@ def samples(checkpoints: list[Path], rows: int) -> Iterator[tuple[str, F32]]:
     yield "laplacian", rng.laplace(size=(rows, COLS)).astype(np.float32)
     for path in checkpoints:
         for name, tensor in read_safetensors(path).items():
-            if len(tensor.shape) == 2 and tensor.shape[1] % 256 == 0 and "gate.weight" not in name.replace("gate_proj", ""):
+            if (
+                len(tensor.shape) == 2
+                and tensor.shape[1] % 256 == 0
+                and "gate.weight" not in name.replace("gate_proj", "")
+            ):
                 yield path.parent.name, tensor.floats(slice(0, rows))
 
 
@@ -86,7 +98,10 @@ def main() -> None:
         data.setdefault(group, []).append(x)
     heads = [f"{group}{suffix}" for group in data for suffix in ("", " imatrix")]
     with ops.Context(arguments.threads, arguments.isa) as context:
-        print(f"{context.isa}, {context.n_threads} threads; errors: ours / peer's (the worst matrix); times: ns per weight, peer / ours")
+        print(
+            f"{context.isa}, {context.n_threads} threads; errors: ours / peer's (the worst matrix); "
+            "times: ns per weight, peer / ours"
+        )
         print("| type | " + " | ".join(heads) + " | peer | ours | times faster | with imatrix |")
         print("| --- |" + " --- |" * (len(heads) + 4))
         for name in arguments.types:
@@ -94,7 +109,9 @@ def main() -> None:
             print(f"| {name} | " + " | ".join(row(context, peer, kind, data, arguments.repeats)) + " |", flush=True)
 
 
-def row(context: ops.Context, peer: Peer, kind: GGMLQuantizationType, data: dict[str, list[F32]], repeats: int) -> list[str]:
+def row(
+    context: ops.Context, peer: Peer, kind: GGMLQuantizationType, data: dict[str, list[F32]], repeats: int
+) -> list[str]:
     cells = []
     for matrices in data.values():
         for seed in (None, 2):
@@ -102,10 +119,14 @@ def row(context: ops.Context, peer: Peer, kind: GGMLQuantizationType, data: dict
             squares = np.zeros(2)
             for x in matrices:
                 importance = None if seed is None else importance_of(x, seed)
-                errors = [error(context, kind, x, encoded, importance) for encoded in both(context, peer, kind, x, importance)]
+                errors = [
+                    error(context, kind, x, encoded, importance) for encoded in both(context, peer, kind, x, importance)
+                ]
                 squares += np.square(errors) * x.size
                 ratios.append(errors[0] / errors[1])
-            cells.append(f"{np.sqrt(squares[0] / squares[1]):.4f}" + (f" ({max(ratios):.4f})" if len(ratios) > 1 else ""))
+            cells.append(
+                f"{np.sqrt(squares[0] / squares[1]):.4f}" + (f" ({max(ratios):.4f})" if len(ratios) > 1 else "")
+            )
     x = next(iter(data.values()))[0]
     times = []
     for importance in (None, importance_of(x, 2)):
@@ -120,7 +141,9 @@ def importance_of(x: F32, seed: int) -> F32:
     return np.random.Generator(np.random.PCG64(seed)).gamma(0.7, size=x.shape[1]).astype(np.float32) + np.float32(1e-3)
 
 
-def both(context: ops.Context, peer: Peer, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> tuple[U8, ...]:
+def both(
+    context: ops.Context, peer: Peer, kind: GGMLQuantizationType, x: F32, importance: F32 | None
+) -> tuple[U8, ...]:
     return ops.encode(context, kind, x, importance), peer.encode(kind, x, importance)
 
 

@@ -1,10 +1,11 @@
-"""The engines that peers.py compares, each in a process of its own: what one leaves behind, threads or memory, does not touch the other.
+"""The engines that peers.py compares, each in a process of its own: what one leaves behind, threads
+or memory, does not touch the other.
 
     python engines.py {pymixtral,llama-cpp-python} MODEL THREADS CONTEXT {f16,q8_0}
 
-The process opens the model, writes a line of JSON that describes it, then answers each line of JSON on standard input with one. Only
-the engine that is asked for is imported, and nothing else but NumPy. Seconds are taken here, around the calls into the engine, so the
-pipes do not count.
+The process opens the model, writes a line of JSON that describes it, then answers each line of JSON
+on standard input with one. Only the engine that is asked for is imported, and nothing else but
+NumPy. Seconds are taken here, around the calls into the engine, so the pipes do not count.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ Tokens = NDArray[np.int32]
 
 
 class Engine(Protocol):
-    """A model opened, and one text in its cache. about: name, variant (the instruction sets in use) and what else the engine can tell.
-    kept: how many tokens clear() leaves in the cache."""
+    """A model opened, and one text in its cache. about: name, variant (the instruction sets in use)
+    and what else the engine can tell. kept: how many tokens clear() leaves in the cache.
+    """
 
     about: dict[str, Any]
     kept: int
@@ -38,7 +40,9 @@ class Engine(Protocol):
         """Forgets the text but for its first `kept` tokens."""
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Appends tokens, at most BATCH; the logits after the last one, float32 [n_vocab], valid until the next call."""
+        """Appends tokens, at most BATCH; the logits after the last one, float32 [n_vocab], valid
+        until the next call.
+        """
 
 
 class PyMixtral:
@@ -56,7 +60,9 @@ class PyMixtral:
         with GGUFFile(path) as file:
             config = ModelConfig.from_gguf(file)
             weights = load_weights(file, config)
-            Tokenizer.from_metadata(file.metadata, path)  # not used, but llama.cpp's time to open has the vocabulary in it too
+            Tokenizer.from_metadata(
+                file.metadata, path
+            )  # not used, but llama.cpp's time to open has the vocabulary in it too
         self.model = Model(weights, config, n_threads=n_threads)
         self.cache = self.model.new_cache(n_ctx, kv_type)
         self.sequence = self.cache.new_sequence()
@@ -72,7 +78,9 @@ class PyMixtral:
         self.sequence.truncate(self.kept)
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
-        last = self.model.forward(tokens, [(self.sequence, len(tokens))], self.cache, rows=slice(len(tokens) - 1 or None, None))
+        last = self.model.forward(
+            tokens, [(self.sequence, len(tokens))], self.cache, rows=slice(len(tokens) - 1 or None, None)
+        )
         logits: NDArray[np.float32] = self.model.logits(last)[0]
         return logits
 
@@ -80,8 +88,8 @@ class PyMixtral:
 class LlamaCpp:
     """Through llama-cpp-python's plain bindings of llama.h, so that only llama.cpp is timed.
 
-    Its defaults (memory map, weights repacked where it has a faster layout, flash attention where it thinks it best), except for threads,
-    the sizes of context and batch, and the cache's type.
+    Its defaults (memory map, weights repacked where it has a faster layout, flash attention where
+    it thinks it best), except for threads, the sizes of context and batch, and the cache's type.
     """
 
     kept = 0
@@ -111,7 +119,9 @@ class LlamaCpp:
         self.about = {
             "open_seconds": seconds,
             "name": f"llama-cpp-python {llama_cpp.__version__}",
-            "variant": ", ".join(part.split(" = ")[0].removeprefix("CPU : ") for part in info.split(" | ") if part.endswith(" = 1")),
+            "variant": ", ".join(
+                part.split(" = ")[0].removeprefix("CPU : ") for part in info.split(" | ") if part.endswith(" = 1")
+            ),
         }
 
     def clear(self) -> None:
@@ -119,7 +129,9 @@ class LlamaCpp:
 
     def feed(self, tokens: Tokens) -> NDArray[np.float32]:
         ids = tokens.ctypes.data_as(ctypes.POINTER(self.api.llama_token))
-        status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(ids, len(tokens)))  # logits of the last token only
+        status = self.api.llama_decode(
+            self.context, self.api.llama_batch_get_one(ids, len(tokens))
+        )  # logits of the last token only
         if status:
             raise SystemExit(f"llama_decode: status {status}")
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.context, -1), (self.n_vocab,))
@@ -134,7 +146,9 @@ ENGINES: dict[str, Callable[[str, int, int, str], Engine]] = {"pymixtral": PyMix
 
 
 class TimedLibrary:
-    """Stands in for cffi's lib; seconds is the time spent inside C functions since it was last set to 0."""
+    """Stands in for cffi's lib; seconds is the time spent inside C functions since it was last set
+    to 0.
+    """
 
     def __init__(self, lib: Any) -> None:
         self._lib = lib
@@ -185,7 +199,9 @@ def decode(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, Any]:
 
 
 def python_share(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, Any]:
-    """decode() by pymixtral with its C calls timed one by one; python_seconds is the rest, clock readings and wrappers included."""
+    """decode() by pymixtral with its C calls timed one by one; python_seconds is the rest, clock
+    readings and wrappers included.
+    """
     from pymixtral import ops
 
     library = TimedLibrary(vars(ops)["lib"])
@@ -200,7 +216,12 @@ def python_share(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, An
     return {"seconds": seconds, "python_seconds": seconds - library.seconds}
 
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {"keep": keep, "prefill": prefill, "decode": decode, "python_share": python_share}
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "keep": keep,
+    "prefill": prefill,
+    "decode": decode,
+    "python_share": python_share,
+}
 
 
 def main() -> None:

@@ -1,14 +1,18 @@
-"""Files that llama.cpp writes, run by pymixtral and by llama.cpp, and files that pymixtral writes, likewise: do they agree?
+"""Files that llama.cpp writes, run by pymixtral and by llama.cpp, and files that pymixtral writes,
+likewise: do they agree?
 
-    python benchmarks/interoperation.py -f heldout.txt --calibration other.txt --peer-python PEERS/bin/python --markdown table.md
+    python benchmarks/interoperation.py -f heldout.txt --calibration other.txt \\
+        --peer-python PEERS/bin/python --markdown table.md
 
-A trained Mixtral is written in every type that llama.cpp's quantizer (llama_model_quantize of llama-cpp-python) and pymixtral's have, and
-small models of other shapes (interoperation_models.py) and other layouts in a few. agreement.py says what is compared. Files that
-llama.cpp writes only with an importance matrix get pymixtral's, of the calibration text.
+A trained Mixtral is written in every type that llama.cpp's quantizer (llama_model_quantize of
+llama-cpp-python) and pymixtral's have, and small models of other shapes (interoperation_models.py)
+and other layouts in a few. agreement.py says what is compared. Files that llama.cpp writes only
+with an importance matrix get pymixtral's, of the calibration text.
 
-Then both quantizers write every type of both without an importance matrix, with pymixtral's, and, with --tools, llama-imatrix's: the
-divergence of each file's predictions from those of the f32 model. With --tools, a directory that has llama-imatrix and llama-quantize,
-llama-quantize reads the files themselves; without, pymixtral reads its file for llama.cpp's quantizer.
+Then both quantizers write every type of both without an importance matrix, with pymixtral's, and,
+with --tools, llama-imatrix's: the divergence of each file's predictions from those of the f32
+model. With --tools, a directory that has llama-imatrix and llama-quantize, llama-quantize reads the
+files themselves; without, pymixtral reads its file for llama.cpp's quantizer.
 """
 
 from __future__ import annotations
@@ -44,9 +48,41 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PEER_TYPES = {
     # Numbers of llama_ftype.
-    **{"f32": 0, "f16": 1, "bf16": 32, "q4_0": 2, "q4_1": 3, "q5_0": 8, "q5_1": 9, "q8_0": 7, "iq4_nl": 25, "iq4_xs": 30, "q2_k": 10},
-    **{"q2_k_s": 21, "q3_k_s": 11, "q3_k_m": 12, "q3_k_l": 13, "q4_k_s": 14, "q4_k_m": 15, "q5_k_s": 16, "q5_k_m": 17, "q6_k": 18},
-    **{"iq1_s": 24, "iq1_m": 31, "iq2_xxs": 19, "iq2_xs": 20, "iq2_s": 28, "iq2_m": 29, "iq3_xxs": 23, "iq3_xs": 22, "iq3_s": 26},
+    **{
+        "f32": 0,
+        "f16": 1,
+        "bf16": 32,
+        "q4_0": 2,
+        "q4_1": 3,
+        "q5_0": 8,
+        "q5_1": 9,
+        "q8_0": 7,
+        "iq4_nl": 25,
+        "iq4_xs": 30,
+        "q2_k": 10,
+    },
+    **{
+        "q2_k_s": 21,
+        "q3_k_s": 11,
+        "q3_k_m": 12,
+        "q3_k_l": 13,
+        "q4_k_s": 14,
+        "q4_k_m": 15,
+        "q5_k_s": 16,
+        "q5_k_m": 17,
+        "q6_k": 18,
+    },
+    **{
+        "iq1_s": 24,
+        "iq1_m": 31,
+        "iq2_xxs": 19,
+        "iq2_xs": 20,
+        "iq2_s": 28,
+        "iq2_m": 29,
+        "iq3_xxs": 23,
+        "iq3_xs": 22,
+        "iq3_s": 26,
+    },
     **{"iq3_m": 27, "tq1_0": 36, "tq2_0": 37, "mxfp4_moe": 38, "nvfp4": 39, "q1_0": 40, "q2_0": 41},
 }
 WEIGHTED = (
@@ -109,7 +145,9 @@ class Bench:
         except RefusedError as error:
             if "mportance" not in str(error) and "imatrix" not in str(error):
                 raise
-            self.peer("quantize", source=source, dest=path, kind=PEER_TYPES[kind], imatrix=means(self.importance, directory))
+            self.peer(
+                "quantize", source=source, dest=path, kind=PEER_TYPES[kind], imatrix=means(self.importance, directory)
+            )
             return path, path, "needs an importance matrix"
         return path, path, ""
 
@@ -130,13 +168,17 @@ class Bench:
 LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {
     "split": lambda source, to: convert_layout(source, to, layout="split", progress=False)[0],
     "shards": lambda source, to: convert_layout(source, to, max_shard_bytes=4 << 20, progress=False)[0],
-    "split, shards": lambda source, to: convert_layout(source, to, layout="split", max_shard_bytes=4 << 20, progress=False)[0],
+    "split, shards": lambda source, to: convert_layout(
+        source, to, layout="split", max_shard_bytes=4 << 20, progress=False
+    )[0],
     "version 2": lambda source, to: rewrite(source, to, version=2),
 }
 
 
 def means(path: Path, directory: Path) -> Path:
-    """An importance matrix as llama.cpp's quantizer takes it: mean squares, of an expert that was never seen ones."""
+    """An importance matrix as llama.cpp's quantizer takes it: mean squares, of an expert that was
+    never seen ones.
+    """
     vectors = {}
     for name, entry in imatrix.read(path).entries.items():
         seen = entry.counts[:, None]
@@ -149,12 +191,24 @@ def means(path: Path, directory: Path) -> Path:
 # --- Importance matrices across -----------------------------------------------------------------------------------
 
 
-def weighted(bench: Bench, passage: Passage, calibration: Path, tools: Path | None, directory: Path) -> Iterator[dict[str, Any]]:
+def weighted(
+    bench: Bench, passage: Passage, calibration: Path, tools: Path | None, directory: Path
+) -> Iterator[dict[str, Any]]:
     """How far each file's predictions are from the f32 model's, by pymixtral."""
     matrices: dict[str, Path | None] = {"none": None, "pymixtral's": bench.importance}
     if tools:
         matrices["llama-imatrix's"] = directory / "llama-imatrix.gguf"
-        command = [tools / "llama-imatrix", "-m", bench.source, "-f", calibration, "-o", matrices["llama-imatrix's"], "-c", "256"]
+        command = [
+            tools / "llama-imatrix",
+            "-m",
+            bench.source,
+            "-f",
+            calibration,
+            "-o",
+            matrices["llama-imatrix's"],
+            "-c",
+            "256",
+        ]
         _silently([*command, "--output-format", "gguf", "-t", str(bench.peer.n_threads)])
     base = directory / "base"
     options: dict[str, Any] = {"n_ctx": passage.n_ctx, "n_windows": passage.n_windows, "progress": False}
@@ -177,7 +231,11 @@ def weighted(bench: Bench, passage: Passage, calibration: Path, tools: Path | No
                 assert kl
                 with GGUFFile(path) as file:
                     tensors = file.tensors.values()
-                    bits = 8 * sum(tensor.data.nbytes for tensor in tensors) / sum(prod(tensor.shape) for tensor in tensors)
+                    bits = (
+                        8
+                        * sum(tensor.data.nbytes for tensor in tensors)
+                        / sum(prod(tensor.shape) for tensor in tensors)
+                    )
                 path.unlink()
                 yield {"type": kind, "writer": writer, "imatrix": name, "bits": bits, **asdict(kl)}
 
@@ -193,7 +251,7 @@ def _silently(command: list[Any]) -> None:
 HEAD = """\
 | written by | layout | model | type | mapped | same tokens | top-1 | margin | beyond | KL | perplexity: pymixtral | llama.cpp | exact | \
 top-1 with exact: pymixtral | llama.cpp | KL from exact: pymixtral | llama.cpp | |
-| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
+| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""  # noqa: E501
 WEIGHTED_HEAD = """\
 | type | written by | importance matrix | bits per weight | KL from the f32 model | top-1 | perplexity ratio |
 | --- | --- | --- | ---: | ---: | ---: | ---: |"""
@@ -205,11 +263,26 @@ def line(case: Case, found: Agreement | str, note: str) -> str:
     yes = {True: "yes", False: "no"}
     engines = ("pymixtral", "llama.cpp")
     cells = [
-        *(yes[found.mapped], yes[found.same_tokens], f"{found.top1:.2%}", f"{found.margin:.3f}", str(found.n_beyond), f"{found.kl:.2e}"),
+        *(
+            yes[found.mapped],
+            yes[found.same_tokens],
+            f"{found.top1:.2%}",
+            f"{found.margin:.3f}",
+            str(found.n_beyond),
+            f"{found.kl:.2e}",
+        ),
         *(f"{found.perplexity[name]:.3f}" for name in (*engines, "exact")),
         *(f"{found.exact_top1[name]:.2%}" for name in engines),
         *(f"{found.exact_kl[name]:.2e}" for name in engines),
-        "; ".join(filter(None, (f"{', '.join(found.beyond)} beyond: {found.nearer} is nearer" if found.beyond else "within bounds", note))),
+        "; ".join(
+            filter(
+                None,
+                (
+                    f"{', '.join(found.beyond)} beyond: {found.nearer} is nearer" if found.beyond else "within bounds",
+                    note,
+                ),
+            )
+        ),
     ]
     return f"| {case.name} | {' | '.join(cells)} |"
 
@@ -230,22 +303,34 @@ def run(bench: Bench, case: Case, passage: Passage) -> tuple[Agreement | str, st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Whether pymixtral and llama.cpp agree on files of both quantizers.")
-    parser.add_argument("-f", "--file", type=Path, required=True, help="the text, UTF-8, that the model was not trained on")
+    parser.add_argument(
+        "-f", "--file", type=Path, required=True, help="the text, UTF-8, that the model was not trained on"
+    )
     parser.add_argument("--calibration", type=Path, required=True, help="another text, UTF-8, for importance matrices")
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / "tests" / "data" / "tiny-mixtral", help="a trained Mixtral, small")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=ROOT / "tests" / "data" / "tiny-mixtral", help="a trained Mixtral, small"
+    )
     parser.add_argument("-c", "--context", type=int, default=256, help="tokens of a window (256)")
     parser.add_argument("-n", "--windows", type=int, default=100, help="so many windows (100)")
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1, help="threads of each engine (one per CPU)")
-    parser.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="an interpreter with the [peers] extra (this one)")
+    parser.add_argument(
+        "-t", "--threads", type=int, default=os.cpu_count() or 1, help="threads of each engine (one per CPU)"
+    )
+    parser.add_argument(
+        "--peer-python", default=sys.executable, metavar="PATH", help="an interpreter with the [peers] extra (this one)"
+    )
     parser.add_argument("--tools", type=Path, metavar="DIRECTORY", help="where llama-imatrix and llama-quantize are")
-    parser.add_argument("--only", default="", metavar="REGEX", help="only rows that match, such as 'q4_'; 'importance matrices'")
+    parser.add_argument(
+        "--only", default="", metavar="REGEX", help="only rows that match, such as 'q4_'; 'importance matrices'"
+    )
     parser.add_argument("--markdown", type=Path, help="write the tables to this file too")
     parser.add_argument("--json", type=Path, help="write every figure to this file")
     given = parser.parse_args()
     passage = Passage(given.file.read_text("utf-8").removesuffix("\n"), given.context, given.windows)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        bench = Bench(Peer(given.peer_python, given.threads), given.checkpoint, directory / "f32.gguf", directory / "imatrix.gguf")
+        bench = Bench(
+            Peer(given.peer_python, given.threads), given.checkpoint, directory / "f32.gguf", directory / "imatrix.gguf"
+        )
         quantize(given.checkpoint, bench.source, "f32", progress=False)
         with Mixtral(bench.source, n_ctx=256, n_threads=given.threads) as model:
             texts = [(given.calibration.name, given.calibration.read_text("utf-8"))]
@@ -260,7 +345,13 @@ def main() -> None:
                 lines.append(line(case, found, note))
                 print(lines[-1], flush=True)
                 figures = {"refused": found} if isinstance(found, str) else asdict(found)
-                rows.append({**{key: getattr(case, key) for key in ("writer", "layout", "model", "type")}, **figures, "note": note})
+                rows.append(
+                    {
+                        **{key: getattr(case, key) for key in ("writer", "layout", "model", "type")},
+                        **figures,
+                        "note": note,
+                    }
+                )
         weights = []
         if re.search(given.only, "importance matrices"):
             lines += ["", WEIGHTED_HEAD]
@@ -268,7 +359,13 @@ def main() -> None:
             for row in weighted(bench, passage, given.calibration, given.tools, directory):
                 weights.append(row)
                 cells = [
-                    *(row["type"], row["writer"], row["imatrix"], f"{row['bits']:.3f}", f"{row['mean']:.5f} ± {row['standard_error']:.5f}"),
+                    *(
+                        row["type"],
+                        row["writer"],
+                        row["imatrix"],
+                        f"{row['bits']:.3f}",
+                        f"{row['mean']:.5f} ± {row['standard_error']:.5f}",
+                    ),
                     *(f"{row['top1_agreement']:.2%}", f"{row['ratio']:.4f} ± {row['ratio_error']:.4f}"),
                 ]
                 lines.append(f"| {' | '.join(cells)} |")

@@ -1,7 +1,9 @@
-"""Small models of the family for interoperation.py, as f32 GGUF files made from a trained Mixtral, so that most predictions are clear.
+"""Small models of the family for interoperation.py, as f32 GGUF files made from a trained Mixtral,
+so that most predictions are clear.
 
-A dense model is the first expert of each layer, one of fewer experts the first of them; one of more has them all and disturbed copies.
-Weights drawn at random, for the shapes that the trained model cannot give, make models whose best tokens nearly tie.
+A dense model is the first expert of each layer, one of fewer experts the first of them; one of more
+has them all and disturbed copies. Weights drawn at random, for the shapes that the trained model
+cannot give, make models whose best tokens nearly tie.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ _SCALING = "llama.rope.scaling"
 
 @dataclass(frozen=True)
 class Member:
-    """n_experts, used: of the trained model's experts (0: dense). shape: random weights instead. keys: GGUF metadata to set. tied: without
-    an output matrix. note: what to know about its row."""
+    """n_experts, used: of the trained model's experts (0: dense). shape: random weights instead.
+    keys: GGUF metadata to set. tied: without an output matrix. note: what to know about its row.
+    """
 
     n_experts: int = 8
     used: int = 2
@@ -42,7 +45,10 @@ class Member:
 
 
 def scaled(kind: str, factor: float, original: int, **more: float) -> dict[str, Any]:
-    return {f"{_SCALING}.{k}": v for k, v in {"type": kind, "factor": factor, "original_context_length": original, **more}.items()}
+    return {
+        f"{_SCALING}.{k}": v
+        for k, v in {"type": kind, "factor": factor, "original_context_length": original, **more}.items()
+    }
 
 
 RANDOM = "random weights: the best tokens nearly tie"
@@ -56,7 +62,9 @@ MEMBERS: dict[str, Member] = {
     "8 experts, 8 used": Member(8, 8),
     "dense": Member(0),
     "dense, window longer than the text": Member(0, keys={"llama.attention.sliding_window": 256}),
-    "dense, window 70": Member(0, keys=WINDOW, note="llama.cpp has no window for this architecture and attends to everything"),
+    "dense, window 70": Member(
+        0, keys=WINDOW, note="llama.cpp has no window for this architecture and attends to everything"
+    ),
     "dense, tied output": Member(0, tied=True),
     "tied output": Member(tied=True),
     "dense, linear scaling": Member(0, keys=scaled("linear", 2.0, 128)),
@@ -64,13 +72,19 @@ MEMBERS: dict[str, Member] = {
     "linear scaling": Member(keys=scaled("linear", 2.0, 128)),
     "yarn scaling": Member(keys=scaled("yarn", 4.0, 64)),
     "yarn scaling, attn_factor 0.9": Member(keys=scaled("yarn", 4.0, 64, attn_factor=0.9)),
-    "8x22B in small": Member(shape=Shape(hidden=96, ffn=256, n_layers=56, n_heads=6, n_kv_heads=1, n_experts=8), note=RANDOM),
-    "Mistral Nemo in small": Member(shape=Shape(hidden=160, ffn=448, n_heads=8, n_kv_heads=2, head_dim=16, n_experts=0), note=RANDOM),
+    "8x22B in small": Member(
+        shape=Shape(hidden=96, ffn=256, n_layers=56, n_heads=6, n_kv_heads=1, n_experts=8), note=RANDOM
+    ),
+    "Mistral Nemo in small": Member(
+        shape=Shape(hidden=160, ffn=448, n_heads=8, n_kv_heads=2, head_dim=16, n_experts=0), note=RANDOM
+    ),
 }
 
 
 def make(member: Member, checkpoint: Path, directory: Path) -> Path:
-    """The f32 GGUF file of a member, in a directory of its own. checkpoint: the trained model, in Hugging Face's form."""
+    """The f32 GGUF file of a member, in a directory of its own. checkpoint: the trained model, in
+    Hugging Face's form.
+    """
     hf, whole, path = directory / "hf", directory / "whole.gguf", directory / "f32.gguf"
     if member.shape:
         make_checkpoint(hf, member.shape, seed=5)

@@ -1,9 +1,11 @@
-"""llama.cpp's part of interoperation.py, one job a process: what breaks llama.cpp breaks this process alone.
+"""llama.cpp's part of interoperation.py, one job a process: what breaks llama.cpp breaks this
+process alone.
 
     python interoperation_peer.py {quantize,open,logits} < JOB
 
-JOB is JSON with the arguments of the function of that name. A line of JSON answers; a status other than 0, with the reason on standard
-error, says that llama.cpp refuses. It runs under an interpreter that has llama-cpp-python and needs nothing of pymixtral.
+JOB is JSON with the arguments of the function of that name. A line of JSON answers; a status other
+than 0, with the reason on standard error, says that llama.cpp refuses. It runs under an interpreter
+that has llama-cpp-python and needs nothing of pymixtral.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from perplexity_peer import logits_of, tokenized
 
 
 def quantize(source: str, dest: str, kind: int, n_threads: int, imatrix: str | None) -> dict[str, Any]:
-    """Writes GGUF `source` as `dest`. kind: a number of llama_ftype. imatrix: an .npz of mean squares, a float32 vector for each tensor."""
+    """Writes GGUF `source` as `dest`. kind: a number of llama_ftype. imatrix: an .npz of mean
+    squares, a float32 vector for each tensor.
+    """
     import llama_cpp
 
     log = llama_cpp.llama_log_callback(print_errors)  # C keeps the pointer
@@ -46,7 +50,9 @@ def opened(model: str, n_threads: int) -> dict[str, Any]:
 
 
 def logits(model: str, windows: str, first: int, out: str, n_threads: int, text: str) -> dict[str, Any]:
-    """The logits after windows[:, first:-1] as float32 .npy [windows, scored, n_vocab]. windows: int32 .npy [windows, n_ctx]."""
+    """The logits after windows[:, first:-1] as float32 .npy [windows, scored, n_vocab]. windows:
+    int32 .npy [windows, n_ctx].
+    """
     tokens = np.load(windows)
     engine = LlamaCpp(model, n_threads, tokens.shape[1])
     shape = (*tokens[:, first:-1].shape, engine.n_vocab)

@@ -1,10 +1,12 @@
-"""Each kernel against the machine's limits: GMAC/s of matrix products with many tokens, GB/s of weights read with one token.
+"""Each kernel against the machine's limits: GMAC/s of matrix products with many tokens, GB/s of
+weights read with one token.
 
     python benchmarks/kernels.py --json kernels.json
     python benchmarks/kernels.py --plot kernels.json kernels.png      # needs matplotlib, the [plot] extra
 
-Matrices hold random bytes with finite scales. Products of one token go through enough matrices to come from memory; products of 512 tokens
-use one. Types take turns within a round, limits are measured in each round, and the figures are medians over the rounds.
+Matrices hold random bytes with finite scales. Products of one token go through enough matrices to
+come from memory; products of 512 tokens use one. Types take turns within a round, limits are
+measured in each round, and the figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def random_matrix(kind: GGMLQuantizationType, rng: np.random.Generator) -> Matri
         floats = rng.standard_normal((ROWS, COLS), np.float32)
         with ops.Context() as ctx:
             return Matrix(kind, ops.encode(ctx, kind, floats))
-    data = rng.integers(0, 60, (ROWS, row_bytes(kind, COLS)), np.uint8)  # bytes below 60: any f16 made of two of them is finite
+    data = rng.integers(
+        0, 60, (ROWS, row_bytes(kind, COLS)), np.uint8
+    )  # bytes below 60: any f16 made of two of them is finite
     return Matrix(kind, data)
 
 
@@ -85,7 +89,9 @@ def run(ctx: ops.Context, matrices: list[Matrix], x: np.ndarray) -> dict[str, fl
         for matrix in matrices:
             ops.matmul(ctx, x[:n], matrix)
         seconds = time.perf_counter() - begin
-        result[f"GB/s, {n} token{'s' if n > 1 else ''}"] = sum(matrix.data.nbytes for matrix in matrices) / seconds / 1e9
+        result[f"GB/s, {n} token{'s' if n > 1 else ''}"] = (
+            sum(matrix.data.nbytes for matrix in matrices) / seconds / 1e9
+        )
     return result
 
 
@@ -101,7 +107,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Bars of the fastest instruction set: prompt and one token, with the machine's limits as lines."""
+    """Bars of the fastest instruction set: prompt and one token, with the machine's limits as
+    lines.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -135,7 +143,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--types", default=" ".join(TYPES), show_default=True)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures.")
-@click.option("--plot", "plots", nargs=2, type=click.Path(path_type=Path), help="Draw figures written before: JSON PNG.")
+@click.option(
+    "--plot", "plots", nargs=2, type=click.Path(path_type=Path), help="Draw figures written before: JSON PNG."
+)
 def main(threads: int | None, rounds: int, types: str, json_path: Path | None, plots: tuple[Path, Path] | None) -> None:
     """Measure every kernel, or draw what was measured."""
     if plots:

@@ -3,10 +3,11 @@
     python benchmarks/synthetic.py --type q4_0 /var/tmp/mixtral-q4_0.gguf
     python benchmarks/peers.py -m /var/tmp/mixtral-q4_0.gguf
 
-The engines take turns (A B A B ...), so that whatever else the machine does meets both; a comparison is the median of the ratios pair
-by pair. The tokens are random and prescribed, for decoding too: a model's own choice soon repeats itself, and visits few experts. Decoding
-reads each active weight once a token, so it is given in GB/s as well, and in percent of the read bandwidth that was measured between
-the two decodings of the same pair.
+The engines take turns (A B A B ...), so that whatever else the machine does meets both; a
+comparison is the median of the ratios pair by pair. The tokens are random and prescribed, for
+decoding too: a model's own choice soon repeats itself, and visits few experts. Decoding reads each
+active weight once a token, so it is given in GB/s as well, and in percent of the read bandwidth
+that was measured between the two decodings of the same pair.
 """
 
 from __future__ import annotations
@@ -31,17 +32,29 @@ from numpy.typing import NDArray
 from pymixtral.inspection.probe import ReadBandwidth
 
 SHORT_PROMPT = 8  # tokens before those that are decoded
-SETTLE_SECONDS = 0.1  # before a measurement: the other engine's threads may spin a moment after their work, waiting for more
+SETTLE_SECONDS = (
+    0.1  # before a measurement: the other engine's threads may spin a moment after their work, waiting for more
+)
 
 Tokens = NDArray[np.int32]
 
 
 class Worker:
-    """An engine in its own process (engines.py). about: what it tells of itself. Raises ClickException if the process ends early."""
+    """An engine in its own process (engines.py). about: what it tells of itself. Raises
+    ClickException if the process ends early.
+    """
 
     def __init__(self, python: str, engine: str, model: Path, n_threads: int, n_ctx: int, kv_type: str) -> None:
         self._what = f"{engine}, run by {python},"
-        command = [python, str(Path(__file__).with_name("engines.py")), engine, str(model), str(n_threads), str(n_ctx), kv_type]
+        command = [
+            python,
+            str(Path(__file__).with_name("engines.py")),
+            engine,
+            str(model),
+            str(n_threads),
+            str(n_ctx),
+            kv_type,
+        ]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.about = self._answer()
 
@@ -66,7 +79,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class Workload:
-    """Turns of each engine; tokens of the prompt whose prefill is timed; tokens decoded one at a time; tokens before all of these."""
+    """Turns of each engine; tokens of the prompt whose prefill is timed; tokens decoded one at a
+    time; tokens before all of these.
+    """
 
     pairs: int
     prompt: int
@@ -74,7 +89,9 @@ class Workload:
     position: int
 
 
-def measure(workers: tuple[Worker, Worker], work: Workload, draw: Callable[[int], Tokens], bandwidth: ReadBandwidth) -> dict[str, Any]:
+def measure(
+    workers: tuple[Worker, Worker], work: Workload, draw: Callable[[int], Tokens], bandwidth: ReadBandwidth
+) -> dict[str, Any]:
     """Seconds of each turn, in order, of (pymixtral, peer). draw(n): n random token ids."""
     ours, peer = workers
     turns: dict[str, Any] = {"prefill": [], "correlation": [], "decode": [], "read_gbps": []}
@@ -127,15 +144,22 @@ def table(report: dict[str, Any]) -> str:
     add(f"decode of {setting['decode']}, tokens/s", rates("decode", setting["decode"]), 1)
     add("decode, GB/s", gbps, 1, f"of active weights, {ours['active_bytes'] / 1e9:.2f} GB a token")
     add("decode, % of read bandwidth", percents, 0, f"which was {statistics.median(turns['read_gbps']):.1f} GB/s")
-    add("open to ready, s", [[engine["open_seconds"] for engine in (ours, peer)]], 2, "once; vocabulary and cache included")
+    add(
+        "open to ready, s",
+        [[engine["open_seconds"] for engine in (ours, peer)]],
+        2,
+        "once; vocabulary and cache included",
+    )
     add("first prefill, s", [turns["first_prefill"]], 2, "once; pages of the file are mapped as they are met")
     share = statistics.median(run["python_seconds"] / run["seconds"] for run in turns["python_share"])
     rows.append(("Python's share of decode", f"{share:.2%}", "", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return "\n".join(
         [
-            f"{setting['model']}, {setting['file_bytes'] / 1e9:.2f} GB; {setting['threads']} threads, {setting['pairs']} pairs; "
-            f"{setting['cpu']}, load {setting['load_before']:.2f} before; at position {setting['position']}, {setting['kv_type']} cache",
+            f"{setting['model']}, {setting['file_bytes'] / 1e9:.2f} GB; {setting['threads']} threads, "
+            f"{setting['pairs']} pairs; "
+            f"{setting['cpu']}, load {setting['load_before']:.2f} before; "
+            f"at position {setting['position']}, {setting['kv_type']} cache",
             *(f"{engine['name']}: {engine['variant']}" for engine in (ours, peer)),
             "",
             *(f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows),
@@ -148,7 +172,9 @@ def table(report: dict[str, Any]) -> str:
 def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
     )
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -162,13 +188,27 @@ def read_through(path: Path) -> None:
 
 @click.command()
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path, exists=True, dir_okay=False), required=True, help="A GGUF file that both engines run."
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="A GGUF file that both engines run.",
 )
 @click.option("-t", "--threads", type=click.IntRange(1, 256), default=os.cpu_count() or 1, show_default="one per CPU")
 @click.option(
-    "--pairs", type=click.IntRange(1), default=5, show_default=True, help="Turns of each engine; at least five for a result to quote."
+    "--pairs",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Turns of each engine; at least five for a result to quote.",
 )
-@click.option("--prompt", type=click.IntRange(1), default=512, show_default=True, help="Tokens of the prompt whose prefill is timed.")
+@click.option(
+    "--prompt",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Tokens of the prompt whose prefill is timed.",
+)
 @click.option("--decode", type=click.IntRange(1), default=32, show_default=True, help="Tokens decoded one at a time.")
 @click.option(
     "--position",
@@ -187,7 +227,9 @@ def read_through(path: Path) -> None:
     metavar="PATH",
     help="Python interpreter of an environment with the [peers] extra.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure to this file.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure to this file."
+)
 def main(
     model: Path,
     threads: int,

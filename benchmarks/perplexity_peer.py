@@ -1,12 +1,14 @@
-"""Perplexity by pymixtral beside llama.cpp's (llama-cpp-python) on the same files, tokens and windows.
+"""Perplexity by pymixtral beside llama.cpp's (llama-cpp-python) on the same files, tokens and
+windows.
 
     python benchmarks/perplexity_peer.py -f book.txt -c 256 mixtral-q8_0.gguf mixtral-q4_0.gguf
 
-llama.cpp, in a process of its own, computes the logits of every window that pymixtral.evaluation.perplexity
-describes, from pymixtral's token ids, and its predictions become a base (pymixtral.evaluation.base) that
-pymixtral is compared with: both perplexities, their ratio with its
-standard error from the differences token by token, the divergence of pymixtral's predictions from llama.cpp's, and how often both find
-the same token most likely. Both cache keys and values in f16. Bases are temporary files, of 2 bytes for each token scored and of the
+llama.cpp, in a process of its own, computes the logits of every window that
+pymixtral.evaluation.perplexity describes, from pymixtral's token ids, and its predictions become a
+base (pymixtral.evaluation.base) that pymixtral is compared with: both perplexities, their ratio
+with its standard error from the differences token by token, the divergence of pymixtral's
+predictions from llama.cpp's, and how often both find the same token most likely. Both cache keys
+and values in f16. Bases are temporary files, of 2 bytes for each token scored and of the
 vocabulary.
 """
 
@@ -95,14 +97,30 @@ def compare(model: Path, text: str, given: argparse.Namespace, directory: Path) 
     with pymixtral.Mixtral(model, n_ctx=given.context, n_threads=given.threads) as engine:
         ids, start = engine.tokenize(text), engine.tokenize("")
         bos = start[0] if start else None
-        windows = Windows.cut(np.array(ids, np.int32), given.context, given.stride, given.windows, bos, longest=given.context)
+        windows = Windows.cut(
+            np.array(ids, np.int32), given.context, given.stride, given.windows, bos, longest=given.context
+        )
         fields = {name: getattr(windows, name) for name in ("tokens", "n_ctx", "step", "n_scored", "n_windows")}
         np.savez(job, **fields, bos=-1 if bos is None else bos, text=np.frombuffer(text.encode(), np.uint8), ids=ids)
-        command = [given.peer_python, __file__, "--work", str(job), "--base", str(base), "-t", str(given.threads), str(model)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+        command = [
+            given.peer_python,
+            __file__,
+            "--work",
+            str(job),
+            "--base",
+            str(base),
+            "-t",
+            str(given.threads),
+            str(model),
+        ]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+        )
         if done.returncode:
             raise SystemExit(f"llama-cpp-python ended with status {done.returncode} under {given.peer_python}")
-        result = perplexity(engine, ids, n_ctx=given.context, stride=given.stride, n_windows=given.windows, kl_against=base)
+        result = perplexity(
+            engine, ids, n_ctx=given.context, stride=given.stride, n_windows=given.windows, kl_against=base
+        )
     base.unlink()
     assert result.kl
     kl = result.kl
@@ -131,7 +149,9 @@ def main() -> None:
     parser.add_argument("-c", "--context", type=int, default=512, help="tokens of a window (512)")
     parser.add_argument("--stride", type=int, help="move the window by so many tokens and score its last ones")
     parser.add_argument("-n", "--windows", type=int, help="only the first so many windows")
-    parser.add_argument("-t", "--threads", type=int, default=os.cpu_count() or 1, help="threads of each engine (one per CPU)")
+    parser.add_argument(
+        "-t", "--threads", type=int, default=os.cpu_count() or 1, help="threads of each engine (one per CPU)"
+    )
     parser.add_argument(
         "--peer-python",
         default=sys.executable,
@@ -154,7 +174,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             row = compare(model, text, given, Path(directory))
         rows.append(row)
-        figures = f"{row['pymixtral']:10.4f} {row['peer']:10.4f}  {row['ratio']:.5f} ± {row['ratio_error']:.5f}  {row['kl_mean']:.6f}"
+        ratio = f"{row['ratio']:.5f} ± {row['ratio_error']:.5f}"
+        figures = f"{row['pymixtral']:10.4f} {row['peer']:10.4f}  {ratio}  {row['kl_mean']:.6f}"
         print(f"{row['model']:24} {figures}  {row['top1_agreement']:.2%}", flush=True)
     stride = f", {given.stride} apart" if given.stride else ""
     peer = rows[0]["about_peer"]["name"]

@@ -1,8 +1,10 @@
-"""The machine's limits, measured now by pymixtral.inspection.probe: what the speed of a model is to be compared with.
+"""The machine's limits, measured now by pymixtral.inspection.probe: what the speed of a model is to
+be compared with.
 
     python benchmarks/roofline.py [-t THREADS]
 
-The table shows each reduction from the cache as well: one that is not well faster there than from memory would measure itself.
+The table shows each reduction from the cache as well: one that is not well faster there than from
+memory would measure itself.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from pymixtral.inspection.probe import REDUCTIONS, ReadBandwidth, cache_rate
 def main(threads: int) -> None:
     """Print the memory read bandwidth of one and of several threads."""
     one, several = ReadBandwidth(1), ReadBandwidth(threads)
-    click.echo(f"read, GB/s        cache, 1 thread   memory, 1 thread   memory, {threads} threads   (load {os.getloadavg()[0]:.2f})")
+    click.echo(
+        f"read, GB/s        cache, 1 thread   memory, 1 thread   memory, {threads} threads   "
+        f"(load {os.getloadavg()[0]:.2f})"
+    )
     for name in REDUCTIONS:
         rates = cache_rate(name), one.measure(name), several.measure(name)
         click.echo(f"{name:16}  {rates[0]:15.1f}   {rates[1]:16.1f}   {rates[2]:17.1f}")

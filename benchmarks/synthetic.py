@@ -1,10 +1,12 @@
-"""Writes a Mixtral of full width with random weights: a file to measure speed with, in a few seconds and without a download.
+"""Writes a Mixtral of full width with random weights: a file to measure speed with, in a few
+seconds and without a download.
 
     python benchmarks/synthetic.py --layers 4 --type q4_0 /var/tmp/mixtral-q4_0.gguf
     python benchmarks/synthetic.py --layers 4 --type q4_k_m /var/tmp/mixtral-q4_k_m.gguf
 
-Every layer has Mixtral 8x7B's shape, so that a layer costs what it costs there. The weights have standard deviation 1/sqrt(cols),
-which keeps activations near one and spreads tokens over all experts; the text that such a model writes means nothing.
+Every layer has Mixtral 8x7B's shape, so that a layer costs what it costs there. The weights have
+standard deviation 1/sqrt(cols), which keeps activations near one and spreads tokens over all
+experts; the text that such a model writes means nothing.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from pymixtral.inspection.published import MODELS
 
 ALIGNMENT = 32  # GGUF's default
 
-# Larger tensors are cut from one random pool at random offsets: drawing every weight of a large file would take minutes, and the pool is
-# larger than any cache, so that kernels see no difference.
+# Larger tensors are cut from one random pool at random offsets: drawing every weight of a large
+# file would take minutes, and the pool is larger than any cache, so that kernels see no difference.
 POOL_BYTES = 1 << 26
 
 Rng = np.random.Generator
 Blocks = NDArray[Any]  # [n_blocks], whatever its dtype: the bytes are what counts
 
 
-# --- Random blocks of each type: n of them, as a quantizer could have written them; std is that of the weights --------------------
+# --- Random blocks of each type: n of them, as a quantizer could have written them ------------------------
+# std: of the weights.
 
 
 def _f32(rng: Rng, n: int, std: float) -> Blocks:
@@ -64,13 +67,18 @@ def _q4_0(rng: Rng, n: int, std: float) -> Blocks:
 
 
 def _scales(rng: Rng, n: int, scale: float) -> Blocks:
-    """Around `scale`, of either sign, as q4_0 has them: sums then have mean zero whatever the integers' mean."""
+    """Around `scale`, of either sign, as q4_0 has them: sums then have mean zero whatever the
+    integers' mean.
+    """
     return np.copysign(rng.uniform(0.5 * scale, 1.5 * scale, n), rng.random(n) - 0.5)
 
 
-def _kquant(kind: GGMLQuantizationType, d_at: int, dmin_at: int | None, middle: float) -> Callable[[Rng, int, float], Blocks]:
-    """Blocks of 256 with random scales and integers. d_at, dmin_at: where their f16 scales stand; middle: the mean of the integers, which
-    the minimums take off."""
+def _kquant(
+    kind: GGMLQuantizationType, d_at: int, dmin_at: int | None, middle: float
+) -> Callable[[Rng, int, float], Blocks]:
+    """Blocks of 256 with random scales and integers. d_at, dmin_at: where their f16 scales stand;
+    middle: the mean of the integers, which the minimums take off.
+    """
 
     def draw(rng: Rng, n: int, std: float) -> Blocks:
         blocks = rng.integers(0, 256, (n, block_bytes(kind)), np.uint8)
@@ -106,12 +114,14 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
 TYPES = ["q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
 
 
-# --- The file --------------------------------------------------------------------------------------------------------------------
+# --- The file ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """shape: slowest dimension first. A vector is a norm, around one; anything else a matrix, or several, around zero."""
+    """shape: slowest dimension first. A vector is a norm, around one; anything else a matrix, or
+    several, around zero.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -138,7 +148,9 @@ def tensors(n_layers: int, name: str) -> list[Tensor]:
 
 
 def write(dest: Path, n_layers: int, name: str, seed: int) -> None:
-    """Writes the model; the same arguments give the same bytes. `dest` appears, or is replaced, when the file is complete."""
+    """Writes the model; the same arguments give the same bytes. `dest` appears, or is replaced,
+    when the file is complete.
+    """
     plan = tensors(n_layers, name)
     partial = dest.with_name(f"{dest.name}.partial")
     try:
@@ -229,7 +241,9 @@ def _pad(file: BinaryIO) -> None:
 
 @click.command()
 @click.argument("dest", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--layers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Decoder layers; Mixtral 8x7B has 32.")
+@click.option(
+    "--layers", type=click.IntRange(1, 1024), default=4, show_default=True, help="Decoder layers; Mixtral 8x7B has 32."
+)
 @click.option(
     "--type",
     "name",

@@ -1,11 +1,12 @@
 """cffi build script of pymixtral._pmx: the sources and flags of the C library.
 
-Runs without importing pymixtral. The ABI that cffi sees is pmx.h itself, between its two markers, so that the header
-cannot drift from the binding. No -march: each instruction set's files raise their own target, chosen at run time.
-No link-time optimization: it could clone scalar kernels into wider instruction sets.
+Runs without importing pymixtral. The ABI that cffi sees is pmx.h itself, between its two markers,
+so that the header cannot drift from the binding. No -march: each instruction set's files raise
+their own target, chosen at run time. No link-time optimization: it could clone scalar kernels into
+wider instruction sets.
 
-Environment: PYMIXTRAL_STRICT=1 makes warnings errors; PYMIXTRAL_SANITIZE=address,undefined builds with these sanitizers,
-for a Python that has their runtime preloaded (tests/native/sanitize).
+Environment: PYMIXTRAL_STRICT=1 makes warnings errors; PYMIXTRAL_SANITIZE=address,undefined builds
+with these sanitizers, for a Python that has their runtime preloaded (tests/native/sanitize).
 """
 
 import os

@@ -22,7 +22,9 @@ def page(text: str) -> str:
     for name in main.list_commands(context):
         command = main.get_command(context, name)
         assert command is not None
-        sections.append(f"\n### pymixtral {name}\n\n```text\n{command.get_help(click.Context(command, context, name))}\n```\n")
+        sections.append(
+            f"\n### pymixtral {name}\n\n```text\n{command.get_help(click.Context(command, context, name))}\n```\n"
+        )
     return head + mark + "".join(sections)
 
 

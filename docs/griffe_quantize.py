@@ -1,4 +1,6 @@
-"""For the reference: quantize/ is installed as pymixtral.quantize, and in the tree it lies elsewhere."""
+"""For the reference: quantize/ is installed as pymixtral.quantize, and in the tree it lies
+elsewhere.
+"""
 
 from __future__ import annotations
 

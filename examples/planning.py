@@ -21,4 +21,7 @@ print(f"{config.name}, {N_CTX} tokens of context in q8_0, {show_bytes(MEMORY)} a
 for choice in choices:
     mark = "  <- the largest that fits" if choice is best else ""
     bits, size = choice.inventory.bits_per_weight, show_bytes(choice.memory.total)
-    print(f"{choice.type:>7} {bits:5.2f} bits {size:>9} {choice.verdict:>10} {choice.tokens_per_second:6.2f} tokens/s{mark}")
+    print(
+        f"{choice.type:>7} {bits:5.2f} bits {size:>9} {choice.verdict:>10} "
+        f"{choice.tokens_per_second:6.2f} tokens/s{mark}"
+    )

@@ -1,4 +1,6 @@
-"""Which experts does each token go to? A layer is two C calls, and between them Python sees the router's choice."""
+"""Which experts does each token go to? A layer is two C calls, and between them Python sees the
+router's choice.
+"""
 
 import sys
 from pathlib import Path

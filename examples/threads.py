@@ -1,4 +1,6 @@
-"""A model inside a program with threads: it may be used from all of them, and no text depends on the others."""
+"""A model inside a program with threads: it may be used from all of them, and no text depends on
+the others.
+"""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor

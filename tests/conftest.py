@@ -1,4 +1,6 @@
-"""Fixtures shared by the tests: tests/data/tiny-mixtral and the GGUF files that the quantizer makes of it, once per session."""
+"""Fixtures shared by the tests: tests/data/tiny-mixtral and the GGUF files that the quantizer makes
+of it, once per session.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,19 @@ from support.paths import DATA
 
 
 def pytest_configure() -> None:
-    """The signals that a terminal's programs begin with, also where the tests run in the background or under nohup: tests of interrupts
-    send them, to this process and to those it starts, which inherit what is ignored."""
+    """The signals that a terminal's programs begin with, also where the tests run in the background
+    or under nohup: tests of interrupts send them, to this process and to those it starts, which
+    inherit what is ignored.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which instruction sets the kernels' tests ran on, and which of this build the machine cannot run."""
+    """Says which instruction sets the kernels' tests ran on, and which of this build the machine
+    cannot run.
+    """
     sets = instruction_sets()
     missing = [name for name in sets.built if name not in sets.available]
     not_run = f"; not run: {', '.join(missing)}" if missing else ""

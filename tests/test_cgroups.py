@@ -68,7 +68,9 @@ def test_groups_of_version_2_beside_version_1(tmp_path: Path) -> None:
 
 
 def test_folders_stay_below_the_mount(tmp_path: Path) -> None:
-    write_tree(tmp_path, {"proc/self/cgroup": "0::/../../etc\nnonsense\n7:memory:/../x\n", "sys/fs/cgroup/cpu.max": "max 1\n"})
+    write_tree(
+        tmp_path, {"proc/self/cgroup": "0::/../../etc\nnonsense\n7:memory:/../x\n", "sys/fs/cgroup/cpu.max": "max 1\n"}
+    )
     for controller in ("cpu", "memory"):
         for _, folder in groups(controller, tmp_path):
             assert folder.resolve().is_relative_to((tmp_path / "sys/fs/cgroup").resolve())

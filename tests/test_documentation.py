@@ -1,4 +1,6 @@
-"""The commands and programs of README.md, CONTRIBUTING.md and docs/ run, and print what the pages say."""
+"""The commands and programs of README.md, CONTRIBUTING.md and docs/ run, and print what the pages
+say.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def test_the_floors_of_the_house_are_those_that_are_checked() -> None:
     assert plan
     layers = [set(re.findall(r"\w+", layer)) - {"__main__"} for layer in re.findall(r'"(.+)"', plan[1])]
     told: dict[int, set[str]] = {}
-    for floor, rooms in re.findall(r"^\| (\d+) \| `([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M):
+    for floor, rooms in re.findall(
+        r"^\| (\d+) \| `([^`]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M
+    ):
         told.setdefault(int(floor), set()).update(re.sub(r"\.py|/", "", rooms).split())
     assert [told[floor] for floor in sorted(told, reverse=True)] == [rooms for rooms in layers if rooms]
 
@@ -100,7 +104,8 @@ no output of the block above
 
 
 @pytest.mark.parametrize(
-    "block", [Block("sh", "exit 3"), Block("sh", "false | true"), Block("python", "1 / 0"), Block("sh", "echo 1", "2\n")]
+    "block",
+    [Block("sh", "exit 3"), Block("sh", "false | true"), Block("python", "1 / 0"), Block("sh", "echo 1", "2\n")],
 )
 def test_a_block_that_fails_or_prints_something_else_is_found(block: Block, tmp_path: Path) -> None:
     with pytest.raises(AssertionError):

@@ -49,7 +49,11 @@ def test_seeds(model: Mixtral, tmp_path: Path) -> None:
     texts = dict(re.findall(r"^(\w.*):\n    (.*)\n", printed, re.M))
     same = re.findall(r"in pieces: (\w+)$", printed, re.M)
     assert same == ["True"] * len(texts) != []
-    assert texts["seed 1"] == texts["seed 1 again"] == f"{model.generate('The wolf said:', max_tokens=24, seed=1).text!r:.90}"
+    assert (
+        texts["seed 1"]
+        == texts["seed 1 again"]
+        == f"{model.generate('The wolf said:', max_tokens=24, seed=1).text!r:.90}"
+    )
     assert len(set(texts.values())) == len(texts) - 1
 
 
@@ -98,7 +102,9 @@ def test_routing(model: Mixtral, tmp_path: Path) -> None:
     assert all(first < second for first, second in chosen)
 
 
-@pytest.mark.parametrize(("memory", "best"), [("32GiB", "q4_1"), ("24GiB", "q3_k_m"), ("64GiB", "q8_0"), ("8GiB", None)])
+@pytest.mark.parametrize(
+    ("memory", "best"), [("32GiB", "q4_1"), ("24GiB", "q3_k_m"), ("64GiB", "q8_0"), ("8GiB", None)]
+)
 def test_planning(tmp_path: Path, memory: str, best: str | None) -> None:
     printed = output("planning", tmp_path, memory, "60")
     rows = re.findall(r"^ *(\w+) +[\d.]+ bits +([\d.]+) GB +(\w+) +([\d.]+) tokens/s(.*)$", printed, re.M)

@@ -1,6 +1,8 @@
-"""Files of llama.cpp's quantizer run here as they do there, and files written here run there; docs/interoperation.md has the whole table.
+"""Files of llama.cpp's quantizer run here as they do there, and files written here run there;
+docs/interoperation.md has the whole table.
 
-Run with `pytest -m peers`; needs llama-cpp-python: in this environment, or in that of the interpreter that PYMIXTRAL_PEER_PYTHON names.
+Run with `pytest -m peers`; needs llama-cpp-python: in this environment, or in that of the
+interpreter that PYMIXTRAL_PEER_PYTHON names.
 """
 
 from __future__ import annotations
@@ -21,13 +23,25 @@ from agreement import KL, Passage, Peer, RefusedError, agreement
 PYTHON = os.environ.get("PYMIXTRAL_PEER_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.skipif(PYTHON is None, reason="not run: needs llama-cpp-python, here or where PYMIXTRAL_PEER_PYTHON points"),
+    pytest.mark.skipif(
+        PYTHON is None, reason="not run: needs llama-cpp-python, here or where PYMIXTRAL_PEER_PYTHON points"
+    ),
 ]
 
 TOP1 = 0.97
-"""Not 99%: the small model's best tokens lie near each other. docs/interoperation.md has what exact arithmetic says to that."""
+"""Not 99%: the small model's best tokens lie near each other. docs/interoperation.md has what exact
+arithmetic says to that.
+"""
 
-FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q2_k": 10, "q4_k_m": 15, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30}  # numbers of llama_ftype
+FILE_TYPES = {
+    "q4_0": 2,
+    "q8_0": 7,
+    "q2_k": 10,
+    "q4_k_m": 15,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+}  # numbers of llama_ftype
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +53,18 @@ def peer() -> Peer:
 def passage(tiny_q8_0: Path) -> Passage:
     """What the model itself tells, so that it is at home in it."""
     with Mixtral(tiny_q8_0, n_ctx=256) as model:
-        tales = [model.generate(start, max_tokens=240, seed=7).text for start in ("Once upon a time", "The king", "There was", "In a wood")]
+        tales = [
+            model.generate(start, max_tokens=240, seed=7).text
+            for start in ("Once upon a time", "The king", "There was", "In a wood")
+        ]
     return Passage(" ".join(tales), 128, 6)
 
 
 @pytest.mark.parametrize("kind", FILE_TYPES)
 @pytest.mark.parametrize("writer", ["pymixtral", "llama.cpp"])
-def test_both_engines_agree(tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, writer: str, kind: str) -> None:
+def test_both_engines_agree(
+    tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, writer: str, kind: str
+) -> None:
     path = tmp_path / "model.gguf"
     if writer == "pymixtral":
         quantize(tiny_f32, path, kind, progress=False)

@@ -32,7 +32,14 @@ def test_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [
-        *(("1000", 1000), ("7B", 7), ("4G", 4 * 10**9), ("4GB", 4 * 10**9), ("4GiB", 4 << 30), ("21.5gb", 21_500_000_000)),
+        *(
+            ("1000", 1000),
+            ("7B", 7),
+            ("4G", 4 * 10**9),
+            ("4GB", 4 * 10**9),
+            ("4GiB", 4 << 30),
+            ("21.5gb", 21_500_000_000),
+        ),
         *((" 900 mb ", 900_000_000), ("1.5 KiB", 1536), ("2T", 2 * 10**12), ("500k", 500_000)),
     ],
 )
@@ -40,7 +47,9 @@ def test_sizes_are_read_in_either_unit(text: str, n_bytes: int) -> None:
     assert parse_bytes(text) == n_bytes
 
 
-@pytest.mark.parametrize("text", ["", "G", "0", "0.0001", "-1G", "1e9", "4 parsecs", "4iB", "4Gi", "4GG", "1.G", "\u0664G", "9" * 400])
+@pytest.mark.parametrize(
+    "text", ["", "G", "0", "0.0001", "-1G", "1e9", "4 parsecs", "4iB", "4Gi", "4GG", "1.G", "\u0664G", "9" * 400]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a size such as 20GiB"):
         parse_bytes(text)

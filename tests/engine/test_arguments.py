@@ -1,4 +1,6 @@
-"""Arguments of a wrong type meet the house's sentence, which names them; no internal's TypeError comes out."""
+"""Arguments of a wrong type meet the house's sentence, which names them; no internal's TypeError
+comes out.
+"""
 
 from __future__ import annotations
 

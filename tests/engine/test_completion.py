@@ -1,4 +1,6 @@
-"""Generation on scripted logits: what is written, when it is certain, and why it ends. test_engine.py has real ones."""
+"""Generation on scripted logits: what is written, when it is certain, and why it ends.
+test_engine.py has real ones.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ from pymixtral.text.tokenizer import Tokenizer
 from support.samplers import sampler_of
 
 BOS, EOS, END_OF_TURN, BYTE_0, A = 1, 2, 3, 4, 260
-PIECES = ["<unk>", "<s>", "</s>", "<end>", *(f"<0x{i:02X}>" for i in range(256)), *"abcdefghijklmnopqrstuvwxyz", "\u2581", "ab", "abc"]
+PIECES = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<end>",
+    *(f"<0x{i:02X}>" for i in range(256)),
+    *"abcdefghijklmnopqrstuvwxyz",
+    "\u2581",
+    "ab",
+    "abc",
+]
 TOKENIZER = Tokenizer.from_metadata(
     {
         "tokenizer.ggml.model": "llama",
@@ -113,7 +125,10 @@ def test_a_stop_string_across_tokens_never_shows_its_beginning() -> None:
     assert written("xyabcz", stop="abc", max_tokens=4) == (["x", "y", "ab"], "length")
     assert written("xyabcz", stop=["zz", "c", "bc"]) == (["x", "y", "a"], "stop")
     assert written("x\u4f60y", stop="\u4f60") == (["x"], "stop")
-    assert written("x\u4f60", stop="\ufffd", max_tokens=2) == (["x"], "stop")  # found in what the end makes of cut bytes
+    assert written("x\u4f60", stop="\ufffd", max_tokens=2) == (
+        ["x"],
+        "stop",
+    )  # found in what the end makes of cut bytes
 
 
 def test_tokens_of_the_stop_string_are_counted() -> None:

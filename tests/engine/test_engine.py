@@ -1,4 +1,6 @@
-"""The engine on the real test model: text in, text out, cache reuse, threads, interruption, closing."""
+"""The engine on the real test model: text in, text out, cache reuse, threads, interruption,
+closing.
+"""
 
 from __future__ import annotations
 
@@ -165,7 +167,10 @@ def test_streams_in_turns_write_what_they_write_alone(engine: Mixtral) -> None:
 
 
 def test_two_engines_work_at_once(engine: Mixtral, fresh: Mixtral) -> None:
-    first, second = engine.stream(PROMPT, max_tokens=8, temperature=0), fresh.stream(PROMPT, max_tokens=8, temperature=0)
+    first, second = (
+        engine.stream(PROMPT, max_tokens=8, temperature=0),
+        fresh.stream(PROMPT, max_tokens=8, temperature=0),
+    )
     for _ in range(8):
         next(first, None), next(second, None)
     assert first.tokens == second.tokens == engine.generate(PROMPT, max_tokens=8, temperature=0).tokens
@@ -178,7 +183,9 @@ def test_many_threads_share_an_engine(engine: Mixtral) -> None:
 
     def work(i: int) -> None:
         together[i] = (
-            "".join(engine.stream(prompts[i], max_tokens=10, seed=1)) if i % 2 else engine.generate(prompts[i], max_tokens=10, seed=1).text
+            "".join(engine.stream(prompts[i], max_tokens=10, seed=1))
+            if i % 2
+            else engine.generate(prompts[i], max_tokens=10, seed=1).text
         )
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
@@ -228,7 +235,9 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0
         {"stop": ["a", ""]},
     ],
 )
-def test_parameters_out_of_range_are_refused_before_anything_is_computed(engine: Mixtral, options: dict[str, Any]) -> None:
+def test_parameters_out_of_range_are_refused_before_anything_is_computed(
+    engine: Mixtral, options: dict[str, Any]
+) -> None:
     with pytest.raises(InvalidArgumentError):
         engine.stream(PROMPT, **options)
 
@@ -253,7 +262,9 @@ def test_no_tokens_asked_none_computed(fresh: Mixtral) -> None:
     assert fresh.generate(PROMPT, max_tokens=1).stats.cached_tokens == 0
 
 
-@pytest.mark.parametrize("tokens", [[], [4096], [-1], [1 << 40], [1 << 70], [1.5], ["a"], [[1, 2]], [[1], [2, 3]], 5, None, [None]])
+@pytest.mark.parametrize(
+    "tokens", [[], [4096], [-1], [1 << 40], [1 << 70], [1.5], ["a"], [[1, 2]], [[1], [2, 3]], 5, None, [None]]
+)
 def test_tokens_that_are_no_ids_are_refused(engine: Mixtral, tokens: Any) -> None:
     calls: tuple[Callable[[Any], object], ...] = (engine.logits, engine.generate)
     for call in calls:
@@ -353,7 +364,10 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     stream = engine.stream(PROMPT, max_tokens=10)
     assert next(stream)
-    memory: list[weakref.ref[Any]] = [weakref.ref(engine._engine._cache.k), weakref.ref(engine._engine._model.weights.head.data)]
+    memory: list[weakref.ref[Any]] = [
+        weakref.ref(engine._engine._cache.k),
+        weakref.ref(engine._engine._model.weights.head.data),
+    ]
     engine.close()
     engine.close()
     gc.collect()

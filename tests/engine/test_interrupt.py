@@ -23,7 +23,9 @@ PROMPT = "Once upon a time there was a king who had three daughters"
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixtral]:
-    """A model whose attention takes half a minute and more for its whole context, in one C call after the other."""
+    """A model whose attention takes half a minute and more for its whole context, in one C call
+    after the other.
+    """
     directory = tmp_path_factory.mktemp("slow")
     make_checkpoint(directory / "slow", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
     quantize(directory / "slow", directory / "slow.gguf", "q8_0", progress=False)
@@ -62,7 +64,9 @@ def engine(tiny_q8_0: Path) -> Iterator[Mixtral]:
 
 
 @pytest.mark.parametrize("method", ["reserve", "truncate", "advance"])
-def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(engine: Mixtral, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_inside_the_caches_bookkeeping_costs_nothing(
+    engine: Mixtral, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = [*engine.tokenize(PROMPT), *range(300, 400)]
     expected = engine.logits(ids)
     whole = getattr(Sequence, method)

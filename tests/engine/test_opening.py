@@ -1,4 +1,6 @@
-"""Opening a model of 26 GB, a hole of true size: the time until it is ready, and the memory that it takes."""
+"""Opening a model of 26 GB, a hole of true size: the time until it is ready, and the memory that it
+takes.
+"""
 
 from __future__ import annotations
 
@@ -29,17 +31,22 @@ begin = time.perf_counter()
 model = Mixtral(sys.argv[1])
 seconds = time.perf_counter() - begin
 after = resident("VmRSS")
-found = {"seconds": seconds, "resident": after, "grown": after - before, "peak": resident("VmHWM"), "layers": model.config.n_layers}
+found = {"seconds": seconds, "resident": after, "grown": after - before, "peak": resident("VmHWM")}
+found["layers"] = model.config.n_layers
 print(json.dumps(found))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layout", ["merged", "split"])
-def test_26_gb_open_at_once_and_take_no_memory(tmp_path: Path, layout: str, record_property: Callable[[str, object], None]) -> None:
+def test_26_gb_open_at_once_and_take_no_memory(
+    tmp_path: Path, layout: str, record_property: Callable[[str, object], None]
+) -> None:
     config = MODELS["8x7b"]
     tensors = mixed(Inventory.of_model(config), "q4_0").parts
-    path = write_hole(tmp_path / "mixtral.gguf", config, split(tensors, 8) if layout == "split" else tensors, tokens=True)
+    path = write_hole(
+        tmp_path / "mixtral.gguf", config, split(tensors, 8) if layout == "split" else tensors, tokens=True
+    )
     if path.stat().st_blocks * 512 > 1 << 24:
         pytest.skip("the file system has no sparse files")
     assert path.stat().st_size > 26e9

@@ -44,7 +44,9 @@ def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.Monkey
         sizes: list[int] = []
         inner = model._engine._model
         forward = inner.forward
-        monkeypatch.setattr(inner, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1])
+        monkeypatch.setattr(
+            inner, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1]
+        )
         bench(model, n_prompt=16, n_generate=8, repetitions=1)
     assert sizes == [16, 16, *[1] * 8]
 

@@ -17,7 +17,10 @@ from pymixtral.files.imatrix import read, write
 from pymixtral.files.importance import ImportanceMatrix
 from support.ggufs import rewrite
 
-TEXT = "Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun wondered. " * 4
+TEXT = (
+    "Once upon a time there was a king who had three daughters, and the youngest was so beautiful "
+    "that the sun wondered. " * 4
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,9 @@ def test_every_matrix_of_tiny_mixtral_is_measured(model: Mixtral, whole: Importa
 
 
 def test_sums_are_those_of_the_layers_inputs(model: Mixtral, whole: ImportanceMatrix) -> None:
-    """The head's input is what gives the logits; the experts of a layer get their tokens' rows, n_experts_used times in all."""
+    """The head's input is what gives the logits; the experts of a layer get their tokens' rows,
+    n_experts_used times in all.
+    """
     tokens = model.tokenize(TEXT)
     total = np.zeros(256)
     for i in range(whole.n_windows):
@@ -140,14 +145,20 @@ def test_the_command_measures_resumes_and_merges(tiny_f32: Path, whole: Importan
     assert read(out).datasets == ["t.txt"]
     assert run("--merge", out, "--merge", out, "-o", both).exit_code == 0
     assert read(both).n_windows == 2 * whole.n_windows
-    assert run("-m", tiny_f32, "-f", text, "-c", 32, "--windows", 1, "--merge", both, "-o", out, "--force").exit_code == 0
+    assert (
+        run("-m", tiny_f32, "-f", text, "-c", 32, "--windows", 1, "--merge", both, "-o", out, "--force").exit_code == 0
+    )
     assert read(out).n_windows == 2 * whole.n_windows + 1
 
 
 def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
     tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observe, calls, (text, old, out) = Mixtral.observe, [0], (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf"))
+    observe, calls, (text, old, out) = (
+        Mixtral.observe,
+        [0],
+        (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf")),
+    )
     text.write_text(TEXT)
     write(whole, old)
 
@@ -202,7 +213,9 @@ def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: Impo
         (["--merge", __file__, "-o", "i.gguf"], "is it an importance matrix"),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_input_is_one_line(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")

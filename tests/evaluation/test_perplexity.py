@@ -1,4 +1,6 @@
-"""Perplexity and divergence against a plain computation from Mixtral.logits(), and base files as hostile input."""
+"""Perplexity and divergence against a plain computation from Mixtral.logits(), and base files as
+hostile input.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from support.checkpoints import Shape, make_checkpoint
 
 TEXT = """Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun itself wondered
 whenever it shone upon her face. Close by the castle lay a great dark forest, and in the forest under an old lime tree was a well. When
-the day was warm, the king's child went out into the forest and sat down by the side of the cool fountain."""
+the day was warm, the king's child went out into the forest and sat down by the side of the cool fountain."""  # noqa: E501
 BOS = 1
 
 
@@ -72,7 +74,9 @@ def plain(model: Mixtral, n_ctx: int, stride: int | None) -> tuple[float, float,
 # --- Perplexity ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n_ctx", "stride"), [(16, None), (17, None), (3, None), (64, None), (16, 4), (16, 15), (32, 1), (2, 1)])
+@pytest.mark.parametrize(
+    ("n_ctx", "stride"), [(16, None), (17, None), (3, None), (64, None), (16, 4), (16, 15), (32, 1), (2, 1)]
+)
 def test_equals_a_plain_computation(f32: Mixtral, n_ctx: int, stride: int | None) -> None:
     result = perplexity(f32, TEXT, n_ctx=n_ctx, stride=stride)
     value, error, n = plain(f32, n_ctx, stride)
@@ -220,7 +224,9 @@ def test_a_base_serves_for_its_first_windows(f32: Mixtral, base: Path) -> None:
 
 
 def test_flat_and_spiked_predictions_survive_the_file(tmp_path: Path) -> None:
-    """Rows of equal logits, of one token far above the others, and of values that spread beyond what the file tells apart."""
+    """Rows of equal logits, of one token far above the others, and of values that spread beyond
+    what the file tells apart.
+    """
     logits = np.zeros((3, 100), np.float32)
     logits[1, 7] = 500
     logits[2] = np.linspace(-200, 0, 100)
@@ -265,7 +271,10 @@ def test_a_base_of_another_text_window_or_vocabulary_is_refused(f32: Mixtral, ba
         compare(f32, base, TEXT * 2)
     make_checkpoint(tmp_path / "other", Shape(n_vocab=300, n_ctx=32), seed=1)
     quantize(tmp_path / "other", tmp_path / "other.gguf", "f32", progress=False)
-    with Mixtral(tmp_path / "other.gguf") as other, pytest.raises(InvalidArgumentError, match="vocabulary of 300 tokens"):
+    with (
+        Mixtral(tmp_path / "other.gguf") as other,
+        pytest.raises(InvalidArgumentError, match="vocabulary of 300 tokens"),
+    ):
         perplexity(other, [5] * 64, n_ctx=16, kl_against=base)
 
 
@@ -288,9 +297,19 @@ def test_what_is_no_base_is_refused(f32: Mixtral, base: Path, tiny_q8_0: Path, t
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("score", math.nan), ("score", -1), ("score", math.inf), ("low", 1), ("low", -1e9), ("scale", -1), ("scale", 1e300)],
+    [
+        ("score", math.nan),
+        ("score", -1),
+        ("score", math.inf),
+        ("low", 1),
+        ("low", -1e9),
+        ("scale", -1),
+        ("scale", 1e300),
+    ],
 )
-def test_impossible_records_are_refused_by_number(f32: Mixtral, base: Path, tmp_path: Path, field: str, value: float) -> None:
+def test_impossible_records_are_refused_by_number(
+    f32: Mixtral, base: Path, tmp_path: Path, field: str, value: float
+) -> None:
     data = bytearray(base.read_bytes())
     offset = {"score": 0, "low": 8, "scale": 16}[field]
     n = len(f32.tokenize(TEXT)) // 16
@@ -303,7 +322,9 @@ def test_impossible_records_are_refused_by_number(f32: Mixtral, base: Path, tmp_
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 63), value=st.integers(0, 255), n=st.integers(1, 8))
-def test_any_damage_to_the_head_is_refused(f32: Mixtral, base: Path, tmp_path: Path, at: int, value: int, n: int) -> None:
+def test_any_damage_to_the_head_is_refused(
+    f32: Mixtral, base: Path, tmp_path: Path, at: int, value: int, n: int
+) -> None:
     data = bytearray(base.read_bytes())
     damaged = data[:at] + bytes([value]) * min(n, 64 - at) + data[at + min(n, 64 - at) :]
     (tmp_path / "damaged").write_bytes(damaged)
@@ -341,7 +362,9 @@ def test_a_base_needs_a_directory_and_a_name_of_its_own(f32: Mixtral, tmp_path: 
             perplexity(f32, TEXT, n_ctx=16, save_base=path)
 
 
-def test_a_base_that_does_not_fit_the_disk_is_refused_at_once(f32: Mixtral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_does_not_fit_the_disk_is_refused_at_once(
+    f32: Mixtral, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     monkeypatch.setattr(Mixtral, "logits", None)

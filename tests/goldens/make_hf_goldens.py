@@ -1,10 +1,13 @@
-"""Writes the goldens beside it: logits and greedy continuations of Hugging Face's Mixtral and Mistral in float32.
+"""Writes the goldens beside it: logits and greedy continuations of Hugging Face's Mixtral and
+Mistral in float32.
 
-Run by hand, from the root of the repository, with the [peers] extra (torch, transformers) installed beside sentencepiece:
+Run by hand, from the root of the repository, with the [peers] extra (torch, transformers) installed
+beside sentencepiece:
 
     python tests/goldens/make_hf_goldens.py
 
-The files here were made with torch 2.13.0 (CPU), transformers 5.23.0, NumPy 2.4.6 and Python 3.11.7.
+The files here were made with torch 2.13.0 (CPU), transformers 5.23.0, NumPy 2.4.6 and Python
+3.11.7.
 
 Each NAME.npz holds
     tokens        int32 [n_tokens]       the input, from position 0
@@ -41,14 +44,16 @@ was afraid of him, but the girl said: "Come in, and eat with us, for nobody shou
 down at the table, and ate the bread and the soup, and did not speak another word. When the sun rose he was gone, and the box stood upon
 the hearth. The girl opened it, and there lay a golden key. "Now I must find the door to which it belongs," said she, and she put on her
 red shoes, kissed her father, and went out into the great forest. She walked the whole day, until she came to an old tower that had
-neither window nor stair. At the foot of it sat a grey bird, which looked at her and sang of a house beyond the sea."""
+neither window nor stair. At the foot of it sat a grey bird, which looked at her and sang of a house beyond the sea."""  # noqa: E501
 
 N_TEXT_TOKENS = 256
 N_GREEDY = 32
 
 
 def golden(directory: Path, tokens: NDArray[np.int32], n_prompt: int) -> dict[str, NDArray[np.generic]]:
-    """Runs the checkpoint in `directory` over `tokens`, and greedily from the first n_prompt of them."""
+    """Runs the checkpoint in `directory` over `tokens`, and greedily from the first n_prompt of
+    them.
+    """
     model, info = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -59,7 +64,9 @@ def golden(directory: Path, tokens: NDArray[np.int32], n_prompt: int) -> dict[st
 
     def run(ids: NDArray[np.int32]) -> NDArray[np.float32]:
         with torch.no_grad():
-            output: NDArray[np.float32] = model(torch.tensor(ids[None], dtype=torch.long), use_cache=False).logits[0].numpy()
+            output: NDArray[np.float32] = (
+                model(torch.tensor(ids[None], dtype=torch.long), use_cache=False).logits[0].numpy()
+            )
         return output
 
     def lead(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,13 +18,16 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads L
 
 
 def test_cpu_of_x86(tmp_path: Path) -> None:
-    text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: fast\nflags\t\t: fpu sse2 avx fma avx2\n\nprocessor\t: 1\nmodel name\t: Other\n"
+    text = "processor\t: 0\nmodel name\t: Some CPU @ 3 GHz: fast\nflags\t\t: fpu sse2 avx fma avx2\n\n"
+    text += "processor\t: 1\nmodel name\t: Other\n"
     found = machine.cpu(write_tree(tmp_path, {"proc/cpuinfo": text}))
     assert (found.name, found.features) == ("Some CPU @ 3 GHz: fast", ("avx", "fma", "avx2"))
 
 
 def test_cpu_of_arm_and_of_nothing(tmp_path: Path) -> None:
-    found = machine.cpu(write_tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd0c\n"}))
+    found = machine.cpu(
+        write_tree(tmp_path, {"proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU part\t: 0xd0c\n"})
+    )
     assert found.features == ("asimd", "asimddp", "i8mm")
     assert found.name
     assert machine.cpu(tmp_path / "nothing").features == ()
@@ -61,7 +64,9 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # --- Memory -------------------------------------------------------------------------------------------------------
 
-MEMINFO = "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nHugePages_Total:       0\n"
+MEMINFO = (
+    "MemTotal:       16000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nHugePages_Total:       0\n"
+)
 KB = 1024
 
 

@@ -1,4 +1,6 @@
-"""Every model of the family in small, in every layout of files: each opens, is mapped, and has the oracle's logits to the bit."""
+"""Every model of the family in small, in every layout of files: each opens, is mapped, and has the
+oracle's logits to the bit.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ TINY = Shape(n_vocab=320)
 
 @dataclass(frozen=True)
 class Member:
-    """shape: the model's in small. keys: metadata of its files beside what the shape says; None: keys that its files leave out."""
+    """shape: the model's in small. keys: metadata of its files beside what the shape says; None:
+    keys that its files leave out.
+    """
 
     shape: Shape
     keys: dict[str, Any] = field(default_factory=dict)
@@ -36,17 +40,22 @@ class Member:
 
 
 def mixtral(n_experts: int, used: int, **numbers: Any) -> Member:
-    return Member(Shape(**({"n_vocab": 320, "hidden": 64, "ffn": 96, "n_experts": n_experts, "n_experts_used": used} | numbers)))
+    return Member(
+        Shape(**({"n_vocab": 320, "hidden": 64, "ffn": 96, "n_experts": n_experts, "n_experts_used": used} | numbers))
+    )
 
 
 def dense(keys: dict[str, Any] | None = None, *, tied: bool = False, n_tokens: int = 12, **numbers: Any) -> Member:
-    shape = Shape(**({"n_vocab": 320, "hidden": 128, "ffn": 448, "n_heads": 8, "n_kv_heads": 2, "n_experts": 0} | numbers))
+    shape = Shape(
+        **({"n_vocab": 320, "hidden": 128, "ffn": 448, "n_heads": 8, "n_kv_heads": 2, "n_experts": 0} | numbers)
+    )
     return Member(shape, keys or {}, tied, n_tokens)
 
 
 SCALED = "llama.rope.scaling"
 FAMILY = {
-    # name: the original has 4 query heads for one of keys, ffn 3.5 times the width, 8 experts of which 2 are used
+    # name: the original has 4 query heads for one of keys, ffn 3.5 times the width, 8 experts of
+    # which 2 are used
     "mixtral-8x7b": mixtral(8, 2, hidden=128, ffn=448, n_heads=8, n_kv_heads=2),
     # 56 layers, 6 query heads for one of keys, ffn 8/3 times the width
     "mixtral-8x22b": mixtral(8, 2, hidden=96, ffn=256, n_layers=56, n_heads=6, n_kv_heads=1, n_vocab=328),
@@ -55,18 +64,30 @@ FAMILY = {
     "mistral-7b-v0.2": dense(n_ctx=32768),
     "mistral-7b-v0.3": dense(n_ctx=32768, n_vocab=328),
     "mistral-nemo": dense(hidden=160, n_heads=8, head_dim=16),  # heads that are narrower than the width together
-    "llama-2-7b": dense({"llama.attention.head_count_kv": None, "llama.rope.freq_base": None}, n_kv_heads=8, rope_base=1e4),
+    "llama-2-7b": dense(
+        {"llama.attention.head_count_kv": None, "llama.rope.freq_base": None}, n_kv_heads=8, rope_base=1e4
+    ),
     "llama-tied": dense(tied=True, rope_base=1e4),
     "llama-linear": dense({f"{SCALED}.type": "linear", f"{SCALED}.factor": 4.0}, rope_base=1e4),
     "llama-linear-of-2023": dense({"llama.rope.scale_linear": 4.0}, rope_base=1e4),
     "mistral-yarn": dense(
-        {f"{SCALED}.type": "yarn", f"{SCALED}.factor": 16.0, f"{SCALED}.original_context_length": 64}, rope_base=1e4, n_tokens=80
+        {f"{SCALED}.type": "yarn", f"{SCALED}.factor": 16.0, f"{SCALED}.original_context_length": 64},
+        rope_base=1e4,
+        n_tokens=80,
     ),
     "mixtral-yarn": Member(
         Shape(n_vocab=320),
-        {f"{SCALED}.type": "yarn", f"{SCALED}.factor": 4.0, f"{SCALED}.original_context_length": 256, f"{SCALED}.attn_factor": 0.9},
+        {
+            f"{SCALED}.type": "yarn",
+            f"{SCALED}.factor": 4.0,
+            f"{SCALED}.original_context_length": 256,
+            f"{SCALED}.attn_factor": 0.9,
+        },
     ),
-    **{f"franken-{n}x{k}": mixtral(n, k) for n, k in [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 3), (16, 2), (16, 16), (64, 6)]},
+    **{
+        f"franken-{n}x{k}": mixtral(n, k)
+        for n, k in [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 3), (16, 2), (16, 16), (64, 6)]
+    },
 }
 
 
@@ -92,11 +113,22 @@ def test_each_model_has_the_oracle_s_logits(tmp_path: Path, name: str) -> None:
     member = FAMILY[name]
     make_checkpoint(tmp_path / "hf", member.shape, seed=3)
     quantize(tmp_path / "hf", tmp_path / "whole.gguf", "q8_0", progress=False)
-    path = rewrite(tmp_path / "whole.gguf", tmp_path / "model.gguf", keys=member.keys, without=("output.weight",) if member.tied else ())
+    path = rewrite(
+        tmp_path / "whole.gguf",
+        tmp_path / "model.gguf",
+        keys=member.keys,
+        without=("output.weight",) if member.tied else (),
+    )
     tokens = text(member.shape.n_vocab, member.n_tokens)
     with Mixtral(path) as model:
         c, s = model.config, member.shape
-        assert (c.n_layers, c.hidden, c.ffn, c.n_heads, c.n_kv_heads) == (s.n_layers, s.hidden, s.ffn, s.n_heads, s.n_kv_heads)
+        assert (c.n_layers, c.hidden, c.ffn, c.n_heads, c.n_kv_heads) == (
+            s.n_layers,
+            s.hidden,
+            s.ffn,
+            s.n_heads,
+            s.n_kv_heads,
+        )
         assert (c.n_experts, c.n_experts_used) == (max(s.n_experts, 1), s.n_experts_used if s.n_experts else 1)
         assert (c.n_vocab, c.rope_base, c.head_dim) == (s.n_vocab, s.rope_base, s.head_dim)
         found = model.logits(tokens)
@@ -135,7 +167,9 @@ LAYOUTS: dict[str, Callable[[Path, Path], Path]] = {
     "shards": lambda source, to: rewrite(source, to, shard_tensors=5),
     "shards of version 2": lambda source, to: rewrite(source, to, shard_tensors=5, version=2),
     "shards of split experts": lambda source, to: rewrite(source, to, split=True, shard_tensors=7),
-    "convert-layout": lambda source, to: convert_layout(source, to, layout="split", max_shard_bytes=20_000, progress=False)[-1],
+    "convert-layout": lambda source, to: convert_layout(
+        source, to, layout="split", max_shard_bytes=20_000, progress=False
+    )[-1],
     "no optional keys": lambda source, to: rewrite(source, to, keys=dict.fromkeys(OPTIONAL)),
 }
 
@@ -153,7 +187,9 @@ def test_every_layout_has_the_same_logits(merged: Path, tmp_path: Path, layout: 
 @pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("kind", [Type.F16, Type.BF16, Type.F32])
 @pytest.mark.parametrize("what", ["ffn_gate_inp", "norm"])
-def test_routers_and_norms_of_every_float_type(merged: Path, tmp_path: Path, what: str, kind: Type, split: bool) -> None:
+def test_routers_and_norms_of_every_float_type(
+    merged: Path, tmp_path: Path, what: str, kind: Type, split: bool
+) -> None:
     """Routers in f16 are those of the files of December 2023."""
     path = rewrite(merged, tmp_path / "m.gguf", types={what: kind}, split=split)
     _, weights = opened(path)
@@ -170,8 +206,17 @@ def test_routers_and_norms_of_every_float_type(merged: Path, tmp_path: Path, wha
 
 def test_types_that_differ_between_the_experts_of_a_layer(merged: Path, tmp_path: Path) -> None:
     split = rewrite(merged, tmp_path / "split.gguf", split=True)
-    path = rewrite(split, tmp_path / "m.gguf", types={"ffn_up.0.": Type.F16, "ffn_down.1.": Type.Q4_0, "blk.1.ffn_gate.2.": Type.BF16})
-    assert [expert[1].type for expert in opened(path)[1].layers[0].experts] == [Type.F16, Type.Q8_0, Type.Q8_0, Type.Q8_0]
+    path = rewrite(
+        split,
+        tmp_path / "m.gguf",
+        types={"ffn_up.0.": Type.F16, "ffn_down.1.": Type.Q4_0, "blk.1.ffn_gate.2.": Type.BF16},
+    )
+    assert [expert[1].type for expert in opened(path)[1].layers[0].experts] == [
+        Type.F16,
+        Type.Q8_0,
+        Type.Q8_0,
+        Type.Q8_0,
+    ]
     tokens = text(320, 24)
     with Mixtral(path, experts_used=4) as model:
         found = model.logits(tokens)
@@ -188,7 +233,9 @@ def test_types_that_differ_between_the_experts_of_a_layer(merged: Path, tmp_path
 
 @pytest.mark.parametrize("prefix", [True, False, None])
 @pytest.mark.parametrize("bos", [True, False, None])
-def test_tokenizer_keys_are_honoured_and_optional(tiny_q8_0: Path, tmp_path: Path, prefix: bool | None, bos: bool | None) -> None:
+def test_tokenizer_keys_are_honoured_and_optional(
+    tiny_q8_0: Path, tmp_path: Path, prefix: bool | None, bos: bool | None
+) -> None:
     keys = {"tokenizer.ggml.add_space_prefix": prefix, "tokenizer.ggml.add_bos_token": bos}
     path = rewrite(tiny_q8_0, tmp_path / "m.gguf", keys=keys)
     with Mixtral(path) as model, Mixtral(tiny_q8_0) as usual:

@@ -1,4 +1,6 @@
-"""The forward pass equals the oracle's, however a text is cut, batched, shared or spread over threads; a failed pass leaves no trace."""
+"""The forward pass equals the oracle's, however a text is cut, batched, shared or spread over
+threads; a failed pass leaves no trace.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from pymixtral.reference import oracle
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
 from support.variants import ISAS, generator
 
-ODD = Shape(hidden=96, ffn=160, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=24, n_experts=5, n_experts_used=3, n_vocab=333)
+ODD = Shape(
+    hidden=96, ffn=160, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=24, n_experts=5, n_experts_used=3, n_vocab=333
+)
 DENSE = Shape(hidden=64, ffn=96, n_heads=8, n_kv_heads=1, head_dim=8, n_experts=0, n_vocab=64, window=20, rope_base=1e4)
 MANY = Shape(n_experts=16, n_experts_used=4, n_vocab=64)
 UNEVEN = Shape(hidden=72, ffn=100, n_heads=3, n_kv_heads=3, head_dim=40, n_experts=2, n_experts_used=1, n_vocab=50)
@@ -86,7 +90,9 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 def run(model: Model, kv: KVCache, sequence: Sequence, tokens: I32, size: int | None = None) -> F32:
     """Hidden rows of tokens that continue a sequence, in pieces."""
     size = size or len(tokens)
-    rows = [model.forward(part, [(sequence, len(part))], kv) for part in np.split(tokens, range(size, len(tokens), size))]
+    rows = [
+        model.forward(part, [(sequence, len(part))], kv) for part in np.split(tokens, range(size, len(tokens), size))
+    ]
     return np.concatenate(rows)
 
 
@@ -114,8 +120,10 @@ def test_a_whole_text(load: Load, name: str, isa: str, n_threads: int) -> None:
 
 
 def test_texts_in_turn(load: Load) -> None:
-    """What a model keeps between passes, such as cosines and pages, is that of the text at hand: two texts at different positions, in
-    caches of their own, one of them forgotten and written anew, token by token over the end of a page."""
+    """What a model keeps between passes, such as cosines and pages, is that of the text at hand:
+    two texts at different positions, in caches of their own, one of them forgotten and written
+    anew, token by token over the end of a page.
+    """
     e = load("odd-q8_0")
     model = e.model()
     caches = [model.new_cache(len(e.tokens), "f32") for _ in range(2)]
@@ -126,12 +134,16 @@ def test_texts_in_turn(load: Load) -> None:
         if i == 65:
             behind.truncate(0)
         first = behind.length
-        np.testing.assert_array_equal(run(model, caches[1], behind, e.tokens[first : first + 3]), e.hidden()[first : first + 3])
+        np.testing.assert_array_equal(
+            run(model, caches[1], behind, e.tokens[first : first + 3]), e.hidden()[first : first + 3]
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_passes_in_any_order(load: Load, seed: int) -> None:
-    """Single tokens, pieces and batches of forked, truncated and freed texts in two caches, with failed passes between."""
+    """Single tokens, pieces and batches of forked, truncated and freed texts in two caches, with
+    failed passes between.
+    """
     e = load("odd-q8_0")
     model, random, n = e.model(), generator(9, seed), len(e.tokens)
     texts = [(e.tokens, e.hidden()), *((e.rotated(i), e.hidden(np.float32, i)) for i in (1, 2))]
@@ -153,9 +165,13 @@ def test_passes_in_any_order(load: Load, seed: int) -> None:
             with pytest.raises(InvalidArgumentError):
                 model.forward(np.array([1, -1], np.int32), [(sequence, 2)], sequence.cache)
         else:
-            together = [(j, other) for j, other in live if other.cache is sequence.cache and (kind == 5 or other is sequence)]
+            together = [
+                (j, other) for j, other in live if other.cache is sequence.cache and (kind == 5 or other is sequence)
+            ]
             sizes = [min(int(random.choice([1, 1, 1, 2, 7, 70])), n - other.length) for _, other in together]
-            parts = [(j, slice(other.length, other.length + size)) for (j, other), size in zip(together, sizes, strict=True)]
+            parts = [
+                (j, slice(other.length, other.length + size)) for (j, other), size in zip(together, sizes, strict=True)
+            ]
             tokens, want = (np.concatenate([texts[j][k][part] for j, part in parts]) for k in range(2))
             if len(tokens):
                 batch = [(other, size) for (_, other), size in zip(together, sizes, strict=True)]
@@ -259,7 +275,15 @@ def test_some_rows(load: Load, name: str) -> None:
     e = load(name)
     model, want = e.model(), e.hidden()
     kv = model.new_cache(len(e.tokens), "f32")
-    for rows in (slice(0, None), slice(9, None), slice(39, None), slice(40, None), slice(3, 17), slice(0, 40, 6), np.array([39, 0, 7])):
+    for rows in (
+        slice(0, None),
+        slice(9, None),
+        slice(39, None),
+        slice(40, None),
+        slice(3, 17),
+        slice(0, 40, 6),
+        np.array([39, 0, 7]),
+    ):
         sequence = kv.new_sequence()
         np.testing.assert_array_equal(model.forward(e.tokens[:40], [(sequence, 40)], kv, rows=rows), want[:40][rows])
         np.testing.assert_array_equal(run(model, kv, sequence, e.tokens[40:]), want[40:])
@@ -336,7 +360,14 @@ def test_batches_that_make_no_sense_are_refused(load: Load) -> None:
     a, b = kv.new_sequence(), kv.new_sequence()
     before = state(kv, a, b)
     tokens = e.tokens[:4]
-    batches: list[list[tuple[Sequence, int]]] = [[], [(a, 3)], [(a, 5)], [(a, 2), (a, 2)], [(a, -1), (b, 5)], [(a, 3), (b, 0)]]
+    batches: list[list[tuple[Sequence, int]]] = [
+        [],
+        [(a, 3)],
+        [(a, 5)],
+        [(a, 2), (a, 2)],
+        [(a, -1), (b, 5)],
+        [(a, 3), (b, 0)],
+    ]
     for batch in batches:
         with pytest.raises(InvalidArgumentError):
             model.forward(tokens, batch, kv)

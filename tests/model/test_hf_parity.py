@@ -1,4 +1,5 @@
-"""The whole way, from a Hugging Face checkpoint through the quantizer and a GGUF file, against Hugging Face's own float32 results.
+"""The whole way, from a Hugging Face checkpoint through the quantizer and a GGUF file, against
+Hugging Face's own float32 results.
 
 The goldens are those of tests/goldens/make_hf_goldens.py.
 """

@@ -23,7 +23,9 @@ def small_cache(n_pages: int) -> KVCache:
 
 
 def put(cache: KVCache, sequence: Sequence, values: list[float]) -> None:
-    """Reserves, writes one value per position to all of its keys and its negative to the values, advances."""
+    """Reserves, writes one value per position to all of its keys and its negative to the values,
+    advances.
+    """
     sequence.reserve(len(values))
     for position, value in enumerate(values, sequence.length):
         page, slot = sequence.pages[position // PAGE], position % PAGE
@@ -59,7 +61,11 @@ def test_layout() -> None:
     blocks = KVCache(3, 2, 64, 5, "q8_0")
     assert blocks.k.shape == blocks.v.shape == (3, 5, 2, 68 * 64)
     assert blocks.k.dtype == blocks.v.dtype == np.uint8
-    assert [kind for kind, n in KV_TYPES.items() if KVCache(1, 1, 32, 1, kind).k.nbytes == 64 * n] == ["f16", "f32", "q8_0"]
+    assert [kind for kind, n in KV_TYPES.items() if KVCache(1, 1, 32, 1, kind).k.nbytes == 64 * n] == [
+        "f16",
+        "f32",
+        "q8_0",
+    ]
     assert (cache.n_pages, cache.n_free_pages) == (5, 5)
     assert [n_pages_for(n) for n in (0, 1, 64, 65, 128)] == [0, 1, 1, 2, 2]
 
@@ -102,7 +108,9 @@ def test_a_full_cache_names_both_numbers_and_changes_nothing() -> None:
     sequence = cache.new_sequence()
     put(cache, sequence, counting(1, 60))
     pages = sequence.pages.tolist()
-    with pytest.raises(ContextLengthError, match=r"2 free pages .* for 100 tokens after position 60, found 1 of the cache's 2"):
+    with pytest.raises(
+        ContextLengthError, match=r"2 free pages .* for 100 tokens after position 60, found 1 of the cache's 2"
+    ):
         sequence.reserve(100)
     assert (sequence.length, sequence.pages.tolist(), cache.n_free_pages) == (60, pages, 1)
     with pytest.raises(InvalidArgumentError, match="at most 0 reserved tokens"):
@@ -170,7 +178,15 @@ def test_a_fork_ends_what_was_reserved() -> None:
 
 
 def test_arguments_out_of_range() -> None:
-    for sizes in [(0, 1, 8, 1), (1, 0, 8, 1), (1, 1, 8, 0), (1, 1, 8, 2**31), (1, 1, 12, 1), (1, 1, 0, 1), (1, 1, 1032, 1)]:
+    for sizes in [
+        (0, 1, 8, 1),
+        (1, 0, 8, 1),
+        (1, 1, 8, 0),
+        (1, 1, 8, 2**31),
+        (1, 1, 12, 1),
+        (1, 1, 0, 1),
+        (1, 1, 1032, 1),
+    ]:
         with pytest.raises(InvalidArgumentError):
             KVCache(*sizes)
     with pytest.raises(InvalidArgumentError, match=r"found \['f16'\]"):

@@ -94,7 +94,9 @@ def test_a_refusal_names_the_limit(tiny_q8_0: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", script, tiny_q8_0], capture_output=True, text=True, check=True).stdout
     n_bytes = tiny_q8_0.stat().st_size
-    assert found.startswith(f"expected to lock {n_bytes} bytes of weights in memory, found a limit of 65536 bytes (RLIMIT_MEMLOCK, ")
+    assert found.startswith(
+        f"expected to lock {n_bytes} bytes of weights in memory, found a limit of 65536 bytes (RLIMIT_MEMLOCK, "
+    )
     assert "131072 bytes for this user" in found
 
 
@@ -135,6 +137,9 @@ def test_opening_reads_few_pages(tiny_q8_0: Path) -> None:
         "    print(opened, mapped())\n"
     )
     opened, used = map(
-        int, subprocess.run([sys.executable, "-c", script, tiny_q8_0], capture_output=True, text=True, check=True).stdout.split()
+        int,
+        subprocess.run(
+            [sys.executable, "-c", script, tiny_q8_0], capture_output=True, text=True, check=True
+        ).stdout.split(),
     )
     assert opened < used / 4

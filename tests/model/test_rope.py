@@ -12,7 +12,9 @@ from pymixtral.model.rope import RopeScaling
 
 
 def yarn(scaling: RopeScaling, base: float, d: int) -> NDArray[np.float64]:
-    """The formulas of arXiv:2309.00071, section 3.2, with the ramp over pairs that the authors' code has."""
+    """The formulas of arXiv:2309.00071, section 3.2, with the ramp over pairs that the authors'
+    code has.
+    """
     i = np.arange(d // 2)
     theta = base ** (-2.0 * i / d)
 

@@ -1,4 +1,6 @@
-"""A fault that a sanitizer must end the process for: run by tests/native/sanitize to see that it would."""
+"""A fault that a sanitizer must end the process for: run by tests/native/sanitize to see that it
+would.
+"""
 
 from __future__ import annotations
 

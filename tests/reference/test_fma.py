@@ -36,12 +36,15 @@ def test_fma_where_the_product_cancels_its_addend() -> None:
 
 
 def test_fma_where_the_sum_is_next_to_a_half() -> None:
-    # An addend of 24 bits and a product that is half a unit of its last place, or just above or below: rounding twice gets these wrong.
+    # An addend of 24 bits and a product that is half a unit of its last place, or just above or
+    # below: rounding twice gets these wrong.
     generator = np.random.default_rng(4)
     c = (generator.integers(1 << 23, 1 << 24, 4000) * generator.choice([-1.0, 1.0], 4000)).astype(np.float32)
     half = generator.choice([0.5, -0.5, 1.5], 4000).astype(np.float32)
     nudge = generator.choice([0, 1, -1, 3], 4000) * np.float32(2.0**-23)
-    assert_fma_exact(half + nudge * abs(half), (1 + generator.choice([0, 1, -1], 4000) * 2.0**-23).astype(np.float32), c)
+    assert_fma_exact(
+        half + nudge * abs(half), (1 + generator.choice([0, 1, -1], 4000) * 2.0**-23).astype(np.float32), c
+    )
 
 
 def test_fma_with_a_tiny_product_decides_a_tie_of_the_double_sum() -> None:
@@ -52,9 +55,15 @@ def test_fma_with_a_tiny_product_decides_a_tie_of_the_double_sum() -> None:
     c = np.array([2.0**24, -(2.0**24), 1, 1.5, 1 + 2.0**-23], np.float32)
     assert_fma_exact(a, b, c)
     # 2^-24 (1 + 2^-12)(1 - 2^-12) = 2^-24 (1 - 2^-24), a hair below half a unit of 1.
-    assert_fma_exact(np.array([2.0**-24 * (1 + 2.0**-12)], np.float32), np.array([1 - 2.0**-12], np.float32), np.array([1], np.float32))
     assert_fma_exact(
-        np.array([2.0**-24 * (1 + 2.0**-12)], np.float32), np.array([1 - 2.0**-12], np.float32), np.array([1 + 2.0**-23], np.float32)
+        np.array([2.0**-24 * (1 + 2.0**-12)], np.float32),
+        np.array([1 - 2.0**-12], np.float32),
+        np.array([1], np.float32),
+    )
+    assert_fma_exact(
+        np.array([2.0**-24 * (1 + 2.0**-12)], np.float32),
+        np.array([1 - 2.0**-12], np.float32),
+        np.array([1 + 2.0**-23], np.float32),
     )
 
 
@@ -79,6 +88,8 @@ def test_fma_near_overflow() -> None:
 def test_fma_of_infinities_and_nan() -> None:
     inf, nan = np.float32(np.inf), np.float32(np.nan)
     got = oracle.fma(
-        np.array([inf, 1, inf, 0, 1], np.float32), np.array([2, 2, 1, inf, nan], np.float32), np.array([1, -inf, -inf, 1, 1], np.float32)
+        np.array([inf, 1, inf, 0, 1], np.float32),
+        np.array([2, 2, 1, inf, nan], np.float32),
+        np.array([1, -inf, -inf, 1, 1], np.float32),
     )
     np.testing.assert_array_equal(got, np.array([inf, -inf, nan, nan, nan], np.float32))

@@ -1,4 +1,6 @@
-"""The oracle's forward pass against Hugging Face's implementation: goldens of tests/goldens/make_hf_goldens.py."""
+"""The oracle's forward pass against Hugging Face's implementation: goldens of
+tests/goldens/make_hf_goldens.py.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from support.paths import GOLDENS
 def rope_scaling(found: dict[str, Any] | None) -> RopeScaling:
     if found is None:
         return RopeScaling()
-    return RopeScaling(found["rope_type"], found["factor"], n_ctx_original=found.get("original_max_position_embeddings", 0))
+    return RopeScaling(
+        found["rope_type"], found["factor"], n_ctx_original=found.get("original_max_position_embeddings", 0)
+    )
 
 
 def float32_model(config: dict[str, Any], tensors: dict[str, F32]) -> tuple[ModelWeights, ModelConfig]:
@@ -90,7 +94,9 @@ def random_model(shape: Shape, seed: int) -> tuple[ModelWeights, ModelConfig]:
 
 
 def largest_difference(name: str, weights: ModelWeights, config: ModelConfig, n_tokens: int | None = None) -> float:
-    """Of the logits from Hugging Face's, relative to the largest logit, over the golden's rows among the first n_tokens (all if None)."""
+    """Of the logits from Hugging Face's, relative to the largest logit, over the golden's rows
+    among the first n_tokens (all if None).
+    """
     golden = np.load(GOLDENS / f"{name}.npz")
     tokens = golden["tokens"][:n_tokens]
     rows = golden["rows"][golden["rows"] < len(tokens)]

@@ -65,7 +65,9 @@ def test_an_unknown_type_is_refused() -> None:
 
 def test_embed_takes_rows() -> None:
     matrix = encode(GGMLQuantizationType.Q4_0, normal(23, 9, 64))
-    np.testing.assert_array_equal(oracle.embed(matrix, np.array([8, 0, 8], np.int32)), oracle.dequantize(matrix)[[8, 0, 8]])
+    np.testing.assert_array_equal(
+        oracle.embed(matrix, np.array([8, 0, 8], np.int32)), oracle.dequantize(matrix)[[8, 0, 8]]
+    )
 
 
 def test_quantized_activations_follow_the_rule() -> None:
@@ -180,7 +182,9 @@ def test_exp_within_its_error_bound() -> None:
 def test_exp_at_its_limits() -> None:
     limit, floor = np.float32(88), np.float32(-87.3)
     inf = np.float32(np.inf)
-    x = np.array([0, -0.0, limit, np.nextafter(limit, inf), floor, np.nextafter(floor, -inf), inf, -inf, np.nan], np.float32)
+    x = np.array(
+        [0, -0.0, limit, np.nextafter(limit, inf), floor, np.nextafter(floor, -inf), inf, -inf, np.nan], np.float32
+    )
     y = oracle.exp(x)
     np.testing.assert_array_equal(y[[0, 1, 3, 5, 6, 7, 8]], np.array([1, 1, np.inf, 0, np.inf, 0, np.nan], np.float32))
     assert np.isfinite(y[2])
@@ -236,7 +240,9 @@ def test_rope_table_refuses_angles_out_of_range(position: int) -> None:
 def test_rope_turns_adjacent_pairs() -> None:
     x = normal(36, 5, 3, 8)
     cosines, sines = oracle.rope_table(np.array([1, 0.3, 0.1, 0.01]), np.arange(5, dtype=np.int32))
-    turned = (x[..., 0::2] + 1j * x[..., 1::2].astype(np.complex128)) * (cosines + 1j * sines.astype(np.complex128))[:, None]
+    turned = (x[..., 0::2] + 1j * x[..., 1::2].astype(np.complex128)) * (cosines + 1j * sines.astype(np.complex128))[
+        :, None
+    ]
     y = oracle.rope(x, cosines, sines)
     np.testing.assert_allclose(y[..., 0::2], turned.real, atol=1e-6)
     np.testing.assert_allclose(y[..., 1::2], turned.imag, atol=1e-6)
@@ -358,7 +364,9 @@ def test_experts_add_their_weighted_outputs() -> None:
     x, normed = normal(61, n_tokens, hidden), normal(62, n_tokens, hidden)
     arrays = [(normal(63 + e, ffn, hidden), normal(73 + e, ffn, hidden), normal(83 + e, hidden, ffn)) for e in range(4)]
     ids, weights = oracle.route(normal(64, n_tokens, 4), 2)
-    got = oracle.experts(x, normed, ids, weights, [tuple(map(Matrix.from_float, arrays_of_one)) for arrays_of_one in arrays])  # type: ignore[misc]
+    got = oracle.experts(
+        x, normed, ids, weights, [tuple(map(Matrix.from_float, arrays_of_one)) for arrays_of_one in arrays]
+    )  # type: ignore[misc]
     want = x.astype(np.float64)
     for t in range(n_tokens):
         for e, weight in zip(ids[t], weights[t], strict=True):

@@ -24,7 +24,9 @@ def test_each_parameter_is_described() -> None:
 
 
 def test_numbers_of_numpy_become_numbers() -> None:
-    parameters = SamplingParameters(temperature=np.float32(0.5), top_k=np.int64(3), logit_bias={np.int32(7): np.float16(2)})  # type: ignore[dict-item]
+    parameters = SamplingParameters(
+        temperature=np.float32(0.5), top_k=np.int64(3), logit_bias={np.int32(7): np.float16(2)}
+    )  # type: ignore[dict-item]
     assert asdict(parameters) == asdict(SamplingParameters(temperature=0.5, top_k=3, logit_bias={7: 2.0}))
     assert type(parameters.temperature) is float
     assert type(parameters.top_k) is int

@@ -62,7 +62,9 @@ def oracle(logits: list[float], temperature: float, top_k: int, top_p: float, un
     top_p=st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1)),
     seed=st.integers(0, 1 << 70),
 )
-def test_draws_what_the_contract_says(logits: list[float], temperature: float, top_k: int, top_p: float, seed: int) -> None:
+def test_draws_what_the_contract_says(
+    logits: list[float], temperature: float, top_k: int, top_p: float, seed: int
+) -> None:
     sampler = sampler_of(exp, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     bits = np.random.PCG64(seed)
     uniform = (int(bits.random_raw()) >> 11) * 2.0**-53
@@ -104,7 +106,9 @@ def test_ties_go_to_the_lowest_id() -> None:
     assert set(draw(400, np.array([-0.0, 0, -0.0], np.float32), top_k=2, top_p=1.0, seed=1)) == {0, 1}
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1e-60}, {"temperature": 1e-40}, {"top_k": 1}, {"top_p": 0}])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0}, {"temperature": 1e-60}, {"temperature": 1e-40}, {"top_k": 1}, {"top_p": 0}]
+)
 def test_edges_that_leave_one_token(options: dict[str, Any]) -> None:
     assert set(draw(20, seed=1, **options)) == {int(np.argmax(LOGITS))}
 

@@ -1,4 +1,6 @@
-"""The whole chain of the sampler against the contract's own words, one scalar at a time, and what each step is for."""
+"""The whole chain of the sampler against the contract's own words, one scalar at a time, and what
+each step is for.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,11 @@ PENALTY = st.one_of(st.just(0.0), st.floats(-100, 100))
 @settings(max_examples=400, deadline=None)
 @given(
     logits=st.lists(
-        st.one_of(st.integers(-3, 3).map(float), st.floats(-30, 30, width=32), st.floats(width=32, allow_nan=False, allow_infinity=False)),
+        st.one_of(
+            st.integers(-3, 3).map(float),
+            st.floats(-30, 30, width=32),
+            st.floats(width=32, allow_nan=False, allow_infinity=False),
+        ),
         min_size=1,
         max_size=40,
     ),
@@ -114,10 +120,14 @@ PENALTY = st.one_of(st.just(0.0), st.floats(-100, 100))
     seed=st.integers(0, 1 << 70),
 )
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")  # the scalars' own, which is -inf
-def test_draws_what_the_contract_says(logits: list[float], data: st.DataObject, options: dict[str, Any], seed: int) -> None:
+def test_draws_what_the_contract_says(
+    logits: list[float], data: st.DataObject, options: dict[str, Any], seed: int
+) -> None:
     ids = st.integers(0, len(logits) - 1)
     text = data.draw(st.lists(ids, max_size=40), "text")
-    options["logit_bias"] = data.draw(st.dictionaries(ids, st.one_of(st.floats(-10, 10), st.just(-math.inf)), max_size=5), "bias")
+    options["logit_bias"] = data.draw(
+        st.dictionaries(ids, st.one_of(st.floats(-10, 10), st.just(-math.inf)), max_size=5), "bias"
+    )
     array = np.array(logits, F32)
     sampler = sampler_of(exp, **options, n_vocab=len(logits), seed=seed)
     uniform = (int(np.random.PCG64(seed).random_raw()) >> 11) * 2.0**-53
@@ -243,7 +253,11 @@ def test_a_penalty_cannot_make_a_logit_infinite(temperature: float) -> None:
     [
         *[(name, v) for name in ("min_p", "typical_p") for v in (-0.1, 1.0001, float("nan"), "x", None, True)],
         *[("repetition_penalty", v) for v in (0, -1, 0.009, 101, float("inf"), float("nan"), "1", None)],
-        *[(name, v) for name in ("presence_penalty", "frequency_penalty") for v in (-101, 101, float("nan"), float("inf"), "1", None)],
+        *[
+            (name, v)
+            for name in ("presence_penalty", "frequency_penalty")
+            for v in (-101, 101, float("nan"), float("inf"), "1", None)
+        ],
         *[("penalty_window", v) for v in (-1, 1.5, "4", None, True)],
         *[("logit_bias", v) for v in ([1], 5, "1=2", {1: float("nan")}, {1: math.inf}, {1: 2e9}, {1: "x"}, {1: None})],
         *[("logit_bias", {v: 1.0}) for v in (-1, 1.5, "1", 10, 2**70, True)],

@@ -50,7 +50,9 @@ def test_penalties_see_the_prompt_and_what_was_generated(engine: Mixtral, window
 
 def test_a_repetition_penalty_makes_greedy_text_less_repetitive(engine: Mixtral) -> None:
     plain = engine.generate(PROMPT, max_tokens=150, temperature=0, ignore_eos=True)
-    penalized = engine.generate(PROMPT, max_tokens=150, temperature=0, ignore_eos=True, repetition_penalty=1.3, penalty_window=0)
+    penalized = engine.generate(
+        PROMPT, max_tokens=150, temperature=0, ignore_eos=True, repetition_penalty=1.3, penalty_window=0
+    )
     assert len(set(penalized.tokens)) > 1.3 * len(set(plain.tokens))
 
 
@@ -72,7 +74,8 @@ def test_a_bias_forces_and_bans(engine: Mixtral) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"min_p": 2}, {"typical_p": -1}, {"repetition_penalty": 0}, {"logit_bias": {4096: 1.0}}, {"logit_bias": [1]}]
+    "options",
+    [{"min_p": 2}, {"typical_p": -1}, {"repetition_penalty": 0}, {"logit_bias": {4096: 1.0}}, {"logit_bias": [1]}],
 )
 def test_values_out_of_range_are_refused_before_anything_is_computed(engine: Mixtral, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(options))):

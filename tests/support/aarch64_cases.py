@@ -17,9 +17,32 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import LayerWeights
 from pymixtral.reference import oracle
 from pymixtral.reference.oracle import PAGE
-from support.variants import TYPES, activations, generator, key_pages, matrix, model_matrix, normal, stored_bytes, value_pages, wide
+from support.variants import (
+    TYPES,
+    activations,
+    generator,
+    key_pages,
+    matrix,
+    model_matrix,
+    normal,
+    stored_bytes,
+    value_pages,
+    wide,
+)
 
-OPERATIONS = ["matmul", "embed", "quantize", "rms_norm", "exp", "silu_mul", "rope_table", "rope", "route", "attention", "layer"]
+OPERATIONS = [
+    "matmul",
+    "embed",
+    "quantize",
+    "rms_norm",
+    "exp",
+    "silu_mul",
+    "rope_table",
+    "rope",
+    "route",
+    "attention",
+    "layer",
+]
 """In the driver's order."""
 
 ENONFINITE = 5
@@ -27,7 +50,9 @@ ENONFINITE = 5
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One call. want: its outputs, the last ones that the driver returns; or the row that is not finite."""
+    """One call. want: its outputs, the last ones that the driver returns; or the row that is not
+    finite.
+    """
 
     operation: str
     ints: list[int]
@@ -35,7 +60,11 @@ class Case:
     want: list[NDArray[Any]] | int
 
     def request(self) -> bytes:
-        parts = [np.array([OPERATIONS.index(self.operation), len(self.ints), *self.ints, len(self.inputs)], np.int64).tobytes()]
+        parts = [
+            np.array(
+                [OPERATIONS.index(self.operation), len(self.ints), *self.ints, len(self.inputs)], np.int64
+            ).tobytes()
+        ]
         for array in self.inputs:
             parts += [np.int64(array.nbytes).tobytes(), np.ascontiguousarray(array).tobytes()]
         return b"".join(parts)
@@ -65,8 +94,9 @@ def _matmul(x: F32, w: Matrix) -> Case:
 
 
 def matmuls(kind: GGMLQuantizationType) -> Iterator[Case]:
-    """Strips and items of rows and their tails, every number of tokens up to two tiles and one, more tokens than a block, rows longer
-    than a strip, and the largest integers."""
+    """Strips and items of rows and their tails, every number of tokens up to two tiles and one,
+    more tokens than a block, rows longer than a strip, and the largest integers.
+    """
     block = block_weights(kind)
     for cols in {1: [1, 7, 8, 9, 67], 32: [32, 96], 256: [256, 768]}[block]:
         x, w = activations(cols, 10, cols), matrix(kind, 13, cols, cols)
@@ -105,7 +135,9 @@ def elementwise() -> Iterator[Case]:
         x[3] *= np.float32(1e-30)
         yield Case("rms_norm", [5, n], [x, weight, _float(1e-5)], [oracle.rms_norm(x, weight, 1e-5)])
     edges = np.array([88, -87.3, 0, -0.0, np.inf, -np.inf, np.nan, 1e-40, 3e38, -3e38], np.float32)
-    halves = (np.arange(-120, 127, dtype=np.float32) + np.float32(0.5)) / np.float32(np.log2(np.e))  # of the rounding to n
+    halves = (np.arange(-120, 127, dtype=np.float32) + np.float32(0.5)) / np.float32(
+        np.log2(np.e)
+    )  # of the rounding to n
     around = np.concatenate([np.nextafter(edges[:2], np.float32(s)) for s in (1e9, -1e9)])
     for n in (1, 2, 3, 4, 7, 40001):
         x = (normal(n, n) * np.float32(30)).astype(np.float32)
@@ -147,7 +179,9 @@ TEXTS: list[tuple[list[Text], int, int, int, int]] = [  # texts, key/value heads
 
 
 def _stored(arrays: Sequence[NDArray[Any]], pages: Sequence[I32], n_pages: int, head_dim: int) -> NDArray[Any]:
-    """Pages [n_pages, 64, heads, ...], every other byte 0xff, that hold what each text [n, heads, ...] stores."""
+    """Pages [n_pages, 64, heads, ...], every other byte 0xff, that hold what each text [n, heads,
+    ...] stores.
+    """
     cache = stored_bytes((n_pages, PAGE, arrays[0].shape[1], head_dim), arrays[0].dtype)
     for array, own in zip(arrays, pages, strict=True):
         for position, values in enumerate(array):
@@ -157,7 +191,11 @@ def _stored(arrays: Sequence[NDArray[Any]], pages: Sequence[I32], n_pages: int, 
 
 def attentions() -> Iterator[Case]:
     kinds = GGMLQuantizationType
-    for kind, dtype in ((kinds.F32, np.dtype(np.float32)), (kinds.F16, np.dtype(np.float16)), (kinds.Q8_0, oracle.Q8_0)):
+    for kind, dtype in (
+        (kinds.F32, np.dtype(np.float32)),
+        (kinds.F16, np.dtype(np.float16)),
+        (kinds.Q8_0, oracle.Q8_0),
+    ):
         for texts, n_kv_heads, group, dim, window in TEXTS:
             head_dim = -(-dim // 32) * 32 if kind == kinds.Q8_0 else dim
             n_heads = n_kv_heads * group
@@ -174,7 +212,18 @@ def attentions() -> Iterator[Case]:
             queried = [x for (n, first), count in zip(texts, counts, strict=True) for x in (n - first, first, count)]
             yield Case(
                 "attention",
-                [int(kind), n_kv_heads, head_dim, n_pages, n_heads, window, sum(map(len, q)), len(texts), *written, *queried],
+                [
+                    int(kind),
+                    n_kv_heads,
+                    head_dim,
+                    n_pages,
+                    n_heads,
+                    window,
+                    sum(map(len, q)),
+                    len(texts),
+                    *written,
+                    *queried,
+                ],
                 [np.concatenate(k), np.concatenate(v), np.concatenate(q), np.concatenate(pages)],
                 [key_pages(pages_k), value_pages(pages_v), np.concatenate(y)],
             )
@@ -201,12 +250,28 @@ def layers() -> Iterator[Case]:
         yield Case(
             "layer",
             [int(kind), 2, 32, 1, 8, window, 4, 2, n, 1, n, 0, 1, *(value for m in matrices for value in _ints(m))],
-            [x, w.attn_norm, w.ffn_norm, _float(1e-5), cosines, sines, np.zeros(1, np.int32), *(m.data for m in matrices)],
+            [
+                x,
+                w.attn_norm,
+                w.ffn_norm,
+                _float(1e-5),
+                cosines,
+                sines,
+                np.zeros(1, np.int32),
+                *(m.data for m in matrices),
+            ],
             [oracle.layer(x, w, config, cosines, sines, dtype)],
         )
 
 
 GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     **{kind.name.lower(): lambda kind=kind: matmuls(kind) for kind in TYPES},  # type: ignore[misc]
-    **{"quantization": quantizations, "elementwise": elementwise, "rope": ropes, "route": routes, "attention": attentions, "layer": layers},
+    **{
+        "quantization": quantizations,
+        "elementwise": elementwise,
+        "rope": ropes,
+        "route": routes,
+        "attention": attentions,
+        "layer": layers,
+    },
 }

@@ -1,4 +1,6 @@
-"""One valid call of every C entry point, with guards around what it writes and fences behind what it reads."""
+"""One valid call of every C entry point, with guards around what it writes and fences behind what
+it reads.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
 from support.fences import Guarded, fenced
-from support.variants import FIRST_CONTEXT, activations, generator, key_pages, matrix, model_matrix, normal, stored_bytes, value_pages
+from support.variants import (
+    FIRST_CONTEXT,
+    activations,
+    generator,
+    key_pages,
+    matrix,
+    model_matrix,
+    normal,
+    stored_bytes,
+    value_pages,
+)
 
 KINDS = GGMLQuantizationType
 
@@ -25,7 +37,9 @@ def pointer(array: NDArray[Any], ctype: str) -> Any:
 
 
 class Call:
-    """One valid call of an entry point: the context, the outputs between guards, fenced inputs, all arguments by name."""
+    """One valid call of an entry point: the context, the outputs between guards, fenced inputs, all
+    arguments by name.
+    """
 
     def __init__(self, entry: str, ctx: ops.Context) -> None:
         self.entry = entry
@@ -36,7 +50,9 @@ class Call:
         self._members: dict[str, Any] = {}
         self._keep: list[Any] = [ctx]
 
-    def out(self, name: str, ctype: str, dtype: DTypeLike, want: NDArray[Any], before: NDArray[Any] | None = None) -> Call:
+    def out(
+        self, name: str, ctype: str, dtype: DTypeLike, want: NDArray[Any], before: NDArray[Any] | None = None
+    ) -> Call:
         output = Guarded(want.shape, dtype, before)
         self.outputs.append(output)
         self.want.append(want)
@@ -86,7 +102,9 @@ def set_members(struct: Any, changed: dict[str, Any]) -> None:
 def weight(w: Matrix, **changed: Any) -> tuple[Any, U8]:
     """A fenced pmx_weight, and what it points to."""
     data = fenced(w.data)
-    view = ffi.new("pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols})
+    view = ffi.new(
+        "pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols}
+    )
     view.row_bytes = w.row_bytes
     set_members(view, changed)
     return view, data
@@ -100,7 +118,13 @@ N, HIDDEN, HEADS, KV_HEADS, DIM = 5, 64, 4, 2, 24
 def rms_norm(ctx: ops.Context) -> Call:
     x, w = normal(1, N, 37), normal(2, 37)
     call = Call("pmx_rms_norm", ctx).out("y", "float *", np.float32, oracle.rms_norm(x, w, 1e-5))
-    return call.array("x", "float *", x).array("weight", "float *", w).value("n_tokens", N).value("n", 37).value("eps", 1e-5)
+    return (
+        call.array("x", "float *", x)
+        .array("weight", "float *", w)
+        .value("n_tokens", N)
+        .value("n", 37)
+        .value("eps", 1e-5)
+    )
 
 
 def quantize_activations(ctx: ops.Context) -> Call:
@@ -111,7 +135,9 @@ def quantize_activations(ctx: ops.Context) -> Call:
     return call.value("n_tokens", N).value("n", 96).value("block", 32)
 
 
-def matmul(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0, n: int = N, rows: int = 21, cols: int = 96) -> Call:
+def matmul(
+    ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0, n: int = N, rows: int = 21, cols: int = 96
+) -> Call:
     x, w = activations(4, n, cols), matrix(kind, rows, cols, 5)
     view, data = weight(w)
     call = Call("pmx_matmul", ctx).out("y", "float *", np.float32, oracle.matmul(x, w)).array("x", "float *", x)
@@ -139,7 +165,11 @@ def silu_mul(ctx: ops.Context) -> Call:
 def rope_table(ctx: ops.Context) -> Call:
     frequencies, positions = generator(10).uniform(0, 1, 7), np.arange(50, 50 + N, dtype=np.int32)
     cosines, sines = oracle.rope_table(frequencies, positions, 1.5)
-    call = Call("pmx_rope_table", ctx).out("cosines", "float *", np.float32, cosines).out("sines", "float *", np.float32, sines)
+    call = (
+        Call("pmx_rope_table", ctx)
+        .out("cosines", "float *", np.float32, cosines)
+        .out("sines", "float *", np.float32, sines)
+    )
     call.array("frequencies", "double *", frequencies).array("positions", "int32_t *", positions)
     return call.value("n_tokens", N).value("n_pairs", 7).value("factor", 1.5)
 
@@ -158,7 +188,9 @@ def one_run(call: Call, n: int, first: int, pages: list[int]) -> Call:
 
 
 def cache_struct(call: Call, k: NDArray[Any], v: NDArray[Any], dim: int) -> None:
-    kind = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}[k.dtype]
+    kind = {np.dtype(np.float16): lib.PMX_F16, np.dtype(np.float32): lib.PMX_F32, np.dtype(np.uint8): lib.PMX_Q8_0}[
+        k.dtype
+    ]
     sizes = {"type": kind, "n_kv_heads": k.shape[1], "head_dim": dim, "n_pages": len(k)}
     struct = ffi.new("pmx_cache *", {"k": pointer(k, "void *"), "v": pointer(v, "void *"), **sizes})
     call.value("cache", struct, k, v)
@@ -217,8 +249,17 @@ def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int 
 def layer_struct(call: Call, kind: GGMLQuantizationType) -> tuple[Any, list[Matrix], list[NDArray[Any]]]:
     """A layer of 3 experts, 2 of them used, and its matrices and norms."""
     q, kv, hidden, ffn = HEADS * DIM, KV_HEADS * DIM, HIDDEN, 96
-    shapes = [(q, hidden), (kv, hidden), (kv, hidden), (hidden, q), (3, hidden), *[(ffn, hidden), (ffn, hidden), (hidden, ffn)] * 3]
-    matrices = [model_matrix(KINDS.F32 if i == 4 else kind, rows, cols, 30 + i) for i, (rows, cols) in enumerate(shapes)]
+    shapes = [
+        (q, hidden),
+        (kv, hidden),
+        (kv, hidden),
+        (hidden, q),
+        (3, hidden),
+        *[(ffn, hidden), (ffn, hidden), (hidden, ffn)] * 3,
+    ]
+    matrices = [
+        model_matrix(KINDS.F32 if i == 4 else kind, rows, cols, 30 + i) for i, (rows, cols) in enumerate(shapes)
+    ]
     norms = [fenced(normal(seed, hidden)) for seed in (50, 51)]
     views = [weight(m) for m in matrices]
     experts = ffi.new("pmx_weight[]", [view[0] for view, _ in views[5:]])

@@ -1,7 +1,8 @@
-"""Hugging Face checkpoints of any small shape, written without torch: input for the quantizer's and the model's tests.
+"""Hugging Face checkpoints of any small shape, written without torch: input for the quantizer's and
+the model's tests.
 
-The weights come from integers of PCG64 alone, so that a seed gives the same bytes with every NumPy on every machine; the goldens in
-tests/goldens depend on it.
+The weights come from integers of PCG64 alone, so that a seed gives the same bytes with every NumPy
+on every machine; the goldens in tests/goldens depend on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from pymixtral.arrays import F32, F64, I64
 from support.paths import DATA
 
 TINY_MIXTRAL = DATA / "tiny-mixtral"
-"""A small Mixtral trained on fairy tales: 4 layers x 256, 8 experts, bfloat16, with its SentencePiece vocabulary of 4096."""
+"""A small Mixtral trained on fairy tales: 4 layers x 256, 8 experts, bfloat16, with its
+SentencePiece vocabulary of 4096.
+"""
 
 TINY_MIXTRAL_VOCAB = 4096
 
@@ -31,7 +34,9 @@ ONE_TYPE = ("f32", "bf16", "f16", "q8_0", "q5_k", "q4_k", "q3_k")
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a config.json. The defaults suit every weight type (multiples of 32) and use tiny-mixtral's vocabulary."""
+    """The numbers of a config.json. The defaults suit every weight type (multiples of 32) and use
+    tiny-mixtral's vocabulary.
+    """
 
     hidden: int = 64
     ffn: int = 96
@@ -54,19 +59,49 @@ class Shape:
 
 GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
     "mixtral-5x3": (
-        Shape(hidden=160, ffn=352, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=32, n_experts=5, n_experts_used=3, n_vocab=320),
+        Shape(
+            hidden=160,
+            ffn=352,
+            n_layers=3,
+            n_heads=6,
+            n_kv_heads=2,
+            head_dim=32,
+            n_experts=5,
+            n_experts_used=3,
+            n_vocab=320,
+        ),
         11,
         200,
     ),
     "mixtral-2x1": (Shape(n_experts=2, n_experts_used=1, n_vocab=320), 12, 120),
     "mixtral-16x4": (Shape(n_experts=16, n_experts_used=4, n_vocab=320), 13, 120),
     "mistral-window": (
-        Shape(hidden=96, ffn=160, n_layers=3, n_heads=8, n_kv_heads=2, head_dim=16, n_experts=0, n_vocab=320, window=70, rope_base=1e4),
+        Shape(
+            hidden=96,
+            ffn=160,
+            n_layers=3,
+            n_heads=8,
+            n_kv_heads=2,
+            head_dim=16,
+            n_experts=0,
+            n_vocab=320,
+            window=70,
+            rope_base=1e4,
+        ),
         14,
         200,
     ),
     "llama-linear": (
-        Shape(hidden=96, ffn=160, n_heads=6, n_kv_heads=6, n_experts=0, n_vocab=320, rope_base=1e4, rope_scaling=("linear", 4.0, 256)),
+        Shape(
+            hidden=96,
+            ffn=160,
+            n_heads=6,
+            n_kv_heads=6,
+            n_experts=0,
+            n_vocab=320,
+            rope_base=1e4,
+            rope_scaling=("linear", 4.0, 256),
+        ),
         15,
         120,
     ),
@@ -86,7 +121,9 @@ GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
         200,
     ),
 }
-"""Name of the file in tests/goldens: shape, seed and number of tokens. Beside them tests/goldens/tiny-mixtral.npz is TINY_MIXTRAL's."""
+"""Name of the file in tests/goldens: shape, seed and number of tokens. Beside them
+tests/goldens/tiny-mixtral.npz is TINY_MIXTRAL's.
+"""
 
 
 def config_json(shape: Shape, *, dtype: str = "float32") -> dict[str, object]:
@@ -161,11 +198,14 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def make_tensors(shape: Shape, *, seed: int) -> dict[str, F32]:
-    """The weights of a checkpoint, float32: standard deviation 1/sqrt(fan-in), embedding rows 1, norms 1 +- 0.1."""
+    """The weights of a checkpoint, float32: standard deviation 1/sqrt(fan-in), embedding rows 1,
+    norms 1 +- 0.1.
+    """
     generator = np.random.PCG64(seed)
 
     def bell(size: tuple[int, ...]) -> F64:
-        # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could round in its own way.
+        # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could
+        # round in its own way.
         raw = np.asarray(generator.random_raw(math.prod(size)))
         total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
         values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
@@ -204,7 +244,8 @@ _ENCODINGS: dict[str, tuple[str, Callable[[F32], bytes]]] = {
 
 
 def write_safetensors(path: Path, tensors: dict[str, F32], *, dtype: str = "float32") -> None:
-    """One safetensors file: 8 bytes of header length, the JSON header, the data without gaps in the order of `tensors`.
+    """One safetensors file: 8 bytes of header length, the JSON header, the data without gaps in the
+    order of `tensors`.
 
     dtype: "float32", "float16" or "bfloat16", rounded to nearest even.
     """
@@ -221,11 +262,14 @@ def write_safetensors(path: Path, tensors: dict[str, F32], *, dtype: str = "floa
     path.write_bytes(b"".join([struct.pack("<Q", len(text)), text, *chunks]))
 
 
-def make_checkpoint(directory: Path, shape: Shape, *, seed: int, dtype: str = "float32", shards: int = 1) -> dict[str, F32]:
-    """Writes a Hugging Face Mixtral (a Mistral when n_experts is 0) with random weights into `directory`, made if need be.
+def make_checkpoint(
+    directory: Path, shape: Shape, *, seed: int, dtype: str = "float32", shards: int = 1
+) -> dict[str, F32]:
+    """Writes a Hugging Face Mixtral (a Mistral when n_experts is 0) with random weights into
+    `directory`, made if need be.
 
-    config.json, the weights in one file or in shards with their index, and tokenizer.model when the vocabulary is tiny-mixtral's.
-    Returns the weights as they were before rounding to `dtype`.
+    config.json, the weights in one file or in shards with their index, and tokenizer.model when the
+    vocabulary is tiny-mixtral's. Returns the weights as they were before rounding to `dtype`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = make_tensors(shape, seed=seed)
@@ -249,7 +293,9 @@ def make_checkpoint(directory: Path, shape: Shape, *, seed: int, dtype: str = "f
 
 
 def read_tensors(directory: Path) -> dict[str, F32]:
-    """All tensors of a checkpoint directory (F32, F16 or BF16, single or sharded), widened to float32."""
+    """All tensors of a checkpoint directory (F32, F16 or BF16, single or sharded), widened to
+    float32.
+    """
     tensors: dict[str, F32] = {}
     for path in sorted(directory.glob("*.safetensors")):
         raw = path.read_bytes()

@@ -37,7 +37,9 @@ YARN = {
 
 
 def write(path: Path, metadata: dict[str, Any]) -> Path:
-    """A GGUF file without tensors; integers become uint32 or, negative, int32, floats float32; None leaves a key out."""
+    """A GGUF file without tensors; integers become uint32 or, negative, int32, floats float32; None
+    leaves a key out.
+    """
     writer = GGUFWriter(path, "llama")
     del writer.kv_data[0]["general.architecture"]
     for key, value in metadata.items():

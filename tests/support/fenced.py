@@ -13,7 +13,8 @@ _INCLUDED = re.compile(r'^--8<-- "(?P<path>[^"]+)"$', re.M)
 
 @dataclass
 class Block:
-    """A block of commands or of Python, and what the block `text` that follows it says of its output.
+    """A block of commands or of Python, and what the block `text` that follows it says of its
+    output.
 
     Attributes:
         language: sh or python.
@@ -27,7 +28,9 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        """Whether it needs nothing but the repository: such a block does not begin with `# needs ...`, and installs nothing."""
+        """Whether it needs nothing but the repository: such a block does not begin with `# needs
+        ...`, and installs nothing.
+        """
         return not self.code.startswith("# needs ") and not self.code.startswith("pip install ")
 
 
@@ -41,14 +44,20 @@ def blocks(markdown: str) -> list[Block]:
         if match["language"] in ("sh", "python"):
             found.append(Block(match["language"], code))
             end = match.end()
-        elif match["language"] == "text" and found and not markdown[end : match.start()].strip() and found[-1].output is None:
+        elif (
+            match["language"] == "text"
+            and found
+            and not markdown[end : match.start()].strip()
+            and found[-1].output is None
+        ):
             found[-1].output = code
     return found
 
 
 def is_output(page: str, printed: str) -> bool:
-    """Whether a program prints what a page says. On the page `...` is any part of a line, or alone in its line any number of lines.
-    Empty lines do not count."""
+    """Whether a program prints what a page says. On the page `...` is any part of a line, or alone
+    in its line any number of lines. Empty lines do not count.
+    """
     pattern = ""
     for line in filter(None, map(str.rstrip, page.splitlines())):
         anything = line.strip() == "..."

@@ -1,4 +1,6 @@
-"""Arrays between fences: guard bytes around what C writes, a page that cannot be read behind what it reads."""
+"""Arrays between fences: guard bytes around what C writes, a page that cannot be read behind what
+it reads.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ MARGIN = 256
 
 
 class Guarded:
-    """An output array with MARGIN guard bytes on either side, 4 bytes past the alignment that allocators give."""
+    """An output array with MARGIN guard bytes on either side, 4 bytes past the alignment that
+    allocators give.
+    """
 
     def __init__(self, shape: tuple[int, ...], dtype: DTypeLike, contents: NDArray[Any] | None = None) -> None:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize

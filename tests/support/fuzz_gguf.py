@@ -1,8 +1,10 @@
 """Fuzzes everything that reads a model file, by hand:  python tests/support/fuzz_gguf.py SECONDS [SEED]
 
-Mutations of valid files (both layouts, every weight type, with a tokenizer) go through GGUFFile, ModelConfig, load_weights, Tokenizer and
-a few tokens of the model. Allowed are pymixtral's own exceptions, with a message of one line, within two seconds and 256 MB of memory.
-Anything else is printed and its input kept as fuzz-NNN.gguf; a crash leaves its input in the file named at the start.
+Mutations of valid files (both layouts, every weight type, with a tokenizer) go through GGUFFile,
+ModelConfig, load_weights, Tokenizer and a few tokens of the model. Allowed are pymixtral's own
+exceptions, with a message of one line, within two seconds and 256 MB of memory. Anything else is
+printed and its input kept as fuzz-NNN.gguf; a crash leaves its input in the file named at the
+start.
 """
 
 from __future__ import annotations
@@ -55,9 +57,19 @@ KEYS = [b"llama.", b"tokenizer.", b"general.", b".weight", b"split."]
 def base(path: Path, seed: int, split: bool) -> bytes:
     """A small model whose matrices have types in turn."""
     writer = GGUFWriter(path, "llama")
-    for key, value in (("block_count", N_LAYERS), ("context_length", 64), ("embedding_length", HIDDEN), ("feed_forward_length", FFN)):
+    for key, value in (
+        ("block_count", N_LAYERS),
+        ("context_length", 64),
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", FFN),
+    ):
         writer.add_uint32(f"llama.{key}", value)
-    for key, value in (("attention.head_count", 4), ("attention.head_count_kv", 2), ("rope.dimension_count", 64), ("vocab_size", N_VOCAB)):
+    for key, value in (
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("rope.dimension_count", 64),
+        ("vocab_size", N_VOCAB),
+    ):
         writer.add_uint32(f"llama.{key}", value)
     writer.add_uint32("llama.expert_count", N_EXPERTS)
     writer.add_uint32("llama.expert_used_count", 2)
@@ -86,7 +98,13 @@ def base(path: Path, seed: int, split: bool) -> bytes:
     for i in range(N_LAYERS):
         for name in ("attn_norm", "ffn_norm"):
             writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(HIDDEN, np.float32))
-        for name, rows in (("attn_q", HIDDEN), ("attn_k", 128), ("attn_v", 128), ("attn_output", HIDDEN), ("ffn_gate_inp", N_EXPERTS)):
+        for name, rows in (
+            ("attn_q", HIDDEN),
+            ("attn_k", 128),
+            ("attn_v", 128),
+            ("attn_output", HIDDEN),
+            ("ffn_gate_inp", N_EXPERTS),
+        ):
             add(f"blk.{i}.{name}.weight", rows, HIDDEN)
         for name in ("gate", "up", "down"):
             if split:
@@ -141,7 +159,9 @@ class Mutator:
                 data[at : at + 1] = bytes([data[min(at, len(data) - 1)] ^ 1 << int(g.integers(8))])
             elif how == 3:
                 size = int(g.choice([1, 2, 4, 8]))
-                data[at : at + size] = (int(g.choice(np.array(NUMBERS, object))) & (1 << 8 * size) - 1).to_bytes(size, "little")
+                data[at : at + size] = (int(g.choice(np.array(NUMBERS, object))) & (1 << 8 * size) - 1).to_bytes(
+                    size, "little"
+                )
             elif how == 5:
                 del data[at : at + int(g.integers(1, 40))]
             elif how == 6:

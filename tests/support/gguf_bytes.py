@@ -35,16 +35,22 @@ def key(name: str | bytes, kind: int, value: bytes) -> bytes:
 
 
 def tensor(name: str | bytes, dims: list[int], kind: int, offset: int, n_dims: int | None = None) -> bytes:
-    return string(name) + u32(len(dims) if n_dims is None else n_dims) + b"".join(map(u64, dims)) + u32(kind) + u64(offset)
+    return (
+        string(name) + u32(len(dims) if n_dims is None else n_dims) + b"".join(map(u64, dims)) + u32(kind) + u64(offset)
+    )
 
 
-def build(keys: list[bytes], tensors: list[bytes], data: bytes = b"", *, version: int = 3, alignment: int = 32) -> bytes:
+def build(
+    keys: list[bytes], tensors: list[bytes], data: bytes = b"", *, version: int = 3, alignment: int = 32
+) -> bytes:
     header = b"GGUF" + u32(version) + u64(len(tensors)) + u64(len(keys)) + b"".join(keys) + b"".join(tensors)
     return header + bytes(-len(header) % alignment if tensors else 0) + data
 
 
 def refused(path: Path, *words: str, error: type[PymixtralError] = ModelFileError) -> None:
-    """Opening fails with `error`, in one line that names the file and holds `words`, soon and in little memory."""
+    """Opening fails with `error`, in one line that names the file and holds `words`, soon and in
+    little memory.
+    """
     tracemalloc.start()
     begin = time.perf_counter()
     try:

@@ -1,4 +1,6 @@
-"""GGUF files in the forms that other tools write, made from the quantizer's with the gguf package alone."""
+"""GGUF files in the forms that other tools write, made from the quantizer's with the gguf package
+alone.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +27,27 @@ def rewrite(
     version: int = 3,
     shard_tensors: int = 0,
 ) -> Path:
-    """Writes `source` as `dest` and returns the file to open, the first of several with shard_tensors.
+    """Writes `source` as `dest` and returns the file to open, the first of several with
+    shard_tensors.
 
-    keys: metadata to set (int as uint32, float as float32, bool, str, lists of one kind), None to leave out.
-    types: for tensors whose names hold the text.
-    split: one tensor for each expert. without: tensors left out. shard_tensors: at most so many in a file.
+    keys: metadata to set (int as uint32, float as float32, bool, str, lists of one kind), None to
+    leave out. types: for tensors whose names hold the text. split: one tensor for each expert.
+    without: tensors left out. shard_tensors: at most so many in a file.
     """
     reader = GGUFReader(source)
     writer = GGUFWriter(dest, "llama", split_max_tensors=shard_tensors)
     changes = dict(keys or {})
     for name, field in reader.fields.items():
         if not name.startswith("GGUF.") and name != "general.architecture" and name not in changes:
-            writer.add_key_value(name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
-    kinds = {int: GGUFValueType.UINT32, float: GGUFValueType.FLOAT32, bool: GGUFValueType.BOOL, str: GGUFValueType.STRING}
+            writer.add_key_value(
+                name, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None
+            )
+    kinds = {
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        bool: GGUFValueType.BOOL,
+        str: GGUFValueType.STRING,
+    }
     kinds[list] = GGUFValueType.ARRAY
     for name, value in changes.items():
         if value is not None:

@@ -12,14 +12,24 @@ from pymixtral.inspection.inventory import Part
 from pymixtral.model.config import ModelConfig
 
 
-def write_hole(path: Path, config: ModelConfig, parts: list[Part], *, architecture: str = "llama", tokens: bool = False) -> Path:
-    """A file whose tensors are `parts`. tokens: with a token list of the size of Mixtral's, else without a tokenizer."""
+def write_hole(
+    path: Path, config: ModelConfig, parts: list[Part], *, architecture: str = "llama", tokens: bool = False
+) -> Path:
+    """A file whose tensors are `parts`. tokens: with a token list of the size of Mixtral's, else
+    without a tokenizer.
+    """
     writer = GGUFWriter(path, architecture)
     writer.add_name(config.name)
     for key, value in config.to_gguf().items():
         writer.add_key_value(key, value, GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.FLOAT32)
     if tokens:
-        pieces = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *(f"\u2581word{i}" for i in range(config.n_vocab - 259))]
+        pieces = [
+            "<unk>",
+            "<s>",
+            "</s>",
+            *(f"<0x{i:02X}>" for i in range(256)),
+            *(f"\u2581word{i}" for i in range(config.n_vocab - 259)),
+        ]
         writer.add_tokenizer_model("llama")
         writer.add_token_list(pieces)
         writer.add_token_scores([-float(i) for i in range(len(pieces))])

@@ -19,6 +19,8 @@ def run(arguments: list[str], folder: Path) -> str:
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": commands, "PYTHONUTF8": "1"}
     environment.pop("PYMIXTRAL_MODEL", None)  # the reader has set none
-    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS)
+    done = subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS
+    )
     assert done.returncode == 0, f"{arguments}: exit code {done.returncode}\n{done.stderr}"
     return done.stdout

@@ -1,4 +1,6 @@
-"""What the kernels' tests run over: every instruction set with 1, 2 and 3 threads, every weight type, and numbers that are hard on them."""
+"""What the kernels' tests run over: every instruction set with 1, 2 and 3 threads, every weight
+type, and numbers that are hard on them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ every_context = pytest.mark.parametrize("ctx", CONTEXTS.values(), ids=CONTEXTS)
 every_type = pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name.lower())
 
 SCALES = {kind.name: of.f16_at for kind, of in WEIGHT_TYPES.items() if kind not in FLOAT_TYPES}
-"""Where the f16 numbers of a block begin, in bytes; its other bytes may be anything but the scales of iq1_m and mxfp4."""
+"""Where the f16 numbers of a block begin, in bytes; its other bytes may be anything but the scales
+of iq1_m and mxfp4.
+"""
 
 INTEGER_TYPES = [kind for kind in TYPES if kind in blocks.DECODERS]
 """Types whose products are sums of integers."""
@@ -66,13 +70,24 @@ def wide(seed: int, *shape: int) -> F32:
 
 
 def activations(seed: int, n_tokens: int, n: int) -> F32:
-    """Rows whose blocks differ in size; the first ones hold what activation quantization must get right."""
+    """Rows whose blocks differ in size; the first ones hold what activation quantization must get
+    right.
+    """
     g = generator(seed)
     sizes = np.ldexp(1.0, g.integers(-20, 20, (n_tokens, -(-n // 32)))).repeat(32, axis=1)[:, :n]
     x = (g.standard_normal((n_tokens, n)) * sizes).astype(np.float32)
     halves = (g.integers(-126, 126, n) + 0.5).astype(np.float32)
     halves[0] = 127
-    special = [halves, np.where(np.arange(n) % 2, -1, 1), np.full(n, -3e4), 2.0**-101, -(2.0**-100), 1e-40, -0.0, halves * np.float32(1e20)]
+    special = [
+        halves,
+        np.where(np.arange(n) % 2, -1, 1),
+        np.full(n, -3e4),
+        2.0**-101,
+        -(2.0**-100),
+        1e-40,
+        -0.0,
+        halves * np.float32(1e20),
+    ]
     for row, values in enumerate(special[: n_tokens - 1], 1):
         x[row] = values
     if n_tokens > len(special) + 1:
@@ -81,7 +96,9 @@ def activations(seed: int, n_tokens: int, n: int) -> F32:
 
 
 def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill: int | None = None) -> Matrix:
-    """Any valid bits: scales of every size and sign, zero and subnormal ones too. fill: every byte of a block that is no scale."""
+    """Any valid bits: scales of every size and sign, zero and subnormal ones too. fill: every byte
+    of a block that is no scale.
+    """
     g = generator(seed, kind)
     if kind == GGMLQuantizationType.F32:
         return Matrix.from_float(wide(seed, rows, cols))
@@ -103,7 +120,9 @@ def matrix(kind: GGMLQuantizationType, rows: int, cols: int, seed: int, *, fill:
 
 
 def set_iq1_m_scales(blocks: U8, f16: NDArray[np.uint16]) -> None:
-    """Writes the bits of f16 numbers [...] into blocks [..., 56] of iq1_m: a nibble each in the top of the last four 16-bit words."""
+    """Writes the bits of f16 numbers [...] into blocks [..., 56] of iq1_m: a nibble each in the top
+    of the last four 16-bit words.
+    """
     for i in range(4):
         nibble = (f16 >> 4 * i & 15).astype(np.uint8)
         blocks[..., 49 + 2 * i] = blocks[..., 49 + 2 * i] & 15 | nibble << 4
@@ -141,7 +160,9 @@ def _finite_f16(g: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.ui
 
 
 def _pages(x: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
-    """axes: of a page, from [64, n_kv_heads, *rest]; the rest is head_dim, which keys in q8_0 have as [head_dim/4, 4]."""
+    """axes: of a page, from [64, n_kv_heads, *rest]; the rest is head_dim, which keys in q8_0 have
+    as [head_dim/4, 4].
+    """
     axes = (0, *(1 + axis for axis in axes))
     if x.dtype != oracle.Q8_0:
         return np.ascontiguousarray(x.transpose(axes))
@@ -152,7 +173,9 @@ def _pages(x: NDArray[Any], axes: tuple[int, ...]) -> NDArray[Any]:
 
 
 def key_pages(x: NDArray[Any]) -> NDArray[Any]:
-    """x [n_pages, 64, n_kv_heads, ...], keys as oracle.round_to_cache gives them, as they lie in a cache (pmx_cache in pmx.h)."""
+    """x [n_pages, 64, n_kv_heads, ...], keys as oracle.round_to_cache gives them, as they lie in a
+    cache (pmx_cache in pmx.h).
+    """
     return _pages(x, (1, 2, 0, 3) if x.dtype == oracle.Q8_0 else (1, 2, 0))
 
 
@@ -162,7 +185,9 @@ def value_pages(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def stored_bytes(shape: tuple[int, ...], dtype: Any, fill: int = 0xFF) -> NDArray[Any]:
-    """What oracle.round_to_cache gives for a shape [..., head_dim], every byte `fill`: 0xff makes NaN of numbers and scales."""
+    """What oracle.round_to_cache gives for a shape [..., head_dim], every byte `fill`: 0xff makes
+    NaN of numbers and scales.
+    """
     last = shape[-1] // 32 if np.dtype(dtype) == oracle.Q8_0 else shape[-1]
     n_bytes = int(np.prod((*shape[:-1], last))) * np.dtype(dtype).itemsize
     return np.full(n_bytes, fill, np.uint8).view(dtype).reshape(*shape[:-1], last)

@@ -51,7 +51,11 @@ TEXTS = st.lists(
     max_size=8,
 ).map("".join)
 IDS = st.lists(
-    st.one_of(st.integers(0, len(PIECES) - 1), st.integers(3, 258), st.sampled_from([0, 1, 2, ORACLE.piece_to_id("\u2581"), 35, 261])),
+    st.one_of(
+        st.integers(0, len(PIECES) - 1),
+        st.integers(3, 258),
+        st.sampled_from([0, 1, 2, ORACLE.piece_to_id("\u2581"), 35, 261]),
+    ),
     max_size=30,
 )
 
@@ -69,7 +73,9 @@ def test_encode_equals_sentencepiece(text: str) -> None:
 @settings(max_examples=400, deadline=None)
 @given(TEXTS)
 def test_decode_returns_the_encoded_text(text: str) -> None:
-    assert TINY.decode(TINY.encode(text)) == text.replace("\u2581", " ")  # the one character that SentencePiece gives away
+    assert TINY.decode(TINY.encode(text)) == text.replace(
+        "\u2581", " "
+    )  # the one character that SentencePiece gives away
 
 
 @settings(max_examples=400, deadline=None)
@@ -126,7 +132,15 @@ def test_control_tokens_written_as_text_are_text() -> None:
 def test_control_tokens_are_parsed_where_asked() -> None:
     tokenizer = with_pieces(("[A]", 0.0, CONTROL), ("[A]b", 0.0, CONTROL), ("[A]", 0.0, CONTROL), ("", 0.0, CONTROL))
     a, b = (tokenizer.encode(text, add_bos=False) for text in "ab")
-    assert tokenizer.encode("a[A]b[A]a</s><unk>", parse_special=True) == [1, *a, 4097, 4096, *a, 2, *tokenizer.encode("<unk>")[1:]]
+    assert tokenizer.encode("a[A]b[A]a</s><unk>", parse_special=True) == [
+        1,
+        *a,
+        4097,
+        4096,
+        *a,
+        2,
+        *tokenizer.encode("<unk>")[1:],
+    ]
     assert tokenizer.encode("<s><s>b", parse_special=True) == [1, 1, *b]  # the template's own are kept
     assert tokenizer.encode("<s>b") != [1, *b]
     with pytest.raises(InvalidArgumentError, match="character 6"):
@@ -137,7 +151,9 @@ def test_the_fewest_tokens_of_a_text() -> None:
     assert TINY.fewest_tokens("") == 0
     longest = max((piece for piece, _, _ in PIECES), key=len)
     assert TINY.fewest_tokens("x" * (7 * len(longest) + 1)) == 8
-    unknown = Tokenizer.from_metadata(metadata_of([("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL), ("a", -1, NORMAL)]))
+    unknown = Tokenizer.from_metadata(
+        metadata_of([("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL), ("a", -1, NORMAL)])
+    )
     assert unknown.fewest_tokens("b" * 1000) <= len(unknown.encode("b" * 1000, add_bos=False))  # one unknown token
 
 
@@ -150,7 +166,9 @@ def test_empty_and_repeated_pieces_keep_their_ids_and_text() -> None:
 
 
 @pytest.mark.parametrize("kind", [NORMAL, USER_DEFINED, UNUSED])
-def test_a_piece_of_nul_is_as_sentencepiece_has_it_without_a_word_on_stderr(kind: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_piece_of_nul_is_as_sentencepiece_has_it_without_a_word_on_stderr(
+    kind: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = with_pieces(("\0", 1.0, kind))
     assert capfd.readouterr().err == ""
     ids = tokenizer.encode("a\0b", add_bos=False)
@@ -163,11 +181,14 @@ def test_user_defined_pieces_match_whole() -> None:
     ids = tokenizer.encode("a<|pause|>b qqqq", add_bos=False)
     assert 4096 in ids
     assert 4097 not in ids
-    assert tokenizer.decode(ids) == "a<|pause|> b qqqq"  # each side has a space before it, as the first has, whose is dropped
+    assert (
+        tokenizer.decode(ids) == "a<|pause|> b qqqq"
+    )  # each side has a space before it, as the first has, whose is dropped
 
 
-# What transformers' tokenizer makes of them (tokenizers 0.23.3: BPE of the same pieces, the normalizers Prepend and Replace of
-# LlamaTokenizerFast, AddedToken("<tool>", special=False, normalized=False)); llama.cpp agrees.
+# What transformers' tokenizer makes of them (tokenizers 0.23.3: BPE of the same pieces, the
+# normalizers Prepend and Replace of LlamaTokenizerFast, AddedToken("<tool>", special=False,
+# normalized=False)); llama.cpp agrees.
 ADDED = {
     "<tool>": [4096],
     "<tool>hello": [4096, 281, 284, 4023],
@@ -224,7 +245,13 @@ def test_three_ids_end_a_text() -> None:
 @pytest.mark.parametrize("part", [1, 2, 7, 64])
 def test_parts_are_the_whole(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = with_pieces(("<tool>", 0.0, USER_DEFINED))
-    for text in ("Once upon a time there was  a king.\n\n  He had a <tool> and  é\u2581 \u2581x y", " a b  c", "", " ", "nospace" * 30):
+    for text in (
+        "Once upon a time there was  a king.\n\n  He had a <tool> and  é\u2581 \u2581x y",
+        " a b  c",
+        "",
+        " ",
+        "nospace" * 30,
+    ):
         whole = tokenizer.encode(text)
         with monkeypatch.context() as patch:
             patch.setattr(sentencepiece, "PART", part)
@@ -274,7 +301,9 @@ def test_only_control_tokens_have_no_text() -> None:
 
 def test_without_byte_tokens_the_rest_is_unknown() -> None:
     small = Tokenizer.from_metadata(
-        metadata_of([("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL), ("\u2581", 0, NORMAL), ("a", -1, NORMAL)])
+        metadata_of(
+            [("<unk>", 0, UNKNOWN), ("<s>", 0, CONTROL), ("</s>", 0, CONTROL), ("\u2581", 0, NORMAL), ("a", -1, NORMAL)]
+        )
     )
     assert small.encode("ab") == [1, 3, 4, 0]
     assert small.decode([1, 3, 4, 0]) == "a \u2047 "

@@ -1,4 +1,6 @@
-"""The tokenizers of Mistral's own models (mistral-common's data) through the quantizer's vocabulary and GGUF: equal to sentencepiece."""
+"""The tokenizers of Mistral's own models (mistral-common's data) through the quantizer's vocabulary
+and GGUF: equal to sentencepiece.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,16 @@ class Pair:
 
     def __init__(self, model: Path, directory: Path) -> None:
         self.oracle = SentencePieceProcessor(model_file=str(model))
-        shape = Shape(hidden=32, ffn=32, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=32, n_experts=2, n_vocab=self.oracle.vocab_size())
+        shape = Shape(
+            hidden=32,
+            ffn=32,
+            n_layers=1,
+            n_heads=1,
+            n_kv_heads=1,
+            head_dim=32,
+            n_experts=2,
+            n_vocab=self.oracle.vocab_size(),
+        )
         make_checkpoint(directory / "checkpoint", shape, seed=1)
         shutil.copy(model, directory / "checkpoint" / "tokenizer.model")
         quantize(directory / "checkpoint", directory / "m.gguf", "q8_0", progress=False)
@@ -99,9 +110,15 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def strings(n: int, pieces: list[str]) -> Iterator[str]:
-    """Cuts of the sentences, pieces of the vocabulary and any characters, in any order and with any spacing."""
+    """Cuts of the sentences, pieces of the vocabulary and any characters, in any order and with any
+    spacing.
+    """
     g = np.random.Generator(np.random.PCG64(5))
-    letters = [chr(c) for s, e in ((32, 127), (0xA0, 0x250), (0x300, 0x36F), (0x400, 0x460), (0x4E00, 0x9FFF)) for c in range(s, e)]
+    letters = [
+        chr(c)
+        for s, e in ((32, 127), (0xA0, 0x250), (0x300, 0x36F), (0x400, 0x460), (0x4E00, 0x9FFF))
+        for c in range(s, e)
+    ]
     for _ in range(n):
         parts = []
         for _ in range(g.integers(1, 6)):
@@ -109,7 +126,11 @@ def strings(n: int, pieces: list[str]) -> Iterator[str]:
             begin, end = sorted(g.integers(0, len(sentence) + 1, 2).tolist())
             some = "".join(letters[i] for i in g.integers(0, len(letters), g.integers(0, 6)))
             word = pieces[g.integers(len(pieces))].replace("\u2581", " ")
-            parts.append([sentence[begin:end], some, word, " " * int(g.integers(0, 20)), "\n" * int(g.integers(0, 5))][g.integers(5)])
+            parts.append(
+                [sentence[begin:end], some, word, " " * int(g.integers(0, 20)), "\n" * int(g.integers(0, 5))][
+                    g.integers(5)
+                ]
+            )
         yield "".join(parts)
 
 
@@ -167,7 +188,9 @@ PUBLISHED = [
     *(1, 733, 16289, 28793, 264, 733, 28748, 16289, 28793, 287, 2),
     *(733, 16289, 28793, 277, 733, 28748, 16289, 28793, 281, 2),
 ]
-"""What Mistral publishes for Mixtral 8x7B Instruct: user "a", assistant "b", user "c", assistant "d"."""
+"""What Mistral publishes for Mixtral 8x7B Instruct: user "a", assistant "b", user "c", assistant
+"d".
+"""
 
 
 def test_the_published_ids_of_a_chat(pairs: dict[str, Pair]) -> None:
@@ -178,7 +201,9 @@ def test_the_published_ids_of_a_chat(pairs: dict[str, Pair]) -> None:
     assert ids == PUBLISHED
     chat = "<s>[INST] a [/INST] b</s>[INST] c [/INST] d</s>"
     assert encode(chat, parse_special=True) == encode(chat, add_bos=False, parse_special=True) == PUBLISHED
-    assert encode(chat.removeprefix("<s>"), parse_special=True) == PUBLISHED  # one begin-of-text token, not two and not none
+    assert (
+        encode(chat.removeprefix("<s>"), parse_special=True) == PUBLISHED
+    )  # one begin-of-text token, not two and not none
 
 
 @every_model

@@ -1,4 +1,5 @@
-"""Prints lattices.h: the tables of the IQ types, which are part of GGUF's format, as the package gguf has them.
+"""Prints lattices.h: the tables of the IQ types, which are part of GGUF's format, as the package
+gguf has them.
 
 python csrc/kernels/scalar/make_lattices.py > csrc/kernels/scalar/lattices.h
 """
