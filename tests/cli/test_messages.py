@@ -55,7 +55,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("perplexity -f TEXT -c 4096", "expected --context of at most 2048"),
         ("perplexity -f TEXT -c 32 --stride 32", "expected stride to be an integer from 1 to 31"),
         ("perplexity -f TEXT -c 32 --kl-against TEXT", "save one with --save-base"),
-        ("calibrate -f TEXT -c 64 -o MATRIX --resume", "expected to go on with the same model, texts and --context"),
+        ("calibrate -f TEXT -c 64 -o MATRIX --resume", "of the same model, texts and --context"),
         ("quantize CHECKPOINT TEXT", "found one that exists: choose another name, or replace it with --force"),
         ("convert-layout MODEL TEXT", "found one that exists: choose another name, or replace it with --force"),
         ("quantize CHECKPOINT NEW --tensor blk.0.ffn_down.3.weight=q8_0", "types of their own with --per-expert"),
