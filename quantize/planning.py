@@ -116,7 +116,13 @@ class Plan:
             "bits_per_weight": self.bits_per_weight,
             "objective": self.choice.objective if self.choice else None,
             "tensors": [
-                {"name": t.target.name, "type": t.type.name.lower(), "shape": t.target.shape, "n_bytes": t.n_bytes} for t in self.tensors
+                {
+                    "name": tensor.target.name,
+                    "type": show_type(tensor.type),
+                    "shape": tensor.target.shape,
+                    "n_bytes": tensor.n_bytes,
+                }
+                for tensor in self.tensors
             ],
             "notes": self.notes,
         }

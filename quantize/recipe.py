@@ -83,8 +83,8 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
         if not matched:
             if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
                 raise InvalidArgumentError(
-                    f"{pattern!r}: expected a pattern for merged tensors, found one for single experts: these have types "
-                    "of their own with per_expert=True"
+                    f"{pattern!r}: expected a pattern for merged tensors, found one for single experts: these have "
+                    "types of their own with per_expert=True"
                 )
             raise InvalidArgumentError(
                 f"{pattern!r}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found that it "
