@@ -5,6 +5,11 @@
 #include <stdint.h>
 #include <string.h>
 
+/* --- Floats: each a block of its own. */
+
+typedef float pmx_block_f32;
+typedef uint16_t pmx_block_f16, pmx_block_bf16;
+
 /* --- Blocks of 32. d, m: f16. qs of 16 bytes: element j in the low nibble of byte j, element j+16
  * in the high one. qh: bit j, little endian, is element j's fifth. Values as in docs/numerics.md.
  */

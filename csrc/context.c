@@ -104,35 +104,13 @@ int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n) {
     return -1;
 }
 
-/* The types that every instruction set runs: elements and bytes of a block. */
+/* Elements and bytes of a type's block. */
 static const struct {
     int32_t elements, bytes;
 } blocks[PMX_TYPE_SLOTS] = {
-    [PMX_F32] = {1, 4},
-    [PMX_F16] = {1, 2},
-    [PMX_BF16] = {1, 2},
-    [PMX_Q4_0] = {PMX_BLOCK, sizeof(pmx_block_q4_0)},
-    [PMX_Q4_1] = {PMX_BLOCK, sizeof(pmx_block_q4_1)},
-    [PMX_Q5_0] = {PMX_BLOCK, sizeof(pmx_block_q5_0)},
-    [PMX_Q5_1] = {PMX_BLOCK, sizeof(pmx_block_q5_1)},
-    [PMX_Q8_0] = {PMX_BLOCK, sizeof(pmx_block_q8_0)},
-    [PMX_IQ4_NL] = {PMX_BLOCK, sizeof(pmx_block_iq4_nl)},
-    [PMX_Q2_K] = {PMX_BLOCK256, sizeof(pmx_block_q2_k)},
-    [PMX_Q3_K] = {PMX_BLOCK256, sizeof(pmx_block_q3_k)},
-    [PMX_Q4_K] = {PMX_BLOCK256, sizeof(pmx_block_q4_k)},
-    [PMX_Q5_K] = {PMX_BLOCK256, sizeof(pmx_block_q5_k)},
-    [PMX_Q6_K] = {PMX_BLOCK256, sizeof(pmx_block_q6_k)},
-    [PMX_IQ4_XS] = {PMX_BLOCK256, sizeof(pmx_block_iq4_xs)},
-    [PMX_IQ2_XXS] = {PMX_BLOCK256, sizeof(pmx_block_iq2_xxs)},
-    [PMX_IQ2_XS] = {PMX_BLOCK256, sizeof(pmx_block_iq2_xs)},
-    [PMX_IQ3_XXS] = {PMX_BLOCK256, sizeof(pmx_block_iq3_xxs)},
-    [PMX_IQ1_S] = {PMX_BLOCK256, sizeof(pmx_block_iq1_s)},
-    [PMX_IQ3_S] = {PMX_BLOCK256, sizeof(pmx_block_iq3_s)},
-    [PMX_IQ2_S] = {PMX_BLOCK256, sizeof(pmx_block_iq2_s)},
-    [PMX_IQ1_M] = {PMX_BLOCK256, sizeof(pmx_block_iq1_m)},
-    [PMX_TQ1_0] = {PMX_BLOCK256, sizeof(pmx_block_tq1_0)},
-    [PMX_TQ2_0] = {PMX_BLOCK256, sizeof(pmx_block_tq2_0)},
-    [PMX_MXFP4] = {PMX_BLOCK, sizeof(pmx_block_mxfp4)},
+#define BLOCK(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {ELEMENTS, sizeof(pmx_block_##T)},
+    PMX_TYPES(BLOCK)
+#undef BLOCK
 };
 
 int64_t pmx_row_bytes(int32_t type, int64_t n) {

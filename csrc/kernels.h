@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "pmx.h"
+#include "types.h"
 
 enum {
     PMX_TYPE_SLOTS = 40,               /* types are GGUF's numbers, 0..39 */
@@ -61,6 +62,9 @@ typedef struct {
 
 typedef void pmx_multiply(const pmx_product *p);
 
+/* n weights, whole blocks. */
+typedef void pmx_dequantize(float *y, const uint8_t *w, int64_t n);
+
 /* The part of a product from row r and token t on. */
 PMX_INLINE pmx_product pmx_product_from(pmx_product p, int64_t r, int64_t t) {
     p.y += t * p.ldy + r;
@@ -76,7 +80,7 @@ typedef struct {
     pmx_multiply *vec;      /* one token; NULL: rows are dequantized and multiplied as f32 */
     pmx_multiply *mat;      /* NULL: there is only vec */
     int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
-    void (*dequantize)(float *y, const uint8_t *w, int64_t n);
+    pmx_dequantize *dequantize;
 } pmx_type_kernels;
 
 /* A page of the cache, and queries of one key/value head that it is folded into. */

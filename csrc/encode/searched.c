@@ -8,34 +8,6 @@
 
 enum { LANES = PMX_SEARCH_LANES };
 
-/* The ranges were chosen by error per time on Gaussian, Laplacian and trained weights: twice the
- * candidates gain under 0.5% of error. */
-#define DOWN(FIRST, STEP, COUNT) .down = {FIRST, STEP, COUNT}
-#define UP(FIRST, STEP, COUNT) .up = {FIRST, STEP, COUNT}
-#define AFFINE(FIRST, STEP) .affine = 1, .steps = {FIRST, STEP, 6}, .offsets = {0.125f, -0.3125f, 4}
-
-static const pmx_grid grids[PMX_TYPE_SLOTS] = {
-    [PMX_Q4_0] = {.sub = 32, .n_sub = 1, .lo = -8, .hi = 7, DOWN(6.5f, 0.25f, 12), UP(6.5f, 0.25f, 6)},
-    [PMX_Q5_0] = {.sub = 32, .n_sub = 1, .lo = -16, .hi = 15, DOWN(14.5f, 0.25f, 12), UP(14.5f, 0.25f, 6)},
-    [PMX_IQ4_NL] = {.sub = 32, .n_sub = 1, .nonlinear = 1, DOWN(95, 4, 13), UP(95, 4, 9)},
-    [PMX_Q4_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 15, AFFINE(14.25f, 0.5f)},
-    [PMX_Q5_1] = {.sub = 32, .n_sub = 1, .lo = 0, .hi = 31, AFFINE(30.25f, 0.5f)},
-    [PMX_Q2_K] = {.sub = 16, .n_sub = 16, .lo = 0, .hi = 3, .scale_hi = 15, AFFINE(2.25f, 0.375f)},
-    [PMX_Q3_K] = {.sub = 16,
-                  .n_sub = 16,
-                  .lo = -4,
-                  .hi = 3,
-                  .scale_lo = -32,
-                  .scale_hi = 31,
-                  DOWN(2.75f, 0.25f, 9),
-                  UP(2.75f, 0.25f, 5)},
-    [PMX_Q4_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 15, .scale_hi = 63, AFFINE(14.25f, 0.5f)},
-    [PMX_Q5_K] = {.sub = 32, .n_sub = 8, .lo = 0, .hi = 31, .scale_hi = 63, AFFINE(30.25f, 0.5f)},
-    [PMX_Q6_K] = {.sub = 16, .n_sub = 16, .lo = -32, .hi = 31, .scale_lo = -128, .scale_hi = 127, DOWN(31, 0.25f, 9)},
-    [PMX_IQ4_XS] =
-        {.sub = 32, .n_sub = 8, .nonlinear = 1, .scale_lo = -32, .scale_hi = 31, DOWN(95, 4, 13), UP(95, 4, 9)},
-};
-
 /* A block's results, in order. */
 typedef struct {
     uint16_t d, m;
@@ -166,10 +138,31 @@ static void pack_iq4_xs(void *y, const found_block *f) {
 
 typedef void pack_function(void *y, const found_block *f);
 
-static pack_function *const packers[PMX_TYPE_SLOTS] = {
-    [PMX_Q4_0] = pack_q4_0, [PMX_Q4_1] = pack_q4_1,   [PMX_Q5_0] = pack_q5_0,     [PMX_Q5_1] = pack_q5_1,
-    [PMX_Q2_K] = pack_q2_k, [PMX_Q3_K] = pack_q3_k,   [PMX_Q4_K] = pack_q4_k,     [PMX_Q5_K] = pack_q5_k,
-    [PMX_Q6_K] = pack_q6_k, [PMX_IQ4_NL] = pack_q4_0, [PMX_IQ4_XS] = pack_iq4_xs,
+/* --- The types. The ranges were chosen by error per time on Gaussian, Laplacian and trained
+ * weights: twice the candidates gain under 0.5% of error. */
+
+#define PLAIN .sub = 32, .n_sub = 1
+#define SUBS(N_SUB, SCALE_LO, SCALE_HI) .sub = 256 / N_SUB, .n_sub = N_SUB, .scale_lo = SCALE_LO, .scale_hi = SCALE_HI
+#define CODES(LO, HI) .lo = LO, .hi = HI
+#define DOWN(FIRST, STEP, COUNT) .down = {FIRST, STEP, COUNT}
+#define UP(FIRST, STEP, COUNT) .up = {FIRST, STEP, COUNT}
+#define AFFINE(FIRST, STEP) .affine = 1, .steps = {FIRST, STEP, 6}, .offsets = {0.125f, -0.3125f, 4}
+
+static const struct {
+    pack_function *pack;
+    pmx_grid grid;
+} types[PMX_TYPE_SLOTS] = {
+    [PMX_Q4_0] = {pack_q4_0, {PLAIN, CODES(-8, 7), DOWN(6.5f, 0.25f, 12), UP(6.5f, 0.25f, 6)}},
+    [PMX_Q5_0] = {pack_q5_0, {PLAIN, CODES(-16, 15), DOWN(14.5f, 0.25f, 12), UP(14.5f, 0.25f, 6)}},
+    [PMX_IQ4_NL] = {pack_q4_0, {PLAIN, .nonlinear = 1, DOWN(95, 4, 13), UP(95, 4, 9)}},
+    [PMX_Q4_1] = {pack_q4_1, {PLAIN, CODES(0, 15), AFFINE(14.25f, 0.5f)}},
+    [PMX_Q5_1] = {pack_q5_1, {PLAIN, CODES(0, 31), AFFINE(30.25f, 0.5f)}},
+    [PMX_Q2_K] = {pack_q2_k, {SUBS(16, 0, 15), CODES(0, 3), AFFINE(2.25f, 0.375f)}},
+    [PMX_Q3_K] = {pack_q3_k, {SUBS(16, -32, 31), CODES(-4, 3), DOWN(2.75f, 0.25f, 9), UP(2.75f, 0.25f, 5)}},
+    [PMX_Q4_K] = {pack_q4_k, {SUBS(8, 0, 63), CODES(0, 15), AFFINE(14.25f, 0.5f)}},
+    [PMX_Q5_K] = {pack_q5_k, {SUBS(8, 0, 63), CODES(0, 31), AFFINE(30.25f, 0.5f)}},
+    [PMX_Q6_K] = {pack_q6_k, {SUBS(16, -128, 127), CODES(-32, 31), DOWN(31, 0.25f, 9)}},
+    [PMX_IQ4_XS] = {pack_iq4_xs, {SUBS(8, -32, 31), .nonlinear = 1, DOWN(95, 4, 13), UP(95, 4, 9)}},
 };
 
 /* --- Rows */
@@ -195,11 +188,11 @@ static void take(found_block *f, const pmx_tile *t, const pmx_grid *g, int lane,
     }
 }
 
-int pmx_encode_searches(int32_t type) { return packers[type] != NULL; }
+int pmx_encode_searches(int32_t type) { return types[type].pack != NULL; }
 
 int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const float *x, const float *weight,
                         int64_t cols) {
-    const pmx_grid *g = &grids[type];
+    const pmx_grid *g = &types[type].grid;
     const int64_t block = (int64_t)g->sub * g->n_sub, block_bytes = pmx_row_bytes(type, block);
     pmx_tile tile __attribute__((aligned(64)));
     found_block found;
@@ -216,7 +209,7 @@ int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const
         if (kernels->search(&tile, g)) return 1;
         for (int lane = 0; lane < LANES && at + (int64_t)lane * g->sub < cols; lane += g->n_sub) {
             take(&found, &tile, g, lane, type);
-            packers[type](y, &found);
+            types[type].pack(y, &found);
             y = (uint8_t *)y + block_bytes;
         }
     }

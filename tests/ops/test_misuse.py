@@ -160,6 +160,10 @@ def test_weights_that_make_no_sense(changed: dict[str, Any], status: int) -> Non
         refused(call.status(), status)
 
 
+def test_the_types_of_the_header_are_those_that_run() -> None:
+    assert ffi.typeof("pmx_type").relements == {f"PMX_{kind.name}": kind.value for kind in TYPES}
+
+
 def test_row_bytes() -> None:
     assert [lib.pmx_row_bytes(kind, 64) for kind in (KINDS.F32, KINDS.F16, KINDS.Q8_0, KINDS.Q4_0)] == [256, 128, 68, 36]
     for kind in set(GGMLQuantizationType) - set(TYPES):

@@ -31,33 +31,13 @@ void pmx_avx2_combine(float *m, float *l, float *o, float page_m, float page_l, 
 
 pmx_search pmx_avx2_search;
 
-/* Declares the products of a weight type. */
-#define PMX_AVX2_PRODUCTS(T) pmx_multiply pmx_avx2_vec_##T, pmx_avx2_mat_##T;
-/* Declares all kernels of a weight type. */
-#define PMX_AVX2_TYPE(T)                                                                                               \
-    PMX_AVX2_PRODUCTS(T)                                                                                               \
-    void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n);
-
-/* matmul_float.c */
-PMX_AVX2_TYPE(f32)
-PMX_AVX2_TYPE(f16)
-PMX_AVX2_TYPE(bf16)
-
-/* matmul32.c */
-PMX_AVX2_TYPE(q4_0)
-PMX_AVX2_TYPE(q4_1)
-PMX_AVX2_TYPE(q5_0)
-PMX_AVX2_TYPE(q5_1)
-PMX_AVX2_TYPE(q8_0)
-PMX_AVX2_TYPE(iq4_nl)
-
-/* kquants_vec.c, kquants_mat.c; dequantized by the scalar kernels */
-PMX_AVX2_PRODUCTS(q2_k)
-PMX_AVX2_PRODUCTS(q3_k)
-PMX_AVX2_PRODUCTS(q4_k)
-PMX_AVX2_PRODUCTS(q5_k)
-PMX_AVX2_PRODUCTS(q6_k)
-PMX_AVX2_PRODUCTS(iq4_xs)
+/* matmul_float.c, matmul32.c, kquants_vec.c, kquants_mat.c; blocks of 256 are dequantized by the
+ * scalar kernels */
+#define PMX_AVX2_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx2_vec_##T, pmx_avx2_mat_##T;
+#define PMX_AVX2_DEQUANTIZE(NAME, T, FORM, ELEMENTS) pmx_dequantize pmx_avx2_dequantize_##T;
+PMX_TYPES_MULTIPLIED(PMX_AVX2_PRODUCTS)
+PMX_TYPES_F32(PMX_AVX2_DEQUANTIZE)
+PMX_TYPES_Q32(PMX_AVX2_DEQUANTIZE)
 
 /* The operations that all x86 tables take from here. */
 #define PMX_AVX2_OPERATIONS                                                                                            \

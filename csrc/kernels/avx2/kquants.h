@@ -19,14 +19,14 @@
     ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : (type) == KQUANT_IQ4_XS_128 ? 7 : -1)
 #define KQUANT_SIGNED(type) ((type) == PMX_IQ4_XS)
 
+/* Of a block. */
 PMX_INLINE int64_t kquant_bytes(const int type) {
     switch (type) {
-    case PMX_Q2_K: return sizeof(pmx_block_q2_k);
-    case PMX_Q3_K: return sizeof(pmx_block_q3_k);
-    case PMX_Q4_K: return sizeof(pmx_block_q4_k);
-    case PMX_Q5_K: return sizeof(pmx_block_q5_k);
-    case PMX_Q6_K: return sizeof(pmx_block_q6_k);
-    default: return sizeof(pmx_block_iq4_xs);
+#define BYTES(NAME, T, FORM, ELEMENTS)                                                                                 \
+    case PMX_##NAME: return sizeof(pmx_block_##T);
+        PMX_TYPES_Q256(BYTES)
+#undef BYTES
+    default: return sizeof(pmx_block_iq4_xs); /* KQUANT_IQ4_XS_128 */
     }
 }
 

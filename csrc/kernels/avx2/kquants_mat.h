@@ -163,10 +163,6 @@ PMX_INLINE void mat256(const int type, block_kernel kernel, const pmx_product p)
     }
 }
 
-/* Defines a type's kernel by the multiply_block of the file. */
-#define KQUANTS_MAT(NAME, ID)                                                                                          \
-    void NAME(const pmx_product *p) { mat256(ID, multiply_block, *p); }
-
 PMX_AVX2_END
 
 #endif

@@ -89,15 +89,10 @@ PMX_INLINE void vec(const int type, const pmx_product p) {
     }
 }
 
-#define TYPE(T, ID)                                                                                                    \
-    void pmx_avx2_vec_##T(const pmx_product *p) { vec(ID, *p); }
+#define VEC(NAME, T, FORM, ELEMENTS)                                                                                   \
+    void pmx_avx2_vec_##T(const pmx_product *p) { vec(PMX_##NAME, *p); }
 
-TYPE(q2_k, PMX_Q2_K)
-TYPE(q3_k, PMX_Q3_K)
-TYPE(q4_k, PMX_Q4_K)
-TYPE(q5_k, PMX_Q5_K)
-TYPE(q6_k, PMX_Q6_K)
-TYPE(iq4_xs, PMX_IQ4_XS)
+PMX_TYPES_Q256(VEC)
 
 PMX_AVX2_END
 #endif

@@ -88,15 +88,13 @@ PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, const type_flo
     if (i < n) _mm256_maskstore_ps(y + i, first_lanes(n - i), load_tail(w + i * F.size, n - i, F));
 }
 
-#define TYPE(T, SIZE)                                                                                                  \
-    static const type_float T = {load8_##T, SIZE};                                                                     \
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    static const type_float T = {load8_##T, sizeof(pmx_block_##T)};                                                    \
     void pmx_avx2_vec_##T(const pmx_product *p) { vec(*p, T); }                                                        \
     void pmx_avx2_mat_##T(const pmx_product *p) { mat(*p, T); }                                                        \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize(y, w, n, T); }
 
-TYPE(f32, 4)
-TYPE(f16, 2)
-TYPE(bf16, 2)
+PMX_TYPES_F32(TYPE)
 
 PMX_AVX2_END
 #endif

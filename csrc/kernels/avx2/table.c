@@ -4,31 +4,19 @@
 #include "../scalar/scalar.h"
 #include "avx2.h"
 
-#define TYPE(FORM, T, MIN_TOKENS) {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
-#define KQUANT(T, MIN_TOKENS) {PMX_FORM_Q256, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS, pmx_scalar_dequantize_##T}
+/* From so many tokens on a strip of 16 rows pays for its unpacking. Products of one token of q8_0
+ * come at the speed of memory, so that three of them are faster still. */
+#define MIN_TOKENS(TYPE) ((TYPE) == PMX_Q8_0 || (TYPE) == PMX_Q6_K ? 4 : 3)
+
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_avx2_dequantize_##T},
+#define KQUANT(NAME, T, FORM, ELEMENTS)                                                                                \
+    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_scalar_dequantize_##T},
 
 const pmx_kernels pmx_kernels_avx2 = {
     .name = "avx2",
     .available = pmx_cpu_avx2,
-    .types =
-        {
-            [PMX_F32] = TYPE(PMX_FORM_F32, f32, 3),
-            [PMX_F16] = TYPE(PMX_FORM_F32, f16, 3),
-            [PMX_BF16] = TYPE(PMX_FORM_F32, bf16, 3),
-            [PMX_Q4_0] = TYPE(PMX_FORM_Q32, q4_0, 3),
-            [PMX_Q4_1] = TYPE(PMX_FORM_Q32, q4_1, 3),
-            [PMX_Q5_0] = TYPE(PMX_FORM_Q32, q5_0, 3),
-            [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1, 3),
-            [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0, 4),
-            [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl, 3),
-            [PMX_Q2_K] = KQUANT(q2_k, 3),
-            [PMX_Q3_K] = KQUANT(q3_k, 3),
-            [PMX_Q4_K] = KQUANT(q4_k, 3),
-            [PMX_Q5_K] = KQUANT(q5_k, 3),
-            [PMX_Q6_K] = KQUANT(q6_k, 4),
-            [PMX_IQ4_XS] = KQUANT(iq4_xs, 3),
-            PMX_DEQUANTIZED_TYPES,
-        },
+    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(KQUANT) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,

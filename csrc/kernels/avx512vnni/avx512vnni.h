@@ -17,24 +17,9 @@
 #define PMX_AVX512VNNI_END _Pragma("GCC pop_options")
 #endif
 
-/* Declares the kernels of a weight type. */
-#define PMX_AVX512VNNI_TYPE(T) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
-
-PMX_AVX512VNNI_TYPE(f32)
-PMX_AVX512VNNI_TYPE(f16)
-PMX_AVX512VNNI_TYPE(bf16)
-PMX_AVX512VNNI_TYPE(q4_0)
-PMX_AVX512VNNI_TYPE(q4_1)
-PMX_AVX512VNNI_TYPE(q5_0)
-PMX_AVX512VNNI_TYPE(q5_1)
-PMX_AVX512VNNI_TYPE(q8_0)
-PMX_AVX512VNNI_TYPE(iq4_nl)
-PMX_AVX512VNNI_TYPE(q2_k)
-PMX_AVX512VNNI_TYPE(q3_k)
-PMX_AVX512VNNI_TYPE(q4_k)
-PMX_AVX512VNNI_TYPE(q5_k)
-PMX_AVX512VNNI_TYPE(q6_k)
-PMX_AVX512VNNI_TYPE(iq4_xs)
+/* matmul_float.c, matmul32.c, vec4.c, matmul256.c */
+#define PMX_AVX512VNNI_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
+PMX_TYPES_MULTIPLIED(PMX_AVX512VNNI_PRODUCTS)
 
 pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx512vnni_attend_q8_0;
 

@@ -192,20 +192,15 @@ static const type32 q5_1 = {unpack_q5_1, sizeof(pmx_block_q5_1), .has_min = 1};
 static const type32 q8_0 = {unsigned_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
 static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
 
-#define VEC(T)                                                                                                         \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec32(*p, T); }
-#define MAT(T)                                                                                                         \
+#define MAT(NAME, T, FORM, ELEMENTS)                                                                                   \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat32(*p, T); }
 
-VEC(q5_0) /* the types of 4 bits have theirs in vec4.c */
-VEC(q5_1)
-VEC(q8_0)
-MAT(q4_0)
-MAT(q4_1)
-MAT(q5_0)
-MAT(q5_1)
-MAT(q8_0)
-MAT(iq4_nl)
+PMX_TYPES_Q32(MAT)
+
+/* The types of 4 bits have theirs in vec4.c. */
+void pmx_avx512vnni_vec_q5_0(const pmx_product *p) { vec32(*p, q5_0); }
+void pmx_avx512vnni_vec_q5_1(const pmx_product *p) { vec32(*p, q5_1); }
+void pmx_avx512vnni_vec_q8_0(const pmx_product *p) { vec32(*p, q8_0); }
 
 PMX_AVX512VNNI_END
 #endif

@@ -122,14 +122,12 @@ PMX_INLINE void vec(pmx_product p, const type_float F) {
     mat(p, F);
 }
 
-#define TYPE(T, SIZE)                                                                                                  \
-    static const type_float T = {load_pair_##T, SIZE};                                                                 \
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    static const type_float T = {load_pair_##T, sizeof(pmx_block_##T)};                                                \
     void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec(*p, T); }                                                  \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat(*p, T); }
 
-TYPE(f32, 4)
-TYPE(f16, 2)
-TYPE(bf16, 2)
+PMX_TYPES_F32(TYPE)
 
 PMX_AVX512VNNI_END
 #endif

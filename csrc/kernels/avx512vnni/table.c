@@ -4,32 +4,19 @@
 #include "../scalar/scalar.h"
 #include "avx512vnni.h"
 
-#define TYPE(FORM, T, MIN_TOKENS)                                                                                      \
-    {FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T}
-#define VNNI256(T) {PMX_FORM_Q256, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, 2, pmx_scalar_dequantize_##T}
+/* From so many tokens on mat is faster. That of floats and of blocks of 256 needs no strip for few
+ * tokens. Products of one token of q8_0, and of the types of vec4.c, come near the speed of memory. */
+#define MIN_TOKENS(TYPE)                                                                                               \
+    ((TYPE) == PMX_Q8_0 ? 4 : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL ? 3 : 2)
+
+#define PRODUCTS(NAME, T, FORM) FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, MIN_TOKENS(PMX_##NAME)
+#define TYPE(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {PRODUCTS(NAME, T, FORM), pmx_avx2_dequantize_##T},
+#define VNNI256(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {PRODUCTS(NAME, T, FORM), pmx_scalar_dequantize_##T},
 
 const pmx_kernels pmx_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = pmx_cpu_avx512vnni,
-    .types =
-        {
-            [PMX_F32] = TYPE(PMX_FORM_F32, f32, 2),
-            [PMX_F16] = TYPE(PMX_FORM_F32, f16, 2),
-            [PMX_BF16] = TYPE(PMX_FORM_F32, bf16, 2),
-            [PMX_Q4_0] = TYPE(PMX_FORM_Q32, q4_0, 3),
-            [PMX_Q4_1] = TYPE(PMX_FORM_Q32, q4_1, 3),
-            [PMX_Q5_0] = TYPE(PMX_FORM_Q32, q5_0, 2),
-            [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1, 2),
-            [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0, 4),
-            [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl, 3),
-            [PMX_Q2_K] = VNNI256(q2_k),
-            [PMX_Q3_K] = VNNI256(q3_k),
-            [PMX_Q4_K] = VNNI256(q4_k),
-            [PMX_Q5_K] = VNNI256(q5_k),
-            [PMX_Q6_K] = VNNI256(q6_k),
-            [PMX_IQ4_XS] = VNNI256(iq4_xs),
-            PMX_DEQUANTIZED_TYPES,
-        },
+    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(VNNI256) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx512vnni_attend_f32,
     .attend_f16 = pmx_avx512vnni_attend_f16,

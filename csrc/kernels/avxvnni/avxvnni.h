@@ -14,20 +14,9 @@
 #define PMX_AVXVNNI_END _Pragma("GCC pop_options")
 #endif
 
-/* Declares the matrix kernel of a weight type. */
-#define PMX_AVXVNNI_TYPE(T) pmx_multiply pmx_avxvnni_mat_##T;
-
-PMX_AVXVNNI_TYPE(q4_0)
-PMX_AVXVNNI_TYPE(q4_1)
-PMX_AVXVNNI_TYPE(q5_0)
-PMX_AVXVNNI_TYPE(q5_1)
-PMX_AVXVNNI_TYPE(q8_0)
-PMX_AVXVNNI_TYPE(iq4_nl)
-PMX_AVXVNNI_TYPE(q2_k)
-PMX_AVXVNNI_TYPE(q3_k)
-PMX_AVXVNNI_TYPE(q4_k)
-PMX_AVXVNNI_TYPE(q5_k)
-PMX_AVXVNNI_TYPE(q6_k)
-PMX_AVXVNNI_TYPE(iq4_xs)
+/* matmul32.c, kquants_mat.c */
+#define PMX_AVXVNNI_MAT(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avxvnni_mat_##T;
+PMX_TYPES_Q32(PMX_AVXVNNI_MAT)
+PMX_TYPES_Q256(PMX_AVXVNNI_MAT)
 
 #endif

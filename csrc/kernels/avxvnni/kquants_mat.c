@@ -44,12 +44,12 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
     }
 }
 
-KQUANTS_MAT(pmx_avxvnni_mat_q2_k, PMX_Q2_K)
-KQUANTS_MAT(pmx_avxvnni_mat_q3_k, PMX_Q3_K)
-KQUANTS_MAT(pmx_avxvnni_mat_q4_k, PMX_Q4_K)
-KQUANTS_MAT(pmx_avxvnni_mat_q5_k, PMX_Q5_K)
-KQUANTS_MAT(pmx_avxvnni_mat_q6_k, PMX_Q6_K)
-KQUANTS_MAT(pmx_avxvnni_mat_iq4_xs, KQUANT_IQ4_XS_128)
+#define MAT(NAME, T, FORM, ELEMENTS)                                                                                   \
+    void pmx_avxvnni_mat_##T(const pmx_product *p) {                                                                   \
+        mat256(PMX_##NAME == PMX_IQ4_XS ? KQUANT_IQ4_XS_128 : PMX_##NAME, multiply_block, *p);                         \
+    }
+
+PMX_TYPES_Q256(MAT)
 
 PMX_AVXVNNI_END
 #endif

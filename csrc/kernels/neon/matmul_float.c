@@ -92,14 +92,12 @@ PMX_INLINE void mat(const pmx_product p, const type_float F) {
     for (int64_t t = 0; t < p.n_tokens && r < p.n_rows; t++) vec(pmx_product_from(p, r, t), F);
 }
 
-#define TYPE(T, SIZE)                                                                                                  \
-    static const type_float T = {load4_##T, SIZE};                                                                     \
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    static const type_float T = {load4_##T, sizeof(pmx_block_##T)};                                                    \
     void pmx_neon_vec_##T(const pmx_product *p) { vec(*p, T); }                                                        \
     void pmx_neon_mat_##T(const pmx_product *p) { mat(*p, T); }
 
-TYPE(f32, 4)
-TYPE(f16, 2)
-TYPE(bf16, 2)
+PMX_TYPES_F32(TYPE)
 
 PMX_NEON_END
 #endif

@@ -133,13 +133,13 @@ PMX_INLINE void vec256(const pmx_product p, const neon_type T) {
     }
 }
 
-#define VEC32(T)                                                                                                       \
+#define VEC32(NAME, T, FORM, ELEMENTS)                                                                                 \
     void pmx_neon_vec_##T(const pmx_product *p) { vec32(*p, T); }
-#define VEC256(T)                                                                                                      \
+#define VEC256(NAME, T, FORM, ELEMENTS)                                                                                \
     void pmx_neon_vec_##T(const pmx_product *p) { vec256(*p, T); }
 
-PMX_NEON_TYPES32(VEC32)
-PMX_NEON_TYPES256(VEC256)
+PMX_TYPES_Q32(VEC32)
+PMX_TYPES_Q256(VEC256)
 
 /* --- mat */
 
@@ -235,11 +235,11 @@ PMX_INLINE void tile256(float *out, const strip *s, const pmx_quantized *x, int6
 
 static const strip_order order = {pack16_rows, 1, tile32, tile256};
 
-#define MAT(T)                                                                                                         \
+#define MAT(NAME, T, FORM, ELEMENTS)                                                                                   \
     void pmx_neon_mat_##T(const pmx_product *p) { mat(*p, order, T); }
 
-PMX_NEON_TYPES32(MAT)
-PMX_NEON_TYPES256(MAT)
+PMX_TYPES_Q32(MAT)
+PMX_TYPES_Q256(MAT)
 
 PMX_NEON_END
 #endif

@@ -33,28 +33,10 @@ void pmx_neon_widen(float *y, const uint16_t *x, int64_t n);
 pmx_attend_kernel pmx_neon_attend_f32, pmx_neon_attend_f16, pmx_neon_attend_q8_0;
 void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, const float *page_o, int64_t head_dim);
 
-/* Declares the products of a weight type; its dequantizer is scalar's, since only embedding rows
- * need it. */
-#define PMX_NEON_TYPE(T) pmx_multiply pmx_neon_vec_##T, pmx_neon_mat_##T;
-
-/* matmul_float.c */
-PMX_NEON_TYPE(f32)
-PMX_NEON_TYPE(f16)
-PMX_NEON_TYPE(bf16)
-
-/* matmul_int.c */
-PMX_NEON_TYPE(q4_0)
-PMX_NEON_TYPE(q4_1)
-PMX_NEON_TYPE(q5_0)
-PMX_NEON_TYPE(q5_1)
-PMX_NEON_TYPE(q8_0)
-PMX_NEON_TYPE(iq4_nl)
-PMX_NEON_TYPE(q2_k)
-PMX_NEON_TYPE(q3_k)
-PMX_NEON_TYPE(q4_k)
-PMX_NEON_TYPE(q5_k)
-PMX_NEON_TYPE(q6_k)
-PMX_NEON_TYPE(iq4_xs)
+/* matmul_float.c, matmul_int.c; all types are dequantized by the scalar kernels: only rows of the
+ * embedding are */
+#define PMX_NEON_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_neon_vec_##T, pmx_neon_mat_##T;
+PMX_TYPES_MULTIPLIED(PMX_NEON_PRODUCTS)
 
 /* Both ARM tables have these: i8mm helps matrix products only. */
 #define PMX_NEON_OPERATIONS                                                                                            \

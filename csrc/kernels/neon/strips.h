@@ -246,10 +246,6 @@ BLOCKS256(q5_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q6_k, .n_sub = 16)
 BLOCKS256(iq4_xs, .n_sub = 8)
 
-/* M(type) for each. */
-#define PMX_NEON_TYPES32(M) M(q4_0) M(q4_1) M(q5_0) M(q5_1) M(q8_0) M(iq4_nl)
-#define PMX_NEON_TYPES256(M) M(q2_k) M(q3_k) M(q4_k) M(q5_k) M(q6_k) M(iq4_xs)
-
 /* --- Strips */
 
 /* In scales every number stands `copies` times: once for sdot's rows, twice for smmla's pairs of a

@@ -139,11 +139,11 @@ PMX_INLINE void tile256(float *out, const strip *s, const pmx_quantized *x, int6
 
 static const strip_order order = {pack16_rows, COPIES, tile32, tile256};
 
-#define MAT(T)                                                                                                         \
+#define MAT(NAME, T, FORM, ELEMENTS)                                                                                   \
     void pmx_neon_i8mm_mat_##T(const pmx_product *p) { mat(*p, order, T); }
 
-PMX_NEON_TYPES32(MAT)
-PMX_NEON_TYPES256(MAT)
+PMX_TYPES_Q32(MAT)
+PMX_TYPES_Q256(MAT)
 
 PMX_NEON_I8MM_END
 #endif

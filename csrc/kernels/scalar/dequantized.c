@@ -126,18 +126,10 @@ static void decode_mxfp4(float *y, const void *block) {
     for (int i = 0; i < PMX_BLOCK; i++) y[i] = d * values[b->qs[i % 16] >> 4 * (i / 16) & 15];
 }
 
-#define TYPE(T, BLOCK)                                                                                                 \
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
-        for (int64_t b = 0; b < n / BLOCK; b++) decode_##T(y + b * BLOCK, w + b * (int64_t)sizeof(pmx_block_##T));     \
+        for (int64_t b = 0; b < n / ELEMENTS; b++)                                                                     \
+            decode_##T(y + b * ELEMENTS, w + b * (int64_t)sizeof(pmx_block_##T));                                      \
     }
 
-TYPE(iq1_s, PMX_BLOCK256)
-TYPE(iq1_m, PMX_BLOCK256)
-TYPE(iq2_xxs, PMX_BLOCK256)
-TYPE(iq2_xs, PMX_BLOCK256)
-TYPE(iq2_s, PMX_BLOCK256)
-TYPE(iq3_xxs, PMX_BLOCK256)
-TYPE(iq3_s, PMX_BLOCK256)
-TYPE(tq1_0, PMX_BLOCK256)
-TYPE(tq2_0, PMX_BLOCK256)
-TYPE(mxfp4, PMX_BLOCK)
+PMX_TYPES_DEQUANTIZED(TYPE)

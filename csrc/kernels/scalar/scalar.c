@@ -164,30 +164,12 @@ static void attend_q8_0(const pmx_attend *a) {
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
-#define TYPE(FORM, T) {FORM, pmx_scalar_vec_##T, NULL, 0, pmx_scalar_dequantize_##T}
+#define TYPE(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {FORM, pmx_scalar_vec_##T, NULL, 0, pmx_scalar_dequantize_##T},
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
     .available = available,
-    .types =
-        {
-            [PMX_F32] = TYPE(PMX_FORM_F32, f32),
-            [PMX_F16] = TYPE(PMX_FORM_F32, f16),
-            [PMX_BF16] = TYPE(PMX_FORM_F32, bf16),
-            [PMX_Q4_0] = TYPE(PMX_FORM_Q32, q4_0),
-            [PMX_Q4_1] = TYPE(PMX_FORM_Q32, q4_1),
-            [PMX_Q5_0] = TYPE(PMX_FORM_Q32, q5_0),
-            [PMX_Q5_1] = TYPE(PMX_FORM_Q32, q5_1),
-            [PMX_Q8_0] = TYPE(PMX_FORM_Q32, q8_0),
-            [PMX_IQ4_NL] = TYPE(PMX_FORM_Q32, iq4_nl),
-            [PMX_Q2_K] = TYPE(PMX_FORM_Q256, q2_k),
-            [PMX_Q3_K] = TYPE(PMX_FORM_Q256, q3_k),
-            [PMX_Q4_K] = TYPE(PMX_FORM_Q256, q4_k),
-            [PMX_Q5_K] = TYPE(PMX_FORM_Q256, q5_k),
-            [PMX_Q6_K] = TYPE(PMX_FORM_Q256, q6_k),
-            [PMX_IQ4_XS] = TYPE(PMX_FORM_Q256, iq4_xs),
-            PMX_DEQUANTIZED_TYPES,
-        },
+    .types = {PMX_TYPES_MULTIPLIED(TYPE) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
     .rms_norm = rms_norm,
     .quantize32 = quantize32,
     .quantize256 = quantize256,

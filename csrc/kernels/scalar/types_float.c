@@ -36,12 +36,10 @@ static inline void vec(const pmx_product *p, widen widen_, const int64_t size) {
     }
 }
 
-#define TYPE(T, SIZE)                                                                                                  \
-    void pmx_scalar_vec_##T(const pmx_product *p) { vec(p, widen_##T, SIZE); }                                         \
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    void pmx_scalar_vec_##T(const pmx_product *p) { vec(p, widen_##T, sizeof(pmx_block_##T)); }                        \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
-        for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * SIZE);                                                \
+        for (int64_t i = 0; i < n; i++) y[i] = widen_##T(w + i * (int64_t)sizeof(pmx_block_##T));                      \
     }
 
-TYPE(f32, 4)
-TYPE(f16, 2)
-TYPE(bf16, 2)
+PMX_TYPES_F32(TYPE)
