@@ -284,13 +284,13 @@ static pmx_status attention(attention_args *p, const pmx_run *runs, int64_t n_ru
 pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs,
                          int64_t n_runs, int32_t n_heads, int32_t window) {
     int64_t n_tokens = 0;
-    if (!ctx || !y || !q) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
+    pmx_status status = PMX_NOT_NULL(ctx, y, q);
+    if (status == PMX_OK) status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
     if (n_heads < 1 || n_heads > 1024 || n_heads % cache->n_kv_heads)
-        return pmx_fail(PMX_EINVAL, "%d query heads: expected a multiple of the %d key/value heads, at most 1024",
-                        n_heads, cache->n_kv_heads);
-    if (window < 0) return pmx_fail(PMX_EINVAL, "window is %d: expected 0 or more", window);
+        return pmx_fail(PMX_EINVAL, "n_heads: expected a multiple of the %d key/value heads up to 1024, found %d",
+                        cache->n_kv_heads, n_heads);
+    if (window < 0) return pmx_fail(PMX_EINVAL, "window: expected 0 or more, found %d", window);
     if (n_tokens == 0) return PMX_OK;
     const pmx_fp_mode mode = pmx_fp_enter();
     attention_args args = {.ctx = ctx,
@@ -302,11 +302,7 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
                            .window = window,
                            .scale = (float)(1.0 / sqrt((double)cache->head_dim))};
     status = attention(&args, runs, n_runs, n_tokens);
-    if (status == PMX_OK) {
-        const int64_t row = pmx_first_nonfinite(y, n_tokens, (int64_t)n_heads * cache->head_dim);
-        if (row >= 0)
-            status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: attention is NaN or infinite", (long long)row);
-    }
+    if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, (int64_t)n_heads * cache->head_dim);
     pmx_fp_leave(mode);
     return status;
 }

@@ -11,36 +11,54 @@
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
-    if (!cache || !cache->k || !cache->v || (!runs && n_runs > 0) || n_runs < 0)
-        return pmx_fail(PMX_EINVAL, "cache or runs are NULL");
+static pmx_status check_cache(const pmx_cache *cache) {
+    pmx_status status = PMX_NOT_NULL(cache);
+    if (status == PMX_OK) status = PMX_NOT_NULL(cache->k, cache->v);
+    if (status != PMX_OK) return status;
     if (cache->type != PMX_F32 && cache->type != PMX_F16 && cache->type != PMX_Q8_0)
-        return pmx_fail(PMX_EUNSUPPORTED, "the cache has type %d: expected f32 (0), f16 (1) or q8_0 (8)", cache->type);
-    if (cache->n_kv_heads < 1 || cache->head_dim < 8 || cache->head_dim % 8 || cache->head_dim > PMX_MAX_HEAD_DIM)
-        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected a multiple of 8 up to 1024", cache->n_kv_heads,
-                        cache->head_dim);
-    if (cache->type == PMX_Q8_0 && cache->head_dim % 32)
-        return pmx_fail(PMX_EINVAL, "heads of %d: expected a multiple of 32 for a cache of q8_0", cache->head_dim);
-    int64_t total = 0;
+        return pmx_fail(PMX_EUNSUPPORTED, "cache->type: expected f32 (0), f16 (1) or q8_0 (8), found %d", cache->type);
+    if (cache->n_kv_heads < 1)
+        return pmx_fail(PMX_EINVAL, "cache->n_kv_heads: expected 1 or more, found %d", cache->n_kv_heads);
+    const int32_t multiple = cache->type == PMX_Q8_0 ? 32 : 8;
+    if (cache->head_dim < 1 || cache->head_dim % multiple || cache->head_dim > PMX_MAX_HEAD_DIM)
+        return pmx_fail(PMX_EINVAL, "cache->head_dim: expected a multiple of %d up to %d, found %d", multiple,
+                        PMX_MAX_HEAD_DIM, cache->head_dim);
+    return PMX_OK;
+}
+
+static pmx_status check_run(const pmx_run *run, int64_t i, int32_t cache_pages) {
+    if (run->n_tokens < 0 || run->first_position < 0 || run->n_pages < 0)
+        return pmx_fail(PMX_EINVAL,
+                        "runs[%lld]: expected n_tokens, first_position and n_pages of 0 or more, found %d, %d and %d",
+                        (long long)i, run->n_tokens, run->first_position, run->n_pages);
+    const int64_t end = (int64_t)run->first_position + run->n_tokens, n_pages = ceil_div(end, PMX_PAGE);
+    if (end > INT32_MAX)
+        return pmx_fail(PMX_EINVAL, "runs[%lld]: expected positions below 2^31, found %lld", (long long)i,
+                        (long long)end);
+    if (run->n_pages < n_pages)
+        return pmx_fail(PMX_EINVAL, "runs[%lld].n_pages: expected %lld for %lld positions, found %d", (long long)i,
+                        (long long)n_pages, (long long)end, run->n_pages);
+    if (!run->pages && run->n_pages > 0)
+        return pmx_fail(PMX_EINVAL, "runs[%lld].pages: expected a pointer, found NULL", (long long)i);
+    for (int32_t page = 0; page < n_pages; page++)
+        if (run->pages[page] < 0 || run->pages[page] >= cache_pages)
+            return pmx_fail(PMX_EINVAL, "runs[%lld].pages[%d]: expected 0 to %d, found %d", (long long)i, page,
+                            cache_pages - 1, run->pages[page]);
+    return PMX_OK;
+}
+
+pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens) {
+    pmx_status status = check_cache(cache);
+    if (status != PMX_OK) return status;
+    if (n_runs < 0) return pmx_fail(PMX_EINVAL, "n_runs: expected 0 or more, found %lld", (long long)n_runs);
+    if (n_runs > 0 && (status = PMX_NOT_NULL(runs)) != PMX_OK) return status;
+    *n_tokens = 0;
     for (int64_t i = 0; i < n_runs; i++) {
-        const pmx_run *run = &runs[i];
-        if (run->n_tokens < 0 || run->first_position < 0 || run->n_pages < 0 || (!run->pages && run->n_pages > 0))
-            return pmx_fail(PMX_EINVAL, "run %lld has a negative number or no pages", (long long)i);
-        const int64_t end = (int64_t)run->first_position + run->n_tokens;
-        if (end > INT32_MAX)
-            return pmx_fail(PMX_EINVAL, "run %lld ends at position %lld: expected at most 2^31-1", (long long)i,
-                            (long long)end);
-        if ((int64_t)run->n_pages * PMX_PAGE < end)
-            return pmx_fail(PMX_EINVAL, "run %lld has %d pages: expected %lld for %lld positions", (long long)i,
-                            run->n_pages, (long long)ceil_div(end, PMX_PAGE), (long long)end);
-        for (int32_t page = 0; page < ceil_div(end, PMX_PAGE); page++)
-            if (run->pages[page] < 0 || run->pages[page] >= cache->n_pages)
-                return pmx_fail(PMX_EINVAL, "run %lld names page %d: expected 0 to %d", (long long)i, run->pages[page],
-                                cache->n_pages - 1);
-        total += run->n_tokens;
-        if (total > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "the runs hold more than 2^25 tokens");
+        status = check_run(&runs[i], i, cache->n_pages);
+        if (status != PMX_OK) return status;
+        *n_tokens += runs[i].n_tokens;
+        if (*n_tokens > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "runs: expected at most 2^25 tokens, found more");
     }
-    *n_tokens = total;
     return PMX_OK;
 }
 
@@ -91,12 +109,12 @@ static void write_task(void *arg, int64_t row, int32_t thread) {
     const int64_t dim = cache->head_dim, n = cache->n_kv_heads * dim;
     const float *k = p->k + row * n, *v = p->v + row * n;
     if (pmx_first_nonfinite(k, 1, n) == 0 || pmx_first_nonfinite(v, 1, n) == 0) {
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        pmx_fault(p->ctx, PMX_ENONFINITE, "k or v", row);
         return;
     }
     const float limit = cache->type == PMX_F16 ? F16_LIMIT : cache->type == PMX_Q8_0 ? 127 * F16_LIMIT : INFINITY;
     if (!all_below(limit, k, n) || !all_below(limit, v, n)) {
-        pmx_fault(p->ctx, PMX_EOVERFLOW, row);
+        pmx_fault(p->ctx, PMX_EOVERFLOW, "k or v", row);
         return;
     }
     const pmx_run *run = p->runs;
@@ -120,8 +138,8 @@ static void write_task(void *arg, int64_t row, int32_t thread) {
 pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k, const float *v, const pmx_run *runs,
                            int64_t n_runs) {
     int64_t n_tokens = 0;
-    if (!ctx || !k || !v) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
+    pmx_status status = PMX_NOT_NULL(ctx, k, v);
+    if (status == PMX_OK) status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
     write_args args = {ctx, cache, k, v, runs};

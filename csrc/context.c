@@ -30,27 +30,30 @@ static pmx_status choose_kernels(const pmx_kernels **kernels, const char *isa) {
             *kernels = all_kernels[i];
             return PMX_OK;
         }
-        if (isa) return pmx_fail(PMX_EUNSUPPORTED, "this CPU does not run the instruction set '%s'", isa);
+        if (isa)
+            return pmx_fail(PMX_EUNSUPPORTED, "isa: expected an instruction set that this CPU runs, found '%s'", isa);
     }
-    return pmx_fail(PMX_EUNSUPPORTED, "unknown instruction set '%.32s'", isa ? isa : "");
+    return pmx_fail(PMX_EUNSUPPORTED, "isa: expected an instruction set of this build, found '%.32s'", isa ? isa : "");
 }
 
-pmx_status pmx_ctx_create(pmx_ctx **out, int32_t n_threads, const char *isa) {
-    if (!out) return pmx_fail(PMX_EINVAL, "ctx is NULL");
-    if (n_threads < 1 || n_threads > 256) return pmx_fail(PMX_EINVAL, "n_threads is %d: expected 1 to 256", n_threads);
-    const pmx_kernels *kernels = NULL;
-    pmx_status status = choose_kernels(&kernels, isa);
+pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
+    pmx_status status = PMX_NOT_NULL(ctx);
     if (status != PMX_OK) return status;
-    pmx_ctx *ctx = calloc(1, sizeof *ctx);
-    if (!ctx) return pmx_fail(PMX_ENOMEM, "no memory for a context");
-    ctx->kernels = kernels;
-    ctx->n_threads = n_threads;
-    status = pmx_pool_create(&ctx->pool, n_threads);
+    if (n_threads < 1 || n_threads > 256)
+        return pmx_fail(PMX_EINVAL, "n_threads: expected 1 to 256, found %d", n_threads);
+    const pmx_kernels *kernels = NULL;
+    status = choose_kernels(&kernels, isa);
+    if (status != PMX_OK) return status;
+    pmx_ctx *made = calloc(1, sizeof *made);
+    if (!made) return pmx_fail(PMX_ENOMEM, "ctx: expected memory for a context, found none");
+    made->kernels = kernels;
+    made->n_threads = n_threads;
+    status = pmx_pool_create(&made->pool, n_threads);
     if (status != PMX_OK) {
-        free(ctx);
+        free(made);
         return status;
     }
-    *out = ctx;
+    *ctx = made;
     return PMX_OK;
 }
 
@@ -76,7 +79,7 @@ void *pmx_scratch(pmx_ctx *ctx, pmx_scratch_slot slot, size_t bytes) {
     ctx->scratch[slot].bytes = 0;
     void *data = NULL;
     if (posix_memalign(&data, 64, bytes ? bytes : 64) != 0) {
-        pmx_fail(PMX_ENOMEM, "no memory for %zu bytes of scratch: use a smaller batch", bytes);
+        pmx_fail(PMX_ENOMEM, "ctx: expected memory for %zu bytes of scratch, found none: use a smaller batch", bytes);
         return NULL;
     }
     ctx->scratch[slot].data = data;
@@ -120,20 +123,29 @@ int64_t pmx_row_bytes(int32_t type, int64_t n) {
 }
 
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
-    if (!w || !w->data) return pmx_fail(PMX_EINVAL, "%s is NULL", name);
-    if (w->delta) return pmx_fail(PMX_EUNSUPPORTED, "%s has a delta: this library applies none", name);
+    if (!w->data) return pmx_fail(PMX_EINVAL, "%sdata: expected a pointer, found NULL", name);
+    if (w->delta)
+        return pmx_fail(PMX_EUNSUPPORTED, "%sdelta: expected NULL, found one: this library applies none", name);
     if (w->rows < 1 || w->cols < 1 || w->rows > INT32_MAX || w->cols > INT32_MAX)
-        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected 1 to 2^31-1", name, (long long)w->rows,
+        return pmx_fail(PMX_EINVAL, "%srows, cols: expected 1 to 2^31-1, found %lld x %lld", name, (long long)w->rows,
                         (long long)w->cols);
     if (pmx_row_bytes(w->type, 0) < 0)
-        return pmx_fail(PMX_EUNSUPPORTED, "%s has type %d: this library has no kernel for it", name, w->type);
+        return pmx_fail(PMX_EUNSUPPORTED, "%stype: expected one that this library has kernels for, found %d", name,
+                        w->type);
     const int64_t bytes = pmx_row_bytes(w->type, w->cols);
     if (bytes < 0)
-        return pmx_fail(PMX_EINVAL, "%s has %lld columns: expected a multiple of its type's block", name,
+        return pmx_fail(PMX_EINVAL, "%scols: expected a multiple of %d, found %lld", name, blocks[w->type].elements,
                         (long long)w->cols);
     int64_t total;
     if (w->row_bytes < bytes || pmx_mul(&total, w->rows, w->row_bytes))
-        return pmx_fail(PMX_EINVAL, "%s has %lld bytes a row: expected at least %lld, and less than 2^63 in all", name,
-                        (long long)w->row_bytes, (long long)bytes);
+        return pmx_fail(PMX_EINVAL, "%srow_bytes: expected at least %lld, and less than 2^63 in all, found %lld", name,
+                        (long long)bytes, (long long)w->row_bytes);
     return PMX_OK;
+}
+
+pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols) {
+    const pmx_status status = pmx_check_weight(w, name);
+    if (status != PMX_OK || (w->rows == rows && w->cols == cols)) return status;
+    return pmx_fail(PMX_EINVAL, "%srows, cols: expected %lld x %lld, found %lld x %lld", name, (long long)rows,
+                    (long long)cols, (long long)w->rows, (long long)w->cols);
 }

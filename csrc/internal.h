@@ -43,9 +43,18 @@ struct pmx_ctx {
     size_t thread_bytes; /* of each thread's part of PMX_SCRATCH_THREAD */
 };
 
-/* --- status.c */
+/* --- status.c: a message says which argument: "name: expected this, found that", and perhaps what to do. */
 pmx_status pmx_fail(pmx_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
 pmx_status pmx_fail_row(pmx_status status, int64_t row, const char *format, ...) __attribute__((format(printf, 3, 4)));
+/* Refuses the first of the pointers that is NULL, by its name: PMX_NOT_NULL(ctx, y, layer->attn_norm). */
+#define PMX_NOT_NULL(...)                                                                                              \
+    pmx_not_null(#__VA_ARGS__, (const void *const[]){__VA_ARGS__},                                                     \
+                 sizeof((const void *const[]){__VA_ARGS__}) / sizeof(void *))
+pmx_status pmx_not_null(const char *names, const void *const *pointers, size_t n);
+#define PMX_NONFINITE                                                                                                  \
+    "row %lld of %s: expected finite numbers, found NaN or infinity: the weights are damaged or overflow"
+/* Refuses the first row of x [n_rows][n] that holds a NaN or infinity. */
+pmx_status pmx_check_finite(const char *name, const float *x, int64_t n_rows, int64_t n);
 
 /* --- cpu.c */
 int pmx_cpu_avx2(void);
@@ -65,8 +74,10 @@ static inline void *pmx_thread_scratch(const pmx_ctx *ctx, int32_t thread) {
 }
 /* First row of x [n_rows][n] that holds a NaN or infinity, or -1. */
 int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
-/* Whether a weight keeps the contract; name is for the message. */
+/* Whether a weight keeps the contract; name is for the message, with what its members follow: "w->". */
 pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
+/* Whether it is rows x cols, too. */
+pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols);
 
 /* --- cache.c */
 /* Whether cache and runs fit each other; *n_tokens: of all runs. */
@@ -84,8 +95,8 @@ void pmx_pool_cancel(pmx_pool *pool, int32_t on);
  * multiply-adds an item costs; little work runs on the caller alone. PMX_ECANCELED when the cancel
  * flag was seen; a row faulted by a task gives that status. */
 pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items, int64_t work);
-/* Called by a task: this row failed. The lowest row is reported when the region ends. */
-void pmx_fault(pmx_ctx *ctx, pmx_status status, int64_t row);
+/* Called by a task: this row of an argument failed. The lowest row is reported when the region ends. */
+void pmx_fault(pmx_ctx *ctx, pmx_status status, const char *name, int64_t row);
 
 /* --- The floating-point mode of the contract: nearest even, subnormals kept. Every entry point and
  * every worker runs inside. */

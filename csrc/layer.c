@@ -4,41 +4,31 @@
 
 #include "matmul.h"
 
-static pmx_status check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols) {
-    const pmx_status status = pmx_check_weight(w, name);
-    if (status != PMX_OK) return status;
-    if (w->rows != rows || w->cols != cols)
-        return pmx_fail(PMX_EINVAL, "%s is %lld x %lld: expected %lld x %lld", name, (long long)w->rows,
-                        (long long)w->cols, (long long)rows, (long long)cols);
-    return PMX_OK;
-}
-
 static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
-    if (!layer->attn_norm || !layer->ffn_norm) return pmx_fail(PMX_EINVAL, "a norm is NULL");
+    pmx_status status = PMX_NOT_NULL(layer->attn_norm, layer->ffn_norm);
+    if (status != PMX_OK) return status;
     if (layer->hidden < 1 || layer->n_heads < 1 || layer->n_kv_heads < 1 || layer->head_dim < 1 ||
-        layer->n_heads > 1024 || layer->head_dim > 1024)
-        return pmx_fail(
-            PMX_EINVAL,
-            "hidden %d, %d heads of %d, %d key/value heads: expected positive numbers, heads and sizes up to 1024",
-            layer->hidden, layer->n_heads, layer->head_dim, layer->n_kv_heads);
-    if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
-        return pmx_fail(PMX_EINVAL, "the cache has %d heads of %d: expected %d of %d", cache->n_kv_heads,
-                        cache->head_dim, layer->n_kv_heads, layer->head_dim);
-    if (layer->n_heads % layer->n_kv_heads || layer->window < 0)
+        layer->n_heads > 1024 || layer->head_dim > PMX_MAX_HEAD_DIM)
         return pmx_fail(PMX_EINVAL,
-                        "%d heads for %d key/value heads, a window of %d: expected a multiple, and 0 or more",
-                        layer->n_heads, layer->n_kv_heads, layer->window);
-    const int64_t q_dim = (int64_t)layer->n_heads * layer->head_dim,
-                  kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
-    pmx_status status = check_matrix(&layer->q, "q", q_dim, layer->hidden);
-    if (status == PMX_OK) status = check_matrix(&layer->k, "k", kv_dim, layer->hidden);
-    if (status == PMX_OK) status = check_matrix(&layer->v, "v", kv_dim, layer->hidden);
-    if (status == PMX_OK) status = check_matrix(&layer->output, "output", layer->hidden, q_dim);
+                        "layer->hidden, n_heads, n_kv_heads, head_dim: expected 1 or more, n_heads and head_dim up to "
+                        "1024, found %d, %d, %d, %d",
+                        layer->hidden, layer->n_heads, layer->n_kv_heads, layer->head_dim);
+    if (cache->n_kv_heads != layer->n_kv_heads || cache->head_dim != layer->head_dim)
+        return pmx_fail(PMX_EINVAL, "cache->n_kv_heads, head_dim: expected %d, %d as in the layer, found %d, %d",
+                        layer->n_kv_heads, layer->head_dim, cache->n_kv_heads, cache->head_dim);
+    if (layer->n_heads % layer->n_kv_heads)
+        return pmx_fail(PMX_EINVAL, "layer->n_heads: expected a multiple of the %d key/value heads, found %d",
+                        layer->n_kv_heads, layer->n_heads);
+    if (layer->window < 0) return pmx_fail(PMX_EINVAL, "layer->window: expected 0 or more, found %d", layer->window);
+    const int64_t hidden = layer->hidden, q_dim = (int64_t)layer->n_heads * layer->head_dim;
+    const int64_t kv_dim = (int64_t)layer->n_kv_heads * layer->head_dim;
+    status = pmx_check_matrix(&layer->q, "layer->q.", q_dim, hidden);
+    if (status == PMX_OK) status = pmx_check_matrix(&layer->k, "layer->k.", kv_dim, hidden);
+    if (status == PMX_OK) status = pmx_check_matrix(&layer->v, "layer->v.", kv_dim, hidden);
+    if (status == PMX_OK) status = pmx_check_matrix(&layer->output, "layer->output.", hidden, q_dim);
     if (status == PMX_OK) status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
-    if (status == PMX_OK && layer->router.data)
-        status = check_matrix(&layer->router, "router", layer->n_experts, layer->hidden);
-    if (status == PMX_OK && !layer->router.data && layer->n_experts != 1)
-        status = pmx_fail(PMX_EINVAL, "router is NULL with %d experts: only one needs none", layer->n_experts);
+    if (status == PMX_OK && (layer->router.data || layer->n_experts > 1)) /* a dense layer has none */
+        status = pmx_check_matrix(&layer->router, "layer->router.", layer->n_experts, hidden);
     return status;
 }
 
@@ -98,11 +88,11 @@ static pmx_status route(pmx_ctx *ctx, const pmx_batch *b, const pmx_layer *layer
 
 pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer, const pmx_cache *cache,
                                const pmx_observer *observer) {
-    if (!ctx || !batch || !layer || !cache) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (!batch->x || !batch->normed || !batch->ids || !batch->weights || !batch->cosines || !batch->sines)
-        return pmx_fail(PMX_EINVAL, "a pointer of the batch is NULL");
     int64_t n = 0;
-    pmx_status status = pmx_check_runs(cache, batch->runs, batch->n_runs, &n);
+    pmx_status status = PMX_NOT_NULL(ctx, batch, layer, cache);
+    if (status == PMX_OK)
+        status = PMX_NOT_NULL(batch->x, batch->normed, batch->ids, batch->weights, batch->cosines, batch->sines);
+    if (status == PMX_OK) status = pmx_check_runs(cache, batch->runs, batch->n_runs, &n);
     if (status == PMX_OK) status = check_layer(layer, cache);
     if (status == PMX_OK && batch->n_tokens != n)
         status = pmx_fail(PMX_EINVAL, "batch->n_tokens: expected %lld, as the runs hold, found %lld", (long long)n,

@@ -22,7 +22,7 @@ static void quantize_task(void *arg, int64_t row, int32_t thread) {
     if ((p->block == 32 ? kernels->quantize32
                         : kernels->quantize256)(p->q + row * p->cols, p->d + row * (p->cols / p->block),
                                                 p->sums + row * (p->cols / p->n_sum), p->x + row * p->cols, p->cols))
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        pmx_fault(p->ctx, PMX_ENONFINITE, "x", row);
 }
 
 /* Into one scratch slot: values, then scales, then sums. */
@@ -53,14 +53,15 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
 pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens,
                                     int64_t n, int32_t block) {
     int64_t total;
-    if (!ctx || !q || !d || !sums || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (block != 32 && block != 256) return pmx_fail(PMX_EINVAL, "block is %d: expected 32 or 256", block);
+    pmx_status status = PMX_NOT_NULL(ctx, q, d, sums, x);
+    if (status != PMX_OK) return status;
+    if (block != 32 && block != 256) return pmx_fail(PMX_EINVAL, "block: expected 32 or 256, found %d", block);
     if (n < 1 || n % block || pmx_mul(&total, n_tokens, n) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected a multiple of %d", (long long)n_tokens, (long long)n,
-                        block);
+        return pmx_fail(PMX_EINVAL, "n_tokens, n: expected 0 or more rows of a multiple of %d, found %lld, %lld", block,
+                        (long long)n_tokens, (long long)n);
     const pmx_fp_mode mode = pmx_fp_enter();
     quantize_args args = {ctx, x, q, d, sums, n, block, block == 32 ? 32 : 16};
-    const pmx_status status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
+    status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
     pmx_fp_leave(mode);
     return status;
 }
@@ -159,21 +160,17 @@ pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t 
 }
 
 pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens) {
-    if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = pmx_check_weight(w, "w");
+    pmx_status status = PMX_NOT_NULL(ctx, y, x, w);
+    if (status == PMX_OK) status = pmx_check_weight(w, "w->");
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
-        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+        return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     pmx_acts acts;
     const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);
     if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n_tokens);
-    if (status == PMX_OK) {
-        const int64_t row = pmx_first_nonfinite(y, n_tokens, w->rows);
-        if (row >= 0)
-            status = pmx_fail_row(PMX_ENONFINITE, row, "row %lld: a product is NaN or infinite", (long long)row);
-    }
+    if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, w->rows);
     pmx_fp_leave(mode);
     return status;
 }

@@ -5,6 +5,7 @@
  * expert; then down over blocks of output rows, each of which walks the experts in ascending order
  * and so owns the weighted sum of its rows. */
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "blocks.h"
@@ -29,7 +30,7 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
     int32_t *ids = p->ids + row * p->n_used;
     float *weights = p->weights + row * p->n_used;
     if (pmx_first_nonfinite(logits, 1, p->n_experts) == 0) {
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        pmx_fault(p->ctx, PMX_ENONFINITE, "logits", row);
         return;
     }
     uint64_t chosen = 0;
@@ -54,17 +55,17 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used) {
     if (n_experts >= 1 && n_experts <= MAX_EXPERTS && n_experts_used >= 1 && n_experts_used <= n_experts) return PMX_OK;
-    return pmx_fail(PMX_EINVAL, "%d of %d experts: expected 1 to %d, of at most %d", n_experts_used, n_experts,
-                    n_experts, MAX_EXPERTS);
+    return pmx_fail(PMX_EINVAL, "n_experts, n_experts_used: expected 1 to %d, and 1 to as many, found %d, %d",
+                    MAX_EXPERTS, n_experts, n_experts_used);
 }
 
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
                      int32_t n_experts, int32_t n_experts_used) {
-    if (!ctx || !ids || !weights || !logits) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    pmx_status status = pmx_check_experts_used(n_experts, n_experts_used);
+    pmx_status status = PMX_NOT_NULL(ctx, ids, weights, logits);
+    if (status == PMX_OK) status = pmx_check_experts_used(n_experts, n_experts_used);
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
-        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^31-1", (long long)n_tokens);
+        return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
     const pmx_fp_mode mode = pmx_fp_enter();
     route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
     status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
@@ -175,8 +176,8 @@ static pmx_status group_pairs(experts_args *p) {
     int32_t counts[MAX_EXPERTS] = {0}, next[MAX_EXPERTS];
     for (int64_t i = 0; i < n_pairs; i++) {
         if (ids[i] < 0 || ids[i] >= p->layer->n_experts || (i % n_used && ids[i] <= ids[i - 1]))
-            return pmx_fail(PMX_EINVAL, "row %lld names expert %d: expected ascending indices below %d",
-                            (long long)(i / n_used), ids[i], p->layer->n_experts);
+            return pmx_fail(PMX_EINVAL, "row %lld of batch->ids: expected ascending experts below %d, found %d",
+                            (long long)(i / n_used), p->layer->n_experts, ids[i]);
         counts[ids[i]]++;
     }
     int32_t *tokens = pmx_scratch(p->ctx, PMX_SCRATCH_GROUPS, (size_t)n_pairs * (2 * sizeof(int32_t) + sizeof(float)));
@@ -227,8 +228,8 @@ static pmx_status prepare_hidden(experts_args *p) {
     const int64_t n_pairs = p->batch->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
     const int64_t pair = pmx_first_nonfinite(p->hidden, n_pairs, p->ffn);
     if (pair >= 0)
-        return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], "row %d: an expert's hidden value is NaN or infinite",
-                            p->tokens[pair]);
+        return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], PMX_NONFINITE, (long long)p->tokens[pair],
+                            "the experts' hidden values");
     return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, n_pairs, downs, n_downs);
 }
 
@@ -242,31 +243,30 @@ static void observe_inputs(const experts_args *p) {
 
 static pmx_status check_experts(const pmx_layer *layer) {
     pmx_status status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
+    if (status == PMX_OK) status = PMX_NOT_NULL(layer->experts);
     if (status != PMX_OK) return status;
-    if (layer->hidden < 1 || !layer->experts)
-        return pmx_fail(PMX_EINVAL, "hidden is %d, or experts is NULL", layer->hidden);
-    const int64_t ffn = layer->experts[0].rows;
+    if (layer->hidden < 1) return pmx_fail(PMX_EINVAL, "layer->hidden: expected 1 or more, found %d", layer->hidden);
+    const int64_t hidden = layer->hidden, ffn = layer->experts[0].rows;
     for (int32_t i = 0; i < layer->n_experts * 3; i++) {
         const pmx_weight *w = &layer->experts[i];
-        status = pmx_check_weight(w, "an expert's matrix");
-        if (status != PMX_OK) return status;
-        const int64_t rows = i % 3 == 2 ? layer->hidden : ffn, cols = i % 3 == 2 ? ffn : layer->hidden;
-        if (w->rows != rows || w->cols != cols)
-            return pmx_fail(PMX_EINVAL, "expert %d's matrix %d is %lld x %lld: expected %lld x %lld", i / 3, i % 3,
-                            (long long)w->rows, (long long)w->cols, (long long)rows, (long long)cols);
+        const int64_t rows = i % 3 == 2 ? hidden : ffn, cols = i % 3 == 2 ? ffn : hidden;
+        if (pmx_check_matrix(w, "", rows, cols) == PMX_OK) continue;
+        char name[32];
+        snprintf(name, sizeof name, "layer->experts[%d].", i);
+        return pmx_check_matrix(w, name, rows, cols);
     }
     return PMX_OK;
 }
 
 pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer,
                              const pmx_observer *observer) {
-    if (!ctx || !batch || !layer) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (!batch->x || !batch->normed || !batch->ids || !batch->weights)
-        return pmx_fail(PMX_EINVAL, "a pointer of the batch is NULL");
+    pmx_status status = PMX_NOT_NULL(ctx, batch, layer);
+    if (status == PMX_OK) status = PMX_NOT_NULL(batch->x, batch->normed, batch->ids, batch->weights);
+    if (status != PMX_OK) return status;
     const int64_t n_tokens = batch->n_tokens;
     if (n_tokens < 0 || n_tokens > INT32_MAX / MAX_EXPERTS)
-        return pmx_fail(PMX_EINVAL, "n_tokens is %lld: expected 0 to 2^25", (long long)n_tokens);
-    pmx_status status = check_experts(layer);
+        return pmx_fail(PMX_EINVAL, "batch->n_tokens: expected 0 to 2^25, found %lld", (long long)n_tokens);
+    status = check_experts(layer);
     if (status != PMX_OK || n_tokens == 0) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
     experts_args args = {.ctx = ctx,
@@ -288,12 +288,7 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
     if (status == PMX_OK)
         status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
                               DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
-    if (status == PMX_OK) {
-        const int64_t row = pmx_first_nonfinite(batch->x, n_tokens, args.width);
-        if (row >= 0)
-            status =
-                pmx_fail_row(PMX_ENONFINITE, row, "row %lld: an expert's output is NaN or infinite", (long long)row);
-    }
+    if (status == PMX_OK) status = pmx_check_finite("batch->x", batch->x, n_tokens, args.width);
     pmx_fp_leave(mode);
     return status;
 }

@@ -8,21 +8,12 @@
 
 enum { ELEMENTS_PER_ITEM = 16384 };
 
-/* The sizes that every row-wise entry point checks. */
-static pmx_status check_rows(const pmx_ctx *ctx, const void *y, const void *x, int64_t n_rows, int64_t n) {
+/* n_rows of n numbers; names are theirs. */
+static pmx_status check_rows(const char *names, int64_t n_rows, int64_t n) {
     int64_t total;
-    if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (n < 1 || pmx_mul(&total, n_rows, n) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld rows of %lld: expected at least 0 rows of at least 1", (long long)n_rows,
-                        (long long)n);
-    return PMX_OK;
-}
-
-static pmx_status check_finite(const float *y, int64_t n_rows, int64_t n) {
-    const int64_t row = pmx_first_nonfinite(y, n_rows, n);
-    if (row < 0) return PMX_OK;
-    return pmx_fail_row(PMX_ENONFINITE, row,
-                        "row %lld: a value is NaN or infinite: the weights are damaged or overflow", (long long)row);
+    if (n >= 1 && !pmx_mul(&total, n_rows, n) && total <= INT64_MAX / 8) return PMX_OK;
+    return pmx_fail(PMX_EINVAL, "%s: expected 0 or more rows of 1 or more, found %lld rows of %lld", names,
+                    (long long)n_rows, (long long)n);
 }
 
 /* One struct for all row-wise tasks: each uses what it needs. */
@@ -50,13 +41,13 @@ static void rms_norm_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *weight, int64_t n_tokens, int64_t n,
                         float eps) {
-    pmx_status status = check_rows(ctx, y, x, n_tokens, n);
+    pmx_status status = PMX_NOT_NULL(ctx, y, x, weight);
+    if (status == PMX_OK) status = check_rows("n_tokens, n", n_tokens, n);
     if (status != PMX_OK) return status;
-    if (!weight) return pmx_fail(PMX_EINVAL, "weight is NULL");
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = y, .x = x, .a = weight, .n = n, .eps = eps};
     status = pmx_parallel(ctx, rms_norm_task, &args, n_tokens, n);
-    if (status == PMX_OK) status = check_finite(y, n_tokens, n);
+    if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, n);
     pmx_fp_leave(mode);
     return status;
 }
@@ -71,17 +62,18 @@ static void embed_task(void *arg, int64_t row, int32_t thread) {
 }
 
 pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t *ids, int64_t n_ids) {
-    pmx_status status = pmx_check_weight(w, "w");
-    if (status == PMX_OK) status = check_rows(ctx, y, ids, n_ids, w->cols);
+    pmx_status status = PMX_NOT_NULL(ctx, y, w, ids);
+    if (status == PMX_OK) status = pmx_check_weight(w, "w->");
+    if (status == PMX_OK) status = check_rows("n_ids, w->cols", n_ids, w->cols);
     if (status != PMX_OK) return status;
     for (int64_t i = 0; i < n_ids; i++)
         if (ids[i] < 0 || ids[i] >= w->rows)
-            return pmx_fail(PMX_EINVAL, "id %d at %lld: expected 0 to %lld", ids[i], (long long)i,
-                            (long long)w->rows - 1);
+            return pmx_fail(PMX_EINVAL, "ids[%lld]: expected 0 to %lld, found %d", (long long)i, (long long)w->rows - 1,
+                            ids[i]);
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = y, .w = w, .ids = ids, .n = w->cols};
     status = pmx_parallel(ctx, embed_task, &args, n_ids, w->cols);
-    if (status == PMX_OK) status = check_finite(y, n_ids, w->cols);
+    if (status == PMX_OK) status = pmx_check_finite("y", y, n_ids, w->cols);
     pmx_fp_leave(mode);
     return status;
 }
@@ -100,7 +92,8 @@ static void exp_task(void *arg, int64_t item, int32_t thread) {
 }
 
 pmx_status pmx_exp(pmx_ctx *ctx, float *y, const float *x, int64_t n) {
-    pmx_status status = check_rows(ctx, y, x, n, 1);
+    pmx_status status = PMX_NOT_NULL(ctx, y, x);
+    if (status == PMX_OK) status = check_rows("n", n, 1);
     if (status != PMX_OK) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = y, .x = x, .n = n};
@@ -117,17 +110,13 @@ static void silu_task(void *arg, int64_t item, int32_t thread) {
 }
 
 pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *up, int64_t n) {
-    pmx_status status = check_rows(ctx, y, gate, n, 1);
+    pmx_status status = PMX_NOT_NULL(ctx, y, gate, up);
+    if (status == PMX_OK) status = check_rows("n", n, 1);
     if (status != PMX_OK) return status;
-    if (!up) return pmx_fail(PMX_EINVAL, "up is NULL");
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = y, .x = gate, .a = up, .n = n};
     status = pmx_parallel(ctx, silu_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
-    if (status == PMX_OK && n > 0) {
-        const int64_t at = pmx_first_nonfinite(y, n, 1);
-        if (at >= 0)
-            status = pmx_fail_row(PMX_ENONFINITE, at, "element %lld: a value is NaN or infinite", (long long)at);
-    }
+    if (status == PMX_OK) status = pmx_check_finite("y", y, n, 1);
     pmx_fp_leave(mode);
     return status;
 }
@@ -172,20 +161,21 @@ static void rope_table_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const double *frequencies,
                           const int32_t *positions, int64_t n_tokens, int64_t n_pairs, double factor) {
-    pmx_status status = check_rows(ctx, cosines, positions, n_tokens, n_pairs);
+    pmx_status status = PMX_NOT_NULL(ctx, cosines, sines, frequencies, positions);
+    if (status == PMX_OK) status = check_rows("n_tokens, n_pairs", n_tokens, n_pairs);
     if (status != PMX_OK) return status;
-    if (!sines || !frequencies) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
     double fastest = 0.0;
     for (int64_t i = 0; i < n_pairs; i++) {
         if (!(frequencies[i] >= 0.0) || isinf(frequencies[i]))
-            return pmx_fail(PMX_EINVAL, "frequency %lld is negative, NaN or infinite", (long long)i);
+            return pmx_fail(PMX_EINVAL, "frequencies[%lld]: expected a finite number of 0 or more, found %g",
+                            (long long)i, frequencies[i]);
         if (frequencies[i] > fastest) fastest = frequencies[i];
     }
-    if (!(fabs(factor) <= FLT_MAX)) return pmx_fail(PMX_EINVAL, "factor is %g: expected a finite f32", factor);
+    if (!(fabs(factor) <= FLT_MAX)) return pmx_fail(PMX_EINVAL, "factor: expected a finite f32, found %g", factor);
     for (int64_t i = 0; i < n_tokens; i++)
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
-            return pmx_fail(PMX_EINVAL, "position %d at %lld: expected 0 or more, and angles up to 2^20", positions[i],
-                            (long long)i);
+            return pmx_fail(PMX_EINVAL, "positions[%lld]: expected 0 or more, and angles up to 2^20, found %d",
+                            (long long)i, positions[i]);
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx,
                      .y = cosines,
@@ -208,15 +198,17 @@ static void rope_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *sines, int64_t n_tokens, int32_t n_heads,
                     int32_t head_dim) {
-    if (n_heads < 1 || head_dim < 2 || head_dim % 2)
-        return pmx_fail(PMX_EINVAL, "%d heads of %d: expected at least one head of an even size", n_heads, head_dim);
-    pmx_status status = check_rows(ctx, x, cosines, n_tokens, (int64_t)n_heads * head_dim);
+    pmx_status status = PMX_NOT_NULL(ctx, x, cosines, sines);
     if (status != PMX_OK) return status;
-    if (!sines) return pmx_fail(PMX_EINVAL, "sines is NULL");
+    if (n_heads < 1 || head_dim < 2 || head_dim % 2)
+        return pmx_fail(PMX_EINVAL, "n_heads, head_dim: expected 1 or more and an even number, found %d, %d", n_heads,
+                        head_dim);
+    status = check_rows("n_tokens", n_tokens, (int64_t)n_heads * head_dim);
+    if (status != PMX_OK) return status;
     const pmx_fp_mode mode = pmx_fp_enter();
     row_args args = {.ctx = ctx, .y = x, .a = cosines, .b = sines, .n = head_dim / 2, .n_heads = n_heads};
     status = pmx_parallel(ctx, rope_task, &args, n_tokens, (int64_t)n_heads * head_dim);
-    if (status == PMX_OK) status = check_finite(x, n_tokens, (int64_t)n_heads * head_dim);
+    if (status == PMX_OK) status = pmx_check_finite("x", x, n_tokens, (int64_t)n_heads * head_dim);
     pmx_fp_leave(mode);
     return status;
 }

@@ -55,7 +55,8 @@ struct pmx_pool {
     _Atomic int32_t stopped; /* a thread saw cancel and left items undone, though cancel may be off
                                 again by the region's end */
     _Atomic int32_t quit;
-    _Atomic int64_t fault; /* lowest of row * 16 + status, INT64_MAX for none */
+    _Atomic int64_t fault;            /* lowest of row * 16 + status, INT64_MAX for none */
+    _Atomic(const char *) fault_name; /* of the argument that the row is of */
     pthread_t *threads;
     struct worker {
         pmx_pool *pool;
@@ -177,7 +178,7 @@ static pmx_status start_threads(pmx_pool *pool) {
     if (i == pool->n_threads) return PMX_OK;
     const int32_t wanted = pool->n_threads;
     pool->n_threads = i;
-    return pmx_fail(PMX_ETHREAD, "could start only %d of %d threads: ask for fewer", i, wanted);
+    return pmx_fail(PMX_ETHREAD, "n_threads: expected %d threads to start, found %d that do: ask for fewer", wanted, i);
 }
 
 static void stop_threads(pmx_pool *pool) {
@@ -191,13 +192,13 @@ pmx_status pmx_pool_create(pmx_pool **out, int32_t n_threads) {
     pthread_once(&fork_once, watch_forks);
     pmx_pool *pool = NULL;
     if (posix_memalign((void **)&pool, 64, sizeof *pool) != 0)
-        return pmx_fail(PMX_ENOMEM, "no memory for the thread pool");
+        return pmx_fail(PMX_ENOMEM, "ctx: expected memory for a pool of threads, found none");
     *pool = (pmx_pool){.n_threads = n_threads};
     pool->threads = calloc((size_t)n_threads, sizeof *pool->threads);
     pool->workers = calloc((size_t)n_threads, sizeof *pool->workers);
     pmx_status status = PMX_OK;
     if (!pool->threads || !pool->workers)
-        status = pmx_fail(PMX_ENOMEM, "no memory for %d threads", n_threads);
+        status = pmx_fail(PMX_ENOMEM, "n_threads: expected memory for %d threads, found none", n_threads);
     else if ((status = start_threads(pool)) != PMX_OK)
         stop_threads(pool);
     if (status != PMX_OK) {
@@ -219,8 +220,9 @@ void pmx_pool_destroy(pmx_pool *pool) {
 
 void pmx_pool_cancel(pmx_pool *pool, int32_t on) { atomic_store(&pool->cancel, on != 0); }
 
-void pmx_fault(pmx_ctx *ctx, pmx_status status, int64_t row) {
+void pmx_fault(pmx_ctx *ctx, pmx_status status, const char *name, int64_t row) {
     const int64_t fault = row * 16 + (int64_t)status;
+    atomic_store(&ctx->pool->fault_name, name);
     int64_t lowest = atomic_load(&ctx->pool->fault);
     while (fault < lowest && !atomic_compare_exchange_weak(&ctx->pool->fault, &lowest, fault)) continue;
 }
@@ -264,14 +266,16 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
         take_items(pool, 0);
         close_gate(pool);
     }
-    if (atomic_load(&pool->stopped) || atomic_load(&pool->cancel)) return pmx_fail(PMX_ECANCELED, "canceled");
+    if (atomic_load(&pool->stopped) || atomic_load(&pool->cancel))
+        return pmx_fail(PMX_ECANCELED, "ctx: expected a context that runs, found it canceled");
     const int64_t fault = atomic_load(&pool->fault);
     if (fault == INT64_MAX) return PMX_OK;
+    const long long row = fault / 16;
+    const char *name = atomic_load(&pool->fault_name);
     if (fault % 16 == PMX_EOVERFLOW)
-        return pmx_fail_row(PMX_EOVERFLOW, fault / 16,
-                            "row %lld: a key or value is too large for the cache's type: use an f32 cache",
-                            (long long)(fault / 16));
-    return pmx_fail_row(PMX_ENONFINITE, fault / 16,
-                        "row %lld: a value is NaN or infinite: the weights are damaged or overflow",
-                        (long long)(fault / 16));
+        return pmx_fail_row(
+            PMX_EOVERFLOW, row,
+            "row %lld of %s: expected numbers that fit the cache's type, found larger ones: use an f32 cache", row,
+            name);
+    return pmx_fail_row(PMX_ENONFINITE, row, PMX_NONFINITE, row, name);
 }

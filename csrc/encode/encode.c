@@ -50,7 +50,7 @@ static pmx_status weights_of(pmx_ctx *ctx, const float **weight, const float *im
     double sum = 0.0;
     for (int64_t i = 0; i < cols; i++) {
         if (!(importance[i] >= 0.0f && importance[i] <= 0x1.fffffep127f))
-            return pmx_fail(PMX_EINVAL, "importance of column %lld: expected a finite number of at least 0, found %g",
+            return pmx_fail(PMX_EINVAL, "importance[%lld]: expected a finite number of 0 or more, found %g",
                             (long long)i, (double)importance[i]);
         sum += (double)importance[i];
     }
@@ -73,7 +73,7 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
     void *y = p->y + row * p->row_bytes;
     const float *x = p->x + row * p->cols;
     if (pmx_first_nonfinite(x, 1, p->cols) == 0) {
-        pmx_fault(p->ctx, PMX_ENONFINITE, row);
+        pmx_fault(p->ctx, PMX_ENONFINITE, "x", row);
         return;
     }
     int overflow = 0;
@@ -84,7 +84,7 @@ static void encode_task(void *arg, int64_t row, int32_t thread) {
     case PMX_Q8_0: overflow = pmx_encode_q8_0(y, x, p->cols); break;
     default: overflow = encode_blocks(p, y, x); break;
     }
-    if (overflow) pmx_fault(p->ctx, PMX_ENONFINITE, row);
+    if (overflow) pmx_fault(p->ctx, PMX_ENONFINITE, "x", row);
 }
 
 static int has_encoder(int32_t type) {
@@ -94,21 +94,17 @@ static int has_encoder(int32_t type) {
 
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
                       int64_t cols) {
-    if (!ctx || !y || !x) return pmx_fail(PMX_EINVAL, "a pointer is NULL");
-    if (!has_encoder(type))
-        return pmx_fail(
-            PMX_EUNSUPPORTED,
-            "type %d has no encoder: expected f32, f16, bf16, q8_0, q4_0 to q5_1, q2_k to q6_k, iq4_nl or iq4_xs",
-            type);
+    pmx_status status = PMX_NOT_NULL(ctx, y, x);
+    if (status != PMX_OK) return status;
+    if (!has_encoder(type)) return pmx_fail(PMX_EUNSUPPORTED, "type: expected one that has an encoder, found %d", type);
     const int64_t row_bytes = pmx_row_bytes(type, cols);
     int64_t total;
     if (cols < 1 || row_bytes < 0 || pmx_mul(&total, rows, cols) || total > INT64_MAX / 8)
-        return pmx_fail(PMX_EINVAL, "%lld x %lld: expected rows of at least 1 column and of whole blocks",
+        return pmx_fail(PMX_EINVAL, "rows, cols: expected 0 or more rows of whole blocks, found %lld x %lld",
                         (long long)rows, (long long)cols);
     encode_args args = {ctx, y, x, NULL, type, cols, row_bytes};
     const pmx_fp_mode mode = pmx_fp_enter();
-    pmx_status status =
-        importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
+    status = importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
     if (status == PMX_OK)
         status = pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? 64 : 8));
     pmx_fp_leave(mode);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,35 +37,93 @@ from support.calls import (
     silu_mul,
     weight,
 )
+from support.paths import CSRC
 from support.variants import FIRST_CONTEXT, TYPES, every_context, matrix
 
 every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
 
 LARGEST = (1 << 63) - 1
-OPTIONAL = {"observer", "importance"}
 
 
 def refused(status: int, expected: int = lib.PMX_EINVAL) -> str:
-    """Checks a refusal and returns its message."""
+    """Checks a refusal and returns its message, which names an argument."""
     assert status == expected
     assert lib.pmx_bad_row() == -1
     message = bytes(ffi.string(lib.pmx_message())).decode()
-    assert len(message) > 5
+    assert re.fullmatch(r"(row \d+ of )?[a-z][\w\[\].>, -]*: expected .+, found .+", message), message
     return message
+
+
+MATRICES = ("q", "k", "v", "output", "router")
+UNREAD = {
+    "pmx_layer_attention": ["layer->experts"],
+    "pmx_layer_experts": [
+        *("batch->cosines", "batch->sines", "runs", "layer->attn_norm", "layer->ffn_norm"),
+        *(f"layer->{name}." for name in MATRICES),
+    ],
+}
+"""Beginnings of the pointers that an entry point is given and does not read."""
+
+CONTEXT = ffi.typeof("pmx_ctx *").item
+Pointer = tuple[str, Callable[[Any], None], Any]
+
+
+def pointers(call: Call) -> list[Pointer]:
+    """Every pointer that a call needs, those inside of structs too: its name in C, what sets it, and its value."""
+    found: list[Pointer] = []
+    for name, value in call.args.items():
+        if isinstance(value, ffi.CData):
+            found.append((name, partial(call.args.__setitem__, name), value))
+            found += members(f"{name}[0].", value[0]) if name == "runs" else members(f"{name}->", value)
+    unread = ("observer", "importance", *UNREAD.get(call.entry, ()))
+    return [pointer for pointer in found if not pointer[0].startswith(unread) and not pointer[0].endswith("delta")]
+
+
+def members(prefix: str, struct: Any) -> Iterator[Pointer]:
+    """The pointers inside of a struct, or of what a pointer points to, if that is a struct."""
+    kind = ffi.typeof(struct)
+    kind = kind.item if kind.kind == "pointer" else kind
+    for field, member in kind.fields if kind.kind == "struct" and kind is not CONTEXT else []:
+        value, name = getattr(struct, field), f"{prefix}{field}".removeprefix("batch->" if field == "runs" else "")
+        if member.type.kind == "struct":
+            yield from members(f"{name}.", value)
+        elif member.type.kind == "pointer":
+            yield name, partial(setattr, struct, field), value
+            for i in range({"runs": 1, "experts": 9}.get(field, 0) if value else 0):
+                yield from members(f"{name}[{i}].", value[i])
 
 
 @every_context
 @every_call
-def test_null_pointers(ctx: ops.Context, make: Callable[[ops.Context], Call]) -> None:
+def test_the_pointer_that_is_null_is_named(ctx: ops.Context, make: Callable[[ops.Context], Call]) -> None:
     call = make(ctx)
     before = [output.array.copy() for output in call.outputs]
-    pointers = [name for name, value in call.args.items() if isinstance(value, ffi.CData) and name not in OPTIONAL]
-    assert len(pointers) >= 3
-    for name in pointers:
-        assert "NULL" in refused(call.status(**{name: ffi.NULL}))
+    for name, change, value in pointers(call):
+        change(ffi.NULL)
+        assert refused(call.status()) == f"{name}: expected a pointer, found NULL"
+        change(value)
     for output, contents in zip(call.outputs, before, strict=True):
         assert output.guards_intact
         np.testing.assert_array_equal(output.array, contents)
+    assert call.status() == lib.PMX_OK
+
+
+def test_no_pointer_is_forgotten() -> None:
+    declared = (CSRC / "pmx.h").read_text()
+    for make in CALLS:
+        call = make(FIRST_CONTEXT)
+        parameters = re.search(rf"{call.entry}\(([^)]*)\);", declared)
+        assert parameters
+        names = {re.sub(r".*\*", "", parameter, flags=re.S) for parameter in parameters[1].split(",") if "*" in parameter}
+        found = {name for name, _, _ in pointers(call)}
+        assert {name for name in found if name.isidentifier()} >= names - {"observer", "importance"}
+    inside = {name for name, _, _ in pointers(layer_attention(FIRST_CONTEXT)) if not name.isidentifier()}
+    batch = {f"batch->{name}" for name in ("x", "normed", "ids", "weights")}
+    matrices = {f"layer->{name}.data" for name in MATRICES}
+    rest = {"batch->cosines", "batch->sines", "layer->attn_norm", "layer->ffn_norm", "runs[0].pages", "cache->k", "cache->v"}
+    assert inside == batch | matrices | rest
+    inside = {name for name, _, _ in pointers(layer_experts(FIRST_CONTEXT)) if not name.isidentifier()}
+    assert inside == batch | {"layer->experts"} | {f"layer->experts[{i}].data" for i in range(9)}
 
 
 SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
@@ -181,7 +241,7 @@ def test_ids_out_of_range() -> None:
     for bad in (-1, 9, (1 << 31) - 1, -(1 << 31)):
         call = embed(FIRST_CONTEXT)
         call.inputs["ids"][1] = bad
-        assert f"id {bad} at 1" in refused(call.status())
+        assert refused(call.status()) == f"ids[1]: expected 0 to 8, found {bad}"
 
 
 # --- Caches, runs and layers -------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def row_of(call: Callable[..., Any], *args: Any) -> int:
     """The row of the NonFiniteError that a call raises."""
     with pytest.raises(NonFiniteError) as caught:
         call(*args)
+    assert f"row {caught.value.row}" in str(caught.value)
     return caught.value.row
 
 
