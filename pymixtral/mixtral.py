@@ -18,7 +18,7 @@ from pymixtral.arrays import F32, I32, Ids
 from pymixtral.demo import demo_path
 from pymixtral.engine.completion import Completion, Generation
 from pymixtral.engine.engine import Engine, checked_ids
-from pymixtral.errors import ContextLengthError, InvalidArgumentError, ModelConfigError, UnsupportedError
+from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import slow_types
 from pymixtral.model import residence
@@ -29,12 +29,15 @@ from pymixtral.model.weights import load_weights
 from pymixtral.sampling.parameters import Sampling, SamplingParameters
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
-from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
+from pymixtral.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_GENERATE = ("max_tokens", "stop", "ignore_eos", "parse_special", *(field.name for field in fields(SamplingParameters)))
+_GENERATE = (
+    *("max_tokens", "stop", "ignore_eos", "parse_special", "progress"),
+    *(field.name for field in fields(SamplingParameters)),
+)
 """The keyword arguments of generate() and stream()."""
 
 
@@ -105,7 +108,7 @@ class Mixtral:
             file = stack.enter_context(GGUFFile(self.path))
             override(file, experts_used, overrides)
             self.config: ModelConfig = ModelConfig.from_gguf(file)
-            self._tokenizer = _tokenizer(file, self.config)
+            self._tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             self.n_ctx = context_length(self.config, n_ctx)
             weights = load_weights(file, self.config)
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
@@ -213,10 +216,9 @@ class Mixtral:
             ignore_eos: never draw an end token, so that the model goes on.
             parse_special: names of control tokens in the prompt become those tokens; see
                 tokenize().
-            **sampling: see pymixtral.sampling.parameters.SamplingParameters: seed=None,
-                temperature=0.8 (0 always takes the most likely token), top_k=40, top_p=0.95,
-                min_p=0, typical_p=1, repetition_penalty=1, presence_penalty=0, frequency_penalty=0,
-                penalty_window=64, logit_bias=None.
+            **sampling: the fields of pymixtral.sampling.parameters.SamplingParameters, which has
+                their defaults: temperature, top_k, top_p, min_p, typical_p, the penalties,
+                logit_bias and seed.
 
         Returns:
             The text, its tokens, why it ended, and how long it took.
@@ -430,16 +432,3 @@ class Mixtral:
     def _checked_ids(self, name: str, tokens: Ids) -> I32:
         self._engine.check_open()
         return checked_ids(name, tokens, self.config.n_vocab, self.n_ctx)
-
-
-def _tokenizer(file: GGUFFile, config: ModelConfig) -> Tokenizer | None:
-    """The file's tokenizer, or None if it says that it has none."""
-    if not has_tokenizer(file.metadata, os.fspath(file.path)):
-        return None
-    tokenizer = Tokenizer.from_metadata(file.metadata, os.fspath(file.path))
-    if tokenizer.n_vocab != config.n_vocab:
-        raise ModelConfigError(
-            f"{file.path}: metadata key 'tokenizer.ggml.tokens': expected {config.n_vocab} tokens, "
-            f"the model's vocabulary, found {tokenizer.n_vocab}: convert the model again"
-        )
-    return tokenizer

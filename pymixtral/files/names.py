@@ -116,7 +116,9 @@ def expert_name(merged: str, expert: int) -> str:
     Returns:
         blk.0.ffn_up.3.weight for that and 3.
     """
-    return f"{merged.removesuffix('_exps.weight')}.{expert}.weight"
+    parsed = TensorName.parse(merged)
+    assert parsed is not None and parsed.merged  # callers have the name from a merged tensor  # noqa: PT018
+    return str(parsed.of_expert(expert))
 
 
 def tensor_class(name: str) -> str:

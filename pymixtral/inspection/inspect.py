@@ -21,7 +21,7 @@ from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.model.kv_cache import KV_TYPES
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
-from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
+from pymixtral.text.tokenizer import has_tokenizer, open_tokenizer
 
 _SHOWN = 8  # elements of a longer array that are kept
 
@@ -154,8 +154,8 @@ def inspect(
             problem = str(error).removeprefix(f"{file.path}: ")
         try:
             tokenizes = has_tokenizer(file.metadata, file.path)
-            if tokenizes and problem is None:
-                Tokenizer.from_metadata(file.metadata, file.path)
+            if tokenizes and config and problem is None:
+                open_tokenizer(file.metadata, file.path, config.n_vocab)
         except PymixtralError as error:
             problem = problem or str(error).removeprefix(f"{file.path}: ")
         parts = [Part(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]

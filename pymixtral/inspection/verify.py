@@ -23,7 +23,7 @@ from pymixtral.files.types import WEIGHT_TYPES, block_bytes, block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
-from pymixtral.text.tokenizer import Tokenizer, has_tokenizer
+from pymixtral.text.tokenizer import open_tokenizer
 
 _CHUNK_BYTES = 1 << 23
 
@@ -63,9 +63,9 @@ def verify(
     """
     with GGUFFile(path) as file:
         override(file, experts_used, overrides)
-        load_weights(file, ModelConfig.from_gguf(file))
-        if has_tokenizer(file.metadata, file.path):
-            Tokenizer.from_metadata(file.metadata, file.path)
+        config = ModelConfig.from_gguf(file)
+        load_weights(file, config)
+        open_tokenizer(file.metadata, file.path, config.n_vocab)
         n_bytes = sum(tensor.data.nbytes for tensor in file.tensors.values())
         pool = ThreadPoolExecutor(n_threads or ops.thread_limits().default)
         try:

@@ -7,7 +7,7 @@ fields of SamplingParameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -21,9 +21,36 @@ MAX_BIAS = 1e9
 """Far above any logit, and so far below float32's largest number that the sum stays finite."""
 
 
-def _field(default: Any, help: str, lowest: float = 0, highest: float | None = None) -> Any:
-    """A parameter with its line in the command line's help and its range, both ends included."""
-    return field(default=default, metadata={"help": help, "lowest": lowest, "highest": highest})
+Check = Callable[[str, Any], Any]
+"""Given the name of a parameter and a value: the value, checked. Raises InvalidArgumentError."""
+
+
+def _field(default: Any, help: str, check: Check) -> Any:
+    """A parameter with its line in the command line's help, and what checks its values."""
+    return field(default=default, metadata={"help": help, "check": check})
+
+
+def _number(lowest: float, highest: float) -> Check:
+    return lambda name, value: number(name, value, lowest, highest)
+
+
+def _count(name: str, value: object) -> int:
+    return integer(name, value, 0)
+
+
+def _seed(name: str, value: object) -> int | None:
+    return None if value is None else _count(name, value)
+
+
+def _bias(name: str, value: object) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(f"expected {name} to be a mapping of token ids to numbers, found {shown(value)}")
+    return {
+        _count(f"a token id in {name}", id): number(f"{name} of token {id}", bias, -math.inf, MAX_BIAS)
+        for id, bias in value.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,37 +95,31 @@ class SamplingParameters:
     """
 
     temperature: float = _field(
-        0.8, "How random the choice is; 0 always takes the most likely token.", highest=MAX_TEMPERATURE
+        0.8, "How random the choice is; 0 always takes the most likely token.", _number(0, MAX_TEMPERATURE)
     )
-    top_k: int = _field(40, "Choose among the N most likely tokens; 0: among all.")
-    top_p: float = _field(0.95, "Choose among the most likely tokens with this total probability.", highest=1.0)
-    min_p: float = _field(0.0, "Leave out tokens less likely than X times the most likely one.", highest=1.0)
-    typical_p: float = _field(1.0, "Choose among the most typical tokens with this total probability.", highest=1.0)
+    top_k: int = _field(40, "Choose among the N most likely tokens; 0: among all.", _count)
+    top_p: float = _field(0.95, "Choose among the most likely tokens with this total probability.", _number(0, 1))
+    min_p: float = _field(0.0, "Leave out tokens less likely than X times the most likely one.", _number(0, 1))
+    typical_p: float = _field(1.0, "Choose among the most typical tokens with this total probability.", _number(0, 1))
     repetition_penalty: float = _field(
-        1.0, "If above 1, make tokens less likely that the text has already.", 0.01, 100.0
+        1.0, "If above 1, make tokens less likely that the text has already.", _number(0.01, 100)
     )
     presence_penalty: float = _field(
-        0.0, "Subtract X from the logits of tokens that the text has already.", -100.0, 100.0
+        0.0, "Subtract X from the logits of tokens that the text has already.", _number(-100, 100)
     )
-    frequency_penalty: float = _field(0.0, "Subtract X once for each time that the text has the token.", -100.0, 100.0)
-    penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all.")
+    frequency_penalty: float = _field(
+        0.0, "Subtract X once for each time that the text has the token.", _number(-100, 100)
+    )
+    penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all.", _count)
     logit_bias: Mapping[int, float] | None = _field(
-        None, "Add N to the logit of token ID; -inf bans it. May be repeated."
+        None, "Add N to the logit of token ID; -inf bans it. May be repeated.", _bias
     )
-    seed: int | None = _field(None, "The same seed writes the same text.  [default: random]")
+    seed: int | None = _field(None, "The same seed writes the same text.  [default: random]", _seed)
 
     def __post_init__(self) -> None:
         for parameter in fields(self):
-            name, value, limits = parameter.name, getattr(self, parameter.name), parameter.metadata
-            if name == "logit_bias":
-                checked: Any = _checked_bias(value)
-            elif name == "seed" and value is None:
-                continue
-            elif parameter.type in ("float", float):
-                checked = number(name, value, limits["lowest"], limits["highest"])
-            else:
-                checked = integer(name, value, limits["lowest"], limits["highest"])
-            object.__setattr__(self, name, checked)
+            name = parameter.name
+            object.__setattr__(self, name, parameter.metadata["check"](name, getattr(self, name)))
 
 
 class Sampling(TypedDict, total=False):
@@ -115,14 +136,3 @@ class Sampling(TypedDict, total=False):
     penalty_window: int
     logit_bias: Mapping[int, float] | None
     seed: int | None
-
-
-def _checked_bias(bias: object) -> dict[int, float]:
-    if bias is None:
-        return {}
-    if not isinstance(bias, Mapping):
-        raise InvalidArgumentError(f"expected logit_bias to be a mapping of token ids to numbers, found {shown(bias)}")
-    return {
-        integer("a token id in logit_bias", id, 0): number(f"logit_bias of token {id}", value, -math.inf, MAX_BIAS)
-        for id, value in bias.items()
-    }

@@ -29,9 +29,7 @@ class Sampler:
         InvalidArgumentError: for an id of logit_bias outside the vocabulary.
     """
 
-    def __init__(
-        self, parameters: SamplingParameters, exp: Exp, *, n_vocab: int = 2**31, banned: Iterable[int] = ()
-    ) -> None:
+    def __init__(self, parameters: SamplingParameters, exp: Exp, *, n_vocab: int, banned: Iterable[int] = ()) -> None:
         p = parameters
         bias = {**(p.logit_bias or {}), **dict.fromkeys(banned, -math.inf)}
         outside = [id for id in bias if id >= n_vocab]

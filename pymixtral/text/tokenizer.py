@@ -41,6 +41,32 @@ def has_tokenizer(metadata: Mapping[str, Value], source: str) -> bool:
     return model not in ("none", "no_vocab")
 
 
+def open_tokenizer(metadata: Mapping[str, Value], source: str, n_vocab: int | None = None) -> Tokenizer | None:
+    """Read the tokenizer of a file.
+
+    Args:
+        metadata: of the file.
+        source: the name of the file, for messages.
+        n_vocab: the model's vocabulary, which the tokenizer must have; None: any.
+
+    Returns:
+        The tokenizer, or None if the file says that it has none.
+
+    Raises:
+        UnsupportedError: for another kind of tokenizer.
+        ModelConfigError: for lists that are missing or contradict each other or the model.
+    """
+    if not has_tokenizer(metadata, source):
+        return None
+    tokenizer = Tokenizer.from_metadata(metadata, source)
+    if n_vocab is not None and tokenizer.n_vocab != n_vocab:
+        raise ModelConfigError(
+            f"{source}: metadata key 'tokenizer.ggml.tokens': expected {n_vocab} tokens, "
+            f"the model's vocabulary, found {tokenizer.n_vocab}: convert the model again"
+        )
+    return tokenizer
+
+
 class Tokenizer:
     """The tokenizer of one model. It is immutable and may be used from many threads.
 

@@ -13,7 +13,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pymixtral import Mixtral
+from pymixtral import InvalidArgumentError, Mixtral
+from pymixtral.arguments import number
 from pymixtral.cli import choices, sampling
 from pymixtral.demo import demo_path
 from pymixtral.files import imatrix
@@ -149,9 +150,12 @@ def test_each_sampling_parameter_is_an_option() -> None:
 
 
 def test_a_new_sampling_parameter_needs_no_line_in_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def between_0_and_1(name: str, value: Any) -> float:
+        return number(name, value, 0, 1)
+
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class More(SamplingParameters):
-        xtc_threshold: float = dataclasses.field(default=0.1, metadata={"help": "New here.", "lowest": 0, "highest": 1})
+        xtc_threshold: float = dataclasses.field(default=0.1, metadata={"help": "New here.", "check": between_0_and_1})
 
     monkeypatch.setattr(sampling, "SamplingParameters", More)
 
@@ -162,6 +166,7 @@ def test_a_new_sampling_parameter_needs_no_line_in_the_command_line(monkeypatch:
 
     assert CliRunner().invoke(command, ["--xtc-threshold", "0.5"]).output == "0.5\n"
     assert CliRunner().invoke(command, []).output == "0.1\n"
+    assert isinstance(CliRunner().invoke(command, ["--xtc-threshold", "2"]).exception, InvalidArgumentError)
     assert "New here.  [default: 0.1]" in CliRunner().invoke(command, ["--help"]).output
 
 

@@ -6,18 +6,22 @@ import json
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import GGUFWriter
 
 from pymixtral import Mixtral
-from pymixtral.errors import InvalidArgumentError, ModelFileError
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError
+from pymixtral.files.gguf import GGUFFile
 from pymixtral.inspection.inspect import inspect
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.mixes import mixed
 from pymixtral.inspection.published import MODELS
+from pymixtral.inspection.verify import verify
 from pymixtral.model.footprint import footprint, kv_bytes_per_token
 from pymixtral.model.kv_cache import KVCache, n_pages_for
+from support.ggufs import rewrite
 from support.holes import split, write_hole
 
 CONFIG = MODELS["8x7b"]
@@ -121,3 +125,20 @@ def test_a_broken_file_is_refused(tmp_path: Path, tiny_q8_0: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(tiny_q8_0.read_bytes()[:-100])
     with pytest.raises(ModelFileError, match="truncated"):
         inspect(tmp_path / "short.gguf")
+
+
+def test_a_tokenizer_of_another_size_is_a_problem_as_it_is_when_the_model_is_opened(
+    tiny_q8_0: Path, tmp_path: Path
+) -> None:
+    with GGUFFile(tiny_q8_0) as file:
+        keys: dict[str, Any] = {"llama.vocab_size": 4096}
+        for name in ("tokens", "scores", "token_type"):
+            values: Any = file.metadata[f"tokenizer.ggml.{name}"]
+            keys[f"tokenizer.ggml.{name}"] = [value if isinstance(value, str) else value.item() for value in values[:-1]]
+    path = rewrite(tiny_q8_0, tmp_path / "m.gguf", keys=keys)
+    for call in (Mixtral, verify):
+        with pytest.raises(ModelConfigError, match="expected 4096 tokens, the model's vocabulary, found 4095"):
+            call(path)
+    problem = inspect(path).problem
+    assert problem is not None
+    assert "found 4095" in problem
