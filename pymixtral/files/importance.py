@@ -14,7 +14,7 @@ import numpy as np
 
 from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.files.names import TensorName
+from pymixtral.files.names import TensorName, expert_name
 
 PRIOR_TOKENS = 32
 """What the layer's mean counts beside an expert's own tokens: of one that saw 32 tokens half of the
@@ -27,6 +27,13 @@ mean."""
 FLOOR = 1e-4
 """The least importance of a column, as a part of its matrix's mean: what was silent on the
 calibration text may speak on another."""
+
+
+_FUSED = {
+    **dict.fromkeys(("ffn_gate", "ffn_up"), "ffn_gate_up"),
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn_qkv"),
+}
+"""Matrices with one input, by the name that they have where a program stores them as one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +86,9 @@ class ImportanceMatrix:
     """What was measured of a model.
 
     Attributes:
-        entries: by GGUF tensor name, such as blk.0.ffn_gate_exps.weight.
+        entries: by GGUF tensor name, such as blk.0.ffn_gate_exps.weight. Those that were measured
+            with a tensor for each expert (blk.0.ffn_gate.3.weight), or with gate and up in one
+            (blk.0.ffn_gate_up_exps.weight), are found by importance() too.
         datasets: the names of the texts.
         n_windows: windows of n_ctx tokens that were read.
         n_ctx: tokens of a window.
@@ -112,16 +121,11 @@ class ImportanceMatrix:
         Raises:
             InvalidArgumentError: for an entry of another shape.
         """
-        entry = self.entries.get(name)
+        entry = self._entry(name, n_matrices, cols)
         if entry is None:
             return None
-        entry = entry.split(n_matrices)
         if entry.sums.shape != (n_matrices, cols):
-            rows, found = entry.sums.shape
-            raise InvalidArgumentError(
-                f"importance matrix: {name}: expected {n_matrices} x {cols} columns, found {rows} x {found}: "
-                "it was made for another model"
-            )
+            raise _of_another_model(name, (n_matrices, cols), entry)
         total = entry.counts.sum()
         mean = entry.sums.sum(axis=0) / max(total, 1.0)
         shrunk = (entry.sums + PRIOR_TOKENS * mean) / (entry.counts + PRIOR_TOKENS)[:, None]
@@ -132,6 +136,32 @@ class ImportanceMatrix:
         weights /= weights.mean(axis=1, keepdims=True)
         share = (entry.counts + PRIOR_TOKENS) / (total + PRIOR_TOKENS * n_matrices)
         return Importance(weights.astype(np.float32), level * share, entry.counts)
+
+    def _entry(self, name: str, n_matrices: int, cols: int) -> Entry | None:
+        """What was measured of a tensor: of all its matrices together, and of single experts."""
+        parsed = TensorName.parse(name)
+        fused = _FUSED.get(parsed.stem, "") if parsed else ""
+        for stored in (name, name.replace(parsed.stem, fused) if parsed and fused else name):
+            found = ImportanceMatrix()
+            if entry := self.entries.get(stored):
+                found.entries[stored] = entry.split(n_matrices)
+            if parsed and parsed.merged:
+                self._add_experts(found, stored, n_matrices, cols)
+            if found.entries:
+                return found.entries[stored]
+        return None
+
+    def _add_experts(self, found: ImportanceMatrix, name: str, n_experts: int, cols: int) -> None:
+        entries = [self.entries.get(expert_name(name, e)) for e in range(n_experts)]
+        if not any(entries):
+            return
+        sums, counts = np.zeros((n_experts, cols)), np.zeros(n_experts)
+        for e, entry in enumerate(entries):
+            if entry:
+                if entry.sums.shape != (1, cols):
+                    raise _of_another_model(expert_name(name, e), (1, cols), entry)
+                sums[e], counts[e] = entry.sums[0], entry.counts[0]
+        found.add(name, sums, counts)
 
     def add(self, name: str, sums: F64, counts: F64) -> None:
         """Adds to a tensor's inputs.
@@ -161,14 +191,27 @@ class ImportanceMatrix:
         Returns:
             By layer, such as blk.0, the tokens of each such expert.
         """
-        found = {}
+        seen: dict[int, dict[int, float]] = {}
         for key, entry in self.entries.items():
-            name = TensorName.parse(key)
-            if name is not None and name.merged and name.stem == "ffn_gate":
-                experts = {int(e): int(entry.counts[e]) for e in np.flatnonzero(entry.counts < HARDLY_SEEN)}
-                if experts:
-                    found[f"blk.{name.layer}"] = experts
+            name = TensorName.parse(key.replace("ffn_gate_up", "ffn_gate"))
+            if name is None or name.layer is None or name.stem != "ffn_gate" or name.tensor_class != "experts":
+                continue
+            layer = seen.setdefault(name.layer, {})
+            for e, count in enumerate(entry.counts) if name.merged else [(name.expert or 0, entry.counts[0])]:
+                layer[e] = layer.get(e, 0.0) + float(count)
+        found = {}
+        for number, tokens in seen.items():
+            if experts := {e: int(n) for e, n in tokens.items() if n < HARDLY_SEEN}:
+                found[f"blk.{number}"] = experts
         return found
+
+
+def _of_another_model(name: str, expected: tuple[int, int], entry: Entry) -> InvalidArgumentError:
+    (rows, cols), (found_rows, found_cols) = expected, entry.sums.shape
+    return InvalidArgumentError(
+        f"importance matrix: {name}: expected {rows} x {cols} columns, found {found_rows} x {found_cols}: "
+        "it was made for another model"
+    )
 
 
 def merge(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
@@ -181,7 +224,7 @@ def merge(matrices: Iterable[ImportanceMatrix]) -> ImportanceMatrix:
     for matrix in matrices:
         for name, entry in matrix.entries.items():
             result.add(name, entry.sums, entry.counts)
-        result.datasets += [name for name in matrix.datasets if name not in result.datasets]
+        result.datasets = list(dict.fromkeys([*result.datasets, *matrix.datasets]))
         result.n_windows += matrix.n_windows
         result.n_ctx = result.n_ctx or matrix.n_ctx
     return result
