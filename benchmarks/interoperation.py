@@ -334,7 +334,7 @@ def main() -> None:
         quantize(given.checkpoint, bench.source, "f32", progress=False)
         with Mixtral(bench.source, n_ctx=256, n_threads=given.threads) as model:
             texts = [(given.calibration.name, given.calibration.read_text("utf-8"))]
-            imatrix.write(calibrate(model, texts, n_ctx=256), bench.importance)
+            imatrix.write(calibrate(model, texts, n_ctx=256), bench.importance, force=True)
         about = bench.peer("open", model=bench.source)
         lines = [f"{about['name']} ({about['variant']}), pymixtral {pymixtral.__version__}", "", HEAD]
         print(*lines, sep="\n")

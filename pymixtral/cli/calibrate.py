@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +26,7 @@ from pymixtral.cli.options import (
 from pymixtral.cli.text import read_text, wrap, write, write_json
 
 if TYPE_CHECKING:
+    from pymixtral.files.atomic import Identity
     from pymixtral.files.importance import ImportanceMatrix
 
 
@@ -91,7 +94,7 @@ def calibrate(
         raise click.UsageError("expected --resume or --merge, found both: merge when the calibration is complete", ctx)
     from pymixtral.errors import OutputError
     from pymixtral.files import imatrix
-    from pymixtral.files.atomic import check_dest
+    from pymixtral.files.atomic import Identity, check_dest
     from pymixtral.files.gguf import GGUFFile
     from pymixtral.files.importance import merge
 
@@ -100,6 +103,7 @@ def calibrate(
         raise OutputError(
             f"{output}: expected a new file, found one that exists: choose another name, --resume it, or replace it with --force"
         )
+    target = _Output(output, force, Identity.of(output) if resume else None)
     parts = [imatrix.read(path) for path in merged]
     if files:
         path = model_path(model)
@@ -107,19 +111,50 @@ def calibrate(
             check_dest(output, file.paths, force=True)  # all shards
         texts = [(text.name, read_text(ctx, text)) for text in files]
         begun = imatrix.read(output) if resume and output.exists() else None
-        parts.insert(0, _measure(path, texts, output, n_ctx, n_windows, begun, n_threads, parts))
+        parts.insert(0, _measure(path, texts, target, n_ctx, n_windows, begun, n_threads, parts))
     result = merge(parts) if len(parts) > 1 else parts[0]
-    imatrix.write(result, output)
+    target.write(result)
+    if target.path != output:
+        raise OutputError(
+            f"{output}: expected a new file, found one that appeared meanwhile: it was kept, and the result is {target.path}"
+        )
     if as_json:
         write_json(_plain(result, output))
     else:
         write("\n".join(_lines(result, output)))
 
 
+class _Output:
+    """The file of the result, which is written under way, too.
+
+    It replaces what it wrote itself, what --resume read, and, with --force, what else is there.
+    What somebody else put in its place meanwhile it keeps: the result then goes to a new name.
+    """
+
+    def __init__(self, path: Path, force: bool, own: Identity | None) -> None:
+        self.path = self._asked = path
+        self._force, self._own = force, own
+
+    def write(self, matrix: ImportanceMatrix) -> None:
+        from pymixtral.errors import OutputError
+        from pymixtral.files import imatrix
+
+        for n in itertools.count(2):
+            try:
+                self._own = imatrix.write(matrix, self.path, force=self._force, own=self._own)
+            except OutputError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+                self.path = self._asked.with_name(f"{self._asked.stem}-{n}{self._asked.suffix}")
+                self._own = None
+            else:
+                return
+
+
 def _measure(
     model: Path,
     texts: list[tuple[str, str]],
-    output: Path,
+    target: _Output,
     n_ctx: int,
     n_windows: int | None,
     begun: ImportanceMatrix | None,
@@ -128,13 +163,12 @@ def _measure(
 ) -> ImportanceMatrix:
     """Runs the texts. Windows that are complete are written from time to time and when interrupted, with the others added."""
     from pymixtral.evaluation.calibration import calibrate as measure
-    from pymixtral.files import imatrix
     from pymixtral.files.importance import merge
 
     def save(state: ImportanceMatrix) -> None:
-        imatrix.write(merge([state, *others]) if others else state, output)
+        target.write(merge([state, *others]) if others else state)
         more = "with what is merged; these cannot be resumed" if others else "--resume goes on from here"
-        click.echo(f"{output}: {state.n_windows} windows so far; {more}", err=True)
+        click.echo(f"{target.path}: {state.n_windows} windows so far; {more}", err=True)
 
     with opened(model, n_ctx=n_ctx, n_threads=n_threads) as engine:
         return measure(engine, texts, n_ctx=n_ctx, n_windows=n_windows, resume=begun, save=save)

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from pymixtral.arrays import F32, F64
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.windows import Windows
-from pymixtral.files.atomic import check_dest, check_space, replacing
+from pymixtral.files.atomic import check_dest, check_space, reading_back, replacing
 
 MAGIC = b"pymixtral base 1"
 """The first 16 bytes of a base."""
@@ -117,6 +117,9 @@ def writing_base(path: Path, windows: Windows, n_vocab: int) -> Iterator[BaseWri
         file.write(_HEADER.pack(MAGIC, n_vocab, windows.n_ctx, windows.step, windows.n_scored, windows.n_windows, bos))
         file.write(windows.tokens.astype("<i4").tobytes())
         yield BaseWriter(file, n_vocab)
+        file.flush()
+        with reading_back(path, temporary), BaseReader(temporary, windows, n_vocab):
+            pass
 
 
 class BaseReader:

@@ -10,6 +10,7 @@ import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from pymixtral.errors import OutputError, PymixtralError
@@ -21,8 +22,34 @@ _PREFIX = f".pymixtral-{zlib.crc32(os.uname().nodename.encode()):08x}-"
 share a disk may not see each other's locks."""
 
 
+@dataclass(frozen=True)
+class Identity:
+    """Tells a file from one that took its name later, and from itself with other content.
+
+    Attributes:
+        device: the file system's number.
+        inode: the file's number there.
+        n_bytes: its size.
+        changed: when its content was last written, in nanoseconds.
+    """
+
+    device: int
+    inode: int
+    n_bytes: int
+    changed: int
+
+    @classmethod
+    def of(cls, path: Path) -> Identity | None:
+        """The identity of the file that has a name now; None where there is none."""
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            return None
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 @contextmanager
-def replacing(dest: Path, *, force: bool) -> Iterator[Path]:
+def replacing(dest: Path, *, force: bool, own: Identity | None = None) -> Iterator[Path]:
     """Write a file through a temporary file beside it.
 
     The temporary file becomes `dest` when the block succeeds, and is removed when it fails. After a
@@ -32,20 +59,41 @@ def replacing(dest: Path, *, force: bool) -> Iterator[Path]:
     Args:
         dest: the file to write.
         force: whether a file of this name is replaced.
+        own: one that is replaced without force too: what the caller wrote or read there before.
 
     Yields:
         The temporary file, empty.
 
     Raises:
         OutputError: for any error of the system, such as a full disk, even one raised in the block;
-            and, without force, if `dest` exists when the block ends.
+            and, without force, if another file than `own` is there when the block ends.
     """
-    with replacing_all([dest], force=force) as (temporary,):
+    with replacing_all([dest], force=force, own=own) as (temporary,):
         yield temporary
 
 
 @contextmanager
-def replacing_all(dests: Sequence[Path], *, force: bool) -> Iterator[list[Path]]:
+def reading_back(dest: Path, temporary: Path) -> Iterator[None]:
+    """Read a finished temporary file as `dest` will be read, before it gets that name.
+
+    Args:
+        dest: the file to write.
+        temporary: its content, complete.
+
+    Raises:
+        OutputError: where the block raises what a reader raises.
+    """
+    try:
+        yield
+    except PymixtralError as error:
+        problem = str(error).replace(str(temporary), "it")
+        raise OutputError(
+            f"{dest}: expected to write a file that can be read again, found one that cannot, and dropped it: {problem}"
+        ) from error
+
+
+@contextmanager
+def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = None) -> Iterator[list[Path]]:
     """Write several files of one directory that belong together, as replacing() writes one.
 
     The first file appears last. Without force, all files appear or none. With force, a crash while
@@ -54,6 +102,7 @@ def replacing_all(dests: Sequence[Path], *, force: bool) -> Iterator[list[Path]]
     Args:
         dests: the files to write, all in one directory.
         force: whether files of these names are replaced.
+        own: as of replacing().
 
     Yields:
         The temporary files, empty, in the same order.
@@ -71,7 +120,8 @@ def replacing_all(dests: Sequence[Path], *, force: bool) -> Iterator[list[Path]]
         yield [temporary for temporary, _ in made]
         for (temporary, fd), dest in reversed(list(zip(made, dests, strict=True))):
             os.fsync(fd)
-            _publish(temporary, dest, force)
+            # A file could still come between this comparison and the renaming: Unix has no call for both.
+            _publish(temporary, dest, force or (own is not None and own == Identity.of(dest)))
             published.append(dest)
     except BaseException as error:
         for dest in published if not force else ():
@@ -106,10 +156,12 @@ def _publish(temporary: Path, dest: Path, force: bool) -> None:
             os.close(os.open(dest, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
             temporary.replace(dest)
     except FileExistsError as error:
-        raise OutputError(
+        found = OutputError(
             f"{dest}: expected a new file, found one that appeared meanwhile: "
             "choose another name, or replace it with force=True"
-        ) from error
+        )
+        found.errno = errno.EEXIST
+        raise found from error
 
 
 def _output_error(dest: Path, error: OSError) -> OutputError:

@@ -15,6 +15,7 @@ The gguf format is written, with the sums as they are, so that files can be merg
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Mapping
@@ -25,39 +26,51 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from pymixtral.arrays import F64
-from pymixtral.errors import ModelFileError
-from pymixtral.files.atomic import replacing
+from pymixtral.errors import InvalidArgumentError, ModelFileError
+from pymixtral.files.atomic import Identity, reading_back, replacing
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import Value, quoted
+from pymixtral.files.header import MAX_NAME_BYTES, MAX_TENSORS, Value, quoted
 from pymixtral.files.importance import Entry, ImportanceMatrix
 
 DAT_CHUNK = 512
 """Tokens of a chunk, which dat files do not tell: llama.cpp's default."""
 
 _DIGEST = "pymixtral.imatrix.digest"
-_MAX_DAT_BYTES = 1 << 32  # that of Mixtral 8x22B takes some 60 MB
-_MAX_DAT_ENTRIES = 1 << 16
-_MAX_DAT_NAME = 4096
+MAX_BYTES = 1 << 28
+"""Of a file. That of Mixtral 8x22B takes some 60 MB; in memory the numbers take twice that."""
+
+_MAX_DAT_NAME = 63  # ggml's own limit
+_MAX_NAME = MAX_NAME_BYTES - len(".in_sum2")
 _MAX_I32 = (1 << 31) - 1
+_MAX_U32 = (1 << 32) - 1
 
 
-def write(matrix: ImportanceMatrix, path: Path) -> None:
+def write(matrix: ImportanceMatrix, path: Path, *, force: bool, own: Identity | None = None) -> Identity:
     """Writes a file in the gguf format.
 
-    It appears when it is complete, in place of an older one.
+    It appears when it is complete and has been read back.
 
     Args:
         matrix: what to write.
         path: the file.
+        force: whether any file that is there is replaced.
+        own: one that is replaced without force, too.
+
+    Returns:
+        The identity of the file written.
 
     Raises:
-        OutputError: where it cannot be written.
+        InvalidArgumentError: numbers or names do not fit the format.
+        OutputError: where it cannot be written, or, without force, another file than `own` is there.
     """
-    with replacing(path, force=True) as temporary:
+    _check_fits(matrix)
+    with replacing(path, force=force, own=own) as temporary:
         writer = GGUFWriter(temporary, "imatrix")
         try:
             writer.add_type("imatrix")
-            writer.add_array("imatrix.datasets", matrix.datasets or ["unknown"])
+            # The name of a text may be no UTF-8.
+            datasets = [name.encode("utf-8", "replace").decode() for name in matrix.datasets]
+            writer.add_array("imatrix.datasets", datasets or ["unknown"])
             writer.add_uint32("imatrix.chunk_count", matrix.n_windows)
             writer.add_uint32("imatrix.chunk_size", matrix.n_ctx)
             if matrix.digest:
@@ -70,6 +83,29 @@ def write(matrix: ImportanceMatrix, path: Path) -> None:
             writer.write_tensors_to_file()
         finally:
             writer.close()
+        with reading_back(path, temporary):
+            read(temporary)
+        written = Identity.of(temporary)
+    assert written is not None
+    return written
+
+
+def _check_fits(matrix: ImportanceMatrix) -> None:
+    highest = float(np.finfo(np.float32).max)
+    for what, n in (("windows", matrix.n_windows), ("tokens of a window", matrix.n_ctx)):
+        if n > _MAX_U32:
+            raise InvalidArgumentError(f"importance matrix: expected at most {_MAX_U32} {what}, found {n}")
+    for name, entry in matrix.entries.items():
+        if len(name.encode()) > _MAX_NAME:
+            raise InvalidArgumentError(
+                f"importance matrix: expected tensor names of at most {_MAX_NAME} bytes, found {quoted(name)}"
+            )
+        for what, values in (("sums", entry.sums), ("counts", entry.counts)):
+            if not values.max() <= highest:
+                raise InvalidArgumentError(
+                    f"importance matrix: {what} of {quoted(name)}: expected at most {highest:g}, which a float32 "
+                    f"holds, found {values.max():g}"
+                )
 
 
 def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
@@ -92,10 +128,13 @@ def read(path: str | os.PathLike[str]) -> ImportanceMatrix:
         with path.open("rb") as file:
             magic = file.read(4)
             size = os.fstat(file.fileno()).st_size
-            if magic != b"GGUF" and size <= _MAX_DAT_BYTES:
-                return _Dat(path, magic + file.read()).read()
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror or error}") from error
+            if magic != b"GGUF" and size <= MAX_BYTES:
+                # Mapped, so that nothing is read beyond what is wrong.
+                data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+                return _Dat(path, data).read()
+    except (OSError, ValueError) as error:  # ValueError: a file that shrank since fstat
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ModelFileError(f"{path}: cannot be read: {reason}") from error
     with GGUFFile(path) as gguf:
         return _read_gguf(path, gguf)
 
@@ -106,6 +145,8 @@ def _read_gguf(path: Path, file: GGUFFile) -> ImportanceMatrix:
     if not isinstance(kind, str) or kind != "imatrix":
         found = quoted(metadata.get("general.architecture") if kind is None else kind)
         raise ModelFileError(f"{path}: expected an importance matrix (general.type 'imatrix'), found {found}")
+    if file.n_bytes > MAX_BYTES:
+        raise ModelFileError(f"{path}: expected at most {MAX_BYTES} bytes, found {file.n_bytes}")
     datasets, digest = metadata.get("imatrix.datasets", []), metadata.get(_DIGEST, "")
     if not isinstance(datasets, list) or not all(isinstance(name, str) for name in datasets):
         raise ModelFileError(f"{path}: expected a list of strings as imatrix.datasets, found {quoted(datasets)}")
@@ -157,12 +198,12 @@ def _checked(path: Path, name: str, sums: F64, counts: F64) -> Entry:
 class _Dat:
     """The bytes of a dat file and a position in them."""
 
-    def __init__(self, path: Path, data: bytes) -> None:
+    def __init__(self, path: Path, data: bytes | mmap.mmap) -> None:
         self.path, self.data, self.pos = path, data, 0
 
     def read(self) -> ImportanceMatrix:
         result = ImportanceMatrix(n_ctx=DAT_CHUNK)
-        n_entries = self.number("number of entries", 1, _MAX_DAT_ENTRIES)
+        n_entries = self.number("number of entries", 1, MAX_TENSORS)
         for i in range(n_entries):
             name = self.text(f"name of entry {i}", 1)
             if name in result.entries:

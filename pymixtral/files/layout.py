@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
-from pymixtral.files.atomic import check_dest, check_space, replacing_all
+from pymixtral.files.atomic import check_dest, check_space, reading_back, replacing_all
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import Tensor
+from pymixtral.files.header import MAX_TENSORS, Tensor, read_shard
 from pymixtral.files.names import TensorName, expert_name, merged_name
 from pymixtral.files.shards import MAX_SHARDS, shard_name
 from pymixtral.files.writing import TensorInfo, encode_header, encode_string, padding
@@ -106,6 +106,8 @@ def convert_layout(
                     for chunk in _data(shard, file.alignment):
                         out.write(chunk)
                         bar.update(len(chunk))
+                with reading_back(paths[number], temporary):
+                    read_shard(str(temporary))
     return paths
 
 
@@ -116,6 +118,11 @@ def _kept(tensor: Tensor) -> _Tensor:
 def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     """Each merged tensor as those of its experts, in its place."""
     names = {tensor.name for tensor in tensors}
+    parts = (tensor.shape[0] for tensor in tensors if tensor.name.endswith("_exps.weight"))
+    if (count := len(tensors) + sum(parts)) > MAX_TENSORS:
+        raise InvalidArgumentError(
+            f"{path}: expected experts that make a file of at most {MAX_TENSORS} tensors, found some {count}"
+        )
     for tensor in tensors:
         name = TensorName.parse(tensor.name)
         if name is None or not name.merged:

@@ -102,7 +102,7 @@ def shelf(tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Pat
         (shelf / "chapter.txt").write_text(story, encoding="utf-8")
         matrix = calibrate(model, [("book.txt", text)], n_windows=2, progress=False)
         for name in ("imatrix.gguf", "prose.gguf", "old.dat"):
-            imatrix.write(matrix, shelf / name)
+            imatrix.write(matrix, shelf / name, force=True)
         perplexity(model, text, n_windows=50, save_base=shelf / "book.base", progress=False)
     for name, path in (("mixtral", tiny_q8_0), ("mixtral-q8_0", tiny_q8_0), ("mixtral-f16", tiny_f16)):
         (shelf / f"{name}.gguf").symlink_to(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from pymixtral import Mixtral, ops
 from pymixtral.cli import main
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.evaluation import calibration
 from pymixtral.evaluation.calibration import calibrate
 from pymixtral.files.imatrix import read, write
 from pymixtral.files.importance import ImportanceMatrix
@@ -109,7 +111,7 @@ def test_an_interrupted_calibration_goes_on(
 
     monkeypatch.setattr(Mixtral, "observe", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: write(state, path), progress=False)
+        calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: write(state, path, force=True), progress=False)
     assert read(path).n_windows == 2
     rest = calibrate(model, [("t", TEXT)], n_ctx=32, resume=read(path), progress=False)
     assert rest.n_windows == whole.n_windows
@@ -160,7 +162,7 @@ def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
         (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf")),
     )
     text.write_text(TEXT)
-    write(whole, old)
+    write(whole, old, force=True)
 
     def interrupted(*arguments: object) -> object:
         calls[0] += 1
@@ -176,11 +178,65 @@ def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
     assert read(out).n_windows == whole.n_windows + 2
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_row_18_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
+    tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
+) -> None:
+    """It is written under way after every window; another file comes before the first of them, and between two."""
+    observe, calls, (text, out) = Mixtral.observe, [0], (tmp_path / name for name in ("t.txt", "out.gguf"))
+    text.write_text(TEXT)
+
+    def disturbed(*arguments: object) -> object:
+        calls[0] += 1
+        if theirs := {1: out, 2: tmp_path / "out-2.gguf"}.get(calls[0]):
+            (tmp_path / "theirs").write_bytes(b"theirs %d" % calls[0])
+            (tmp_path / "theirs").rename(theirs)
+        return observe(*arguments)  # type: ignore[arg-type]
+
+    if resume:
+        assert run("-m", tiny_f32, "-f", text, "-c", 32, "--windows", 1, "-o", out).exit_code == 0
+    monkeypatch.setattr(Mixtral, "observe", disturbed)
+    monkeypatch.setattr(calibration, "SAVE_SECONDS", -1)
+    result = run("-m", tiny_f32, "-f", text, "-c", 32, "-o", out, *(["--resume"] if resume else []))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{out}: expected a new file, found one that appeared meanwhile: it was kept, and the result is" in result.stderr
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.read_bytes().startswith(b"theirs")}
+    assert kept == {"out.gguf": b"theirs 1", "out-2.gguf": b"theirs 2"}
+    equal(read(tmp_path / "out-3.gguf"), whole, rtol=1e-6)
+
+
+@pytest.mark.parametrize("arguments", [["--force"], ["--force", "--resume"]])
+def test_with_force_the_output_is_replaced(tiny_f32: Path, tmp_path: Path, arguments: list[str]) -> None:
+    text, out = tmp_path / "t.txt", tmp_path / "out.gguf"
+    text.write_text(TEXT)
+    common = ["-m", tiny_f32, "-f", text, "-c", 32, "--windows", 1, "-o", out]
+    assert run(*common).exit_code == 0
+    assert run(*common, *arguments).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"t.txt", "out.gguf"}
+
+
+def test_what_cannot_be_read_again_does_not_replace_the_old_file(tmp_path: Path) -> None:
+    """llama.cpp's dat form has larger numbers and longer names than the gguf form."""
+    out = tmp_path / "i.gguf"
+    out.write_bytes(b"old")
+    for name, n_calls, value, n_chunks, words in (
+        (b"a", 1, 3e38, 1, "sums of 'a': expected at most 3.40282e+38"),
+        (b"n" * 60, 1, 1.0, 1, "names of at most 55 bytes"),
+        (b"a", 1, 1.0, (1 << 31) - 1, "expected at most 4294967295 windows"),
+    ):
+        entry = struct.pack("<ii", 1, len(name)) + name + struct.pack("<iifii", n_calls, 1, value, n_chunks, 0)
+        (tmp_path / "a.dat").write_bytes(entry)
+        result = run("--merge", tmp_path / "a.dat", *(["--merge", tmp_path / "a.dat"] * 2), "-o", out, "--force")
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+        assert words in result.stderr
+        assert out.read_bytes() == b"old"
+
+
 def test_row_18_nothing_that_is_read_is_overwritten(tiny_q8_0: Path, whole: ImportanceMatrix, tmp_path: Path) -> None:
     model, text, old, link = (tmp_path / name for name in ("m.gguf", "t.txt", "i.gguf", "link"))
     model.write_bytes(tiny_q8_0.read_bytes())
     text.write_text(TEXT)
-    write(whole, old)
+    write(whole, old, force=True)
     link.symlink_to(model)
     shard = rewrite(tiny_q8_0, tmp_path / "s.gguf", shard_tensors=30)
     other = tmp_path / "s-00002-of-00002.gguf"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from gguf import GGUFReader, GGUFWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymixtral.errors import InvalidArgumentError, ModelFileError
+from pymixtral.errors import InvalidArgumentError, ModelFileError, OutputError
 from pymixtral.files import imatrix
 from pymixtral.files.imatrix import read, write
 from pymixtral.files.importance import FLOOR, HARDLY_SEEN, PRIOR_TOKENS, ImportanceMatrix, merge
@@ -41,7 +43,7 @@ def dat(*entries: tuple[bytes, int, list[float]], tail: bytes = b"") -> bytes:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    write(example(), tmp_path / "i.gguf")
+    write(example(), tmp_path / "i.gguf", force=True)
     found = read(tmp_path / "i.gguf")
     assert (found.datasets, found.n_windows, found.n_ctx, found.digest) == (["a.txt"], 3, 64, "d1g357")
     assert list(found.entries) == [QUERY, GATE]
@@ -56,7 +58,7 @@ def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
 
     These are NAME.in_sum2 [cols, n] and NAME.counts [1, n].
     """
-    write(example(), tmp_path / "i.gguf")
+    write(example(), tmp_path / "i.gguf", force=True)
     reader = GGUFReader(tmp_path / "i.gguf")
     assert reader.fields["general.type"].contents() == "imatrix"
     assert reader.fields["imatrix.datasets"].contents() == ["a.txt"]
@@ -71,7 +73,7 @@ def test_the_file_is_laid_out_as_llama_cpp_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_matrix_without_a_dataset_names_one(tmp_path: Path) -> None:
-    write(ImportanceMatrix(example().entries), tmp_path / "i.gguf")
+    write(ImportanceMatrix(example().entries), tmp_path / "i.gguf", force=True)
     assert read(tmp_path / "i.gguf").datasets == ["unknown"]
 
 
@@ -159,8 +161,8 @@ GOOD_DAT = dat((b"a", 1, [1.0, 2.0]), tail=struct.pack("<ii", 7, 1) + b"w")
         (b"\x00\x00\x00\x00", "expected 1 to 65536, found 0"),
         (b"\xff\xff\xff\xff", "found -1"),
         (struct.pack("<i", 1) + struct.pack("<i", -5), "found -5"),
-        (struct.pack("<i", 1) + struct.pack("<i", 2**30), "expected 1 to 4096"),
-        (struct.pack("<i", 1) + struct.pack("<i", 4000) + b"ab", "expected 4000 bytes, found 2"),
+        (struct.pack("<i", 1) + struct.pack("<i", 2**30), "expected 1 to 63"),
+        (struct.pack("<i", 1) + struct.pack("<i", 60) + b"ab", "expected 60 bytes, found 2"),
         (dat((b"\xff\xfe", 1, [1.0])), "expected UTF-8"),
         (dat((b"a", -1, [1.0])), "calls of 'a'"),
         (dat((b"a", 1, [])), "values of 'a'"),
@@ -262,6 +264,124 @@ def test_a_model_is_no_importance_matrix(tiny_q8_0: Path, tmp_path: Path) -> Non
     for path in (tmp_path, tmp_path / "missing.gguf"):
         with pytest.raises(ModelFileError, match=str(path)):
             read(path)
+
+
+def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
+    """An older file stays."""
+    write(example(), tmp_path / "i.gguf", force=True)
+    before = (tmp_path / "i.gguf").read_bytes()
+    large, many = ImportanceMatrix(), ImportanceMatrix(example().entries, n_windows=1 << 32)
+    large.add(QUERY, np.full((1, 8), 1e39), np.ones(1))
+    tokens, long = ImportanceMatrix(), ImportanceMatrix()
+    tokens.add(QUERY, np.ones((1, 8)), np.full(1, 1e39))
+    long.add("n" * 56, np.ones((1, 8)), np.ones(1))
+    for matrix, words in (
+        (large, r"sums of 'blk\.0\.attn_q\.weight': expected at most 3\.40282e\+38.*found 1e\+39"),
+        (tokens, "counts of .*found 1e"),
+        (many, "expected at most 4294967295 windows, found 4294967296"),
+        (long, "names of at most 55 bytes, found 'nnn"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=words):
+            write(matrix, tmp_path / "i.gguf", force=True)
+    with pytest.raises(OutputError, match=r"i\.gguf: expected to write a file that can be read again.*in_sum2, found none"):
+        write(ImportanceMatrix(), tmp_path / "i.gguf", force=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("i.gguf", before)]
+
+
+def test_the_name_of_a_text_may_be_no_utf8(tmp_path: Path) -> None:
+    write(ImportanceMatrix(example().entries, ["caf\udce9.txt"]), tmp_path / "i.gguf", force=True)
+    assert read(tmp_path / "i.gguf").datasets == ["caf?.txt"]
+
+
+def test_merging_many_names_of_texts_takes_no_time() -> None:
+    names = [str(i) for i in range(200_000)]
+    assert len(merge([ImportanceMatrix(datasets=names[:150_000]), ImportanceMatrix(datasets=names[50_000:])]).datasets) == 200_000
+
+
+def test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "i.gguf"
+    own = write(example(), path, force=False)
+    own = write(example(5), path, force=False, own=own)
+    assert read(path).n_windows == 5
+    theirs = path.read_bytes()
+    path.write_bytes(theirs)  # the same content in the same file, but somebody else's
+    with pytest.raises(OutputError, match="appeared meanwhile"):
+        write(example(7), path, force=False, own=own)
+    (tmp_path / "other").write_bytes(b"other")
+    (tmp_path / "other").rename(path)
+    with pytest.raises(OutputError, match="appeared meanwhile"):
+        write(example(7), path, force=False, own=own)
+    assert path.read_bytes() == b"other"
+    path.unlink()
+    write(example(7), path, force=False, own=own)
+    assert read(path).n_windows == 7
+
+
+@pytest.mark.parametrize("form", ["split", "fused", "fused and split"])
+def test_entries_of_single_experts_and_of_fused_matrices_are_found(form: str) -> None:
+    """As llama.cpp measures a file with a tensor for each expert, or with gate and up in one tensor."""
+    want, entry = example().importance(GATE, 4, 8), example().entries[GATE]
+    stored = ImportanceMatrix()
+    name = "blk.0.ffn_gate_up" if "fused" in form else "blk.0.ffn_gate"
+    if "split" in form:
+        for e in range(3):  # the last saw nothing, so there is no entry
+            stored.add(f"{name}.{e}.weight", entry.sums[e : e + 1], entry.counts[e : e + 1])
+    else:
+        stored.add(f"{name}_exps.weight", entry.sums, entry.counts)
+    found = stored.importance(GATE, 4, 8)
+    assert found is not None
+    assert want is not None
+    np.testing.assert_array_equal(found.weights, want.weights)
+    np.testing.assert_array_equal(found.energy, want.energy)
+    assert (stored.importance("blk.0.ffn_up_exps.weight", 4, 8) is None) == (form == "split")
+    assert stored.importance("blk.0.ffn_down_exps.weight", 4, 8) is None
+    seen = stored.hardly_seen()["blk.0"]
+    assert {e: seen[e] for e in (1, 2)} == {1: 100, 2: 10}
+    with pytest.raises(InvalidArgumentError, match=r"expected \d x 9 columns, found \d x 8: it was made for another model"):
+        stored.importance(GATE, 4, 9)
+
+
+def test_merged_and_single_experts_add_up() -> None:
+    entry, both = example().entries[GATE], example()
+    for e in range(4):
+        both.add(f"blk.0.ffn_gate.{e}.weight", entry.sums[e : e + 1], entry.counts[e : e + 1])
+    double = merge([example(), example()])
+    for found, want in ((both.importance(GATE, 4, 8), double.importance(GATE, 4, 8)),):
+        assert found is not None
+        assert want is not None
+        np.testing.assert_array_equal(found.weights, want.weights)
+    assert both.hardly_seen() == double.hardly_seen()
+
+
+@pytest.mark.parametrize("form", ["dat", "gguf"])
+def test_files_beyond_any_matrix_are_refused_before_they_are_read(tmp_path: Path, form: str) -> None:
+    """256 GB that take no space on the disk."""
+    path, n = tmp_path / "i", 1 << 38
+    if form == "dat":
+        path.write_bytes(dat((b"a", 1, [1.0])))
+    else:
+        info = b"".join(
+            struct.pack("<Q", len(name)) + name + struct.pack("<IQQIQ", 2, cols, 1, 0, offset)
+            for name, cols, offset in ((b"a.in_sum2", n // 4, 0), (b"a.counts", 1, n))
+        )
+        kind = struct.pack("<Q", 12) + b"general.type" + struct.pack("<IQ", 8, 7) + b"imatrix"
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, 1) + kind + info)
+    os.truncate(path, n + 4096)
+    with pytest.raises(ModelFileError, match=rf"{'GGUF' if form == 'dat' else 'expected at most 268435456 bytes'}"):
+        read(path)
+
+
+def test_nothing_of_a_dat_file_is_read_beyond_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "i.dat"
+    path.write_bytes(struct.pack("<iii", 1 << 16, 1 << 30, 0))
+    os.truncate(path, imatrix.MAX_BYTES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelFileError, match="length of the name of entry 0"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_prior_is_what_the_help_says() -> None:

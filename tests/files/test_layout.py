@@ -168,6 +168,23 @@ def test_experts_that_cannot_be_converted_are_named(
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_a_file_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
+    source, out = tmp_path / "m.gguf", tmp_path / "out.gguf"
+    source.write_bytes(build([], [tensor("blk.0.ffn_up_exps.weight", [1, 1, 70_000], F32, 0)], bytes(280_000)))
+    with pytest.raises(InvalidArgumentError, match="experts that make a file of at most 65536 tensors, found some 70001"):
+        convert(source, out, layout="split")
+    # The name of expert 10000 is longer than that of all.
+    long = "blk." + "1" * 39 + ".ffn_up_exps.weight"
+    assert len(long) == 62
+    source.write_bytes(build([], [tensor(long, [1, 1, 10_001], F32, 0)], bytes(40_032)))
+    convert(source, out, layout="split")
+    out.unlink()
+    source.write_bytes(build([], [tensor(long.replace(".f", "1.f"), [1, 1, 10_001], F32, 0)], bytes(40_032)))
+    with pytest.raises(OutputError, match=r"out\.gguf: expected to write a file that can be read again.*64 bytes are more"):
+        convert(source, out, layout="split")
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_split_experts_of_two_types_keep_them(tiny_q8_0: Path, tmp_path: Path) -> None:
     source = rewrite(tiny_q8_0, tmp_path / "m.gguf", split=True)
     mixed = rewrite(source, tmp_path / "mixed.gguf", types={"ffn_up.3.": GGMLQuantizationType.F16})

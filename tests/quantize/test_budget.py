@@ -134,7 +134,7 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
     matrix.add(
         name, np.random.default_rng(1).random((4, 64)) * np.array([[9], [1], [1], [0]]), np.array([900.0, 300, 800, 0])
     )
-    imatrix.write(matrix, tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf", force=True)
     planned = plan(tmp_path / "hf", target_bpw=7, imatrix=tmp_path / "i.gguf", progress=False)
     importance = matrix.importance(name, 4, 64)
     assert planned.choice
@@ -158,7 +158,7 @@ def test_the_error_is_the_documented_formula(tmp_path: Path) -> None:
 def test_a_matrix_without_a_single_tensor_of_the_model_is_refused(tmp_path: Path) -> None:
     matrix = ImportanceMatrix()
     matrix.add("blk.77.attn_q.weight", np.ones((1, 256)), np.ones(1))
-    imatrix.write(matrix, tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf", force=True)
     with pytest.raises(InvalidArgumentError, match=r"expected entries for this checkpoint's tensors"):
         plan(TINY_MIXTRAL, imatrix=tmp_path / "i.gguf", progress=False)
 

@@ -105,7 +105,7 @@ def test_experts_that_see_more_get_more_bits(small: Path, tmp_path: Path) -> Non
         for name in ("gate", "up", "down"):
             counts = np.array([9000.0, 300, 300, 300])
             matrix.add(f"blk.{layer}.ffn_{name}_exps.weight", counts[:, None] * np.ones((4, 256)), counts)
-    imatrix.write(matrix, tmp_path / "i.gguf")
+    imatrix.write(matrix, tmp_path / "i.gguf", force=True)
     planned = plan(small, target_bpw=4.5, imatrix=tmp_path / "i.gguf", per_expert=True, progress=False)
     n_bytes = {tensor.target.name: tensor.n_bytes for tensor in planned.tensors}
     for layer in range(2):
