@@ -234,8 +234,9 @@ def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> 
             "no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids "
             "only"
         ]
+    notes = list(vocabulary.notes)
     if vocabulary.n_dropped:
-        return [f"{vocabulary.n_dropped} added tokens are beyond the model's vocab_size and were left out"]
+        notes.append(f"{vocabulary.n_dropped} added tokens are beyond the model's vocab_size and were left out")
     if vocabulary.n_padding:
-        return [f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added"]
-    return []
+        notes.append(f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added")
+    return notes

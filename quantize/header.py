@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from gguf import GGML_QUANT_VERSION, GGUFValueType, LlamaFileType
@@ -49,27 +49,11 @@ def make_header(
             "general.name": config.name.encode("utf-8", "replace").decode(),  # a directory's name may be no UTF-8
             **written,
             **config.to_gguf(),
-            **dict(_vocabulary(vocabulary) if vocabulary else ()),
+            **(vocabulary.to_gguf() if vocabulary else {}),
         }
         keys = {key: _entry(key, value) for key, value in values.items()}
     infos = (TensorInfo(tensor.target.name, tensor.target.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
     return encode_header(list(keys.values()), infos, ALIGNMENT)
-
-
-def _vocabulary(vocabulary: Vocabulary) -> Iterator[tuple[str, _Value]]:
-    yield "tokenizer.ggml.model", "llama"
-    yield "tokenizer.ggml.tokens", vocabulary.tokens
-    yield "tokenizer.ggml.scores", vocabulary.scores
-    yield "tokenizer.ggml.token_type", vocabulary.types
-    for key, token in (("bos", vocabulary.bos_id), ("eos", vocabulary.eos_id), ("eot", vocabulary.eot_id)):
-        if token is not None:
-            yield f"tokenizer.ggml.{key}_token_id", token
-    yield "tokenizer.ggml.unknown_token_id", vocabulary.unknown_id
-    yield "tokenizer.ggml.add_bos_token", vocabulary.add_bos
-    yield "tokenizer.ggml.add_eos_token", False
-    yield "tokenizer.ggml.add_space_prefix", vocabulary.add_space_prefix
-    if vocabulary.chat_template is not None:
-        yield "tokenizer.chat_template", vocabulary.chat_template
 
 
 def _entry(key: str, value: _Value) -> bytes:

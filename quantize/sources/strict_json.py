@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 
-MAX_FILE_BYTES = 100_000_000
-"""Of a side file. The largest, tokenizer.json of vocabularies of 262144 tokens, have some 30 MB."""
+MAX_FILE_BYTES = 1 << 25
+"""Of a side file. The largest, tokenizer.json of vocabularies of 131072 tokens, have some 17 MB."""
 
 
 def parse_object(data: bytes, where: str) -> dict[str, Any]:
@@ -56,22 +56,23 @@ def read_object(path: Path) -> dict[str, Any]:
     return parse_object(read_limited(path), str(path))
 
 
-def read_limited(path: Path) -> bytes:
+def read_limited(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a side file.
 
     Args:
         path: the file.
+        limit: its size at most, in bytes.
 
     Returns:
         Its content.
 
     Raises:
-        CheckpointError: it cannot be read, or has more than MAX_FILE_BYTES.
+        CheckpointError: it cannot be read, or is larger.
     """
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise CheckpointError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found {size}")
+        if size > limit:
+            raise CheckpointError(f"{path}: expected at most {limit} bytes, found {size}")
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,17 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from pymixtral.arguments import shown
-from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.errors import CheckpointError, ModelConfigError, UnsupportedError
+from pymixtral.text.tokenizer import Tokenizer
 
 from ..sources.strict_json import read_limited
+from .side_files import SideFiles
 from .special_tokens import completed
-from .tokenizer_json import read_tokenizer_json
-from .vocabulary import Vocabulary
+from .tokenizer_json import read_tokenizer_json, space_notes
+from .vocabulary import MAX_PIECES, Vocabulary
+
+_MAX_MODEL_BYTES = 1 << 24
+"""Of a SentencePiece model. That of 262144 pieces has 4 MB."""
 
 
 def read_vocabulary(directory: Path) -> Vocabulary | None:
@@ -33,43 +39,66 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
         CheckpointError: a file is broken.
         UnsupportedError: GGUF's lists cannot express the tokenizer.
     """
+    files = SideFiles(directory)
+    vocabulary = _read(files)
+    if vocabulary is None:
+        return None
+    vocabulary = completed(files, vocabulary)
+    if vocabulary.add_space_prefix:
+        notes = space_notes(files.path("tokenizer.json"), files.object("tokenizer.json"))
+        vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *notes))
+    try:
+        Tokenizer.from_metadata(vocabulary.to_gguf(), "its keys in GGUF")  # type: ignore[arg-type]  # lists, not arrays
+    except ModelConfigError as error:
+        raise CheckpointError(f"{directory}: expected a tokenizer that runs, found one that does not: {error}") from None
+    return vocabulary
+
+
+def _read(files: SideFiles) -> Vocabulary | None:
+    """The tokenizer's own vocabulary."""
+    directory = files.directory
     if (path := directory / "tokenizer.model").exists():
-        return completed(directory, _read_sentencepiece(path))
+        return _read_sentencepiece(path)
     # Mistral's own names for the versions of its tokenizer.
     if len(paths := sorted(directory.glob("tokenizer.model.v[0-9]"))) == 1:
-        return completed(directory, _read_sentencepiece(paths[0]))
+        return _read_sentencepiece(paths[0])
     if (path := directory / "tokenizer.json").exists():
-        return completed(directory, read_tokenizer_json(path))
+        return read_tokenizer_json(path, files.object(path.name))
     if (path := directory / "tekken.json").exists():
-        raise UnsupportedError(
-            f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported"
-        )
+        raise UnsupportedError(f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported")
     return None
 
 
 def _read_sentencepiece(path: Path) -> Vocabulary:
     model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
     try:
-        model.ParseFromString(read_limited(path))
+        model.ParseFromString(read_limited(path, _MAX_MODEL_BYTES))
     except DecodeError:
         raise CheckpointError(f"{path}: expected a SentencePiece model, found no protocol buffer that is one") from None
     if not model.pieces:
         raise CheckpointError(f"{path}: expected pieces, found none: is it a SentencePiece model?")
+    if len(model.pieces) > MAX_PIECES:
+        raise CheckpointError(f"{path}: expected at most {MAX_PIECES} pieces, found {len(model.pieces)}")
     _refuse_inexpressible(path, model)
     unknown = [token for token, piece in enumerate(model.pieces) if piece.type == TokenType.UNKNOWN]
     if len(unknown) != 1:
         raise CheckpointError(f"{path}: expected one unknown piece, found {len(unknown)}")
     if bad := [token for token, piece in enumerate(model.pieces) if not math.isfinite(piece.score)]:
-        raise CheckpointError(
-            f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}"
-        )
+        raise CheckpointError(f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}")
+    try:
+        return _vocabulary(model, unknown[0])
+    except UnicodeDecodeError as error:  # protobuf decodes a string where it is used
+        raise CheckpointError(f"{path}: expected pieces in UTF-8, found {shown(error.object[:20])}") from None
+
+
+def _vocabulary(model: Any, unknown: int) -> Vocabulary:
     return Vocabulary(
         tokens=[piece.piece for piece in model.pieces],
         scores=[piece.score for piece in model.pieces],
         types=[piece.type for piece in model.pieces],
         bos_id=_control_id(model, model.trainer_spec.bos_piece),
         eos_id=_control_id(model, model.trainer_spec.eos_piece),
-        unknown_id=unknown[0],
+        unknown_id=unknown,
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
         chat_template=None,
     )
@@ -86,8 +115,7 @@ def _refuse_inexpressible(path: Path, model: Any) -> None:
     ):
         if value != expected:
             raise UnsupportedError(
-                f"{path}: {name}: expected {shown(expected)}, which a GGUF vocabulary of kind 'llama' means, "
-                f"found {shown(value)}"
+                f"{path}: {name}: expected {shown(expected)}, which a GGUF vocabulary of kind 'llama' means, found {shown(value)}"
             )
 
 

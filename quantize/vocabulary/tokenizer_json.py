@@ -18,18 +18,26 @@ from gguf import TokenType
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 
-from ..sources.strict_json import read_object
-from .vocabulary import Vocabulary
+from .side_files import is_text
+from .vocabulary import MAX_PIECES, Vocabulary
 
 _SPACE = "\u2581"
+_DOUBLED = {"type": "Replace", "pattern": {"Regex": rf"\A{_SPACE}"}, "content": 2 * _SPACE}
+"""transformers 5 writes it beside a Metaspace, which puts no space before a text that begins with
+one: together they put one before every text."""
+_MAX_PIECE = 256
+_MAX_CHARACTERS = 1 << 21
+"""Of all pieces together: the largest published vocabularies, of 262144, have some 1.7 million."""
+
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
 
-def read_tokenizer_json(path: Path) -> Vocabulary:
-    """Reads a tokenizer.json.
+def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
+    """The vocabulary of a tokenizer.json.
 
     Args:
-        path: the file.
+        path: the file, for messages.
+        values: the object in it.
 
     Returns:
         Its vocabulary, without what other files say.
@@ -38,7 +46,6 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
         CheckpointError: it is broken.
         UnsupportedError: SentencePiece's lists cannot express the tokenizer.
     """
-    values = read_object(path)
     model = values.get("model")
     if not isinstance(model, dict):
         raise CheckpointError(f"{path}: model: expected an object, found {shown(model)}")
@@ -53,8 +60,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
         # Files from before the key "type" have none for BPE.
         if (value := model.get(key, "BPE" if key == "type" else None)) not in expected:
             raise UnsupportedError(
-                f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind 'llama' means, "
-                f"found {shown(value)}"
+                f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind 'llama' means, found {shown(value)}"
             )
     pieces = _pieces(path, model)
     # No text becomes this token, as bytes take its place, so some writers leave it out.
@@ -74,9 +80,7 @@ def read_tokenizer_json(path: Path) -> Vocabulary:
         # order of their ids.
         scores.append(-float(ranks[token]) if token in ranks else -float(never_merged) if token in normal else 0.0)
         never_merged += token in normal and token not in ranks
-    kinds = (
-        dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
-    )
+    kinds = dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
     return Vocabulary(
         tokens=tokens,
         scores=scores,
@@ -95,21 +99,22 @@ def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise CheckpointError(f"{path}: model: vocab: expected an object of pieces and ids, found {shown(vocabulary)}")
     n = len(vocabulary)
+    if n > MAX_PIECES:
+        raise CheckpointError(f"{path}: model: vocab: expected at most {MAX_PIECES} pieces, found {n}")
+    # What merges could make of a piece is looked up for each of its characters.
+    if (longest := max(map(len, vocabulary))) > _MAX_PIECE:
+        raise CheckpointError(f"{path}: model: vocab: expected pieces of at most {_MAX_PIECE} characters, found one of {longest}")
+    if (total := sum(map(len, vocabulary))) > _MAX_CHARACTERS:
+        raise CheckpointError(f"{path}: model: vocab: expected at most {_MAX_CHARACTERS} characters in all pieces, found {total}")
     by_id: dict[int, str] = {}
     for piece, token in vocabulary.items():
         good = type(token) is int and 0 <= token < n and token not in by_id
-        if not good or not piece or not _is_text(piece):
+        if not good or not piece or not is_text(piece):
             raise CheckpointError(
-                f"{path}: model: vocab: expected texts with each of the ids 0 to {n - 1} once, "
-                f"found {shown(piece)} with {shown(token)}"
+                f"{path}: model: vocab: expected texts with each of the ids 0 to {n - 1} once, found {shown(piece)} with {shown(token)}"
             )
         by_id[token] = piece
     return {by_id[token]: token for token in range(n)}
-
-
-def _is_text(piece: str) -> bool:
-    """Whether UTF-8 can express it; JSON can escape halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in piece)
 
 
 def _merges(path: Path, model: dict[str, Any]) -> list[tuple[str, str]]:
@@ -134,8 +139,7 @@ def _ranks(path: Path, merges: Sequence[tuple[str, str]], normal: set[str]) -> d
     for (left, right), result in zip(merges, results, strict=True):
         if left in normal and right in normal and result not in normal:
             raise CheckpointError(
-                f"{path}: model: merges: expected pairs that make pieces of the vocabulary, "
-                f"found {shown(left)} and {shown(right)}"
+                f"{path}: model: merges: expected pairs that make pieces of the vocabulary, found {shown(left)} and {shown(right)}"
             )
     for result in results:
         ranks.setdefault(result, len(ranks))
@@ -169,32 +173,60 @@ def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
 
     Raises UnsupportedError unless spaces become U+2581 and nothing else is done to a text.
     """
-    prefix = escaped = False
+    prefix = escaped = doubled = False
     for step in _steps(path, values, "normalizer", "normalizers"):
         if step == {"type": "Prepend", "prepend": _SPACE}:
             prefix = True
         elif step == {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}:
             escaped = True
+        elif step == _DOUBLED and escaped:
+            doubled = True
         else:
-            raise UnsupportedError(
-                f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}"
-            )
+            raise UnsupportedError(f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}")
     for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
-        scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
         if step.get("type") != "Metaspace" or step.get("replacement") != _SPACE or step.get("split", True) is not False:
-            raise UnsupportedError(
-                f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}"
-            )
-        if scheme not in ("always", "first", "never"):
-            raise UnsupportedError(
-                f"{path}: pre_tokenizer: prepend_scheme: expected 'always', 'first' or 'never', found {shown(scheme)}"
-            )
+            raise UnsupportedError(f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}")
+        if (scheme := _scheme(step)) not in ("always", "first", "never"):
+            raise UnsupportedError(f"{path}: pre_tokenizer: prepend_scheme: expected 'always', 'first' or 'never', found {shown(scheme)}")
         prefix, escaped = prefix or scheme != "never", True
-    if not escaped:
+        doubled = doubled and scheme != "always"
+    if doubled:
         raise UnsupportedError(
-            f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none"
+            f"{path}: normalizer: expected a Metaspace that always puts a space before a text together with {shown(_DOUBLED)}, found none"
         )
+    if not escaped:
+        raise UnsupportedError(f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none")
     return prefix
+
+
+def _scheme(step: dict[str, Any]) -> Any:
+    return step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
+
+
+def space_notes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
+    """In which texts the spaces of a tokenizer.json differ from those that GGUF can mean.
+
+    GGUF's readers put a space before a text and before each part of it that follows a special
+    token, or never.
+
+    Args:
+        path: the file, for messages.
+        values: the object in it.
+
+    Returns:
+        Notes, a sentence each.
+    """
+    notes = []
+    doubled = _DOUBLED in _steps(path, values, "normalizer", "normalizers")
+    for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
+        if step.get("type") == "Metaspace" and _scheme(step) == "first":
+            notes.append(
+                "tokenizer.json puts a space before the first part of a text alone (prepend_scheme 'first'): after "
+                "special tokens inside a text the file has one too, as llama.cpp reads it"
+            )
+        if step.get("type") == "Metaspace" and _scheme(step) in ("always", "first") and not doubled:
+            notes.append("tokenizer.json puts no space before a text that begins with one: the file does, as SentencePiece does")
+    return tuple(notes)
 
 
 def _steps(path: Path, values: dict[str, Any], key: str, inner: str) -> list[dict[str, Any]]:

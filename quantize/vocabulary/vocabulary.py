@@ -9,6 +9,9 @@ from gguf import TokenType
 
 from pymixtral.errors import CheckpointError
 
+MAX_PIECES = 1 << 18
+"""Of a tokenizer. Those of the family have 32000 to 131072."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -24,10 +27,13 @@ class Vocabulary:
         add_space_prefix: whether a text gets a space before it.
         chat_template: how a chat becomes a text, or None.
         eot_id: ends a turn, where there is a second such token beside eos_id.
+        eom_id: likewise, a third.
         add_bos: whether bos_id comes before a text.
+        add_eos: whether eos_id comes after one.
         n_added: tokens at the end that were added to the model's own.
         n_padding: tokens that padded() added.
         n_dropped: tokens that padded() took away.
+        notes: what a user should know, a sentence each.
     """
 
     tokens: Sequence[str]
@@ -39,10 +45,35 @@ class Vocabulary:
     add_space_prefix: bool
     chat_template: str | None
     eot_id: int | None = None
+    eom_id: int | None = None
     add_bos: bool = True
+    add_eos: bool = False
     n_added: int = 0
     n_padding: int = 0
     n_dropped: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that begin and end a text, by GGUF's names for them; none that there is not."""
+        named = {"bos": self.bos_id, "eos": self.eos_id, "eot": self.eot_id, "eom": self.eom_id}
+        return {name: token for name, token in named.items() if token is not None}
+
+    def to_gguf(self) -> dict[str, str | int | bool | Sequence[str] | Sequence[float] | Sequence[int]]:
+        """The keys of a GGUF file."""
+        template = {} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template}
+        return {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": self.tokens,
+            "tokenizer.ggml.scores": self.scores,
+            "tokenizer.ggml.token_type": self.types,
+            **{f"tokenizer.ggml.{name}_token_id": token for name, token in self.special_ids.items()},
+            "tokenizer.ggml.unknown_token_id": self.unknown_id,
+            "tokenizer.ggml.add_bos_token": self.add_bos,
+            "tokenizer.ggml.add_eos_token": self.add_eos,
+            "tokenizer.ggml.add_space_prefix": self.add_space_prefix,
+            **template,
+        }
 
     def padded(self, n_vocab: int) -> Vocabulary:
         """The vocabulary with as many tokens as the model has.
@@ -65,11 +96,9 @@ class Vocabulary:
                 f"tokenizer: expected at most {n_vocab} pieces, as the model has, found {n_tokens - self.n_added}: "
                 "they do not belong together"
             )
-        for name, token in (("bos", self.bos_id), ("eos", self.eos_id), ("eot", self.eot_id)):
-            if token is not None and token >= n_vocab:
-                raise CheckpointError(
-                    f"tokenizer: expected the {name} token below {n_vocab}, the model's vocabulary, found {token}"
-                )
+        for name, token in self.special_ids.items():
+            if token >= n_vocab:
+                raise CheckpointError(f"tokenizer: expected the {name} token below {n_vocab}, the model's vocabulary, found {token}")
         n_padding = max(0, n_vocab - n_tokens)
         return replace(
             self,
