@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.errors import CheckpointError
 from pymixtral.files.atomic import check_dest, check_space, replacing
 
 from .encoding import decode
@@ -43,6 +44,7 @@ def quantize(
     target_bpw: float | None = None,
     per_expert: bool = False,
     zero_nonfinite: bool = False,
+    no_tokenizer: bool = False,
     n_threads: int | None = None,
     force: bool = False,
     verify: bool = True,
@@ -73,6 +75,8 @@ def quantize(
             llama.cpp does not.
         zero_nonfinite: write weights that are NaN or infinite as 0 and report them, instead of
             refusing the checkpoint. In a quantized source these are the blocks with such a scale.
+        no_tokenizer: write a file without a vocabulary, which takes token ids only, also where the
+            checkpoint has none or one that is not supported. A GGUF source keeps its own.
         n_threads: None for one per core.
         force: replace an existing file.
         verify: read the file back from the disk and compare it with checksums of what was written,
@@ -93,7 +97,7 @@ def quantize(
     """
     started = time.monotonic()
     path = Path(dest)
-    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
+    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite, no_tokenizer)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         request = _request(type, target_bytes, target_bpw, tensors, imatrix)
@@ -143,6 +147,7 @@ def plan(
     target_bpw: float | None = None,
     per_expert: bool = False,
     zero_nonfinite: bool = False,
+    no_tokenizer: bool = False,
     n_threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
@@ -157,6 +162,7 @@ def plan(
         target_bpw: likewise.
         per_expert: likewise.
         zero_nonfinite: likewise.
+        no_tokenizer: likewise.
         n_threads: likewise.
         progress: a bar on stderr, when that is a terminal.
 
@@ -166,7 +172,7 @@ def plan(
     Raises:
         PymixtralError: those of quantize(), but for OutputError.
     """
-    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite)
+    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite, no_tokenizer)
     with ops.Context(n_threads) as context:
         request = _request(type, target_bytes, target_bpw, tensors, imatrix)
         return _plan(checkpoint, vocabulary, request, context, progress)
@@ -184,12 +190,21 @@ def _request(
     return Request(type, target_bytes, target_bpw, tensors, Path(imatrix) if imatrix is not None else None)
 
 
-def _open(source: Path, per_expert: bool, zero_nonfinite: bool) -> tuple[Checkpoint, Vocabulary | None]:
+def _open(
+    source: Path, per_expert: bool, zero_nonfinite: bool, no_tokenizer: bool
+) -> tuple[Checkpoint, Vocabulary | None]:
     checkpoint = replace(open_checkpoint(source), zero_nonfinite=zero_nonfinite)
     if per_expert:
         checkpoint = checkpoint.per_expert()
-    vocabulary = None if checkpoint.metadata else read_vocabulary(source)
-    return checkpoint, vocabulary.padded(checkpoint.config.n_vocab) if vocabulary is not None else None
+    if checkpoint.metadata or no_tokenizer:
+        return checkpoint, None
+    vocabulary = read_vocabulary(source)
+    if vocabulary is None:
+        raise CheckpointError(
+            f"{source}: expected tokenizer.model or tokenizer.json, found neither: put it beside the weights, or write "
+            "a file that takes token ids only, with no_tokenizer=True"
+        )
+    return checkpoint, vocabulary.padded(checkpoint.config.n_vocab)
 
 
 def _plan(
@@ -231,8 +246,7 @@ def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> 
         return []
     if vocabulary is None:
         return [
-            "no tokenizer.model or tokenizer.json in the checkpoint: the file has no vocabulary and takes token ids "
-            "only"
+            "no tokenizer was asked for: the file has no vocabulary and takes token ids only"
         ]
     notes = list(vocabulary.notes)
     if vocabulary.n_dropped:

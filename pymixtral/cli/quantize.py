@@ -72,6 +72,11 @@ Examples:
     help="Write each expert as tensors of its own, with types of its own. pymixtral reads such files, llama.cpp does not since 2024.",
 )
 @click.option("--zero-nonfinite", is_flag=True, help="Write weights that are NaN or infinite as 0, and report them.")
+@click.option(
+    "--no-tokenizer",
+    is_flag=True,
+    help="Write no vocabulary, so that the file takes token ids only; without it, a checkpoint needs a tokenizer.",
+)
 @click.option("--dry-run", is_flag=True, help="Print types and sizes, and write nothing.")
 @click.option("--report", type=path_type(), metavar="FILE", help="Write a report, too: JSON with the error of each tensor and expert.")
 @click.option("--heatmap", type=path_type(), metavar="FILE", help="Draw the errors of layers and experts, a PNG; needs pymixtral[plot].")

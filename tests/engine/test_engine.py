@@ -307,7 +307,7 @@ def test_files_that_are_no_models_are_refused(tmp_path: Path, tiny_q8_0: Path) -
 
 def test_without_a_tokenizer_there_are_ids(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "bare", Shape(n_vocab=320), seed=1)
-    quantize(tmp_path / "bare", tmp_path / "bare.gguf", "f32", progress=False)
+    quantize(tmp_path / "bare", tmp_path / "bare.gguf", "f32", no_tokenizer=True, progress=False)
     with Mixtral(tmp_path / "bare.gguf") as engine:
         completion = engine.generate([5, 6, 7], max_tokens=4, temperature=0)
         assert completion.text == ""

@@ -118,7 +118,7 @@ def test_only_the_first_windows(f32: Mixtral) -> None:
 
 def test_a_model_without_a_tokenizer_takes_ids(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "nameless", Shape(n_vocab=50, n_ctx=32), seed=1)
-    quantize(tmp_path / "nameless", tmp_path / "nameless.gguf", "f32", progress=False)
+    quantize(tmp_path / "nameless", tmp_path / "nameless.gguf", "f32", no_tokenizer=True, progress=False)
     ids = np.random.default_rng(1).integers(0, 50, 40)
     with Mixtral(tmp_path / "nameless.gguf") as model:
         result = perplexity(model, ids, n_ctx=20)

@@ -59,8 +59,8 @@ def test_text_has_a_row_for_each_class_and_fits_a_terminal(tmp_path: Path) -> No
 
 def test_notes_tell_what_is_unusual(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", Shape(ffn=80, n_vocab=64), seed=1)
-    report = quantize(tmp_path / "hf", tmp_path / "m.gguf", "q8_0", progress=False)
-    assert any("no tokenizer.model" in note for note in report.notes)
+    report = quantize(tmp_path / "hf", tmp_path / "m.gguf", "q8_0", no_tokenizer=True, progress=False)
+    assert any("no tokenizer was asked for" in note for note in report.notes)
     assert any("2 matrices are f16" in note and "blk.0.ffn_down_exps.weight" in note for note in report.notes)
     assert {entry.name: entry.types for entry in report.classes}["experts down"] == {"f16": 2}
 

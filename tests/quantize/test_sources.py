@@ -31,6 +31,7 @@ from support.checkpoints import (
     make_tensors,
     read_tensors,
     write_safetensors,
+    write_tokenizer,
 )
 from support.ggufs import contents, rewrite
 
@@ -102,6 +103,7 @@ def params(shape: Shape) -> dict[str, Any]:
 
 def write_fused(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32") -> Path:
     directory.mkdir()
+    write_tokenizer(directory, shape.n_vocab)
     (directory / "config.json").write_text(json.dumps(config_json(shape)))
     write_safetensors(directory / "model.safetensors", fused(tensors, shape), dtype=dtype)
     return directory
@@ -111,6 +113,7 @@ def write_consolidated(
     directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32", shards: int = 1
 ) -> Path:
     directory.mkdir()
+    write_tokenizer(directory, shape.n_vocab)
     (directory / "params.json").write_text(json.dumps(params(shape)))
     own = list(consolidated(tensors, shape).items())
     for i in range(shards):
@@ -165,7 +168,8 @@ def test_dense_model_in_mistral_s_form(tmp_path: Path, shards: int) -> None:
     )
     with GGUFFile(tmp_path / "a.gguf") as a, GGUFFile(tmp_path / "b.gguf") as b:
         differing = {"general.name", "llama.context_length"}  # which params.json does not tell
-        assert {key for key in a.metadata | b.metadata if a.metadata.get(key) != b.metadata.get(key)} == differing
+        ours, theirs = ({key: bytes(entry) for key, entry in file.encoded.items()} for file in (a, b))
+        assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} == differing
 
 
 def test_any_number_of_experts(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sentencepiece import sentencepiece_model_pb2
 
 from pymixtral.arrays import F32, F64, I64
 from support.paths import DATA
@@ -268,14 +269,17 @@ def make_checkpoint(
     """Writes a Hugging Face Mixtral (a Mistral when n_experts is 0) with random weights into
     `directory`, made if need be.
 
-    config.json, the weights in one file or in shards with their index, and tokenizer.model when the
-    vocabulary is tiny-mixtral's. Returns the weights as they were before rounding to `dtype`.
+    config.json, the weights in one file or in shards with their index, and tokenizer.model:
+    tiny-mixtral's where the vocabulary has its size, one of characters where it is smaller. Returns
+    the weights as they were before rounding to `dtype`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     tensors = make_tensors(shape, seed=seed)
     (directory / "config.json").write_text(json.dumps(config_json(shape, dtype=dtype), indent=2))
     if shape.n_vocab == TINY_MIXTRAL_VOCAB:
         shutil.copy(TINY_MIXTRAL / "tokenizer.model", directory)
+    elif shape.n_vocab < TINY_MIXTRAL_VOCAB:
+        write_tokenizer(directory, shape.n_vocab)
     if shards == 1:
         write_safetensors(directory / "model.safetensors", tensors, dtype=dtype)
         return tensors
@@ -290,6 +294,17 @@ def make_checkpoint(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     return tensors
+
+
+def write_tokenizer(directory: Path, n_vocab: int) -> None:
+    """Writes a tokenizer.model whose pieces are single characters."""
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    model.normalizer_spec.remove_extra_whitespaces = False
+    for i in range(n_vocab):
+        piece, kind = {0: ("<unk>", 2), 1: ("<s>", 3), 2: ("</s>", 3), 3: ("\u2581", 1)}.get(i, (chr(93 + i), 1))
+        model.pieces.add(piece=piece, score=-i, type=kind)
+    (directory / "tokenizer.model").write_bytes(model.SerializeToString())
 
 
 def read_tensors(directory: Path) -> dict[str, F32]:
