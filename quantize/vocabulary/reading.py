@@ -19,9 +19,9 @@ from ..sources.strict_json import read_limited
 from .side_files import SideFiles
 from .special_tokens import completed
 from .tokenizer_json import read_tokenizer_json, space_notes
-from .vocabulary import MAX_PIECES, Vocabulary
+from .vocabulary import MAX_CHARACTERS, MAX_PIECES, Vocabulary
 
-_MAX_MODEL_BYTES = 1 << 24
+_MAX_MODEL_BYTES = 1 << 23
 """Of a SentencePiece model. That of 262144 pieces has 4 MB."""
 
 
@@ -47,6 +47,10 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
     if vocabulary.add_space_prefix:
         notes = space_notes(files.path("tokenizer.json"), files.object("tokenizer.json"))
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *notes))
+    if (total := sum(map(len, vocabulary.tokens))) > MAX_CHARACTERS:
+        raise CheckpointError(
+            f"{directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}"
+        )
     try:
         Tokenizer.from_metadata(vocabulary.to_gguf(), "its keys in GGUF")  # type: ignore[arg-type]  # lists, not arrays
     except ModelConfigError as error:
@@ -65,7 +69,10 @@ def _read(files: SideFiles) -> Vocabulary | None:
     if (path := directory / "tokenizer.json").exists():
         return read_tokenizer_json(path, files.object(path.name))
     if (path := directory / "tekken.json").exists():
-        raise UnsupportedError(f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported")
+        raise UnsupportedError(
+            f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported: write a file "
+            "that takes token ids only, with no_tokenizer=True"
+        )
     return None
 
 
@@ -85,20 +92,22 @@ def _read_sentencepiece(path: Path) -> Vocabulary:
         raise CheckpointError(f"{path}: expected one unknown piece, found {len(unknown)}")
     if bad := [token for token, piece in enumerate(model.pieces) if not math.isfinite(piece.score)]:
         raise CheckpointError(f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}")
-    try:
-        return _vocabulary(model, unknown[0])
-    except UnicodeDecodeError as error:  # protobuf decodes a string where it is used
-        raise CheckpointError(f"{path}: expected pieces in UTF-8, found {shown(error.object[:20])}") from None
-
-
-def _vocabulary(model: Any, unknown: int) -> Vocabulary:
+    tokens = []
+    for i, piece in enumerate(model.pieces):
+        try:
+            text = piece.piece  # where it is no UTF-8, protobuf gives bytes or raises, by its version
+        except UnicodeDecodeError as error:
+            text = error.object
+        if not isinstance(text, str):
+            raise CheckpointError(f"{path}: piece {i}: expected UTF-8, found {shown(text[:20])}")
+        tokens.append(text)
     return Vocabulary(
-        tokens=[piece.piece for piece in model.pieces],
+        tokens=tokens,
         scores=[piece.score for piece in model.pieces],
         types=[piece.type for piece in model.pieces],
         bos_id=_control_id(model, model.trainer_spec.bos_piece),
         eos_id=_control_id(model, model.trainer_spec.eos_piece),
-        unknown_id=unknown,
+        unknown_id=unknown[0],
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
         chat_template=None,
     )

@@ -22,7 +22,7 @@ def completed(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
     """Completes a vocabulary.
 
     Args:
-        files: those of the checkpoint; docs/checkpoints.md says which decides what.
+        files: those of the checkpoint; docs/quantizing.md says which decides what.
         vocabulary: the tokenizer's own.
 
     Returns:
@@ -33,9 +33,11 @@ def completed(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
     """
     vocabulary = with_added(files, vocabulary)
     ids = {token: i for i, token in reversed(list(enumerate(vocabulary.tokens)))}
-    bos = _named(files, "bos_token", ids, vocabulary.bos_id)
+    listed_bos = [token for token in _ids(files, "bos_token_id") if token < len(ids)]
+    own_bos = vocabulary.bos_id if vocabulary.bos_id is not None or not listed_bos else listed_bos[0]
+    bos = _named(files, "bos_token", ids, own_bos)
     own_eos = _named(files, "eos_token", ids, vocabulary.eos_id)
-    listed = _ends(files)
+    listed = _ids(files, "eos_token_id")
     ends = [token for token in listed if token < len(ids)] or ([own_eos] if own_eos is not None else [])
     if own_eos is not None and own_eos not in ends:
         # A chat model ends its turns with another token; after the end of a text nothing follows.
@@ -97,17 +99,19 @@ def _added_around(files: SideFiles, ids: dict[str, int], bos: int | None, eos: i
     return add_bos, add_eos
 
 
-def _ends(files: SideFiles) -> list[int]:
-    """The ids that end a text, each once: of generation_config.json, else of config.json."""
+def _ids(files: SideFiles, key: str) -> list[int]:
+    """The token ids under a key, each once: of generation_config.json, else of config.json."""
     for name in ("generation_config.json", "config.json"):
-        found = files.object(name).get("eos_token_id")
+        found = files.object(name).get(key)
         if found is None:
             continue
-        ends = found if isinstance(found, list) else [found]
-        for token in ends:
+        ids = found if isinstance(found, list) else [found]
+        for token in ids:
             if type(token) is not int or not 0 <= token < 1 << 31:
-                raise CheckpointError(f"{files.path(name)}: eos_token_id: expected a token id or a list of them, found {shown(found)}")
-        return list(dict.fromkeys(ends))
+                raise CheckpointError(
+                    f"{files.path(name)}: {key}: expected a token id or a list of them, found {shown(found)}"
+                )
+        return list(dict.fromkeys(ids))
     return []
 
 

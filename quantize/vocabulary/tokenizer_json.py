@@ -19,15 +19,13 @@ from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 
 from .side_files import is_text
-from .vocabulary import MAX_PIECES, Vocabulary
+from .vocabulary import MAX_CHARACTERS, MAX_PIECES, Vocabulary
 
 _SPACE = "\u2581"
 _DOUBLED = {"type": "Replace", "pattern": {"Regex": rf"\A{_SPACE}"}, "content": 2 * _SPACE}
 """transformers 5 writes it beside a Metaspace, which puts no space before a text that begins with
 one: together they put one before every text."""
 _MAX_PIECE = 256
-_MAX_CHARACTERS = 1 << 21
-"""Of all pieces together: the largest published vocabularies, of 262144, have some 1.7 million."""
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -104,8 +102,8 @@ def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
     # What merges could make of a piece is looked up for each of its characters.
     if (longest := max(map(len, vocabulary))) > _MAX_PIECE:
         raise CheckpointError(f"{path}: model: vocab: expected pieces of at most {_MAX_PIECE} characters, found one of {longest}")
-    if (total := sum(map(len, vocabulary))) > _MAX_CHARACTERS:
-        raise CheckpointError(f"{path}: model: vocab: expected at most {_MAX_CHARACTERS} characters in all pieces, found {total}")
+    if (total := sum(map(len, vocabulary))) > MAX_CHARACTERS:
+        raise CheckpointError(f"{path}: model: vocab: expected at most {MAX_CHARACTERS} characters in all pieces, found {total}")
     by_id: dict[int, str] = {}
     for piece, token in vocabulary.items():
         good = type(token) is int and 0 <= token < n and token not in by_id

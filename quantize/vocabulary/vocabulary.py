@@ -12,6 +12,9 @@ from pymixtral.errors import CheckpointError
 MAX_PIECES = 1 << 18
 """Of a tokenizer. Those of the family have 32000 to 131072."""
 
+MAX_CHARACTERS = 1 << 21
+"""Of all tokens together: the largest published vocabularies, of 262144, have some 1.7 million."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:

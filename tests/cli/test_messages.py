@@ -59,6 +59,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("quantize CHECKPOINT TEXT", "found one that exists: choose another name, or replace it with --force"),
         ("convert-layout MODEL TEXT", "found one that exists: choose another name, or replace it with --force"),
         ("quantize CHECKPOINT NEW --tensor blk.0.ffn_down.3.weight=q8_0", "types of their own with --per-expert"),
+        ("quantize BARE NEW", "write a file that takes token ids only, with --no-tokenizer"),
         ("quantize BROKEN NEW", "have such weights written as 0 with --zero-nonfinite"),
     ],
 )
@@ -67,7 +68,11 @@ def test_messages_in_the_shell(
 ) -> None:
     text, matrix = tmp_path / "text.txt", tmp_path / "i.gguf"
     text.write_text("Once upon a time there was a king. " * 40)
-    names = {"TEXT": text, "MATRIX": matrix, "MODEL": tiny_q8_0, "CHECKPOINT": tiny_checkpoint, "BROKEN": broken, "NEW": tmp_path / "m"}
+    names = {"TEXT": text, "MATRIX": matrix, "MODEL": tiny_q8_0, "CHECKPOINT": tiny_checkpoint, "BROKEN": broken}
+    names |= {"NEW": tmp_path / "m", "BARE": tmp_path / "bare"}
+    if "BARE" in line:
+        make_checkpoint(names["BARE"], Shape(n_layers=1, n_vocab=64), seed=4)
+        (names["BARE"] / "tokenizer.model").unlink()
     if "MATRIX" in line:
         assert run("calibrate", "-m", tiny_q8_0, "-f", text, "-c", 32, "--windows", 1, "-o", matrix).exit_code == 0
         assert read(matrix).n_windows == 1

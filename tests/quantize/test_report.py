@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 
-from pymixtral.errors import UnsupportedError
-from pymixtral.quantize import heat, quantize
+from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import heat, plan, quantize
 from pymixtral.quantize.report import ERROR_STRIDE, ErrorMeter, report_row
 from pymixtral.quantize.sources.opening import open_checkpoint
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, read_tensors
@@ -55,6 +57,21 @@ def test_text_has_a_row_for_each_class_and_fits_a_terminal(tmp_path: Path) -> No
     assert all(len(line) <= 80 for line in lines[1:])
     assert f"every {ERROR_STRIDE}th row" in str(report)
     assert "exact" in str(report)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_before_the_work(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_vocab=64), seed=1)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    for work in (partial(quantize, dest=tmp_path / "m.gguf"), plan):
+        with pytest.raises(CheckpointError, match=r"found neither: put it .*no_tokenizer=True"):
+            work(tmp_path / "hf", progress=False)
+    assert not (tmp_path / "m.gguf").exists()
+    (tmp_path / "hf" / "tekken.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"tekken.*no_tokenizer=True"):
+        quantize(tmp_path / "hf", tmp_path / "m.gguf", progress=False)
+    quantize(tmp_path / "hf", tmp_path / "m.gguf", no_tokenizer=True, progress=False)
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        assert not [key for key in file.metadata if key.startswith("tokenizer.")]
 
 
 def test_notes_tell_what_is_unusual(tmp_path: Path) -> None:

@@ -254,6 +254,226 @@ def test_end_that_is_no_token(tmp_path: Path, value: Any) -> None:
         read(write(tmp_path, generation_config={"eos_token_id": value}))
 
 
+@pytest.mark.parametrize(
+    ("ends", "expected", "note"),
+    [
+        ([5, 2, 7], {5, 2, 7}, None),
+        ([7, 7, 9], {7, 9, 2}, None),
+        ([5, 6, 7, 2, 8], {5, 6, 7}, "left out 2, 8"),
+        ([5, 6, 7], {5, 6, 7}, "left out 2"),
+        ([5, 4096], {5, 2}, "left out 4096"),
+    ],
+)
+def test_as_many_ends_as_gguf_has_keys(tmp_path: Path, ends: list[int], expected: set[int], note: str | None) -> None:
+    vocabulary = read(write(tmp_path, generation_config={"eos_token_id": ends}))
+    assert Tokenizer.from_metadata(vocabulary.to_gguf()).eos_ids == expected
+    notes = [text for text in vocabulary.notes if "end a text" in text]
+    assert [text.endswith(note) for text in notes] == [True] if note else notes == []
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "config", "named", "kind"),
+    [
+        (None, None, None, 3),  # what is in brackets looks special
+        (False, None, None, 4),
+        (None, False, None, 4),
+        (True, False, None, 4),  # as transformers reads them
+        (False, True, None, 3),
+        (None, None, "special_tokens_map", 3),
+        (None, False, "special_tokens_map", 4),
+    ],
+)
+@pytest.mark.parametrize("text", ["<tool>", "tool"])
+def test_whether_an_added_token_is_special(
+    tmp_path: Path, tokenizer: bool | None, config: bool | None, named: str | None, kind: int, text: str
+) -> None:
+    """What a file says counts, and a name in brackets only where none says it."""
+    if (tokenizer, config, named) == (None, None, None) and text == "tool":
+        kind = 4
+    files: Json = {"added_tokens": {text: 4096}, "tokenizer_config": dict(CONFIG)}
+    if config is not None:
+        files["tokenizer_config"]["added_tokens_decoder"] = {"4096": {"content": text, "special": config}}
+    if named:
+        files[named] = {"additional_special_tokens": [text]}
+    entries = [] if tokenizer is None else [{"id": 4096, "content": text, "special": tokenizer}]
+    vocabulary = read(write(tmp_path, changed(lambda v: v["added_tokens"].extend(entries)), **files))
+    assert vocabulary.types[4096] == kind
+
+
+@pytest.mark.parametrize("special", ["yes", 1, []])
+def test_special_is_true_or_false(tmp_path: Path, special: object) -> None:
+    entry = {"id": 4096, "content": "<a>", "special": special}
+    with pytest.raises(CheckpointError, match="added token '<a>': special: expected true or false"):
+        read(write(tmp_path, changed(lambda v: v["added_tokens"].append(entry))))
+
+
+def template(before: list[str], after: list[str]) -> Json:
+    """A post-processor as transformers writes it."""
+    ids = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    around = [[{"SpecialToken": {"id": name, "type_id": 0}} for name in names] for names in (before, after)]
+    return {
+        "type": "TemplateProcessing",
+        "single": [*around[0], {"Sequence": {"id": "A", "type_id": 0}}, *around[1]],
+        "special_tokens": {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in before + after},
+    }
+
+
+@pytest.mark.parametrize(
+    ("processor", "config", "expected", "note"),
+    [
+        (None, {}, (True, False), None),
+        (template([], []), {}, (False, False), None),
+        (template(["<s>"], []), {}, (True, False), None),
+        (template(["<s>"], ["</s>"]), {}, (True, True), "pymixtral itself does not"),
+        (template([], ["</s>"]), {}, (False, True), "pymixtral itself does not"),
+        (template(["<unk>"], []), {}, (False, False), "puts the tokens [0] before a text"),
+        (template(["<s>"], ["</s>", "</s>"]), {}, (True, False), "puts the tokens [2, 2] after a text"),
+        (template([], []), {"add_bos_token": True}, (True, False), None),
+        (template(["<s>"], ["</s>"]), {"add_bos_token": False, "add_eos_token": False}, (False, False), None),
+        (None, {"add_bos_token": False, "add_eos_token": True}, (False, True), "pymixtral itself does not"),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, template(["<s>"], [])]}, {}, (True, False), None),
+        ({"type": "ByteLevel"}, {}, (False, False), None),
+        ({"type": "RobertaProcessing", "cls": ["<s>", 1], "sep": ["</s>", 2]}, {}, (True, True), "itself does not"),
+        ({"type": "Other"}, {}, (True, False), None),
+    ],
+)
+@pytest.mark.parametrize("sentencepiece", [False, True])
+def test_what_is_put_around_a_text(
+    tmp_path: Path, processor: Json | None, config: Json, expected: tuple[bool, bool], note: str | None, sentencepiece: bool
+) -> None:
+    write(tmp_path, changed(lambda v: v.update(post_processor=processor)), tokenizer_config={**CONFIG, **config})
+    if sentencepiece:
+        shutil.copy(TINY_MIXTRAL / "tokenizer.model", tmp_path)
+    vocabulary = read(tmp_path)
+    assert (vocabulary.add_bos, vocabulary.add_eos) == expected
+    notes = [text for text in vocabulary.notes if "space" not in text]
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
+    first = Tokenizer.from_metadata(vocabulary.to_gguf()).encode("a")[0]
+    assert (first == vocabulary.bos_id) == expected[0]
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        3,
+        [],
+        {"type": "Sequence", "processors": {}},
+        {"type": "Sequence", "processors": [3]},
+        {"type": "TemplateProcessing"},
+        {"type": "TemplateProcessing", "single": [3], "special_tokens": {}},
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {}},
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": []}}], "special_tokens": {}},
+        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}], "special_tokens": {"a": {"ids": ["b"]}}},
+        {"type": "BertProcessing", "cls": "<s>", "sep": ["</s>", 2]},
+    ],
+)
+def test_row_17_post_processors_that_are_broken(tmp_path: Path, processor: object) -> None:
+    with pytest.raises(CheckpointError, match="post_processor: expected a template"):
+        read(write(tmp_path, changed(lambda v: v.update(post_processor=processor))))
+
+
+def test_tokens_are_named_by_the_older_file_and_by_the_model_s(tmp_path: Path) -> None:
+    names = {"bos_token": {"content": "</s>"}, "eos_token": "<s>"}
+    vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map=names))
+    assert (vocabulary.bos_id, vocabulary.eos_id) == (2, 1)
+    vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map={}, config={"bos_token_id": 1, "eos_token_id": 2}))
+    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos) == (1, 2, True)
+    vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map={}, config={}))
+    assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos) == (None, None, False)
+
+
+@pytest.mark.parametrize(("said", "expected"), [(None, True), (True, True), (False, False)])
+def test_the_configuration_decides_the_space_before_a_text(tmp_path: Path, said: bool | None, expected: bool) -> None:
+    assert read(write(tmp_path, tokenizer_config={**CONFIG, "add_prefix_space": said})).add_space_prefix is expected
+    shutil.copy(TINY_MIXTRAL / "tokenizer.model", tmp_path)
+    assert read(tmp_path).add_space_prefix is expected
+
+
+# --- What transformers 5 writes -----------------------------------------------------------------------------------
+
+# LlamaTokenizer (and AutoTokenizer) .from_pretrained(DIRECTORY).save_pretrained(...) of transformers 5.24 with
+# tokenizers 0.23.3, where DIRECTORY has tiny-mixtral's tokenizer.model and a tokenizer_config.json; the model's pieces
+# and merges are those of CONVERTED. "backend" is what it makes for the class PreTrainedTokenizerFast.
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+DOUBLE = {"type": "Replace", "pattern": {"Regex": f"\\A{SPACE}"}, "content": SPACE * 2}
+METASPACE = {"type": "Metaspace", "replacement": SPACE, "prepend_scheme": "always", "split": False}
+FIRST = {**METASPACE, "prepend_scheme": "first"}
+
+
+def transformers_5(normalizer: Json | None, pre_tokenizer: Json | None) -> Json:
+    return changed(
+        lambda v: (
+            v.update(normalizer=normalizer, pre_tokenizer=pre_tokenizer, post_processor=template(["<s>"], [])),
+            v["model"].update(unk_token=None, fuse_unk=True, ignore_merges=False),
+        )
+    )
+
+
+BACKEND = transformers_5(
+    {"type": "Sequence", "normalizers": [REPLACE, DOUBLE]}, {"type": "Sequence", "pretokenizers": [METASPACE]}
+)
+
+
+def test_the_files_of_transformers_5(tmp_path: Path) -> None:
+    """Ids are those that transformers 5.24 itself gives for the text."""
+    text = "Hello <s> world</s>x  y"
+    for values, ids, words in (
+        (BACKEND, [1, 389, 423, 4023, 4019, 1, 4019, 989, 2, 4019, 4062, 4019, 305], []),
+        (transformers_5(None, METASPACE), None, ["begins with one"]),
+        (transformers_5(None, FIRST), None, ["prepend_scheme 'first'", "begins with one"]),
+    ):
+        vocabulary = read(write(tmp_path, values))
+        assert vocabulary.scores == read(TINY_MIXTRAL).scores
+        assert (vocabulary.add_space_prefix, vocabulary.add_bos) == (True, True)
+        assert [word in note for word, note in zip(words, vocabulary.notes, strict=True)] == [True] * len(words)
+        found = Tokenizer.from_metadata(vocabulary.to_gguf()).encode(text, parse_special=True)
+        assert ids is None or found == ids
+
+
+def test_the_scheme_is_noted_beside_a_sentencepiece_model(tmp_path: Path) -> None:
+    shutil.copy(TINY_MIXTRAL / "tokenizer.model", tmp_path)
+    assert "prepend_scheme 'first'" in read(write(tmp_path, transformers_5(None, FIRST))).notes[0]
+    assert read(write(tmp_path, transformers_5(None, {**FIRST, "prepend_scheme": "never"}))).notes == ()
+
+
+@pytest.mark.parametrize("pre_tokenizer", [None, FIRST])
+def test_a_doubled_space_without_its_other_half_is_unsupported(tmp_path: Path, pre_tokenizer: Json | None) -> None:
+    values = transformers_5({"type": "Sequence", "normalizers": [REPLACE, DOUBLE]}, pre_tokenizer)
+    with pytest.raises(UnsupportedError, match="expected a Metaspace that always puts a space before a text"):
+        read(write(tmp_path, values))
+
+
+# --- What would cost time and memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["model"]["vocab"].update({"a" * 300_000: 4096}), "pieces of at most 256 characters, found one of 300000"),
+        (lambda v: v["model"]["vocab"].update({f"p{i}": 4096 + i for i in range(300_000)}), "at most 262144 pieces"),
+        (lambda v: v["model"]["vocab"].update({f"{i:0200}": 4096 + i for i in range(11_000)}), "characters in all pieces"),
+        (
+            lambda v: v["added_tokens"].extend({"id": 4096 + i, "content": f"{i:0200}"} for i in range(11_000)),
+            "characters in all tokens",
+        ),
+    ],
+)
+def test_row_17_vocabularies_that_would_take_long(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read(write(tmp_path, changed(change)))
+
+
+def test_row_17_a_tokenizer_that_would_not_run_is_refused(tmp_path: Path) -> None:
+    """Sentencepiece takes 256 byte pieces or none."""
+    model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
+    model.ParseFromString((TINY_MIXTRAL / "tokenizer.model").read_bytes())
+    model.pieces[5].type = 1
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"expected a tokenizer that runs, found one that does not: .*256 byte tokens"):
+        read(tmp_path)
+
+
 def test_files_that_contradict_each_other(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="as another file says, found"):
         read(

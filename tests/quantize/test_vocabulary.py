@@ -114,6 +114,25 @@ def test_scores_are_finite(tmp_path: Path, model: Any, score: float) -> None:
         read_vocabulary(write(tmp_path, model))
 
 
+def test_pieces_are_utf8(tmp_path: Path, model: Any) -> None:
+    model.pieces[300].piece = "abcdefgh"
+    data = write(tmp_path, model) / "tokenizer.model"
+    data.write_bytes(data.read_bytes().replace(b"abcdefgh", b"abcdef\xff\xfe"))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: piece 300: expected UTF-8, found b'abcdef"):
+        read_vocabulary(tmp_path)
+
+
+def test_a_model_of_too_many_pieces_is_refused(tmp_path: Path, model: Any) -> None:
+    path = write(tmp_path, model) / "tokenizer.model"
+    data = path.read_bytes()
+    path.write_bytes(data + b"\n\0" * 300_000)  # empty pieces
+    with pytest.raises(CheckpointError, match="expected at most 262144 pieces, found 304096"):
+        read_vocabulary(tmp_path)
+    path.write_bytes(data + b"\n\0" * 5_000_000)
+    with pytest.raises(CheckpointError, match="expected at most 8388608 bytes"):
+        read_vocabulary(tmp_path)
+
+
 @pytest.mark.parametrize("n", [0, 2])
 def test_one_piece_is_the_unknown_one(tmp_path: Path, model: Any, n: int) -> None:
     model.pieces[0].type = 1
