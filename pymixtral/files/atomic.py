@@ -86,7 +86,7 @@ def reading_back(dest: Path, temporary: Path) -> Iterator[None]:
     try:
         yield
     except PymixtralError as error:
-        problem = str(error).replace(str(temporary), "it")
+        problem = str(error).removeprefix(f"{temporary}: ").replace(str(temporary), "it")
         raise OutputError(
             f"{dest}: expected to write a file that can be read again, found one that cannot, and dropped it: {problem}"
         ) from error

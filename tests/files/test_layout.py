@@ -180,7 +180,7 @@ def test_a_file_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
     convert(source, out, layout="split")
     out.unlink()
     source.write_bytes(build([], [tensor(long.replace(".f", "1.f"), [1, 1, 10_001], F32, 0)], bytes(40_032)))
-    with pytest.raises(OutputError, match=r"out\.gguf: expected to write a file that can be read again.*64 bytes are more"):
+    with pytest.raises(OutputError, match=r"out\.gguf: expected to write a file that can be read again.*: name of tensor 10000 .*found 64"):
         convert(source, out, layout="split")
     assert list(tmp_path.iterdir()) == [source]
 
