@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +48,10 @@ def test_the_package_writes_text_out_of_the_box() -> None:
         assert len(words) > 10
         assert {"a", "the", "and"} & set(words)  # a tale, not noise
         assert model.detokenize(model.tokenize("Hansel and Gretel")) == "Hansel and Gretel"
+
+
+def test_only_one_module_knows_the_extension() -> None:
+    """The floors' rule sees Python modules only, and the extension is none."""
+    package = Path(str(files("pymixtral")))
+    found = [path for path in package.rglob("*.py") if re.search(r"(from|import) .*\b_pmx\b", path.read_text())]
+    assert [path.relative_to(package).as_posix() for path in found] == ["ops/native.py"]

@@ -54,6 +54,10 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "'mmx'" in found.reason
 
 
+def test_each_instruction_set_but_the_scalar_one_says_what_it_needs() -> None:
+    assert set(ops.built_isas()) - {"scalar"} <= set(machine._NEEDS)
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "available_isas", lambda: ["scalar"])
     built = machine.instruction_sets(("avx", "avx2", "fma")).missing
