@@ -68,6 +68,15 @@ void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on) {
     if (ctx) pmx_pool_cancel(ctx->pool, on);
 }
 
+pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint) {
+    const pmx_status status = PMX_NOT_NULL(ctx);
+    if (status != PMX_OK) return status;
+    if (hint != PMX_PREFETCH_NEAR && hint != PMX_PREFETCH_FAR)
+        return pmx_fail(PMX_EINVAL, "hint: expected PMX_PREFETCH_NEAR or PMX_PREFETCH_FAR, found %d", hint);
+    ctx->prefetch = (pmx_prefetch)hint;
+    return PMX_OK;
+}
+
 const char *pmx_ctx_isa(const pmx_ctx *ctx) { return ctx ? ctx->kernels->name : NULL; }
 
 int32_t pmx_ctx_threads(const pmx_ctx *ctx) { return ctx ? ctx->n_threads : 0; }

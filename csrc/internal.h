@@ -36,6 +36,7 @@ struct pmx_ctx {
     const pmx_kernels *kernels;
     pmx_pool *pool;
     int32_t n_threads;
+    pmx_prefetch prefetch;
     struct {
         void *data;
         size_t bytes;

@@ -41,7 +41,7 @@ static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int
 
 pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens,
                             const pmx_weight *const *weights, int64_t n_weights) {
-    *acts = (pmx_acts){.x = x, .cols = weights[0]->cols};
+    *acts = (pmx_acts){.x = x, .cols = weights[0]->cols, .prefetch = ctx->prefetch};
     int wanted[PMX_FORMS] = {0};
     for (int64_t i = 0; i < n_weights; i++) wanted[ctx->kernels->types[weights[i]->type].form] = 1;
     pmx_status status = PMX_OK;

@@ -62,6 +62,13 @@ typedef enum {
     PMX_MXFP4 = 39
 } pmx_type;
 
+/* Where a product of one token puts the rows that it is about to read. Which is faster
+ * depends on the CPU: near loads wait in the first cache's few miss buffers, far ones do not. */
+typedef enum {
+    PMX_PREFETCH_NEAR = 0, /* the first cache */
+    PMX_PREFETCH_FAR = 1   /* the second */
+} pmx_prefetch;
+
 typedef struct pmx_ctx pmx_ctx;
 
 /* A matrix of rows x cols weights, stored by row in GGUF's own blocks; borrowed, usually
@@ -165,6 +172,8 @@ pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa);
 void pmx_ctx_destroy(pmx_ctx *ctx);
 /* on != 0: calls on this context end soon with PMX_ECANCELED, until it is set to 0 again. */
 void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on);
+/* hint: a pmx_prefetch, for the calls that follow; at first PMX_PREFETCH_NEAR. No result depends on it. */
+pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint);
 const char *pmx_ctx_isa(const pmx_ctx *ctx);
 int32_t pmx_ctx_threads(const pmx_ctx *ctx);
 

@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from pymixtral.arguments import integer
-from pymixtral.errors import ClosedError, UnsupportedError
+from pymixtral.errors import ClosedError, InvalidArgumentError, UnsupportedError
 from pymixtral.ops.native import check, ffi, lib
 from pymixtral.ops.threads import MAX_THREADS, thread_limits
 
@@ -50,6 +50,7 @@ class Context:
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer: Any = None
+        self._prefetch = "near"
         if n_threads is None:
             n_threads = thread_limits().default
         n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
@@ -82,6 +83,25 @@ class Context:
     def n_threads(self) -> int:
         """The number of threads in use."""
         return int(lib.pmx_ctx_threads(self.pointer))
+
+    @property
+    def prefetch(self) -> str:
+        """Where kernels of one token put the rows that come next.
+
+        "near" is the first cache, as at first, "far" the second. No result depends on it.
+
+        Raises:
+            InvalidArgumentError: when it is set to another value.
+        """
+        return self._prefetch
+
+    @prefetch.setter
+    def prefetch(self, hint: str) -> None:
+        hints = {"near": lib.PMX_PREFETCH_NEAR, "far": lib.PMX_PREFETCH_FAR}
+        if hint not in hints:
+            raise InvalidArgumentError(f"expected a prefetch hint 'near' or 'far', found '{hint}': set one of them")
+        check(lib.pmx_ctx_prefetch(self.pointer, hints[hint]))
+        self._prefetch = hint
 
     def cancel(self, on: bool = True) -> None:
         """Cancel the call that is running and all later ones: they raise CanceledError.

@@ -70,6 +70,17 @@ def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
             np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
 
+@pytest.mark.parametrize("isa", ops.available_isas())
+@every_type
+def test_no_bit_depends_on_the_prefetch_hint(isa: str, kind: GGMLQuantizationType) -> None:
+    x, w, want = product(kind, 12, 19, LONG[block_weights(kind)][-1])
+    with ops.Context(2, isa) as ctx:
+        for hint in ("near", "far"):
+            ctx.prefetch = hint
+            for n in (1, 2, 3, 5, 12):
+                np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+
+
 @every_context
 @pytest.mark.parametrize("kind", INTEGER_TYPES, ids=lambda kind: kind.name.lower())
 def test_the_largest_integers(ctx: ops.Context, kind: GGMLQuantizationType) -> None:

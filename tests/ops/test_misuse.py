@@ -399,8 +399,15 @@ def test_contexts_that_are_null() -> None:
     refused(lib.pmx_ctx_create(ffi.NULL, 1, b"scalar"))
     lib.pmx_ctx_destroy(ffi.NULL)
     lib.pmx_ctx_cancel(ffi.NULL, 1)
+    refused(lib.pmx_ctx_prefetch(ffi.NULL, lib.PMX_PREFETCH_FAR))
     assert lib.pmx_ctx_isa(ffi.NULL) == ffi.NULL
     assert lib.pmx_ctx_threads(ffi.NULL) == 0
+
+
+def test_prefetch_hints_that_are_none() -> None:
+    with ops.Context(1) as ctx:
+        for hint in (-1, 2, (1 << 31) - 1, -(1 << 31)):
+            refused(lib.pmx_ctx_prefetch(ctx.pointer, hint))
 
 
 def test_instruction_sets_past_the_ends() -> None:

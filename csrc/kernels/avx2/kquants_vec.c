@@ -58,7 +58,7 @@ PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const ui
     *isum = sum;
 }
 
-PMX_INLINE void vec(const int type, const pmx_product p) {
+PMX_INLINE void vec(const pmx_product p, const pmx_prefetch hint, const int type) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK256, bytes = kquant_bytes(type);
     const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += 8) {
@@ -72,7 +72,7 @@ PMX_INLINE void vec(const int type, const pmx_product p) {
             __m256i isum[8], msum[8];
 #pragma GCC unroll 1 /* unrolled it is up to 15% slower */
             for (int i = 0; i < 8; i++) {
-                for (end += bytes; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
+                for (end += bytes; line < end; line += 64) pmx_prefetch_line(line, hint);
                 dot_block(type, isum + i, msum + i, rows[i] + b * bytes, &x);
             }
             __m256 dw, dmin;
@@ -90,7 +90,7 @@ PMX_INLINE void vec(const int type, const pmx_product p) {
 }
 
 #define VEC(NAME, T, FORM, ELEMENTS)                                                                                   \
-    void pmx_avx2_vec_##T(const pmx_product *p) { vec(PMX_##NAME, *p); }
+    void pmx_avx2_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec, *p, PMX_##NAME); }
 
 PMX_TYPES_Q256(VEC)
 

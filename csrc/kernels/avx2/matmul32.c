@@ -6,7 +6,7 @@ PMX_AVX2_BEGIN
 
 #define TYPE(T, TILE, ...)                                                                                             \
     static const type32 T = {unpack_##T, sizeof(pmx_block_##T), __VA_ARGS__};                                          \
-    void pmx_avx2_vec_##T(const pmx_product *p) { vec32(*p, T); }                                                      \
+    void pmx_avx2_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, T); }                                       \
     void pmx_avx2_mat_##T(const pmx_product *p) { mat32(*p, TILE, T); }                                                \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize32(y, w, n, T); }
 

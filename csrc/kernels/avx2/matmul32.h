@@ -76,7 +76,7 @@ PMX_INLINE __m256i dot8_signed(const uint8_t *const *rows, int64_t offset, __m25
     return reduce8(p);
 }
 
-PMX_INLINE void vec32(const pmx_product p, const type32 T) {
+PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const type32 T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
     const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += 8) {
@@ -86,8 +86,7 @@ PMX_INLINE void vec32(const pmx_product p, const type32 T) {
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64)
-                _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
+            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64) pmx_prefetch_line(next + 8 * at + line, hint);
             const __m256i x = _mm256_loadu_si256((const __m256i *)(const void *)(token.q + b * PMX_BLOCK));
             __m256i isum = T.n_sums > 1 ? dot8_unsigned(rows, at, x, T) : dot8_signed(rows, at, x, T);
             if (T.offset) isum = _mm256_add_epi32(isum, _mm256_set1_epi32(-T.offset * token.sums[b]));

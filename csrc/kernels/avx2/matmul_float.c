@@ -34,7 +34,8 @@ PMX_INLINE __m256 load_tail(const uint8_t *w, int64_t n, const type_float F) {
 
 /* The first R rows x T tokens; R and T are constants where this is inlined. ahead: the next R rows
  * are prefetched. */
-PMX_INLINE void tile(const pmx_product p, const int R, const int T, const int ahead, const type_float F) {
+PMX_INLINE void tile(const pmx_product p, const int R, const int T, const int ahead, const pmx_prefetch hint,
+                     const type_float F) {
     const char *next = (const char *)p.w + R * p.row_bytes;
     const int64_t n = p.acts->cols, whole = n - n % 8;
     const float *x[8];
@@ -44,7 +45,7 @@ PMX_INLINE void tile(const pmx_product p, const int R, const int T, const int ah
         for (int t = 0; t < T; t++) acc[r][t] = _mm256_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
         for (int64_t line = 0; ahead && line < 8 * R * F.size; line += 64)
-            _mm_prefetch(next + i * R * F.size + line, _MM_HINT_T0);
+            pmx_prefetch_line(next + i * R * F.size + line, hint);
         __m256 v[3];
         for (int t = 0; t < T; t++) v[t] = _mm256_loadu_ps(x[t] + i);
         for (int r = 0; r < R; r++) {
@@ -66,20 +67,20 @@ PMX_INLINE void tile(const pmx_product p, const int R, const int T, const int ah
         for (int r = 0; r < R; r++) p.y[t * p.ldy + r] = sum8_tree(acc[r][t]);
 }
 
-PMX_INLINE void vec(const pmx_product p, const type_float F) {
+PMX_INLINE void vec(const pmx_product p, const pmx_prefetch hint, const type_float F) {
     int64_t r = 0;
-    for (; r + 8 <= p.n_rows; r += 8) tile(pmx_product_from(p, r, 0), 8, 1, 1, F);
-    for (; r < p.n_rows; r++) tile(pmx_product_from(p, r, 0), 1, 1, 1, F);
+    for (; r + 8 <= p.n_rows; r += 8) tile(pmx_product_from(p, r, 0), 8, 1, 1, hint, F);
+    for (; r < p.n_rows; r++) tile(pmx_product_from(p, r, 0), 1, 1, 1, hint, F);
 }
 
 PMX_INLINE void mat(const pmx_product p, const type_float F) {
     int64_t r = 0;
     for (; r + 4 <= p.n_rows; r += 4) {
         int64_t t = 0;
-        for (; t + 3 <= p.n_tokens; t += 3) tile(pmx_product_from(p, r, t), 4, 3, t == 0, F);
-        for (; t < p.n_tokens; t++) tile(pmx_product_from(p, r, t), 4, 1, t == 0, F);
+        for (; t + 3 <= p.n_tokens; t += 3) tile(pmx_product_from(p, r, t), 4, 3, t == 0, PMX_PREFETCH_NEAR, F);
+        for (; t < p.n_tokens; t++) tile(pmx_product_from(p, r, t), 4, 1, t == 0, PMX_PREFETCH_NEAR, F);
     }
-    for (int64_t t = 0; t < p.n_tokens && r < p.n_rows; t++) vec(pmx_product_from(p, r, t), F);
+    for (int64_t t = 0; t < p.n_tokens && r < p.n_rows; t++) vec(pmx_product_from(p, r, t), PMX_PREFETCH_NEAR, F);
 }
 
 PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, const type_float F) {
@@ -90,7 +91,7 @@ PMX_INLINE void dequantize(float *y, const uint8_t *w, int64_t n, const type_flo
 
 #define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
     static const type_float T = {load8_##T, sizeof(pmx_block_##T)};                                                    \
-    void pmx_avx2_vec_##T(const pmx_product *p) { vec(*p, T); }                                                        \
+    void pmx_avx2_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec, *p, T); }                                         \
     void pmx_avx2_mat_##T(const pmx_product *p) { mat(*p, T); }                                                        \
     void pmx_avx2_dequantize_##T(float *y, const uint8_t *w, int64_t n) { dequantize(y, w, n, T); }
 

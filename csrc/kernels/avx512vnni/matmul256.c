@@ -111,7 +111,7 @@ PMX_INLINE words256 load_sums(const int32_t *sums, const type256 T) {
 }
 
 /* Of N tokens; N is a constant where this is inlined. */
-PMX_INLINE void vec256(const pmx_product p, const int N, const type256 T) {
+PMX_INLINE void vec256(const pmx_product p, const pmx_prefetch hint, const int N, const type256 T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
     pmx_quantized tokens[VEC_TOKENS];
     for (int t = 0; t < N; t++) tokens[t] = pmx_token_q256(p.acts, p.tokens[t], 0);
@@ -141,7 +141,7 @@ PMX_INLINE void vec256(const pmx_product p, const int N, const type256 T) {
 #pragma GCC unroll 4
                 for (int i = first; i < first + 4; i++) {
                     for (int64_t line = 0; line < T.block_bytes; line += 64)
-                        _mm_prefetch(next + 8 * at + i * T.block_bytes + line, _MM_HINT_T0);
+                        pmx_prefetch_line(next + 8 * at + i * T.block_bytes + line, hint);
                     const row_block row = unpack_row(rows[i] + at, &scales, i - first, T);
                     for (int t = 0; t < N; t++) dots[t][i] = dot_block(&row, x[t], T);
                     /* The compiler would issue the prefetches of all rows at once. */
@@ -173,10 +173,10 @@ PMX_INLINE void few256(const pmx_product p, const type256 T) {
             pmx_product part = pmx_product_from(p, r, t);
             if (part.n_rows > 8) part.n_rows = 8;
             switch (part.n_tokens) {
-            case 3: vec256(part, 3, T); break;
-            case 2: vec256(part, 2, T); break;
-            case 1: vec256(part, 1, T); break;
-            default: vec256(part, VEC_TOKENS, T); break;
+            case 3: vec256(part, PMX_PREFETCH_NEAR, 3, T); break;
+            case 2: vec256(part, PMX_PREFETCH_NEAR, 2, T); break;
+            case 1: vec256(part, PMX_PREFETCH_NEAR, 1, T); break;
+            default: vec256(part, PMX_PREFETCH_NEAR, VEC_TOKENS, T); break;
             }
         }
     }
@@ -356,7 +356,7 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
     static const type256 T = {unpack_##T, SCALES,     sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d),         \
                               ORDER,      __VA_ARGS__};                                                                \
     static __attribute__((noinline)) void few_##T(const pmx_product *p) { few256(*p, T); }                             \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec256(*p, 1, T); }                                            \
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec256, *p, 1, T); }                             \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) {                                                                \
         if (p->n_tokens <= FEW_TOKENS)                                                                                 \
             few_##T(p);                                                                                                \

@@ -38,7 +38,7 @@ PMX_INLINE __m512i unpack_pair(const uint8_t *a, const uint8_t *b, const type32 
     return _mm512_inserti64x4(_mm512_castsi256_si512(T.unpack(a)), T.unpack(b), 1);
 }
 
-PMX_INLINE void vec32(const pmx_product p, const type32 T) {
+PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const type32 T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
     const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += 8) {
@@ -48,8 +48,7 @@ PMX_INLINE void vec32(const pmx_product p, const type32 T) {
         __m256 acc = _mm256_setzero_ps();
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
-            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64)
-                _mm_prefetch(next + 8 * at + line, _MM_HINT_T0);
+            for (int64_t line = 0; line < 8 * T.block_bytes; line += 64) pmx_prefetch_line(next + 8 * at + line, hint);
             const __m512i x =
                 _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)(token.q + b * PMX_BLOCK)));
             __m512i dots[4];
@@ -198,9 +197,9 @@ static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset
 PMX_TYPES_Q32(MAT)
 
 /* The types of 4 bits have theirs in vec4.c. */
-void pmx_avx512vnni_vec_q5_0(const pmx_product *p) { vec32(*p, q5_0); }
-void pmx_avx512vnni_vec_q5_1(const pmx_product *p) { vec32(*p, q5_1); }
-void pmx_avx512vnni_vec_q8_0(const pmx_product *p) { vec32(*p, q8_0); }
+void pmx_avx512vnni_vec_q5_0(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q5_0); }
+void pmx_avx512vnni_vec_q5_1(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q5_1); }
+void pmx_avx512vnni_vec_q8_0(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q8_0); }
 
 PMX_AVX512VNNI_END
 #endif

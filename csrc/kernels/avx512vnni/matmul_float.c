@@ -68,7 +68,8 @@ PMX_INLINE void step(__m512 (*acc)[PAIRS], const pmx_product *p, const float *co
 
 /* The first n_rows of 8 rows x T tokens; T is a constant where this is inlined. ahead: the next 8
  * rows are prefetched. */
-PMX_INLINE void tile(const pmx_product p, int64_t n_rows, const int T, int ahead, const type_float F) {
+PMX_INLINE void tile(const pmx_product p, int64_t n_rows, const int T, int ahead, const pmx_prefetch hint,
+                     const type_float F) {
     const int64_t n = p.acts->cols, whole = n - n % 8;
     const char *next = (const char *)p.w + ROWS * p.row_bytes;
     const float *x[TOKENS];
@@ -80,7 +81,7 @@ PMX_INLINE void tile(const pmx_product p, int64_t n_rows, const int T, int ahead
         for (int k = 0; k < PAIRS; k++) acc[t][k] = _mm512_setzero_ps();
     for (int64_t i = 0; i < whole; i += 8) {
         for (int64_t line = 0; ahead && line < 8 * ROWS * F.size; line += 64)
-            _mm_prefetch(next + i * ROWS * F.size + line, _MM_HINT_T0);
+            pmx_prefetch_line(next + i * ROWS * F.size + line, hint);
         step(acc, &p, x, i, 0xff, T, F);
     }
     if (whole < n) step(acc, &p, x, whole, (__mmask8)((1 << (n - whole)) - 1), T, F);
@@ -91,19 +92,20 @@ PMX_INLINE void tile(const pmx_product p, int64_t n_rows, const int T, int ahead
 }
 
 /* n_tokens <= 6. */
-PMX_INLINE void rows8(const pmx_product p, int64_t n_rows, int64_t n_tokens, int ahead, const type_float F) {
+PMX_INLINE void rows8(const pmx_product p, int64_t n_rows, int64_t n_tokens, int ahead, const pmx_prefetch hint,
+                      const type_float F) {
     switch (n_tokens) {
-    case 1: tile(p, n_rows, 1, ahead, F); return;
-    case 2: tile(p, n_rows, 2, ahead, F); return;
-    case 3: tile(p, n_rows, 3, ahead, F); return;
-    case 4: tile(p, n_rows, 4, ahead, F); return;
-    case 5: tile(p, n_rows, 5, ahead, F); return;
-    default: tile(p, n_rows, 6, ahead, F); return;
+    case 1: tile(p, n_rows, 1, ahead, hint, F); return;
+    case 2: tile(p, n_rows, 2, ahead, hint, F); return;
+    case 3: tile(p, n_rows, 3, ahead, hint, F); return;
+    case 4: tile(p, n_rows, 4, ahead, hint, F); return;
+    case 5: tile(p, n_rows, 5, ahead, hint, F); return;
+    default: tile(p, n_rows, 6, ahead, hint, F); return;
     }
 }
 
 /* Rows that do not make 8 go one by one: eight times the same row, and one result is kept. */
-PMX_INLINE void mat(const pmx_product p, const type_float F) {
+PMX_INLINE void mat(const pmx_product p, const pmx_prefetch hint, const type_float F) {
     for (int64_t first = 0; first < p.n_tokens; first += GROUP) {
         const int64_t end = first + GROUP < p.n_tokens ? first + GROUP : p.n_tokens;
         for (int64_t r = 0, n; r < p.n_rows; r += n) {
@@ -111,21 +113,21 @@ PMX_INLINE void mat(const pmx_product p, const type_float F) {
             for (int64_t t = first; t < end; t += TOKENS) {
                 pmx_product part = pmx_product_from(p, r, t);
                 if (n < ROWS) part.row_bytes = 0;
-                rows8(part, n, end - t < TOKENS ? end - t : TOKENS, t == 0, F);
+                rows8(part, n, end - t < TOKENS ? end - t : TOKENS, t == 0, hint, F);
             }
         }
     }
 }
 
-PMX_INLINE void vec(pmx_product p, const type_float F) {
+PMX_INLINE void vec(pmx_product p, const pmx_prefetch hint, const type_float F) {
     p.n_tokens = 1; /* tells the compiler, which leaves the rest of mat out */
-    mat(p, F);
+    mat(p, hint, F);
 }
 
 #define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
     static const type_float T = {load_pair_##T, sizeof(pmx_block_##T)};                                                \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec(*p, T); }                                                  \
-    void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat(*p, T); }
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec, *p, T); }                                   \
+    void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat(*p, PMX_PREFETCH_NEAR, T); }
 
 PMX_TYPES_F32(TYPE)
 

@@ -140,13 +140,13 @@ PMX_INLINE acts4 load_acts(const pmx_quantized token, int64_t b, const int64_t n
  * left to the hardware: all of them, or all at once, cost two cores more of a busy memory's
  * bandwidth than they gain. */
 PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const char *next, const acts4 *x,
-                             const int64_t n, const type4 T) {
+                             const int64_t n, const pmx_prefetch hint, const type4 T) {
     __m512i heads[ROWS], sums[4];
     for (int g = 0; g < 4; g++) {
         __m512i p[4];
         for (int i = 0; i < 4; i++) {
             __m512i tail;
-            _mm_prefetch(next + (4 * g + i) * 2 * T.block_words * BLOCKS, _MM_HINT_T0);
+            pmx_prefetch_line(next + (4 * g + i) * 2 * T.block_words * BLOCKS, hint);
             __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
             load_blocks(&heads[4 * g + i], &tail, rows[4 * g + i] + at, n, T);
             p[i] = dot_row(heads[4 * g + i], tail, x, T);
@@ -164,7 +164,7 @@ PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at,
     return acc;
 }
 
-PMX_INLINE void vec4(const pmx_product p, const type4 T) {
+PMX_INLINE void vec4(const pmx_product p, const pmx_prefetch hint, const type4 T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK, block_bytes = 2 * T.block_words;
     const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += ROWS) {
@@ -175,11 +175,11 @@ PMX_INLINE void vec4(const pmx_product p, const type4 T) {
         int64_t b = 0;
         for (; b + BLOCKS <= n_blocks; b += BLOCKS) {
             const acts4 x = load_acts(token, b, BLOCKS, T);
-            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, BLOCKS, T);
+            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, BLOCKS, hint, T);
         }
         if (b < n_blocks) {
             const acts4 x = load_acts(token, b, n_blocks - b, T);
-            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, n_blocks - b, T);
+            acc = add_blocks(acc, rows, b * block_bytes, next + ROWS * b * block_bytes, &x, n_blocks - b, hint, T);
         }
         const int64_t left = p.n_rows - r;
         _mm512_mask_storeu_ps(p.y + r, left >= ROWS ? (__mmask16)0xffff : (__mmask16)((1u << left) - 1), acc);
@@ -188,7 +188,7 @@ PMX_INLINE void vec4(const pmx_product p, const type4 T) {
 
 #define TYPE(T, ...)                                                                                                   \
     static const type4 T = {sizeof(pmx_block_##T) / 2, offsetof(pmx_block_##T, qs) / 2, __VA_ARGS__};                  \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { vec4(*p, T); }
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec4, *p, T); }
 
 TYPE(q4_0, .offset = 8)
 TYPE(q4_1, .has_min = 1)

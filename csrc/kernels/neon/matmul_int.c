@@ -23,8 +23,8 @@ PMX_INLINE int32x4_t dot32(int8x16_t a0, int8x16_t a1, int8x16_t b0, int8x16_t b
     return vdotq_s32(vdotq_s32(vdupq_n_s32(0), a0, b0), a1, b1);
 }
 
-PMX_INLINE void prefetch(const uint8_t *p, const int64_t bytes) {
-    for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(p + line);
+PMX_INLINE void prefetch(const uint8_t *p, const int64_t bytes, const pmx_prefetch hint) {
+    for (int64_t line = 0; line < bytes; line += 64) pmx_prefetch_line(p + line, hint);
 }
 
 PMX_INLINE void store_rows(float *y, int64_t n, float32x4_t low, float32x4_t high) {
@@ -35,7 +35,7 @@ PMX_INLINE void store_rows(float *y, int64_t n, float32x4_t low, float32x4_t hig
     if (n < STRIP_ROWS) memcpy(y, all, (size_t)n * sizeof *y);
 }
 
-PMX_INLINE void vec32(const pmx_product p, const neon_type T) {
+PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const neon_type T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK;
     const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
@@ -45,7 +45,7 @@ PMX_INLINE void vec32(const pmx_product p, const neon_type T) {
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
             const int8x16_t x0 = vld1q_s8(token.q + b * PMX_BLOCK), x1 = vld1q_s8(token.q + b * PMX_BLOCK + 16);
-            prefetch(next + b * STRIP_ROWS * T.block_bytes, STRIP_ROWS * T.block_bytes);
+            prefetch(next + b * STRIP_ROWS * T.block_bytes, STRIP_ROWS * T.block_bytes, hint);
             for (int h = 0; h < 2; h++) {
                 int32x4_t dots[4];
                 for (int i = 0; i < 4; i++) {
@@ -100,7 +100,7 @@ PMX_INLINE int32x4_t scaled_dot(const decoded256 *w, const int8_t *x, const int 
     return sum;
 }
 
-PMX_INLINE void vec256(const pmx_product p, const neon_type T) {
+PMX_INLINE void vec256(const pmx_product p, const pmx_prefetch hint, const neon_type T) {
     const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
     const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
@@ -116,7 +116,7 @@ PMX_INLINE void vec256(const pmx_product p, const neon_type T) {
 #pragma GCC unroll 1
                 for (int i = 0; i < 4; i++) {
                     decoded256 block;
-                    prefetch(next + (b * STRIP_ROWS + 4 * h + i) * T.block_bytes, T.block_bytes);
+                    prefetch(next + (b * STRIP_ROWS + 4 * h + i) * T.block_bytes, T.block_bytes, hint);
                     T.decode(&block, rows[4 * h + i] + at);
                     dots[i] = scaled_dot(&block, token.q + b * PMX_BLOCK256, T.n_sub);
                     m[i] = add_products(vdupq_n_s32(0), vmovl_s8(vget_low_s8(block.mins)), x_sums.val[0]);
@@ -134,9 +134,9 @@ PMX_INLINE void vec256(const pmx_product p, const neon_type T) {
 }
 
 #define VEC32(NAME, T, FORM, ELEMENTS)                                                                                 \
-    void pmx_neon_vec_##T(const pmx_product *p) { vec32(*p, T); }
+    void pmx_neon_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, T); }
 #define VEC256(NAME, T, FORM, ELEMENTS)                                                                                \
-    void pmx_neon_vec_##T(const pmx_product *p) { vec256(*p, T); }
+    void pmx_neon_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec256, *p, T); }
 
 PMX_TYPES_Q32(VEC32)
 PMX_TYPES_Q256(VEC256)
