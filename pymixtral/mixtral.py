@@ -116,6 +116,7 @@ class Mixtral:
             self.prompt_weights = weights.prompt_weights(self.config.n_experts_used)
             model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(model.close)
+            self._context = model.context
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
             if lock:
                 residence.lock(file.maps.values())
@@ -123,6 +124,11 @@ class Mixtral:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
             self._engine = Engine(model, str(self.path), self.n_ctx, n_batch, kv_type, file.check_length)
             self._resources = stack.pop_all()
+
+    @property
+    def prefetch(self) -> str:
+        """The prefetch hint in use, "near" or "far"; generation measures which is faster here."""
+        return self._context.prefetch
 
     # --- Text -------------------------------------------------------------------------------------
 

@@ -69,7 +69,8 @@ def bench(
     if as_json:
         write_json(asdict(result))
         return
-    write(f"{Path(result.model).name}: {result.n_threads} threads, {result.isa}, median of {result.repetitions}")
+    kernels = f"{result.isa}, prefetch {result.prefetch}"
+    write(f"{Path(result.model).name}: {result.n_threads} threads, {kernels}, median of {result.repetitions}")
     rows = [
         ["", "tokens/s", "", "of the machine", "which gives"],
         [

@@ -14,7 +14,7 @@ from pymixtral.cli.text import wrap, write, write_json
 from pymixtral.units import show_bytes
 
 if TYPE_CHECKING:
-    from pymixtral.inspection.machine import Cpu, InstructionSets, Memory
+    from pymixtral.inspection.machine import Cpu, InstructionSets, Memory, Prefetch
     from pymixtral.ops import Threads
 
 _PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
@@ -42,14 +42,16 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
     cpu = machine.cpu()
     isas = machine.instruction_sets(cpu.features)
+    prefetch = machine.prefetch()
     threads, memory = ops.thread_limits(), machine.memory()
     probes = _probe(isas, threads, memory)
-    problems = _problems(isas, memory)
+    problems = _problems(isas, prefetch, memory)
     if as_json:
         write_json(
             {
                 "cpu": asdict(cpu),
                 "instruction_sets": asdict(isas),
+                "prefetch": asdict(prefetch),
                 "threads": {"default": threads.default} | asdict(threads) | {"limit": threads.limit},
                 "memory": asdict(memory),
                 "versions": _versions(),
@@ -58,7 +60,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             }
         )
     else:
-        write("\n".join([*_machine(cpu, isas), *_limits(threads, memory), *_measured(probes), *_software(), *_end(problems)]))
+        write("\n".join([*_machine(cpu, isas, prefetch), *_limits(threads, memory), *_measured(probes), *_software(), *_end(problems)]))
     ctx.exit(1 if problems else 0)
 
 
@@ -78,12 +80,14 @@ def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str,
     }
 
 
-def _problems(isas: InstructionSets, memory: Memory) -> list[str]:
+def _problems(isas: InstructionSets, prefetch: Prefetch, memory: Memory) -> list[str]:
     problems = []
     if isas.chosen is None:
         problems.append(f"No model runs: {isas.reason}.")
     elif isas.chosen == "scalar":
         problems.append("Only the plain C kernels are in use, which are many times slower than those of an instruction set.")
+    if prefetch.default is None:
+        problems.append(f"No model runs: {prefetch.reason}.")
     if memory.usable < 1 << 30:
         problems.append(f"Only {show_bytes(memory.usable)} of memory are available.")
     return problems
@@ -103,7 +107,7 @@ def _row(name: str, text: str) -> str:
     return f"{name:11} " + wrap(text, " " * 12).lstrip()
 
 
-def _machine(cpu: Cpu, isas: InstructionSets) -> list[str]:
+def _machine(cpu: Cpu, isas: InstructionSets, prefetch: Prefetch) -> list[str]:
     lines = [_row("CPU", cpu.name)]
     if cpu.features:
         lines.append(_row("Features", " ".join(cpu.features)))
@@ -115,7 +119,12 @@ def _machine(cpu: Cpu, isas: InstructionSets) -> list[str]:
             lacks = ", ".join(isas.missing[name])
             shown.append(f"{name} (not here{': the CPU lacks ' + lacks if lacks else ''})")
     chosen = isas.chosen or "none"
-    return [*lines, _row("Kernels", ", ".join(shown)), _row("", f"chosen: {chosen} ({isas.reason})")]
+    return [
+        *lines,
+        _row("Kernels", ", ".join(shown)),
+        _row("", f"chosen: {chosen} ({isas.reason})"),
+        _row("Prefetch", f"{prefetch.default or 'none'} ({prefetch.reason})"),
+    ]
 
 
 def _limits(threads: Threads, memory: Memory) -> list[str]:

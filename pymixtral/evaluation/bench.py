@@ -28,6 +28,7 @@ class Bench:
     Attributes:
         model: the model file.
         isa: the instruction set.
+        prefetch: the prefetch hint that generation chose, "near" or "far".
         n_threads: number of threads.
         n_prompt: tokens of the prompt.
         n_generate: tokens after it.
@@ -45,6 +46,7 @@ class Bench:
 
     model: str
     isa: str
+    prefetch: str
     n_threads: int
     n_prompt: int
     n_generate: int
@@ -109,6 +111,7 @@ def bench(
     return Bench(
         model=str(model.path),
         isa=model.isa,
+        prefetch=model.prefetch,
         n_threads=model.n_threads,
         n_prompt=n_prompt,
         n_generate=n_generate,

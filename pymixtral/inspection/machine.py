@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pymixtral import ops
 from pymixtral.cgroups import ROOT, groups, read
-from pymixtral.errors import UnsupportedError
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.ops.threads import sysctl
 
 # CPU features that matter for speed, as Linux names them.
@@ -124,6 +124,38 @@ def instruction_sets(features: tuple[str, ...] | None = None) -> InstructionSets
         return InstructionSets(built, available, missing, chosen, asked, reason)
     except UnsupportedError as error:
         return InstructionSets(built, available, missing, None, asked, f"PYMIXTRAL_ISA: {error}")
+
+
+@dataclass(frozen=True)
+class Prefetch:
+    """The prefetch hint of the kernels of one token; pymixtral.ops.prefetch says what it is.
+
+    Attributes:
+        default: what a model begins with, "near" or "far"; None if PYMIXTRAL_PREFETCH is wrong.
+        asked: the value of PYMIXTRAL_PREFETCH; None if it is not set.
+        reason: a clause for people that says why this one is the default, or none.
+    """
+
+    default: str | None
+    asked: str | None
+    reason: str
+
+
+def prefetch() -> Prefetch:
+    """Find the prefetch hint that a model begins with on this machine.
+
+    Returns:
+        The hint. Without PYMIXTRAL_PREFETCH a model measures both while it generates.
+    """
+    try:
+        asked = ops.asked_prefetch()
+    except InvalidArgumentError as error:
+        return Prefetch(None, os.environ["PYMIXTRAL_PREFETCH"], str(error))
+    if asked:
+        return Prefetch(asked, asked, "PYMIXTRAL_PREFETCH asks for it")
+    hint = ops.default_prefetch()
+    which = "of AMD's family 25" if hint == "far" else "of this CPU"
+    return Prefetch(hint, None, f"the default {which}; generation measures both hints")
 
 
 # --- Memory ---------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class Model:
         layers: the layers, as C sees them.
 
     Raises:
-        InvalidArgumentError: for a number of threads out of range.
+        InvalidArgumentError: for a number of threads out of range, and for a wrong PYMIXTRAL_PREFETCH.
         UnsupportedError: for an instruction set that this machine does not run.
         NativeError: if there is no memory, or a thread cannot be started.
     """
@@ -50,6 +50,7 @@ class Model:
         self.config = config
         self.weights = weights
         self.context = ops.Context(n_threads, isa)
+        self._prefetch = ops.PrefetchTrial(self.context)
         self.layers = [
             ops.Layer(
                 attn_norm=layer.attn_norm,
@@ -129,9 +130,12 @@ class Model:
         try:
             for sequence, count in runs:
                 sequence.reserve(count)
+            self._prefetch.begin()
             hidden = self._pass(
                 inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers
             )
+            if layers is None and len(inputs) == len(hidden) == 1:
+                self._prefetch.end()
         except BaseException:
             for sequence, _ in runs:
                 sequence.truncate(sequence.length)  # gives back what was reserved

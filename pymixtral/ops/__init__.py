@@ -1,7 +1,8 @@
 """The C library as NumPy functions; the only package that imports the extension.
 
 `operations` and `layer` have a function for each entry point, `context` has the threads and the
-instruction set that they run with, `views` the arrays as C sees them, and `native` the extension.
+instruction set that they run with, `prefetch` chooses a context's hint, `views` has the arrays as C
+sees them, and `native` the extension.
 """
 
 from pymixtral.ops.context import Context, available_isas, built_isas
@@ -20,6 +21,7 @@ from pymixtral.ops.operations import (
     route,
     silu_mul,
 )
+from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefetch
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.views import PAGE, BoundMatrix, CacheLayer, Runs
 
@@ -32,12 +34,15 @@ __all__ = [
     "Context",
     "Layer",
     "Observer",
+    "PrefetchTrial",
     "Runs",
     "Threads",
+    "asked_prefetch",
     "attention",
     "available_isas",
     "built_isas",
     "cache_write",
+    "default_prefetch",
     "embed",
     "encode",
     "exp",

@@ -294,8 +294,8 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     names = [line.split()[0] for line in lines if line and not line.startswith(" ")]
-    assert [name for name in names if name in ("CPU", "Kernels", "Threads", "Memory", "Read", "int8", "Versions")] == [
-        "CPU", "Kernels", "Threads", "Memory", "Read", "int8", "Versions"
+    assert [name for name in names if name in ("CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions")] == [
+        "CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions"
     ]  # fmt: skip
     assert f"chosen: {ops.available_isas()[-1]} (PYMIXTRAL_ISA asks for it" in result.stdout
     assert f"pymixtral {pymixtral.__version__}" in " ".join(result.stdout.split())
@@ -304,11 +304,14 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYMIXTRAL_ISA", "mmx")
+    monkeypatch.setenv("PYMIXTRAL_PREFETCH", "T1")
     result = run("doctor", "--json")
     assert (result.exit_code, result.stderr) == (1, "")
     found = json.loads(result.stdout)
     assert found["instruction_sets"]["chosen"] is None
     assert "'mmx'" in found["problems"][0]
+    assert found["prefetch"]["default"] is None
+    assert "'T1'" in found["problems"][1]
     assert found["threads"]["default"] == ops.thread_limits().default
     assert found["probe"]["isa"] == ops.available_isas()[-1]
     assert found["probe"]["read_gb_per_second"].keys() == found["probe"]["int8_gmac_per_second"].keys()

@@ -23,6 +23,7 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.kv_cache import KVCache, Sequence
 from pymixtral.model.weights import ModelWeights, load_weights
+from pymixtral.ops import prefetch
 from pymixtral.quantize import quantize
 from pymixtral.reference import oracle
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
@@ -116,6 +117,59 @@ def test_a_whole_text(load: Load, name: str, isa: str, n_threads: int) -> None:
     assert sequence.length == len(e.tokens)
     last = hidden[-2:]
     np.testing.assert_array_equal(model.logits(last), oracle.logits(last, e.weights, e.config))
+    model.close()
+
+
+@pytest.mark.parametrize("name", ["tiny-q4_0", "tiny-f16", "odd-q8_0"])
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_bit_depends_on_the_prefetch_hint(
+    load: Load, name: str, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither on the hints that the environment asks for, nor on their turns while both are measured."""
+    e = load(name)
+    for hint in ("near", "far"):
+        monkeypatch.setenv("PYMIXTRAL_PREFETCH", hint)
+        model = e.model(isa)
+        kv = model.new_cache(len(e.tokens), "f32")
+        np.testing.assert_array_equal(run(model, kv, kv.new_sequence(), e.tokens[:20], 1), e.hidden()[:20])
+        assert model.context.prefetch == hint
+        model.close()
+    monkeypatch.delenv("PYMIXTRAL_PREFETCH")
+    monkeypatch.setattr(prefetch, "_chosen", {})
+    monkeypatch.setattr(prefetch, "_SHORTEST", 0.0)
+    monkeypatch.setattr(prefetch, "_FAULTS", 1 << 60)
+    model = e.model(isa)
+    kv = model.new_cache(len(e.tokens), "f32")
+    sequence = kv.new_sequence()
+    used = [model.context.prefetch]
+    for i in range(16):
+        np.testing.assert_array_equal(run(model, kv, sequence, e.tokens[i : i + 1]), e.hidden()[i : i + 1])
+        used.append(model.context.prefetch)
+    assert used[:16] == [used[0], used[1]] * 8
+    assert set(used) == {"near", "far"}
+    assert prefetch._chosen == {(isa, 2): used[16]}
+    model.close()
+
+
+def test_only_whole_passes_of_one_token_choose_the_prefetch_hint(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYMIXTRAL_PREFETCH", raising=False)
+    monkeypatch.setattr(prefetch, "_chosen", {})
+    monkeypatch.setattr(prefetch, "_SHORTEST", 0.0)
+    monkeypatch.setattr(prefetch, "_FAULTS", 1 << 60)
+    e = load("odd-q8_0")
+    model = e.model()
+    kv = model.new_cache(len(e.tokens), "f32")
+    sequence = kv.new_sequence()
+    hint = model.context.prefetch
+    for _ in range(4):
+        model.forward(e.tokens[:2], [(sequence, 2)], kv)
+        model.forward(e.tokens[:1], [(sequence, 1)], kv, layers=range(1))
+        model.forward(e.tokens[:1], [(sequence, 1)], kv, rows=slice(1, None))
+        assert model.context.prefetch == hint
+    model.forward(e.tokens[:1], [(sequence, 1)], kv)
+    assert model.context.prefetch != hint
     model.close()
 
 
