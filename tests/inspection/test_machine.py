@@ -56,6 +56,8 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_instruction_set_but_the_scalar_one_says_what_it_needs() -> None:
     assert set(ops.built_isas()) - {"scalar"} <= set(machine._NEEDS)
+
+
 def test_the_prefetch_hint_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYMIXTRAL_PREFETCH", raising=False)
     for hint, why in (("near", "of this CPU"), ("far", "of AMD's family 25")):
