@@ -87,7 +87,8 @@ def quantize(
         What was written, and its errors.
 
     Raises:
-        CheckpointError: the source is broken, incomplete or contradicts itself.
+        CheckpointError: the source is broken, incomplete, contradicts itself or was changed
+            meanwhile.
         UnsupportedError: the source is another kind of model.
         ModelFileError: an importance matrix or a GGUF source is broken.
         ModelConfigError: a GGUF source describes no model that makes sense.
@@ -117,6 +118,7 @@ def quantize(
                     _measure(meter, context, chunk)
                     zeroed[chunk.tensor.target.sources[chunk.source]] += chunk.n_zeroed
                     bar.update(chunk.data.size)
+            checkpoint.check_unchanged()
             if verify:
                 began = time.monotonic()
                 with _bar("verifying", decided, progress) as bar:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 
 from pymixtral.errors import ModelFileError
 from pymixtral.files.header import Tensor, Value, read_shard
+from pymixtral.files.identity import check_unchanged
 from pymixtral.files.shards import open_all
 
 
@@ -49,6 +51,7 @@ class GGUFFile:
         self.path = os.fspath(path)
         found = read_shard(self.path)
         shards = open_all(found) if found.count > 1 else [found]
+        self._identities = {Path(shard.path): shard.identity for shard in shards}
         first = shards[0]
         self.paths = tuple(shard.path for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
@@ -72,6 +75,11 @@ class GGUFFile:
                     f"{path}: expected {len(mapped)} bytes, found {mapped.size()}, as it was shortened while it was "
                     "in use: discard the results, restore the file and open the model again"
                 )
+
+    def check_unchanged(self) -> None:
+        """Raises ModelFileError if a file is no longer what it was when it was opened, as one that is overwritten in place."""
+        for path, before in self._identities.items():
+            check_unchanged(path, before, ModelFileError)
 
     def close(self) -> None:
         """Drop the tensors. The mapping ends with its last view. A second close() does nothing."""

@@ -22,6 +22,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from pymixtral.errors import ModelFileError, UnsupportedError
+from pymixtral.files.identity import Identity, identity
 from pymixtral.files.types import block_weights, row_bytes
 
 Value = int | float | bool | str | list[str] | NDArray[Any]
@@ -110,6 +111,7 @@ class Shard:
         count: number of files of the model.
         header_bytes: bytes before the tensors' data.
         n_bytes: bytes of the file.
+        identity: of the file when it was opened.
         mapped: the mapped file.
     """
 
@@ -122,6 +124,7 @@ class Shard:
     count: int
     header_bytes: int
     n_bytes: int
+    identity: Identity
     mapped: mmap.mmap
 
 
@@ -146,7 +149,9 @@ def read_shard(path: str) -> Shard:
     if type(count) is not int:  # bool is an int to Python
         raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
     tensors = _read_tensors(header, n_tensors, alignment)
-    return Shard(path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size, header.data)
+    return Shard(
+        path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size, header.identity, header.data
+    )
 
 
 class _Header:
@@ -163,7 +168,8 @@ class _Header:
                     f"{path}: expected a GGUF file, found something that is not a regular file: check the path"
                 )
             with Path(path).open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
+                status = os.fstat(file.fileno())
+                self.size, self.identity = status.st_size, identity(status)
                 if self.size == 0:
                     raise ModelFileError(f"{path}: expected a GGUF file, found an empty file: get it again")
                 self.data = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)

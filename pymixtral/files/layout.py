@@ -69,7 +69,7 @@ def convert_layout(
         The files written.
 
     Raises:
-        ModelFileError: the source cannot be read.
+        ModelFileError: the source cannot be read, or was changed meanwhile.
         ModelConfigError: experts are incomplete.
         UnsupportedError: experts of different types cannot be merged.
         InvalidArgumentError: an argument is out of its range.
@@ -108,6 +108,7 @@ def convert_layout(
                         bar.update(len(chunk))
                 with reading_back(paths[number], temporary):
                     read_shard(str(temporary))
+            file.check_unchanged()
     return paths
 
 

@@ -68,6 +68,11 @@ class Checkpoint:
             )
         return replace(self, targets=tuple(part for target in self.targets for part in target.split()))
 
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a file of the weights was changed since it was opened."""
+        for file in {tensor.file for tensor in self.tensors.values()}:
+            file.check_unchanged()
+
     def check_tensors(self) -> Checkpoint:
         """Compares the tensors with those of the configuration.
 

@@ -62,9 +62,9 @@ def read(path: Path) -> Checkpoint:
 def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
     dequantize = _dequantizer()
     for path in paths:
+        file = SourceFile(path)  # before its header is read, so that a change after that is seen
         shard = read_shard(str(path))
         base = np.frombuffer(shard.mapped, np.uint8, 1).ctypes.data
-        file = SourceFile(path)
         for name, tensor in shard.tensors.items():
             yield name, StoredTensor(file, tensor.type, tensor.shape, tensor.data.ctypes.data - base, dequantize)
 

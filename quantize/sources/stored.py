@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError
+from pymixtral.files.identity import check_unchanged, identity
 from pymixtral.files.types import row_bytes
 
 Type = GGMLQuantizationType
@@ -44,7 +45,12 @@ class SourceFile:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             raise CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
         weakref.finalize(self, os.close, self._fd)
-        self.size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self.size, self._identity = status.st_size, identity(status)
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if the file is no longer what it was when it was opened."""
+        check_unchanged(self.path, self._identity, CheckpointError)
 
     def read_into(self, buffer: U8, offset: int) -> None:
         """Fills an array.

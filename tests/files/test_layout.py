@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 from pymixtral import Mixtral
 from pymixtral.cli import main
-from pymixtral.errors import InvalidArgumentError, ModelConfigError, OutputError, PymixtralError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, OutputError, PymixtralError, UnsupportedError
 from pymixtral.files import layout
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.layout import convert_layout
@@ -243,6 +243,22 @@ def test_row_19_a_full_disk_leaves_nothing(tiny_q8_0: Path, tmp_path: Path, monk
         with pytest.raises(OutputError, match=r"found an error \(No space left"):
             convert(tiny_q8_0, tmp_path / "out.gguf", max_shard_bytes=size)
         assert not list(tmp_path.iterdir())
+
+
+def test_row_19_a_source_that_is_overwritten_meanwhile_is_refused(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source.gguf"
+    content = tiny_q8_0.read_bytes()
+    source.write_bytes(content)
+    real = layout._data
+
+    def overwritten(*arguments: Any) -> Any:
+        source.write_bytes(content[:-4096] + bytes(4096))
+        yield from real(*arguments)
+
+    monkeypatch.setattr(layout, "_data", overwritten)
+    with pytest.raises(ModelFileError, match=r"source\.gguf: expected a file that stays as it is .* found that it was changed"):
+        convert(source, tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["source.gguf"]
 
 
 def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +189,33 @@ def test_row_19_source_that_shrinks_while_it_is_read(
         quantize(source, tmp_path / "m.gguf", force=True, progress=False)
     assert (tmp_path / "m.gguf").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
+
+
+def test_row_19_source_that_is_overwritten_while_it_is_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place, with as many bytes, or by another file of its name."""
+    weights = source / "model.safetensors"
+    genuine = writer.encode
+
+    def overwritten(change: Callable[[], object]) -> None:
+        calls: list[None] = []
+
+        def encode(*arguments: Any) -> Any:
+            calls.append(None)
+            if len(calls) == 5:
+                change()
+            return genuine(*arguments)
+
+        monkeypatch.setattr(writer, "encode", encode)
+        (tmp_path / "m.gguf").write_bytes(b"old")
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a file that stays as it is .* found that it was changed"):
+            quantize(source, tmp_path / "m.gguf", force=True, progress=False)
+        assert (tmp_path / "m.gguf").read_bytes() == b"old"
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
+
+    content = weights.read_bytes()
+    overwritten(lambda: weights.write_bytes(content[:-4096] + bytes(4096)))
+    overwritten(lambda: (source / "new").write_bytes(content) and (source / "new").rename(weights))
+    overwritten(weights.unlink)
 
 
 def test_row_19_read_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
