@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFValueType
@@ -19,7 +20,7 @@ from pymixtral.errors import InvalidArgumentError, ModelConfigError, Unsupported
 from pymixtral.files.atomic import check_dest, check_space, reading_back, replacing_all
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import MAX_TENSORS, Tensor, read_shard
-from pymixtral.files.names import TensorName, expert_name, merged_name
+from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName, expert_name, merged_name
 from pymixtral.files.shards import MAX_SHARDS, shard_name
 from pymixtral.files.writing import TensorInfo, encode_header, encode_string, padding
 
@@ -84,6 +85,13 @@ def convert_layout(
     path = Path(dest)
     with GGUFFile(source) as file:
         tensors = list(file.tensors.values())
+        if layout:
+            tensors = [part for tensor in tensors for part in _unfused(file.path, tensor)]
+            (name, times), *_ = [*Counter(tensor.name for tensor in tensors).most_common(1), ("", 0)]
+            if times > 1:
+                raise ModelConfigError(
+                    f"{file.path}: tensor '{name}': expected it once, found it fused with another and by itself"
+                )
         if layout == "merged":
             planned = list(_merged(file.path, tensors))
         elif layout == "split":
@@ -113,7 +121,32 @@ def convert_layout(
 
 
 def _kept(tensor: Tensor) -> _Tensor:
-    return _Tensor(tensor.name, tensor.type, tensor.shape, [tensor.data])
+    data = tensor.data
+    # Half of a fused tensor is contiguous expert by expert.
+    return _Tensor(tensor.name, tensor.type, tensor.shape, [data] if data.flags.c_contiguous else list(data))
+
+
+def _unfused(path: str, tensor: Tensor) -> list[Tensor]:
+    """Gate and up of a tensor that has both; another tensor itself."""
+    name = TensorName.parse(tensor.name)
+    if name is None or name.stem != FUSED_STEM:
+        return [tensor]
+    if len(tensor.shape) != 3 or tensor.shape[1] % 2:
+        raise ModelConfigError(
+            f"{path}: tensor '{name}': expected three dimensions, of which the second is even, "
+            f"found the shape {list(tensor.shape)}"
+        )
+    n_experts, rows, cols = tensor.shape
+    half = rows // 2
+    return [
+        Tensor(
+            str(replace(name, stem=stem)),
+            tensor.type,
+            (n_experts, half, cols),
+            tensor.data[:, i * half : (i + 1) * half],
+        )
+        for i, stem in enumerate(FUSED_PARTS)
+    ]
 
 
 def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:

@@ -3,7 +3,9 @@
 A name is blk.LAYER.STEM.weight, or STEM.weight for the tensors that belong to no layer. The
 matrices of a layer's experts come in two forms. Merged, all experts are one tensor, with "_exps"
 after the stem: blk.3.ffn_up_exps.weight. Split, as in files of December 2023, each expert has its
-own: blk.3.ffn_up.5.weight. In a dense model blk.3.ffn_up.weight is the only one.
+own: blk.3.ffn_up.5.weight. In a dense model blk.3.ffn_up.weight is the only one. Some files have
+gate and up of all experts in one tensor, blk.3.ffn_gate_up_exps.weight: the rows of each expert's
+gate, then those of its up.
 """
 
 from __future__ import annotations
@@ -14,6 +16,12 @@ from dataclasses import dataclass, replace
 FFN_STEMS = ("ffn_gate", "ffn_up", "ffn_down")
 """The three matrices of an expert, or of a dense layer."""
 
+FUSED_STEM = "ffn_gate_up"
+"""Gate and up in one tensor, always of all experts."""
+
+FUSED_PARTS = FFN_STEMS[:2]
+"""What it consists of."""
+
 _CLASSES = {
     "token_embd": "embedding",
     "attn_q": "attention",
@@ -21,7 +29,7 @@ _CLASSES = {
     "attn_v": "attention",
     "attn_output": "attention",
     "ffn_gate_inp": "router",
-    **dict.fromkeys(FFN_STEMS, "feed-forward"),
+    **dict.fromkeys((*FFN_STEMS, FUSED_STEM), "feed-forward"),
     "attn_norm": "norms",
     "ffn_norm": "norms",
     "output_norm": "norms",
@@ -68,9 +76,11 @@ class TensorName:
             return None
         layer, stem, which = match.groups()
         known = stem in _CLASSES and (layer is None) == (stem in _OUTSIDE_LAYERS)
-        if not known or (which and stem not in FFN_STEMS):
+        if not known or (which and stem not in (*FFN_STEMS, FUSED_STEM)):
             return None
         merged = which == "_exps"
+        if stem == FUSED_STEM and not merged:
+            return None
         expert = int(which[1:]) if which and not merged else None
         return cls(stem, None if layer is None else int(layer), merged, expert)
 

@@ -12,7 +12,7 @@ from pymixtral.arrays import F32
 from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
-from pymixtral.files.names import FFN_STEMS, TensorName
+from pymixtral.files.names import FFN_STEMS, FUSED_PARTS, FUSED_STEM, TensorName
 from pymixtral.files.types import FLOAT_TYPES, MATRIX_TYPES, Matrix
 from pymixtral.model.config import ModelConfig
 
@@ -93,7 +93,8 @@ class ModelWeights:
 def load_weights(file: GGUFFile, config: ModelConfig) -> ModelWeights:
     """The tensors of a file as the weights of a model.
 
-    Experts may be merged (blk.N.ffn_gate_exps.weight, [n_experts, ffn, hidden]) or split
+    Experts may be merged (blk.N.ffn_gate_exps.weight, [n_experts, ffn, hidden]), merged with gate
+    and up fused (blk.N.ffn_gate_up_exps.weight, [n_experts, 2 * ffn, hidden]), or split
     (blk.N.ffn_gate.E.weight); without output.weight the head is the embedding.
 
     Args:
@@ -168,6 +169,12 @@ class _Tensors:
         if str(name.of_expert(0)) in self.tensors:
             split = [self._find(name.of_expert(e), shape[1:], MATRIX_TYPES) for e in range(n_experts)]
             return [Matrix(tensor.type, tensor.data) for tensor in split]
+        fused = TensorName(FUSED_STEM, name.layer, merged=True)
+        if name.stem in FUSED_PARTS and str(fused) in self.tensors:
+            n_experts, ffn, hidden = shape
+            both = self._find(fused, (n_experts, 2 * ffn, hidden), MATRIX_TYPES)
+            begin = ffn * FUSED_PARTS.index(name.stem)
+            return [Matrix(both.type, data[begin : begin + ffn]) for data in both.data]
         merged = self._find(name.of_all_experts(), shape, MATRIX_TYPES)
         return [Matrix(merged.type, data) for data in merged.data]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pymixtral import ops
 from pymixtral.arrays import F32, U8
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import read_shard
-from pymixtral.files.names import expert_name, merged_name
+from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName, expert_name, merged_name
 from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
@@ -92,9 +93,15 @@ def _targets(stored: dict[str, StoredTensor], tensors: dict[str, StoredTensor]) 
                 tensors |= {source: stored[source] for source in sources}
                 yield Target(merged, sources, tensor.shape, merged=True)
         elif len(tensor.shape) == 3:
-            parts = {f"{name}[{e}]": tensor.part(e) for e in range(tensor.shape[0])}
-            tensors |= parts
-            yield Target(name, tuple(parts), tensor.shape[1:], merged=True)
+            n_experts, rows, cols = tensor.shape
+            parsed = TensorName.parse(name)
+            fused = parsed is not None and parsed.stem == FUSED_STEM
+            whole = [str(replace(parsed, stem=stem)) for stem in FUSED_PARTS] if parsed and fused else [name]
+            rows //= len(whole)
+            for i, target in enumerate(whole):
+                parts = {f"{target}[{e}]": tensor.part(e, slice(i * rows, (i + 1) * rows)) for e in range(n_experts)}
+                tensors |= parts
+                yield Target(target, tuple(parts), (rows, cols), merged=True)
         else:
             tensors[name] = tensor
             yield Target(name, (name,), tensor.shape)

@@ -55,6 +55,33 @@ def test_merged_to_split_and_back(tiny_q8_0: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == tiny_q8_0.read_bytes()  # the quantizer's own file, to the bit
 
 
+def test_fused_experts_become_those_of_other_files(tiny_q8_0: Path, tmp_path: Path) -> None:
+    fused = rewrite(tiny_q8_0, tmp_path / "fused.gguf", fused=True)
+    assert "blk.3.ffn_gate_up_exps.weight" in contents(fused)
+    convert(fused, tmp_path / "kept.gguf")
+    assert contents(tmp_path / "kept.gguf") == contents(fused)
+    convert(fused, tmp_path / "merged.gguf", layout="merged")
+    assert contents(tmp_path / "merged.gguf") == contents(tiny_q8_0)
+    convert(fused, tmp_path / "split.gguf", layout="split")
+    assert contents(tmp_path / "split.gguf") == contents(rewrite(tiny_q8_0, tmp_path / "expected.gguf", split=True))
+    with Mixtral(tiny_q8_0) as one, Mixtral(fused) as other:
+        assert one.generate(PROMPT, temperature=0, max_tokens=9).text == (
+            other.generate(PROMPT, temperature=0, max_tokens=9).text
+        )
+
+
+def test_fused_experts_that_make_no_sense(tmp_path: Path) -> None:
+    def refused(*tensors: bytes, words: str) -> None:
+        (tmp_path / "m.gguf").write_bytes(build([], list(tensors), bytes(4096)))
+        with pytest.raises(ModelConfigError, match=words):
+            convert(tmp_path / "m.gguf", tmp_path / "out.gguf", layout="merged")
+
+    both, gate = "blk.0.ffn_gate_up_exps.weight", "blk.0.ffn_gate_exps.weight"
+    refused(tensor(both, [4, 3, 2], F32, 0), words="of which the second is even, found the shape")
+    refused(tensor(both, [4, 4], F32, 0), words="expected three dimensions")
+    refused(tensor(both, [4, 4, 2], F32, 0), tensor(gate, [4, 2, 2], F32, 128), words=f"'{gate}': expected it once")
+
+
 def test_one_file_to_shards_and_back(tiny_q8_0: Path, tmp_path: Path) -> None:
     limit = 4_000_000
     paths = convert(tiny_q8_0, tmp_path / "t.gguf", max_shard_bytes=limit)

@@ -18,6 +18,7 @@ from pymixtral.files.names import CLASSES, TensorName, expert_name, merged_name,
         ("blk.31.ffn_gate_inp.weight", TensorName("ffn_gate_inp", 31)),
         ("blk.31.ffn_gate.weight", TensorName("ffn_gate", 31)),
         ("blk.3.ffn_gate_exps.weight", TensorName("ffn_gate", 3, merged=True)),
+        ("blk.3.ffn_gate_up_exps.weight", TensorName("ffn_gate_up", 3, merged=True)),
         ("blk.3.ffn_down.63.weight", TensorName("ffn_down", 3, expert=63)),
     ],
 )
@@ -33,6 +34,7 @@ def test_names_of_models(name: str, parsed: TensorName) -> None:
         *("", "weight", ".weight", "output", "output.weight\n", "\noutput.weight", "rope_freqs.weight"),
         *("attn_q.weight", "blk.1.output.weight", "blk..attn_q.weight", "blk.-1.attn_q.weight", "blk.x.attn_q.weight"),
         *("blk.0.attn_q.bias", "blk.0.attn_q.1.weight", "blk.0.attn_q_exps.weight", "blk.0.ffn_gate_inp_exps.weight"),
+        *("blk.0.ffn_gate_up.weight", "blk.0.ffn_gate_up.3.weight"),
         *("blk.00.ffn_up.weight", "blk.0.ffn_up.01.weight", "blk.0.ffn_up.1.1.weight", "blk.\u0663.attn_q.weight"),
     ],
 )

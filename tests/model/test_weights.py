@@ -131,6 +131,26 @@ def test_a_mixtral_with_merged_or_split_experts(write: Callable[..., GGUFFile], 
                 assert matrix.data.flags.c_contiguous
 
 
+def test_gate_and_up_in_one_tensor(write: Callable[..., GGUFFile]) -> None:
+    tensors = arrays(CONFIG)
+    fused = {name: x for name, x in tensors.items() if "ffn_gate_exps" not in name and "ffn_up_exps" not in name}
+    for i in range(2):
+        gate, up = (tensors[f"blk.{i}.ffn_{name}_exps.weight"] for name in ("gate", "up"))
+        fused[f"blk.{i}.ffn_gate_up_exps.weight"] = np.concatenate([gate, up], axis=1)
+    weights = load_weights(write(fused), CONFIG)
+    for i, layer in enumerate(weights.layers):
+        for e, expert in enumerate(layer.experts):
+            for name, matrix in zip(("ffn_gate", "ffn_up", "ffn_down"), expert, strict=True):
+                assert np.array_equal(floats(matrix), tensors[f"blk.{i}.{name}_exps.weight"][e])
+                assert not matrix.data.flags.owndata
+                assert matrix.data.flags.c_contiguous
+    name = "blk.0.ffn_gate_up_exps.weight"
+    with pytest.raises(ModelConfigError, match=rf"'{name}': expected shape \[3, .*\], found"):
+        load_weights(write(fused | {name: fused[name][:, 1:]}), CONFIG)
+    with pytest.raises(UnsupportedError, match=r"found 'blk\.0\.ffn_up_exps\.weight'"):
+        load_weights(write(fused | {name.replace("gate_", ""): tensors[name.replace("gate_", "")]}), CONFIG)
+
+
 def test_a_dense_model_is_one_expert_without_router(write: Callable[..., GGUFFile]) -> None:
     tensors = arrays(DENSE)
     weights = load_weights(write(tensors), DENSE)

@@ -23,6 +23,7 @@ def rewrite(
     keys: Mapping[str, Any] | None = None,
     types: Mapping[str, GGMLQuantizationType] | None = None,
     split: bool = False,
+    fused: bool = False,
     without: tuple[str, ...] = (),
     version: int = 3,
     shard_tensors: int = 0,
@@ -32,7 +33,8 @@ def rewrite(
 
     keys: metadata to set (int as uint32, float as float32, bool, str, lists of one kind), None to
     leave out. types: for tensors whose names hold the text. split: one tensor for each expert.
-    without: tensors left out. shard_tensors: at most so many in a file.
+    fused: gate and up of all experts in one tensor. without: tensors left out. shard_tensors: at
+    most so many in a file.
     """
     reader = GGUFReader(source)
     writer = GGUFWriter(dest, "llama", split_max_tensors=shard_tensors)
@@ -59,7 +61,13 @@ def rewrite(
         wanted = next((to for text, to in (types or {}).items() if text in tensor.name), kind)
         if wanted != kind:
             data, kind = quantize(np.asarray(dequantize(data, kind)), wanted), wanted
-        if split and "_exps." in tensor.name:
+        if fused and ("ffn_gate_exps." in tensor.name or "ffn_up_exps." in tensor.name):
+            if "gate" in tensor.name:
+                up = next(other for other in reader.tensors if other.name == tensor.name.replace("gate", "up"))
+                assert kind == up.tensor_type == tensor.tensor_type
+                both = np.concatenate([tensor.data, up.data], axis=1)
+                writer.add_tensor(tensor.name.replace("gate", "gate_up"), both, raw_dtype=kind)
+        elif split and "_exps." in tensor.name:
             for e, expert in enumerate(data):
                 writer.add_tensor(tensor.name.replace("_exps.", f".{e}."), np.ascontiguousarray(expert), raw_dtype=kind)
         else:
