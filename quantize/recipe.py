@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.names import merged_name, tensor_class
 from pymixtral.files.types import ENCODED_TYPES, bits_per_weight, show_type
@@ -28,6 +29,9 @@ TENSOR_TYPES = {show_type(kind): kind for kind in ENCODED_TYPES}
 """By name, what a single tensor can be asked to be; from most bits to fewest."""
 
 _BASES = {name: kind for name, kind in MIXES.items() if name not in TENSOR_TYPES} | TENSOR_TYPES
+
+MAX_PATTERN = 256
+"""Characters of a pattern: a tensor's name has at most 63. Compiling one of a million brackets takes hours."""
 
 RECIPES = tuple(sorted(_BASES, key=lambda name: -bits_per_weight(_BASES[name])))
 """All recipes, from most bits to fewest: the mixes, and the types that no mix is named after."""
@@ -77,6 +81,10 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
     """
     result: dict[str, Type] = {}
     for pattern, name in patterns:
+        if len(pattern) > MAX_PATTERN:
+            raise InvalidArgumentError(
+                f"{shown(pattern)}: expected a pattern of at most {MAX_PATTERN} characters, found {len(pattern)}"
+            )
         if name not in TENSOR_TYPES:
             raise InvalidArgumentError(f"{pattern!r}: expected a type among {', '.join(TENSOR_TYPES)}, found {name!r}")
         matched = [t for t in targets if fnmatchcase(t.name, pattern) or fnmatchcase(merged_name(t.name), pattern)]

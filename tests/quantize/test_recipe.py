@@ -121,6 +121,15 @@ def test_patterns_that_do_nothing_are_refused(pattern: str, kind: str, words: st
         overrides(mixtral(), [(pattern, kind)])
 
 
+def test_a_pattern_that_would_never_end_is_refused() -> None:
+    for pattern in ("[" * 10**6, "*?" * 10**5):
+        with pytest.raises(InvalidArgumentError, match="expected a pattern of at most 256 characters, found"):
+            overrides(mixtral(), [(pattern, "q8_0")])
+    for pattern in ("*a" * 128, "[" * 256, "*[!b]" * 51):
+        with pytest.raises(InvalidArgumentError, match="matches no tensor"):
+            overrides(mixtral(), [(pattern, "q8_0")])
+
+
 @pytest.mark.parametrize(("cols", "kind"), [(256, Type.Q4_K), (96, Type.Q5_0), (80, Type.F16), (1, Type.F16)])
 def test_columns_decide_what_a_type_becomes(cols: int, kind: Type) -> None:
     assert fit(Target("blk.0.attn_output.weight", ("x",), (64, cols)), Type.Q4_K) == kind
