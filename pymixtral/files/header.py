@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import ModelFileError, UnsupportedError
 from pymixtral.files.identity import Identity, identity
+from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, part_of
 from pymixtral.files.types import block_weights, row_bytes
 
 Value = int | float | bool | str | list[str] | NDArray[Any]
@@ -150,7 +151,17 @@ def read_shard(path: str) -> Shard:
         raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
     tensors = _read_tensors(header, n_tensors, alignment)
     return Shard(
-        path, version, alignment, metadata, encoded, tensors, count, header.pos, header.size, header.identity, header.data
+        path,
+        version,
+        alignment,
+        metadata,
+        encoded,
+        tensors,
+        count,
+        header.pos,
+        header.size,
+        header.identity,
+        header.data,
     )
 
 
@@ -162,6 +173,8 @@ class _Header:
         self.pos = 0
         self.n_strings = 0
         try:
+            if Path(path).is_dir():
+                raise ModelFileError(f"{path}: expected a GGUF file, found {directory_instead(Path(path))}")
             if not Path(path).is_file():  # before open, which would wait for the writer of a pipe
                 Path(path).stat()  # raises the reason if nothing is there
                 raise ModelFileError(
@@ -248,6 +261,8 @@ def _read_counts(header: _Header) -> tuple[int, int, int]:
     """Version, number of tensors, number of metadata keys."""
     magic = header.data[header.take(4, "magic") : 4]
     if magic != b"GGUF":
+        if found := found_instead(Path(header.path), header.data[:HEAD_BYTES]):
+            raise ModelFileError(f"{header.path}: expected a GGUF file, found {found}")
         header.fail("magic", 0, b"GGUF", magic, "this is not a GGUF file, choose another")
     version = header.u32("version")
     if version not in (2, 3):
@@ -349,7 +364,7 @@ def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, 
                 pos,
                 f"{n_bytes} bytes from byte {begin + offset}",
                 f"{present} in the file of {header.size}",
-                "it is truncated or still downloading, get it again",
+                part_of(Path(header.path)) or "it is truncated or still downloading, get it again",
             )
         extents.append((offset, offset + n_bytes, name))
     extents.sort()

@@ -12,6 +12,7 @@ from pymixtral.arrays import F64
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import quoted
+from pymixtral.files.kinds import gguf_instead
 from pymixtral.files.names import TensorName
 from pymixtral.files.shards import stem
 from pymixtral.model.keys import FEATURES, INTEGERS, Keys
@@ -75,6 +76,8 @@ class ModelConfig:
             UnsupportedError: the architecture, the rope scaling or another feature is not computed.
         """
         keys = Keys(file)
+        if found := gguf_instead(file.metadata):
+            raise UnsupportedError(f"{file.path}: expected a model, found {found}")
         architecture = keys.string("general.architecture")
         if architecture != "llama":
             raise UnsupportedError(

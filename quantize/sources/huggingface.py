@@ -1,6 +1,7 @@
 """Checkpoints in Hugging Face's form: config.json and safetensors.
 
-These are one file or several shards, with experts one by one or fused.
+These are one file or several shards, with experts one by one, fused as in transformers 5, or
+stacked as in MLX.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from pathlib import Path
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.shards import MAX_SHARDS
 from pymixtral.model.config import ModelConfig
 
+from .buffers import without_buffers
 from .checkpoint import Checkpoint
-from .safetensors import read_safetensors
+from .numbered import numbered_files
+from .safetensors import read_all, read_safetensors
 from .stored import StoredTensor
 from .strict_json import read_object
 from .targets import targets
@@ -23,12 +27,48 @@ from .values import Values
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_FUSED = re.compile(r"(model\.layers\.\d+)\.mlp\.(gate\.weight|experts\.gate_up_proj|experts\.down_proj)", re.ASCII)
+_SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors", re.ASCII)
+
+_ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.weight", re.ASCII)
+_FUSED = re.compile(
+    r"(model\.layers\.\d+)\.(?:mlp\.experts\.(gate_up|down)_proj|block_sparse_moe\.switch_mlp\.(gate|up|down)_proj\.weight)",
+    re.ASCII,
+)
+_PARTS = {"gate_up": ("w1", "w3"), "gate": ("w1",), "up": ("w3",), "down": ("w2",)}
+"""Whose rows each of an expert's fused matrices has, one after the other."""
+
+_DEFAULTS = {
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+}
+"""What transformers' MistralConfig takes for a key that config.json does not have."""
+
+_MIXTRAL_DEFAULTS = _DEFAULTS | {
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+}
+"""The same of its MixtralConfig."""
 
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory holds a checkpoint of this form."""
-    return (directory / SINGLE).exists() or (directory / INDEX).exists()
+    whole = (directory / SINGLE, directory / INDEX)
+    # A link that leads nowhere is a broken download, which is to be named.
+    return any(path.exists() or path.is_symlink() for path in whole) or any(
+        _SHARD.fullmatch(entry.name) for entry in directory.iterdir()
+    )
 
 
 def read(directory: Path) -> Checkpoint:
@@ -44,8 +84,9 @@ def read(directory: Path) -> Checkpoint:
         CheckpointError: it is broken, incomplete or contradicts itself.
         UnsupportedError: it is another kind of model.
     """
-    config, tied = read_config(directory / "config.json")
+    config, tied, notes = read_config(directory / "config.json")
     files, stored = _read_weights(directory)
+    stored, left_out = without_buffers(directory, stored, config)
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
         if name in tensors:
@@ -53,29 +94,35 @@ def read(directory: Path) -> Checkpoint:
                 f"{directory}: tensor {name}: expected it once, found it fused with others and by itself"
             )
         tensors[name] = tensor
-    return Checkpoint(directory, config, files, tensors, tuple(targets(config, tied))).check_tensors()
+    plan = tuple(targets(config, tied))
+    return Checkpoint(directory, config, files, tensors, plan, notes=(*notes, *left_out)).check_tensors()
 
 
-def read_config(path: Path) -> tuple[ModelConfig, bool]:
+def read_config(path: Path) -> tuple[ModelConfig, bool, tuple[str, ...]]:
     """Reads config.json.
 
     Args:
         path: the file; its directory gives the model its name.
 
     Returns:
-        The model's numbers, and whether its embedding is the output matrix too.
+        The model's numbers, whether its embedding is the output matrix too, and notes for a user.
 
     Raises:
-        CheckpointError: a value is missing or makes no sense.
+        CheckpointError: a value makes no sense.
         UnsupportedError: it is a model of another kind.
     """
-    values = Values.read(path)
-    moe = _is_mixtral(values)
-    _refuse_unknown_features(values)
-    n_heads, n_kv_heads = values.heads("num_attention_heads", "num_key_value_heads")
+    found = Values.read(path)
+    moe = _is_mixtral(found)
+    _refuse_unknown_features(found)
+    defaults = _MIXTRAL_DEFAULTS if moe else _DEFAULTS
+    values = found.with_defaults(defaults)
+    kv_heads = "num_key_value_heads" if values.has("num_key_value_heads") else "num_attention_heads"
+    n_heads, n_kv_heads = values.heads("num_attention_heads", kv_heads)
     n_experts = values.integer("num_local_experts", "llama.expert_count", lowest=2) if moe else 1
     # Published Mixtral configs that carry a window are wrong: Mixtral attends to everything.
-    windowed = not moe and values.required("sliding_window") is not None
+    windowed = not moe and values.has("sliding_window")
+    rope = values.inner("rope_parameters")
+    rope = rope if rope and rope.has("rope_theta") else values
     config = ModelConfig(
         name=path.resolve().parent.name,
         n_vocab=values.integer("vocab_size", "llama.vocab_size"),
@@ -91,10 +138,13 @@ def read_config(path: Path) -> tuple[ModelConfig, bool]:
         if moe
         else 1,
         rms_eps=values.number("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon"),
-        rope_base=_rope(values).number("rope_theta", "llama.rope.freq_base"),
+        rope_base=rope.number("rope_theta", "llama.rope.freq_base"),
         window=values.integer("sliding_window", "llama.attention.sliding_window") if windowed else 0,
     )
-    return config, values.flag("tie_word_embeddings")
+    missing = [key for key in defaults if key not in found.values and not (key == "rope_theta" and rope is not values)]
+    taken = ", ".join(f"{key} ({defaults[key]})" for key in missing)
+    note = f"config.json does not have {taken}: transformers' own defaults were taken"
+    return config, values.flag("tie_word_embeddings"), (note,) if missing else ()
 
 
 def _is_mixtral(values: Values) -> bool:
@@ -107,22 +157,26 @@ def _is_mixtral(values: Values) -> bool:
 
 
 def _refuse_unknown_features(values: Values) -> None:
-    rope = _rope(values)
-    for where, key, found, neutral in (
-        (values, "rope_scaling", values.get("rope_scaling"), None),
-        (rope, "rope_type", rope.get("rope_type", "default"), "default"),
-        (values, "hidden_act", values.get("hidden_act", "silu"), "silu"),
-    ):
-        if found != neutral:
+    if values.get("hidden_act", "silu") != "silu":
+        raise UnsupportedError(
+            f"{values.where}: hidden_act: expected 'silu', found {shown(values.get('hidden_act'))}, which is not "
+            "supported"
+        )
+    # rope_parameters is what transformers 5 calls it, and holds rope_theta too.
+    for key in ("rope_scaling", "rope_parameters"):
+        scaling = values.inner(key)
+        if scaling and not _scales_nothing(scaling):
             raise UnsupportedError(
-                f"{where.where}: {key}: expected {'null' if neutral is None else repr(neutral)}, found {shown(found)}, "
-                "which is not supported"
+                f"{values.where}: {key}: expected none that scales, found {shown(dict(scaling.values))}, which is not "
+                "supported"
             )
 
 
-def _rope(values: Values) -> Values:
-    """Where rope_theta lives: the top level, or rope_parameters in files of transformers 5."""
-    return values.inner("rope_parameters") or values
+def _scales_nothing(scaling: Values) -> bool:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        return False
+    return bool(kind == "default" or (kind == "linear" and scaling.get("factor") == 1.0))
 
 
 def _by_expert(
@@ -130,42 +184,45 @@ def _by_expert(
 ) -> Iterator[tuple[str, StoredTensor]]:
     """Fused experts as what they consist of.
 
-    gate_up_proj holds [n_experts, 2 * ffn, hidden], the rows of gate before those of up, and
-    down_proj [n_experts, hidden, ffn].
+    gate_up_proj holds [n_experts, 2 * ffn, hidden], the rows of gate before those of up, gate_proj
+    and up_proj [n_experts, ffn, hidden], and down_proj [n_experts, hidden, ffn].
     """
     for name, tensor in stored.items():
+        if match := _ROUTER.fullmatch(name):
+            yield f"{match[1]}.block_sparse_moe.gate.weight", tensor
+            continue
         match = _FUSED.fullmatch(name)
         if not match:
             yield name, tensor
             continue
-        block, part = f"{match[1]}.block_sparse_moe", match[2]
-        if part == "gate.weight":
-            yield f"{block}.gate.weight", tensor
-            continue
-        rows, cols = (2 * config.ffn, config.hidden) if part.endswith("gate_up_proj") else (config.hidden, config.ffn)
-        expected = (config.n_experts, rows, cols)
+        matrix = match[2] or match[3]
+        parts = _PARTS[matrix]
+        rows, cols = (config.hidden, config.ffn) if matrix == "down" else (config.ffn, config.hidden)
+        expected = (config.n_experts, len(parts) * rows, cols)
         if tensor.shape != expected:
             raise CheckpointError(
                 f"{directory}: {name}: expected shape {list(expected)}, as config.json says, found {list(tensor.shape)}"
             )
         for e in range(config.n_experts):
-            if part.endswith("down_proj"):
-                yield f"{block}.experts.{e}.w2.weight", tensor.part(e)
-            else:
-                yield f"{block}.experts.{e}.w1.weight", tensor.part(e, slice(0, config.ffn))
-                yield f"{block}.experts.{e}.w3.weight", tensor.part(e, slice(config.ffn, 2 * config.ffn))
+            for i, part in enumerate(parts):
+                expert = f"{match[1]}.block_sparse_moe.experts.{e}.{part}.weight"
+                yield expert, tensor.part(e, slice(i * rows, (i + 1) * rows))
 
 
 def _read_weights(directory: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
-    if (directory / SINGLE).exists():
-        path = directory / SINGLE
-        return (path,), read_safetensors(path)
-    index = directory / INDEX
+    single, index = directory / SINGLE, directory / INDEX
+    if single.exists() or single.is_symlink():
+        return (single,), read_safetensors(single)
+    if not (index.exists() or index.is_symlink()):
+        files = numbered_files(directory, _SHARD)
+        return files, read_all(files)
     places = _read_index(index)
     tensors: dict[str, StoredTensor] = {}
     files = tuple(directory / shard for shard in sorted(set(places.values())))
+    if len(files) > MAX_SHARDS:
+        raise CheckpointError(f"{index}: weight_map: expected at most {MAX_SHARDS} shards, found {len(files)}")
     for path in files:
-        if not path.is_file():
+        if not path.exists():
             raise CheckpointError(
                 f"{index}: expected the shard {path.name} in {directory}, found none: download it again"
             )

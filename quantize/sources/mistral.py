@@ -1,11 +1,13 @@
 """Checkpoints in Mistral's own form: params.json and consolidated.safetensors, in one file or more.
 
 Names are those of mistral-inference. Rows of queries and keys are in the order that GGUF has too.
+Mixtral's first release, of December 2023, has all experts of a layer in three tensors.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 
+from .buffers import without_buffers
 from .checkpoint import Checkpoint
-from .safetensors import read_safetensors
+from .numbered import numbered_files
+from .safetensors import read_all
 from .stored import StoredTensor
 from .targets import targets
 from .values import Values
@@ -22,6 +26,8 @@ from .values import Values
 SINGLE = "consolidated.safetensors"
 
 _SHARD = re.compile(r"consolidated[.-](\d+)-of-(\d+)\.safetensors", re.ASCII)
+
+_STACKED = re.compile(r"(layers\.\d+)\.block_sparse_moe\.(?:(gate)\.weight|(w[123]))", re.ASCII)
 
 _CONTEXT = 32768
 """Positions that Mistral's models of this form were trained for; params.json seldom tells."""
@@ -68,19 +74,50 @@ def read(directory: Path) -> Checkpoint:
         UnsupportedError: it is another kind of model.
     """
     config, tied = read_params(directory / "params.json")
-    files = _files(directory)
+    single = directory / SINGLE
+    files = (single,) if single.exists() else numbered_files(directory, _SHARD)
+    stored, notes = without_buffers(directory, read_all(files), config)
     tensors: dict[str, StoredTensor] = {}
-    for path in files:
-        for name, tensor in read_safetensors(path).items():
-            if name in tensors:
-                raise CheckpointError(
-                    f"{path}: tensor {shown(name)}: expected it in one file of the checkpoint, found it in another too"
-                )
-            tensors[name] = tensor
+    for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
+        if name in tensors:
+            raise CheckpointError(
+                f"{directory}: tensor {name}: expected it once, found it stacked with others and by itself"
+            )
+        tensors[name] = tensor
     plan = tuple(
         replace(target, sources=tuple(map(own_name, target.sources)), rope_heads=0) for target in targets(config, tied)
     )
-    return Checkpoint(directory, config, files, tensors, plan).check_tensors()
+    return Checkpoint(directory, config, files, tensors, plan, notes=notes).check_tensors()
+
+
+def _by_expert(
+    directory: Path, config: ModelConfig, stored: Mapping[str, StoredTensor]
+) -> Iterator[tuple[str, StoredTensor]]:
+    """The experts of the first release as those of later ones.
+
+    w1, w2 and w3 hold [n_experts * ffn, hidden]: of w2 each expert is transposed.
+    """
+    ffn, hidden = config.ffn, config.hidden
+    for name, tensor in stored.items():
+        match = _STACKED.fullmatch(name)
+        if not match:
+            yield name, tensor
+            continue
+        layer, router, weight = match.groups()
+        if router:
+            yield f"{layer}.feed_forward.gate.weight", tensor
+            continue
+        expected = (config.n_experts * ffn, hidden)
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"{directory}: {name}: expected shape {list(expected)}, as params.json says, found {list(tensor.shape)}"
+            )
+        stacked = replace(tensor, shape=(config.n_experts, ffn, hidden))
+        for e in range(config.n_experts):
+            part = stacked.part(e)
+            if weight == "w2":
+                part = replace(part, shape=(hidden, ffn), transposed=True)
+            yield f"{layer}.feed_forward.experts.{e}.{weight}.weight", part
 
 
 def own_name(name: str) -> str:
@@ -133,18 +170,3 @@ def read_params(path: Path) -> tuple[ModelConfig, bool]:
         window=0 if moe else window,
     )
     return config, values.flag("tied_embeddings")
-
-
-def _files(directory: Path) -> tuple[Path, ...]:
-    if (directory / SINGLE).exists():
-        return (directory / SINGLE,)
-    found = {path.name: match for path in directory.iterdir() if (match := _SHARD.fullmatch(path.name))}
-    counts = {int(match[2]) for match in found.values()}
-    numbers = sorted(int(match[1]) for match in found.values())
-    # Some writers count from 0, some from 1.
-    if len(counts) != 1 or numbers != list(range(numbers[0], numbers[0] + counts.pop())) or numbers[0] > 1:
-        raise CheckpointError(
-            f"{directory}: expected all files of one checkpoint, found {', '.join(sorted(found)[:4])}: download it "
-            "again"
-        )
-    return tuple(directory / name for name in sorted(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pymixtral.errors import CheckpointError, UnsupportedError
@@ -10,6 +11,13 @@ from . import gguf, huggingface, mistral
 from .checkpoint import Checkpoint
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
+
+# In a message, so on one line. Tensors are mapped and copied one file at a time; only tensors are unpickled.
+_CONVERT = (
+    'import glob, torch, safetensors.torch as s; f = sorted(glob.glob("consolidated.*.pt*")); '
+    '[s.save_file({k: v.contiguous().clone() for k, v in torch.load(p, "cpu", weights_only=True, mmap=True).items()}, '
+    '"consolidated.%02d-of-%02d.safetensors" % (i, len(f))) for i, p in enumerate(f)]'
+)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -45,6 +53,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return huggingface.read(path)
     if mistral.has_weights(path):
         return mistral.read(path)
+    if (path / "adapter_config.json").exists():
+        raise UnsupportedError(
+            f"{path}: expected a whole model, found a LoRA adapter: merge it into its model and save that, such as with "
+            "peft's merge_and_unload()"
+        )
     pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)
     pickles = [name for name in pickles if name != "training_args.bin"]  # the trainer's settings, which hold no weights
     if pickles:
@@ -60,8 +73,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _pickled(path: Path, name: str) -> UnsupportedError:
+    found = f"{path}: expected safetensors, found {name}, a Python pickle, which can run any code when it is read"
+    if not name.startswith("consolidated."):
+        return UnsupportedError(
+            f"{found}: download the model's safetensors, or convert it where you trust it: transformers' "
+            "from_pretrained(...).save_pretrained(...) writes them"
+        )
+    directory = shlex.quote(str(path.parent if path.is_file() else path))
     return UnsupportedError(
-        f"{path}: expected safetensors, found {name}, a Python pickle, which can run any code when it is read: "
-        "download the model's safetensors, or convert it where you trust it: transformers' "
-        "from_pretrained(...).save_pretrained(...) writes them"
+        f"{found}: download the model's safetensors, or convert it where you trust it, with torch and safetensors: "
+        f"cd {directory} && python -c '{_CONVERT}'"
     )

@@ -9,19 +9,57 @@ overlaps.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
+from pymixtral.files.kinds import HEAD_BYTES, found_instead
 from pymixtral.files.types import FLOAT_TYPES, row_bytes
 
-from .stored import SourceFile, StoredTensor
+from .buffers import is_buffer
+from .places import check_place
+from .stored import SourceFile, StoredTensor, Type
 from .strict_json import parse_object
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_HEADER_BYTES = 1 << 24
+"""Far above any real file: a Mixtral 8x22B in one file would have 200 kB."""
+
 _TYPES = {kind.name: kind for kind in FLOAT_TYPES}
+
+_BUFFER_TYPES = _TYPES | {
+    **dict.fromkeys(("BOOL", "U8", "I8"), Type.I8),
+    **dict.fromkeys(("U16", "I16"), Type.I16),
+    **dict.fromkeys(("U32", "I32"), Type.I32),
+    **dict.fromkeys(("U64", "I64"), Type.I64),
+    "F64": Type.F64,
+}
+"""Types of tensors that are no weights: of these only the sizes count."""
+
+
+def read_all(files: Iterable[Path]) -> dict[str, StoredTensor]:
+    """Opens the files of a checkpoint.
+
+    Args:
+        files: their paths.
+
+    Returns:
+        All tensors by name.
+
+    Raises:
+        CheckpointError: as of read_safetensors, or a tensor is in two files.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        for name, tensor in read_safetensors(path).items():
+            if name in tensors:
+                raise CheckpointError(
+                    f"{path}: tensor {shown(name)}: expected it in one file of the checkpoint, found it in another too"
+                )
+            tensors[name] = tensor
+    return tensors
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -37,13 +75,18 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file cannot be read or breaks the format; the message has the file, the
             tensor and the rule.
     """
+    check_place(path)
     file = SourceFile(path)
+    head = file.read(min(file.size, HEAD_BYTES), 0)
+    looks_right = head[8:9] == b"{"
+    if not looks_right and (found := found_instead(path, head)):
+        raise CheckpointError(f"{path}: expected safetensors, found {found}")
     if file.size < 10:
         raise CheckpointError(
             f"{path}: expected at least 10 bytes (8 of header length, and '{{}}'), found {file.size} bytes: "
             "is it safetensors?"
         )
-    n_header = int.from_bytes(file.read(8, 0), "little")
+    n_header = int.from_bytes(head[:8], "little")
     if not 2 <= n_header <= MAX_HEADER_BYTES:
         raise CheckpointError(
             f"{path}: header length at offset 0: expected 2 to {MAX_HEADER_BYTES}, found {n_header}: is it safetensors?"
@@ -55,42 +98,53 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     header = parse_object(file.read(n_header, 8), f"{path}: header")
     header.pop("__metadata__", None)
     start = 8 + n_header
-    entries = {name: _entry(path, name, value) for name, value in header.items()}
+    entries = {name: _entry(path, name, value, header) for name, value in header.items()}
     _check_cover(path, entries, file.size - start)
-    return {
-        name: StoredTensor(file, _TYPES[entry.dtype], entry.shape, start + entry.begin)
-        for name, entry in entries.items()
-    }
+    return {name: StoredTensor(file, entry.type, entry.shape, start + entry.begin) for name, entry in entries.items()}
 
 
 @dataclass(frozen=True)
 class _Entry:
-    dtype: str
+    type: Type
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-def _entry(path: Path, name: str, value: Any) -> _Entry:
+def _entry(path: Path, name: str, value: Any, header: dict[str, Any]) -> _Entry:
     where = f"{path}: tensor {shown(name)}"
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets, found {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _TYPES:
+    types = _BUFFER_TYPES if is_buffer(name) else _TYPES
+    if not isinstance(dtype, str) or dtype not in types:
         raise CheckpointError(
-            f"{where}: dtype: expected F32, F16 or BF16, found {shown(dtype)}: quantize from the unquantized checkpoint"
+            f"{where}: dtype: expected F32, F16 or BF16, found {shown(dtype)}{_quantized_by(name, header)}: "
+            "quantize from the unquantized checkpoint"
         )
     if not _natural_numbers(shape) or len(shape) > 8:
         raise CheckpointError(f"{where}: shape: expected a list of at most 8 whole numbers, found {shown(shape)}")
     if not _natural_numbers(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets: expected [begin, end] with begin <= end, found {shown(offsets)}")
-    needed = row_bytes(_TYPES[dtype], math.prod(shape))
+    needed = row_bytes(types[dtype], math.prod(shape))
     if offsets[1] - offsets[0] != needed:
         raise CheckpointError(
             f"{where}: data_offsets: expected the {needed} bytes that shape {shown(shape)} in {dtype} takes, "
             f"found {offsets}, which hold {offsets[1] - offsets[0]}"
         )
-    return _Entry(dtype, tuple(shape), offsets[0], offsets[1])
+    return _Entry(types[dtype], tuple(shape), offsets[0], offsets[1])
+
+
+def _quantized_by(name: str, header: dict[str, Any]) -> str:
+    """The program that quantized a tensor, as its name and those beside it tell."""
+    stem, _, last = name.rpartition(".")
+    if last in ("qweight", "qzeros", "g_idx"):
+        return ", as GPTQ and AWQ store quantized weights"
+    if f"{stem}.scales" in header and f"{stem}.biases" in header:
+        return " with scales and biases, as MLX stores quantized weights"
+    if any(other.startswith((f"{name}.absmax", f"{name}.quant_state")) for other in header):
+        return " with absmax, as bitsandbytes stores quantized weights"
+    return ""
 
 
 def _natural_numbers(value: Any) -> bool:

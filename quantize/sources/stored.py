@@ -94,6 +94,7 @@ class StoredTensor:
         shape: slowest dimension first.
         offset: of its first byte in the file.
         dequantize: what makes floats of the rows of a quantized type.
+        transposed: whether the file has the columns of this matrix as rows. Its weights are floats.
     """
 
     file: SourceFile
@@ -101,6 +102,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     dequantize: Callable[[Type, U8], F32] | None = None
+    transposed: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -135,6 +137,8 @@ class StoredTensor:
         Raises:
             CheckpointError: they cannot be read.
         """
+        if self.transposed:
+            return self._raw_columns(rows)
         n_rows = prod(self.shape[:-1])
         if isinstance(rows, slice):
             begin, end, _ = rows.indices(n_rows)
@@ -145,6 +149,17 @@ class StoredTensor:
         for row, line in zip(rows.tolist(), buffer, strict=True):
             self.file.read_into(line, self.offset + row * self.row_bytes)
         return buffer
+
+    def _raw_columns(self, rows: slice | I64) -> U8:
+        """Rows that are columns of the file: of each of its rows the part from the first to the last of them."""
+        n_rows, n_cols = self.shape
+        wanted = np.arange(n_rows)[rows]
+        begin, end = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
+        size = row_bytes(self.type, 1)
+        stored = np.empty((n_cols, end - begin, size), np.uint8)
+        for i, line in enumerate(stored):
+            self.file.read_into(line, self.offset + (i * n_rows + begin) * size)
+        return np.ascontiguousarray(stored[:, wanted - begin].swapaxes(0, 1)).reshape(len(wanted), n_cols * size)
 
     def floats(self, rows: slice | I64 = slice(None)) -> F32:
         """Reads rows as floats, exactly those of f32, f16 and bf16.

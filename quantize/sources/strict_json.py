@@ -9,17 +9,28 @@ from typing import Any, NoReturn
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
+from pymixtral.files.kinds import HEAD_BYTES, found_instead
+
+from .places import check_place
 
 MAX_FILE_BYTES = 1 << 25
 """Of a side file. The largest, tokenizer.json of vocabularies of 131072 tokens, have some 17 MB."""
 
+MAX_VALUES = 1 << 18
+"""Of JSON. A Mixtral 8x22B's header has 20000. A value of three bytes in a file can take 100 bytes
+of memory, an object of one entry 250."""
 
-def parse_object(data: bytes, where: str) -> dict[str, Any]:
+MAX_TOKENIZER_VALUES = 1 << 21
+"""Of tokenizer.json. Those of vocabularies of 131072 tokens have a million."""
+
+
+def parse_object(data: bytes, where: str, max_values: int = MAX_VALUES) -> dict[str, Any]:
     """Parses a JSON object.
 
     Args:
         data: UTF-8.
         where: its place, for messages.
+        max_values: how many values it may have.
 
     Returns:
         The object.
@@ -27,6 +38,9 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it is anything else.
     """
+    n_values = sum(map(data.count, (b",", b"{", b"[")))  # those in texts too
+    if n_values > max_values:
+        raise CheckpointError(f"{where}: expected JSON of at most {max_values} values, found {n_values}")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = dict(pairs)
@@ -53,7 +67,8 @@ def parse_object(data: bytes, where: str) -> dict[str, Any]:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises as read_limited and parse_object do."""
-    return parse_object(read_limited(path), str(path))
+    max_values = MAX_TOKENIZER_VALUES if path.name == "tokenizer.json" else MAX_VALUES
+    return parse_object(read_limited(path), str(path), max_values)
 
 
 def read_limited(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
@@ -67,12 +82,18 @@ def read_limited(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
         Its content.
 
     Raises:
-        CheckpointError: it cannot be read, or is larger.
+        CheckpointError: it cannot be read, lies outside the checkpoint, is too large, or is
+            something else in its place, such as a pointer of git-lfs.
     """
+    check_place(path)
     try:
         size = path.stat().st_size
         if size > limit:
             raise CheckpointError(f"{path}: expected at most {limit} bytes, found {size}")
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    head = data[:HEAD_BYTES]
+    if not head.lstrip().startswith(b"{") and (found := found_instead(path, head)):
+        raise CheckpointError(f"{path}: expected a file of the checkpoint, found {found}")
+    return data

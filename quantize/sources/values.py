@@ -36,6 +36,10 @@ class Values:
         """The object of a JSON file."""
         return cls(read_object(path), str(path))
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Values:
+        """The object with defaults of keys that are missing."""
+        return Values({**defaults, **self.values}, self.where)
+
     def has(self, key: str) -> bool:
         """Whether there is a value, and not null."""
         return self.values.get(key) is not None

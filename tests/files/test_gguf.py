@@ -164,7 +164,7 @@ def test_gaps_between_tensors_and_any_order_are_allowed(write: Callable[[bytes],
 def test_row_1_not_a_readable_file(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="No such file"):
         GGUFFile(tmp_path / "absent.gguf")
-    with pytest.raises(ModelFileError, match="not a regular file"):
+    with pytest.raises(ModelFileError, match="found a directory: name a GGUF file"):
         GGUFFile(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelFileError, match="not a regular file"):

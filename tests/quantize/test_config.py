@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_tiny_mixtral(tiny_checkpoint: Path) -> None:
         rope_base=1e6,
         window=0,
     )
-    assert read_config(tiny_checkpoint / "config.json") == (expected, False)
+    assert read_config(tiny_checkpoint / "config.json") == (expected, False, ())
 
 
 def test_head_dim_may_differ_from_hidden_over_heads(tmp_path: Path) -> None:
@@ -65,14 +66,31 @@ def test_mixtral_ignores_a_window(tmp_path: Path) -> None:
     assert read(tmp_path, sliding_window=4096).window == 0
 
 
-def test_dense_config_must_say_whether_it_has_a_window(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="sliding_window is missing"):
-        read(tmp_path, dense=True, without="sliding_window")
+def test_dense_config_that_does_not_say_has_the_window_of_its_class(tmp_path: Path) -> None:
+    assert read(tmp_path, dense=True, without="sliding_window").window == 4096
+    assert read(tmp_path, dense=True, without="sliding_window", sliding_window=None).window == 4096
 
 
 def test_rope_theta_in_rope_parameters(tmp_path: Path) -> None:
     config = read(tmp_path, without="rope_theta", rope_parameters={"rope_theta": 5e5, "rope_type": "default"})
     assert config.rope_base == 5e5
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        *({"type": "default"}, {"rope_type": "default", "rope_theta": 1e6}, {}, None),
+        *(
+            {"type": "linear", "factor": 1.0},
+            {"rope_type": "linear", "factor": 1},
+            {"rope_type": "default", "partial_rotary_factor": 1.0},
+        ),
+    ],
+)
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_a_rope_scaling_that_scales_nothing_is_none(tmp_path: Path, key: str, scaling: dict[str, Any] | None) -> None:
+    assert read(tmp_path, **{key: scaling}).rope_base == 1e6
+    assert read(tmp_path) == read(tmp_path, **{key: scaling})
 
 
 @pytest.mark.parametrize(
@@ -82,6 +100,10 @@ def test_rope_theta_in_rope_parameters(tmp_path: Path) -> None:
         ({"architectures": []}, "architectures"),
         ({"architectures": "MixtralForCausalLM"}, "architectures"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "dynamic"),
+        ({"rope_scaling": {"type": ["default"]}}, "default"),
+        ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
@@ -119,12 +141,62 @@ def test_numbers_are_positive(tmp_path: Path, key: str, value: Any) -> None:
         read(tmp_path, **{key: value})
 
 
+def test_architectures_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(PymixtralError, match="architectures is missing"):
+        read(tmp_path, without="architectures")
+
+
+MIXTRAL_8X7B = ModelConfig("x", 32000, 131072, 4096, 32, 14336, 32, 8, 128, 8, 2, 1e-5, 1e6, 0)
+"""What transformers' MixtralConfig() is, and below MistralConfig()."""
+
+
 @pytest.mark.parametrize(
-    "key", [key for key in COUNTS if key != "head_dim"] + ["rms_norm_eps", "rope_theta", "architectures"]
+    ("architecture", "expected"),
+    [
+        ("MixtralForCausalLM", MIXTRAL_8X7B),
+        (
+            "MistralForCausalLM",
+            replace(MIXTRAL_8X7B, n_experts=1, n_experts_used=1, rms_eps=1e-6, rope_base=1e4, window=4096),
+        ),
+    ],
 )
-def test_missing_keys_are_named(tmp_path: Path, key: str) -> None:
-    with pytest.raises(PymixtralError, match=f"{key} is missing"):
-        read(tmp_path, without=key)
+def test_missing_keys_have_the_defaults_of_their_class(
+    tmp_path: Path, architecture: str, expected: ModelConfig
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": [architecture]}))
+    config, tied, (note,) = read_config(path)
+    assert (replace(config, name="x"), tied) == (expected, False)
+    for words in (
+        "num_key_value_heads (8)",
+        f"rms_norm_eps ({expected.rms_eps})",
+        "tie_word_embeddings (False)",
+        "defaults were taken",
+    ):
+        assert words in note
+
+
+@pytest.mark.parametrize("key", [key for key in COUNTS if key != "head_dim"] + ["rms_norm_eps", "rope_theta"])
+def test_a_default_that_was_taken_is_noted(tmp_path: Path, key: str) -> None:
+    values = config_json(Shape(n_experts=4))
+    values.pop(key)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values | ({"num_attention_heads": 8} if key == "num_key_value_heads" else {})))
+    _, _, (note,) = read_config(path)
+    assert note.startswith(f"config.json does not have {key} (")
+    assert note.count("(") == 1
+
+
+def test_rope_theta_in_rope_parameters_is_no_default(tmp_path: Path) -> None:
+    values = config_json(Shape(n_experts=4))
+    (tmp_path / "config.json").write_text(
+        json.dumps(values | {"rope_parameters": {"rope_theta": values.pop("rope_theta")}})
+    )
+    assert read_config(tmp_path / "config.json")[2] == ()
+
+
+def test_key_value_heads_of_null_are_the_heads(tmp_path: Path) -> None:
+    assert read(tmp_path, num_key_value_heads=None).n_kv_heads == 4
 
 
 @pytest.mark.parametrize(

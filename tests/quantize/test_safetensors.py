@@ -7,6 +7,7 @@ import math
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_widens_every_dtype_exactly(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(tensor.floats(slice(None)).view(np.uint32), values.view(np.uint32))
     np.testing.assert_array_equal(tensor.floats(np.array([1, 0])), values[[1, 0]])
     np.testing.assert_array_equal(tensor.floats(slice(1, 2)), values[1:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_transposed_tensor(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(35, dtype=np.float32).reshape(7, 5)
+    write_safetensors(tmp_path / "x", {"y": np.ones(3, np.float32), "x": values}, dtype=dtype)
+    tensor = replace(read_safetensors(tmp_path / "x")["x"], shape=(5, 7), transposed=True)
+    for rows in (slice(None), slice(1, 3), slice(4, 4), np.array([3, 1, 3]), np.array([4])):
+        np.testing.assert_array_equal(tensor.floats(rows), values.T[rows])
 
 
 def test_reads_a_file_of_the_safetensors_package(tmp_path: Path) -> None:
@@ -168,6 +178,21 @@ def test_bytes_that_belong_to_no_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["F64", "I32", "U8", "F8_E4M3", "f32", "", None, 3, ["F32"]])
 def test_unknown_dtype(tmp_path: Path, dtype: Any) -> None:
     refused(tmp_path, raw({"a": {**A, "dtype": dtype}, "b": B}), "'a'", "dtype", "BF16")
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["a.weight", "a.scales", "a.biases"], "found 'U32' with scales and biases, as MLX"),
+        (["a.qweight", "a.qzeros"], "as GPTQ and AWQ"),
+        (["a.weight", "a.weight.absmax"], "with absmax, as bitsandbytes"),
+    ],
+)
+def test_quantized_weights_are_refused_by_who_made_them(tmp_path: Path, names: list[str], words: str) -> None:
+    entries = {
+        name: {"dtype": "U32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]} for i, name in enumerate(names)
+    }
+    refused(tmp_path, raw(entries, bytes(8 * len(names))), words, "quantize from the unquantized checkpoint")
 
 
 @pytest.mark.parametrize("shape", [[-2, -3], [2.0, 3], [True, 6], "6", None, {}, [2**63, 1], [1] * 9])

@@ -82,6 +82,28 @@ def consolidated(tensors: Tensors, shape: Shape) -> Tensors:
     return result
 
 
+def stacked(tensors: Tensors, shape: Shape) -> Tensors:
+    """As Mixtral's first release has them: all experts of a layer in three tensors, w2 transposed."""
+    own = consolidated(tensors, shape)
+    result = {name.replace("feed_forward", "block_sparse_moe"): x for name, x in own.items() if ".experts." not in name}
+    for n in range(shape.n_layers):
+        for w in ("w1", "w2", "w3"):
+            experts = [own[f"layers.{n}.feed_forward.experts.{e}.{w}.weight"] for e in range(shape.n_experts)]
+            result[f"layers.{n}.block_sparse_moe.{w}"] = np.concatenate([x.T if w == "w2" else x for x in experts])
+    return result
+
+
+def of_mlx(tensors: Tensors, shape: Shape) -> Tensors:
+    """As MLX has them: each matrix of all experts in one tensor."""
+    result = {name: x for name, x in tensors.items() if ".experts." not in name}
+    for n in range(shape.n_layers):
+        block = f"model.layers.{n}.block_sparse_moe"
+        for w, name in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+            experts = [tensors[f"{block}.experts.{e}.{w}.weight"] for e in range(shape.n_experts)]
+            result[f"{block}.switch_mlp.{name}_proj.weight"] = np.stack(experts)
+    return result
+
+
 def params(shape: Shape) -> dict[str, Any]:
     values: dict[str, Any] = {
         "dim": shape.hidden,
@@ -137,15 +159,31 @@ def tiny_tensors() -> Tensors:
     return read_tensors(TINY_MIXTRAL)
 
 
-@pytest.mark.parametrize(
-    "form", ["fused", "consolidated", "consolidated in three files", "f32", "bf16", "split", "sharded"]
-)
+_FORMS = ["fused", "mlx", "stacked", "no index", "consolidated", "consolidated in three files"]
+
+
+@pytest.mark.parametrize("form", [*_FORMS, "f32", "bf16", "split", "sharded", "fused gguf"])
 def test_each_form_of_tiny_mixtral_gives_the_same_bytes(
     tmp_path: Path, tiny_q4_0: Path, tiny_tensors: Tensors, form: str
 ) -> None:
     """Its weights are bfloat16, so that f32 and bf16 hold them exactly."""
     if form == "fused":
         source = write_fused(tmp_path / "source", tiny_tensors, TINY, "bfloat16")
+    elif form == "mlx":
+        source = write_fused(tmp_path / "source", tiny_tensors, TINY, "bfloat16")
+        write_safetensors(source / "model.safetensors", of_mlx(tiny_tensors, TINY), dtype="bfloat16")
+    elif form == "stacked":
+        source = write_consolidated(tmp_path / "source", tiny_tensors, TINY, "bfloat16")
+        write_safetensors(source / "consolidated.safetensors", stacked(tiny_tensors, TINY), dtype="bfloat16")
+    elif form == "no index":
+        source = tmp_path / "source"
+        source.mkdir()
+        for name in ("config.json", "tokenizer.model"):
+            shutil.copy(TINY_MIXTRAL / name, source)
+        names = list(tiny_tensors)
+        for i in range(3):
+            part = {name: tiny_tensors[name] for name in names[i::3]}
+            write_safetensors(source / f"model-{i + 1:05}-of-00003.safetensors", part, dtype="bfloat16")
     elif form.startswith("consolidated"):
         source = write_consolidated(tmp_path / "source", tiny_tensors, TINY, "bfloat16", 3 if "three" in form else 1)
     else:
@@ -155,6 +193,8 @@ def test_each_form_of_tiny_mixtral_gives_the_same_bytes(
             source = rewrite(
                 source, tmp_path / "other.gguf", split=form == "split", shard_tensors=9 if form == "sharded" else 0
             )
+        elif form == "fused gguf":
+            source = rewrite(source, tmp_path / "other.gguf", fused=True)
     assert quantized(source, tmp_path / "m.gguf") == contents(tiny_q4_0)
 
 
@@ -201,16 +241,72 @@ def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: s
     quantize(tmp_path, tmp_path / "m.gguf", force=True, progress=False)
 
 
-# --- What is refused ------------------------------------------------------------------------------
+# --- What is no weight -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt"])
+def frequencies(shape: Shape) -> F32:
+    return (shape.rope_base ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
+
+
+def with_buffers(directory: Path, buffers: Tensors, dtype: str = "float32") -> Path:
+    make_checkpoint(directory, SMALL, seed=4)
+    write_safetensors(directory / "model.safetensors", make_tensors(SMALL, seed=4) | buffers, dtype=dtype)
+    return directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    "names", [["model.rotary_emb.inv_freq"], [f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(2)]]
+)
+def test_stored_frequencies_are_compared_and_left_out(tmp_path: Path, names: list[str], dtype: str) -> None:
+    make_checkpoint(tmp_path / "hf", SMALL, seed=4, dtype=dtype)
+    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf")
+    source = with_buffers(tmp_path / "old", dict.fromkeys(names, frequencies(SMALL)), dtype)
+    report = quantize(source, tmp_path / "b.gguf", "q4_0", progress=False)
+    assert contents(tmp_path / "b.gguf") == expected
+    assert [note for note in report.notes if names[0] in note] == [
+        f"{len(names)} tensors follow from the configuration and were left out, such as {names[0]}"
+    ]
+
+
+@pytest.mark.parametrize("change", [lambda x: x / 2, lambda x: x * 1.02, lambda x: x[:-1], lambda x: x * np.nan])
+def test_frequencies_of_another_rope_are_refused(tmp_path: Path, change: Callable[[F32], F32]) -> None:
+    name = "model.layers.1.self_attn.rotary_emb.inv_freq"
+    source = with_buffers(tmp_path / "hf", {name: np.asarray(change(frequencies(SMALL)), np.float32)})
+    with pytest.raises(
+        UnsupportedError, match=rf"{re.escape(name)}: expected the 8 frequencies of the base 1e\+06, found others"
+    ):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+def test_masks_are_left_out_and_biases_are_refused(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.bias"
+    masks = {
+        name: np.ones((1, 1, 8, 8), np.float32),
+        "model.layers.0.self_attn.masked_bias": np.full((), -1e9, np.float32),
+    }
+    source = with_buffers(tmp_path / "a", masks)
+    assert any(
+        "2 tensors follow from the configuration" in note
+        for note in quantize(source, tmp_path / "m.gguf", progress=False).notes
+    )
+    with pytest.raises(CheckpointError, match=f"1 unexpected, such as '{name}'"):
+        quantize(with_buffers(tmp_path / "b", {name: np.ones(64, np.float32)}), tmp_path / "n.gguf", progress=False)
+
+
+# --- What is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("pytorch_model.bin", "save_pretrained"), ("consolidated.00.pth", "save_file"), ("model.pt", "save_pretrained")],
+)
 @pytest.mark.parametrize("named", [False, True])
-def test_pickles_are_refused_with_the_way_to_convert(tmp_path: Path, name: str, named: bool) -> None:
+def test_pickles_are_refused_with_the_way_to_convert(tmp_path: Path, name: str, advice: str, named: bool) -> None:
     """A pickle that would tell if it were loaded."""
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
     (tmp_path / name).write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR.")
-    with pytest.raises(UnsupportedError, match=f"expected safetensors, found {name}, a Python pickle.*save_pretrained"):
+    with pytest.raises(UnsupportedError, match=f"expected safetensors, found {name}, a Python pickle.*({advice})"):
         quantize(tmp_path / name if named else tmp_path, tmp_path / "m.gguf", progress=False)
     assert not (tmp_path / "ran").exists()
 
@@ -265,6 +361,49 @@ def test_row_17_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> No
     (missing,) = {0, 1, 2} - set(kept)
     (source / f"consolidated.{missing:02}-of-03.safetensors").unlink()
     with pytest.raises(CheckpointError, match="expected all files" if missing else "expected all files|missing"):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+@pytest.mark.parametrize(
+    "names", [["00001-of-00003", "00003-of-00003"], ["00001-of-99999"], ["00001-of-00002", "00001-of-00003"]]
+)
+def test_row_17_numbered_files_that_are_not_all(tmp_path: Path, names: list[str]) -> None:
+    """No number in a name costs time or memory."""
+    for prefix, config in (
+        ("model-", ("config.json", config_json(SMALL))),
+        ("consolidated.", ("params.json", params(SMALL))),
+    ):
+        source = tmp_path / prefix
+        source.mkdir()
+        (source / config[0]).write_text(json.dumps(config[1]))
+        for name in names:
+            write_safetensors(source / f"{prefix}{name}.safetensors", {})
+        with pytest.raises(
+            CheckpointError, match=r"expected all files of one checkpoint|expected at most 1024 files, found 99999"
+        ):
+            quantize(source, tmp_path / "m.gguf", progress=False)
+        for path in source.glob("*.safetensors"):
+            path.rename(source / f"{prefix}00001-of-{'9' * 200}.safetensors")
+        with pytest.raises(CheckpointError, match="expected at most 1024 files"):
+            quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+def test_row_17_stacked_tensor_of_another_shape(tmp_path: Path) -> None:
+    tensors = stacked(make_tensors(SMALL, seed=1), SMALL)
+    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
+    name = "layers.1.block_sparse_moe.w2"
+    write_safetensors(source / "consolidated.safetensors", tensors | {name: np.ascontiguousarray(tensors[name].T)})
+    with pytest.raises(
+        CheckpointError, match=rf"{re.escape(name)}: expected shape \[384, 64\], as params.json says, found \[64, 384\]"
+    ):
+        quantize(source, tmp_path / "m.gguf", progress=False)
+
+
+def test_row_17_stacked_tensor_beside_single_ones(tmp_path: Path) -> None:
+    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
+    both = consolidated(make_tensors(SMALL, seed=1), SMALL) | stacked(make_tensors(SMALL, seed=1), SMALL)
+    write_safetensors(source / "consolidated.safetensors", both)
+    with pytest.raises(CheckpointError, match="found it stacked with others and by itself"):
         quantize(source, tmp_path / "m.gguf", progress=False)
 
 
