@@ -5,20 +5,20 @@
  * the instruction set or number of threads.
  *
  * Conventions
- *   - Output pointers come after the context, before inputs. Matrices are row-major and dense:
- * x[n_tokens][n].
+ *   - Output pointers come after the context, before inputs.
+ *   - Matrices are row-major and dense: x[n_tokens][n].
  *   - Counts are n_*; strides and sizes in bytes are *_bytes.
- *   - The caller owns every buffer; the context owns threads and scratch. Scratch only grows, so a
- * call allocates nothing once a call of its size has run.
+ *   - The caller owns every buffer; the context owns threads and scratch. Scratch only grows, so
+ *     a call allocates nothing once a call of its size has run.
  *   - A context serves one call at a time; different contexts are independent. pmx_ctx_cancel may
- * come from any thread.
+ *     come from any thread.
  */
 #ifndef PMX_H
 #define PMX_H
 
 #include <stdint.h>
 
-/* pmx.cdef (read by cffi) is everything between the two markers, with the comments removed. */
+/* build_ffi.py gives cffi what lies between the two markers, without the comments. */
 /* cdef begin */
 
 typedef enum {
@@ -85,10 +85,12 @@ typedef struct {
 } pmx_weight;
 
 /* One layer of the key/value cache, in pages of 64 positions.
- *   PMX_F32, PMX_F16: k: [n_pages][n_kv_heads][head_dim][64]      v:
- * [n_pages][n_kv_heads][64][head_dim] PMX_Q8_0: k, v: [n_pages][n_kv_heads] x 68*head_dim bytes,
- * which are int8 [head_dim/4][64][4] in k and [64][head_dim] in v, then the f16 scales
- * [head_dim/32][64]; aligned to 2 bytes */
+ *   PMX_F32, PMX_F16:
+ *     k: [n_pages][n_kv_heads][head_dim][64]
+ *     v: [n_pages][n_kv_heads][64][head_dim]
+ *   PMX_Q8_0, aligned to 2 bytes:
+ *     k, v: [n_pages][n_kv_heads] x 68*head_dim bytes. These are int8 [head_dim/4][64][4] in k and
+ *     [64][head_dim] in v, then the f16 scales [head_dim/32][64]. */
 typedef struct {
     void *k;
     void *v;
@@ -99,8 +101,9 @@ typedef struct {
 } pmx_cache;
 
 /* A run of consecutive tokens of one sequence. A batch is a list of runs; their tokens are
- * consecutive rows, in order. pages[i] is the cache page of positions 64*i .. 64*i+63; n_pages*64
- * >= first_position + n_tokens. */
+ * consecutive rows, in order.
+ *   pages[i]: the cache page of positions 64*i .. 64*i+63
+ *   n_pages*64 >= first_position + n_tokens */
 typedef struct {
     int32_t n_tokens;
     int32_t first_position;
@@ -109,9 +112,13 @@ typedef struct {
 } pmx_run;
 
 /* One decoder layer. A dense feed-forward is n_experts = n_experts_used = 1 with router.data NULL.
- *   attn_norm, ffn_norm: [hidden]      q: n_heads*head_dim x hidden      k, v: n_kv_heads*head_dim
- * x hidden output: hidden x n_heads*head_dim  router: n_experts x hidden experts: [n_experts][3] =
- * gate, up (ffn x hidden), down (hidden x ffn); each expert may have its own types */
+ *   attn_norm, ffn_norm: [hidden]
+ *   q: n_heads*head_dim x hidden
+ *   k, v: n_kv_heads*head_dim x hidden
+ *   output: hidden x n_heads*head_dim
+ *   router: n_experts x hidden
+ *   experts: [n_experts][3], which are gate, up (ffn x hidden) and down (hidden x ffn). Each expert
+ *     may have its own types. */
 typedef struct {
     const float *attn_norm;
     const float *ffn_norm;
@@ -149,16 +156,14 @@ typedef struct {
     int64_t *n_tokens;    /* [n_experts] */
 } pmx_observer;
 
-/* --- Errors: of the last call on this thread that failed
- * ------------------------------------------------------ */
+/* --- Errors: of the last call on this thread that failed -------------------------------------- */
 
 /* One sentence; valid until the next call on this thread. */
 const char *pmx_message(void);
 /* The row (token) of PMX_ENONFINITE or PMX_EOVERFLOW, else -1. */
 int64_t pmx_bad_row(void);
 
-/* --- Instruction sets and contexts
- * ---------------------------------------------------------------------------- */
+/* --- Instruction sets and contexts ------------------------------------------------------------ */
 
 /* Names of the instruction sets in this build, slowest first; NULL past the end. */
 const char *pmx_isa_name(int32_t i);
@@ -177,11 +182,9 @@ pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint);
 const char *pmx_ctx_isa(const pmx_ctx *ctx);
 int32_t pmx_ctx_threads(const pmx_ctx *ctx);
 
-/* --- Single operations
- * ---------------------------------------------------------------------------------------- */
+/* --- Single operations ------------------------------------------------------------------------ */
 
-/* Bytes of n elements of a type; -1 for an unknown type or an n that is no multiple of its block.
- */
+/* Bytes of n elements of a type; -1 for an unknown type or an n that is no multiple of its block. */
 int64_t pmx_row_bytes(int32_t type, int64_t n);
 
 /* y, x: [n_tokens][n]; weight: [n]. y may be x. */
@@ -223,8 +226,7 @@ pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k,
 pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs,
                          int64_t n_runs, int32_t n_heads, int32_t window);
 
-/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts].
- */
+/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts]. */
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
                      int32_t n_experts, int32_t n_experts_used);
 
@@ -234,8 +236,7 @@ pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *lo
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
                       int64_t cols);
 
-/* --- A decoder layer in two calls
- * ----------------------------------------------------------------------------- */
+/* --- A decoder layer in two calls ------------------------------------------------------------- */
 
 /* Adds attention to x, writes the runs' keys and values to the cache, and sets normed, ids and
  * weights. observer may be NULL. After a failure x and the cache's new positions are undefined. */
