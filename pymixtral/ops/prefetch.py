@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from pymixtral.ops.context import Context
 
 _HINTS = ("near", "far")
-_PAIRS = 8  # passes of each hint; the fastest counts, as other programs and the system only slow a pass down
-_MARGIN = 0.98  # the other hint must take less than this part of the default's time: repetitions differ by 1 to 2%
-_SHORTEST = 0.002  # seconds; a pass that is faster reads its weights from a cache, and says nothing of memory
+_PAIRS = 8  # passes of each hint; the fastest counts, as whatever disturbs a pass slows it down
+_MARGIN = 0.98  # the other hint must take less than this part of the default's time
+_SHORTEST = 0.002  # seconds; a faster pass reads its weights from a cache
 _FAULTS = 64  # pages; a pass that meets more of them first waits for the system, or for the disk
 
 _chosen: dict[tuple[str, int], str] = {}  # by instruction set and number of threads
@@ -56,8 +56,8 @@ def default_prefetch(root: Path = ROOT) -> str:
         root: the folder that /proc is in.
 
     Returns:
-        "far" for AMD's family 25 (Zen 3 and 4), where it was measured to be up to 1.7 times as
-        fast, else "near".
+        "far" for AMD's family 25 (Zen 3 and 4), else "near". On Zen 4 it was measured to be up to
+        1.7 times as fast; Zen 3 was not measured.
     """
     try:
         with (root / "proc/cpuinfo").open() as file:
