@@ -50,10 +50,12 @@ class PlannedTensor:
 
     @property
     def n_weights(self) -> int:
+        """The number of its weights."""
         return prod(self.target.shape)
 
     @property
     def n_bytes(self) -> int:
+        """The bytes of its blocks."""
         return row_bytes(self.type, self.n_weights)
 
 
@@ -101,10 +103,12 @@ class Plan:
 
     @property
     def n_weights(self) -> int:
+        """Of all tensors together."""
         return sum(tensor.n_weights for tensor in self.tensors)
 
     @property
     def bits_per_weight(self) -> float:
+        """Of all tensors together."""
         return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_weights
 
     def to_json(self) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class ClassReport:
 
     @property
     def bits_per_weight(self) -> float:
+        """Of its tensors together."""
         return 8 * self.n_bytes / self.n_weights
 
 
@@ -104,6 +105,7 @@ class Report:
 
     @property
     def n_weights(self) -> int:
+        """Of all tensors together."""
         return sum(entry.n_weights for entry in self.classes)
 
     @property

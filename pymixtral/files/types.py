@@ -131,18 +131,22 @@ class Matrix:
 
     @property
     def rows(self) -> int:
+        """The number of rows."""
         return int(self.data.shape[0])
 
     @property
     def row_bytes(self) -> int:
+        """The bytes of a row."""
         return int(self.data.shape[1])
 
     @property
     def cols(self) -> int:
+        """The number of weights in a row."""
         return self.row_bytes // block_bytes(self.type) * block_weights(self.type)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
         return self.rows, self.cols
 
     @classmethod

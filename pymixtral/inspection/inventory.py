@@ -29,10 +29,12 @@ class Part:
 
     @property
     def n_weights(self) -> int:
+        """The number of its weights."""
         return prod(self.shape)
 
     @property
     def n_bytes(self) -> int:
+        """The bytes of its blocks."""
         return row_bytes(self.type, self.n_weights)
 
     @property
@@ -61,6 +63,7 @@ class ClassTotal:
 
     @property
     def bits_per_weight(self) -> float:
+        """Of its tensors together."""
         return 8 * self.n_bytes / self.n_weights
 
 
@@ -95,10 +98,12 @@ class Inventory:
 
     @property
     def n_weights(self) -> int:
+        """Of all tensors together."""
         return sum(total.n_weights for total in self.classes.values())
 
     @property
     def n_bytes(self) -> int:
+        """Of all tensors together."""
         return sum(total.n_bytes for total in self.classes.values())
 
     @property

@@ -106,6 +106,7 @@ class StoredTensor:
 
     @property
     def row_bytes(self) -> int:
+        """The bytes of a row as it is stored."""
         return row_bytes(self.type, self.shape[-1])
 
     def part(self, index: int, rows: slice | None = None) -> StoredTensor:

@@ -32,6 +32,7 @@ class Target:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Its shape in the GGUF file, the slowest dimension first."""
         return (len(self.sources), *self.part_shape) if self.merged else self.part_shape
 
     def split(self) -> list[Target]:
@@ -50,6 +51,7 @@ class Target:
 
     @property
     def cols(self) -> int:
+        """The number of weights in a row."""
         return self.part_shape[-1]
 
 
