@@ -247,12 +247,12 @@ def _vocabulary_notes(checkpoint: Checkpoint, vocabulary: Vocabulary | None) -> 
     if checkpoint.metadata:
         return []
     if vocabulary is None:
-        return [
-            "no tokenizer was asked for: the file has no vocabulary and takes token ids only"
-        ]
+        return ["no tokenizer was asked for: the file has no vocabulary and takes token ids only"]
     notes = list(vocabulary.notes)
     if vocabulary.n_dropped:
         notes.append(f"{vocabulary.n_dropped} added tokens are beyond the model's vocab_size and were left out")
     if vocabulary.n_padding:
-        notes.append(f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added")
+        notes.append(
+            f"the vocabulary is smaller than vocab_size: {vocabulary.n_padding} unused pieces [PADn] were added"
+        )
     return notes

@@ -77,7 +77,9 @@ class GGUFFile:
                 )
 
     def check_unchanged(self) -> None:
-        """Raises ModelFileError if a file is no longer what it was when it was opened, as one that is overwritten in place."""
+        """Raises ModelFileError if a file is no longer what it was when it was opened, as one that
+        is overwritten in place.
+        """
         for path, before in self._identities.items():
             check_unchanged(path, before, ModelFileError)
 

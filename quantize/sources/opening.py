@@ -12,7 +12,8 @@ from .checkpoint import Checkpoint
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
-# In a message, so on one line. Tensors are mapped and copied one file at a time; only tensors are unpickled.
+# In a message, so on one line. Tensors are mapped and copied one file at a time; only tensors are
+# unpickled.
 _CONVERT = (
     'import glob, torch, safetensors.torch as s; f = sorted(glob.glob("consolidated.*.pt*")); '
     '[s.save_file({k: v.contiguous().clone() for k, v in torch.load(p, "cpu", weights_only=True, mmap=True).items()}, '
@@ -55,7 +56,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return mistral.read(path)
     if (path / "adapter_config.json").exists():
         raise UnsupportedError(
-            f"{path}: expected a whole model, found a LoRA adapter: merge it into its model and save that, such as with "
+            f"{path}: expected a whole model, found a LoRA adapter: merge it into its model and save "
+            "that, such as with "
             "peft's merge_and_unload()"
         )
     pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)

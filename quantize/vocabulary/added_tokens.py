@@ -57,11 +57,13 @@ def with_added(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
         token, text = added.id, added.text
         if type(token) is not int or not 0 <= token < n + _MAX_HOLE or not text or not is_text(text):
             raise CheckpointError(
-                f"{added.path}: added tokens: expected texts and ids of the vocabulary, found {shown(text)} with {shown(token)}"
+                f"{added.path}: added tokens: expected texts and ids of the vocabulary, found "
+                f"{shown(text)} with {shown(token)}"
             )
         if texts.setdefault(token, text) != text:
             raise CheckpointError(
-                f"{added.path}: added token {token}: expected {shown(texts[token])}, as another file says, found {shown(text)}"
+                f"{added.path}: added token {token}: expected {shown(texts[token])}, as another file "
+                f"says, found {shown(text)}"
             )
         if added.special is not None:
             said[token] = added.special
@@ -102,7 +104,10 @@ def _added(files: SideFiles) -> Iterator[_Added]:
 def _special(path: Path, entry: dict[str, Any]) -> bool | None:
     special = entry.get("special")
     if special is not None and not isinstance(special, bool):
-        raise CheckpointError(f"{path}: added token {shown(entry.get('content'))}: special: expected true or false, found {shown(special)}")
+        raise CheckpointError(
+            f"{path}: added token {shown(entry.get('content'))}: special: expected true or false, "
+            f"found {shown(special)}"
+        )
     return special
 
 

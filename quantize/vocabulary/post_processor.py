@@ -87,5 +87,6 @@ def _id(files: SideFiles, step: object, pair: object, ids: Mapping[str, int]) ->
 
 def _fail(files: SideFiles, step: object) -> NoReturn:
     raise CheckpointError(
-        f"{files.path('tokenizer.json')}: post_processor: expected a template of tokens around a text, found {shown(step)}"
+        f"{files.path('tokenizer.json')}: post_processor: expected a template of tokens around a "
+        f"text, found {shown(step)}"
     )

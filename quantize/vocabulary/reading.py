@@ -48,13 +48,13 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
         notes = space_notes(files.path("tokenizer.json"), files.object("tokenizer.json"))
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *notes))
     if (total := sum(map(len, vocabulary.tokens))) > MAX_CHARACTERS:
-        raise CheckpointError(
-            f"{directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}"
-        )
+        raise CheckpointError(f"{directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}")
     try:
         Tokenizer.from_metadata(vocabulary.to_gguf(), "its keys in GGUF")  # type: ignore[arg-type]  # lists, not arrays
     except ModelConfigError as error:
-        raise CheckpointError(f"{directory}: expected a tokenizer that runs, found one that does not: {error}") from None
+        raise CheckpointError(
+            f"{directory}: expected a tokenizer that runs, found one that does not: {error}"
+        ) from None
     return vocabulary
 
 
@@ -91,7 +91,9 @@ def _read_sentencepiece(path: Path) -> Vocabulary:
     if len(unknown) != 1:
         raise CheckpointError(f"{path}: expected one unknown piece, found {len(unknown)}")
     if bad := [token for token, piece in enumerate(model.pieces) if not math.isfinite(piece.score)]:
-        raise CheckpointError(f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}")
+        raise CheckpointError(
+            f"{path}: score of piece {bad[0]}: expected a finite number, found {model.pieces[bad[0]].score}"
+        )
     tokens = []
     for i, piece in enumerate(model.pieces):
         try:
@@ -124,7 +126,8 @@ def _refuse_inexpressible(path: Path, model: Any) -> None:
     ):
         if value != expected:
             raise UnsupportedError(
-                f"{path}: {name}: expected {shown(expected)}, which a GGUF vocabulary of kind 'llama' means, found {shown(value)}"
+                f"{path}: {name}: expected {shown(expected)}, which a GGUF vocabulary of kind 'llama' "
+                f"means, found {shown(value)}"
             )
 
 

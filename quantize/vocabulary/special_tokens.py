@@ -67,7 +67,9 @@ def completed(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
 
 
 def _named(files: SideFiles, key: str, ids: dict[str, int], default: int | None) -> int | None:
-    """The id of a token that tokenizer_config.json or, before it was, special_tokens_map.json names."""
+    """The id of a token that tokenizer_config.json or, before it was, special_tokens_map.json
+    names.
+    """
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         text = content(files.object(name).get(key))
         if text in ids:
@@ -75,7 +77,9 @@ def _named(files: SideFiles, key: str, ids: dict[str, int], default: int | None)
     return default
 
 
-def _added_around(files: SideFiles, ids: dict[str, int], bos: int | None, eos: int | None, notes: list[str]) -> tuple[bool, bool]:
+def _added_around(
+    files: SideFiles, ids: dict[str, int], bos: int | None, eos: int | None, notes: list[str]
+) -> tuple[bool, bool]:
     """Whether a text gets the begin-of-text and the end-of-text token.
 
     tokenizer_config.json says it, else the post-processor of tokenizer.json; else it gets the
@@ -90,7 +94,10 @@ def _added_around(files: SideFiles, ids: dict[str, int], bos: int | None, eos: i
             answer = bool(found)
             if found and found != [token]:
                 place = "before" if key == "add_bos_token" else "after"
-                notes.append(f"tokenizer.json puts the tokens {shown(found)} {place} a text: GGUF has no key for them, they are left out")
+                notes.append(
+                    f"tokenizer.json puts the tokens {shown(found)} {place} a text: GGUF has no key "
+                    "for them, they are left out"
+                )
                 answer = False
         answers.append(token is not None and (default if answer is None else answer))
     add_bos, add_eos = answers

@@ -58,7 +58,8 @@ def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
         # Files from before the key "type" have none for BPE.
         if (value := model.get(key, "BPE" if key == "type" else None)) not in expected:
             raise UnsupportedError(
-                f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind 'llama' means, found {shown(value)}"
+                f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind "
+                f"'llama' means, found {shown(value)}"
             )
     pieces = _pieces(path, model)
     # No text becomes this token, as bytes take its place, so some writers leave it out.
@@ -78,7 +79,9 @@ def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
         # order of their ids.
         scores.append(-float(ranks[token]) if token in ranks else -float(never_merged) if token in normal else 0.0)
         never_merged += token in normal and token not in ranks
-    kinds = dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
+    kinds = (
+        dict.fromkeys(special, TokenType.CONTROL) | dict.fromkeys(_BYTES, TokenType.BYTE) | {unknown: TokenType.UNKNOWN}
+    )
     return Vocabulary(
         tokens=tokens,
         scores=scores,
@@ -101,15 +104,20 @@ def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
         raise CheckpointError(f"{path}: model: vocab: expected at most {MAX_PIECES} pieces, found {n}")
     # What merges could make of a piece is looked up for each of its characters.
     if (longest := max(map(len, vocabulary))) > _MAX_PIECE:
-        raise CheckpointError(f"{path}: model: vocab: expected pieces of at most {_MAX_PIECE} characters, found one of {longest}")
+        raise CheckpointError(
+            f"{path}: model: vocab: expected pieces of at most {_MAX_PIECE} characters, found one of {longest}"
+        )
     if (total := sum(map(len, vocabulary))) > MAX_CHARACTERS:
-        raise CheckpointError(f"{path}: model: vocab: expected at most {MAX_CHARACTERS} characters in all pieces, found {total}")
+        raise CheckpointError(
+            f"{path}: model: vocab: expected at most {MAX_CHARACTERS} characters in all pieces, found {total}"
+        )
     by_id: dict[int, str] = {}
     for piece, token in vocabulary.items():
         good = type(token) is int and 0 <= token < n and token not in by_id
         if not good or not piece or not is_text(piece):
             raise CheckpointError(
-                f"{path}: model: vocab: expected texts with each of the ids 0 to {n - 1} once, found {shown(piece)} with {shown(token)}"
+                f"{path}: model: vocab: expected texts with each of the ids 0 to {n - 1} once, found "
+                f"{shown(piece)} with {shown(token)}"
             )
         by_id[token] = piece
     return {by_id[token]: token for token in range(n)}
@@ -137,7 +145,8 @@ def _ranks(path: Path, merges: Sequence[tuple[str, str]], normal: set[str]) -> d
     for (left, right), result in zip(merges, results, strict=True):
         if left in normal and right in normal and result not in normal:
             raise CheckpointError(
-                f"{path}: model: merges: expected pairs that make pieces of the vocabulary, found {shown(left)} and {shown(right)}"
+                f"{path}: model: merges: expected pairs that make pieces of the vocabulary, found "
+                f"{shown(left)} and {shown(right)}"
             )
     for result in results:
         ranks.setdefault(result, len(ranks))
@@ -180,20 +189,29 @@ def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
         elif step == _DOUBLED and escaped:
             doubled = True
         else:
-            raise UnsupportedError(f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}")
+            raise UnsupportedError(
+                f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}"
+            )
     for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
         if step.get("type") != "Metaspace" or step.get("replacement") != _SPACE or step.get("split", True) is not False:
-            raise UnsupportedError(f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}")
+            raise UnsupportedError(
+                f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}"
+            )
         if (scheme := _scheme(step)) not in ("always", "first", "never"):
-            raise UnsupportedError(f"{path}: pre_tokenizer: prepend_scheme: expected 'always', 'first' or 'never', found {shown(scheme)}")
+            raise UnsupportedError(
+                f"{path}: pre_tokenizer: prepend_scheme: expected 'always', 'first' or 'never', found {shown(scheme)}"
+            )
         prefix, escaped = prefix or scheme != "never", True
         doubled = doubled and scheme != "always"
     if doubled:
         raise UnsupportedError(
-            f"{path}: normalizer: expected a Metaspace that always puts a space before a text together with {shown(_DOUBLED)}, found none"
+            f"{path}: normalizer: expected a Metaspace that always puts a space before a text "
+            f"together with {shown(_DOUBLED)}, found none"
         )
     if not escaped:
-        raise UnsupportedError(f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none")
+        raise UnsupportedError(
+            f"{path}: expected a normalizer or pre_tokenizer that writes spaces as U+2581, found none"
+        )
     return prefix
 
 
@@ -223,7 +241,9 @@ def space_notes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
                 "special tokens inside a text the file has one too, as llama.cpp reads it"
             )
         if step.get("type") == "Metaspace" and _scheme(step) in ("always", "first") and not doubled:
-            notes.append("tokenizer.json puts no space before a text that begins with one: the file does, as SentencePiece does")
+            notes.append(
+                "tokenizer.json puts no space before a text that begins with one: the file does, as SentencePiece does"
+            )
     return tuple(notes)
 
 

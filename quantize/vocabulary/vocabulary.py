@@ -101,7 +101,9 @@ class Vocabulary:
             )
         for name, token in self.special_ids.items():
             if token >= n_vocab:
-                raise CheckpointError(f"tokenizer: expected the {name} token below {n_vocab}, the model's vocabulary, found {token}")
+                raise CheckpointError(
+                    f"tokenizer: expected the {name} token below {n_vocab}, the model's vocabulary, found {token}"
+                )
         n_padding = max(0, n_vocab - n_tokens)
         return replace(
             self,

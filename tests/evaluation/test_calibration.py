@@ -199,7 +199,10 @@ def test_row_18_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
     monkeypatch.setattr(calibration, "SAVE_SECONDS", -1)
     result = run("-m", tiny_f32, "-f", text, "-c", 32, "-o", out, *(["--resume"] if resume else []))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"{out}: expected a new file, found one that appeared meanwhile: it was kept, and the result is" in result.stderr
+    assert (
+        f"{out}: expected a new file, found one that appeared meanwhile: it was kept, and the result is"
+        in result.stderr
+    )
     kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.read_bytes().startswith(b"theirs")}
     assert kept == {"out.gguf": b"theirs 1", "out-2.gguf": b"theirs 2"}
     equal(read(tmp_path / "out-3.gguf"), whole, rtol=1e-6)

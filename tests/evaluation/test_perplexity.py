@@ -244,7 +244,10 @@ def test_flat_and_spiked_predictions_survive_the_file(tmp_path: Path) -> None:
 def test_a_base_that_its_reader_would_refuse_does_not_appear(tmp_path: Path) -> None:
     windows = Windows.cut(np.zeros(4, np.int32), 4, 3, None, None, longest=10)
     with (
-        pytest.raises(OutputError, match=r"b: expected to write a file that can be read again.*base of \d+ bytes, as its head says"),
+        pytest.raises(
+            OutputError,
+            match=r"b: expected to write a file that can be read again.*base of \d+ bytes, as its head says",
+        ),
         writing_base(tmp_path / "b", windows, 100) as writer,
     ):
         writer.write(np.zeros((2, 100)), np.zeros(2))  # one record too few

@@ -203,13 +203,26 @@ def test_row_2_counts(write: Callable[[bytes], Path], n: int, offset: int, field
 
 
 def test_row_2_counts_that_fit_one_by_one_but_not_together(write: Callable[[bytes], Path]) -> None:
-    refused(write(b"GGUF" + u32(3) + u64(1) + u64(2) + bytes(40)), "numbers of tensors and metadata keys", "61 bytes", "found 40 left")
+    refused(
+        write(b"GGUF" + u32(3) + u64(1) + u64(2) + bytes(40)),
+        "numbers of tensors and metadata keys",
+        "61 bytes",
+        "found 40 left",
+    )
 
 
 def test_row_2_counts_beyond_the_limits(write: Callable[[bytes], Path]) -> None:
     body = bytes(40 * (MAX_KEYS + 1))
-    refused(write(b"GGUF" + u32(3) + u64(0) + u64(MAX_KEYS + 1) + body), "number of metadata keys", f"at most {MAX_KEYS} entries")
-    refused(write(b"GGUF" + u32(3) + u64(MAX_TENSORS + 1) + u64(0) + body), "number of tensors", f"at most {MAX_TENSORS} entries")
+    refused(
+        write(b"GGUF" + u32(3) + u64(0) + u64(MAX_KEYS + 1) + body),
+        "number of metadata keys",
+        f"at most {MAX_KEYS} entries",
+    )
+    refused(
+        write(b"GGUF" + u32(3) + u64(MAX_TENSORS + 1) + u64(0) + body),
+        "number of tensors",
+        f"at most {MAX_TENSORS} entries",
+    )
     strings = key("k", V.ARRAY, u32(V.STRING) + u64(MAX_STRINGS + 1) + bytes(8 * (MAX_STRINGS + 1)))
     refused(write(build([strings], [])), "'k'", f"at most {MAX_STRINGS} entries")
 
@@ -234,7 +247,12 @@ def test_row_3_a_header_beyond_the_limit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [V.STRING, V.UINT64])
 def test_row_3_array_counts(write: Callable[[bytes], Path], count: int, kind: V) -> None:
     content = build([key("name", V.ARRAY, u32(kind) + u64(count) + bytes(16))], [])
-    refused(write(content), "array of metadata key 'name'", f"at least {8 * count} bytes for {count} entries", "found 16 left")
+    refused(
+        write(content),
+        "array of metadata key 'name'",
+        f"at least {8 * count} bytes for {count} entries",
+        "found 16 left",
+    )
 
 
 def test_row_3_nested_arrays(write: Callable[[bytes], Path]) -> None:
@@ -257,7 +275,9 @@ def test_row_4_keys(write: Callable[[bytes], Path]) -> None:
     refused(write(build([good, key("", V.UINT8, b"\1")], [])), "metadata key 1", "byte 41", "empty")
     refused(write(build([good, good], [])), "'good'", "byte 41", "twice")
     refused(write(build([key(b"\xff\xfe", V.UINT8, b"\1")], [])), "metadata key 0", "UTF-8")
-    refused(write(build([key("k" * 65536, V.UINT8, b"\1")], [])), "metadata key 0", "at most 65535 bytes", "found 65536")
+    refused(
+        write(build([key("k" * 65536, V.UINT8, b"\1")], [])), "metadata key 0", "at most 65535 bytes", "found 65536"
+    )
     refused(write(build([key("name", V.STRING, string(b"\xed\xa0\x80"))], [])), "'name'", "UTF-8")
     refused(write(build([key("split.count", V.STRING, string("2"))], [])), "'split.count'", "integer", "'2'")
 
@@ -268,11 +288,17 @@ def test_row_4_names_in_messages_are_short_and_escaped(write: Callable[[bytes], 
 
 @pytest.mark.parametrize("alignment", [0, 4, 13, 48, 2**31])
 def test_row_5_alignment(write: Callable[[bytes], Path], alignment: int) -> None:
-    refused(write(build([key("general.alignment", V.UINT32, u32(alignment))], [])), "'general.alignment'", "power of two", str(alignment))
+    refused(
+        write(build([key("general.alignment", V.UINT32, u32(alignment))], [])),
+        "'general.alignment'",
+        "power of two",
+        str(alignment),
+    )
 
 
 @pytest.mark.parametrize(
-    ("kind", "value"), [(V.FLOAT32, struct.pack("<f", 32)), (V.STRING, string("32")), (V.BOOL, b"\1"), (V.ARRAY, u32(V.UINT32) + u64(0))]
+    ("kind", "value"),
+    [(V.FLOAT32, struct.pack("<f", 32)), (V.STRING, string("32")), (V.BOOL, b"\1"), (V.ARRAY, u32(V.UINT32) + u64(0))],
 )
 def test_row_5_alignment_is_an_integer(write: Callable[[bytes], Path], kind: V, value: bytes) -> None:
     refused(write(build([key("general.alignment", kind, value)], [])), "'general.alignment'", "power of two")
@@ -305,7 +331,13 @@ def test_row_7_dimensions(write: Callable[[bytes], Path], dims: list[int]) -> No
 
 @pytest.mark.parametrize(
     ("dims", "n_bytes"),
-    [([2**32, 2**32], 2**66), ([2**62, 4], 2**66), ([2**62], 2**64), ([32, 2**59 + 1], 2**66 + 128), ([2**16] * 4, 2**66)],
+    [
+        ([2**32, 2**32], 2**66),
+        ([2**62, 4], 2**66),
+        ([2**62], 2**64),
+        ([32, 2**59 + 1], 2**66 + 128),
+        ([2**16] * 4, 2**66),
+    ],
 )
 def test_row_7_products_that_wrap_64_bits(write: Callable[[bytes], Path], dims: list[int], n_bytes: int) -> None:
     refused(write(build([], [tensor("name", dims, F32, 0)], bytes(128))), "'name'", f"take {n_bytes} bytes")
@@ -325,16 +357,30 @@ def test_row_8_rows_of_whole_blocks(write: Callable[[bytes], Path], kind: str, n
 
 
 def test_row_9_offsets(write: Callable[[bytes], Path]) -> None:
-    refused(write(build([], [tensor("name", [4], F32, 16)], bytes(128))), "offset of tensor 'name'", "alignment 32", "found 16")
+    refused(
+        write(build([], [tensor("name", [4], F32, 16)], bytes(128))),
+        "offset of tensor 'name'",
+        "alignment 32",
+        "found 16",
+    )
     refused(write(build([], [tensor("name", [4], F32, 128)], bytes(128))), "'name'", "expected 16 bytes", "found 0 in")
-    refused(write(build([], [tensor("name", [4], F32, 2**64 - 32)], bytes(128))), "'name'", "expected 16 bytes", "found 0 in")
+    refused(
+        write(build([], [tensor("name", [4], F32, 2**64 - 32)], bytes(128))),
+        "'name'",
+        "expected 16 bytes",
+        "found 0 in",
+    )
     coarse = key("general.alignment", V.UINT32, u32(64))
-    refused(write(build([coarse], [tensor("name", [4], F32, 32)], bytes(128), alignment=64)), "alignment 64", "found 32")
+    refused(
+        write(build([coarse], [tensor("name", [4], F32, 32)], bytes(128), alignment=64)), "alignment 64", "found 32"
+    )
 
 
 @pytest.mark.parametrize(("first", "second"), [((16, 0), (4, 32)), ((4, 32), (16, 0)), ((4, 0), (4, 0))])
 def test_row_9_overlap(write: Callable[[bytes], Path], first: tuple[int, int], second: tuple[int, int]) -> None:
-    content = build([], [tensor("one", [first[0]], F32, first[1]), tensor("two", [second[0]], F32, second[1])], bytes(128))
+    content = build(
+        [], [tensor("one", [first[0]], F32, first[1]), tensor("two", [second[0]], F32, second[1])], bytes(128)
+    )
     refused(write(content), "'one'", "'two'", "inside")
 
 
@@ -342,7 +388,12 @@ def test_row_10_names(write: Callable[[bytes], Path]) -> None:
     one = tensor("name", [4], F32, 0)
     refused(write(build([], [one, tensor("name", [4], F32, 32)], bytes(128))), "'name'", "twice")
     refused(write(build([], [tensor("", [4], F32, 0)], bytes(128))), "name of tensor 0", "empty")
-    refused(write(build([], [tensor("n" * 64, [4], F32, 0)], bytes(128))), "name of tensor 0", "at most 63 bytes", "found 64")
+    refused(
+        write(build([], [tensor("n" * 64, [4], F32, 0)], bytes(128))),
+        "name of tensor 0",
+        "at most 63 bytes",
+        "found 64",
+    )
     refused(write(build([], [tensor(b"\x80", [4], F32, 0)], bytes(128))), "name of tensor 0", "UTF-8")
     assert list(GGUFFile(write(build([], [tensor("n" * 63, [4], F32, 0)], bytes(128)))).tensors) == ["n" * 63]
 
@@ -355,7 +406,9 @@ def test_row_10_huge_dimensions_in_a_tiny_file(write: Callable[[bytes], Path], d
 
 # --- Fuzzing ------------------------------------------------------------------------------------------------------
 
-edits = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.sampled_from([1, 4, 8]), st.integers(0, 2**64 - 1)), max_size=4)
+edits = st.lists(
+    st.tuples(st.integers(0, len(VALID) - 1), st.sampled_from([1, 4, 8]), st.integers(0, 2**64 - 1)), max_size=4
+)
 small = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.just(1), st.integers(0, 255)), max_size=3)
 
 

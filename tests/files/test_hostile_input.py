@@ -142,7 +142,9 @@ def test_row_16_a_file_that_lost_a_part_of_its_last_page(copy: Path) -> None:
     with Mixtral(copy) as model:
         assert model.generate("Once", temperature=0, max_tokens=2).text
         os.truncate(copy, copy.stat().st_size - 4)  # reads as zeros
-        with pytest.raises(ModelFileError, match=r"copy\.gguf: expected \d+ bytes, found \d+, .*shortened while it was in use"):
+        with pytest.raises(
+            ModelFileError, match=r"copy\.gguf: expected \d+ bytes, found \d+, .*shortened while it was in use"
+        ):
             model.generate("Once upon", temperature=0, max_tokens=2)
 
 

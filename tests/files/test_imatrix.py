@@ -283,7 +283,9 @@ def test_what_the_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             write(matrix, tmp_path / "i.gguf", force=True)
-    with pytest.raises(OutputError, match=r"i\.gguf: expected to write a file that can be read again.*in_sum2, found none"):
+    with pytest.raises(
+        OutputError, match=r"i\.gguf: expected to write a file that can be read again.*in_sum2, found none"
+    ):
         write(ImportanceMatrix(), tmp_path / "i.gguf", force=True)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("i.gguf", before)]
 
@@ -295,7 +297,10 @@ def test_the_name_of_a_text_may_be_no_utf8(tmp_path: Path) -> None:
 
 def test_merging_many_names_of_texts_takes_no_time() -> None:
     names = [str(i) for i in range(200_000)]
-    assert len(merge([ImportanceMatrix(datasets=names[:150_000]), ImportanceMatrix(datasets=names[50_000:])]).datasets) == 200_000
+    assert (
+        len(merge([ImportanceMatrix(datasets=names[:150_000]), ImportanceMatrix(datasets=names[50_000:])]).datasets)
+        == 200_000
+    )
 
 
 def test_a_file_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
@@ -337,7 +342,9 @@ def test_entries_of_single_experts_and_of_fused_matrices_are_found(form: str) ->
     assert stored.importance("blk.0.ffn_down_exps.weight", 4, 8) is None
     seen = stored.hardly_seen()["blk.0"]
     assert {e: seen[e] for e in (1, 2)} == {1: 100, 2: 10}
-    with pytest.raises(InvalidArgumentError, match=r"expected \d x 9 columns, found \d x 8: it was made for another model"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"expected \d x 9 columns, found \d x 8: it was made for another model"
+    ):
         stored.importance(GATE, 4, 9)
 
 

@@ -15,7 +15,14 @@ from gguf import GGMLQuantizationType, GGUFReader
 
 from pymixtral import Mixtral
 from pymixtral.cli import main
-from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError, OutputError, PymixtralError, UnsupportedError
+from pymixtral.errors import (
+    InvalidArgumentError,
+    ModelConfigError,
+    ModelFileError,
+    OutputError,
+    PymixtralError,
+    UnsupportedError,
+)
 from pymixtral.files import layout
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.layout import convert_layout
@@ -198,7 +205,9 @@ def test_experts_that_cannot_be_converted_are_named(
 def test_a_file_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
     source, out = tmp_path / "m.gguf", tmp_path / "out.gguf"
     source.write_bytes(build([], [tensor("blk.0.ffn_up_exps.weight", [1, 1, 70_000], F32, 0)], bytes(280_000)))
-    with pytest.raises(InvalidArgumentError, match="experts that make a file of at most 65536 tensors, found some 70001"):
+    with pytest.raises(
+        InvalidArgumentError, match="experts that make a file of at most 65536 tensors, found some 70001"
+    ):
         convert(source, out, layout="split")
     # The name of expert 10000 is longer than that of all.
     long = "blk." + "1" * 39 + ".ffn_up_exps.weight"
@@ -207,7 +216,10 @@ def test_a_file_that_could_not_be_opened_is_not_written(tmp_path: Path) -> None:
     convert(source, out, layout="split")
     out.unlink()
     source.write_bytes(build([], [tensor(long.replace(".f", "1.f"), [1, 1, 10_001], F32, 0)], bytes(40_032)))
-    with pytest.raises(OutputError, match=r"out\.gguf: expected to write a file that can be read again.*: name of tensor 10000 .*found 64"):
+    with pytest.raises(
+        OutputError,
+        match=r"out\.gguf: expected to write a file that can be read again.*: name of tensor 10000 .*found 64",
+    ):
         convert(source, out, layout="split")
     assert list(tmp_path.iterdir()) == [source]
 
@@ -272,7 +284,9 @@ def test_row_19_a_full_disk_leaves_nothing(tiny_q8_0: Path, tmp_path: Path, monk
         assert not list(tmp_path.iterdir())
 
 
-def test_row_19_a_source_that_is_overwritten_meanwhile_is_refused(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_19_a_source_that_is_overwritten_meanwhile_is_refused(
+    tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "source.gguf"
     content = tiny_q8_0.read_bytes()
     source.write_bytes(content)
@@ -283,7 +297,9 @@ def test_row_19_a_source_that_is_overwritten_meanwhile_is_refused(tiny_q8_0: Pat
         yield from real(*arguments)
 
     monkeypatch.setattr(layout, "_data", overwritten)
-    with pytest.raises(ModelFileError, match=r"source\.gguf: expected a file that stays as it is .* found that it was changed"):
+    with pytest.raises(
+        ModelFileError, match=r"source\.gguf: expected a file that stays as it is .* found that it was changed"
+    ):
         convert(source, tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["source.gguf"]
 

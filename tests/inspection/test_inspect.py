@@ -134,7 +134,9 @@ def test_a_tokenizer_of_another_size_is_a_problem_as_it_is_when_the_model_is_ope
         keys: dict[str, Any] = {"llama.vocab_size": 4096}
         for name in ("tokens", "scores", "token_type"):
             values: Any = file.metadata[f"tokenizer.ggml.{name}"]
-            keys[f"tokenizer.ggml.{name}"] = [value if isinstance(value, str) else value.item() for value in values[:-1]]
+            keys[f"tokenizer.ggml.{name}"] = [
+                value if isinstance(value, str) else value.item() for value in values[:-1]
+            ]
     path = rewrite(tiny_q8_0, tmp_path / "m.gguf", keys=keys)
     for call in (Mixtral, verify):
         with pytest.raises(ModelConfigError, match="expected 4096 tokens, the model's vocabulary, found 4095"):

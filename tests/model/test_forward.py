@@ -122,9 +122,7 @@ def test_a_whole_text(load: Load, name: str, isa: str, n_threads: int) -> None:
 
 @pytest.mark.parametrize("name", ["tiny-q4_0", "tiny-f16", "odd-q8_0"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_no_bit_depends_on_the_prefetch_hint(
-    load: Load, name: str, isa: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_bit_depends_on_the_prefetch_hint(load: Load, name: str, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither on the hints that the environment asks for, nor on their turns while both are measured."""
     e = load(name)
     for hint in ("near", "far"):
@@ -151,9 +149,7 @@ def test_no_bit_depends_on_the_prefetch_hint(
     model.close()
 
 
-def test_only_whole_passes_of_one_token_choose_the_prefetch_hint(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_whole_passes_of_one_token_choose_the_prefetch_hint(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYMIXTRAL_PREFETCH", raising=False)
     monkeypatch.setattr(prefetch, "_chosen", {})
     monkeypatch.setattr(prefetch, "_SHORTEST", 0.0)

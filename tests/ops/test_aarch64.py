@@ -1,6 +1,7 @@
 """The C library of aarch64, cross-compiled and emulated: every instruction set equals the oracle.
 
-On Debian and Ubuntu: apt-get install --no-install-recommends gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+On Debian and Ubuntu: apt-get install --no-install-recommends gcc-aarch64-linux-gnu
+libc6-dev-arm64-cross qemu-user-static
 """
 
 from __future__ import annotations
@@ -22,12 +23,16 @@ from support.paths import CSRC, TESTS
 CC = shutil.which("aarch64-linux-gnu-gcc")
 QEMU = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
 
-pytestmark = pytest.mark.skipif(not (CC and QEMU), reason="not run: needs aarch64-linux-gnu-gcc with its libc, and qemu-aarch64")
+pytestmark = pytest.mark.skipif(
+    not (CC and QEMU), reason="not run: needs aarch64-linux-gnu-gcc with its libc, and qemu-aarch64"
+)
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library, compiled as build_ffi.py compiles it and without a warning, in a program that replays calls."""
+    """The library, compiled as build_ffi.py compiles it and without a warning, in a program that
+    replays calls.
+    """
     assert CC
     directory = tmp_path_factory.mktemp("aarch64")
     build = runpy.run_path(str(CSRC / "build_ffi.py"))
@@ -37,7 +42,8 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with ThreadPoolExecutor(2) as pool:
         list(
             pool.map(
-                lambda pair: subprocess.run([CC, *flags, "-c", pair[0], "-o", pair[1]], check=True), zip(sources, objects, strict=True)
+                lambda pair: subprocess.run([CC, *flags, "-c", pair[0], "-o", pair[1]], check=True),
+                zip(sources, objects, strict=True),
             )
         )
     program = directory / "driver"
@@ -81,7 +87,9 @@ def replies(case_list: list[Case], output: bytes) -> list[tuple[int, int, list[b
 )
 def test_instruction_sets_are_those_of_the_cpu(driver: Path, cpu: str, available: list[str]) -> None:
     names = ["scalar", "neon", "neon_i8mm"]
-    assert emulate(driver, "list", cpu=cpu).stdout.decode().splitlines() == [f"{name} {int(name in available)}" for name in names]
+    assert emulate(driver, "list", cpu=cpu).stdout.decode().splitlines() == [
+        f"{name} {int(name in available)}" for name in names
+    ]
     for name in names:
         assert emulate(driver, name, "1", cpu=cpu).returncode == (0 if name in available else 2)
 

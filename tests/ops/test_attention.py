@@ -1,4 +1,6 @@
-"""Cache writes and attention over pages: every kernel equals the oracle, whatever the pages and the cut of a prompt."""
+"""Cache writes and attention over pages: every kernel equals the oracle, whatever the pages and the
+cut of a prompt.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ PAGE = ops.PAGE
 
 
 class Text:
-    """Keys, values and queries of one sequence of n positions, and what the oracle makes of the queries from `first` on."""
+    """Keys, values and queries of one sequence of n positions, and what the oracle makes of the
+    queries from `first` on.
+    """
 
-    def __init__(self, seed: int, n: int, first: int, n_kv_heads: int, group: int, head_dim: int, dtype: Any, window: int = 0) -> None:
+    def __init__(
+        self, seed: int, n: int, first: int, n_kv_heads: int, group: int, head_dim: int, dtype: Any, window: int = 0
+    ) -> None:
         self.n, self.first = n, first
         self.k, self.v = normal(seed, n, n_kv_heads, head_dim), normal(seed + 1, n, n_kv_heads, head_dim)
         self.q = normal(seed + 2, n - first, n_kv_heads * group, head_dim) * np.float32(2)
@@ -35,7 +41,9 @@ class Text:
 text = cache(Text)
 
 
-def nan_cache(n_pages: int, n_kv_heads: int, head_dim: int, dtype: Any) -> tuple[NDArray[Any], NDArray[Any], ops.CacheLayer]:
+def nan_cache(
+    n_pages: int, n_kv_heads: int, head_dim: int, dtype: Any
+) -> tuple[NDArray[Any], NDArray[Any], ops.CacheLayer]:
     """A cache whose unwritten positions would spoil every result that they reached."""
     pages = stored_bytes((n_pages, PAGE, n_kv_heads, head_dim), dtype)
     k, v = key_pages(pages), value_pages(pages)
@@ -63,7 +71,9 @@ def test_writes_touch_their_positions_only(ctx: ops.Context, dtype: Any, head_di
     spans = [(0, 3), (60, 9), (130, 0), (63, 70)]  # first position, tokens
     k, v = normal(1, 82, 3, head_dim), normal(2, 82, 3, head_dim)
     k[3, 0, :4] = [1e-7, -1e-8, 65519, -0.0]  # subnormal and rounded away as f16, and the largest that fits
-    v[:9, 1] *= np.ldexp(np.float32(1), [-110, -93, -31, -21, -20, -18, -16, 3, 8])[:, None]  # scales that are zero or subnormal
+    v[:9, 1] *= np.ldexp(np.float32(1), [-110, -93, -31, -21, -20, -18, -16, 3, 8])[
+        :, None
+    ]  # scales that are zero or subnormal
     kept_k, kept_v, layer = nan_cache(9, 3, head_dim, dtype)
     want_k, want_v = (stored_bytes((9, PAGE, 3, head_dim), dtype) for _ in range(2))
     stored_k, stored_v = (oracle.round_to_cache(a, dtype) for a in (k, v))
@@ -151,14 +161,21 @@ def test_few_tokens_far_into_a_text(ctx: ops.Context, dtype: Any, window: int) -
         _, _, layer = nan_cache(20, 2, 32, dtype)
         pages = scattered(1000, 20)
         ops.cache_write(ctx, layer, t.k, t.v, ops.Runs([(1000, 0, pages)]))
-        np.testing.assert_array_equal(ops.attention(ctx, t.q, layer, ops.Runs([(n_queries, t.first, pages)]), window), t.want)
+        np.testing.assert_array_equal(
+            ops.attention(ctx, t.q, layer, ops.Runs([(n_queries, t.first, pages)]), window), t.want
+        )
 
 
 @every_context
 @every_dtype
 def test_a_ragged_batch(ctx: ops.Context, dtype: Any) -> None:
-    """Several sequences in one cache, one token of each or many: pages as items or tiles of tokens, the same results."""
-    texts = [text(30 + i, n, first, 2, 2, 32, dtype, 0) for i, (n, first) in enumerate([(300, 299), (20, 0), (65, 63), (1, 0), (140, 100)])]
+    """Several sequences in one cache, one token of each or many: pages as items or tiles of tokens,
+    the same results.
+    """
+    texts = [
+        text(30 + i, n, first, 2, 2, 32, dtype, 0)
+        for i, (n, first) in enumerate([(300, 299), (20, 0), (65, 63), (1, 0), (140, 100)])
+    ]
     k, _, layer = nan_cache(20, 2, 32, dtype)
     order, taken, pages = scattered(20 * PAGE, 20), 0, []
     for t in texts:
@@ -192,7 +209,9 @@ def test_a_prompt_in_pieces(ctx: ops.Context, dtype: Any, window: int) -> None:
 @every_context
 @pytest.mark.parametrize(("kv_type", "dtype"), [("f16", np.float16), ("q8_0", oracle.Q8_0)])
 def test_a_forked_sequence_keeps_its_own_text(ctx: ops.Context, kv_type: str, dtype: Any) -> None:
-    """Two continuations of 70 shared positions, written by turns: the page that both continue is copied."""
+    """Two continuations of 70 shared positions, written by turns: the page that both continue is
+    copied.
+    """
     shared, tails = normal(50, 2, 70, 2, 32), normal(51, 2, 2, 10, 2, 32)
     kv = KVCache(1, 2, 32, 6, kv_type)
     layer = ops.CacheLayer(kv.k[0], kv.v[0])
@@ -219,7 +238,9 @@ def test_a_forked_sequence_keeps_its_own_text(ctx: ops.Context, kv_type: str, dt
 @pytest.mark.parametrize("dtype", [np.float32, oracle.Q8_0], ids=["f32", "q8_0"])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 30.0, 3e4])
 def test_scores_of_all_sizes(ctx: ops.Context, dtype: Any, scale: float) -> None:
-    """From all alike to one that takes all; the largest differences are beyond exp's range, also between pages."""
+    """From all alike to one that takes all; the largest differences are beyond exp's range, also
+    between pages.
+    """
     q, k, v = normal(60, 20, 2, 32) * np.float32(scale), normal(61, 150, 1, 32), normal(62, 150, 1, 32)
     _, _, layer = nan_cache(3, 1, 32, dtype)
     pages = np.arange(3, dtype=np.int32)
@@ -230,7 +251,9 @@ def test_scores_of_all_sizes(ctx: ops.Context, dtype: Any, scale: float) -> None
 
 @every_context
 def test_the_largest_integers_of_q8_0(ctx: ops.Context) -> None:
-    """Blocks of 127 and -127 in keys, values and queries, in all four combinations of signs, and mixed."""
+    """Blocks of 127 and -127 in keys, values and queries, in all four combinations of signs, and
+    mixed.
+    """
     signs = np.ones((6, 64), np.float32)
     signs[1], signs[2, ::2], signs[3, ::3], signs[4, :32], signs[5, 32:] = -1, -1, -1, -1, -1
     k, v, q = signs[np.arange(70) % 6][:, None], signs[np.arange(70) * 5 % 6][:, None], signs[:, None].repeat(5, axis=1)
@@ -238,7 +261,9 @@ def test_the_largest_integers_of_q8_0(ctx: ops.Context) -> None:
     pages = np.arange(2, dtype=np.int32)
     ops.cache_write(ctx, layer, k, v, ops.Runs([(70, 0, pages)]))
     got = ops.attention(ctx, q, layer, ops.Runs([(6, 64, pages)]))
-    np.testing.assert_array_equal(got, oracle.attention(q, *(oracle.round_to_cache(a, oracle.Q8_0) for a in (k, v)), 64))
+    np.testing.assert_array_equal(
+        got, oracle.attention(q, *(oracle.round_to_cache(a, oracle.Q8_0) for a in (k, v)), 64)
+    )
 
 
 @every_context
@@ -257,7 +282,9 @@ def test_scores_that_overflow_are_found_on_every_page(ctx: ops.Context, position
             assert row_of(ops.attention, ctx, q, layer, runs) == n_queries - 1
             assert row_of(oracle.attention, q, k, v, 150 - n_queries) == n_queries - 1
         else:  # a score of minus infinity has no weight
-            np.testing.assert_array_equal(ops.attention(ctx, q, layer, runs), oracle.attention(q, k, v, 150 - n_queries))
+            np.testing.assert_array_equal(
+                ops.attention(ctx, q, layer, runs), oracle.attention(q, k, v, 150 - n_queries)
+            )
 
 
 @every_context

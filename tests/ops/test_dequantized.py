@@ -1,4 +1,6 @@
-"""Weight types that are dequantized first: values of gguf.quants to the bit, products as of f32, tables that are the package's."""
+"""Weight types that are dequantized first: values of gguf.quants to the bit, products as of f32,
+tables that are the package's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ from pymixtral import ops
 from pymixtral.files.types import DEQUANTIZED_TYPES, Matrix, block_weights
 from pymixtral.reference import oracle
 from support.paths import CSRC
-from support.variants import CONTEXTS, FIRST_CONTEXT, activations, every_context, generator, matrix, row_of, set_iq1_m_scales
+from support.variants import (
+    CONTEXTS,
+    FIRST_CONTEXT,
+    activations,
+    every_context,
+    generator,
+    matrix,
+    row_of,
+    set_iq1_m_scales,
+)
 
 every_kind = pytest.mark.parametrize("kind", DEQUANTIZED_TYPES, ids=lambda kind: kind.name.lower())
 SCALAR = CSRC / "kernels" / "scalar"
@@ -31,7 +42,9 @@ def test_values_are_those_of_gguf_for_any_valid_blocks(ctx: ops.Context, kind: G
 
 
 def test_every_entry_of_every_table_is_met() -> None:
-    """All bytes equal, then all 16-bit words: with random blocks, this reads every index that a code can name."""
+    """All bytes equal, then all 16-bit words: with random blocks, this reads every index that a
+    code can name.
+    """
     for kind in DEQUANTIZED_TYPES:
         w = matrix(kind, 256, block_weights(kind), 2)
         body = w.data.copy()
@@ -83,5 +96,7 @@ def test_a_scale_that_is_not_finite_is_found(kind: GGMLQuantizationType) -> None
 
 
 def test_the_tables_are_those_of_the_package() -> None:
-    made = subprocess.run([sys.executable, SCALAR / "make_lattices.py"], capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(
+        [sys.executable, SCALAR / "make_lattices.py"], capture_output=True, text=True, check=True
+    ).stdout
     assert made == (SCALAR / "lattices.h").read_text()

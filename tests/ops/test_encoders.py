@@ -1,4 +1,6 @@
-"""The weight encoders: every instruction set and number of threads gives the bytes of the NumPy definitions, which keep errors small."""
+"""The weight encoders: every instruction set and number of threads gives the bytes of the NumPy
+definitions, which keep errors small.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,29 @@ from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.files.types import Matrix, block_weights
 from pymixtral.quantize.encoders import formats, search
 from pymixtral.reference.blocks import dequantize
-from support.variants import ENCODED, FIRST_CONTEXT, SEARCHED, UNSEARCHED, every_context, generator, normal, row_of, wide
+from support.variants import (
+    ENCODED,
+    FIRST_CONTEXT,
+    SEARCHED,
+    UNSEARCHED,
+    every_context,
+    generator,
+    normal,
+    row_of,
+    wide,
+)
 
 KINDS = GGMLQuantizationType
 WEIGHTED = [kind for kind in ENCODED if kind in search.GRIDS]
-LARGEST_SCALED = {"Q2_K": 15 * 3, "Q3_K": 32 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 128 * 32, "IQ4_NL": 127, "IQ4_XS": 32 * 127}
+LARGEST_SCALED = {
+    "Q2_K": 15 * 3,
+    "Q3_K": 32 * 4,
+    "Q4_K": 63 * 15,
+    "Q5_K": 63 * 31,
+    "Q6_K": 128 * 32,
+    "IQ4_NL": 127,
+    "IQ4_XS": 32 * 127,
+}
 """The largest weight of a type whose d is 1: about so much, as d and the scales are fitted."""
 
 names = {"ids": lambda kind: kind.name.lower()}
@@ -30,12 +50,16 @@ names = {"ids": lambda kind: kind.name.lower()}
 
 @cache
 def nasty(cols: int) -> F32:
-    """Rows of ordinary weights, then constant, sparse, tied, one-sided, shifted, tiny and huge ones, and all magnitudes in one block."""
+    """Rows of ordinary weights, then constant, sparse, tied, one-sided, shifted, tiny and huge
+    ones, and all magnitudes in one block.
+    """
     x = normal(10, 32, cols)
     ends = np.where(np.arange(cols) % 2, -2, 2).astype(np.float32)
     halves = (np.arange(cols) % 255 - 127).astype(np.float32) / np.float32(2)
     halves[::32] = 127
-    for row, values in enumerate([0.0, -0.0, 1.5, -2.25, ends, -ends, halves, -halves, 1e-40, 1e-45, 2e-38, 6e-8, 3e-8, 1e-3]):
+    for row, values in enumerate(
+        [0.0, -0.0, 1.5, -2.25, ends, -ends, halves, -halves, 1e-40, 1e-45, 2e-38, 6e-8, 3e-8, 1e-3]
+    ):
         x[row] = values
     x[14] = wide(11, cols) * np.float32(1e-6)
     for row, factor in enumerate([1e-5, 1e-7, 1e-12, 1e-30, 1e4], 15):
@@ -60,7 +84,9 @@ def decode(kind: GGMLQuantizationType, data: NDArray[np.uint8]) -> F32:
     return dequantize(Matrix(kind, data))
 
 
-def root_mean_square(kind: GGMLQuantizationType, x: F32, encoded: NDArray[np.uint8], weights: F32 | float = 1.0) -> float:
+def root_mean_square(
+    kind: GGMLQuantizationType, x: F32, encoded: NDArray[np.uint8], weights: F32 | float = 1.0
+) -> float:
     return float(np.sqrt((weights * np.square(decode(kind, encoded).astype(np.float64) - x)).mean()))
 
 
@@ -93,7 +119,9 @@ def test_rows_of_few_blocks_of_32(ctx: ops.Context, kind: GGMLQuantizationType) 
 @pytest.mark.parametrize("kind", UNSEARCHED, **names)
 def test_bytes_are_those_of_gguf(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     x = normal(12, 300, 320) * np.float32(0.02)
-    np.testing.assert_array_equal(ops.encode(ctx, kind, x), np.ascontiguousarray(quants.quantize(x, kind)).view(np.uint8))
+    np.testing.assert_array_equal(
+        ops.encode(ctx, kind, x), np.ascontiguousarray(quants.quantize(x, kind)).view(np.uint8)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -119,14 +147,24 @@ def test_f16_rounds_as_numpy_does(ctx: ops.Context) -> None:
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     every = np.sort(every[np.isfinite(every)]).astype(np.float32)
     middle = (every[1:] + every[:-1]) / 2
-    x = np.concatenate([every, middle, np.nextafter(middle, np.float32(1e9)), np.nextafter(middle, np.float32(-1e9)), wide(13, 1000)])
+    x = np.concatenate(
+        [every, middle, np.nextafter(middle, np.float32(1e9)), np.nextafter(middle, np.float32(-1e9)), wide(13, 1000)]
+    )
     x = x[np.abs(x) < 65520][None]
     np.testing.assert_array_equal(ops.encode(ctx, KINDS.F16, x).view(np.uint16), x.astype(np.float16).view(np.uint16))
 
 
 # --- Errors ------------------------------------------------------------------------------------------------------
 
-RELATIVE_ERRORS = {"IQ4_NL": 0.0745, "IQ4_XS": 0.0755, "Q2_K": 0.271, "Q3_K": 0.148, "Q4_K": 0.0711, "Q5_K": 0.0355, "Q6_K": 0.0174}
+RELATIVE_ERRORS = {
+    "IQ4_NL": 0.0745,
+    "IQ4_XS": 0.0755,
+    "Q2_K": 0.271,
+    "Q3_K": 0.148,
+    "Q4_K": 0.0711,
+    "Q5_K": 0.0355,
+    "Q6_K": 0.0174,
+}
 """Of Gaussian weights, rounded up."""
 
 
@@ -140,7 +178,9 @@ def test_errors_of_gaussian_weights(kind: GGMLQuantizationType) -> None:
 def explained(kind: GGMLQuantizationType, x: F32, weights: F32 | None) -> NDArray[np.float64]:
     """Of each block: how long what is decoded is along the weights."""
     decoded = decode(kind, ops.encode(FIRST_CONTEXT, kind, x, weights)).astype(np.float64)
-    sums = [((1 if weights is None else weights) * x * a).reshape(-1, block_weights(kind)).sum(axis=1) for a in (decoded, x)]
+    sums = [
+        ((1 if weights is None else weights) * x * a).reshape(-1, block_weights(kind)).sum(axis=1) for a in (decoded, x)
+    ]
     return np.asarray(sums[0] / sums[1], np.float64)
 
 
@@ -164,7 +204,9 @@ def test_a_block_that_is_mostly_error_stays_short() -> None:
 @pytest.mark.parametrize("kind", WEIGHTED, **names)
 def test_importance_moves_the_error_to_other_columns(kind: GGMLQuantizationType) -> None:
     x, importance = normal(19, 64, 1024), generator(20).gamma(0.7, size=1024).astype(np.float32)
-    plain, weighted = (ops.encode(FIRST_CONTEXT, kind, x, weights) for weights in (np.ones(1024, np.float32), importance))
+    plain, weighted = (
+        ops.encode(FIRST_CONTEXT, kind, x, weights) for weights in (np.ones(1024, np.float32), importance)
+    )
     assert root_mean_square(kind, x, weighted, importance) < 0.98 * root_mean_square(kind, x, plain, importance)
     assert root_mean_square(kind, x, weighted) > root_mean_square(kind, x, plain)
 
@@ -180,7 +222,9 @@ def test_only_ratios_of_importance_matter(kind: GGMLQuantizationType) -> None:
 @pytest.mark.parametrize("kind", [KINDS.F32, KINDS.F16, KINDS.BF16, KINDS.Q8_0], **names)
 def test_types_that_ignore_importance(kind: GGMLQuantizationType) -> None:
     x = normal(23, 8, 512)
-    np.testing.assert_array_equal(ops.encode(FIRST_CONTEXT, kind, x, np.square(x[0])), ops.encode(FIRST_CONTEXT, kind, x))
+    np.testing.assert_array_equal(
+        ops.encode(FIRST_CONTEXT, kind, x, np.square(x[0])), ops.encode(FIRST_CONTEXT, kind, x)
+    )
 
 
 @pytest.mark.parametrize("kind", ENCODED, **names)
@@ -192,14 +236,20 @@ def test_zeros_stay_zeros(kind: GGMLQuantizationType) -> None:
 @pytest.mark.parametrize("value", [1.0, -1.0, 0.37, -1e-4, 1e4])
 def test_constant_blocks_are_nearly_exact(kind: GGMLQuantizationType, value: float) -> None:
     x = np.full((1, 256), value, np.float32)
-    np.testing.assert_allclose(decode(kind, ops.encode(FIRST_CONTEXT, kind, x)), x, rtol=2e-3 if abs(value) > 1e-3 else 0.1)
+    np.testing.assert_allclose(
+        decode(kind, ops.encode(FIRST_CONTEXT, kind, x)), x, rtol=2e-3 if abs(value) > 1e-3 else 0.1
+    )
 
 
 @pytest.mark.parametrize("kind", SEARCHED[1:], **names)
 def test_weights_too_small_for_a_plain_scale_survive(kind: GGMLQuantizationType) -> None:
-    """d = 1e-6 / (largest code * largest scale) would be zero in f16: the smallest f16 takes its place."""
+    """d = 1e-6 / (largest code * largest scale) would be zero in f16: the smallest f16 takes its
+    place.
+    """
     x = normal(24, 8, 256) * np.float32(1e-6)
-    assert root_mean_square(kind, x, ops.encode(FIRST_CONTEXT, kind, x)) < 0.5 * float(np.sqrt(np.square(x.astype(np.float64)).mean()))
+    assert root_mean_square(kind, x, ops.encode(FIRST_CONTEXT, kind, x)) < 0.5 * float(
+        np.sqrt(np.square(x.astype(np.float64)).mean())
+    )
 
 
 # --- What is refused ---------------------------------------------------------------------------------------------
@@ -218,7 +268,9 @@ def test_what_a_type_cannot_hold(ctx: ops.Context, kind: GGMLQuantizationType) -
         "Q5_0": [65520 * 16.0, -1e30],
         "Q5_1": [65520 * 31.0, -65520, -1e30],
     }
-    bad = too_large.get(kind.name) or [sign * size for size in (1.02 * 65520 * LARGEST_SCALED.get(kind.name, 1), 1e30) for sign in (1, -1)]
+    bad = too_large.get(kind.name) or [
+        sign * size for size in (1.02 * 65520 * LARGEST_SCALED.get(kind.name, 1), 1e30) for sign in (1, -1)
+    ]
     for value in [np.nan, np.inf, -np.inf, *(bad if kind != KINDS.F32 else [])]:
         x = normal(14, 7, 512)
         x[5, 511] = x[6, 0] = value

@@ -1,4 +1,6 @@
-"""The two calls of a layer: attention with the router, and the experts. Every kernel equals the oracle, observed or not."""
+"""The two calls of a layer: attention with the router, and the experts. Every kernel equals the
+oracle, observed or not.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ class Example:
             k=matrix(2 * HEAD_DIM, hidden),
             v=matrix(2 * HEAD_DIM, hidden),
             output=matrix(hidden, 4 * HEAD_DIM),
-            router=Matrix.from_float(normal(3, shape.n_experts, hidden) / np.float32(4)) if shape.n_experts > 1 else None,
+            router=Matrix.from_float(normal(3, shape.n_experts, hidden) / np.float32(4))
+            if shape.n_experts > 1
+            else None,
             experts=[(matrix(ffn, hidden), matrix(ffn, hidden), matrix(hidden, ffn)) for _ in range(shape.n_experts)],
         )
         self.config = ModelConfig(
@@ -127,7 +131,13 @@ def experts_output(shape: Shape) -> F32:
 
 
 def run_experts(
-    ctx: ops.Context, layer: ops.Layer, x: F32, normed: F32, ids: I32, weights: F32, observer: ops.Observer | None = None
+    ctx: ops.Context,
+    layer: ops.Layer,
+    x: F32,
+    normed: F32,
+    ids: I32,
+    weights: F32,
+    observer: ops.Observer | None = None,
 ) -> F32:
     """x plus the experts' outputs."""
     batch = ops.Batch(layer, FREQUENCIES)
@@ -168,7 +178,11 @@ def test_experts(ctx: ops.Context, shape: Shape) -> None:
 @every_context
 @every_type
 def test_experts_of_every_type(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    shape = Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,)) if block_weights(kind) == 256 else Shape(n_experts=3, kinds=(kind,))
+    shape = (
+        Shape(hidden=256, ffn=256, n_experts=3, kinds=(kind,))
+        if block_weights(kind) == 256
+        else Shape(n_experts=3, kinds=(kind,))
+    )
     e = example(shape)
     for rows in (slice(0, 1), slice(1, 7), slice(0, 140)):
         got = run_experts(ctx, e.layer, e.x[rows], e.normed[rows], e.ids[rows], e.route_weights[rows])
@@ -281,7 +295,9 @@ def run_attention(
 )
 def test_attention_and_router(ctx: ops.Context, shape: Shape, cache_dtype: Any) -> None:
     for pieces in ([N], [1, 1, 64, 9]):
-        for got, want in zip(run_attention(ctx, example(shape), cache_dtype, pieces), attention_output(shape, cache_dtype), strict=True):
+        for got, want in zip(
+            run_attention(ctx, example(shape), cache_dtype, pieces), attention_output(shape, cache_dtype), strict=True
+        ):
             np.testing.assert_array_equal(got, want)
 
 
@@ -294,7 +310,9 @@ def squares(x: F32) -> NDArray[np.float64]:
 
 
 @every_context
-@pytest.mark.parametrize("shape", [Shape(), Shape(n_experts=5, n_used=3, hidden=40, ffn=72, kinds=(KINDS.F32,))], ids=["q8_0", "f32"])
+@pytest.mark.parametrize(
+    "shape", [Shape(), Shape(n_experts=5, n_used=3, hidden=40, ffn=72, kinds=(KINDS.F32,))], ids=["q8_0", "f32"]
+)
 def test_an_observer_sums_squares_and_counts(ctx: ops.Context, shape: Shape) -> None:
     e = example(shape)
     observer = ops.Observer(e.layer)
@@ -315,7 +333,9 @@ def test_an_observer_of_attention_sums_squares(ctx: ops.Context) -> None:
     shape = Shape()
     e = example(shape)
     observer = ops.Observer(e.layer)
-    for got, want in zip(run_attention(ctx, e, np.float32, [1, 50, 24], observer), attention_output(shape, np.float32), strict=True):
+    for got, want in zip(
+        run_attention(ctx, e, np.float32, [1, 50, 24], observer), attention_output(shape, np.float32), strict=True
+    ):
         np.testing.assert_array_equal(got, want)
     n = oracle.rms_norm(e.x[:N], e.weights.attn_norm, e.config.rms_eps)
     np.testing.assert_allclose(observer.qkv_input, squares(n), rtol=1e-12)
@@ -409,5 +429,7 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
     for which in range(3):
         expert = [*good[:which], wrong, *good[which + 1 :]]
         layer = layer_of(_replace_experts(e.weights, [good, good, good, tuple(expert)]), e.config)
-        with pytest.raises(InvalidArgumentError, match=rf"^layer->experts\[{9 + which}\].rows, cols: .* found 64 x 64$"):
+        with pytest.raises(
+            InvalidArgumentError, match=rf"^layer->experts\[{9 + which}\].rows, cols: .* found 64 x 64$"
+        ):
             run_experts(FIRST_CONTEXT, layer, e.x, e.normed, e.ids, e.route_weights)

@@ -1,5 +1,6 @@
-"""Blocks of 256: the oracle against gguf.quants and a second statement of its order, kernels where their integers are largest, and a whole
-model that mixes types."""
+"""Blocks of 256: the oracle against gguf.quants and a second statement of its order, kernels where
+their integers are largest, and a whole model that mixes types.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ Type = GGMLQuantizationType
 
 @dataclass(frozen=True)
 class Extremes:
-    """The bytes of a block that are scales and minimums, and the ends of its integers, scales and minimums."""
+    """The bytes of a block that are scales and minimums, and the ends of its integers, scales and
+    minimums.
+    """
 
     scales: slice
     q: tuple[int, int]
@@ -69,7 +72,9 @@ def test_matmul_follows_its_order(kind: Type) -> None:
             isum = msum = 0
             for j in range(n_sub):
                 part = slice(j * 256 // n_sub, (j + 1) * 256 // n_sub)
-                dot = sum(a * c for a, c in zip(xq[t, 256 * b :][part].tolist(), blocks.q[r, b, part].tolist(), strict=True))
+                dot = sum(
+                    a * c for a, c in zip(xq[t, 256 * b :][part].tolist(), blocks.q[r, b, part].tolist(), strict=True)
+                )
                 isum += int(blocks.sc[r, b, j]) * dot
                 if blocks.mins is not None:
                     msum += int(blocks.mins[r, b, j]) * int(xq[t, 256 * b :][part].sum(dtype=np.int64))
@@ -91,7 +96,9 @@ def test_products_are_near_those_of_the_weights(kind: Type) -> None:
 
 
 def extreme(kind: Type, q: int, scales: int, rows: int = 17, cols: int = 512) -> Matrix:
-    """Every byte of the integers is q, every one of the scales and minimums `scales`; d and dmin are odd numbers of both signs."""
+    """Every byte of the integers is q, every one of the scales and minimums `scales`; d and dmin
+    are odd numbers of both signs.
+    """
     data = np.full((rows, cols // 256, block_bytes(kind)), q, np.uint8)
     data[..., KQUANTS[kind].scales] = scales
     for at in SCALES[kind.name]:
@@ -119,9 +126,16 @@ def test_the_bytes_give_the_ends(kind: Type) -> None:
 
 
 def largest_activations(n: int) -> F32:
-    """Rows whose quantized values are all 127 or -127: of one sign, alternating by 1, 2, 4, 16 and 32 elements, and at random."""
+    """Rows whose quantized values are all 127 or -127: of one sign, alternating by 1, 2, 4, 16 and
+    32 elements, and at random.
+    """
     k = np.arange(n)
-    rows = [np.ones(n), -np.ones(n), *(1 - 2 * (k // step % 2) for step in (1, 2, 4, 16, 32)), generator(7).choice([-1, 1], n)]
+    rows = [
+        np.ones(n),
+        -np.ones(n),
+        *(1 - 2 * (k // step % 2) for step in (1, 2, 4, 16, 32)),
+        generator(7).choice([-1, 1], n),
+    ]
     return np.array(rows, np.float32)
 
 
@@ -175,7 +189,9 @@ CONFIG = ModelConfig(
 
 
 def mixed_model(path: Path) -> None:
-    """CONFIG's tensors in a file: q4_k with q6_k where it matters, q8_0 and f32 as mixes have them, and experts of every other type."""
+    """CONFIG's tensors in a file: q4_k with q6_k where it matters, q8_0 and f32 as mixes have them,
+    and experts of every other type.
+    """
     c = CONFIG
     writer = GGUFWriter(path, "llama")
 
@@ -224,7 +240,10 @@ def test_a_model_of_mixed_types(tmp_path: Path) -> None:
             cache = model.new_cache(len(tokens), "f32")
             sequence = cache.new_sequence()
             ends = np.cumsum(pieces)
-            rows = [model.forward(tokens[end - n : end], [(sequence, n)], cache) for n, end in zip(pieces, ends, strict=True)]
+            rows = [
+                model.forward(tokens[end - n : end], [(sequence, n)], cache)
+                for n, end in zip(pieces, ends, strict=True)
+            ]
             np.testing.assert_array_equal(np.concatenate(rows), want)
         np.testing.assert_array_equal(model.logits(want), want_logits)
         model.close()

@@ -33,7 +33,9 @@ LONG = {1: (2001,), 32: (1024, 1056, 2080), 256: (1024, 1280, 2304)}
 
 
 @cache
-def product(kind: GGMLQuantizationType, n_tokens: int, rows: int, cols: int, fill: int | None = None) -> tuple[F32, Matrix, F32]:
+def product(
+    kind: GGMLQuantizationType, n_tokens: int, rows: int, cols: int, fill: int | None = None
+) -> tuple[F32, Matrix, F32]:
     """Activations, weights and what the oracle makes of them."""
     x, w = activations(cols, n_tokens, cols), matrix(kind, rows, cols, cols, fill=fill)
     return x, w, oracle.matmul(x, w)
@@ -130,7 +132,9 @@ def test_a_product_that_overflows_names_its_row(ctx: ops.Context, kind: GGMLQuan
     if block_weights(kind) == 1:
         w = Matrix(kind, np.full_like(w.data, 0x44))  # 784 or about 4
     for at in SCALES.get(kind.name, []):
-        w.data.reshape(20, 256 // block_weights(kind), -1)[..., at : at + 2] = np.array([60000], np.float16).view(np.uint8)
+        w.data.reshape(20, 256 // block_weights(kind), -1)[..., at : at + 2] = np.array([60000], np.float16).view(
+            np.uint8
+        )
     x = normal(6, 6, 256)
     x[3] = 3e38
     assert row_of(ops.matmul, ctx, x, w) == row_of(oracle.matmul, x, w) == 3

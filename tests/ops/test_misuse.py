@@ -114,13 +114,23 @@ def test_no_pointer_is_forgotten() -> None:
         call = make(FIRST_CONTEXT)
         parameters = re.search(rf"{call.entry}\(([^)]*)\);", declared)
         assert parameters
-        names = {re.sub(r".*\*", "", parameter, flags=re.S) for parameter in parameters[1].split(",") if "*" in parameter}
+        names = {
+            re.sub(r".*\*", "", parameter, flags=re.S) for parameter in parameters[1].split(",") if "*" in parameter
+        }
         found = {name for name, _, _ in pointers(call)}
         assert {name for name in found if name.isidentifier()} >= names - {"observer", "importance"}
     inside = {name for name, _, _ in pointers(layer_attention(FIRST_CONTEXT)) if not name.isidentifier()}
     batch = {f"batch->{name}" for name in ("x", "normed", "ids", "weights")}
     matrices = {f"layer->{name}.data" for name in MATRICES}
-    rest = {"batch->cosines", "batch->sines", "layer->attn_norm", "layer->ffn_norm", "runs[0].pages", "cache->k", "cache->v"}
+    rest = {
+        "batch->cosines",
+        "batch->sines",
+        "layer->attn_norm",
+        "layer->ffn_norm",
+        "runs[0].pages",
+        "cache->k",
+        "cache->v",
+    }
     assert inside == batch | matrices | rest
     inside = {name for name, _, _ in pointers(layer_experts(FIRST_CONTEXT)) if not name.isidentifier()}
     assert inside == batch | {"layer->experts"} | {f"layer->experts[{i}].data" for i in range(9)}
@@ -204,7 +214,9 @@ WEIGHTS: list[tuple[dict[str, Any], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "status"), WEIGHTS, ids=[f"{name}-{value}" for w, _ in WEIGHTS for name, value in w.items()])
+@pytest.mark.parametrize(
+    ("changed", "status"), WEIGHTS, ids=[f"{name}-{value}" for w, _ in WEIGHTS for name, value in w.items()]
+)
 def test_weights_that_make_no_sense(changed: dict[str, Any], status: int) -> None:
     view, _data = weight(matrix(KINDS.Q8_0, 21, 96, 1), **changed)
     refused(matmul(FIRST_CONTEXT).status(w=view), status)
@@ -225,7 +237,12 @@ def test_the_types_of_the_header_are_those_that_run() -> None:
 
 
 def test_row_bytes() -> None:
-    assert [lib.pmx_row_bytes(kind, 64) for kind in (KINDS.F32, KINDS.F16, KINDS.Q8_0, KINDS.Q4_0)] == [256, 128, 68, 36]
+    assert [lib.pmx_row_bytes(kind, 64) for kind in (KINDS.F32, KINDS.F16, KINDS.Q8_0, KINDS.Q4_0)] == [
+        256,
+        128,
+        68,
+        36,
+    ]
     for kind in set(GGMLQuantizationType) - set(TYPES):
         assert lib.pmx_row_bytes(kind, 256) == -1
     for number, n in ((-1, 32), (99, 32), (1 << 30, 32), (8, 31), (8, -32), (0, -1), (0, LARGEST), (8, LARGEST - 31)):
@@ -276,7 +293,10 @@ def test_positions_beyond_32_bits() -> None:
     pages = np.zeros(1 << 25, np.int32)
     for make in (cache_write, attention):
         call = make(FIRST_CONTEXT)
-        set_members(call["runs"][0], {"first_position": (1 << 31) - 2, "n_pages": len(pages), "pages": pointer(pages, "int32_t *")})
+        set_members(
+            call["runs"][0],
+            {"first_position": (1 << 31) - 2, "n_pages": len(pages), "pages": pointer(pages, "int32_t *")},
+        )
         assert "position" in refused(call.status())
 
 
@@ -297,7 +317,9 @@ CACHES: list[tuple[dict[str, Any], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("changed", "status"), CACHES, ids=[f"{name}-{value}" for c, _ in CACHES for name, value in c.items()])
+@pytest.mark.parametrize(
+    ("changed", "status"), CACHES, ids=[f"{name}-{value}" for c, _ in CACHES for name, value in c.items()]
+)
 def test_caches_that_make_no_sense(changed: dict[str, Any], status: int) -> None:
     for make in (cache_write, attention, layer_attention):
         call = make(FIRST_CONTEXT)

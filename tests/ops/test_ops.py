@@ -74,7 +74,9 @@ def test_rms_norm(ctx: ops.Context, n: int) -> None:
     x[6:9] = wide(n + 2, 3, n)
     for n_tokens in (1, 2, 9, 40):
         for eps in (1e-5, 1e-6):
-            np.testing.assert_array_equal(ops.rms_norm(ctx, x[:n_tokens], w, eps), oracle.rms_norm(x[:n_tokens], w, eps))
+            np.testing.assert_array_equal(
+                ops.rms_norm(ctx, x[:n_tokens], w, eps), oracle.rms_norm(x[:n_tokens], w, eps)
+            )
 
 
 @every_context
@@ -112,7 +114,9 @@ def around(*limits: float) -> F32:
     return np.concatenate([x, -x])
 
 
-HARD = np.concatenate([around(0, 88, 87.3, 103.97, 88.73, 1e-40, 1.1754944e-38, 0.34657, 1, 1e-8, 150, 3.4e38), wide(5, 500)])
+HARD = np.concatenate(
+    [around(0, 88, 87.3, 103.97, 88.73, 1e-40, 1.1754944e-38, 0.34657, 1, 1e-8, 150, 3.4e38), wide(5, 500)]
+)
 
 
 @every_context
@@ -131,7 +135,9 @@ def test_exp(ctx: ops.Context) -> None:
 @every_context
 def test_silu_mul(ctx: ops.Context) -> None:
     finite = HARD[np.abs(HARD) < 1e30]
-    gate = np.concatenate([finite, np.linspace(-200, 200, 20_000).astype(np.float32), normal(7, 15_000) * np.float32(4)])
+    gate = np.concatenate(
+        [finite, np.linspace(-200, 200, 20_000).astype(np.float32), normal(7, 15_000) * np.float32(4)]
+    )
     up = normal(8, len(gate))
     up[:: len(gate) // 50] = 0
     want = oracle.silu_mul(gate, up)
@@ -167,7 +173,9 @@ def test_silu_mul_names_the_element(ctx: ops.Context, value: float) -> None:
 @pytest.mark.parametrize("factor", [1.0, 1.3, -0.1, 0.0])
 def test_rope_table(ctx: ops.Context, n_pairs: int, factor: float) -> None:
     frequencies = 1e6 ** -(np.arange(n_pairs) / n_pairs)
-    positions = np.concatenate([np.arange(70), [1000, 1 << 15, (1 << 20) - 1, 1 << 20], generator(11).integers(0, 1 << 20, 40)])
+    positions = np.concatenate(
+        [np.arange(70), [1000, 1 << 15, (1 << 20) - 1, 1 << 20], generator(11).integers(0, 1 << 20, 40)]
+    )
     for n in (1, 2, len(positions)):
         part = positions[-n:].astype(np.int32)
         got, want = ops.rope_table(ctx, frequencies, part, factor), oracle.rope_table(frequencies, part, factor)
@@ -184,7 +192,16 @@ def test_rope_table_at_the_ends_of_a_quadrant(ctx: ops.Context) -> None:
 
 @pytest.mark.parametrize(
     ("frequency", "position"),
-    [(1.0, -1), (1.0, (1 << 20) + 1), (0.5, (1 << 31) - 1), (np.nan, 0), (-1.0, 0), (np.inf, 1), (np.inf, 0), (1e300, 1)],
+    [
+        (1.0, -1),
+        (1.0, (1 << 20) + 1),
+        (0.5, (1 << 31) - 1),
+        (np.nan, 0),
+        (-1.0, 0),
+        (np.inf, 1),
+        (np.inf, 0),
+        (1e300, 1),
+    ],
 )
 def test_rope_table_refuses_angles_out_of_range(frequency: float, position: int) -> None:
     with pytest.raises(InvalidArgumentError):
@@ -274,6 +291,12 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         with pytest.raises(InvalidArgumentError):
             call(FIRST_CONTEXT, *args)
     k, v = np.zeros((2, 1, 8, 64), np.float32), np.zeros((2, 1, 64, 8), np.float32)
-    for bad_k, bad_v in ((k[..., :63], v), (k, v[:1]), (k, v.astype(np.float16)), (k.astype(float), v.astype(float)), (k[:, :, ::2], v)):
+    for bad_k, bad_v in (
+        (k[..., :63], v),
+        (k, v[:1]),
+        (k, v.astype(np.float16)),
+        (k.astype(float), v.astype(float)),
+        (k[:, :, ::2], v),
+    ):
         with pytest.raises(PymixtralError):
             ops.CacheLayer(bad_k, bad_v)

@@ -1,4 +1,6 @@
-"""The pool of threads: any number of them, several contexts at once, fork, cancellation, and the caller's floating-point mode."""
+"""The pool of threads: any number of them, several contexts at once, fork, cancellation, and the
+caller's floating-point mode.
+"""
 
 from __future__ import annotations
 
@@ -195,7 +197,9 @@ def test_a_long_call_is_canceled_from_another_thread(n_threads: int) -> None:
         ctx.cancel()
         with pytest.raises(CanceledError):
             call.result()
-        assert time.process_time() - asked < 2  # of CPU, however busy the machine is: what was begun is finished, with sanitizers slowly
+        assert (
+            time.process_time() - asked < 2
+        )  # of CPU, however busy the machine is: what was begun is finished, with sanitizers slowly
         ctx.cancel(False)
         np.testing.assert_array_equal(ops.matmul(ctx, X, W), WANT)
 
@@ -237,7 +241,9 @@ def probe() -> NDArray[np.uint32]:
     return np.concatenate([one * np.float32(1e-38) * np.float32(0.1), one / np.float32(3)]).view(np.uint32)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in MODES, reason="sets the mode through glibc's fenv_t")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in MODES, reason="sets the mode through glibc's fenv_t"
+)
 @every_isa
 @pytest.mark.parametrize("mode", ["flush", "up", "chop"])
 def test_the_callers_floating_point_mode_changes_nothing_and_is_kept(isa: str, mode: str) -> None:
@@ -277,8 +283,14 @@ def test_the_callers_floating_point_mode_changes_nothing_and_is_kept(isa: str, m
         np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8))
 
 
-@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in MODES, reason="sets the mode through glibc's fenv_t")
+@pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in MODES, reason="sets the mode through glibc's fenv_t"
+)
 def test_the_callers_floating_point_mode_lets_nothing_through() -> None:
     wrong = pytest.raises(InvalidArgumentError, match="factor")
-    with ops.Context(1) as ctx, floating_point_mode("chop"), wrong:  # where 1e300 as float32 is the largest number, not infinity
+    with (
+        ops.Context(1) as ctx,
+        floating_point_mode("chop"),
+        wrong,
+    ):  # where 1e300 as float32 is the largest number, not infinity
         ops.rope_table(ctx, np.ones(4), np.arange(4, dtype=np.int32), 1e300)

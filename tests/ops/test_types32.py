@@ -1,4 +1,6 @@
-"""Weights in blocks of 32: the oracle against gguf.quants and exact arithmetic, and sums as large as a kernel can meet."""
+"""Weights in blocks of 32: the oracle against gguf.quants and exact arithmetic, and sums as large
+as a kernel can meet.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.l
 
 
 def pieces(w: Matrix) -> tuple[NDArray[np.float64], list[F32]]:
-    """A matrix's integers [rows, cols], read by gguf with scales of 1 and minimums of 0, and its f16 numbers [rows, n_blocks]."""
+    """A matrix's integers [rows, cols], read by gguf with scales of 1 and minimums of 0, and its
+    f16 numbers [rows, n_blocks].
+    """
     size = block_bytes(w.type)
     data = w.data.reshape(w.rows, -1, size).copy()
     numbers = []
@@ -55,7 +59,9 @@ def test_the_oracle_multiplies_in_the_order_of_the_contract(kind: GGMLQuantizati
 @every_context
 @every_kind
 def test_sums_as_large_as_they_get(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    """Activations of 127 and -127 in every pattern of 8, each with the weights that make its dot product largest and smallest."""
+    """Activations of 127 and -127 in every pattern of 8, each with the weights that make its dot
+    product largest and smallest.
+    """
     size = block_bytes(kind)
     every_byte = np.repeat(np.arange(256, dtype=np.uint8), size).reshape(256, size)
     for value, at in zip((1, 0), SCALES[kind.name], strict=False):
@@ -74,7 +80,9 @@ def test_sums_as_large_as_they_get(ctx: ops.Context, kind: GGMLQuantizationType)
     np.testing.assert_array_equal(one, got[::37])
 
 
-def blend(kind: GGMLQuantizationType, up: NDArray[np.bool_], highest: NDArray[np.uint8], lowest: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def blend(
+    kind: GGMLQuantizationType, up: NDArray[np.bool_], highest: NDArray[np.uint8], lowest: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
     """One block a row: element i has the code of `highest` where up[row, i], else of `lowest`."""
     if kind == GGMLQuantizationType.Q8_0:
         mask = np.where(up, 255, 0).astype(np.uint8)

@@ -191,7 +191,9 @@ def test_row_19_source_that_shrinks_while_it_is_read(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
 
 
-def test_row_19_source_that_is_overwritten_while_it_is_read(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_19_source_that_is_overwritten_while_it_is_read(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In place, with as many bytes, or by another file of its name."""
     weights = source / "model.safetensors"
     genuine = writer.encode
@@ -207,7 +209,10 @@ def test_row_19_source_that_is_overwritten_while_it_is_read(source: Path, tmp_pa
 
         monkeypatch.setattr(writer, "encode", encode)
         (tmp_path / "m.gguf").write_bytes(b"old")
-        with pytest.raises(CheckpointError, match=r"model\.safetensors: expected a file that stays as it is .* found that it was changed"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"model\.safetensors: expected a file that stays as it is .* found that it was changed",
+        ):
             quantize(source, tmp_path / "m.gguf", force=True, progress=False)
         assert (tmp_path / "m.gguf").read_bytes() == b"old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]

@@ -27,7 +27,9 @@ def imatrix_and_base(tiny_f32: Path, tmp_path_factory: pytest.TempPathFactory) -
     directory = tmp_path_factory.mktemp("quality")
     with Mixtral(tiny_f32, n_ctx=320) as model:
         texts = [model.generate("Once upon a time", max_tokens=300, seed=seed, ignore_eos=True) for seed in (1, 2)]
-        imatrix.write(calibrate(model, [("first", texts[0].text)], n_ctx=64, progress=False), directory / "i.gguf", force=True)
+        imatrix.write(
+            calibrate(model, [("first", texts[0].text)], n_ctx=64, progress=False), directory / "i.gguf", force=True
+        )
         perplexity(model, texts[1].tokens, n_ctx=100, save_base=directory / "base", progress=False)
     return directory / "i.gguf", directory / "base", texts[1].tokens
 

@@ -189,9 +189,7 @@ def test_unknown_dtype(tmp_path: Path, dtype: Any) -> None:
     ],
 )
 def test_quantized_weights_are_refused_by_who_made_them(tmp_path: Path, names: list[str], words: str) -> None:
-    entries = {
-        name: {"dtype": "U32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]} for i, name in enumerate(names)
-    }
+    entries = {name: {"dtype": "U32", "shape": [2], "data_offsets": [8 * i, 8 * i + 8]} for i, name in enumerate(names)}
     refused(tmp_path, raw(entries, bytes(8 * len(names))), words, "quantize from the unquantized checkpoint")
 
 

@@ -339,7 +339,12 @@ def template(before: list[str], after: list[str]) -> Json:
 )
 @pytest.mark.parametrize("sentencepiece", [False, True])
 def test_what_is_put_around_a_text(
-    tmp_path: Path, processor: Json | None, config: Json, expected: tuple[bool, bool], note: str | None, sentencepiece: bool
+    tmp_path: Path,
+    processor: Json | None,
+    config: Json,
+    expected: tuple[bool, bool],
+    note: str | None,
+    sentencepiece: bool,
 ) -> None:
     write(tmp_path, changed(lambda v: v.update(post_processor=processor)), tokenizer_config={**CONFIG, **config})
     if sentencepiece:
@@ -364,7 +369,11 @@ def test_what_is_put_around_a_text(
         {"type": "TemplateProcessing", "single": [3], "special_tokens": {}},
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>"}}], "special_tokens": {}},
         {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": []}}], "special_tokens": {}},
-        {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}], "special_tokens": {"a": {"ids": ["b"]}}},
+        {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "a"}}],
+            "special_tokens": {"a": {"ids": ["b"]}},
+        },
         {"type": "BertProcessing", "cls": "<s>", "sep": ["</s>", 2]},
     ],
 )
@@ -377,7 +386,9 @@ def test_tokens_are_named_by_the_older_file_and_by_the_model_s(tmp_path: Path) -
     names = {"bos_token": {"content": "</s>"}, "eos_token": "<s>"}
     vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map=names))
     assert (vocabulary.bos_id, vocabulary.eos_id) == (2, 1)
-    vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map={}, config={"bos_token_id": 1, "eos_token_id": 2}))
+    vocabulary = read(
+        write(tmp_path, tokenizer_config={}, special_tokens_map={}, config={"bos_token_id": 1, "eos_token_id": 2})
+    )
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos) == (1, 2, True)
     vocabulary = read(write(tmp_path, tokenizer_config={}, special_tokens_map={}, config={}))
     assert (vocabulary.bos_id, vocabulary.eos_id, vocabulary.add_bos) == (None, None, False)
@@ -450,9 +461,15 @@ def test_a_doubled_space_without_its_other_half_is_unsupported(tmp_path: Path, p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda v: v["model"]["vocab"].update({"a" * 300_000: 4096}), "pieces of at most 256 characters, found one of 300000"),
+        (
+            lambda v: v["model"]["vocab"].update({"a" * 300_000: 4096}),
+            "pieces of at most 256 characters, found one of 300000",
+        ),
         (lambda v: v["model"]["vocab"].update({f"p{i}": 4096 + i for i in range(300_000)}), "at most 262144 pieces"),
-        (lambda v: v["model"]["vocab"].update({f"{i:0200}": 4096 + i for i in range(11_000)}), "characters in all pieces"),
+        (
+            lambda v: v["model"]["vocab"].update({f"{i:0200}": 4096 + i for i in range(11_000)}),
+            "characters in all pieces",
+        ),
         (
             lambda v: v["added_tokens"].extend({"id": 4096 + i, "content": f"{i:0200}"} for i in range(11_000)),
             "characters in all tokens",
@@ -470,7 +487,9 @@ def test_row_17_a_tokenizer_that_would_not_run_is_refused(tmp_path: Path) -> Non
     model.ParseFromString((TINY_MIXTRAL / "tokenizer.model").read_bytes())
     model.pieces[5].type = 1
     (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match=r"expected a tokenizer that runs, found one that does not: .*256 byte tokens"):
+    with pytest.raises(
+        CheckpointError, match=r"expected a tokenizer that runs, found one that does not: .*256 byte tokens"
+    ):
         read(tmp_path)
 
 
