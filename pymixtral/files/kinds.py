@@ -71,8 +71,9 @@ def found_instead(path: Path, head: bytes) -> str:
 
 def gguf_instead(metadata: Mapping[str, object]) -> str:
     """What a GGUF file is that holds no model, and what to do; "" of a model, and of what is unknown."""
-    kind = metadata.get("general.type")
-    if kind == "mmproj" or metadata.get("general.architecture") == "clip":
+    values = (metadata.get("general.type"), metadata.get("general.architecture"))
+    kind, architecture = (value if isinstance(value, str) else "" for value in values)  # a file may have arrays there
+    if kind == "mmproj" or architecture == "clip":
         return "a projector of images, a part of a model that sees: name the model's own file"
     if kind == "adapter":
         return "a LoRA adapter, which is no model by itself: merge it into its model"

@@ -13,10 +13,10 @@ from .checkpoint import Checkpoint
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
 # In a message, so on one line. Tensors are mapped and copied one file at a time; only tensors are
-# unpickled.
+# unpickled. 1 stands for True, which in messages marks an argument of pymixtral.
 _CONVERT = (
     'import glob, torch, safetensors.torch as s; f = sorted(glob.glob("consolidated.*.pt*")); '
-    '[s.save_file({k: v.contiguous().clone() for k, v in torch.load(p, "cpu", weights_only=True, mmap=True).items()}, '
+    '[s.save_file({k: v.contiguous().clone() for k, v in torch.load(p, "cpu", weights_only=1, mmap=1).items()}, '
     '"consolidated.%02d-of-%02d.safetensors" % (i, len(f))) for i, p in enumerate(f)]'
 )
 

@@ -7,6 +7,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from pymixtral import Mixtral
 from pymixtral.cli import main
 from pymixtral.errors import ModelFileError, PymixtralError, UnsupportedError
-from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, part_of
+from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, gguf_instead, part_of
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint, write_safetensors
 from support.gguf_bytes import V, build, key, string
@@ -113,6 +114,11 @@ def test_names_cannot_smuggle_commands(tmp_path: Path) -> None:
 )
 def test_gguf_files_that_are_no_models(tmp_path: Path, tiny_q8_0: Path, keys: dict[str, str], words: str) -> None:
     refused(rewrite(tiny_q8_0, tmp_path / "m.gguf", keys=keys), words, error=UnsupportedError)
+
+
+def test_keys_of_any_type_are_answered() -> None:
+    for value in (np.array([1, 2]), ["adapter"], 7, None):
+        assert gguf_instead({"general.type": value, "general.architecture": value}) == ""
 
 
 def test_a_projector_without_a_type(tmp_path: Path) -> None:
