@@ -98,6 +98,8 @@ def path_of(name: str, value: Any) -> Path:
         raise InvalidArgumentError(
             f"expected {name} to be a path (str or os.PathLike), found {type(value).__name__} {shown(value)}"
         )
+    if not path:  # Python takes the empty one for the directory
+        raise InvalidArgumentError(f"expected {name} to be the name of a file, found {shown(path)}")
     return Path(path)
 
 

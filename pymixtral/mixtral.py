@@ -17,8 +17,8 @@ from pymixtral.arguments import integer, path_of, refuse_unknown, text_of
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.demo import demo_path
 from pymixtral.engine.completion import Completion, Generation
-from pymixtral.engine.engine import Engine, checked_ids
-from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
+from pymixtral.engine.engine import Engine, checked_ids, too_long
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import slow_types
 from pymixtral.model import residence
@@ -166,6 +166,24 @@ class Mixtral:
             ClosedError: after close().
         """
         return self._text_tokenizer().encode_parts(text_of("text", text))
+
+    def control_names(self, text: str) -> list[str]:
+        """Find the names of control tokens, such as "</s>", that a text spells out.
+
+        Without parse_special they are ordinary text.
+
+        Args:
+            text: what to search.
+
+        Returns:
+            The names, each once, in the order of the text.
+
+        Raises:
+            UnsupportedError: if the file has no tokenizer.
+            InvalidArgumentError: for anything but a str.
+            ClosedError: after close().
+        """
+        return self._text_tokenizer().control_names(text_of("text", text))
 
     def token_bytes(self, id: int) -> bytes:
         """Look up the bytes of one token, such as a grammar needs; for text see detokenize().
@@ -426,10 +444,7 @@ class Mixtral:
         if isinstance(prompt, str):
             fewest = self._text_tokenizer().fewest_tokens(prompt)
             if fewest > self.n_ctx:
-                raise ContextLengthError(
-                    f"expected prompt of at most {self.n_ctx} tokens (n_ctx), found {fewest} or more: "
-                    "shorten the text or ask for a longer context"
-                )
+                raise too_long("prompt", f"{fewest} or more", self.n_ctx, self.config)
             prompt = self.tokenize(prompt, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of("prompt", prompt)  # says what to do with bytes, None and the like
@@ -437,4 +452,4 @@ class Mixtral:
 
     def _checked_ids(self, name: str, tokens: Ids) -> I32:
         self._engine.check_open()
-        return checked_ids(name, tokens, self.config.n_vocab, self.n_ctx)
+        return checked_ids(name, tokens, self.n_ctx, self.config)

@@ -35,7 +35,6 @@ from math import ceil, prod
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.arrays import F32
@@ -43,6 +42,7 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.importance import Importance
 from pymixtral.files.names import TensorName, merged_name
 from pymixtral.files.types import row_bytes
+from pymixtral.progress import progress_bar
 from pymixtral.units import show_bytes
 
 from .encoding import decode, encode, part_rows
@@ -141,7 +141,7 @@ def choose(
     """
     measured: dict[str, _Measured] = {}
     types: dict[str, Type] = {}
-    for target in tqdm(checkpoint.targets, desc="measuring", unit=" tensors", disable=None if progress else True):
+    for target in progress_bar(checkpoint.targets, label="measuring", unit=" tensors", shown=progress):
         if kept_f32(target):
             types[target.name] = Type.F32
         else:

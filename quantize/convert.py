@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from pymixtral import ops
 from pymixtral.errors import CheckpointError
 from pymixtral.files.atomic import check_dest, check_space, replacing
+from pymixtral.progress import progress_bar, warn
 
 from .encoding import decode
 from .header import make_header
@@ -108,7 +108,7 @@ def quantize(
         meter, checksums, zeroed = ErrorMeter(), dict[str, int](), Counter[str]()
         notes = [*checkpoint.notes, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
         for note in checkpoint.notes if progress else ():
-            tqdm.write(f"warning: {note}", file=sys.stderr)
+            warn(note)
         with replacing(path, force=force) as temporary:
             with (
                 closing(write_gguf(temporary, header, checkpoint, decided, context, checksums)) as chunks,
@@ -219,8 +219,7 @@ def _plan(
 
 def _bar(name: str, plan: Plan, progress: bool) -> tqdm[NoReturn]:
     n_bytes = sum(tensor.n_bytes for tensor in plan.tensors)
-    shown = None if progress else True  # None: on a terminal
-    return tqdm(total=n_bytes, unit="B", unit_scale=True, desc=name, disable=shown)
+    return progress_bar(total=n_bytes, unit="B", unit_scale=True, label=name, shown=progress)
 
 
 def _measure(meter: ErrorMeter, context: ops.Context, chunk: Chunk) -> None:

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from pymixtral.arrays import U8
+from pymixtral.threads import starting_threads
 
 Item = TypeVar("Item")
 
@@ -46,7 +47,8 @@ class _Reader(Generic[Item]):
         self._stopped = threading.Event()
         self._source = items
         self._thread = threading.Thread(target=self._run, name="pymixtral read", daemon=True)
-        self._thread.start()
+        with starting_threads():
+            self._thread.start()
 
     def _run(self) -> None:
         error: BaseException | None = None
@@ -101,7 +103,8 @@ class WriteBehind:
         self._error: BaseException | None = None
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
-        self._thread.start()
+        with starting_threads():
+            self._thread.start()
 
     def write(self, data: U8 | bytes) -> None:
         """Writes bytes, which are not copied and must not change.

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral import ops
+from pymixtral.arguments import number
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files import imatrix
 from pymixtral.files.importance import Importance
@@ -226,9 +227,9 @@ def make_plan(
             name = f"target size {show_bytes(request.target_bytes)}"
             budget = request.target_bytes - header_bytes - ALIGNMENT * len(targets)
         else:
-            assert request.target_bpw is not None
-            name = f"target {request.target_bpw:g} bits per weight"
-            budget = int(request.target_bpw * n_weights / 8)
+            bpw = number("target_bpw", request.target_bpw, 0, 32)
+            name = f"target {bpw:g} bits per weight"
+            budget = int(bpw * n_weights / 8)
         choice = choose(context, checkpoint, fixed, importance, budget, progress)
         wanted = [choice.types[target.name] for target in targets]
         best = CANDIDATES[-1]

@@ -14,6 +14,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32
+from pymixtral.escapes import escaped
 from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.files.types import show_type
 from pymixtral.units import show_bytes, show_count
@@ -126,7 +127,7 @@ class Report:
     def __str__(self) -> str:
         """The report as a terminal shows it."""
         lines = [
-            f"{self.dest}: {show_bytes(self.file_bytes)}, {self.bits_per_weight:.2f} bits per weight, "
+            f"{escaped(str(self.dest))}: {show_bytes(self.file_bytes)}, {self.bits_per_weight:.2f} bits per weight, "
             f"{show_count(self.n_weights)} weights, {self.seconds:.1f} s",
             "",
             f"  {'tensors':<18}{'types':<24}{'weights':>9}{'size':>11}{'bits':>7}{'error':>8}",

@@ -1,9 +1,9 @@
 """The command `pymixtral`.
 
 A command is imported when it is called, so that help and completion are quick. Wrong input (a
-PymixtralError, a file that cannot be read, a wrong option) is one line on standard error and exit
-code 2. Ctrl-C is exit code 130. SIGTERM and SIGHUP leave no unfinished file; their exit codes are
-143 and 129.
+PymixtralError, a file that cannot be read, a wrong option) and too little memory are one line on
+standard error and exit code 2. Where nobody reads standard output any more it is exit code 141.
+Ctrl-C is exit code 130. What belongs to a process of its own is in pymixtral.__main__.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from types import FrameType
+from mmap import mmap
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+from pymixtral.cli.text import note
 from pymixtral.errors import PymixtralError
 
 # By name: the module that has a click command of that name, and its line in the help.
@@ -35,6 +37,12 @@ _COMMANDS = {
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize --imatrix."),
     "convert-layout": ("pymixtral.cli.convert_layout", "Merge or split the experts or the files of a model."),
 }
+
+_LONGEST = 2000
+"""Characters of an error, of which a file name alone can have some hundreds."""
+
+_ROOM = 1 << 28
+"""Bytes of address space that every command takes, half of them NumPy's."""
 
 
 class _Commands(click.Group):
@@ -63,9 +71,15 @@ class _Commands(click.Group):
         names = [CompletionItem(name, help=line) for name, (_, line) in _COMMANDS.items() if name.startswith(incomplete)]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
+        with _ending_with_the_reader():  # --help and --version write here
+            return super().make_context(info_name, args, *more, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
+        _check_room()
         try:
-            return super().invoke(ctx)
+            with _ending_with_the_reader():
+                return super().invoke(ctx)
         except PymixtralError as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             assert command is not None  # it raised the error
@@ -77,14 +91,10 @@ class _Commands(click.Group):
         """Runs the command line and exits; click's own handling, except that an error is one line."""
         if not standalone_mode:
             return super().main(args, prog_name, standalone_mode=False, **extra)
-        if args is None:  # a process of its own, not a call from a program
-            for number in (signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
-                    signal.signal(number, _end)
         try:
             result = super().main(args, prog_name, standalone_mode=False, **extra)
         except click.Abort:  # Ctrl-C; click has ended the line
-            sys.exit(130)
+            sys.exit(128 + signal.SIGINT)
         except click.UsageError as error:
             where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
             _fail(error.format_message().rstrip(".") + where)
@@ -92,7 +102,32 @@ class _Commands(click.Group):
             _fail(error.format_message())
         except OSError as error:
             _fail(str(error))
+        except MemoryError as error:
+            found = f" ({error})" if str(error) else ""
+            _fail(f"expected more memory, found none left{found}: end other programs, or choose a smaller model or context")
+        except ImportError as error:  # a library that finds no memory, or is not for this machine
+            _fail(f"expected to load a library, found that it could not be: {_cause(error)}")
         sys.exit(result if isinstance(result, int) else 0)  # an int is the code of Context.exit()
+
+
+def _check_room() -> None:
+    """NumPy's OpenBLAS does not fail where it finds no memory when it is loaded: it tries for ever."""
+    try:
+        mmap(-1, _ROOM).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"expected room for {_ROOM >> 20} MiB of memory, found less ({error.strerror}): "
+            "raise `ulimit -v`, or end other programs"
+        ) from error
+
+
+@contextmanager
+def _ending_with_the_reader() -> Iterator[None]:
+    """Where nobody reads standard output any more, the program ends as the signal SIGPIPE would end it."""
+    try:
+        yield
+    except BrokenPipeError:
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def in_options(message: str, command: click.Command) -> str:
@@ -108,15 +143,18 @@ def in_options(message: str, command: click.Command) -> str:
     return message
 
 
-def _end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """Ends the process by an exception, so that finally blocks run, which remove what is unfinished."""
-    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt them
-    sys.exit(128 + number)
-
-
 def _fail(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    if len(message) > _LONGEST:  # a value of the command line can be of any length
+        message = f"{message[: _LONGEST // 2]}...{message[-_LONGEST // 2 :]}"
+    note(f"Error: {message}")
     sys.exit(2)
+
+
+def _cause(error: BaseException) -> str:
+    """The message of the error that began it; those of NumPy around it fill a page."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of them is
+    return str(error)
 
 
 @click.group(

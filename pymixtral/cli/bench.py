@@ -10,6 +10,7 @@ import click
 from pymixtral.cli.model import model_path, opened
 from pymixtral.cli.options import json_option, model_option, threads_option, tokens_option
 from pymixtral.cli.text import table, write, write_json
+from pymixtral.escapes import escaped
 
 
 @click.command(
@@ -33,7 +34,7 @@ Examples:
 @click.option(
     "-r",
     "--repetitions",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     metavar="N",
     default=5,
     show_default=True,
@@ -70,7 +71,8 @@ def bench(
         write_json(asdict(result))
         return
     kernels = f"{result.isa}, prefetch {result.prefetch}"
-    write(f"{Path(result.model).name}: {result.n_threads} threads, {kernels}, median of {result.repetitions}")
+    name = escaped(Path(result.model).name)
+    write(f"{name}: {result.n_threads} threads, {kernels}, median of {result.repetitions}")
     rows = [
         ["", "tokens/s", "", "of the machine", "which gives"],
         [

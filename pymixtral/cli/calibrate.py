@@ -23,7 +23,8 @@ from pymixtral.cli.options import (
     threads_option,
     windows_option,
 )
-from pymixtral.cli.text import read_text, wrap, write, write_json
+from pymixtral.cli.text import note, read_text, wrap, write, write_json
+from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
     from pymixtral.files.atomic import Identity
@@ -168,7 +169,7 @@ def _measure(
     def save(state: ImportanceMatrix) -> None:
         target.write(merge([state, *others]) if others else state)
         more = "with what is merged; these cannot be resumed" if others else "--resume goes on from here"
-        click.echo(f"{target.path}: {state.n_windows} windows so far; {more}", err=True)
+        note(f"{target.path}: {state.n_windows} windows so far; {more}")
 
     with opened(model, n_ctx=n_ctx, n_threads=n_threads) as engine:
         return measure(engine, texts, n_ctx=n_ctx, n_windows=n_windows, resume=begun, save=save)
@@ -185,7 +186,8 @@ def _plain(result: ImportanceMatrix, output: Path) -> dict[str, Any]:
 
 
 def _lines(result: ImportanceMatrix, output: Path) -> list[str]:
-    lines = [f"{output}: {len(result.entries)} tensors, {result.n_windows} windows of {result.n_ctx} tokens"]
+    measured = f"{len(result.entries)} tensors, {result.n_windows} windows of {result.n_ctx} tokens"
+    lines = [f"{escaped(str(output))}: {measured}"]
     for layer, experts in result.hardly_seen().items():
         seen = ", ".join(f"{expert} ({n})" for expert, n in experts.items())
         lines.append(wrap(f"{layer}: hardly seen, shrunk towards the layer's mean: expert {seen} tokens", "  "))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from pymixtral.cli.options import force_option, json_option, path_type, size
-from pymixtral.cli.text import write_json
+from pymixtral.cli.text import write_data, write_json
 
 
 @click.command(
@@ -46,4 +46,6 @@ def convert_layout(source: Path, dest: Path, layout: str | None, max_shard_bytes
     if as_json:
         write_json({"files": files})
     else:
-        click.echo("\n".join(files))
+        for file in files:
+            write_data(file)
+            write_data("\n", keep="\n")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.model import opened
+from pymixtral.cli.model import note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
     json_option,
@@ -19,14 +18,18 @@ from pymixtral.cli.options import (
     model_option,
     override_options,
     prompt_options,
+    special_option,
     threads_option,
     tokens_option,
 )
 from pymixtral.cli.sampling import sampling_options
-from pymixtral.cli.text import read_prompt, write_json
+from pymixtral.cli.text import note, read_prompt, write_data, write_json
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from pymixtral.engine.completion import Generation
+    from pymixtral.mixtral import Mixtral
     from pymixtral.model.overrides import Override
 
 
@@ -45,6 +48,7 @@ Examples:
 @tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends]")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text.")
+@special_option
 @sampling_options
 @context_option()
 @threads_option
@@ -63,6 +67,7 @@ def generate(
     max_tokens: int | None,
     stop: tuple[str, ...],
     ignore_eos: bool,
+    parse_special: bool,
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
@@ -95,29 +100,42 @@ def generate(
             prefault=weights_read if prefault else False,
         ) as engine,
     ):
-        generation = engine.stream(prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, progress=prompt_read, **sampling)
+        generation = engine.stream(
+            prompt,
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            parse_special=parse_special,
+            progress=prompt_read,
+            **sampling,
+        )
+        if not parse_special:
+            note_control_names(engine.control_names(prompt))
         show = _show_json if as_json else _show
         try:
             show(generation)
         except KeyboardInterrupt:
             if not as_json:
-                click.echo(_summary(generation) + " (interrupted)", err=True)
+                _note_lines(_summary(generation) + " (interrupted)")
             ctx.exit(130)
         if not as_json:
-            click.echo(_summary(generation), err=True)
+            _note_lines(_summary(generation))
+        if generation.finish_reason == "context":
+            note(_full(engine))
 
 
 @contextmanager
 def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """A function that shows how much is done, of how much: a bar in a terminal, which goes when all is done."""
-    from tqdm import tqdm
+    from pymixtral.progress import progress_bar
 
     with ExitStack() as stack:
-        bars: list[tqdm[NoReturn]] = []
+        bars: list[tqdm[Any]] = []
 
         def progress(done: int, total: int) -> None:
             if not bars:
-                bars.append(stack.enter_context(tqdm(desc=name, total=total, unit=unit, unit_scale=True, leave=False, disable=None)))
+                bar = progress_bar(label=name, total=total, unit=unit, unit_scale=True, leave=False, shown=True)
+                bars.append(stack.enter_context(bar))
             bars[0].update(done - bars[0].n)
             if done == total:
                 stack.close()
@@ -127,21 +145,18 @@ def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
 def _show(generation: Generation) -> None:
     """Writes each piece to standard output as it comes, and ends the line whatever happens."""
-    out = sys.stdout.buffer  # UTF-8 whatever the locale
     last = ""
     try:
         for piece in generation:
             last = piece
-            out.write(piece.encode("utf-8"))
-            out.flush()
+            write_data(piece, keep="\n\t")
     except OSError:  # nowhere to write a newline to
         raise
     except BaseException:
-        out.write(b"\n")
-        out.flush()
+        write_data("\n", keep="\n")
         raise
-    out.write(b"" if last.endswith("\n") else b"\n")
-    out.flush()
+    if not last.endswith("\n"):
+        write_data("\n", keep="\n")
 
 
 def _show_json(generation: Generation) -> None:
@@ -178,6 +193,18 @@ def _summary(generation: Generation) -> str:
         f"prompt: {n_prompt}, {stats.prompt_tokens_per_second:.1f} tokens/s, first token after {stats.prompt_seconds:.3f} s\n"
         f"generated: {n_generated}{rates}"
     )
+
+
+def _note_lines(text: str) -> None:
+    for line in text.splitlines():
+        note(line)
+
+
+def _full(engine: Mixtral) -> str:
+    """Why a text ended before the model or -n ended it."""
+    most = engine.config.n_ctx_train
+    advice = f"--context makes it longer, up to {most}" if engine.n_ctx < most else "the model was trained for no more"
+    return f"The context of {engine.n_ctx} tokens is full; {advice}."
 
 
 def _tokens(n: int) -> str:

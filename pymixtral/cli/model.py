@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from pymixtral.cli.text import slow_note
+from pymixtral.cli.text import note, slow_note
 
 if TYPE_CHECKING:
     from pymixtral.mixtral import Mixtral
@@ -36,15 +37,39 @@ def model_path(model: Path | None) -> Path:
         return model
     from pymixtral.demo import demo_path
 
-    click.echo("No model named (-m FILE or PYMIXTRAL_MODEL): using the small demo model.", err=True)
+    note("No model named (-m FILE or PYMIXTRAL_MODEL): using the small demo model.")
     return demo_path()
 
 
-def opened(model: Path | None, **options: Any) -> Mixtral:
-    """The model, ready to use; a note on standard error says if it will be slow. options: those of Mixtral."""
+def note_threads(n_threads: int | None) -> None:
+    """Says where -t asks for more threads than can run at once."""
+    if n_threads is None:
+        return
+    from pymixtral import ops
+
+    limits = ops.thread_limits()
+    if n_threads > limits.usable:
+        cpus = f"{limits.usable} CPU{'' if limits.usable == 1 else 's'}"
+        note(
+            f"Note: {n_threads} threads share the {cpus} that this process may use, which costs speed; "
+            f"without -t there are {limits.default} ({limits.limit})."
+        )
+
+
+def note_control_names(names: Sequence[str]) -> None:
+    """Says which names of control tokens a text has that were not taken as such."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        verb, tokens = ("is", "it a token") if len(names) == 1 else ("are", "them tokens")
+        note(f"Note: {', '.join(names[:3])}{more} {verb} ordinary text; --special makes {tokens}.")
+
+
+def opened(model: Path | None, *, n_threads: int | None, **options: Any) -> Mixtral:
+    """The model, ready to use; notes on standard error say why it will be slow. options: those of Mixtral."""
     from pymixtral.mixtral import Mixtral
 
-    engine = Mixtral(model_path(model), **options)
+    engine = Mixtral(model_path(model), n_threads=n_threads, **options)
+    note_threads(n_threads)
     if engine.slow_types:
-        click.echo(f"Note: {slow_note(engine.slow_types)}.", err=True)
+        note(f"Note: {slow_note(engine.slow_types)}.")
     return engine

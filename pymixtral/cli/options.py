@@ -59,9 +59,16 @@ def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Funct
     return decorate
 
 
+class _Path(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":  # Python takes it for the directory
+            self.fail("expected the name of a file, found an empty one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def path_type(exists: bool = False) -> click.Path:
     """The type of an option that is a file. exists: a file that is only read; else errors are the library's."""
-    return click.Path(exists=exists, dir_okay=not exists, path_type=Path)
+    return _Path(exists=exists, dir_okay=not exists, path_type=Path)
 
 
 model_option = click.option(
@@ -84,6 +91,14 @@ files_option = click.option(
 )
 
 prompt_options = _all(click.option("-p", "--prompt", metavar="TEXT", help="The text; it may be empty."), file_option)
+
+
+special_option = click.option(
+    "--special",
+    "parse_special",
+    is_flag=True,
+    help="Names of control tokens in the text, such as </s>, become those tokens: for text that you trust.",
+)
 
 
 def tokens_option(name: str, lowest: int, **settings: Any) -> Callable[[Function], Function]:

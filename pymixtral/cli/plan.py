@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pymixtral.cli.choices import MIXES, MODELS
-from pymixtral.cli.model import is_named, model_path, same_model
+from pymixtral.cli.model import is_named, model_path, note_threads, same_model
 from pymixtral.cli.options import context_option, json_option, kv_type_option, model_argument, model_option, threads_option
 from pymixtral.cli.text import shorten, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
@@ -80,6 +80,7 @@ def plan(
     config, inventory, problem = _published(params) if params else _of_file(model_path(model))
     n_ctx = context_length(config, n_ctx)
     memory = machine.memory()
+    note_threads(n_threads)
     n_threads = n_threads or ops.thread_limits().default
     bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
     choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, kv_type=kv_type)

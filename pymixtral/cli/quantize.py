@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pymixtral.cli.choices import RECIPES
+from pymixtral.cli.model import note_threads
 from pymixtral.cli.options import force_option, json_option, path_type, size, threads_option
 from pymixtral.cli.text import write, write_json
 
@@ -126,6 +127,7 @@ def quantize(
     from pymixtral.quantize import convert, heat
     from pymixtral.quantize.sources.opening import open_checkpoint
 
+    note_threads(options["n_threads"])
     if dest and (dry_run or report or heatmap):
         # Before hours of work. convert.quantize looks at DEST alone.
         checkpoint = open_checkpoint(source)

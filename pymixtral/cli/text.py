@@ -1,4 +1,4 @@
-"""Text that comes in, and lines of 80 columns that go out."""
+"""Text that comes in, and lines of 80 columns that go out, fit for a terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import json
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
+
+from pymixtral.errors import InvalidArgumentError, OutputError
+from pymixtral.escapes import escaped, escaped_json
 
 WIDTH = 80
 
@@ -21,8 +25,8 @@ def wrap(text: str, indent: str = "") -> str:
 
 def shorten(text: str, width: int) -> str:
     """Makes one line of at most `width` characters that a terminal can print as they are."""
-    escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text[: width + 1])
-    return escaped if len(escaped) <= width else escaped[: width - 3] + "..."
+    line = escaped(text[: width + 1])
+    return line if len(line) <= width else line[: width - 3] + "..."
 
 
 def slow_note(types: Sequence[str]) -> str:
@@ -54,26 +58,52 @@ def read_text(ctx: click.Context, file: Path | None, options: str = "-f FILE") -
         options: how else a text could be given.
 
     Raises:
-        UsageError: where standard input would be a terminal.
+        UsageError: where standard input is a terminal, or closed.
         InvalidArgumentError: for what is not UTF-8.
     """
-    if file is None and sys.stdin.isatty():
+    if file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError(f"no text: expected {options}, or text on standard input", ctx)
     data = file.read_bytes() if file else sys.stdin.buffer.read()
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        from pymixtral.errors import InvalidArgumentError
-
         name = f"the file {file}" if file else "standard input"
         raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
     return text.removesuffix("\n")
 
 
 def write(text: str) -> None:
-    """Writes a line to standard output, in UTF-8 whatever the locale."""
-    click.echo(text.encode("utf-8", "backslashreplace"))
+    """Writes lines for people to standard output, in UTF-8 whatever the locale."""
+    _write(escaped(text, keep="\n\t") + "\n")
 
 
 def write_json(value: Any) -> None:
-    write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    """Writes JSON to standard output. It is the same text wherever it goes, and safe on a terminal."""
+    _write(escaped_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+
+
+def write_data(text: str, keep: str = "") -> None:
+    """Writes to standard output what programs use: as it is into a file or a pipe, escaped on a terminal.
+
+    Args:
+        text: without an end of line, unless it has one.
+        keep: characters that a terminal may obey.
+    """
+    _write(escaped(text, keep) if sys.stdout.isatty() else text)
+
+
+def _write(text: str) -> None:
+    out = sys.stdout.buffer
+    try:
+        out.write(text.encode("utf-8", "surrogateescape"))  # names of files are bytes
+        out.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"standard output: could not be written ({error.strerror}): choose another place") from error
+
+
+def note(text: str) -> None:
+    """Writes a line to standard error, if somebody is there to read it."""
+    with suppress(OSError):
+        click.echo(escaped(text), err=True)

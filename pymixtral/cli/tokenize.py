@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from pymixtral.cli.model import model_path
-from pymixtral.cli.options import json_option, model_option, prompt_options
-from pymixtral.cli.text import read_prompt, shorten, write, write_json
+from pymixtral.cli.model import model_path, note_control_names
+from pymixtral.cli.options import json_option, model_option, prompt_options, special_option
+from pymixtral.cli.text import note, read_prompt, shorten, write, write_json
 
 
 @click.command(
@@ -21,11 +21,20 @@ Examples:
 @model_option
 @prompt_options
 @click.option("--no-bos", is_flag=True, help="Leave out the begin-of-text token.")
+@special_option
 @click.option("--ids", is_flag=True, help="Print the ids alone, in one line.")
 @json_option
 @click.pass_context
 def tokenize(
-    ctx: click.Context, /, model: Path | None, prompt: str | None, file: Path | None, no_bos: bool, ids: bool, as_json: bool
+    ctx: click.Context,
+    /,
+    model: Path | None,
+    prompt: str | None,
+    file: Path | None,
+    no_bos: bool,
+    parse_special: bool,
+    ids: bool,
+    as_json: bool,
 ) -> None:
     """Show the tokens of a text.
 
@@ -44,10 +53,13 @@ def tokenize(
     with GGUFFile(model_path(model)) as gguf:
         if not has_tokenizer(gguf.metadata, gguf.path):
             raise UnsupportedError(f"{gguf.path}: the file has no tokenizer, so text cannot be used")
-        tokens = Tokenizer.from_metadata(gguf.metadata, gguf.path).encode(text, add_bos=not no_bos)
+        tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
+        tokens = tokenizer.encode(text, add_bos=not no_bos, parse_special=parse_special)
         names = gguf.metadata["tokenizer.ggml.tokens"]
         assert isinstance(names, list)  # the tokenizer has checked it
         pieces = [names[i] for i in tokens]
+    if not parse_special:
+        note_control_names(tokenizer.control_names(text))
     if as_json:
         write_json({"count": len(tokens), "ids": tokens, "pieces": pieces})
         return
@@ -56,4 +68,4 @@ def tokenize(
     elif tokens:
         width = len(str(max(tokens)))
         write("\n".join(f"{token:{width}}  {shorten(piece, 200)}" for token, piece in zip(tokens, pieces, strict=True)))
-    click.echo(f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}", err=True)
+    note(f"{len(tokens)} token{'' if len(tokens) == 1 else 's'}")

@@ -16,6 +16,7 @@ from pymixtral.arguments import shown
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.interrupt import run_beside
 from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
+from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.model.kv_cache import n_pages_for
 
@@ -249,14 +250,14 @@ class Engine:
             raise ClosedError(f"expected an open model, found one that was closed ({self.name}): open it again")
 
 
-def checked_ids(name: str, tokens: object, n_vocab: int, n_ctx: int) -> I32:
+def checked_ids(name: str, tokens: object, n_ctx: int, config: ModelConfig) -> I32:
     """Check token ids that a caller gives.
 
     Args:
         name: the argument's name in the message.
         tokens: a list or an array of integers.
-        n_vocab: size of the vocabulary; ids are below it.
         n_ctx: the most ids allowed.
+        config: the model that they are for.
 
     Returns:
         int32 [1 to n_ctx].
@@ -283,14 +284,20 @@ def checked_ids(name: str, tokens: object, n_vocab: int, n_ctx: int) -> I32:
             f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}"
         )
     if len(ids) > n_ctx:
-        raise ContextLengthError(
-            f"expected {name} of at most {n_ctx} tokens (n_ctx), found {len(ids)}: "
-            "shorten the text or ask for a longer context"
-        )
-    outside = ids[(ids < 0) | (ids >= n_vocab)]
+        raise too_long(name, str(len(ids)), n_ctx, config)
+    outside = ids[(ids < 0) | (ids >= config.n_vocab)]
     if outside.size:
-        raise InvalidArgumentError(f"expected token ids from 0 to {n_vocab - 1} in {name}, found {outside[0]}")
+        raise InvalidArgumentError(f"expected token ids from 0 to {config.n_vocab - 1} in {name}, found {outside[0]}")
     return ids.astype(np.int32)
+
+
+def too_long(name: str, found: str, n_ctx: int, config: ModelConfig) -> ContextLengthError:
+    """Make the error of a text that does not fit, which says whether a longer context helps."""
+    most = config.n_ctx_train
+    advice = f"or raise n_ctx, up to {most}" if n_ctx < most else "as the model was trained for no more"
+    return ContextLengthError(
+        f"expected {name} of at most {n_ctx} tokens (n_ctx), found {found}: shorten the text, {advice}"
+    )
 
 
 def _n_common(a: I32, b: I32) -> int:

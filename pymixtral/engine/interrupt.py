@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from pymixtral.threads import starting_threads
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,8 @@ def run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
                 done.set()
 
     try:
-        threading.Thread(target=work, name="pymixtral", daemon=True).start()
+        with starting_threads():
+            threading.Thread(target=work, name="pymixtral", daemon=True).start()
         done.wait()
     except BaseException:
         ended = False

@@ -13,12 +13,12 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
 from pymixtral.inspection import probe
 from pymixtral.mixtral import Mixtral
+from pymixtral.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def bench(
     ids = np.random.default_rng(seed).integers(0, model.config.n_vocab, n_prompt + n_generate, np.int32)
     prompts, generations, bandwidths, int8_rates = [], [], [], []
     _prompt(model, ids[:n_prompt])  # pages the weights in and sizes the scratch memory
-    for _ in tqdm(range(repetitions), unit=" repetitions", disable=None if progress else True):
+    for _ in progress_bar(range(repetitions), unit=" repetitions", shown=progress):
         prompts.append(_prompt(model, ids[:n_prompt]))
         generations.append(_generate(model, ids, n_prompt))
         bandwidths.append(probe.read_bandwidth([model.n_threads])[model.n_threads])

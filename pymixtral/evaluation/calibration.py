@@ -13,14 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.escapes import escaped
 from pymixtral.evaluation.windows import Windows, tokens_of
 from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.mixtral import Mixtral
+from pymixtral.progress import progress_bar
 
 SAVE_SECONDS = 300.0
 """Seconds between two saves, so that a crash loses little work and saving takes little time."""
@@ -65,7 +66,7 @@ def calibrate(
     digest = _digest(model, n_ctx, windows)
     windows = windows[:n_windows]
     if resume is None:
-        state = ImportanceMatrix({}, [name for name, _ in texts], 0, n_ctx, digest)
+        state = ImportanceMatrix({}, [escaped(name) for name, _ in texts], 0, n_ctx, digest)
     elif resume.digest == digest:
         state = resume
     else:
@@ -75,7 +76,7 @@ def calibrate(
         )
     saved_at, saved = time.monotonic(), state.n_windows
     total, done = len(windows) * n_ctx, state.n_windows * n_ctx
-    with tqdm(total=total, initial=done, unit=" tokens", unit_scale=True, disable=None if progress else True) as bar:
+    with progress_bar(total=total, initial=done, unit=" tokens", unit_scale=True, shown=progress) as bar:
         try:
             for window in windows[state.n_windows :]:
                 observers = model.observers()

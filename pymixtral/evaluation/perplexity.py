@@ -35,13 +35,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pymixtral.arrays import F32, F64, I32, Ids
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
 from pymixtral.evaluation.windows import Windows, tokens_needed, tokens_of
 from pymixtral.mixtral import Mixtral
+from pymixtral.progress import progress_bar
 
 _PIECE = 512  # rows of logits at a time: 66 MB at Mixtral's vocabulary of 32000
 _ROWS = 32  # rows in float64 at a time: 8 MB, which stay in the CPU's cache
@@ -151,7 +151,7 @@ def perplexity(
         base = stack.enter_context(BaseReader(Path(kl_against), windows, n_vocab)) if kl_against is not None else None
         writer = stack.enter_context(writing_base(Path(save_base), windows, n_vocab)) if save_base is not None else None
         bar = stack.enter_context(
-            tqdm(total=windows.n_computed, unit=" tokens", unit_scale=True, disable=None if progress else True)
+            progress_bar(total=windows.n_computed, unit=" tokens", unit_scale=True, shown=progress)
         )
         begin = time.perf_counter()
         total, n = 0.0, 0

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 from pymixtral.arguments import integer
 from pymixtral.arrays import I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.mixtral import Mixtral
+from pymixtral.progress import progress_bar
 from pymixtral.text.sentencepiece import PART
 
 
@@ -33,8 +33,8 @@ def tokens_of(model: Mixtral, text: str, most: int | None = None, *, progress: b
     """
     parts: list[I32] = []
     n = 0
-    disable = None if progress and len(text) > 16 * PART else True  # a megabyte takes about a second
-    with tqdm(total=-(-len(text) // PART), desc="tokenizing", unit="part", disable=disable) as bar:
+    shown = progress and len(text) > 16 * PART  # a megabyte takes about a second
+    with progress_bar(total=-(-len(text) // PART), label="tokenizing", unit="part", shown=shown) as bar:
         for part in model.tokenize_parts(text):
             parts.append(np.array(part, np.int32))
             bar.update()

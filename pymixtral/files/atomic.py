@@ -112,13 +112,19 @@ def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = 
     """
     directory = dests[0].parent
     remove_abandoned(directory)
-    made: list[tuple[Path, int]] = []
+    temporaries: list[Path] = []  # named before they are there, so that no interrupt leaves one behind
+    fds: list[int] = []
     published: list[Path] = []
     try:
-        for _ in dests:
-            made.append(_locked(directory))
-        yield [temporary for temporary, _ in made]
-        for (temporary, fd), dest in reversed(list(zip(made, dests, strict=True))):
+        while len(fds) < len(dests):
+            temporaries.append(directory / f"{_PREFIX}{secrets.token_hex(8)}.tmp")
+            fd = _locked(temporaries[-1])
+            if fd is None:
+                temporaries.pop()
+            else:
+                fds.append(fd)
+        yield list(temporaries)
+        for temporary, fd, dest in reversed(list(zip(temporaries, fds, dests, strict=True))):
             os.fsync(fd)
             # A file could still come between this comparison and the renaming: Unix has no call for both.
             _publish(temporary, dest, force or (own is not None and own == Identity.of(dest)))
@@ -130,9 +136,16 @@ def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = 
             raise _output_error(dests[0], error) from error
         raise
     finally:
-        for temporary, fd in made:
-            temporary.unlink(missing_ok=True)
-            os.close(fd)
+        try:
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+        except BaseException:  # an interrupt of the cleaning up itself
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
     fd = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -190,16 +203,20 @@ def remove_abandoned(directory: Path) -> None:
                     os.close(fd)
 
 
-def _locked(directory: Path) -> tuple[Path, int]:
-    """A new file and its descriptor, which holds the lock."""
-    while True:
-        path = directory / f"{_PREFIX}{secrets.token_hex(8)}.tmp"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        with suppress(OSError):  # a file system without locks, where no process can remove files as abandoned
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:
-            return path, fd
-        os.close(fd)  # another process removed it before it was locked
+def _locked(path: Path) -> int | None:
+    """Create a file and lock it.
+
+    Returns:
+        Its descriptor, which holds the lock; None where another process removed the file before it
+        was locked.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    with suppress(OSError):  # a file system without locks, where no process can remove files as abandoned
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    if os.fstat(fd).st_nlink:
+        return fd
+    os.close(fd)
+    return None
 
 
 def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFValueType
-from tqdm import tqdm
 
 from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
@@ -23,6 +22,7 @@ from pymixtral.files.header import MAX_TENSORS, Tensor, read_shard
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName, expert_name, merged_name
 from pymixtral.files.shards import MAX_SHARDS, shard_name
 from pymixtral.files.writing import TensorInfo, encode_header, encode_string, padding
+from pymixtral.progress import progress_bar
 
 LAYOUTS = ("merged", "split")
 
@@ -106,7 +106,7 @@ def convert_layout(
         check_space(path, n_bytes + sum(map(len, file.encoded.values())))
         with (
             replacing_all(paths, force=force) as temporaries,
-            tqdm(total=n_bytes, unit="B", unit_scale=True, desc=path.name, disable=None if progress else True) as bar,
+            progress_bar(total=n_bytes, unit="B", unit_scale=True, label=path.name, shown=progress) as bar,
         ):
             for number, (temporary, shard) in enumerate(zip(temporaries, shards, strict=True)):
                 with temporary.open("wb") as out:

@@ -80,6 +80,26 @@ def cpu(root: Path = ROOT) -> Cpu:
     return Cpu(name or platform.processor() or platform.machine(), tuple(flag for flag in flags if flag in _FEATURES))
 
 
+def busy_seconds(root: Path = ROOT) -> float | None:
+    """Measure how long the CPUs that this process may use have worked.
+
+    All programs count, and what the hypervisor gave to other machines.
+
+    Args:
+        root: where /proc is.
+
+    Returns:
+        CPU seconds since the machine began, a hundredth exact; None where the system does not tell.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    rows = [line.split() for line in read(root / "proc/stat").splitlines()]
+    # user, nice, system, idle, iowait, irq, softirq, steal; guests are part of user and nice
+    ticks = sum(int(row[i]) for row in rows if row and row[0] in allowed and len(row) > 8 for i in (1, 2, 3, 6, 7, 8))
+    return ticks / os.sysconf("SC_CLK_TCK") if ticks else None
+
+
 @dataclass(frozen=True)
 class InstructionSets:
     """The instruction sets of the C library on this machine.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pymixtral import ops
 from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix, row_bytes
+from pymixtral.threads import starting_threads
 
 MEMORY_BYTES = 1 << 30
 """Read for a measurement: some 30 ms a reading; the largest caches hold a small part of it."""
@@ -84,8 +85,9 @@ class ReadBandwidth:
             threading.Thread(target=_work, args=(chunks, reduce, start), daemon=True) for _ in range(self.n_threads)
         ]
         try:
-            for thread in threads:
-                thread.start()
+            with starting_threads():
+                for thread in threads:
+                    thread.start()
             start.wait()
         except BaseException:  # an interrupt, or no more threads: those that wait at the barrier go
             start.abort()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from tqdm import tqdm
 
 from pymixtral import ops
 from pymixtral.arrays import U8
@@ -23,7 +22,9 @@ from pymixtral.files.types import WEIGHT_TYPES, block_bytes, block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
+from pymixtral.progress import progress_bar
 from pymixtral.text.tokenizer import open_tokenizer
+from pymixtral.threads import starting_threads
 
 _CHUNK_BYTES = 1 << 23
 
@@ -69,7 +70,7 @@ def verify(
         n_bytes = sum(tensor.data.nbytes for tensor in file.tensors.values())
         pool = ThreadPoolExecutor(n_threads or ops.thread_limits().default)
         try:
-            with tqdm(total=n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+            with starting_threads(), progress_bar(total=n_bytes, unit="B", unit_scale=True, shown=progress) as bar:
                 chunks = _chunks(file)
                 for damage, n_bytes in pool.map(lambda chunk: (_damage(*chunk), chunk[2].nbytes), chunks):
                     if damage:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pymixtral.arrays import U8
 from pymixtral.errors import NativeError
+from pymixtral.threads import starting_threads
 
 PIECE_BYTES = 16 << 20
 """Bytes that a thread reads at once, some 10 ms from a fast disk. Between two pieces progress is
@@ -63,7 +64,7 @@ def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int,
     arrays = [_bytes(mapped) for mapped in maps]
     pieces = [array[at : at + PIECE_BYTES] for array in arrays for at in range(0, len(array), PIECE_BYTES)]
     done, total = 0, sum(map(len, arrays))
-    with ThreadPoolExecutor(n_threads, "pymixtral-prefault") as pool:
+    with starting_threads(), ThreadPoolExecutor(n_threads, "pymixtral-prefault") as pool:
         try:
             for n_bytes in pool.map(_touch, pieces):
                 done += n_bytes

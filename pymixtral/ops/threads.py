@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from math import ceil
 from pathlib import Path
 
 from pymixtral.cgroups import ROOT, cpu_quota, read
@@ -43,14 +44,21 @@ class Threads:
         return max(1, min(self.cores, whole, MAX_THREADS))
 
     @property
+    def usable(self) -> int:
+        """CPUs that can work for this process at once, hyperthreads too."""
+        return self.allowed if self.quota is None else max(1, min(self.allowed, ceil(self.quota)))
+
+    @property
     def limit(self) -> str:
         """A clause for people that says which limit decides the default."""
         if self.quota is not None and int(self.quota) <= min(self.cores, MAX_THREADS) and self.quota < self.allowed:
-            return f"the cgroup's quota of {self.quota:g} CPUs"
+            rounded = ", rounded down" if self.quota > self.default else ""
+            return f"the cgroup's quota of {self.quota:g} CPUs{rounded}"
         if self.cores > MAX_THREADS:
             return f"at most {MAX_THREADS} are used"
         if self.cores < self.allowed:
-            return "one for each physical core, as two hyperthreads share its arithmetic"
+            where = " that the CPU affinity of the process allows" if self.allowed < self.online else ""
+            return f"one for each physical core{where}, as two hyperthreads share its arithmetic"
         if self.allowed < self.online:
             return "the CPU affinity of the process"
         return "one for each CPU"

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 import pymixtral
-from pymixtral import Mixtral
+from pymixtral import Mixtral, ops
 from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.cli.generate import _summary
+from pymixtral.cli.model import note_control_names
 from pymixtral.engine.completion import Stats
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
@@ -126,9 +127,9 @@ def test_weights_are_locked_and_read_ahead(tiny_q8_0: Path, monkeypatch: pytest.
     called: list[str] = []
     monkeypatch.setattr("pymixtral.model.residence.lock", lambda maps: called.append(f"lock {len(list(maps))}"))
     monkeypatch.setattr("pymixtral.model.residence.prefault", lambda _, n, progress: (called.append(f"prefault {n}"), progress(1, 1)))
-    result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0, "-t", 3, "--lock", "--prefault")
+    result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0, "-t", 1, "--lock", "--prefault")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
-    assert called == ["lock 1", "prefault 3"]
+    assert called == ["lock 1", "prefault 1"]
     called.clear()
     assert run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0).exit_code == 0
     assert called == []
@@ -157,6 +158,52 @@ def test_without_a_model_the_demo_writes_and_says_so() -> None:
     first, last = result.stderr.split("\n", 1)
     assert first + "\n" == DEMO_NOTE
     assert SUMMARY.fullmatch(last.removesuffix("\n"))
+
+
+# --- Notes --------------------------------------------------------------------------------------------------------
+
+
+def test_names_of_control_tokens_are_tokens_with_special_alone(tiny_q8_0: Path, engine: Mixtral) -> None:
+    prompt = "<s>Once</s> upon <s>"
+    for parse_special in (False, True):
+        special = ["--special"] if parse_special else []
+        ids = engine.tokenize(prompt, parse_special=parse_special)
+        result = run("tokenize", "-m", tiny_q8_0, "-p", prompt, "--ids", *special)
+        assert result.stdout == " ".join(map(str, ids)) + "\n"
+        note = "" if parse_special else "Note: <s>, </s> are ordinary text; --special makes them tokens.\n"
+        assert result.stderr == f"{note}{len(ids)} tokens\n"
+        text = engine.generate(prompt, max_tokens=9, temperature=0, parse_special=parse_special).text
+        result = run("generate", "-m", tiny_q8_0, "-p", prompt, "-n", 9, "--temperature", 0, *special)
+        assert (result.stdout, result.stderr[: len(note)]) == (text + "\n", note)
+        assert f"prompt: {len(ids)} tokens" in result.stderr
+    one = run("tokenize", "-m", tiny_q8_0, "-p", "a</s>")
+    assert "Note: </s> is ordinary text; --special makes it a token.\n" in one.stderr
+    assert engine.control_names("a</s><s></s>") == ["</s>", "<s>"]
+
+
+def test_many_names_of_control_tokens_are_one_short_note(capsys: pytest.CaptureFixture[str]) -> None:
+    note_control_names([f"<{i}>" for i in range(50)])
+    assert capsys.readouterr().err == "Note: <0>, <1>, <2> and 47 more are ordinary text; --special makes them tokens.\n"
+
+
+def test_more_threads_than_cpus_are_named(tiny_q8_0: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "thread_limits", lambda: ops.Threads(8, 4, 4, 1.5))
+    note = (
+        "Note: 3 threads share the 2 CPUs that this process may use, which costs speed; "
+        "without -t there are 1 (the cgroup's quota of 1.5 CPUs, rounded down).\n"
+    )
+    for line in (["generate", "-m", tiny_q8_0, "-p", "a", "-n", 0], ["quantize", tiny_checkpoint, "--dry-run"], ["plan", tiny_q8_0]):
+        assert note in run(*line, "-t", 3).stderr
+        assert "Note" not in run(*line, "-t", 2).stderr
+
+
+def test_a_full_context_is_named_with_what_makes_it_longer(tiny_q8_0: Path) -> None:
+    line = ["generate", "-m", tiny_q8_0, "-p", PROMPT, "--ignore-eos", "--seed", 1]
+    for more in ([], ["--json"]):
+        result = run(*line, "-c", 16, *more)
+        assert result.stderr.splitlines()[-1] == "The context of 16 tokens is full; --context makes it longer, up to 2048."
+    assert "full" not in run(*line, "-c", 16, "-n", 3).stderr
+    assert run(*line).stderr.splitlines()[-1] == "The context of 2048 tokens is full; the model was trained for no more."
 
 
 # --- Wrong input --------------------------------------------------------------------------------------------------

@@ -64,9 +64,9 @@ def test_the_page_of_all_helps_is_up_to_date() -> None:
 
 @pytest.mark.parametrize("arguments", [["generate", "--help"], ["generate", "--unknown"], ["unknown"], ["--version"]])
 def test_python_m_is_the_same_command(arguments: list[str]) -> None:
-    script = "import sys; sys.argv[0] = '/bin/pymixtral'; from pymixtral.cli import main; main()"  # as pip makes it
+    start = "import sys; sys.argv[0] = '/bin/pymixtral'; from pymixtral.__main__ import main; main()"  # as pip does
     results = [
-        subprocess.run([*command, *arguments], capture_output=True, text=True) for command in (COMMAND, [sys.executable, "-c", script])
+        subprocess.run([*command, *arguments], capture_output=True, text=True) for command in (COMMAND, [sys.executable, "-c", start])
     ]
     assert results[0].stdout + results[0].stderr
     for result in results:

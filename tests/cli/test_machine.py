@@ -136,8 +136,8 @@ def test_plan_of_a_file_that_fits(tiny_q8_0: Path) -> None:
     assert "It fits" in text
     assert "Prediction: " in text
     assert "Choose" not in text
-    found = as_json("plan", tiny_q8_0, "-t", 3)
-    assert (found["verdict"], found["runs"], found["threads"], found["choose"]) == ("fits", True, 3, None)
+    found = as_json("plan", tiny_q8_0, "-t", 1)
+    assert (found["verdict"], found["runs"], found["threads"], found["choose"]) == ("fits", True, 1, None)
 
 
 @pytest.mark.usefixtures("of_64_gb")
@@ -317,3 +317,19 @@ def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> No
     assert found["probe"]["read_gb_per_second"].keys() == found["probe"]["int8_gmac_per_second"].keys()
     assert all(rate > 0 for rate in found["probe"]["int8_gmac_per_second"].values())
     assert found["memory"]["total"] == machine.memory().total
+
+
+def test_doctor_names_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYMIXTRAL_ISA", ops.available_isas()[-1])
+    monkeypatch.setattr("pymixtral.cli.doctor._probe", lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}})
+    n_cpus = ops.thread_limits().allowed
+    seconds = iter([100.0, 1e9, 100.0, 100.0])
+    monkeypatch.setattr(machine, "busy_seconds", lambda: next(seconds))
+    busy, idle = run("doctor"), run("doctor")
+    assert (busy.exit_code, idle.exit_code) == (0, 0)
+    assert f"of {n_cpus} CPU" in busy.stdout
+    assert "The machine is busy: others used" in busy.stdout
+    assert "No problem found." not in busy.stdout
+    assert idle.stdout.endswith("\n\nNo problem found.\n")
+    monkeypatch.setattr(machine, "busy_seconds", lambda: None)
+    assert as_json("doctor")["cpus_of_others"] is None

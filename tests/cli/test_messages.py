@@ -28,7 +28,7 @@ COMMANDS = commands()
 LIBRARY = Path(pymixtral.__file__).parent
 CALLED = (Mixtral, Mixtral.stream, SamplingParameters, convert_layout, bench, calibrate, perplexity, verify, plan, quantize)
 ARGUMENTS = {name for function in CALLED for name in inspect.signature(function).parameters if "_" in name}
-NEVER_WRONG = {"n_batch", "parse_special"}  # no command gives them
+NEVER_WRONG = {"n_batch"}  # no command gives it
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,8 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("line", "words"),
     [
         ("generate -p a -c 5000", "expected --context of at most 2048, which the model was trained for, found 5000"),
-        ("generate -p 'a b c d e f' -c 4", "expected prompt of at most 4 tokens (--context), found"),
+        ("generate -p 'a b c d e f' -c 4", "of at most 4 tokens (--context), found 7: shorten the text, or raise --context, up to 2048"),
+        ("generate -f LONG", "of at most 2048 tokens (--context), found 2401: shorten the text, as the model was trained for no more"),
         ("generate -p a --top-k -1", "expected --top-k to be an integer of at least 0, found -1"),
         ("generate -p a --top-p nan", "expected --top-p to be a number from 0 to 1, found nan"),
         ("generate -p a --logit-bias 5=nan", "expected --logit-bias of token 5 to be a number"),
@@ -66,10 +67,11 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_messages_in_the_shell(
     line: str, words: str, tiny_q8_0: Path, tiny_checkpoint: Path, broken: Path, tmp_path: Path
 ) -> None:
-    text, matrix = tmp_path / "text.txt", tmp_path / "i.gguf"
+    text, long, matrix = tmp_path / "text.txt", tmp_path / "long.txt", tmp_path / "i.gguf"
     text.write_text("Once upon a time there was a king. " * 40)
-    names = {"TEXT": text, "MATRIX": matrix, "MODEL": tiny_q8_0, "CHECKPOINT": tiny_checkpoint, "BROKEN": broken}
-    names |= {"NEW": tmp_path / "m", "BARE": tmp_path / "bare"}
+    long.write_text("a" + " a" * 2399)
+    names = {"TEXT": text, "LONG": long, "MATRIX": matrix, "MODEL": tiny_q8_0, "CHECKPOINT": tiny_checkpoint}
+    names |= {"BROKEN": broken, "NEW": tmp_path / "m", "BARE": tmp_path / "bare"}
     if "BARE" in line:
         make_checkpoint(names["BARE"], Shape(n_layers=1, n_vocab=64), seed=4)
         (names["BARE"] / "tokenizer.model").unlink()

@@ -207,3 +207,38 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
         replacing(tmp_path / "a" / "b", force=True).__enter__()
     assert error.value.errno == errno.ENOENT
     assert isinstance(error.value, OSError)
+
+
+def test_an_interrupt_while_temporary_files_are_made_or_removed_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def locked(path: Path, real: Any = files._locked) -> int | None:
+        fd = real(path)
+        assert path.exists()
+        made.append(path)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return fd
+
+    def unlink(path: Path, missing_ok: bool = False, real: Any = Path.unlink) -> None:
+        if path in made:
+            made.remove(path)
+            raise KeyboardInterrupt
+        real(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_locked", locked)
+        with pytest.raises(KeyboardInterrupt), replacing_all([tmp_path / "a", tmp_path / "b"], force=False):
+            pass
+        assert len(made) == 2
+        assert list(tmp_path.iterdir()) == []
+    made.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "c", force=False) as path:
+            made.append(path)
+        assert made == []
+    (tmp_path / "c").unlink()
+    assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,24 @@ def test_memory_where_nothing_tells(tmp_path: Path) -> None:
 def test_memory_here() -> None:
     found = machine.memory()
     assert 0 < found.usable <= found.limit <= found.total
+
+
+@linux
+def test_busy_seconds_are_those_of_the_cpus_that_may_be_used(tmp_path: Path) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    rows = "".join(f"cpu{i} 1 2 3 1000 5000 4 5 6 1 2\n" for i in (*allowed, 99_999))
+    root = write_tree(tmp_path, {"proc/stat": f"cpu  7 7 7 7 7 7 7 7 7 7\n{rows}intr 1 2 3\n"})
+    assert machine.busy_seconds(root) == len(allowed) * 21 / os.sysconf("SC_CLK_TCK")
+    assert machine.busy_seconds(write_tree(tmp_path / "none", {"proc/meminfo": ""})) is None
+
+
+@linux
+def test_busy_seconds_grow_with_the_work() -> None:
+    before, own = machine.busy_seconds(), time.process_time()
+    if before is None:
+        pytest.skip("this system does not tell")
+    while time.process_time() < own + 0.2:
+        pass
+    after = machine.busy_seconds()
+    assert after is not None
+    assert after - before > 0.1

@@ -54,9 +54,10 @@ def test_a_quota_is_read(tmp_path: Path) -> None:
         ((8, 8, 4, None), 4, "physical core"),
         ((16, 4, 4, None), 4, "affinity"),
         ((8, 8, 4, 2.0), 2, "quota of 2 CPUs"),
-        ((8, 8, 4, 1.5), 1, "quota of 1.5 CPUs"),  # two threads would be stopped for a quarter of the time
+        ((8, 8, 4, 1.5), 1, "quota of 1.5 CPUs, rounded down"),  # two threads would be stopped for a quarter of the time
         ((8, 8, 4, 0.5), 1, "quota of 0.5 CPUs"),
         ((8, 8, 4, 6.0), 4, "physical core"),
+        ((8, 2, 1, None), 1, "physical core that the CPU affinity of the process allows"),
         ((512, 512, 512, None), 256, "256"),
     ],
 )
@@ -64,3 +65,11 @@ def test_the_default_and_what_limits_it(numbers: tuple[int, int, int, float | No
     found = ops.Threads(*numbers)
     assert found.default == default
     assert word in found.limit
+
+
+@pytest.mark.parametrize(
+    ("numbers", "usable"),
+    [((8, 4, 2, None), 4), ((8, 4, 4, 1.5), 2), ((8, 4, 4, 0.5), 1), ((8, 4, 4, 6.0), 4)],
+)
+def test_the_cpus_that_work_at_once(numbers: tuple[int, int, int, float | None], usable: int) -> None:
+    assert ops.Threads(*numbers).usable == usable
