@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.escapes import escaped
 
 
 def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> int:
@@ -27,7 +28,7 @@ def integer(name: str, value: Any, lowest: int, highest: int | None = None) -> i
     Raises:
         InvalidArgumentError: for another type, or a value out of range.
     """
-    whole = isinstance(value, Integral) and value is not True and value is not False
+    whole = isinstance(value, Integral) and _is_plain(value)
     if not whole or value < lowest or (highest is not None and value > highest):
         bounds = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
         raise InvalidArgumentError(f"expected {name} to be an integer {bounds}, found {shown(value)}")
@@ -49,7 +50,7 @@ def number(name: str, value: Any, lowest: float, highest: float) -> float:
     Raises:
         InvalidArgumentError: for another type, or a value out of range.
     """
-    real = isinstance(value, Real) and value is not True and value is not False
+    real = isinstance(value, Real) and _is_plain(value)
     plain = value.item() if real and hasattr(value, "item") else value  # NumPy would round the limits to its own type
     if not real or not lowest <= plain <= highest:
         raise InvalidArgumentError(
@@ -120,7 +121,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
         if name not in known:
             near = get_close_matches(name, known, 1)
             advice = f"did you mean '{near[0]}'?" if near else f"{what} take {', '.join(known)}"
-            raise InvalidArgumentError(f"expected an argument of {what}, found '{name}': {advice}")
+            raise InvalidArgumentError(f"expected an argument of {what}, found {shown(name)}: {advice}")
 
 
 def shown(value: object) -> str:
@@ -132,5 +133,14 @@ def shown(value: object) -> str:
     Returns:
         Its repr, cut to 80 characters.
     """
-    text = repr(value)
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of the value's own __repr__, or an int of thousands of digits
+        text = f"a value of type {type(value).__name__}"
+    text = escaped(text)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of a number's type is a number: True and False are none, nor are NumPy's spans of time."""
+    return value is not True and value is not False and getattr(getattr(value, "dtype", None), "kind", "i") in "iuf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def read_text(ctx: click.Context, file: Path | None, options: str = "-f FILE") -
     """
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError(f"no text: expected {options}, or text on standard input", ctx)
+    if file and (stat.S_ISCHR(mode := file.stat().st_mode) or stat.S_ISBLK(mode)):
+        raise InvalidArgumentError(f"{file}: expected a text, found a device: name a file or a pipe")
     data = file.read_bytes() if file else sys.stdin.buffer.read()
     try:
         text = data.decode("utf-8")

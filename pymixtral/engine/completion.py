@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from pymixtral.arrays import F32, I32
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
@@ -135,14 +137,22 @@ class Generation(Iterator[str]):
         self._generation_seconds = 0.0
         self._passes = -1  # the prompt's own pass is not counted
         self._closed = False
+        self._reading = threading.Lock()
         self.tokens: list[int] = []
         self.finish_reason: FinishReason | None = None
 
     def __next__(self) -> str:
-        while self.finish_reason is None and not self._closed:
-            text = self._step()
-            if text:
-                return text
+        if not self._reading.acquire(blocking=False):
+            raise InvalidArgumentError(
+                "expected one reader of a generation at a time, found another thread in it: read it from one thread"
+            )
+        try:
+            while self.finish_reason is None and not self._closed:
+                text = self._step()
+                if text:
+                    return text
+        finally:
+            self._reading.release()
         raise StopIteration
 
     def close(self) -> None:

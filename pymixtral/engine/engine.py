@@ -110,7 +110,8 @@ class Engine:
                         at = max(begin - first, 0)
                         rows[at : at + len(part)] = part
                 if progress and len(ids) - n_cached > self._n_batch:
-                    progress(self._sequence.length, len(ids))
+                    _call(progress, self._sequence.length, len(ids))
+                    self.check_open()  # it may have closed the model
             self._check_file()
             return rows, n_cached
 
@@ -250,6 +251,13 @@ class Engine:
             raise ClosedError(f"expected an open model, found one that was closed ({self.name}): open it again")
 
 
+def _call(progress: Callable[[int, int], None], done: int, total: int) -> None:
+    try:
+        progress(done, total)
+    except StopIteration as error:  # would end an iteration over the text without a word
+        raise RuntimeError("expected progress to return, found that it raised StopIteration") from error
+
+
 def checked_ids(name: str, tokens: object, n_ctx: int, config: ModelConfig) -> I32:
     """Check token ids that a caller gives.
 
@@ -270,6 +278,10 @@ def checked_ids(name: str, tokens: object, n_ctx: int, config: ModelConfig) -> I
         raise InvalidArgumentError(
             f"expected {name} to be a list of token ids, found {type(tokens).__name__} {shown(tokens)}"
         )
+    if isinstance(tokens, np.ndarray) and tokens.ndim == 0:
+        raise InvalidArgumentError(f"expected {name} to be a list of token ids, found one number {shown(tokens)}")
+    if len(tokens) > n_ctx:  # before they are copied
+        raise too_long(name, str(len(tokens)), n_ctx, config)
     ids: NDArray[Any]
     try:
         ids = np.asarray(tokens)
@@ -283,8 +295,6 @@ def checked_ids(name: str, tokens: object, n_ctx: int, config: ModelConfig) -> I
         raise InvalidArgumentError(
             f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}"
         )
-    if len(ids) > n_ctx:
-        raise too_long(name, str(len(ids)), n_ctx, config)
     outside = ids[(ids < 0) | (ids >= config.n_vocab)]
     if outside.size:
         raise InvalidArgumentError(f"expected token ids from 0 to {config.n_vocab - 1} in {name}, found {outside[0]}")

@@ -32,7 +32,9 @@ def run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
     errors: list[BaseException] = []
     # Whoever takes this lock first decides: the thread starts the call, an interrupt prevents it.
     claim = threading.Lock()
-    done = threading.Event()
+    # A plain lock: an interrupt inside an Event's or a Condition's own code leaves that broken.
+    ended = threading.Lock()
+    ended.acquire()
 
     def work() -> None:
         if claim.acquire(blocking=False):
@@ -41,20 +43,20 @@ def run_beside(call: Callable[[], T], cancel: Callable[[], None]) -> T:
             except BaseException as error:
                 errors.append(error)
             finally:
-                done.set()
+                ended.release()
 
     try:
         with starting_threads():
             threading.Thread(target=work, name="pymixtral", daemon=True).start()
-        done.wait()
+        ended.acquire()
     except BaseException:
-        ended = False
-        while not ended:
+        over = False
+        while not over:
             with suppress(KeyboardInterrupt):  # an impatient user's second Ctrl-C
-                ended = done.is_set() or claim.acquire(blocking=False)
-                if not ended:
+                over = bool(results or errors) or claim.acquire(blocking=False)
+                if not over:
                     cancel()  # repeatedly, as a pass that begins clears the flag
-                    done.wait(0.02)  # seconds: too short to notice, too long to burn CPU
+                    ended.acquire(timeout=0.02)  # seconds: too short to notice, too long to burn CPU
         raise
     if errors:
         raise errors[0]

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import cast
 
+import numpy as np
+
 from pymixtral import ops
+from pymixtral.arguments import shown
 from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.config import ModelConfig
@@ -127,6 +130,7 @@ class Model:
         """
         self.context.cancel(False)
         self._check(len(inputs), runs, cache)
+        _check_rows(rows, len(inputs))
         try:
             for sequence, count in runs:
                 sequence.reserve(count)
@@ -220,3 +224,13 @@ class Model:
     def close(self) -> None:
         """End the threads. The model cannot compute afterwards. A second close() does nothing."""
         self.context.close()
+
+
+def _check_rows(rows: Rows, n: int) -> None:
+    if isinstance(rows, slice):
+        return
+    fits = isinstance(rows, np.ndarray) and rows.ndim == 1 and rows.dtype.kind in "iu" and len(rows) <= n
+    if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < n):
+        raise InvalidArgumentError(
+            f"expected rows to be a slice or an array of at most {n} indices from 0 to {n - 1}, found {shown(rows)}"
+        )

@@ -143,6 +143,7 @@ class Batch:
         self.n_pairs = len(self._frequencies)
         self.struct = ffi.new("pmx_batch *")
         self.runs = Runs([])
+        self._capacity = self.n_tokens = 0
         self.begin_rows(1)
 
     def begin(self, ctx: Context, runs: Sequence[tuple[int, int, I32]]) -> None:
@@ -157,7 +158,8 @@ class Batch:
         """
         if not self.runs.advance(runs):
             self.runs = Runs(runs)
-            self.struct.runs, self.struct.n_runs = self.runs.array, self.runs.n_runs
+        # Each time, so that an interrupt between two passes leaves no pointer to runs that are gone.
+        self.struct.runs, self.struct.n_runs = self.runs.array, self.runs.n_runs
         self.begin_rows(self.runs.n_tokens)
         at = 0
         for n_tokens, first, _ in runs:
@@ -175,22 +177,30 @@ class Batch:
         Args:
             n_tokens: number of rows, at least 1.
         """
-        if n_tokens > getattr(self, "_capacity", 0):
-            hidden, n_used = self.width
-            self._capacity = n_tokens
-            self._x, self._normed = (np.empty((n_tokens, hidden), np.float32) for _ in range(2))
-            self._ids, self._weights = np.empty((n_tokens, n_used), np.int32), np.empty((n_tokens, n_used), np.float32)
-            self._positions = np.empty(n_tokens, np.int32)
-            tables = [np.empty((n_tokens, self.n_pairs), np.float32) for _ in range(2)]
-            self._rotation = tuple(map(pointer, tables))
-            self._angles = pointer(self._frequencies), pointer(self._positions)
-            self._keep = [pointer(x) for x in (self._x, self._normed, self._ids, self._weights)]
-            struct = self.struct
-            struct.x, struct.normed, struct.ids, struct.weights = self._keep
-            struct.cosines, struct.sines = self._rotation
-            self.n_tokens = 0
+        if n_tokens > self._capacity:
+            self._grow(n_tokens)
         if n_tokens != self.n_tokens:
             self._show(n_tokens)
+
+    def _grow(self, n_tokens: int) -> None:
+        """Makes room for more rows.
+
+        What fails or is interrupted on the way leaves a batch without room, which grows anew: C must
+        not meet an array that is shorter than another.
+        """
+        hidden, n_used = self.width
+        self._capacity = self.n_tokens = 0
+        self._x, self._normed = (np.empty((n_tokens, hidden), np.float32) for _ in range(2))
+        self._ids, self._weights = np.empty((n_tokens, n_used), np.int32), np.empty((n_tokens, n_used), np.float32)
+        self._positions = np.empty(n_tokens, np.int32)
+        tables = [np.empty((n_tokens, self.n_pairs), np.float32) for _ in range(2)]
+        self._rotation = tuple(map(pointer, tables))
+        self._angles = pointer(self._frequencies), pointer(self._positions)
+        self._keep = [pointer(x) for x in (self._x, self._normed, self._ids, self._weights)]
+        struct = self.struct
+        struct.x, struct.normed, struct.ids, struct.weights = self._keep
+        struct.cosines, struct.sines = self._rotation
+        self._capacity = n_tokens
 
     def embed(self, ctx: Context, embedding: BoundMatrix, ids: I32) -> None:
         """Set x to the embeddings of token ids.

@@ -54,8 +54,9 @@ class Names:
             begin = match.start()
             at = begin + 1
             for length in self._lengths[text[begin]]:
-                id = self._ids.get(text[begin : begin + length])
+                name = text[begin : begin + length]  # shorter at the end of the text
+                id = self._ids.get(name)
                 if id is not None:
-                    at = begin + length
+                    at = begin + len(name)
                     yield begin, at, id
                     break

@@ -225,7 +225,7 @@ def test_a_full_context_is_named_with_what_makes_it_longer(tiny_q8_0: Path) -> N
         (["generate", "-f", "."], "directory"),
         (["generate", "-p", "a", "-f", __file__], "found both"),
         (["generate", "-m", "missing.gguf", "-p", "a"], "missing.gguf"),
-        (["generate", "-m", ".", "-p", "a"], "regular file"),
+        (["generate", "-m", ".", "-p", "a"], "found a directory"),
         (["generate", "-m", __file__, "-p", "a"], "GGUF"),
     ],
 )
@@ -395,3 +395,11 @@ def test_in_a_terminal_without_a_prompt_it_says_what_to_do(tiny_q8_0: Path) -> N
         os.close(slave)
     assert (process.returncode, process.stdout) == (2, "")
     assert re.fullmatch(r"Error: no text[^\n]*-p TEXT[^\n]*\n", process.stderr)
+
+
+@pytest.mark.parametrize("command", [["generate"], ["tokenize"], ["perplexity"], ["calibrate", "-o", "x.gguf"]])
+def test_a_text_is_not_read_from_a_device(command: list[str]) -> None:
+    """It might never end."""
+    result = run(*command, "-f", "/dev/zero")
+    assert result.exit_code != 0
+    assert "/dev/zero: expected a text, found a device" in result.stderr or "/dev/zero" in str(result.exception)

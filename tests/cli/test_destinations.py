@@ -28,6 +28,8 @@ TEXT = "Once upon a time there was a king who had three daughters. " * 4
 def test_row_18_a_destination_that_appears_meanwhile_is_kept(
     tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], name: str
 ) -> None:
+    if "--heatmap" in arguments:
+        pytest.importorskip("matplotlib")
     make_checkpoint(tmp_path / "hf", Shape(n_layers=1), seed=4)
     (tmp_path / "text").write_text(TEXT)
     new = tmp_path / "new"

@@ -5,14 +5,14 @@ comes out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pymixtral import InvalidArgumentError, Mixtral
+from pymixtral import ContextLengthError, InvalidArgumentError, Mixtral
 
 NOT_TEXT: list[Any] = [b"Once", bytearray(b"Once"), None, 5, 2.5, {"a": 1}, object()]
 NOT_IDS: list[Any] = [
@@ -44,7 +44,7 @@ def refused(found: str, call: Any, *arguments: Any, **named: Any) -> None:
         call(*arguments, **named)
     message = str(error.value)
     assert re.match(rf"expected (an argument of )?.*{found}.*, found ", message), message
-    assert len(message) < 300
+    assert len(message) < 500
     assert "\n" not in message
 
 
@@ -97,3 +97,29 @@ def test_numbers_of_numpy_are_numbers(model: Mixtral) -> None:
     )
     assert model.detokenize(ids) == model.detokenize([1, 2, 3]) == model.detokenize(iter([1, 2, 3]))  # type: ignore[arg-type]
     assert model.detokenize([]) == ""
+
+
+class Loud:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("value", [10**5000, "a\nb" * 100, Loud(), np.timedelta64(5, "s"), np.zeros((9, 9)), "\x1b[2J"], ids=type)
+def test_any_value_is_shown_in_a_line(model: Mixtral, value: Any) -> None:
+    refused("temperature", model.generate, "a", temperature=value)
+    refused("max_tokens", model.generate, "a", max_tokens=value if not isinstance(value, int) else -value)
+    refused("generate", model.generate, "a", **{str(value) if isinstance(value, str) else "a\nb": 1})
+
+
+@pytest.mark.parametrize("call", ["logits", "generate"])
+def test_too_many_ids_are_refused_before_they_are_copied(model: Mixtral, call: str) -> None:
+    class Huge(Sequence[int]):
+        def __len__(self) -> int:
+            return 1 << 62
+
+        def __getitem__(self, i: Any) -> Any:
+            raise AssertionError("no id is looked at")
+
+    for ids in (range(10**8), Huge()):
+        with pytest.raises(ContextLengthError, match=f"found {len(ids)}"):
+            getattr(model, call)(ids)

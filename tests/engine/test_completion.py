@@ -215,3 +215,20 @@ def test_stats_count_passes_and_divide() -> None:
 
 def test_a_completion_reads_as_its_text() -> None:
     assert f"{Completion(' upon', [5], 'stop', Stats(1, 0, 1, 0.1, 0.0, 0, 1))}" == " upon"
+
+
+def test_a_second_reader_is_told_so() -> None:
+    generation: list[Generation] = []
+    errors: list[BaseException] = []
+
+    def read_again(ids: Any) -> Any:
+        try:
+            next(generation[0])
+        except InvalidArgumentError as error:
+            errors.append(error)
+        return Script(ids_of("ab"))(ids)
+
+    generation.append(generation_of(read_again, max_tokens=2))
+    assert "".join(generation[0]) == "ab"
+    assert len(errors) == 2
+    assert "one reader of a generation at a time" in str(errors[0])

@@ -408,3 +408,21 @@ def test_closing_waits_for_another_threads_pass_and_ends_its_text(tiny_q8_0: Pat
     engine.close()
     thread.join(10)
     assert len(errors) == 1
+
+
+# --- What progress may do -----------------------------------------------------------------------------------------
+
+
+def test_progress_may_close_the_model(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_ctx=256, n_batch=16) as engine:
+        stream = engine.stream([5] * 100, progress=lambda *_: engine.close())
+        with pytest.raises(ClosedError):
+            next(stream)
+
+
+def test_progress_that_raises_stop_iteration_does_not_end_the_text(tiny_q8_0: Path) -> None:
+    def stop(*_: int) -> None:
+        raise StopIteration
+
+    with Mixtral(tiny_q8_0, n_ctx=256, n_batch=16) as engine, pytest.raises(RuntimeError, match="StopIteration"):
+        list(engine.stream([5] * 100, progress=stop, max_tokens=3))

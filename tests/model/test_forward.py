@@ -468,3 +468,17 @@ def test_a_closed_model_says_so(load: Load) -> None:
         run(model, kv, kv.new_sequence(), e.tokens[:1])
     with pytest.raises(ClosedError):
         model.logits(np.zeros((1, e.config.hidden), np.float32))
+
+
+@pytest.mark.parametrize(
+    "rows", [np.array([2]), np.array([-1]), np.array([0, 1, 0]), np.array([0.0]), np.array([[0]]), 1, [0], "0", None], ids=repr
+)
+def test_rows_that_are_not_there(load: Load, rows: Any) -> None:
+    e = load("odd-q8_0")
+    model = e.model()
+    kv = model.new_cache(64, "f32")
+    sequence = kv.new_sequence()
+    with pytest.raises(InvalidArgumentError, match="expected rows to be a slice or an array of at most 2 indices"):
+        model.forward(e.tokens[:2], [(sequence, 2)], kv, rows=rows)
+    assert state(kv, sequence) == (1, [(0, [])])
+    model.close()

@@ -433,3 +433,26 @@ def test_matrices_that_do_not_fit_are_refused() -> None:
             InvalidArgumentError, match=rf"^layer->experts\[{9 + which}\].rows, cols: .* found 64 x 64$"
         ):
             run_experts(FIRST_CONTEXT, layer, e.x, e.normed, e.ids, e.route_weights)
+
+
+@pytest.mark.parametrize("failing", range(1, 8))
+def test_a_batch_that_found_no_memory_grows_anew(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of its arrays must not be taken for all of them: C would write behind the short ones."""
+    e = example(Shape())
+    batch, empty, calls = begun(e, 3), np.empty, iter(range(1, 100))
+
+    def short(*arguments: Any) -> Any:
+        if next(calls) == failing:
+            raise MemoryError
+        return empty(*arguments)
+
+    pages = np.zeros(1, np.int32)
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "empty", short)
+        with pytest.raises(MemoryError):
+            batch.begin(FIRST_CONTEXT, [(40, 0, pages)])
+    kv = ops.CacheLayer(np.zeros((1, 2, HEAD_DIM, 64), np.float32), np.zeros((1, 2, 64, HEAD_DIM), np.float32))
+    batch.begin(FIRST_CONTEXT, [(40, 0, pages)])
+    batch.fill(e.x[:40])
+    ops.layer_attention(FIRST_CONTEXT, batch, e.layer, kv)
+    np.testing.assert_array_equal(batch.x, run_attention(FIRST_CONTEXT, e, np.float32, [N])[0][:40])

@@ -13,6 +13,7 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.text import sentencepiece
+from pymixtral.text.names import Names
 from pymixtral.text.tokenizer import Tokenizer
 from support.paths import DATA
 
@@ -395,3 +396,7 @@ def test_token_lists_that_make_no_sense_are_refused_in_one_line(case: str) -> No
 def test_default_end_token_beyond_a_small_vocabulary_is_refused() -> None:
     with pytest.raises(ModelConfigError, match="eos_token_id"):
         Tokenizer.from_metadata(metadata_of([("<unk>", 0, UNKNOWN), ("a", 0, NORMAL)]))
+
+
+def test_a_name_at_the_end_of_a_text_ends_there() -> None:
+    assert list(Names({"aa": 0, "aaa": 1}).find("aaxaa")) == [(0, 2, 0), (3, 5, 0)]
