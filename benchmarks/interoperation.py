@@ -251,7 +251,7 @@ def _silently(command: list[Any]) -> None:
 HEAD = """\
 | written by | layout | model | type | mapped | same tokens | top-1 | margin | beyond | KL | perplexity: pymixtral | llama.cpp | exact | \
 top-1 with exact: pymixtral | llama.cpp | KL from exact: pymixtral | llama.cpp | |
-| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""
+| --- | --- | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |"""  # noqa: E501
 WEIGHTED_HEAD = """\
 | type | written by | importance matrix | bits per weight | KL from the f32 model | top-1 | perplexity ratio |
 | --- | --- | --- | ---: | ---: | ---: | ---: |"""

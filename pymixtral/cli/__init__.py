@@ -55,7 +55,9 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name.replace("-", "_"))
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in _COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
             near = get_close_matches(args[0], _COMMANDS, 1)
             advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(_COMMANDS)}"
@@ -68,7 +70,9 @@ class _Commands(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """As click's, but without importing the commands for their lines."""
-        names = [CompletionItem(name, help=line) for name, (_, line) in _COMMANDS.items() if name.startswith(incomplete)]
+        names = [
+            CompletionItem(name, help=line) for name, (_, line) in _COMMANDS.items() if name.startswith(incomplete)
+        ]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> click.Context:
@@ -86,7 +90,11 @@ class _Commands(click.Group):
             raise click.ClickException(in_options(str(error), command)) from error
 
     def main(  # type: ignore[override]  # click's is overloaded
-        self, args: Sequence[str] | None = None, prog_name: str | None = "pymixtral", standalone_mode: bool = True, **extra: Any
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "pymixtral",
+        standalone_mode: bool = True,
+        **extra: Any,
     ) -> Any:
         """Runs the command line and exits; click's own handling, except that an error is one line."""
         if not standalone_mode:
@@ -104,7 +112,10 @@ class _Commands(click.Group):
             _fail(str(error))
         except MemoryError as error:
             found = f" ({error})" if str(error) else ""
-            _fail(f"expected more memory, found none left{found}: end other programs, or choose a smaller model or context")
+            _fail(
+                f"expected more memory, found none left{found}: end other programs, or choose a "
+                "smaller model or context"
+            )
         except ImportError as error:  # a library that finds no memory, or is not for this machine
             _fail(f"expected to load a library, found that it could not be: {_cause(error)}")
         sys.exit(result if isinstance(result, int) else 0)  # an int is the code of Context.exit()
@@ -123,7 +134,9 @@ def _check_room() -> None:
 
 @contextmanager
 def _ending_with_the_reader() -> Iterator[None]:
-    """Where nobody reads standard output any more, the program ends as the signal SIGPIPE would end it."""
+    """Where nobody reads standard output any more, the program ends as the signal SIGPIPE would end
+    it.
+    """
     try:
         yield
     except BrokenPipeError:

@@ -44,7 +44,14 @@ Examples:
 @json_option
 @click.pass_context
 def bench(
-    ctx: click.Context, /, model: Path | None, n_prompt: int, n_generate: int, repetitions: int, n_threads: int | None, as_json: bool
+    ctx: click.Context,
+    /,
+    model: Path | None,
+    n_prompt: int,
+    n_generate: int,
+    repetitions: int,
+    n_threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure the speed of a model on this machine.
 
@@ -62,7 +69,8 @@ def bench(
         longest = ModelConfig.from_gguf(file).n_ctx_train
     if n_prompt + n_generate > longest:
         raise click.UsageError(
-            f"expected --prompt-tokens and -n of at most {longest} tokens together, the model's context, found {n_prompt} and {n_generate}",
+            f"expected --prompt-tokens and -n of at most {longest} tokens together, the model's "
+            f"context, found {n_prompt} and {n_generate}",
             ctx,
         )
     with opened(path, n_ctx=n_prompt + n_generate, n_threads=n_threads) as engine:

@@ -59,7 +59,9 @@ Then:
     multiple=True,
     help="Add an importance matrix, a gguf or dat file; may be repeated.",
 )
-@click.option("--resume", is_flag=True, help="Go on where a calibration with the same texts and output was interrupted.")
+@click.option(
+    "--resume", is_flag=True, help="Go on where a calibration with the same texts and output was interrupted."
+)
 @threads_option
 @force_option
 @json_option
@@ -90,7 +92,9 @@ def calibrate(
     before. llama.cpp's quantizer can use the output, too.
     """
     if not (files or merged) or (is_named(ctx) and not files):
-        raise click.UsageError("expected a model (-m) and a text (-f), or importance matrices (--merge), or all of these", ctx)
+        raise click.UsageError(
+            "expected a model (-m) and a text (-f), or importance matrices (--merge), or all of these", ctx
+        )
     if resume and merged:
         raise click.UsageError("expected --resume or --merge, found both: merge when the calibration is complete", ctx)
     from pymixtral.errors import OutputError
@@ -102,7 +106,8 @@ def calibrate(
     check_dest(output, [*files, *merged], force=True)
     if os.path.lexists(output) and not (force or resume):
         raise OutputError(
-            f"{output}: expected a new file, found one that exists: choose another name, --resume it, or replace it with --force"
+            f"{output}: expected a new file, found one that exists: choose another name, --resume it, "
+            "or replace it with --force"
         )
     target = _Output(output, force, Identity.of(output) if resume else None)
     parts = [imatrix.read(path) for path in merged]
@@ -117,7 +122,8 @@ def calibrate(
     target.write(result)
     if target.path != output:
         raise OutputError(
-            f"{output}: expected a new file, found one that appeared meanwhile: it was kept, and the result is {target.path}"
+            f"{output}: expected a new file, found one that appeared meanwhile: it was kept, and the "
+            f"result is {target.path}"
         )
     if as_json:
         write_json(_plain(result, output))
@@ -162,7 +168,9 @@ def _measure(
     n_threads: int | None,
     others: Sequence[ImportanceMatrix],
 ) -> ImportanceMatrix:
-    """Runs the texts. Windows that are complete are written from time to time and when interrupted, with the others added."""
+    """Runs the texts. Windows that are complete are written from time to time and when interrupted,
+    with the others added.
+    """
     from pymixtral.evaluation.calibration import calibrate as measure
     from pymixtral.files.importance import merge
 

@@ -20,7 +20,9 @@ Examples:
 )
 @click.argument("source", type=path_type())
 @click.argument("dest", type=path_type())
-@click.option("--layout", type=click.Choice(["merged", "split"]), help="How the experts are stored.  [default: as they are]")
+@click.option(
+    "--layout", type=click.Choice(["merged", "split"]), help="How the experts are stored.  [default: as they are]"
+)
 @click.option(
     "--max-shard-size",
     "max_shard_bytes",
@@ -30,7 +32,9 @@ Examples:
 )
 @force_option
 @json_option
-def convert_layout(source: Path, dest: Path, layout: str | None, max_shard_bytes: int | None, force: bool, as_json: bool) -> None:
+def convert_layout(
+    source: Path, dest: Path, layout: str | None, max_shard_bytes: int | None, force: bool, as_json: bool
+) -> None:
     """Merge or split the experts or the files of a model.
 
     SOURCE is a GGUF file, or any file of a model in several. DEST is the file to write. Merged

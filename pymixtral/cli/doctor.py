@@ -83,7 +83,9 @@ def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str,
     counts = sorted({1, threads.default})
     return {
         "isa": isa,
-        "read_gb_per_second": {str(n): round(rate, 2) for n, rate in probe.read_bandwidth(counts, memory.usable).items()},
+        "read_gb_per_second": {
+            str(n): round(rate, 2) for n, rate in probe.read_bandwidth(counts, memory.usable).items()
+        },
         "int8_gmac_per_second": {str(n): round(probe.int8_rate(n, isa).gmacs, 1) for n in counts},
     }
 
@@ -93,7 +95,9 @@ def _problems(isas: InstructionSets, prefetch: Prefetch, memory: Memory) -> list
     if isas.chosen is None:
         problems.append(f"No model runs: {isas.reason}.")
     elif isas.chosen == "scalar":
-        problems.append("Only the plain C kernels are in use, which are many times slower than those of an instruction set.")
+        problems.append(
+            "Only the plain C kernels are in use, which are many times slower than those of an instruction set."
+        )
     if prefetch.default is None:
         problems.append(f"No model runs: {prefetch.reason}.")
     if memory.usable < 1 << 30:
@@ -108,7 +112,11 @@ def _versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:  # imported from a folder that was never installed
             found[name] = "unknown"
-    return {"python": platform.python_version(), **found, "system": f"{platform.system()} {platform.release()} {platform.machine()}"}
+    return {
+        "python": platform.python_version(),
+        **found,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
 
 
 def _row(name: str, text: str) -> str:
@@ -140,7 +148,9 @@ def _limits(threads: Threads, memory: Memory) -> list[str]:
     cpus = f"{threads.online} CPUs online, {threads.allowed} allowed, {threads.cores} physical cores, {quota}"
     sizes = f"{show_bytes(memory.total)} in all"
     sizes += f", {show_bytes(memory.available)} available" if memory.available is not None else ""
-    sizes += f", cgroup limit {show_bytes(memory.cgroup_limit)}" if memory.cgroup_limit is not None else ", no cgroup limit"
+    sizes += (
+        f", cgroup limit {show_bytes(memory.cgroup_limit)}" if memory.cgroup_limit is not None else ", no cgroup limit"
+    )
     lines = [_row("Threads", f"{threads.default}: {threads.limit}"), _row("", cpus), _row("Memory", sizes)]
     return [*lines, _row("", f"transparent huge pages: {memory.huge_pages}")] if memory.huge_pages else lines
 

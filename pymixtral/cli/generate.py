@@ -126,7 +126,9 @@ def generate(
 
 @contextmanager
 def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how much is done, of how much: a bar in a terminal, which goes when all is done."""
+    """A function that shows how much is done, of how much: a bar in a terminal, which goes when all
+    is done.
+    """
     from pymixtral.progress import progress_bar
 
     with ExitStack() as stack:
@@ -160,7 +162,9 @@ def _show(generation: Generation) -> None:
 
 
 def _show_json(generation: Generation) -> None:
-    """Writes everything at once. After an interrupt it is what there is, with null as finish_reason."""
+    """Writes everything at once. After an interrupt it is what there is, with null as
+    finish_reason.
+    """
     text = ""
     try:
         for piece in generation:
@@ -188,9 +192,14 @@ def _summary(generation: Generation) -> str:
     n_prompt, n_generated = _tokens(stats.prompt_tokens), _tokens(stats.generated_tokens)
     if not generation.tokens:
         return f"prompt: {n_prompt}; nothing generated"
-    rates = f", {stats.tokens_per_second:.1f} tokens/s, {stats.gigabytes_per_second:.1f} GB/s of weights" if stats.passes else ""
+    rates = (
+        f", {stats.tokens_per_second:.1f} tokens/s, {stats.gigabytes_per_second:.1f} GB/s of weights"
+        if stats.passes
+        else ""
+    )
     return (
-        f"prompt: {n_prompt}, {stats.prompt_tokens_per_second:.1f} tokens/s, first token after {stats.prompt_seconds:.3f} s\n"
+        f"prompt: {n_prompt}, {stats.prompt_tokens_per_second:.1f} tokens/s, first token after "
+        f"{stats.prompt_seconds:.3f} s\n"
         f"generated: {n_generated}{rates}"
     )
 

@@ -68,7 +68,12 @@ def inspect(
 
 
 def _lines(found: Inspection, n_ctx: int | None) -> list[str]:
-    lines = [shorten(found.path, 4096), f"GGUF version {found.version}, {show_bytes(found.file_bytes)}", "", *_model(found)]
+    lines = [
+        shorten(found.path, 4096),
+        f"GGUF version {found.version}, {show_bytes(found.file_bytes)}",
+        "",
+        *_model(found),
+    ]
     lines += ["", "Tensors", *_tensors(found)]
     lines += _memory(found, n_ctx)
     lines += ["", f"Metadata ({len(found.metadata)} keys)"]
@@ -88,10 +93,17 @@ def _model(found: Inspection) -> list[str]:
             f"            {experts}; {c.n_layers} layers, width {c.hidden}, inner {c.ffn}",
             f"            {c.n_heads} heads of {c.head_dim}, {c.n_kv_heads} of keys and values",
             f"            vocabulary {c.n_vocab}, context {c.n_ctx_train}{window}",
-            f"Parameters  {show_count(inventory.n_weights)} in all, {show_count(inventory.active_weights)} active for a token",
+            f"Parameters  {show_count(inventory.n_weights)} in all, "
+            f"{show_count(inventory.active_weights)} active for a token",
         ]
     lines.append(f"Tokenizer   {'yes' if found.has_tokenizer else 'none: text cannot be used, token ids can'}")
-    runs = f"no: {found.problem}" if found.problem else f"yes; {slow_note(found.slow_types)}" if found.slow_types else "yes"
+    runs = (
+        f"no: {found.problem}"
+        if found.problem
+        else f"yes; {slow_note(found.slow_types)}"
+        if found.slow_types
+        else "yes"
+    )
     return [*lines, "Runs here   " + wrap(shorten(runs, 400), " " * 12).lstrip()]
 
 
@@ -143,7 +155,10 @@ def _memory(found: Inspection, n_ctx: int | None) -> list[str]:
 def _metadata(metadata: dict[str, Value]) -> list[str]:
     keys = [shorten(key, 40) for key in metadata]
     width = max(map(len, keys), default=0)
-    return [f"  {key:{width}}  {shorten(_shown(value), WIDTH - 4 - width)}" for key, value in zip(keys, metadata.values(), strict=True)]
+    return [
+        f"  {key:{width}}  {shorten(_shown(value), WIDTH - 4 - width)}"
+        for key, value in zip(keys, metadata.values(), strict=True)
+    ]
 
 
 def _shown(value: Value) -> str:

@@ -18,7 +18,12 @@ from pymixtral.units import parse_bytes
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _Value = int | float | bool | str
-_VALUES: dict[str, Callable[[str], _Value]] = {"int": int, "float": float, "bool": {"true": True, "false": False}.__getitem__, "str": str}
+_VALUES: dict[str, Callable[[str], _Value]] = {
+    "int": int,
+    "float": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "str": str,
+}
 
 
 def size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -41,7 +46,8 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
             found[key] = _VALUES[kind](value)
         except (KeyError, ValueError):
             raise click.BadParameter(
-                f"expected KEY=TYPE:VALUE with int, float, bool or str, such as llama.expert_used_count=int:3, found {text!r}",
+                f"expected KEY=TYPE:VALUE with int, float, bool or str, such as "
+                f"llama.expert_used_count=int:3, found {text!r}",
                 ctx,
                 param,
             ) from None
@@ -67,7 +73,9 @@ class _Path(click.Path):
 
 
 def path_type(exists: bool = False) -> click.Path:
-    """The type of an option that is a file. exists: a file that is only read; else errors are the library's."""
+    """The type of an option that is a file. exists: a file that is only read; else errors are the
+    library's.
+    """
     return _Path(exists=exists, dir_okay=not exists, path_type=Path)
 
 
@@ -82,12 +90,22 @@ model_option = click.option(
 )
 
 model_argument = click.argument("subject", metavar="[MODEL]", type=path_type(), required=False)
-"""The model where it is what a command is about: MODEL and -m mean the same (pymixtral.cli.model.same_model)."""
+"""The model where it is what a command is about: MODEL and -m mean the same
+(pymixtral.cli.model.same_model).
+"""
 
-file_option = click.option("-f", "--file", type=path_type(exists=True), metavar="FILE", help="Read the text from a file.")
+file_option = click.option(
+    "-f", "--file", type=path_type(exists=True), metavar="FILE", help="Read the text from a file."
+)
 
 files_option = click.option(
-    "-f", "--file", "files", type=path_type(exists=True), metavar="FILE", multiple=True, help="Read a text from a file; may be repeated."
+    "-f",
+    "--file",
+    "files",
+    type=path_type(exists=True),
+    metavar="FILE",
+    multiple=True,
+    help="Read a text from a file; may be repeated.",
 )
 
 prompt_options = _all(click.option("-p", "--prompt", metavar="TEXT", help="The text; it may be empty."), file_option)
@@ -116,12 +134,19 @@ def context_option(lowest: int = 1, default: int | None = None) -> Callable[[Fun
         metavar="N",
         default=default,
         show_default=True,
-        help="Tokens of context, and of each window." if default else "Tokens of context.  [default: the model's, at most 4096]",
+        help="Tokens of context, and of each window."
+        if default
+        else "Tokens of context.  [default: the model's, at most 4096]",
     )
 
 
 threads_option = click.option(
-    "-t", "--threads", "n_threads", type=click.IntRange(1, 256), metavar="N", help="Threads to use.  [default: one per core]"
+    "-t",
+    "--threads",
+    "n_threads",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Threads to use.  [default: one per core]",
 )
 
 windows_option = click.option(
@@ -137,7 +162,12 @@ kv_type_option = click.option(
 )
 
 override_options = _all(
-    click.option("--experts-used", type=click.IntRange(min=1), metavar="N", help="Experts that each token passes.  [default: the model's]"),
+    click.option(
+        "--experts-used",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Experts that each token passes.  [default: the model's]",
+    ),
     click.option(
         "--override-kv",
         "overrides",
@@ -149,7 +179,9 @@ override_options = _all(
 )
 """As parameters `experts_used: int | None` and `overrides: dict`."""
 
-output_option = click.option("-o", "--output", type=path_type(), metavar="FILE", required=True, help="The file to write.")
+output_option = click.option(
+    "-o", "--output", type=path_type(), metavar="FILE", required=True, help="The file to write."
+)
 
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 

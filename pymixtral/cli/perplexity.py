@@ -44,7 +44,9 @@ How much does q4_0 lose against f16?
 @model_option
 @file_option
 @context_option(lowest=3, default=512)
-@click.option("--stride", type=click.IntRange(min=1), metavar="S", help="Move the window by S tokens, and score its last S.")
+@click.option(
+    "--stride", type=click.IntRange(min=1), metavar="S", help="Move the window by S tokens, and score its last S."
+)
 @windows_option
 @click.option("--save-base", type=path_type(), metavar="FILE", help="Write all predictions to a new file, a base.")
 @click.option("--kl-against", type=path_type(), metavar="FILE", help="Compare the predictions with those of a base.")
@@ -83,8 +85,12 @@ def perplexity(
     text = read_text(ctx, file)
     from pymixtral.evaluation.perplexity import perplexity as measure
 
-    with opened(model, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides) as engine:
-        result = measure(engine, text, n_ctx=n_ctx, stride=stride, n_windows=n_windows, save_base=save_base, kl_against=kl_against)
+    with opened(
+        model, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides
+    ) as engine:
+        result = measure(
+            engine, text, n_ctx=n_ctx, stride=stride, n_windows=n_windows, save_base=save_base, kl_against=kl_against
+        )
     if as_json:
         write_json(asdict(result))
     else:
@@ -94,8 +100,10 @@ def perplexity(
 def _lines(result: Perplexity) -> list[str]:
     every = f", {result.stride} apart" if result.stride is not None else ""
     lines = [
-        f"Perplexity {result.perplexity:.4f} ± {result.standard_error:.4f} (standard error): {result.n_tokens} tokens scored",
-        f"in {result.n_windows} windows of {result.n_ctx}{every}; {result.tokens_per_second:.1f} tokens/s, {result.seconds:.1f} s",
+        f"Perplexity {result.perplexity:.4f} ± {result.standard_error:.4f} (standard error): "
+        f"{result.n_tokens} tokens scored",
+        f"in {result.n_windows} windows of {result.n_ctx}{every}; {result.tokens_per_second:.1f} "
+        f"tokens/s, {result.seconds:.1f} s",
     ]
     if result.kl:
         kl = result.kl

@@ -9,7 +9,14 @@ import click
 
 from pymixtral.cli.choices import MIXES, MODELS
 from pymixtral.cli.model import is_named, model_path, note_threads, same_model
-from pymixtral.cli.options import context_option, json_option, kv_type_option, model_argument, model_option, threads_option
+from pymixtral.cli.options import (
+    context_option,
+    json_option,
+    kv_type_option,
+    model_argument,
+    model_option,
+    threads_option,
+)
 from pymixtral.cli.text import shorten, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
 
@@ -158,7 +165,10 @@ def _verdict(one: Plan) -> list[str]:
     if one.verdict == "crowded":
         return [f"It does not fit now, {short} are missing; it would if other programs ended."]
     if one.verdict == "impossible":
-        return ["It cannot run: keys and values alone are more than the memory of this machine; choose a shorter context (-c)."]
+        return [
+            "It cannot run: keys and values alone are more than the memory of this machine; choose a "
+            "shorter context (-c)."
+        ]
     return [f"It does not fit: {short} of memory are missing."]
 
 
@@ -168,14 +178,16 @@ def _speed(one: Plan, n_threads: int) -> list[str]:
     active = show_bytes(one.inventory.active_bytes)
     bandwidth = f"{one.bandwidth:.1f} GB/s with {n_threads} thread{'s' * (n_threads > 1)}"
     speed = (
-        f"{_rate(one.tokens_per_second_in_memory)} at most, {_rate(one.tokens_per_second_full)} when the context is full "
+        f"{_rate(one.tokens_per_second_in_memory)} at most, {_rate(one.tokens_per_second_full)} when "
+        "the context is full "
         f"(a token reads {active} of weights; memory was measured to give {bandwidth})."
     )
     if not one.disk_bytes_per_token:
         return [f"Prediction: {speed}"]
     disk = show_bytes(one.disk_bytes_per_token)
     return [
-        f"It still runs, paging: the file stays mapped, and of the {active} that a token reads about {disk} come from the disk.",
+        f"It still runs, paging: the file stays mapped, and of the {active} that a token reads about "
+        f"{disk} come from the disk.",
         f"Prediction now: {_rate(one.tokens_per_second)} from a disk that gives 2 GB/s. In memory it would be {speed}",
     ]
 
@@ -194,11 +206,14 @@ def _advice(one: Plan, choices: list[Plan], best: Plan | None) -> list[str]:
         smallest = next((choice for choice in reversed(choices) if choice.problem is None), None)
         if smallest:
             advice.append(
-                f"Nothing that pymixtral runs fits: the smallest type is {smallest.type}, which needs {show_bytes(smallest.memory.total)}."
+                f"Nothing that pymixtral runs fits: the smallest type is {smallest.type}, which needs "
+                f"{show_bytes(smallest.memory.total)}."
             )
     else:
         speed = _rate(best.tokens_per_second_in_memory)
-        advice.append(f"Choose {best.type}, the largest type that fits: {show_bytes(best.memory.total)} in all, {speed} at most.")
+        advice.append(
+            f"Choose {best.type}, the largest type that fits: {show_bytes(best.memory.total)} in all, {speed} at most."
+        )
     return advice
 
 
@@ -211,11 +226,14 @@ def _choices(choices: list[Plan], best: Plan | None, measured: str) -> list[str]
         rate = "" if choice.verdict == "impossible" else f"{choice.tokens_per_second:.2f}"
         size = [show_bytes(choice.memory.weights), show_bytes(choice.memory.total)]
         rows.append([str(choice.type), f"{choice.inventory.bits_per_weight:.2f}", *size, fits, rate, note])
-    active = f", {show_count(first.inventory.active_weights)} active for a token" if first.inventory.expert_bytes else ""
+    active = (
+        f", {show_count(first.inventory.active_weights)} active for a token" if first.inventory.expert_bytes else ""
+    )
     end = f"Choose {best.type}, the largest type that fits." if best else "No type that pymixtral runs fits."
     return [
         f"{first.config.name}: {show_count(first.inventory.n_weights)} parameters{active}",
-        f"Context of {first.n_ctx} tokens; {show_bytes(first.available)} of memory available, {show_bytes(first.limit)} at most",
+        f"Context of {first.n_ctx} tokens; {show_bytes(first.available)} of memory available, "
+        f"{show_bytes(first.limit)} at most",
         "",
         *table(rows, "<>>><><"),
         "",

@@ -23,7 +23,9 @@ def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     for value in values:
         pattern, equals, kind = value.rpartition("=")
         if not equals or not pattern:
-            raise click.BadParameter(f"expected PATTERN=TYPE, such as blk.*.ffn_down_exps.weight=q6_k, found {value!r}", ctx, param)
+            raise click.BadParameter(
+                f"expected PATTERN=TYPE, such as blk.*.ffn_down_exps.weight=q6_k, found {value!r}", ctx, param
+            )
         pairs.append((pattern, kind.lower()))
     return pairs
 
@@ -56,9 +58,12 @@ Examples:
     metavar="PATTERN=TYPE",
     multiple=True,
     callback=_tensors,
-    help="Type of the tensors with this GGUF name, or a name of this pattern; may be repeated, and the last that matches counts.",
+    help="Type of the tensors with this GGUF name, or a name of this pattern; "
+    "may be repeated, and the last that matches counts.",
 )
-@click.option("--imatrix", type=path_type(), metavar="FILE", help="An importance matrix, of pymixtral calibrate or llama.cpp.")
+@click.option(
+    "--imatrix", type=path_type(), metavar="FILE", help="An importance matrix, of pymixtral calibrate or llama.cpp."
+)
 @click.option(
     "--target-size",
     "target_bytes",
@@ -66,11 +71,17 @@ Examples:
     metavar="SIZE",
     help="Choose types for a file of at most this size, such as 20GiB or 21.5GB.",
 )
-@click.option("--target-bpw", type=click.FloatRange(1, 32), metavar="BITS", help="Choose types for so many bits per weight, such as 3.5.")
+@click.option(
+    "--target-bpw",
+    type=click.FloatRange(1, 32),
+    metavar="BITS",
+    help="Choose types for so many bits per weight, such as 3.5.",
+)
 @click.option(
     "--per-expert",
     is_flag=True,
-    help="Write each expert as tensors of its own, with types of its own. pymixtral reads such files, llama.cpp does not since 2024.",
+    help="Write each expert as tensors of its own, with types of its own. "
+    "pymixtral reads such files, llama.cpp does not since 2024.",
 )
 @click.option("--zero-nonfinite", is_flag=True, help="Write weights that are NaN or infinite as 0, and report them.")
 @click.option(
@@ -79,8 +90,18 @@ Examples:
     help="Write no vocabulary, so that the file takes token ids only; without it, a checkpoint needs a tokenizer.",
 )
 @click.option("--dry-run", is_flag=True, help="Print types and sizes, and write nothing.")
-@click.option("--report", type=path_type(), metavar="FILE", help="Write a report, too: JSON with the error of each tensor and expert.")
-@click.option("--heatmap", type=path_type(), metavar="FILE", help="Draw the errors of layers and experts, a PNG; needs pymixtral[plot].")
+@click.option(
+    "--report",
+    type=path_type(),
+    metavar="FILE",
+    help="Write a report, too: JSON with the error of each tensor and expert.",
+)
+@click.option(
+    "--heatmap",
+    type=path_type(),
+    metavar="FILE",
+    help="Draw the errors of layers and experts, a PNG; needs pymixtral[plot].",
+)
 @click.option("--no-verify", is_flag=True, help="Do not read the file back to compare it with what was written.")
 @threads_option
 @force_option

@@ -49,4 +49,6 @@ def _pair(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, f
     try:
         return int(id), float(number)
     except ValueError:
-        raise click.BadParameter(f"expected a token id, '=' and a number, such as 17=-2.5, found {text!r}", ctx, param) from None
+        raise click.BadParameter(
+            f"expected a token id, '=' and a number, such as 17=-2.5, found {text!r}", ctx, param
+        ) from None

@@ -33,13 +33,16 @@ def shorten(text: str, width: int) -> str:
 def slow_note(types: Sequence[str]) -> str:
     """What a user should know of a model with tensors of these types, those of Mixtral.slow_types."""
     one = len(types) == 1
-    return f"the type{'' if one else 's'} {', '.join(types)} {'has' if one else 'have'} no fast kernels here, so expect a low speed"
+    plural, have = ("", "has") if one else ("s", "have")
+    return f"the type{plural} {', '.join(types)} {have} no fast kernels here, so expect a low speed"
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     """Makes lines of columns two spaces apart, indented by two. align: < or > for each column."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]
-    lines = ("  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows)
+    lines = (
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)) for row in rows
+    )
     return [f"  {line.rstrip()}" for line in lines]
 
 
@@ -71,7 +74,9 @@ def read_text(ctx: click.Context, file: Path | None, options: str = "-f FILE") -
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         name = f"the file {file}" if file else "standard input"
-        raise InvalidArgumentError(f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}") from None
+        raise InvalidArgumentError(
+            f"expected UTF-8 in {name}, found the byte 0x{data[error.start]:02x} at offset {error.start}"
+        ) from None
     return text.removesuffix("\n")
 
 
@@ -86,7 +91,8 @@ def write_json(value: Any) -> None:
 
 
 def write_data(text: str, keep: str = "") -> None:
-    """Writes to standard output what programs use: as it is into a file or a pipe, escaped on a terminal.
+    """Writes to standard output what programs use: as it is into a file or a pipe, escaped on a
+    terminal.
 
     Args:
         text: without an end of line, unless it has one.

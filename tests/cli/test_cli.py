@@ -70,7 +70,8 @@ def test_version() -> None:
 
 
 def test_the_help_imports_nothing_slow() -> None:
-    code = "import sys, pymixtral.cli as c\ntry: c.main(['--help'])\nfinally: print(sorted({'numpy', 'gguf', 'click'} & set(sys.modules)))"
+    code = "import sys, pymixtral.cli as c\ntry: c.main(['--help'])\n"
+    code += "finally: print(sorted({'numpy', 'gguf', 'click'} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.endswith("['click']\n")
 
@@ -101,7 +102,9 @@ def test_the_prompt_comes_from_the_option_a_file_or_standard_input(tiny_q8_0: Pa
 def test_an_empty_prompt_begins_a_text(tiny_q8_0: Path, engine: Mixtral) -> None:
     expected = engine.generate("", max_tokens=10, temperature=0).text + "\n"
     for arguments, input in (["-p", ""], None), ([], b""), ([], b"\n"):
-        assert run("generate", "-m", tiny_q8_0, "-n", 10, "--temperature", 0, *arguments, input=input).stdout == expected
+        assert (
+            run("generate", "-m", tiny_q8_0, "-n", 10, "--temperature", 0, *arguments, input=input).stdout == expected
+        )
 
 
 def test_any_unicode_and_nul_may_be_in_the_prompt(tiny_q8_0: Path) -> None:
@@ -126,7 +129,9 @@ def test_options_reach_the_engine(tiny_q8_0: Path, engine: Mixtral) -> None:
 def test_weights_are_locked_and_read_ahead(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
     monkeypatch.setattr("pymixtral.model.residence.lock", lambda maps: called.append(f"lock {len(list(maps))}"))
-    monkeypatch.setattr("pymixtral.model.residence.prefault", lambda _, n, progress: (called.append(f"prefault {n}"), progress(1, 1)))
+    monkeypatch.setattr(
+        "pymixtral.model.residence.prefault", lambda _, n, progress: (called.append(f"prefault {n}"), progress(1, 1))
+    )
     result = run("generate", "-m", tiny_q8_0, "-p", "a", "-n", 0, "-t", 1, "--lock", "--prefault")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "\n", "prompt: 2 tokens; nothing generated\n")
     assert called == ["lock 1", "prefault 1"]
@@ -183,16 +188,24 @@ def test_names_of_control_tokens_are_tokens_with_special_alone(tiny_q8_0: Path, 
 
 def test_many_names_of_control_tokens_are_one_short_note(capsys: pytest.CaptureFixture[str]) -> None:
     note_control_names([f"<{i}>" for i in range(50)])
-    assert capsys.readouterr().err == "Note: <0>, <1>, <2> and 47 more are ordinary text; --special makes them tokens.\n"
+    assert (
+        capsys.readouterr().err == "Note: <0>, <1>, <2> and 47 more are ordinary text; --special makes them tokens.\n"
+    )
 
 
-def test_more_threads_than_cpus_are_named(tiny_q8_0: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_threads_than_cpus_are_named(
+    tiny_q8_0: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ops, "thread_limits", lambda: ops.Threads(8, 4, 4, 1.5))
     note = (
         "Note: 3 threads share the 2 CPUs that this process may use, which costs speed; "
         "without -t there are 1 (the cgroup's quota of 1.5 CPUs, rounded down).\n"
     )
-    for line in (["generate", "-m", tiny_q8_0, "-p", "a", "-n", 0], ["quantize", tiny_checkpoint, "--dry-run"], ["plan", tiny_q8_0]):
+    for line in (
+        ["generate", "-m", tiny_q8_0, "-p", "a", "-n", 0],
+        ["quantize", tiny_checkpoint, "--dry-run"],
+        ["plan", tiny_q8_0],
+    ):
         assert note in run(*line, "-t", 3).stderr
         assert "Note" not in run(*line, "-t", 2).stderr
 
@@ -201,9 +214,13 @@ def test_a_full_context_is_named_with_what_makes_it_longer(tiny_q8_0: Path) -> N
     line = ["generate", "-m", tiny_q8_0, "-p", PROMPT, "--ignore-eos", "--seed", 1]
     for more in ([], ["--json"]):
         result = run(*line, "-c", 16, *more)
-        assert result.stderr.splitlines()[-1] == "The context of 16 tokens is full; --context makes it longer, up to 2048."
+        assert (
+            result.stderr.splitlines()[-1] == "The context of 16 tokens is full; --context makes it longer, up to 2048."
+        )
     assert "full" not in run(*line, "-c", 16, "-n", 3).stderr
-    assert run(*line).stderr.splitlines()[-1] == "The context of 2048 tokens is full; the model was trained for no more."
+    assert (
+        run(*line).stderr.splitlines()[-1] == "The context of 2048 tokens is full; the model was trained for no more."
+    )
 
 
 # --- Wrong input --------------------------------------------------------------------------------------------------
@@ -303,7 +320,12 @@ def in_terminal(*arguments: object) -> str:
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     try:
-        assert subprocess.run([*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=slave, timeout=60).returncode == 0
+        assert (
+            subprocess.run(
+                [*COMMAND, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=slave, timeout=60
+            ).returncode
+            == 0
+        )
         return os.read(master, 1 << 16).decode()
     finally:
         os.close(master)
@@ -336,7 +358,9 @@ def test_ctrl_c_ends_a_long_prompt_within_a_second(endless: Path, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_signals_leave_no_unfinished_file(endless: Path, tmp_path: Path, number: signal.Signals) -> None:
-    process = start("perplexity", "-m", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE)
+    process = start(
+        "perplexity", "-m", endless, "-c", 8192, "-t", 1, "--save-base", tmp_path / "b", stdin=subprocess.PIPE
+    )
     assert process.stdin is not None
     process.stdin.write(b"a " * 20_000)
     process.stdin.close()
@@ -371,7 +395,10 @@ def test_a_reader_that_leaves_is_no_error(endless: Path) -> None:
 def test_a_full_disk_is_one_line(tiny_q8_0: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         process = subprocess.run(
-            [*COMMAND, "generate", "-m", tiny_q8_0, "-p", PROMPT, "-n", "5"], stdout=full, stderr=subprocess.PIPE, text=True
+            [*COMMAND, "generate", "-m", tiny_q8_0, "-p", PROMPT, "-n", "5"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
         )
     assert process.returncode == 2
     assert re.fullmatch(rf"Error: [^\n]*{re.escape(os.strerror(errno.ENOSPC))}[^\n]*\n", process.stderr)
@@ -389,7 +416,9 @@ def test_stdout_is_utf8_whatever_the_locale(tiny_q8_0: Path, engine: Mixtral) ->
 def test_in_a_terminal_without_a_prompt_it_says_what_to_do(tiny_q8_0: Path) -> None:
     master, slave = pty.openpty()
     try:
-        process = subprocess.run([*COMMAND, "generate", "-m", tiny_q8_0], stdin=slave, capture_output=True, text=True, timeout=20)
+        process = subprocess.run(
+            [*COMMAND, "generate", "-m", tiny_q8_0], stdin=slave, capture_output=True, text=True, timeout=20
+        )
     finally:
         os.close(master)
         os.close(slave)

@@ -66,7 +66,8 @@ def test_the_page_of_all_helps_is_up_to_date() -> None:
 def test_python_m_is_the_same_command(arguments: list[str]) -> None:
     start = "import sys; sys.argv[0] = '/bin/pymixtral'; from pymixtral.__main__ import main; main()"  # as pip does
     results = [
-        subprocess.run([*command, *arguments], capture_output=True, text=True) for command in (COMMAND, [sys.executable, "-c", start])
+        subprocess.run([*command, *arguments], capture_output=True, text=True)
+        for command in (COMMAND, [sys.executable, "-c", start])
     ]
     assert results[0].stdout + results[0].stderr
     for result in results:
@@ -91,7 +92,9 @@ def test_an_unknown_command_is_answered_with_the_nearest(wrong: str, words: str)
 
 
 @pytest.fixture(scope="module")
-def shelf(tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shelf(
+    tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Small stand-ins for all files that the examples read."""
     shelf = tmp_path_factory.mktemp("shelf")
     with Mixtral(tiny_f16, n_ctx=512) as model:
@@ -108,7 +111,10 @@ def shelf(tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Pat
         (shelf / f"{name}.gguf").symlink_to(path)
     rewrite(tiny_q4_0, shelf / "mixtral-q4_0.gguf", keys={"llama.context_length": 32768})
     convert_layout(tiny_q8_0, shelf / "mixtral-of-2023.gguf", layout="split", progress=False)
-    assert len(convert_layout(tiny_q8_0, shelf / "mixtral.gguf", max_shard_bytes=7_000_000, force=True, progress=False)) == 3
+    assert (
+        len(convert_layout(tiny_q8_0, shelf / "mixtral.gguf", max_shard_bytes=7_000_000, force=True, progress=False))
+        == 3
+    )
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
     return shelf
@@ -128,7 +134,9 @@ def test_the_examples_run(line: str, shelf: Path, tmp_path: Path, monkeypatch: p
     program.write_text(f'#!/bin/sh\nexec {shlex.join(COMMAND)} "$@"\n')
     program.chmod(0o755)
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", line], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     if "--max-shard-size" not in line and "--dry-run" not in line:
@@ -136,14 +144,18 @@ def test_the_examples_run(line: str, shelf: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_the_commands_of_pages_that_are_not_run_are_commands() -> None:
-    """Those that need a large model, those in prose, and the one that installs; tests/test_documentation.py runs the others."""
+    """Those that need a large model, those in prose, and the one that installs;
+    tests/test_documentation.py runs the others.
+    """
     found = 0
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         text = path.read_text(encoding="utf-8")
         codes = [block.code.replace("\\\n", " ") for block in blocks(text) if block.language == "sh" and not block.runs]
         prose = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
         lines = re.findall(r"^(?:.*&& )?(pymixtral \w[^\n]*)$", "\n".join(codes), re.MULTILINE)
-        lines += re.findall(r"^    (pymixtral \w[^\n]*)$", prose, re.MULTILINE) + re.findall(r"`(pymixtral \w[^`]*-[^`]*)`", prose)
+        lines += re.findall(r"^    (pymixtral \w[^\n]*)$", prose, re.MULTILINE) + re.findall(
+            r"`(pymixtral \w[^`]*-[^`]*)`", prose
+        )
         for line in lines:
             words = shlex.split(line, comments=True)
             if "--help" not in words:
@@ -212,6 +224,8 @@ def test_other_shells_have_scripts_and_the_lines_of_the_commands(shell: str) -> 
     script = watched(env={"_PYMIXTRAL_COMPLETE": f"{shell}_source"})
     assert f"_PYMIXTRAL_COMPLETE={shell}_complete" in script
     word = "1" if shell == "zsh" else "tok"
-    offered = watched(env={"_PYMIXTRAL_COMPLETE": f"{shell}_complete", "COMP_WORDS": "pymixtral tok", "COMP_CWORD": word})
+    offered = watched(
+        env={"_PYMIXTRAL_COMPLETE": f"{shell}_complete", "COMP_WORDS": "pymixtral tok", "COMP_CWORD": word}
+    )
     assert "tokenize" in offered
     assert "Show the tokens of a text." in offered

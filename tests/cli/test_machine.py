@@ -30,7 +30,9 @@ TEXT = "Once upon a time, \u4f60 na\u00efve"
 
 
 def output(*arguments: object, input: bytes | str | None = None) -> str:
-    """What a command that succeeds prints: nothing a terminal cannot show, at most 80 columns, a path excepted."""
+    """What a command that succeeds prints: nothing a terminal cannot show, at most 80 columns, a
+    path excepted.
+    """
     result = run(*arguments, input=input)
     assert result.exit_code == 0, result.stderr
     for line in result.stdout.splitlines():
@@ -99,7 +101,10 @@ def test_inspect_counts_memory_for_a_context(tmp_path: Path) -> None:
 def test_inspect_of_a_type_without_a_kernel_says_so(tmp_path: Path) -> None:
     kind = GGMLQuantizationType.Q8_K
     assert kind not in MATRIX_TYPES
-    tensors = [Part(part.name, kind if len(part.shape) > 1 else part.type, part.shape) for part in Inventory.of_model(CONFIG).parts]
+    tensors = [
+        Part(part.name, kind if len(part.shape) > 1 else part.type, part.shape)
+        for part in Inventory.of_model(CONFIG).parts
+    ]
     path = write_hole(tmp_path / "m.gguf", CONFIG, tensors)
     text = output("inspect", path)
     assert re.search(r"Runs here +no: tensor 'token_embd.weight'", text)
@@ -165,7 +170,9 @@ def test_plan_without_a_file() -> None:
         "total": found["memory"]["total"],
     }
     assert (found["verdict"], found["limit"], found["available"]) == ("crowded", 64 * 10**9, 40 * 10**9)
-    assert found["predicted_tokens_per_second"]["in_memory"] == pytest.approx(50e9 / found["active_bytes_per_token"], rel=1e-3)
+    assert found["predicted_tokens_per_second"]["in_memory"] == pytest.approx(
+        50e9 / found["active_bytes_per_token"], rel=1e-3
+    )
     small = as_json("plan", "--params", "8x7b", "--type", "q8_0", "--kv-type", "q8_0")["memory"]
     assert small["kv"] == found["memory"]["kv"] * 34 // 64
     text = output("plan", "--params", "8x7b", "--type", "q8_0")
@@ -281,7 +288,9 @@ def test_tokenize_in_a_terminal_and_in_another_locale() -> None:
     assert (process.returncode, process.stdout) == (2, "")
     assert re.fullmatch(r"Error: no text[^\n]*-p TEXT[^\n]*\n", process.stderr)
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = subprocess.run([*COMMAND, "tokenize", "--json", "-p", TEXT], env=environment, capture_output=True, check=True)
+    done = subprocess.run(
+        [*COMMAND, "tokenize", "--json", "-p", TEXT], env=environment, capture_output=True, check=True
+    )
     assert json.loads(done.stdout.decode("utf-8"))["pieces"][1] == "\u2581Once"
 
 
@@ -294,9 +303,8 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     names = [line.split()[0] for line in lines if line and not line.startswith(" ")]
-    assert [name for name in names if name in ("CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions")] == [
-        "CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions"
-    ]  # fmt: skip
+    known = ["CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions"]
+    assert [name for name in names if name in known] == known
     assert f"chosen: {ops.available_isas()[-1]} (PYMIXTRAL_ISA asks for it" in result.stdout
     assert f"pymixtral {pymixtral.__version__}" in " ".join(result.stdout.split())
     assert re.search(r"Read +[\d.]+ GB/s with 1 thread", result.stdout)
@@ -321,7 +329,9 @@ def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_doctor_names_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYMIXTRAL_ISA", ops.available_isas()[-1])
-    monkeypatch.setattr("pymixtral.cli.doctor._probe", lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}})
+    monkeypatch.setattr(
+        "pymixtral.cli.doctor._probe", lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}}
+    )
     n_cpus = ops.thread_limits().allowed
     seconds = iter([100.0, 1e9, 100.0, 100.0])
     monkeypatch.setattr(machine, "busy_seconds", lambda: next(seconds))

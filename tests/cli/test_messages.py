@@ -26,7 +26,18 @@ from support.command_line import commands, refused, run
 
 COMMANDS = commands()
 LIBRARY = Path(pymixtral.__file__).parent
-CALLED = (Mixtral, Mixtral.stream, SamplingParameters, convert_layout, bench, calibrate, perplexity, verify, plan, quantize)
+CALLED = (
+    Mixtral,
+    Mixtral.stream,
+    SamplingParameters,
+    convert_layout,
+    bench,
+    calibrate,
+    perplexity,
+    verify,
+    plan,
+    quantize,
+)
 ARGUMENTS = {name for function in CALLED for name in inspect.signature(function).parameters if "_" in name}
 NEVER_WRONG = {"n_batch"}  # no command gives it
 
@@ -46,13 +57,22 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("line", "words"),
     [
         ("generate -p a -c 5000", "expected --context of at most 2048, which the model was trained for, found 5000"),
-        ("generate -p 'a b c d e f' -c 4", "of at most 4 tokens (--context), found 7: shorten the text, or raise --context, up to 2048"),
-        ("generate -f LONG", "of at most 2048 tokens (--context), found 2401: shorten the text, as the model was trained for no more"),
+        (
+            "generate -p 'a b c d e f' -c 4",
+            "of at most 4 tokens (--context), found 7: shorten the text, or raise --context, up to 2048",
+        ),
+        (
+            "generate -f LONG",
+            "of at most 2048 tokens (--context), found 2401: shorten the text, as the model was trained for no more",
+        ),
         ("generate -p a --top-k -1", "expected --top-k to be an integer of at least 0, found -1"),
         ("generate -p a --top-p nan", "expected --top-p to be a number from 0 to 1, found nan"),
         ("generate -p a --logit-bias 5=nan", "expected --logit-bias of token 5 to be a number"),
         ("generate -p a --logit-bias 4096=1", "in --logit-bias, found 4096"),
-        ("generate -p a --experts-used 3 --override-kv llama.expert_used_count=int:2", "expected --experts-used or an override of"),
+        (
+            "generate -p a --experts-used 3 --override-kv llama.expert_used_count=int:2",
+            "expected --experts-used or an override of",
+        ),
         ("perplexity -f TEXT -c 4096", "expected --context of at most 2048"),
         ("perplexity -f TEXT -c 32 --stride 32", "expected stride to be an integer from 1 to 31"),
         ("perplexity -f TEXT -c 32 --kl-against TEXT", "save one with --save-base"),

@@ -67,7 +67,9 @@ def test_a_letter_means_one_thing() -> None:
         assert f"| `{letter}`, `{long}` |" in page.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["--model", "--prompt", "--threads", "--kv-type", "--override-kv", "--experts-used", "--force", "--json"])
+@pytest.mark.parametrize(
+    "name", ["--model", "--prompt", "--threads", "--kv-type", "--override-kv", "--experts-used", "--force", "--json"]
+)
 def test_an_option_of_several_commands_is_the_same_in_all(name: str) -> None:
     found = [options(command)[name].to_info_dict() for command in COMMANDS.values() if name in options(command)]
     assert len(found) > 1
@@ -120,8 +122,12 @@ def test_the_model_is_named_or_of_the_environment_or_the_demo(command: str, text
     assert run(command, *rest, env={"PYMIXTRAL_MODEL": ""}).stderr.startswith(DEMO_NOTE)
 
 
-@pytest.mark.parametrize("command", [name for name in OF_A_MODEL if any(isinstance(p, click.Argument) for p in COMMANDS[name].params)])
-def test_the_model_may_stand_alone_and_be_named_twice_if_both_are_equal(command: str, text: Path, tiny_q8_0: Path) -> None:
+@pytest.mark.parametrize(
+    "command", [name for name in OF_A_MODEL if any(isinstance(p, click.Argument) for p in COMMANDS[name].params)]
+)
+def test_the_model_may_stand_alone_and_be_named_twice_if_both_are_equal(
+    command: str, text: Path, tiny_q8_0: Path
+) -> None:
     rest = arguments(command, text)
     for named in ([tiny_q8_0], [tiny_q8_0, "-m", tiny_q8_0], ["-m", tiny_q8_0, tiny_q8_0]):
         assert run(command, *named, *rest, env={"PYMIXTRAL_MODEL": "other.gguf"}).exit_code == 0
@@ -207,7 +213,9 @@ def test_an_interrupt_leaves_the_json_of_what_there_is(tiny_q8_0: Path, monkeypa
 
 def test_calibrate_convert_layout_and_quantize_in_json(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     matrix, model, copy = tmp_path / "i.gguf", tmp_path / "m.gguf", tmp_path / "c.gguf"
-    found = json.loads(run("calibrate", "-m", demo_path(), "-f", text, "-c", 32, "--windows", 2, "-o", matrix, "--json").stdout)
+    found = json.loads(
+        run("calibrate", "-m", demo_path(), "-f", text, "-c", 32, "--windows", 2, "-o", matrix, "--json").stdout
+    )
     assert (found["output"], found["tensors"], found["windows"], found["context"]) == (str(matrix), 29, 2, 32)
     assert found["hardly_seen"]["blk.0"].keys() <= set(map(str, range(8)))
 

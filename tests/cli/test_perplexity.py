@@ -15,7 +15,10 @@ from pymixtral import Mixtral
 from pymixtral.cli import main
 from pymixtral.evaluation.perplexity import perplexity
 
-TEXT = "Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun wondered. " * 4
+TEXT = (
+    "Once upon a time there was a king who had three daughters, and the youngest was so beautiful "
+    "that the sun wondered. " * 4
+)
 
 
 def run(*arguments: object, input: str | None = None) -> Result:
@@ -39,7 +42,10 @@ def test_people_read_the_figures(tiny_q8_0: Path, q8_0: Mixtral, text: Path) -> 
     result = run("-m", tiny_q8_0, "-f", text, "-c", 32)
     expected = perplexity(q8_0, TEXT, n_ctx=32)
     assert result.exit_code == 0
-    assert f"Perplexity {expected.perplexity:.4f} ± {expected.standard_error:.4f} (standard error): {expected.n_tokens} " in result.stdout
+    assert (
+        f"Perplexity {expected.perplexity:.4f} ± {expected.standard_error:.4f} (standard error): {expected.n_tokens} "
+        in result.stdout
+    )
     assert re.search(rf"in {expected.n_windows} windows of 32; [\d.]+ tokens/s, [\d.]+ s\n$", result.stdout)
     assert result.stderr == ""  # the bar is for terminals
     assert run("-m", tiny_q8_0, "-c", 32, input=TEXT + "\n").stdout.split(";")[0] == result.stdout.split(";")[0]

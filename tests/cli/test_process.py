@@ -1,4 +1,6 @@
-"""The program in a hard world: streams that are closed or full, no threads, no memory, signals at any moment."""
+"""The program in a hard world: streams that are closed or full, no threads, no memory, signals at
+any moment.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_a_closed_standard_input_has_no_text(lines: dict[str, list[str]]) -> Non
 
 
 @pytest.mark.parametrize(("redirection", "word"), [(">&-", "Bad file descriptor"), ("> /dev/full", "No space left")])
-def test_an_output_that_takes_nothing_is_one_error(redirection: str, word: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
+def test_an_output_that_takes_nothing_is_one_error(
+    redirection: str, word: str, lines: dict[str, list[str]], tmp_path: Path
+) -> None:
     for command in ("generate", "tokenize", "inspect", "quantize"):
         one_error(in_shell(lines[command], redirection), word)
     one_error(in_shell(["--help"], redirection), word)
@@ -119,7 +123,9 @@ main()
 """
 
 
-@pytest.mark.parametrize("command", ["generate", "perplexity", "bench", "inspect", "plan", "doctor", "quantize", "calibrate"])
+@pytest.mark.parametrize(
+    "command", ["generate", "perplexity", "bench", "inspect", "plan", "doctor", "quantize", "calibrate"]
+)
 def test_no_further_thread(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
     line = [*lines[command], "--prefault"] if command == "generate" else lines[command]
     done = subprocess.run([sys.executable, "-c", NO_THREADS, *line], capture_output=True, text=True, timeout=60)
@@ -144,7 +150,9 @@ def test_a_long_prompt_needs_a_thread(lines: dict[str, list[str]]) -> None:
     ],
 )
 def test_no_memory(command: str, place: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY, place, *lines[command]], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY, place, *lines[command]], capture_output=True, text=True, timeout=60
+    )
     one_error(done, "memory", "9 GiB")
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -187,7 +195,9 @@ finally:
 
 @pytest.mark.parametrize("command", ["generate", "quantize", "convert-layout"])
 def test_two_signals_at_any_call_are_one_end(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
-    """The moment is a number of calls that Python has made, of a million or more, from the imports on to the last flush."""
+    """The moment is a number of calls that Python has made, of a million or more, from the imports
+    on to the last flush.
+    """
 
     def run(moment: int, *numbers: int) -> subprocess.CompletedProcess[str]:
         for path in (tmp_path / "out").iterdir():

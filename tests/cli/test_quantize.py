@@ -36,7 +36,9 @@ def test_default_type_is_q8_0(tiny_checkpoint: Path, tiny_q8_0: Path, tmp_path: 
 @pytest.mark.parametrize("kind", ONE_TYPE)
 def test_type_and_threads(tiny_checkpoint: Path, tmp_path: Path, kind: str) -> None:
     path = tmp_path / "tiny.gguf"
-    result = CliRunner().invoke(quantize, [str(tiny_checkpoint), str(path), "--type", kind, "-t", "1"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        quantize, [str(tiny_checkpoint), str(path), "--type", kind, "-t", "1"], catch_exceptions=False
+    )
     assert result.exit_code == 0
     with GGUFFile(path) as file:
         assert file.tensors["output.weight"].type == GGMLQuantizationType(TENSOR_TYPES[kind])
@@ -48,11 +50,16 @@ def test_force_replaces(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="force=True"):
         CliRunner().invoke(quantize, [str(tiny_checkpoint), str(path)], catch_exceptions=False)
     assert path.read_bytes() == b"old"
-    assert CliRunner().invoke(quantize, [str(tiny_checkpoint), str(path), "--force"], catch_exceptions=False).exit_code == 0
+    assert (
+        CliRunner().invoke(quantize, [str(tiny_checkpoint), str(path), "--force"], catch_exceptions=False).exit_code
+        == 0
+    )
     assert path.stat().st_size > 1_000_000
 
 
-@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "--type", "q4"], ["a", "b", "-t", "0"], ["a", "b", "--what"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["a"], ["a", "b", "--type", "q4"], ["a", "b", "-t", "0"], ["a", "b", "--what"]]
+)
 def test_wrong_usage_exits_2(arguments: list[str]) -> None:
     result = CliRunner().invoke(quantize, arguments)
     assert result.exit_code == 2
@@ -112,7 +119,9 @@ def test_a_report_that_fails_leaves_the_model_and_no_part_of_itself(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", fail)
-    result = CliRunner().invoke(quantize, [str(tiny_checkpoint), str(tmp_path / "m.gguf"), "--report", str(tmp_path / "r.json")])
+    result = CliRunner().invoke(
+        quantize, [str(tiny_checkpoint), str(tmp_path / "m.gguf"), "--report", str(tmp_path / "r.json")]
+    )
     assert isinstance(result.exception, OSError)
     assert "bits per weight" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]

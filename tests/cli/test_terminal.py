@@ -31,7 +31,9 @@ def place(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     with GGUFFile(tiny_q8_0) as file:
         pieces, types = (file.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
     assert not isinstance(pieces, int | float | str)
-    hostile = [f"{HOSTILE}{i}" if kind == 1 else str(piece) for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))]  # type: ignore[arg-type]
+    hostile = [
+        f"{HOSTILE}{i}" if kind == 1 else str(piece) for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
+    ]  # type: ignore[arg-type]
     keys = {"tokenizer.ggml.tokens": hostile, "general.name": NAME.replace("\udcff", ""), f"x.{HOSTILE}": HOSTILE}
     rewrite(tiny_q8_0, place / "model", keys=keys)
     (place / "model").rename(place / f"{NAME}.gguf")
@@ -102,11 +104,15 @@ def test_generated_text_and_names_of_files_are_escaped_on_terminals_alone(place:
     assert HOSTILE in piped
     shown = in_terminal(place, *("generate", "-m", MODEL, "-p", "a", "-n", 5, "--temperature", 0))[1]
     assert shown.startswith(piped.replace(HOSTILE, SHOWN).replace("\n", "\r\n"))
-    names = subprocess.run([*COMMAND, "convert-layout", MODEL, f"{NAME}.again"], cwd=place, capture_output=True, check=True)
+    names = subprocess.run(
+        [*COMMAND, "convert-layout", MODEL, f"{NAME}.again"], cwd=place, capture_output=True, check=True
+    )
     assert names.stdout == os.fsencode(f"{NAME}.again\n")
 
 
-def test_newlines_and_tabs_of_a_text_stay(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_newlines_and_tabs_of_a_text_stay(
+    monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     from pymixtral.cli.text import write_data
 
     isatty: Callable[[], bool] = lambda: True  # noqa: E731

@@ -17,13 +17,17 @@ TEXT = "Once upon a time there was a king. " * 60
 NAME = "n\udcff\n\x1b[2J\x9b"
 
 NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "\udcff", "1" + "0" * 30, "9" * 5000)
-ACCEPTED = ("generate --max-tokens", "generate --top-k", "generate --penalty-window", "generate --seed", "perplexity --windows",
-            "calibrate --windows", "inspect --experts-used")  # fmt: skip
+ACCEPTED = (
+    *(f"generate --{name}" for name in ("max-tokens", "top-k", "penalty-window", "seed")),
+    *("perplexity --windows", "calibrate --windows", "inspect --experts-used"),
+)
 """Where 10^30 means something. inspect says that such a model does not run."""
 
 
 @pytest.fixture
-def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+def lines(
+    tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, list[str]]:
     """By command: words that run it, but for an option that it lacks."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
@@ -47,7 +51,9 @@ def numeric() -> list[tuple[str, str]]:
         (name, option)
         for name, command in commands().items()
         for option, param in options(command).items()
-        if not param.is_flag and not isinstance(param.type, click.Path) and param.name not in ("prompt", "stop", "overrides")
+        if not param.is_flag
+        and not isinstance(param.type, click.Path)
+        and param.name not in ("prompt", "stop", "overrides")
     ]
 
 
@@ -72,7 +78,9 @@ def test_a_target_that_is_no_number_is_refused_in_python(tiny_checkpoint: Path) 
             plan(tiny_checkpoint, target_bpw=value, progress=False)
 
 
-@pytest.mark.parametrize("value", ["llama.rope.freq_base=float:nan", "llama.expert_used_count=int:" + "9" * 5000, "=", "", NAME])
+@pytest.mark.parametrize(
+    "value", ["llama.rope.freq_base=float:nan", "llama.expert_used_count=int:" + "9" * 5000, "=", "", NAME]
+)
 def test_overrides_that_are_none(value: str, lines: dict[str, list[str]]) -> None:
     for command in ("generate", "perplexity"):
         refused(run(*lines[command], "--override-kv", value))
@@ -83,13 +91,19 @@ def names(line: list[str]) -> list[int]:
     return [i for i, word in enumerate(line) if i and (os.sep in word or "." in word or word == "imatrix")]
 
 
-@pytest.mark.parametrize("name", ["", "n" * 300, "no/such/" + NAME, "/dev/null/x"], ids=["empty", "long", "nowhere", "no folder"])
+@pytest.mark.parametrize(
+    "name", ["", "n" * 300, "no/such/" + NAME, "/dev/null/x"], ids=["empty", "long", "nowhere", "no folder"]
+)
 @pytest.mark.parametrize("command", [name for name in commands() if name != "doctor"])
 def test_names_of_files_that_cannot_be(command: str, name: str, lines: dict[str, list[str]]) -> None:
     line = lines[command]
     for i in names(line):
         refused(run(*line[:i], name, *line[i + 1 :]))
-    more = {"perplexity": ["--save-base", "--kl-against"], "quantize": ["--imatrix", "--report", "--heatmap"], "calibrate": ["--merge"]}
+    more = {
+        "perplexity": ["--save-base", "--kl-against"],
+        "quantize": ["--imatrix", "--report", "--heatmap"],
+        "calibrate": ["--merge"],
+    }
     for option in more.get(command, []):
         refused(run(*line, option, name))
     assert [path.name for path in Path().iterdir()] == ["text.txt"]
@@ -100,7 +114,12 @@ def test_names_that_are_not_utf8_and_have_newlines_work(lines: dict[str, list[st
     line = [NAME if word == "text.txt" else word for word in lines["calibrate"]]
     assert run(*line[:-1], f"{NAME}.imatrix").exit_code == 0
     assert imatrix.read(Path(f"{NAME}.imatrix")).datasets == ["n\\udcff\\n\\x1b[2J\\x9b"]
-    assert run(*lines["quantize"][:-1], f"{NAME}.gguf", "--report", f"{NAME}.json", "--imatrix", f"{NAME}.imatrix").exit_code == 0
+    assert (
+        run(
+            *lines["quantize"][:-1], f"{NAME}.gguf", "--report", f"{NAME}.json", "--imatrix", f"{NAME}.imatrix"
+        ).exit_code
+        == 0
+    )
     assert run("convert-layout", f"{NAME}.gguf", f"{NAME}parts.gguf", "--max-shard-size", "6M").exit_code == 0
     assert len(list(Path().glob(f"{NAME}parts-0000?-of-00003.gguf"))) == 3
     with Mixtral(f"{NAME}.gguf") as model:

@@ -104,7 +104,9 @@ class Loud:
         raise RuntimeError("no")
 
 
-@pytest.mark.parametrize("value", [10**5000, "a\nb" * 100, Loud(), np.timedelta64(5, "s"), np.zeros((9, 9)), "\x1b[2J"], ids=type)
+@pytest.mark.parametrize(
+    "value", [10**5000, "a\nb" * 100, Loud(), np.timedelta64(5, "s"), np.zeros((9, 9)), "\x1b[2J"], ids=type
+)
 def test_any_value_is_shown_in_a_line(model: Mixtral, value: Any) -> None:
     refused("temperature", model.generate, "a", temperature=value)
     refused("max_tokens", model.generate, "a", max_tokens=value if not isinstance(value, int) else -value)

@@ -26,7 +26,7 @@ from support.checkpoints import Shape, make_checkpoint
 
 TEXT = """Once upon a time there was a king who had three daughters, and the youngest was so beautiful that the sun itself wondered
 whenever it shone upon her face. Close by the castle lay a great dark forest, and in the forest under an old lime tree was a well. When
-the day was warm, the king's child went out into the forest and sat down by the side of the cool fountain."""
+the day was warm, the king's child went out into the forest and sat down by the side of the cool fountain."""  # noqa: E501
 BOS = 1
 
 

@@ -28,7 +28,9 @@ WRITER = (
 @contextmanager
 def writing(dest: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
     """A process that has written its temporary file, and goes on when its input ends."""
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(dest)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(dest)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout
         yield process, Path(process.stdout.readline().strip())
 
@@ -203,7 +205,9 @@ def test_what_may_be_written(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"b: expected to write it, found an error \(No such file or directory\)") as error:
+    with pytest.raises(
+        OutputError, match=r"b: expected to write it, found an error \(No such file or directory\)"
+    ) as error:
         replacing(tmp_path / "a" / "b", force=True).__enter__()
     assert error.value.errno == errno.ENOENT
     assert isinstance(error.value, OSError)

@@ -44,7 +44,7 @@ was afraid of him, but the girl said: "Come in, and eat with us, for nobody shou
 down at the table, and ate the bread and the soup, and did not speak another word. When the sun rose he was gone, and the box stood upon
 the hearth. The girl opened it, and there lay a golden key. "Now I must find the door to which it belongs," said she, and she put on her
 red shoes, kissed her father, and went out into the great forest. She walked the whole day, until she came to an old tower that had
-neither window nor stair. At the foot of it sat a grey bird, which looked at her and sang of a house beyond the sea."""
+neither window nor stair. At the foot of it sat a grey bird, which looked at her and sang of a house beyond the sea."""  # noqa: E501
 
 N_TEXT_TOKENS = 256
 N_GREEDY = 32

@@ -471,7 +471,9 @@ def test_a_closed_model_says_so(load: Load) -> None:
 
 
 @pytest.mark.parametrize(
-    "rows", [np.array([2]), np.array([-1]), np.array([0, 1, 0]), np.array([0.0]), np.array([[0]]), 1, [0], "0", None], ids=repr
+    "rows",
+    [np.array([2]), np.array([-1]), np.array([0, 1, 0]), np.array([0.0]), np.array([[0]]), 1, [0], "0", None],
+    ids=repr,
 )
 def test_rows_that_are_not_there(load: Load, rows: Any) -> None:
     e = load("odd-q8_0")

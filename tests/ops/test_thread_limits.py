@@ -27,7 +27,8 @@ def test_threads_are_the_least_of_the_limits() -> None:
 @linux
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one CPU")
 def test_affinity_limits_threads() -> None:
-    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from pymixtral import ops; t = ops.thread_limits(); "
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); from pymixtral import ops; "
+    code += "t = ops.thread_limits(); "
     code += "print(t.default, t.allowed, t.limit)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out == "1 1 the CPU affinity of the process\n"
@@ -36,7 +37,9 @@ def test_affinity_limits_threads() -> None:
 @linux
 def test_hyperthreads_count_once(tmp_path: Path) -> None:
     allowed = sorted(os.sched_getaffinity(0))
-    files = {f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{allowed[0]}-{allowed[-1]}\n" for i in allowed}
+    files = {
+        f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list": f"{allowed[0]}-{allowed[-1]}\n" for i in allowed
+    }
     assert ops.thread_limits(write_tree(tmp_path, files)).cores == 1
     files = {name: f"{i},1000\n" for i, name in enumerate(files)}
     assert ops.thread_limits(write_tree(tmp_path, files)).cores == len(allowed)
@@ -54,7 +57,11 @@ def test_a_quota_is_read(tmp_path: Path) -> None:
         ((8, 8, 4, None), 4, "physical core"),
         ((16, 4, 4, None), 4, "affinity"),
         ((8, 8, 4, 2.0), 2, "quota of 2 CPUs"),
-        ((8, 8, 4, 1.5), 1, "quota of 1.5 CPUs, rounded down"),  # two threads would be stopped for a quarter of the time
+        (
+            (8, 8, 4, 1.5),
+            1,
+            "quota of 1.5 CPUs, rounded down",
+        ),  # two threads would be stopped for a quarter of the time
         ((8, 8, 4, 0.5), 1, "quota of 0.5 CPUs"),
         ((8, 8, 4, 6.0), 4, "physical core"),
         ((8, 2, 1, None), 1, "physical core that the CPU affinity of the process allows"),
