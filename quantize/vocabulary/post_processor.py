@@ -11,6 +11,9 @@ from pymixtral.errors import CheckpointError
 
 from .side_files import SideFiles
 
+_MAX_AROUND = 8
+"""Ids on a side of a text. GGUF has a key for one. A template can name a long list many times."""
+
 
 @dataclass(frozen=True)
 class Around:
@@ -73,7 +76,14 @@ def _template(files: SideFiles, step: dict[str, Any], ids: Mapping[str, int]) ->
         name = value.get("id") if kind == "SpecialToken" and isinstance(value, dict) else None
         token = known.get(name) if isinstance(name, str) else None
         numbers = token.get("ids") if isinstance(token, dict) else None
-        if not isinstance(numbers, list) or not all(type(number) is int for number in numbers):
+        if not isinstance(numbers, list):
+            _fail(files, step)
+        if (n := len(sides[side]) + len(numbers)) > _MAX_AROUND:
+            raise CheckpointError(
+                f"{files.path('tokenizer.json')}: post_processor: expected at most {_MAX_AROUND} tokens on a side of a "
+                f"text, found {n} or more"
+            )
+        if not all(type(number) is int for number in numbers):
             _fail(files, step)
         sides[side].extend(number if 0 <= number < len(ids) else -1 for number in numbers)
     return Around(*sides)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,23 @@ def test_what_is_put_around_a_text(
 def test_row_17_post_processors_that_are_broken(tmp_path: Path, processor: object) -> None:
     with pytest.raises(CheckpointError, match="post_processor: expected a template"):
         read(write(tmp_path, changed(lambda v: v.update(post_processor=processor))))
+
+
+@pytest.mark.parametrize(("n_parts", "n_ids"), [(1, 9), (9, 1), (3000, 30000)])
+def test_a_template_of_many_tokens_is_refused_before_it_is_expanded(tmp_path: Path, n_parts: int, n_ids: int) -> None:
+    processor = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "a"}}] * n_parts,
+        "special_tokens": {"a": {"ids": [1] * n_ids}},
+    }
+    directory = write(tmp_path, changed(lambda v: v.update(post_processor=processor)))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="post_processor: expected at most 8 tokens"):
+            read(directory)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 25
+    finally:
+        tracemalloc.stop()
 
 
 def test_tokens_are_named_by_the_older_file_and_by_the_model_s(tmp_path: Path) -> None:
