@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from tqdm import tqdm
 
 from pymixtral import ops
+from pymixtral.arguments import path_of
 from pymixtral.errors import CheckpointError
 from pymixtral.files.atomic import check_dest, check_space, replacing
 from pymixtral.progress import progress_bar, warn
@@ -25,6 +26,7 @@ from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report, TensorReport
 from .sources.checkpoint import Checkpoint
 from .sources.opening import open_checkpoint
+from .sources.places import named
 from .verify import verify as read_back
 from .vocabulary.reading import read_vocabulary
 from .vocabulary.vocabulary import Vocabulary
@@ -97,8 +99,8 @@ def quantize(
         OutputError: `dest` cannot be written.
     """
     started = time.monotonic()
-    path = Path(dest)
-    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite, no_tokenizer)
+    path = path_of("dest", dest)
+    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         request = _request(type, target_bytes, target_bpw, tensors, imatrix)
@@ -174,7 +176,7 @@ def plan(
     Raises:
         PymixtralError: those of quantize(), but for OutputError.
     """
-    checkpoint, vocabulary = _open(Path(source), per_expert, zero_nonfinite, no_tokenizer)
+    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
     with ops.Context(n_threads) as context:
         request = _request(type, target_bytes, target_bpw, tensors, imatrix)
         return _plan(checkpoint, vocabulary, request, context, progress)
@@ -189,7 +191,7 @@ def _request(
 ) -> Request:
     if type is None and target_bytes is None and target_bpw is None:
         type = "q8_0"
-    return Request(type, target_bytes, target_bpw, tensors, Path(imatrix) if imatrix is not None else None)
+    return Request(type, target_bytes, target_bpw, tensors, path_of("imatrix", imatrix) if imatrix is not None else None)
 
 
 def _open(
@@ -203,7 +205,7 @@ def _open(
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
         raise CheckpointError(
-            f"{source}: expected tokenizer.model or tokenizer.json, found neither: put it beside the weights, or write "
+            f"{named(source)}: expected tokenizer.model or tokenizer.json, found neither: put it beside the weights, or write "
             "a file that takes token ids only, with no_tokenizer=True"
         )
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab)

@@ -55,8 +55,8 @@ def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:
     Raises:
         InvalidArgumentError: an unknown recipe.
     """
-    if recipe not in RECIPES:
-        raise InvalidArgumentError(f"expected a type among {', '.join(RECIPES)}, found {recipe!r}")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise InvalidArgumentError(f"expected a type among {', '.join(RECIPES)}, found {shown(recipe)}")
     if recipe not in MIXES:
         return [Type.F32 if kept_f32(target) else TENSOR_TYPES[recipe] for target in targets]
     n_experts = max(Counter(merged_name(target.name) for target in targets for _ in target.sources).values())
@@ -76,36 +76,48 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
         Type by tensor name: of the last pattern that matches the name.
 
     Raises:
-        InvalidArgumentError: an unknown type, or a pattern that matches no tensor, or none but
-            norms and routers.
+        InvalidArgumentError: no such pairs, an unknown type, or a pattern that matches no tensor,
+            or none but norms and routers.
     """
     result: dict[str, Type] = {}
-    for pattern, name in patterns:
+    for pattern, name in _pairs(patterns):
         if len(pattern) > MAX_PATTERN:
             raise InvalidArgumentError(
                 f"{shown(pattern)}: expected a pattern of at most {MAX_PATTERN} characters, found {len(pattern)}"
             )
         if name not in TENSOR_TYPES:
-            raise InvalidArgumentError(f"{pattern!r}: expected a type among {', '.join(TENSOR_TYPES)}, found {name!r}")
+            raise InvalidArgumentError(f"{shown(pattern)}: expected a type among {', '.join(TENSOR_TYPES)}, found {shown(name)}")
         matched = [t for t in targets if fnmatchcase(t.name, pattern) or fnmatchcase(merged_name(t.name), pattern)]
         if not matched:
             if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
                 raise InvalidArgumentError(
-                    f"{pattern!r}: expected a pattern for merged tensors, found one for single experts: these have "
+                    f"{shown(pattern)}: expected a pattern for merged tensors, found one for single experts: these have "
                     "types of their own with per_expert=True"
                 )
             raise InvalidArgumentError(
-                f"{pattern!r}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found that it "
+                f"{shown(pattern)}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found that it "
                 "matches no tensor"
             )
         matrices = [target for target in matched if not kept_f32(target)]
         if not matrices:
             raise InvalidArgumentError(
-                f"{pattern!r}: expected a pattern for matrices, found that it matches {matched[0].name}: "
+                f"{shown(pattern)}: expected a pattern for matrices, found that it matches {matched[0].name}: "
                 "norms and routers stay f32"
             )
         result |= {target.name: TENSOR_TYPES[name] for target in matrices}
     return result
+
+
+def _pairs(patterns: object) -> list[tuple[str, str]]:
+    """The caller's pairs, checked to be such."""
+    if not isinstance(patterns, (list, tuple)):
+        raise InvalidArgumentError(
+            f"expected tensors to be a list of pairs of pattern and type, found {type(patterns).__name__} {shown(patterns)}"
+        )
+    for pair in patterns:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise InvalidArgumentError(f"expected each of tensors to be a pair of pattern and type, found {shown(pair)}")
+    return [(pattern, name) for pattern, name in patterns]
 
 
 def fit(target: Target, wanted: Type) -> Type:

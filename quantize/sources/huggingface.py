@@ -27,6 +27,9 @@ from .values import Values
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+_MAX_NAME_BYTES = 255
+"""Of a file, on the file systems in use."""
+
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors", re.ASCII)
 
 _ROUTER = re.compile(r"(model\.layers\.\d+)\.mlp\.gate\.weight", re.ASCII)
@@ -250,9 +253,10 @@ def _read_index(index: Path) -> dict[str, str]:
     for name, shard in places.items():
         # A shard is a plain file beside the index: nothing else may be reached through a downloaded
         # file.
-        plain = isinstance(shard, str) and not any(character in shard for character in "/\\:\0")
-        if not plain or not shard.endswith(".safetensors"):
+        plain = isinstance(shard, str) and shard.isprintable() and not any(character in shard for character in "/\\:")
+        if not plain or not shard.endswith(".safetensors") or len(shard.encode()) > _MAX_NAME_BYTES:
             raise CheckpointError(
-                f"{index}: tensor {shown(name)}: expected a plain .safetensors name, found {shown(shard)}"
+                f"{index}: tensor {shown(name)}: expected a plain .safetensors name of at most {_MAX_NAME_BYTES} bytes, "
+                f"found {shown(shard)}"
             )
     return places

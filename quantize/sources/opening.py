@@ -9,6 +9,7 @@ from pymixtral.errors import CheckpointError, UnsupportedError
 
 from . import gguf, huggingface, mistral
 from .checkpoint import Checkpoint
+from .places import named, reading
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 
@@ -37,6 +38,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
         ModelFileError: a GGUF file is broken.
         ModelConfigError: a GGUF file describes no model that makes sense.
     """
+    with reading(path):
+        return _open(path)
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_file():
         if path.suffix in _PICKLES:
             raise _pickled(path, path.name)
@@ -47,7 +53,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return gguf.read(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or "
+            f"{named(path)}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or "
             "file"
         )
     if huggingface.has_weights(path):

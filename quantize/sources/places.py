@@ -3,9 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from pymixtral.errors import CheckpointError
+from pymixtral.arguments import shown
+from pymixtral.errors import CheckpointError, PymixtralError
+
+_MAX_SHOWN = 300
+"""Characters of a path that a message has as it is."""
+
+
+def named(path: Path) -> str:
+    """Names a path in a message.
+
+    Args:
+        path: the path, which may be a stranger's.
+
+    Returns:
+        It as it is where that is one line of a modest length, else what shown() makes of it.
+    """
+    text = str(path)
+    return text if text.isprintable() and len(text) <= _MAX_SHOWN else shown(text)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names the checkpoint where the system refuses to look at its files.
+
+    Args:
+        path: the checkpoint.
+
+    Raises:
+        CheckpointError: where the block raises an OSError of the system.
+    """
+    try:
+        yield
+    except PymixtralError:  # OutputError is an OSError too
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{named(path)}: cannot be read ({error.strerror}): check the path and its permissions") from None
 
 
 def check_place(path: Path) -> None:
@@ -26,13 +63,13 @@ def check_place(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         link = ", where a link leads: download it again" if path.is_symlink() else ""
-        raise CheckpointError(f"{path}: cannot be read ({reason}{link})") from None
+        raise CheckpointError(f"{named(path)}: cannot be read ({reason}{link})") from None
     home = Path(os.path.realpath(path.parent))
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     if not real.is_relative_to(home) and real.parent != blobs:
         raise CheckpointError(
-            f"{path}: expected a file of the checkpoint, found a link to {real}, outside its directory: "
+            f"{named(path)}: expected a file of the checkpoint, found a link to {named(real)}, outside its directory: "
             "put the file itself there, if you trust it"
         )
     if not real.is_file():  # opening a pipe would wait for its writer, reading a device never end
-        raise CheckpointError(f"{path}: expected a file, found something that is not a regular one")
+        raise CheckpointError(f"{named(path)}: expected a file, found something that is not a regular one")

@@ -15,6 +15,7 @@ from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, ModelConfigError, UnsupportedError
 from pymixtral.text.tokenizer import Tokenizer
 
+from ..sources.places import reading
 from ..sources.strict_json import read_limited
 from .side_files import SideFiles
 from .special_tokens import completed
@@ -39,7 +40,11 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
         CheckpointError: a file is broken.
         UnsupportedError: GGUF's lists cannot express the tokenizer.
     """
-    files = SideFiles(directory)
+    with reading(directory):
+        return _read_completed(SideFiles(directory))
+
+
+def _read_completed(files: SideFiles) -> Vocabulary | None:
     vocabulary = _read(files)
     if vocabulary is None:
         return None
@@ -48,12 +53,12 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
         notes = space_notes(files.path("tokenizer.json"), files.object("tokenizer.json"))
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *notes))
     if (total := sum(map(len, vocabulary.tokens))) > MAX_CHARACTERS:
-        raise CheckpointError(f"{directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}")
+        raise CheckpointError(f"{files.directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}")
     try:
         Tokenizer.from_metadata(vocabulary.to_gguf(), "its keys in GGUF")  # type: ignore[arg-type]  # lists, not arrays
     except ModelConfigError as error:
         raise CheckpointError(
-            f"{directory}: expected a tokenizer that runs, found one that does not: {error}"
+            f"{files.directory}: expected a tokenizer that runs, found one that does not: {error}"
         ) from None
     return vocabulary
 

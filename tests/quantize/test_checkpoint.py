@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pymixtral.errors import CheckpointError
+from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.quantize import plan, quantize
 from pymixtral.quantize.sources.opening import open_checkpoint
+from pymixtral.quantize.vocabulary.reading import read_vocabulary
 from support.checkpoints import Shape, config_json, make_checkpoint, make_tensors, write_safetensors
 
 SHAPE = Shape(n_vocab=64, n_layers=1)
@@ -70,6 +74,43 @@ def test_index_leading_out_of_the_directory(sharded: Path, shard: str) -> None:
 def test_index_naming_no_safetensors_file(sharded: Path, shard: Any) -> None:
     edit_index(sharded, lambda index: index["weight_map"].update({"model.norm.weight": shard}))
     refused(sharded, INDEX, "model.norm.weight", "plain")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\u20ac" * 90, "a\nb", "a\u2028b", "a\x1b[31mb", "a\0b", "a\ud800b"])
+def test_index_with_a_name_that_no_file_has(sharded: Path, name: str) -> None:
+    edit_index(sharded, lambda index: index["weight_map"].update({"model.norm.weight": f"{name}.safetensors"}))
+    with pytest.raises(CheckpointError, match=r"plain \.safetensors name of at most 255 bytes") as caught:
+        open_checkpoint(sharded)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "y/" * 2500, "a\0b", "a\nb", "a\u2028b", "a\ud800b"])
+def test_a_source_that_no_file_can_be(tmp_path: Path, name: str) -> None:
+    for call in (open_checkpoint, plan):
+        with pytest.raises(CheckpointError) as caught:
+            call(tmp_path / name)  # type: ignore[operator]
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+
+
+def test_a_source_whose_files_the_system_does_not_show(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", stat)
+    for call in (open_checkpoint, read_vocabulary):
+        with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\): check the path"):
+            call(sharded)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("source", [None, b"model", 3, ""])
+def test_a_source_that_is_no_path(tmp_path: Path, source: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected source to be"):
+        plan(source)
+    with pytest.raises(InvalidArgumentError, match="expected source to be"):
+        quantize(source, tmp_path / "a.gguf")
+    with pytest.raises(InvalidArgumentError, match="expected dest to be"):
+        quantize(tmp_path, source)
 
 
 @pytest.mark.parametrize("weight_map", [None, [], {}, "x"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
+import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, LlamaFileType
 
@@ -40,6 +42,27 @@ def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
         *NORMS,
         Target("output.weight", ("x",), (64, cols)),
     ]
+
+
+@pytest.mark.parametrize("tensors", [None, 3, "*=q4_0", {"*": "q4_0"}, [None], [("*",)], ["ab"], [(1, "q4_0")], [("*", None)]])
+def test_patterns_that_are_no_pairs_of_texts(tensors: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="of pattern and type, found"):
+        overrides(mixtral(), tensors)
+
+
+@pytest.mark.parametrize("text", ["x\ny", "x\u2028y", "x" * 250, "x\x1by"])
+def test_patterns_and_types_are_quoted_in_one_line(text: str) -> None:
+    for pair in ((text, "q4_0"), ("*", text)):
+        with pytest.raises(InvalidArgumentError) as caught:
+            overrides(mixtral(), [pair])
+        assert str(caught.value).isprintable()
+        assert text not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", [3, b"q4_0", ["q4_0"], np.zeros(2), "x" * 500])
+def test_recipes_that_are_none(recipe: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected a type among"):
+        wanted_types(mixtral(), recipe)
 
 
 def test_recipes_are_in_the_order_of_their_bits() -> None:
