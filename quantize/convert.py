@@ -191,7 +191,8 @@ def _request(
 ) -> Request:
     if type is None and target_bytes is None and target_bpw is None:
         type = "q8_0"
-    return Request(type, target_bytes, target_bpw, tensors, path_of("imatrix", imatrix) if imatrix is not None else None)
+    matrix = path_of("imatrix", imatrix) if imatrix is not None else None
+    return Request(type, target_bytes, target_bpw, tensors, matrix)
 
 
 def _open(
@@ -205,8 +206,8 @@ def _open(
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
         raise CheckpointError(
-            f"{named(source)}: expected tokenizer.model or tokenizer.json, found neither: put it beside the weights, or write "
-            "a file that takes token ids only, with no_tokenizer=True"
+            f"{named(source)}: expected tokenizer.model or tokenizer.json, found neither: put it beside the weights, or "
+            "write a file that takes token ids only, with no_tokenizer=True"
         )
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab)
 

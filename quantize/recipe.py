@@ -86,17 +86,19 @@ def overrides(targets: Sequence[Target], patterns: Sequence[tuple[str, str]]) ->
                 f"{shown(pattern)}: expected a pattern of at most {MAX_PATTERN} characters, found {len(pattern)}"
             )
         if name not in TENSOR_TYPES:
-            raise InvalidArgumentError(f"{shown(pattern)}: expected a type among {', '.join(TENSOR_TYPES)}, found {shown(name)}")
+            raise InvalidArgumentError(
+                f"{shown(pattern)}: expected a type among {', '.join(TENSOR_TYPES)}, found {shown(name)}"
+            )
         matched = [t for t in targets if fnmatchcase(t.name, pattern) or fnmatchcase(merged_name(t.name), pattern)]
         if not matched:
             if any(fnmatchcase(part.name, pattern) for target in targets for part in target.split()):
                 raise InvalidArgumentError(
-                    f"{shown(pattern)}: expected a pattern for merged tensors, found one for single experts: these have "
-                    "types of their own with per_expert=True"
+                    f"{shown(pattern)}: expected a pattern for merged tensors, found one for single experts: these "
+                    "have types of their own with per_expert=True"
                 )
             raise InvalidArgumentError(
-                f"{shown(pattern)}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found that it "
-                "matches no tensor"
+                f"{shown(pattern)}: expected a whole name or a pattern, such as 'blk.*.ffn_down_exps.weight', found "
+                "that it matches no tensor"
             )
         matrices = [target for target in matched if not kept_f32(target)]
         if not matrices:
@@ -112,11 +114,14 @@ def _pairs(patterns: object) -> list[tuple[str, str]]:
     """The caller's pairs, checked to be such."""
     if not isinstance(patterns, (list, tuple)):
         raise InvalidArgumentError(
-            f"expected tensors to be a list of pairs of pattern and type, found {type(patterns).__name__} {shown(patterns)}"
+            "expected tensors to be a list of pairs of pattern and type, "
+            f"found {type(patterns).__name__} {shown(patterns)}"
         )
     for pair in patterns:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise InvalidArgumentError(f"expected each of tensors to be a pair of pattern and type, found {shown(pair)}")
+            raise InvalidArgumentError(
+                f"expected each of tensors to be a pair of pattern and type, found {shown(pair)}"
+            )
     return [(pattern, name) for pattern, name in patterns]
 
 

@@ -256,7 +256,7 @@ def _read_index(index: Path) -> dict[str, str]:
         plain = isinstance(shard, str) and shard.isprintable() and not any(character in shard for character in "/\\:")
         if not plain or not shard.endswith(".safetensors") or len(shard.encode()) > _MAX_NAME_BYTES:
             raise CheckpointError(
-                f"{index}: tensor {shown(name)}: expected a plain .safetensors name of at most {_MAX_NAME_BYTES} bytes, "
-                f"found {shown(shard)}"
+                f"{index}: tensor {shown(name)}: expected a plain .safetensors name of at most "
+                f"{_MAX_NAME_BYTES} bytes, found {shown(shard)}"
             )
     return places

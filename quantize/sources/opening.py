@@ -53,8 +53,8 @@ def _open(path: Path) -> Checkpoint:
         return gguf.read(path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{named(path)}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such directory or "
-            "file"
+            f"{named(path)}: expected a checkpoint (config.json and safetensors) or a GGUF file, found no such "
+            "directory or file"
         )
     if huggingface.has_weights(path):
         return huggingface.read(path)

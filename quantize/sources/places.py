@@ -42,7 +42,9 @@ def reading(path: Path) -> Iterator[None]:
     except PymixtralError:  # OutputError is an OSError too
         raise
     except OSError as error:
-        raise CheckpointError(f"{named(path)}: cannot be read ({error.strerror}): check the path and its permissions") from None
+        raise CheckpointError(
+            f"{named(path)}: cannot be read ({error.strerror}): check the path and its permissions"
+        ) from None
 
 
 def check_place(path: Path) -> None:

@@ -26,6 +26,10 @@ _MAX_MODEL_BYTES = 1 << 23
 """Of a SentencePiece model. That of 262144 pieces has 4 MB."""
 
 
+_PIECE = 1 << 3 | 2
+"""The tag of a piece in a SentencePiece model: field 1, of a length and bytes."""
+
+
 def read_vocabulary(directory: Path) -> Vocabulary | None:
     """Reads the vocabulary of a checkpoint.
 
@@ -82,15 +86,16 @@ def _read(files: SideFiles) -> Vocabulary | None:
 
 
 def _read_sentencepiece(path: Path) -> Vocabulary:
+    data = read_limited(path, _MAX_MODEL_BYTES)
+    if (n_pieces := _count_pieces(data)) > MAX_PIECES:
+        raise CheckpointError(f"{path}: expected at most {MAX_PIECES} pieces, found {n_pieces}")
     model = sentencepiece_model.ModelProto()  # type: ignore[attr-defined]  # protobuf makes it at import
     try:
-        model.ParseFromString(read_limited(path, _MAX_MODEL_BYTES))
+        model.ParseFromString(data)
     except DecodeError:
         raise CheckpointError(f"{path}: expected a SentencePiece model, found no protocol buffer that is one") from None
     if not model.pieces:
         raise CheckpointError(f"{path}: expected pieces, found none: is it a SentencePiece model?")
-    if len(model.pieces) > MAX_PIECES:
-        raise CheckpointError(f"{path}: expected at most {MAX_PIECES} pieces, found {len(model.pieces)}")
     _refuse_inexpressible(path, model)
     unknown = [token for token, piece in enumerate(model.pieces) if piece.type == TokenType.UNKNOWN]
     if len(unknown) != 1:
@@ -118,6 +123,44 @@ def _read_sentencepiece(path: Path) -> Vocabulary:
         add_space_prefix=model.normalizer_spec.add_dummy_prefix,
         chat_template=None,
     )
+
+
+def _count_pieces(data: bytes) -> int:
+    """Counts the pieces of a model before it is parsed: one of two bytes takes 50 of memory.
+
+    A piece is field 1 of the model, with a length in front of its bytes. The count ends where the
+    data is no protocol buffer, which parsing will say.
+    """
+    n_pieces = pos = 0
+    try:
+        while pos < len(data):
+            tag, pos = _varint(data, pos)
+            n_pieces += tag == _PIECE
+            kind = tag & 7
+            if kind == 0:
+                _, pos = _varint(data, pos)
+            elif kind == 2:
+                n_bytes, pos = _varint(data, pos)
+                pos += n_bytes
+            elif kind in (1, 5):
+                pos += 8 if kind == 1 else 4
+            elif kind not in (3, 4):  # the ends of a group have no bytes of their own
+                break
+    except IndexError:
+        pass
+    return n_pieces
+
+
+def _varint(data: bytes, pos: int) -> tuple[int, int]:
+    """A number of protocol buffers, seven bits a byte, lowest first; and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        byte = data[pos]
+        pos += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, pos
+    raise IndexError
 
 
 def _refuse_inexpressible(path: Path, model: Any) -> None:

@@ -44,7 +44,9 @@ def mixtral(n_layers: int = 8, cols: int = 256) -> list[Target]:
     ]
 
 
-@pytest.mark.parametrize("tensors", [None, 3, "*=q4_0", {"*": "q4_0"}, [None], [("*",)], ["ab"], [(1, "q4_0")], [("*", None)]])
+@pytest.mark.parametrize(
+    "tensors", [None, 3, "*=q4_0", {"*": "q4_0"}, [None], [("*",)], ["ab"], [(1, "q4_0")], [("*", None)]]
+)
 def test_patterns_that_are_no_pairs_of_texts(tensors: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="of pattern and type, found"):
         overrides(mixtral(), tensors)
