@@ -18,6 +18,7 @@ from pymixtral import ops
 from pymixtral.arguments import path_of
 from pymixtral.errors import CheckpointError
 from pymixtral.files.atomic import check_dest, check_space, replacing
+from pymixtral.files.kinds import named
 from pymixtral.progress import progress_bar, warn
 
 from .encoding import decode
@@ -26,7 +27,6 @@ from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report, TensorReport
 from .sources.checkpoint import Checkpoint
 from .sources.opening import open_checkpoint
-from .sources.places import named
 from .verify import verify as read_back
 from .vocabulary.reading import read_vocabulary
 from .vocabulary.vocabulary import Vocabulary

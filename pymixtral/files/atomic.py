@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pymixtral.errors import OutputError, PymixtralError
+from pymixtral.files.kinds import named
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
@@ -40,11 +41,18 @@ class Identity:
 
     @classmethod
     def of(cls, path: Path) -> Identity | None:
-        """The identity of the file that has a name now; None where there is none."""
+        """The identity of the file that has a name now; None where there is none.
+
+        Raises:
+            OutputError: the system refuses to look.
+        """
         try:
-            found = path.stat()
-        except FileNotFoundError:
-            return None
+            with _output_errors(path):
+                found = path.stat()
+        except OutputError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
@@ -111,7 +119,11 @@ def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = 
         OutputError: as replacing() does.
     """
     directory = dests[0].parent
-    remove_abandoned(directory)
+    with _output_errors(dests[0]):
+        remove_abandoned(directory)
+        for dest in dests:
+            with suppress(OSError):  # a name that can be, whatever is there
+                dest.lstat()
     temporaries: list[Path] = []  # named before they are there, so that no interrupt leaves one behind
     fds: list[int] = []
     published: list[Path] = []
@@ -132,25 +144,31 @@ def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = 
     except BaseException as error:
         for dest in published if not force else ():
             dest.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not isinstance(error, PymixtralError):
-            raise _output_error(dests[0], error) from error
+        if isinstance(error, OSError):
+            with _output_errors(dests[0]):
+                raise
         raise
     finally:
         try:
             for temporary in temporaries:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):  # published, or never made
+                    temporary.unlink()
         except BaseException:  # an interrupt of the cleaning up itself
             for temporary in temporaries:
-                temporary.unlink(missing_ok=True)
+                with suppress(OSError):
+                    temporary.unlink()
             raise
         finally:
             for fd in fds:
                 os.close(fd)
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    # The files are there. Not every file system has this for directories, and not everybody who may
+    # write in one may read it.
+    with suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _publish(temporary: Path, dest: Path, force: bool) -> None:
@@ -177,11 +195,22 @@ def _publish(temporary: Path, dest: Path, force: bool) -> None:
         raise found from error
 
 
-def _output_error(dest: Path, error: OSError) -> OutputError:
-    advice = "free some space or choose another place" if error.errno in _FULL else "choose another place"
-    found = OutputError(f"{dest}: expected to write it, found an error ({error.strerror or error}): {advice}")
-    found.errno = error.errno
-    return found
+@contextmanager
+def _output_errors(dest: Path) -> Iterator[None]:
+    """Raises an error of the system in the block as an OutputError that names the file to write.
+
+    So is a ValueError: of Python, for a name with a NUL or half a surrogate pair.
+    """
+    try:
+        yield
+    except PymixtralError:  # OutputError is an OSError too
+        raise
+    except (OSError, ValueError) as error:
+        number, reason = (error.errno, error.strerror) if isinstance(error, OSError) else (None, None)
+        advice = "free some space or choose another place" if number in _FULL else "choose another place"
+        found = OutputError(f"{named(dest)}: expected to write it, found an error ({reason or error}): {advice}")
+        found.errno = number
+        raise found from error
 
 
 def remove_abandoned(directory: Path) -> None:
@@ -231,20 +260,27 @@ def check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) 
         OutputError: if no file can be written there, if `path` is or will be one of those `used`,
             and, without force, if it exists.
     """
+    with _output_errors(path):
+        _check_dest(path, used, force)
+
+
+def _check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool) -> None:
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.lstat()  # raises where the name cannot be, or is not to be looked at
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: expected a place in a directory, found none: create {path.parent} first")
+        raise OutputError(f"{named(path)}: expected a place in a directory, found none: create {named(path.parent)} first")
     if not path.name or path.is_dir():
-        raise OutputError(f"{path}: expected the name of a file to write, found a directory: add a name to it")
+        raise OutputError(f"{named(path)}: expected the name of a file to write, found a directory: add a name to it")
     if any(_same(path, Path(file)) for file in used):
         raise OutputError(
-            f"{path}: expected a file of its own to write, found one that is read or written otherwise: "
+            f"{named(path)}: expected a file of its own to write, found one that is read or written otherwise: "
             "choose another name"
         )
     if path.exists() and not path.is_file():
-        raise OutputError(f"{path}: expected a regular file to write, found something else: choose another name")
+        raise OutputError(f"{named(path)}: expected a regular file to write, found something else: choose another name")
     if os.path.lexists(path) and not force:
         raise OutputError(
-            f"{path}: expected a new file, found one that exists: choose another name, or replace it with force=True"
+            f"{named(path)}: expected a new file, found one that exists: choose another name, or replace it with force=True"
         )
 
 
@@ -263,9 +299,10 @@ def check_space(path: Path, n_bytes: int) -> None:
     Raises:
         OutputError: if less is free.
     """
-    remove_abandoned(path.parent)
-    free = shutil.disk_usage(path.parent).free
+    with _output_errors(path):
+        remove_abandoned(path.parent)
+        free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         raise OutputError(
-            f"{path}: expected {n_bytes} bytes of free space, found {free}: free some or choose another place"
+            f"{named(path)}: expected {n_bytes} bytes of free space, found {free}: free some or choose another place"
         )

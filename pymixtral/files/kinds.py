@@ -7,8 +7,13 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from pymixtral.arguments import shown
+
 HEAD_BYTES = 512
 """How many of a file's first bytes are looked at."""
+
+_MAX_SHOWN = 300
+"""Characters of a path that a message has as it is."""
 
 _PART = re.compile(r"(.+\.\w+?)(?:[.-](?:split|part)-?)(?:[a-z]{1,3}|\d+(?:of\d+)?)", re.ASCII)
 """Names of files that were cut for hosts with a limit: x.gguf-split-a, x.gguf.part1of2."""
@@ -38,6 +43,19 @@ def part_of(path: Path) -> str:
         return ""
     whole = shlex.quote(match[1])
     return f"join all its parts in order, such as with `cat {whole}[.-]* > {whole}`"
+
+
+def named(path: Path) -> str:
+    """Name a path in a message.
+
+    Args:
+        path: the path, which may be a stranger's.
+
+    Returns:
+        It as it is where that is one line of a modest length, else what shown() makes of it.
+    """
+    text = str(path)
+    return text if text.isprintable() and len(text) <= _MAX_SHOWN else shown(text)
 
 
 def found_instead(path: Path, head: bytes) -> str:

@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.kinds import named
 
 from . import gguf, huggingface, mistral
 from .checkpoint import Checkpoint
-from .places import named, reading
+from .places import reading
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 

@@ -7,24 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, PymixtralError
-
-_MAX_SHOWN = 300
-"""Characters of a path that a message has as it is."""
-
-
-def named(path: Path) -> str:
-    """Names a path in a message.
-
-    Args:
-        path: the path, which may be a stranger's.
-
-    Returns:
-        It as it is where that is one line of a modest length, else what shown() makes of it.
-    """
-    text = str(path)
-    return text if text.isprintable() and len(text) <= _MAX_SHOWN else shown(text)
+from pymixtral.files.kinds import named
 
 
 @contextmanager

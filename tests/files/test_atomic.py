@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -211,6 +212,63 @@ def test_a_place_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
         replacing(tmp_path / "a" / "b", force=True).__enter__()
     assert error.value.errno == errno.ENOENT
     assert isinstance(error.value, OSError)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES])
+def test_a_directory_that_cannot_be_synchronized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fsync(fd: int, real: Any = os.fsync) -> None:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise OSError(code, os.strerror(code))
+        real(fd)
+
+    def open_(path: Any, flags: int, *mode: int, real: Any = os.open, **rest: Any) -> int:
+        if code == errno.EACCES and Path(path) == tmp_path:
+            raise OSError(code, os.strerror(code))
+        return int(real(path, flags, *mode, **rest))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "open", open_)
+    with replacing(tmp_path / "a", force=False) as temporary:
+        temporary.write_bytes(b"new")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "y/" * 2500 + "x", "a\0b", "a\0b/c", "a\ud800b", "loop/x", "gone/x", "a\nb/c"]
+)
+def test_a_destination_that_cannot_be_is_an_output_error_of_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    dest = tmp_path / name
+
+    def write() -> None:
+        with replacing(dest, force=True):
+            pass
+
+    checks = [lambda: check_dest(dest, (), True), write]
+    if dest.parent != tmp_path:
+        checks.append(lambda: check_space(dest, 1))
+    for call in checks:
+        with pytest.raises(OutputError) as caught:
+            call()
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 900
+    if name.startswith(("gone", "a\n")):
+        assert files.Identity.of(dest) is None
+    else:
+        with pytest.raises(OutputError):
+            files.Identity.of(dest)
+
+
+def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "lstat", refuse)
+    for call in (lambda: check_dest(tmp_path / "a", (), False), lambda: files.Identity.of(tmp_path / "a")):
+        with pytest.raises(OutputError, match=r"a: expected to write it, found an error \(Permission denied\)") as caught:
+            call()
+        assert caught.value.errno == errno.EACCES
 
 
 def test_an_interrupt_while_temporary_files_are_made_or_removed_leaves_none(
