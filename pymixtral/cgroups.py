@@ -5,10 +5,23 @@ Source: the kernel's documentation of cgroup v1 and v2.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
+
+_MAX_DEPTH = 64
+"""Levels of groups that are looked at, the outermost: each costs the opening of a file."""
+
+_MAX_LINES = 64
+"""Of /proc/self/cgroup: a line for each controller."""
+
+_MAX_CHARACTERS = 1 << 16
+"""Of a file."""
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+"""A limit of the kernel, which counts in 63 bits; more is none."""
 
 
 def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
@@ -23,7 +36,8 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
         group; the outermost that it shows is then the container's.
     """
     mount = root / "sys/fs/cgroup"
-    for line in read(root / "proc/self/cgroup").splitlines() or ["0::/", f"1:{controller}:/"]:
+    lines = read(root / "proc/self/cgroup").splitlines()[:_MAX_LINES]
+    for line in lines or ["0::/", f"1:{controller}:/"]:
         number, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
         if number == "0" and not names:
@@ -33,10 +47,10 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[int, Path]]:
         else:
             continue
         for base in bases:
-            group = base / path.lstrip("/")
-            for folder in (group, *group.parents):
-                if folder.is_relative_to(base) and ".." not in folder.relative_to(base).parts:
-                    yield version, folder
+            parts = [part for part in path.split("/") if part not in ("", ".")]
+            inside = parts.index("..") if ".." in parts else len(parts)
+            for depth in range(min(inside, _MAX_DEPTH), -1, -1):
+                yield version, base.joinpath(*parts[:depth])
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
@@ -52,7 +66,7 @@ def cpu_quota(root: Path = ROOT) -> float | None:
     for version, folder in groups("cpu", root):
         names = ("cpu.max",) if version == 2 else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
         numbers = " ".join(read(folder / name) for name in names).split()  # "max 100000", "150000 100000", "-1 100000"
-        if len(numbers) == 2 and all(number.isdigit() and int(number) for number in numbers):
+        if len(numbers) == 2 and all(_NUMBER.fullmatch(number) and int(number) for number in numbers):
             quotas.append(int(numbers[0]) / int(numbers[1]))
     return min(quotas, default=None)
 
@@ -67,6 +81,7 @@ def read(path: Path) -> str:
         Its text; "" if it cannot be read.
     """
     try:
-        return path.read_text(errors="replace")
-    except OSError:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(_MAX_CHARACTERS)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return ""

@@ -23,6 +23,11 @@ from support.trees import write_tree
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "0\n"}, None),
         ({"cpu/cpu.cfs_quota_us": "400000\n"}, None),
+        ({"cpu.max": "9" * 5000 + " 100000\n"}, None),
+        ({"cpu.max": "100000 " + "9" * 5000}, None),
+        ({"cpu.max": "9" * 18 + " 1\n"}, 1e18),
+        ({"cpu.max": "\u00b2 100000\n"}, None),
+        ({"cpu.max": "\u0663 1\n"}, None),
     ],
 )
 def test_quota_of_the_outermost_group(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
@@ -74,6 +79,19 @@ def test_folders_stay_below_the_mount(tmp_path: Path) -> None:
     for controller in ("cpu", "memory"):
         for _, folder in groups(controller, tmp_path):
             assert folder.resolve().is_relative_to((tmp_path / "sys/fs/cgroup").resolve())
+
+
+def test_a_group_that_cannot_be_is_not_looked_at(tmp_path: Path) -> None:
+    files = {"proc/self/cgroup": "0::/a\0b/c\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}
+    assert cpu_quota(write_tree(tmp_path, files)) == 1.5
+
+
+def test_groups_have_a_limited_depth(tmp_path: Path) -> None:
+    path = "0::" + "/a" * 4000 + "\n"
+    files = {"proc/self/cgroup": path + "0::/b\n" * 4000, "sys/fs/cgroup/a/cpu.max": "150000 100000\n"}
+    root = write_tree(tmp_path, files)
+    assert cpu_quota(root) == 1.5
+    assert sum(1 for _ in groups("cpu", root)) <= 2 * 65 + 63 * 2 * 2
 
 
 def test_it_reads_this_machine() -> None:

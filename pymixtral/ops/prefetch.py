@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pymixtral.arguments import shown
 from pymixtral.cgroups import ROOT
 from pymixtral.errors import InvalidArgumentError
 
@@ -43,7 +44,7 @@ def asked_prefetch() -> str | None:
     asked = os.environ.get("PYMIXTRAL_PREFETCH") or None
     if asked is not None and asked not in _HINTS:
         raise InvalidArgumentError(
-            f"expected PYMIXTRAL_PREFETCH to be 'near' or 'far', found '{asked}': set one of them or unset it"
+            f"expected PYMIXTRAL_PREFETCH to be 'near' or 'far', found {shown(asked)}: set one of them or unset it"
         )
     return asked
 
@@ -60,7 +61,7 @@ def default_prefetch(root: Path = ROOT) -> str:
         1.7 times as fast; Zen 3 was not measured.
     """
     try:
-        with (root / "proc/cpuinfo").open() as file:
+        with (root / "proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
             start = file.read(1024)  # the first CPU: the file is long, and slow to read, where there are many
     except OSError:
         return "near"

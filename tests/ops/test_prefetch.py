@@ -13,6 +13,21 @@ from pymixtral.ops import prefetch
 from pymixtral.ops.prefetch import PrefetchTrial
 
 
+def test_what_the_environment_asks_for_is_quoted_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYMIXTRAL_PREFETCH", "near\n\x1b[31m" + "x" * 5000)
+    with pytest.raises(InvalidArgumentError, match="expected PYMIXTRAL_PREFETCH") as caught:
+        prefetch.asked_prefetch()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+def test_cpuinfo_of_any_bytes(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    content = b"vendor_id : AuthenticAMD\ncpu family : 25\nmodel name : \xff\xfe\n"
+    (tmp_path / "proc/cpuinfo").write_bytes(content)
+    assert prefetch.default_prefetch(tmp_path) == "far"
+
+
 class Machine:
     """Whose passes take the seconds, and meet the pages, that a test says."""
 
