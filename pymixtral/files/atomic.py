@@ -138,7 +138,8 @@ def replacing_all(dests: Sequence[Path], *, force: bool, own: Identity | None = 
         yield list(temporaries)
         for temporary, fd, dest in reversed(list(zip(temporaries, fds, dests, strict=True))):
             os.fsync(fd)
-            # A file could still come between this comparison and the renaming: Unix has no call for both.
+            # A file could still come between this comparison and the renaming: Unix has no call for
+            # both.
             _publish(temporary, dest, force or (own is not None and own == Identity.of(dest)))
             published.append(dest)
     except BaseException as error:
@@ -268,7 +269,9 @@ def _check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool)
     with suppress(FileNotFoundError, NotADirectoryError):
         path.lstat()  # raises where the name cannot be, or is not to be looked at
     if not path.parent.is_dir():
-        raise OutputError(f"{named(path)}: expected a place in a directory, found none: create {named(path.parent)} first")
+        raise OutputError(
+            f"{named(path)}: expected a place in a directory, found none: create {named(path.parent)} first"
+        )
     if not path.name or path.is_dir():
         raise OutputError(f"{named(path)}: expected the name of a file to write, found a directory: add a name to it")
     if any(_same(path, Path(file)) for file in used):
@@ -280,7 +283,8 @@ def _check_dest(path: Path, used: Iterable[str | os.PathLike[str]], force: bool)
         raise OutputError(f"{named(path)}: expected a regular file to write, found something else: choose another name")
     if os.path.lexists(path) and not force:
         raise OutputError(
-            f"{named(path)}: expected a new file, found one that exists: choose another name, or replace it with force=True"
+            f"{named(path)}: expected a new file, found one that exists: choose another name, or "
+            "replace it with force=True"
         )
 
 

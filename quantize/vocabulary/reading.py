@@ -57,7 +57,9 @@ def _read_completed(files: SideFiles) -> Vocabulary | None:
         notes = space_notes(files.path("tokenizer.json"), files.object("tokenizer.json"))
         vocabulary = replace(vocabulary, notes=(*vocabulary.notes, *notes))
     if (total := sum(map(len, vocabulary.tokens))) > MAX_CHARACTERS:
-        raise CheckpointError(f"{files.directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}")
+        raise CheckpointError(
+            f"{files.directory}: expected at most {MAX_CHARACTERS} characters in all tokens, found {total}"
+        )
     try:
         Tokenizer.from_metadata(vocabulary.to_gguf(), "its keys in GGUF")  # type: ignore[arg-type]  # lists, not arrays
     except ModelConfigError as error:

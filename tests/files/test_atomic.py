@@ -266,7 +266,9 @@ def test_a_directory_that_may_not_be_searched(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "stat", refuse)
     monkeypatch.setattr(Path, "lstat", refuse)
     for call in (lambda: check_dest(tmp_path / "a", (), False), lambda: files.Identity.of(tmp_path / "a")):
-        with pytest.raises(OutputError, match=r"a: expected to write it, found an error \(Permission denied\)") as caught:
+        with pytest.raises(
+            OutputError, match=r"a: expected to write it, found an error \(Permission denied\)"
+        ) as caught:
             call()
         assert caught.value.errno == errno.EACCES
 

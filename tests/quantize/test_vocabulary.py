@@ -123,15 +123,15 @@ def test_pieces_are_utf8(tmp_path: Path, model: Any) -> None:
         read_vocabulary(tmp_path)
 
 
-def test_a_model_of_too_many_pieces_is_refused(
-    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_too_many_pieces_is_refused(tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, model) / "tokenizer.model"
     data = path.read_bytes()
     path.write_bytes(data + b"\n\0" * 300_000)  # empty pieces
     with pytest.raises(CheckpointError, match="expected at most 262144 pieces, found 304096"):
         read_vocabulary(tmp_path)
-    others = b"\xa0\x06\x80\x01" + b"\xa1\x06" + bytes(8) + b"\xa5\x06" + bytes(4) + b"\xa2\x06\x03\n\0\n"  # other fields
+    others = (
+        b"\xa0\x06\x80\x01" + b"\xa1\x06" + bytes(8) + b"\xa5\x06" + bytes(4) + b"\xa2\x06\x03\n\0\n"
+    )  # other fields
     monkeypatch.setattr(reading, "sentencepiece_model", None)  # parsing is not begun, which would take 200 MB
     for content in (data + others + b"\n\0" * 300_000, b"\n\0" * (1 << 22)):
         path.write_bytes(content)
