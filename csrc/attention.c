@@ -14,8 +14,6 @@ enum {
     TILE_QUERIES = 128,   /* of a tile, at most: they and a page stay in L2 */
     TILE_TOKENS = 8,      /* of a tile, at least, where the queries allow it */
     WIDENED_QUERIES = 48, /* from so many on a page of f16 is widened once for all */
-    /* Results of single pages that are kept until they are combined in order: 64 MB. Beyond that
-     * each tile is one item, and its pages follow one another. */
     MAX_PARTIAL_FLOATS = 16 << 20
 };
 

@@ -10,16 +10,12 @@
 #include "types.h"
 
 enum {
-    PMX_TYPE_SLOTS = 40, /* types are GGUF's numbers, 0..39 */
-    /* Most tokens of one mat call, which share the strips of weights that it unpacks. The sums of
-     * 16 rows are 16 KB, so that they stay in L1 or L2 beside a strip. */
-    PMX_TOKEN_BLOCK = 256,
+    PMX_TYPE_SLOTS = 40,               /* types are GGUF's numbers, 0..39 */
+    PMX_TOKEN_BLOCK = 256,             /* most tokens of one mat call */
     PMX_PAGE = 64,                     /* positions of a cache page */
     PMX_ATTEND_SCRATCH = PMX_PAGE + 2, /* floats of each query of attend: its scores, and two factors */
     PMX_MAX_HEAD_DIM = 1024,
-    /* Bytes: what the kernel with the largest strip needs (each asserts that it has enough). With an
-     * item's tile of sums it stays in an L2 of 256 KB, the smallest of CPUs with AVX2. */
-    PMX_MAT_SCRATCH = 96 * 1024
+    PMX_MAT_SCRATCH = 96 * 1024 /* bytes */
 };
 
 #define PMX_INLINE static inline __attribute__((always_inline))

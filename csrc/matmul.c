@@ -99,8 +99,7 @@ static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product
         of->vec(p);
         return;
     }
-    /* Groups of 16 rows, so that a few tokens read each row from memory once: 16 rows of 4096
-     * columns are 70 KB in q8_0 and stay in L2 from one token to the next. */
+    /* Groups of 16 rows, so that a few tokens read each row from memory once. */
     for (int64_t r = 0; r < p->n_rows; r += 16)
         for (int64_t t = 0; t < p->n_tokens; t++) {
             pmx_product part = pmx_product_from(*p, r, t);

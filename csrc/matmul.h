@@ -5,9 +5,6 @@
 #include "internal.h"
 
 enum {
-    /* Rows that a thread takes at once: whole strips of every instruction set (16, 8 or 4 rows).
-     * 4096 to 32000 rows make 64 to 500 items, which dozens of threads can share evenly, and an item
-     * of 4096 columns takes a few us with one token, many times what taking it costs. */
     PMX_ROWS_PER_ITEM = 64,
     /* One tile of results, in each thread's scratch after what pmx_multiply_rows needs. */
     PMX_TILE_BYTES = PMX_TOKEN_BLOCK * PMX_ROWS_PER_ITEM * (int)sizeof(float)

@@ -11,13 +11,7 @@
 #include "blocks.h"
 #include "matmul.h"
 
-enum {
-    /* Counts of all experts lie on the stack. Mixtral has 8, merges of models have up to 16. */
-    MAX_EXPERTS = 64,
-    /* Rows of down that an item multiplies for all tokens and experts. Its sums stay in L2 while the
-     * experts are added in order: 64 KB for 512 tokens. Two strips of 16 rows, the longest. */
-    DOWN_ROWS = 32
-};
+enum { MAX_EXPERTS = 64, DOWN_ROWS = 32 };
 
 /* --- route */
 

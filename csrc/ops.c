@@ -6,7 +6,7 @@
 #include "blocks.h"
 #include "internal.h"
 
-enum { ELEMENTS_PER_ITEM = 16384 }; /* 64 KB of input: some 10 us of exp, many times what taking an item costs */
+enum { ELEMENTS_PER_ITEM = 16384 };
 
 /* n_rows of n numbers; names are theirs. */
 static pmx_status check_rows(const char *names, int64_t n_rows, int64_t n) {

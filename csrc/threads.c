@@ -24,15 +24,7 @@
 #define PMX_FUTEX 0
 #endif
 
-enum {
-    /* Pauses before a waiting thread sleeps. A pause takes some 40 to 140 cycles, so this is 25 to
-     * 90 us: longer than the gaps between a layer's regions, shorter than what a reader notices.
-     * Sleeping and waking in each gap would cost more than the gap. */
-    SPINS = 2000,
-    /* Multiply-adds below which a region runs on the caller alone: at 50 to 100 of them a
-     * nanosecond they take a microsecond, which starting the other threads takes too. */
-    SERIAL_WORK = 50000
-};
+enum { SPINS = 2000, SERIAL_WORK = 50000 };
 
 #define OPEN (UINT64_C(1) << 31)
 #define ACTIVE(gate) ((gate) & (OPEN - 1))

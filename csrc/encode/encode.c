@@ -106,8 +106,6 @@ pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const
     const pmx_fp_mode mode = pmx_fp_enter();
     status = importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
     if (status == PMX_OK)
-        /* The work of a row in multiply-adds, roughly: a search tries some 20 scales with a few
-         * operations each. It only decides whether a few short rows run on one thread. */
         status = pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? 64 : 8));
     pmx_fp_leave(mode);
     return status;
