@@ -57,7 +57,7 @@ pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n
         status = check_run(&runs[i], i, cache->n_pages);
         if (status != PMX_OK) return status;
         *n_tokens += runs[i].n_tokens;
-        if (*n_tokens > INT32_MAX / 64) return pmx_fail(PMX_EINVAL, "runs: expected at most 2^25 tokens, found more");
+        if (*n_tokens > PMX_MAX_TOKENS) return pmx_fail(PMX_EINVAL, "runs: expected at most 2^25 tokens, found more");
     }
     return PMX_OK;
 }

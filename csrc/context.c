@@ -39,8 +39,8 @@ static pmx_status choose_kernels(const pmx_kernels **kernels, const char *isa) {
 pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
     pmx_status status = PMX_NOT_NULL(ctx);
     if (status != PMX_OK) return status;
-    if (n_threads < 1 || n_threads > 256)
-        return pmx_fail(PMX_EINVAL, "n_threads: expected 1 to 256, found %d", n_threads);
+    if (n_threads < 1 || n_threads > PMX_MAX_THREADS)
+        return pmx_fail(PMX_EINVAL, "n_threads: expected 1 to %d, found %d", PMX_MAX_THREADS, n_threads);
     const pmx_kernels *kernels = NULL;
     status = choose_kernels(&kernels, isa);
     if (status != PMX_OK) return status;

@@ -14,6 +14,14 @@
 #endif
 _Static_assert(sizeof(void *) == 8, "64-bit targets only");
 
+/* Bounds of arguments. */
+enum {
+    PMX_MAX_THREADS = 256,                       /* beyond it is a mistake: each has a stack and scratch */
+    PMX_MAX_HEADS = 1024,                        /* with heads of 1024 a token has 2^20 numbers */
+    PMX_MAX_EXPERTS = 64,                        /* bits of a word, in which the router marks its choice */
+    PMX_MAX_TOKENS = INT32_MAX / PMX_MAX_EXPERTS /* of a batch: pairs of a token and an expert have 32 bits */
+};
+
 /* Buffers that live in the context and only grow. */
 typedef enum {
     PMX_SCRATCH_THREAD, /* one block per thread, pmx_thread_scratch */
@@ -127,6 +135,12 @@ static inline void pmx_fp_leave(pmx_fp_mode old) { __asm__ volatile("msr fpcr, %
  * product is checked. */
 static inline int pmx_mul(int64_t *out, int64_t a, int64_t b) {
     return a < 0 || b < 0 || __builtin_mul_overflow(a, b, out);
+}
+
+/* Whether n_rows rows of n numbers of up to 8 bytes fit the address space. */
+static inline int pmx_rows_fit(int64_t n_rows, int64_t n) {
+    int64_t total;
+    return !pmx_mul(&total, n_rows, n) && total <= INT64_MAX / 8;
 }
 
 #endif

@@ -10,12 +10,15 @@
 #include "types.h"
 
 enum {
-    PMX_TYPE_SLOTS = 40,               /* types are GGUF's numbers, 0..39 */
-    PMX_TOKEN_BLOCK = 256,             /* most tokens of one mat call */
-    PMX_PAGE = 64,                     /* positions of a cache page */
+    PMX_TYPE_SLOTS = 40, /* types are GGUF's numbers, 0..39 */
+    PMX_PAGE = 64,       /* positions of a cache page, as pmx.h says */
+    /* Most tokens of one product. A strip of weights is unpacked once for them: with 128 prompts take
+     * 1 to 3% longer, with 512 as long. */
+    PMX_TOKEN_BLOCK = 256,
+    /* Bytes. avx512vnni/matmul256.c needs most, 78,848: a strip of 46,080, and its results. */
+    PMX_MAT_SCRATCH = 80 * 1024,
     PMX_ATTEND_SCRATCH = PMX_PAGE + 2, /* floats of each query of attend: its scores, and two factors */
-    PMX_MAX_HEAD_DIM = 1024,
-    PMX_MAT_SCRATCH = 96 * 1024 /* bytes */
+    PMX_MAX_HEAD_DIM = 1024            /* kernels have a few arrays of so many floats on the stack */
 };
 
 #define PMX_INLINE static inline __attribute__((always_inline))

@@ -8,7 +8,7 @@ static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
     pmx_status status = PMX_NOT_NULL(layer->attn_norm, layer->ffn_norm);
     if (status != PMX_OK) return status;
     if (layer->hidden < 1 || layer->n_heads < 1 || layer->n_kv_heads < 1 || layer->head_dim < 1 ||
-        layer->n_heads > 1024 || layer->head_dim > PMX_MAX_HEAD_DIM)
+        layer->n_heads > PMX_MAX_HEADS || layer->head_dim > PMX_MAX_HEAD_DIM)
         return pmx_fail(PMX_EINVAL,
                         "layer->hidden, n_heads, n_kv_heads, head_dim: expected 1 or more, n_heads and head_dim up to "
                         "1024, found %d, %d, %d, %d",

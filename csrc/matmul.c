@@ -52,11 +52,10 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
 
 pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens,
                                     int64_t n, int32_t block) {
-    int64_t total;
     pmx_status status = PMX_NOT_NULL(ctx, q, d, sums, x);
     if (status != PMX_OK) return status;
     if (block != 32 && block != 256) return pmx_fail(PMX_EINVAL, "block: expected 32 or 256, found %d", block);
-    if (n < 1 || n % block || pmx_mul(&total, n_tokens, n) || total > INT64_MAX / 8)
+    if (n < 1 || n % block || !pmx_rows_fit(n_tokens, n))
         return pmx_fail(PMX_EINVAL, "n_tokens, n: expected 0 or more rows of a multiple of %d, found %lld, %lld", block,
                         (long long)n_tokens, (long long)n);
     const pmx_fp_mode mode = pmx_fp_enter();
@@ -66,21 +65,22 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     return status;
 }
 
+enum { VEC_ROWS = 16 }; /* the most that a vec kernel takes at once: avx512vnni/vec4.c */
+
 static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p);
 
-/* Of a type without products of its own: as many rows as fit the scratch are dequantized at a time
- * and multiplied as f32, whose kernels need no scratch. */
+/* Of a type without products of its own: a few rows at a time are dequantized and multiplied as
+ * f32, whose kernels need no scratch. */
 static void multiply_dequantized(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
-    const int64_t cols = p->acts->cols, row_bytes = cols * (int64_t)sizeof(float);
-    const int64_t fit = (int64_t)pmx_rows_scratch(cols) / row_bytes;
+    const int64_t cols = p->acts->cols;
     float *rows = p->scratch;
-    for (int64_t r = 0; r < p->n_rows; r += fit) {
+    for (int64_t r = 0; r < p->n_rows; r += PMX_DEQUANTIZED_ROWS) {
         pmx_product part = pmx_product_from(*p, r, 0);
-        if (part.n_rows > fit) part.n_rows = fit;
+        if (part.n_rows > PMX_DEQUANTIZED_ROWS) part.n_rows = PMX_DEQUANTIZED_ROWS;
         for (int64_t i = 0; i < part.n_rows; i++)
             kernels->types[type].dequantize(rows + i * cols, part.w + i * part.row_bytes, cols);
         part.w = (const uint8_t *)rows;
-        part.row_bytes = row_bytes;
+        part.row_bytes = cols * (int64_t)sizeof(float);
         multiply(kernels, PMX_F32, &part);
     }
 }
@@ -99,11 +99,12 @@ static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product
         of->vec(p);
         return;
     }
-    /* Groups of 16 rows, so that a few tokens read each row from memory once. */
-    for (int64_t r = 0; r < p->n_rows; r += 16)
+    /* A few rows at a time, 70 KB of 4096 columns of q8_0: the first token reads them from memory, the
+     * others from L2. */
+    for (int64_t r = 0; r < p->n_rows; r += VEC_ROWS)
         for (int64_t t = 0; t < p->n_tokens; t++) {
             pmx_product part = pmx_product_from(*p, r, t);
-            if (part.n_rows > 16) part.n_rows = 16;
+            if (part.n_rows > VEC_ROWS) part.n_rows = VEC_ROWS;
             of->vec(&part);
         }
 }

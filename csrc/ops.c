@@ -6,12 +6,14 @@
 #include "blocks.h"
 #include "internal.h"
 
-enum { ELEMENTS_PER_ITEM = 16384 };
+enum {
+    ELEMENTS_PER_ITEM = 16384, /* of a long row: 4 microseconds of exp, 18 of SiLU; 64 KB, which stay in L2 */
+    SINCOS_WORK = 50           /* a sine and cosine take 11 ns, one element of rms_norm 0.26 */
+};
 
 /* n_rows of n numbers; names are theirs. */
 static pmx_status check_rows(const char *names, int64_t n_rows, int64_t n) {
-    int64_t total;
-    if (n >= 1 && !pmx_mul(&total, n_rows, n) && total <= INT64_MAX / 8) return PMX_OK;
+    if (n >= 1 && pmx_rows_fit(n_rows, n)) return PMX_OK;
     return pmx_fail(PMX_EINVAL, "%s: expected 0 or more rows of 1 or more, found %lld rows of %lld", names,
                     (long long)n_rows, (long long)n);
 }
@@ -125,6 +127,7 @@ pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *
  * so it is our own. */
 
 static void sincos_contract(double angle, double *sine, double *cosine) {
+    /* Two parts of pi/2 have 33 bits: their products with n, below 2^20, are exact. */
     const double n = rint(angle * 0x1.45f306dc9c883p-1);
     const double r = ((angle - n * 0x1.921fb544p+0) - n * 0x1.0b4611a6p-34) - n * 0x1.3198a2e037073p-69;
     const double z = r * r;
@@ -184,7 +187,7 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
                      .ids = positions,
                      .n = n_pairs,
                      .factor = factor};
-    status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * 50);
+    status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * SINCOS_WORK);
     pmx_fp_leave(mode);
     return status;
 }

@@ -6,7 +6,7 @@
 
 /* From so many tokens on a strip of 16 rows pays for its unpacking. Products of one token of q8_0
  * come at the speed of memory, so that three of them are faster still. */
-#define MIN_TOKENS(TYPE) ((TYPE) == PMX_Q8_0 || (TYPE) == PMX_Q6_K ? 4 : 3)
+#define MIN_TOKENS(TYPE) ((TYPE) == PMX_Q8_0 ? 4 : 3)
 
 #define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
     [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_avx2_dequantize_##T},
