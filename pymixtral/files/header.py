@@ -21,9 +21,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
+from pymixtral.arguments import shown
 from pymixtral.errors import ModelFileError, UnsupportedError
 from pymixtral.files.identity import Identity, identity
-from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, part_of
+from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, named, part_of
 from pymixtral.files.types import block_weights, row_bytes
 
 Value = int | float | bool | str | list[str] | NDArray[Any]
@@ -75,9 +76,8 @@ def quoted(value: object) -> str:
         Its repr, cut to 80 characters and without control characters; only the length of an array.
     """
     if isinstance(value, list | np.ndarray):
-        return f"an array of {len(value)}"
-    shown = repr(value[:81] if isinstance(value, str) else value)
-    return shown if len(shown) <= 80 else shown[:77] + "..."
+        return f"an array of {value.size if isinstance(value, np.ndarray) else len(value)}"
+    return shown(value[:81] if isinstance(value, str) else value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +189,7 @@ class _Header:
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a file that shrank since fstat
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise ModelFileError(
-                f"{path}: expected a file that can be opened, found an error ({reason}): check the path"
+                f"{named(Path(path))}: expected a file that can be opened, found an error ({reason}): check the path"
             ) from error
         self.end = min(self.size, MAX_HEADER_BYTES)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFValueType
 
+from pymixtral.arguments import path_of, shown
 from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.atomic import check_dest, check_space, reading_back, replacing_all
@@ -76,14 +77,14 @@ def convert_layout(
         InvalidArgumentError: an argument is out of its range.
         OutputError: a file cannot be written.
     """
-    if layout not in (None, *LAYOUTS):
-        raise InvalidArgumentError(f"expected a layout of {' or '.join(LAYOUTS)}, found {layout!r}")
+    if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
+        raise InvalidArgumentError(f"expected a layout of {' or '.join(LAYOUTS)}, found {shown(layout)}")
     if max_shard_bytes is not None and (type(max_shard_bytes) is not int or max_shard_bytes < 1):
         raise InvalidArgumentError(
-            f"expected max_shard_bytes to be an integer of at least 1, found {max_shard_bytes!r}"
+            f"expected max_shard_bytes to be an integer of at least 1, found {shown(max_shard_bytes)}"
         )
-    path = Path(dest)
-    with GGUFFile(source) as file:
+    path = path_of("dest", dest)
+    with GGUFFile(path_of("source", source)) as file:
         tensors = list(file.tensors.values())
         if layout:
             tensors = [part for tensor in tensors for part in _unfused(file.path, tensor)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pymixtral.arguments import integer
+from pymixtral.arguments import integer, shown
 from pymixtral.arrays import F64
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
@@ -298,6 +298,6 @@ def context_length(config: ModelConfig, n_ctx: int | None) -> int:
     n_ctx = integer("n_ctx", n_ctx, 1)
     if n_ctx > config.n_ctx_train:
         raise InvalidArgumentError(
-            f"expected n_ctx of at most {config.n_ctx_train}, which the model was trained for, found {n_ctx}"
+            f"expected n_ctx of at most {config.n_ctx_train}, which the model was trained for, found {shown(n_ctx)}"
         )
     return n_ctx

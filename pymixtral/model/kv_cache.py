@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral.arguments import integer, shown
 from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
 from pymixtral.ops import PAGE, CacheLayer
@@ -27,7 +28,7 @@ def check_kv_type(kv_type: str, head_dim: int) -> None:
         InvalidArgumentError: for an unknown type, and for one that cannot hold such heads.
     """
     if not isinstance(kv_type, str) or kv_type not in KV_TYPES:
-        raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(KV_TYPES)}, found {kv_type!r}")
+        raise InvalidArgumentError(f"expected kv_type to be one of {', '.join(KV_TYPES)}, found {shown(kv_type)}")
     if kv_type == "q8_0" and head_dim % 32:
         raise InvalidArgumentError(
             f"expected a head dimension that is a multiple of 32 for kv_type q8_0, found {head_dim}: use f16"
@@ -74,12 +75,11 @@ class KVCache:
     """
 
     def __init__(self, n_layers: int, n_kv_heads: int, head_dim: int, n_pages: int, kv_type: str = "f16") -> None:
-        if min(n_layers, n_kv_heads, n_pages) < 1 or n_pages >= 1 << 31:
-            raise InvalidArgumentError(
-                f"expected at least one layer, key/value head and cache page, and fewer than 2^31 pages, "
-                f"found {n_layers}, {n_kv_heads} and {n_pages}"
-            )
-        if head_dim % 8 or not 8 <= head_dim <= 1024:
+        n_layers = integer("n_layers", n_layers, 1)
+        n_kv_heads = integer("n_kv_heads", n_kv_heads, 1)
+        n_pages = integer("n_pages", n_pages, 1, (1 << 31) - 1)
+        head_dim = integer("head_dim", head_dim, 8, 1024)
+        if head_dim % 8:
             raise InvalidArgumentError(
                 f"expected a head dimension that is a multiple of 8, from 8 to 1024, found {head_dim}"
             )

@@ -51,13 +51,10 @@ def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, O
         )
     changes = dict(overrides or {})
     if experts_used is not None:
-        if changes.setdefault(_EXPERTS_USED, experts_used) != experts_used:
-            raise InvalidArgumentError(
-                f"expected experts_used or an override of '{_EXPERTS_USED}', found both, and different"
-            )
-        if type(experts_used) is not int or experts_used < 1:
+        if type(experts_used) is not int or experts_used < 1:  # first: an array cannot be compared
             found = quoted(experts_used)
             raise InvalidArgumentError(f"expected experts_used to be an integer of at least 1, found {found}")
+        changes.setdefault(_EXPERTS_USED, experts_used)
     for key, value in changes.items():
         if key not in KEYS:
             raise InvalidArgumentError(f"expected overrides of metadata keys that pymixtral reads, found {quoted(key)}")
@@ -66,4 +63,8 @@ def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, O
                 f"override of metadata key '{key}': expected {KEYS[key].__name__}, "
                 f"found {type(value).__name__} {quoted(value)}"
             )
+    if experts_used is not None and changes[_EXPERTS_USED] != experts_used:
+        raise InvalidArgumentError(
+            f"expected experts_used or an override of '{_EXPERTS_USED}', found both, and different"
+        )
     file.metadata.update(changes)

@@ -321,3 +321,25 @@ def test_the_command(tiny_q8_0: Path, tmp_path: Path) -> None:
         result = run(tiny_q8_0, out, *wrong)
         assert (result.exit_code, result.stdout) == (2, "")
         assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("value", [3, np.zeros(2), "x\n" * 500, b"merged"])
+def test_arguments_of_any_type_are_refused_in_one_line(tiny_q8_0: Path, tmp_path: Path, value: Any) -> None:
+    calls: list[tuple[Any, Any, dict[str, Any]]] = [(tiny_q8_0, tmp_path / "a.gguf", {"layout": value})]
+    if not isinstance(value, int):
+        calls.append((tiny_q8_0, tmp_path / "a.gguf", {"max_shard_bytes": value}))
+    if not isinstance(value, str):
+        calls += [(value, tmp_path / "a.gguf", {}), (tiny_q8_0, value, {})]
+    for source, dest, options in calls:
+        with pytest.raises(InvalidArgumentError) as caught:
+            convert_layout(source, dest, progress=False, **options)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\nb", "a\u2028b"])
+def test_a_source_that_cannot_be_is_named_in_one_line(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ModelFileError, match="expected a file that can be opened") as caught:
+        convert_layout(tmp_path / name, tmp_path / "a.gguf", progress=False)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300

@@ -13,9 +13,9 @@ from gguf import GGUFValueType, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pymixtral.errors import ModelConfigError, PymixtralError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.model.config import ModelConfig
+from pymixtral.model.config import ModelConfig, context_length
 from pymixtral.model.keys import FEATURES
 from support.configs import DENSE, MIXTRAL, YARN, read
 
@@ -297,3 +297,11 @@ def test_any_metadata_gives_a_model_that_makes_sense_or_one_error(
     assert np.all(np.isfinite(frequencies))
     assert np.all((frequencies >= 0) & (frequencies <= 1))
     assert 0 < config.rope_factor() < 1e6
+
+
+@pytest.mark.parametrize("n_ctx", [10**4000, "8\n" * 100, np.zeros(2), 0])
+def test_a_context_that_cannot_be_is_refused_in_one_line(tmp_path: Path, n_ctx: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected n_ctx") as caught:
+        context_length(read(tmp_path, MIXTRAL), n_ctx)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200

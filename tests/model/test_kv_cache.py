@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,6 +205,19 @@ def test_arguments_out_of_range() -> None:
         sequence.truncate(1)
     with pytest.raises(InvalidArgumentError):
         sequence.truncate(-1)
+
+
+@pytest.mark.parametrize("value", [None, "8", 8.0, True, np.zeros(2), "x\n" * 1000, 10**1000])
+def test_arguments_of_any_type_are_refused_in_one_line(value: Any) -> None:
+    for i, name in enumerate(("n_layers", "n_kv_heads", "head_dim", "n_pages", "kv_type")):
+        arguments: list[Any] = [1, 1, 8, 1, "f16"]
+        arguments[i] = value
+        if type(value) is int and i < 2:
+            continue  # so many layers are for the system to refuse
+        with pytest.raises(InvalidArgumentError, match=name) as caught:
+            KVCache(*arguments)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 200
 
 
 def test_more_memory_than_there_is() -> None:

@@ -116,6 +116,26 @@ def test_experts_used_that_make_no_sense(tiny_q8_0: Path, n: Any) -> None:
             Mixtral(tiny_q8_0, overrides=overrides)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("experts_used", "overrides"),
+    [
+        (np.zeros(3, int), {}),
+        (np.zeros(3, int), {USED: 2}),
+        (2, {USED: np.zeros(3, int)}),
+        (np.array(2), None),
+        (None, {USED: np.array(2)}),
+        (None, {USED: "2\n\x1b[31m" + "x" * 5000}),
+        (None, {"a\nb\u2028" * 1000: 3}),
+        (None, {("a\n",) * 1000: 3}),
+    ],
+)
+def test_values_of_any_type_are_refused_in_one_line(tiny_q8_0: Path, experts_used: Any, overrides: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        Mixtral(tiny_q8_0, experts_used=experts_used, overrides=overrides)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
 def test_every_key_that_can_be_given_is_read(tiny_q8_0: Path) -> None:
     """A value out of any range is refused by its key.
 
