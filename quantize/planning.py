@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral import ops
-from pymixtral.arguments import number
+from pymixtral.arguments import integer, number, shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files import imatrix
 from pymixtral.files.importance import Importance
@@ -209,7 +209,9 @@ def make_plan(
     targets = checkpoint.targets
     asked = [request.recipe, request.target_bytes, request.target_bpw]
     if sum(value is not None for value in asked) != 1:
-        raise InvalidArgumentError(f"expected one of a type, a target size and target bits per weight, found {asked}")
+        raise InvalidArgumentError(
+            f"expected one of a type, a target size and target bits per weight, found {shown(asked)}"
+        )
     importance, notes = _importance(targets, request.imatrix)
     if any(merged_name(target.name) != target.name for target in targets):
         notes.insert(
@@ -224,8 +226,9 @@ def make_plan(
     else:
         n_weights = sum(prod(target.shape) for target in targets)
         if request.target_bytes is not None:
-            name = f"target size {show_bytes(request.target_bytes)}"
-            budget = request.target_bytes - header_bytes - ALIGNMENT * len(targets)
+            target_bytes = integer("target_bytes", request.target_bytes, 0)
+            name = f"target size {show_bytes(target_bytes)}"
+            budget = target_bytes - header_bytes - ALIGNMENT * len(targets)
         else:
             bpw = number("target_bpw", request.target_bpw, 0, 32)
             name = f"target {bpw:g} bits per weight"

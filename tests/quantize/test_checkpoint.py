@@ -103,6 +103,16 @@ def test_a_source_whose_files_the_system_does_not_show(sharded: Path, monkeypatc
             call(sharded)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("value", ["8", [], np.zeros(2), -1, "x\n" * 500])
+def test_targets_that_are_no_numbers(tiny_checkpoint: Path, value: Any) -> None:
+    both: dict[str, Any] = {"type": "q4_0", "target_bytes": value}
+    for options in (both, {"target_bytes": value}, {"target_bpw": value}):
+        with pytest.raises(InvalidArgumentError) as caught:
+            plan(tiny_checkpoint, progress=False, **options)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("source", [None, b"model", 3, ""])
 def test_a_source_that_is_no_path(tmp_path: Path, source: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="expected source to be"):
