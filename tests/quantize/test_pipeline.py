@@ -217,8 +217,13 @@ def test_row_19_source_that_is_overwritten_while_it_is_read(
         assert (tmp_path / "m.gguf").read_bytes() == b"old"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "m.gguf"]
 
+    def in_place() -> None:  # without shortening it, which the thread that reads ahead could meet
+        with weights.open("r+b") as file:
+            file.seek(-4096, os.SEEK_END)
+            file.write(bytes(4096))
+
     content = weights.read_bytes()
-    overwritten(lambda: weights.write_bytes(content[:-4096] + bytes(4096)))
+    overwritten(in_place)
     overwritten(lambda: (source / "new").write_bytes(content) and (source / "new").rename(weights))
     overwritten(weights.unlink)
 
