@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Full, Queue
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -22,6 +22,34 @@ Item = TypeVar("Item")
 
 DEPTH = 2
 """Items that wait in each queue: enough that a slow moment on one side does not stop the other."""
+
+
+class _Queue(Generic[Item]):
+    """A bounded queue that a signal cannot leave locked.
+
+    queue.Queue takes its lock in Python code: a KeyboardInterrupt there leaves it taken, and the
+    other thread waits for ever. A SimpleQueue's operations are whole. At worst a place is lost.
+    """
+
+    def __init__(self) -> None:
+        self._entries: SimpleQueue[Item] = SimpleQueue()
+        self._places: SimpleQueue[None] = SimpleQueue()
+        for _ in range(DEPTH):
+            self._places.put(None)
+
+    def put(self, entry: Item, timeout: float | None = None) -> None:
+        """Raises Empty if no place was free in time."""
+        self._places.get(timeout=timeout)
+        self._entries.put(entry)
+
+    def put_last(self, entry: Item) -> None:
+        """Needs no place, so it does not wait."""
+        self._entries.put(entry)
+
+    def get(self) -> Item:
+        entry = self._entries.get()
+        self._places.put(None)
+        return entry
 
 
 @contextmanager
@@ -43,8 +71,8 @@ def read_ahead(items: Iterable[Item]) -> Iterator[Iterator[Item]]:
 
 class _Reader(Generic[Item]):
     def __init__(self, items: Iterable[Item]) -> None:
-        self._queue: Queue[tuple[Item | None, BaseException | None]] = Queue(DEPTH)
-        self._stopped = threading.Event()
+        self._queue: _Queue[tuple[Item | None, BaseException | None]] = _Queue()
+        self._stopped = False
         self._source = items
         self._thread = threading.Thread(target=self._run, name="pymixtral read", daemon=True)
         with starting_threads():
@@ -61,10 +89,10 @@ class _Reader(Generic[Item]):
         self._put((None, error or StopIteration()))
 
     def _put(self, entry: tuple[Item | None, BaseException | None]) -> bool:
-        while not self._stopped.is_set():
+        while not self._stopped:
             try:
                 self._queue.put(entry, timeout=0.1)
-            except Full:
+            except Empty:
                 continue
             return True
         return False
@@ -79,7 +107,7 @@ class _Reader(Generic[Item]):
             yield item  # type: ignore[misc]  # an Item, where there is no error
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stopped = True
         self._thread.join()
 
 
@@ -99,7 +127,7 @@ class WriteBehind:
     def __init__(self, path: Path) -> None:
         self.checksums: list[int] = []
         self._file = path.open("wb", buffering=0)
-        self._queue: Queue[U8 | bytes | None] = Queue(DEPTH)
+        self._queue: _Queue[U8 | bytes | None] = _Queue()
         self._error: BaseException | None = None
         self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="pymixtral write", daemon=True)
@@ -141,7 +169,7 @@ class WriteBehind:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._abandoned = kind is not None
-        self._queue.put(None)
+        self._queue.put_last(None)
         self._thread.join()
         self._file.close()
         if self._error and kind is None:

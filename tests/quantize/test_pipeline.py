@@ -5,6 +5,7 @@ Order, bounds, errors on each side, damage that is found, and deaths at any mome
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -317,3 +318,29 @@ def test_row_19_disk_that_is_full(source: Path, tmp_path: Path) -> None:
         assert (disk / "m.gguf").read_bytes() == b"old"
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("moment", range(1, 25))
+def test_an_interrupt_at_any_call_leaves_no_thread_waiting(moment: int, tmp_path: Path) -> None:
+    """It may come inside the queue, whose lock must not stay taken."""
+
+    def interrupted() -> None:
+        n_calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == moment:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        with contextlib.suppress(KeyboardInterrupt), WriteBehind(tmp_path / "out") as file:
+            sys.setprofile(count)
+            for _ in range(9):
+                file.write(b"bytes")
+            sys.setprofile(None)
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
