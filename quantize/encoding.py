@@ -38,7 +38,7 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
     elif target.rope_heads:
         rows = rope_order(target.rope_heads, target.rows // target.rope_heads)[rows]
     try:
-        weights = tensor.floats(rows).reshape(-1, target.cols)
+        weights: F32 = tensor.floats(rows).reshape(-1, target.cols)
     except NonFiniteError:
         if not checkpoint.zero_nonfinite:
             raise _damaged(source) from None

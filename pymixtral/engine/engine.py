@@ -99,7 +99,7 @@ class Engine:
         with self._working():
             n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), first)
             self._truncate(n_cached)
-            rows = np.empty((len(ids) - first, self._model.config.n_vocab), np.float32)
+            rows: F32 = np.empty((len(ids) - first, self._model.config.n_vocab), np.float32)
             for begin in range(n_cached, len(ids), self._n_batch):
                 hidden = self._forward(ids[begin : begin + self._n_batch], slice(max(first - begin, 0) or None, None))
                 if len(hidden):

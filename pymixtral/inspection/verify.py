@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
 
 from pymixtral import ops
 from pymixtral.arrays import U8
@@ -124,5 +125,5 @@ def _nonfinite(kind: GGMLQuantizationType, blocks: U8) -> Any:
 
 
 def _exponent_full(blocks: U8, at: int, dtype: str, mask: int) -> Any:
-    numbers = np.ndarray(len(blocks), dtype, blocks, at, (blocks.strides[0],))  # unaligned, not copied
+    numbers: NDArray[Any] = np.ndarray(len(blocks), dtype, blocks, at, (blocks.strides[0],))  # unaligned, not copied
     return np.equal(numbers & mask, mask)

@@ -163,7 +163,7 @@ def matmul(x: F32, w: Matrix) -> F32:
     xq, dx, sums = quantize_activations(x, blocks.size)
     xi = xq.reshape(*dx.shape, blocks.size).astype(np.int32)
     sums = sums.reshape(*dx.shape, -1)
-    acc = np.zeros((len(x), w.rows), np.float32)
+    acc: F32 = np.zeros((len(x), w.rows), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for b in range(dx.shape[1]):
             wi, d = blocks.q[:, b], dx[:, b, None]
@@ -395,9 +395,9 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
         q = q * np.float32(1 / np.sqrt(np.float64(head_dim)))
         last = first_position + np.arange(n_tokens)
         first = np.maximum(0, last - window + 1) if window else np.zeros_like(last)
-        m = np.full((n_tokens, n_heads), -np.inf, np.float32)
-        l = np.zeros((n_tokens, n_heads), np.float32)  # noqa: E741 - the contract's name
-        o = np.zeros((n_tokens, n_heads, head_dim), np.float32)
+        m: F32 = np.full((n_tokens, n_heads), -np.inf, np.float32)
+        l: F32 = np.zeros((n_tokens, n_heads), np.float32)  # noqa: E741 - the contract's name
+        o: F32 = np.zeros((n_tokens, n_heads, head_dim), np.float32)
         for begin in range(int(first[0]) // PAGE * PAGE, int(last[-1]) + 1, PAGE):
             page = slice(begin, min(begin + PAGE, len(k)))
             position = np.arange(page.start, page.stop)
@@ -592,9 +592,8 @@ def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32
     x = layer_attention(x, w, config, cosines, sines, cache_dtype)
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
     if w.router is None:
-        ids, weights = np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32)
-    else:
-        ids, weights = route(matmul(n, w.router), config.n_experts_used)
+        return experts(x, n, np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32), w.experts)
+    ids, weights = route(matmul(n, w.router), config.n_experts_used)
     return experts(x, n, ids, weights, w.experts)
 
 

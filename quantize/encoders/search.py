@@ -236,10 +236,11 @@ def _fit_scales(grid: Grid, x: F32, w: F32, found: F32) -> tuple[F32, F32]:
     lo, hi = grid.scales
     by_block = found.reshape(-1, grid.n_sub)
     d = _scale16(np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], 1)[:, 0] / np.float32(lo))
-    chosen_d, chosen, total = d, np.zeros_like(by_block), np.full_like(d, np.inf)
+    chosen_d, total = d, np.full_like(d, np.inf)
+    chosen: F32 = np.zeros_like(by_block)
     for _ in range(2):
         of_sub = np.repeat(d, grid.n_sub)
-        best = np.full((4, len(found)), np.inf, np.float32)
+        best: F32 = np.full((4, len(found)), np.inf, np.float32)
         for delta in DELTAS:
             candidate = _clamped(_rounded(found * _finite_ratio(ONE, of_sub)) + np.float32(delta), lo, hi)
             scale = of_sub * candidate
@@ -329,11 +330,11 @@ def _fit_affine(grid: Grid, f: _Shifted, w: F32, scale: F32, shift: F32) -> tupl
     d, m = (_scale16(np.maximum(a.reshape(-1, n_sub).max(axis=1), ZERO) / most) for a in (scale, shift - f.lowest))
     minimum = _clamped(_rounded((shift - f.lowest) * _finite_ratio(ONE, np.repeat(m, n_sub))), 0, most)
     total = np.full_like(d, np.inf)
-    chosen = np.zeros((2, len(d)), np.float32)
-    integers = np.zeros((2, len(d), n_sub), np.float32)
+    chosen: F32 = np.zeros((2, len(d)), np.float32)
+    integers: F32 = np.zeros((2, len(d), n_sub), np.float32)
     for _ in range(2):
         d_sub, m_sub = np.repeat(d, n_sub), np.repeat(m, n_sub)
-        best = np.full((6, len(scale)), np.inf, np.float32)
+        best: F32 = np.full((6, len(scale)), np.inf, np.float32)
         for delta in DELTAS:
             candidate = _clamped(_rounded(scale * _finite_ratio(ONE, d_sub)) + np.float32(delta), 0, most)
             a = d_sub * candidate
