@@ -18,6 +18,7 @@ from pymixtral.errors import (
     CheckpointError,
     ClosedError,
     ContextLengthError,
+    DeadlineError,
     InvalidArgumentError,
     ModelConfigError,
     ModelFileError,
@@ -29,7 +30,9 @@ from pymixtral.errors import (
 )
 
 if TYPE_CHECKING:
-    from pymixtral.engine.completion import Completion, Generation, Stats
+    from pymixtral.engine.completion import Completion, Stats, TokenLogprob
+    from pymixtral.engine.stats import EngineStats
+    from pymixtral.engine.stream import Generation
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
@@ -42,6 +45,8 @@ __all__ = [
     "ClosedError",
     "Completion",
     "ContextLengthError",
+    "DeadlineError",
+    "EngineStats",
     "Generation",
     "InvalidArgumentError",
     "Mixtral",
@@ -53,6 +58,7 @@ __all__ = [
     "OutputError",
     "PymixtralError",
     "Stats",
+    "TokenLogprob",
     "UnsupportedError",
     "__version__",
     "convert_layout",
@@ -62,8 +68,10 @@ _HOMES = {
     "Mixtral": "pymixtral.mixtral",
     "ModelConfig": "pymixtral.model.config",
     "Completion": "pymixtral.engine.completion",
-    "Generation": "pymixtral.engine.completion",
+    "EngineStats": "pymixtral.engine.stats",
+    "Generation": "pymixtral.engine.stream",
     "Stats": "pymixtral.engine.completion",
+    "TokenLogprob": "pymixtral.engine.completion",
     "convert_layout": "pymixtral.files.layout",
 }
 

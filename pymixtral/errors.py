@@ -58,6 +58,10 @@ class CanceledError(PymixtralError):
     """A computation that was canceled."""
 
 
+class DeadlineError(CanceledError):
+    """A computation that did not end before its deadline."""
+
+
 class ClosedError(PymixtralError):
     """A model, an engine or a context that is used after close()."""
 

@@ -5,59 +5,59 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from pymixtral import ops
-from pymixtral.arguments import integer, path_of, refuse_unknown, text_of
+from pymixtral.arguments import integer, number, path_of, shown, text_of
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.demo import demo_path
-from pymixtral.engine.completion import Completion, Generation
-from pymixtral.engine.engine import Engine, checked_ids, too_long
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.engine.asking import ask
+from pymixtral.engine.completion import Completion
+from pymixtral.engine.engine import Engine
+from pymixtral.engine.stats import EngineStats
+from pymixtral.engine.stream import Generation
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import slow_types
+from pymixtral.memory import cache_size
 from pymixtral.model import residence
-from pymixtral.model.config import ModelConfig, context_length
+from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
-from pymixtral.sampling.parameters import Sampling, SamplingParameters
-from pymixtral.sampling.sampler import Sampler
-from pymixtral.text.stops import StopStrings
+from pymixtral.questions import Score, embeddings, generations, logits, scores
+from pymixtral.request_factory import Options, RequestFactory
 from pymixtral.text.tokenizer import Tokenizer, open_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_GENERATE = (
-    *("max_tokens", "stop", "ignore_eos", "parse_special", "progress"),
-    *(field.name for field in fields(SamplingParameters)),
-)
-"""The keyword arguments of generate() and stream()."""
-
 
 class Mixtral:
-    """A model of the Mixtral family, ready to use.
+    """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
-    The keys and values of the last text stay in the cache. A text that begins with the same tokens
-    is computed from the first token that differs, with the same result to the bit. All methods may
-    be called from any thread: one works while the others wait. Texts that are streamed by turns
-    replace each other's cache, which costs time and changes nothing else. Ctrl-C
-    (KeyboardInterrupt) ends any computation of the main thread at once; the model stays usable.
+    Requests are computed together: each gets the same result to the bit as alone. Keys and values of
+    earlier texts stay in a prefix cache, and a text that begins like one of them is computed from the
+    first token that differs. An exception in a caller who waits, such as KeyboardInterrupt, ends his
+    request at once; the model stays usable. See also pymixtral.AsyncMixtral.
 
     Args:
         path: a GGUF file; None: the demo model that comes with the package.
         n_ctx: most tokens of prompt and answer together, at most the model's own context length;
-            None: the model's own, but at most 4096.
+            None: the model's own, as far as half of the memory left by the weights allows. The repr
+            shows it.
         n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
             physical cores allow.
-        n_batch: how many tokens of a prompt are computed at once. It changes memory and speed,
-            never the result.
+        n_batch: how many tokens of prompts are computed at once. It changes memory and speed, never
+            the result.
+        max_batch: the most requests that are computed together, 1 to 256; the others wait.
+        cache_bytes: memory for keys and values of all requests and of the prefix cache, at least
+            one context; None: four contexts, or what half of the memory left by the weights allows.
+        pace: the longest pass in seconds while texts are generated: a prompt that arrives is cut so
+            that they are not delayed more; None: four times a pass without a prompt.
         kv_type: "f16", "f32" or "q8_0", the type of cached keys and values. q8_0 takes 53% of the
             memory of f16; the model's head dimension must be a multiple of 32.
         experts_used: experts for each token; None: as many as the file says.
@@ -73,6 +73,8 @@ class Mixtral:
         is_demo: whether it is the demo model, because no path was given.
         config: the model's numbers.
         n_ctx: most tokens of prompt and answer together.
+        kv_type: the type of cached keys and values.
+        cache_bytes: bytes of the cache.
         n_threads: threads in use.
         isa: the instruction set in use.
         active_bytes: bytes of weights that a generated token reads.
@@ -85,7 +87,7 @@ class Mixtral:
         ModelConfigError: for a file whose metadata or tensors make no sense.
         UnsupportedError: for a model that pymixtral does not run.
         InvalidArgumentError: for an argument out of its range.
-        NativeError: if memory or threads are short, or the system refuses to lock.
+        NativeError: if memory for the cache or threads are short, or the system refuses to lock.
     """
 
     def __init__(
@@ -95,6 +97,9 @@ class Mixtral:
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int = 512,
+        max_batch: int = 16,
+        cache_bytes: int | None = None,
+        pace: float | None = None,
         kv_type: str = "f16",
         experts_used: int | None = None,
         overrides: Mapping[str, Override] | None = None,
@@ -104,25 +109,45 @@ class Mixtral:
         self.is_demo = path is None
         self.path = demo_path() if path is None else path_of("path", path)
         n_batch = integer("n_batch", n_batch, 1)
+        max_batch = integer("max_batch", max_batch, 1, 256)
+        pace = None if pace is None else number("pace", pace, 1e-3, 1e6)
         with ExitStack() as stack:
             file = stack.enter_context(GGUFFile(self.path))
             override(file, experts_used, overrides)
             self.config: ModelConfig = ModelConfig.from_gguf(file)
-            self._tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
-            self.n_ctx = context_length(self.config, n_ctx)
+            tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             weights = load_weights(file, self.config)
+            size = cache_size(
+                self.config,
+                sum(tensor.data.nbytes for tensor in file.tensors.values()),
+                n_ctx=n_ctx,
+                kv_type=kv_type,
+                cache_bytes=cache_bytes,
+            )
+            self.n_ctx, self.kv_type, self.cache_bytes = size.n_ctx, kv_type, size.bytes
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
             self.active_bytes = weights.active_bytes(self.config.n_experts_used)
             self.prompt_weights = weights.prompt_weights(self.config.n_experts_used)
             model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(model.close)
-            self._context = model.context
+            self._context, self._layers, self._n_batch = model.context, model.layers, n_batch
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
             if lock:
                 residence.lock(file.maps.values())
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
-            self._engine = Engine(model, str(self.path), self.n_ctx, n_batch, kv_type, file.check_length)
+            source = str(self.path)
+            self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, model.context, self.active_bytes, source)
+            self._engine = Engine(
+                model,
+                source,
+                n_pages=size.n_pages,
+                kv_type=kv_type,
+                max_running=max_batch,
+                n_batch=n_batch,
+                pace=pace,
+                check_file=file.check_length,
+            )
             self._resources = stack.pop_all()
 
     @property
@@ -219,33 +244,42 @@ class Mixtral:
         """
         return self._text_tokenizer().decode(ids)
 
+    @overload
+    def generate(  # type: ignore[overload-overlap]
+        self, prompt: str | Ids, *, n: int = 1, best_of: int | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+
+    @overload
     def generate(
         self,
-        prompt: str | Ids,
+        prompt: Sequence[str] | Sequence[Ids],
         *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        parse_special: bool = False,
-        **sampling: Unpack[Sampling],
-    ) -> Completion:
-        """Generate the text that follows a prompt.
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | Ids | Sequence[str] | Sequence[Ids],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion]:
+        """Generate the text that follows a prompt, or those that follow several.
 
         Args:
-            prompt: a text, or token ids.
-            max_tokens: the most tokens to generate; None: until the model ends the text or the
-                context is full.
-            stop: one or several strings that end the text and are not part of it. The name of a
-                control token, such as "</s>", stands for that token, which has no text.
-            ignore_eos: never draw an end token, so that the model goes on.
-            parse_special: names of control tokens in the prompt become those tokens; see
-                tokenize().
-            **sampling: the fields of pymixtral.sampling.parameters.SamplingParameters, which has
-                their defaults: temperature, top_k, top_p, min_p, typical_p, the penalties,
-                logit_bias and seed.
+            prompt: a text or token ids; or a list of such, which are computed together.
+            n: how many texts of each prompt to generate. The prompt is computed once. With a seed
+                the first is the text that n=1 gives.
+            best_of: generate so many, and give the n with the highest mean log-probability of a
+                token, best first; None: n.
+            **options: see pymixtral.request_factory.Options.
 
         Returns:
-            The text, its tokens, why it ended, and how long it took.
+            The text, its tokens, why it ended, and how long it took; of several prompts a list.
+            With n the further texts of a prompt are in `others`.
 
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
@@ -255,42 +289,28 @@ class Mixtral:
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
-        # For the whole text, so that no other thread replaces the cache between two tokens.
-        with self._engine.alone():
-            generation = self.stream(
-                prompt, max_tokens=max_tokens, stop=stop, ignore_eos=ignore_eos, parse_special=parse_special, **sampling
-            )
-            text = "".join(generation)
-        assert generation.finish_reason is not None  # nobody else can close it
-        return Completion(text, generation.tokens, generation.finish_reason, generation.stats)
+        self._engine.check_open()
+        return ask(self._engine, generations(self._factory, prompt, n, best_of, options))
 
     def stream(
         self,
         prompt: str | Ids,
         *,
-        max_tokens: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        ignore_eos: bool = False,
-        parse_special: bool = False,
         progress: Callable[[int, int], None] | None = None,
-        **sampling: Unpack[Sampling],
+        **options: Unpack[Options],
     ) -> Generation:
         """Generate text as generate() does, piece by piece.
 
         Args:
-            prompt: as for generate().
-            max_tokens: as for generate().
-            stop: as for generate().
-            ignore_eos: as for generate().
-            parse_special: as for generate().
-            progress: called while a long prompt is computed, with the tokens computed so far and
-                the tokens in all.
-            **sampling: as for generate().
+            prompt: a text, or token ids.
+            progress: called by the reader while a long prompt is computed, with the tokens computed
+                so far and the tokens in all.
+            **options: see pymixtral.request_factory.Options.
 
         Returns:
             An iterator of pieces of the text, each yielded as soon as it is certain. No piece ends
-            inside a character. The iterator has tokens, finish_reason and stats, and may be dropped
-            or closed midway.
+            inside a character. The iterator has tokens, finish_reason and stats, and may be dropped,
+            closed or cancelled midway, from any thread.
 
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
@@ -299,31 +319,8 @@ class Mixtral:
             ClosedError: after close().
         """
         self._engine.check_open()
-        refuse_unknown(sampling, _GENERATE, "generate() and stream()")
-        parameters = SamplingParameters(**sampling)
-        eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
-        sampler = Sampler(
-            parameters, self._engine.exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ()
-        )
-        stop_strings, stop_ids = self._stops(stop)
-        if max_tokens is not None:
-            max_tokens = integer("max_tokens", max_tokens, 0)
-        ids = self._prompt_ids(prompt, parse_special)
-        tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
-        decoder = None
-        if tokenizer:
-            decoder = tokenizer.stream(begins_text=not any(tokenizer.has_text(i) for i in ids.tolist()))
-        return Generation(
-            partial(self._engine.next_logits, progress=progress),
-            ids,
-            n_ctx=self.n_ctx,
-            max_tokens=max_tokens,
-            sampler=sampler,
-            decoder=decoder,
-            stop=stop_strings,
-            eos_ids=eos_ids | stop_ids,
-            pass_bytes=self.active_bytes,
-        )
+        request = self._factory.continuation(prompt, streams=True, **options)
+        return Generation(self._engine, request, progress)
 
     # --- Numbers ----------------------------------------------------------------------------------
 
@@ -346,14 +343,59 @@ class Mixtral:
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
-        ids = self._checked_ids("tokens", tokens)
-        first = integer("first", first, 0)
-        if first >= len(ids):
-            raise InvalidArgumentError(
-                f"expected first to be less than the number of tokens, {len(ids)}, found {first}"
-            )
-        rows, _ = self._engine.logits(ids, len(ids) - 1 if last_only else first)
-        return rows[0] if last_only else rows
+        self._engine.check_open()
+        return ask(self._engine, logits(self._factory, tokens, last_only, first))
+
+    def score(self, context: str | Ids, continuations: Sequence[str | Ids]) -> list[Score]:
+        """Compute how likely texts are to follow another one.
+
+        Args:
+            context: a text or token ids, at least one token.
+            continuations: texts or token ids, at least one token each. A text is tokenized by itself,
+                as it would stand in the middle of a text.
+
+        Returns:
+            For each continuation the log-probabilities of its tokens. The context is computed once.
+
+        Raises:
+            InvalidArgumentError: for an empty context or continuation, and ids outside the
+                vocabulary.
+            ContextLengthError: if context and continuation are longer than n_ctx.
+            UnsupportedError: for texts, if the file has no tokenizer.
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        return ask(self._engine, scores(self._factory, context, continuations))
+
+    def embed(self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False) -> F32:
+        """Compute vectors of texts: the hidden state after the last norm.
+
+        Args:
+            texts: texts or token ids, at least one token each.
+            pooling: "mean" over the tokens of a text, or the state of its "last" token.
+            normalize: divide each vector by its length.
+
+        Returns:
+            float32 [n, hidden].
+
+        Raises:
+            InvalidArgumentError: for another pooling, no text, and ids outside the vocabulary.
+            ContextLengthError: for a text longer than n_ctx.
+            UnsupportedError: for texts, if the file has no tokenizer.
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        return ask(self._engine, embeddings(self._factory, texts, pooling, normalize))
+
+    def stats(self) -> EngineStats:
+        """Describe the requests, the cache and the work so far.
+
+        Raises:
+            ClosedError: after close().
+        """
+        return self._engine.stats()
 
     def observers(self) -> list[ops.Observer]:
         """Make empty observers for observe().
@@ -364,12 +406,13 @@ class Mixtral:
         Raises:
             ClosedError: after close().
         """
-        return self._engine.observers()
+        self._engine.check_open()
+        return [ops.Observer(layer) for layer in self._layers]
 
     def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
         """Run a text through the model and add up the squared inputs of its matrices.
 
-        This is for calibration; see pymixtral.evaluation.calibration.
+        This is for calibration; see pymixtral.evaluation.calibration. Other requests wait meanwhile.
 
         Args:
             tokens: 1 to n_ctx ids.
@@ -385,10 +428,11 @@ class Mixtral:
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        return self._engine.observe(self._checked_ids("tokens", tokens), observers)
+        ids = self._checked_ids("tokens", tokens)
+        return self._engine.call(partial(_observe, ids, observers, self._n_batch, self.kv_type))
 
     def forget(self) -> None:
-        """Empty the cache: the next text is computed from its first token.
+        """Empty the prefix cache: the next text is computed from its first token.
 
         Raises:
             ClosedError: after close().
@@ -398,10 +442,10 @@ class Mixtral:
     # --- Closing ----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Free threads and memory, once a running computation has ended.
+        """End all computations, and free threads and memory.
 
-        Everything that needs the model raises ClosedError afterwards. A second close() does
-        nothing.
+        Whoever waits for a text gets ClosedError, and so does everything that needs the model
+        afterwards. A second close() does nothing.
         """
         self._engine.close()
         self._resources.close()
@@ -415,41 +459,28 @@ class Mixtral:
     ) -> None:
         self.close()
 
-    # --- Arguments --------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        return (
+            f"<Mixtral {shown(self.path.name)}: n_ctx {self.n_ctx}, kv_type {self.kv_type}, "
+            f"cache {self.cache_bytes / 1e6:.0f} MB, {self.n_threads} threads, {self.isa}>"
+        )
+
+    # --- Parts ------------------------------------------------------------------------------------
 
     def _text_tokenizer(self) -> Tokenizer:
         self._engine.check_open()
-        if self._tokenizer is None:
-            raise UnsupportedError(
-                f"{self.path}: expected the keys tokenizer.ggml.*, found no tokenizer: pass token ids instead of text"
-            )
-        return self._tokenizer
-
-    def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:
-        """The stop strings, and the control tokens that some of them name."""
-        strings = StopStrings(stop).strings
-        if not strings:
-            return StopStrings(None), frozenset()
-        tokenizer = self._text_tokenizer()
-        ids = {string: tokenizer.control_id(string) for string in strings}
-        return StopStrings([string for string in strings if ids[string] is None]), frozenset(
-            id for id in ids.values() if id is not None
-        )
-
-    def _prompt_ids(self, prompt: str | Ids, parse_special: bool) -> I32:
-        """The ids of a prompt. One that is far too long is refused before it is tokenized.
-
-        Tokenizing takes seconds for some megabytes.
-        """
-        if isinstance(prompt, str):
-            fewest = self._text_tokenizer().fewest_tokens(prompt)
-            if fewest > self.n_ctx:
-                raise too_long("prompt", f"{fewest} or more", self.n_ctx, self.config)
-            prompt = self.tokenize(prompt, parse_special=parse_special)
-        elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
-            text_of("prompt", prompt)  # says what to do with bytes, None and the like
-        return self._checked_ids("prompt", prompt)
+        return self._factory.text_tokenizer()
 
     def _checked_ids(self, name: str, tokens: Ids) -> I32:
         self._engine.check_open()
-        return checked_ids(name, tokens, self.n_ctx, self.config)
+        return self._factory.checked_ids(name, tokens)
+
+
+def _observe(ids: I32, observers: Sequence[ops.Observer], n_batch: int, kv_type: str, model: Model) -> F32:
+    cache = model.new_cache(len(ids), kv_type)
+    sequence = cache.new_sequence()
+    parts = []
+    for begin in range(0, len(ids), n_batch):
+        piece = ids[begin : begin + n_batch]
+        parts.append(model.forward(piece, [(sequence, len(piece))], cache, observers=observers))
+    return model.head_input(np.concatenate(parts))

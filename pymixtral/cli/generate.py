@@ -28,7 +28,7 @@ from pymixtral.cli.text import note, read_prompt, write_data, write_json
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from pymixtral.engine.completion import Generation
+    from pymixtral.engine.stream import Generation
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.overrides import Override
 

@@ -1,318 +1,205 @@
-"""The engine: it computes one text at a time and keeps the cache of the last one."""
+"""The engine: many callers share one model."""
 
 from __future__ import annotations
 
+import atexit
+import os
+import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pymixtral import ops
-from pymixtral.arguments import shown
-from pymixtral.arrays import F32, I32
-from pymixtral.engine.interrupt import run_beside
-from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
-from pymixtral.model.config import ModelConfig
-from pymixtral.model.forward import EVERY, Model
-from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.engine.loop import Call, Loop
+from pymixtral.engine.requests import Abort, Event, Request
+from pymixtral.engine.stats import EngineStats
+from pymixtral.errors import ClosedError
+from pymixtral.model.forward import Model
+from pymixtral.threads import starting_threads
 
 T = TypeVar("T")
+E = TypeVar("E")
+
+_EXIT_SECONDS = 10
+"""How long the end of the program waits for a thread that is in somebody's function."""
 
 
 class Engine:
-    """A model with a key/value cache of the last text.
+    """A model that any number of threads and coroutines ask for texts at the same time.
 
-    All methods may be called from any thread: one works while the others wait.
+    One thread owns the model and computes for all. A caller sends a request and waits for its
+    events, so an exception in the caller, such as KeyboardInterrupt, never meets the computation.
+    An engine that nobody refers to ends by itself.
 
     Args:
         model: the engine owns it from here on; close() closes it.
         name: the model's name in messages.
-        n_ctx: positions of the cache.
-        n_batch: how many tokens of a text are computed at once.
-        kv_type: "f16", "f32" or "q8_0", the type of cached keys and values.
-        check_file: called after each computation; it raises if the model's file was shortened.
-
-    Attributes:
-        name: the model's name in messages.
-        n_ctx: positions of the cache.
+        **options: as for Loop.
 
     Raises:
         InvalidArgumentError: for a kv_type that does not fit the model.
-        NativeError: if there is no memory for the cache.
+        NativeError: if there is no memory for the cache, or the thread cannot be started.
     """
 
-    def __init__(
-        self, model: Model, name: str, n_ctx: int, n_batch: int, kv_type: str, check_file: Callable[[], None]
-    ) -> None:
-        self.name = name
-        self.n_ctx = n_ctx
-        self._model = model
-        self._n_batch = n_batch
-        self._kv_type = kv_type
-        self._check_file = check_file
-        self._lock = threading.RLock()
+    def __init__(self, model: Model, name: str, **options: Any) -> None:
+        self._pid = os.getpid()
+        self._name = name
         self._closed = False
-        self._ids = np.empty(n_ctx, np.int32)  # the first _sequence.length are the ids in the cache
-        self._new_cache()
+        self._loop = Loop(model, name, **options)
+        self._thread = threading.Thread(target=self._loop.run, name="pymixtral", daemon=True)
+        with starting_threads():
+            self._thread.start()
+        # Neither holds the engine: so it can go, and the thread with it.
+        self._finalizer = weakref.finalize(self, Loop.close, self._loop)
+        self._finalizer.atexit = False
+        _running[self._thread] = self._loop
 
-    # --- Numbers ----------------------------------------------------------------------------------
-
-    def next_logits(self, ids: I32, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
-        """Compute the logits of the token that follows a text.
-
-        Args:
-            ids: int32 [1 to n_ctx]. At least the last one is computed, whatever the cache has.
-            progress: called after each batch of a text that takes several, with the tokens that are
-                in the cache by then and the tokens in all.
-
-        Returns:
-            float32 [n_vocab], and how many of the ids were in the cache.
-
-        Raises:
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ModelFileError: if the model's file was shortened while in use.
-            ClosedError: after close().
-        """
-        rows, n_cached = self.logits(ids, len(ids) - 1, progress)
-        return rows[0], n_cached
-
-    def logits(self, ids: I32, first: int, progress: Callable[[int, int], None] | None = None) -> tuple[F32, int]:
-        """Compute the logits after each token from `first` on.
+    def submit(self, request: Request) -> None:
+        """Send a request. Its events come on the engine's thread.
 
         Args:
-            ids: int32 [1 to n_ctx]. Those before `first` that are in the cache are not computed.
-            first: index of the first token whose logits are returned, 0 to n - 1.
-            progress: as for next_logits().
-
-        Returns:
-            float32 [n - first, n_vocab], and how many of the ids the cache had, at most `first`.
+            request: a new request.
 
         Raises:
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ModelFileError: if the model's file was shortened while in use.
-            ClosedError: after close().
+            ClosedError: after close(), and in a process that was forked.
         """
-        with self._working():
-            n_cached = min(_n_common(ids, self._ids[: self._sequence.length]), first)
-            self._truncate(n_cached)
-            rows: F32 = np.empty((len(ids) - first, self._model.config.n_vocab), np.float32)
-            for begin in range(n_cached, len(ids), self._n_batch):
-                hidden = self._forward(ids[begin : begin + self._n_batch], slice(max(first - begin, 0) or None, None))
-                if len(hidden):
-                    part = self._interruptible(len(hidden), partial(self._model.logits, hidden))
-                    if len(part) == len(rows):  # the usual case, which saves a copy
-                        rows = part
-                    else:
-                        at = max(begin - first, 0)
-                        rows[at : at + len(part)] = part
-                if progress and len(ids) - n_cached > self._n_batch:
-                    _call(progress, self._sequence.length, len(ids))
-                    self.check_open()  # it may have closed the model
-            self._check_file()
-            return rows, n_cached
+        self.check_open()
+        self._loop.post(request)
+        if not self._thread.is_alive():  # it ended in between
+            request.stop(self._loop.closed())
 
-    def exp(self, x: F32) -> F32:
-        """Compute e**x as docs/numerics.md defines it.
+    def interrupt(self, request: Request, reason: Abort = "cancelled") -> None:
+        """End a request soon, in whatever state it is. Any thread may call this at any time.
 
         Args:
-            x: float32 [n].
-
-        Returns:
-            float32 [n].
-
-        Raises:
-            ClosedError: after close().
+            request: it may have ended already.
+            reason: why.
         """
-        with self._working():
-            return ops.exp(self._model.context, x)
+        if os.getpid() == self._pid:
+            self._loop.interrupt(request, reason)
 
-    def observers(self) -> list[ops.Observer]:
-        """Make empty observers for observe().
-
-        Returns:
-            One for each layer.
-
-        Raises:
-            ClosedError: after close().
-        """
-        with self._working():
-            return [ops.Observer(layer) for layer in self._model.layers]
-
-    def observe(self, ids: I32, observers: Sequence[ops.Observer]) -> F32:
-        """Run a text through the model and add up the squared inputs of its matrices.
+    def call(self, function: Callable[[Model], T]) -> T:
+        """Let the engine's thread call a function between two passes, and wait for the result.
 
         Args:
-            ids: int32 [1 to n_ctx].
-            observers: one for each layer; they are added to.
+            function: is given the model. Its exceptions come to the caller.
 
         Returns:
-            The input of the output matrix, float32 [n, hidden].
+            What it returns.
 
         Raises:
-            NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        with self._working():
-            self._truncate(0)
-            parts = [
-                self._forward(ids[i : i + self._n_batch], EVERY, observers) for i in range(0, len(ids), self._n_batch)
-            ]
-            return self._model.head_input(np.concatenate(parts))
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        call = Call(function)
+        call.listen(events.put)
+        self.submit(call)
+        try:
+            event = events.get()
+        except BaseException:
+            self.interrupt(call)
+            raise
+        if isinstance(event, BaseException):
+            raise event
+        return cast("T", event.result)
 
     def forget(self) -> None:
-        """Empty the cache.
+        """Empty the prefix cache.
 
         Raises:
             ClosedError: after close().
         """
-        with self._working():
-            self._truncate(0)
+        self.call(lambda _: self._loop.forget())
 
-    # --- One at a time ----------------------------------------------------------------------------
+    def stats(self) -> EngineStats:
+        """Describe the state, and the work since the beginning.
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep the engine for this thread over several calls.
+        Returns:
+            Numbers, which may be some microseconds old.
 
-        Otherwise another thread could replace the cache between two tokens, which costs time.
+        Raises:
+            ClosedError: after close().
         """
-        with self._lock:
-            yield
-
-    @contextmanager
-    def _working(self) -> Iterator[None]:
-        """Lets one thread in at a time. An interrupt in the cache's own bookkeeping empties it."""
-        with self._lock:
-            self.check_open()
-            try:
-                yield
-            except KeyboardInterrupt:
-                n_pages = len(self._sequence.pages)
-                if n_pages + self._cache.n_free_pages != self._cache.n_pages or n_pages < n_pages_for(
-                    self._sequence.length
-                ):
-                    self._new_cache()
-                raise
-
-    def _forward(self, ids: I32, rows: slice, observers: Sequence[ops.Observer] | None = None) -> F32:
-        """Appends ids to the sequence. If it raises, the sequence is as before."""
-        begin = self._sequence.length
-        # Before the pass: whenever an interrupt comes, every position in the cache has its id.
-        self._ids[begin : begin + len(ids)] = ids
-        runs = [(self._sequence, len(ids))]
-        return self._interruptible(
-            len(ids), partial(self._model.forward, ids, runs, self._cache, rows=rows, observers=observers)
-        )
-
-    def _new_cache(self) -> None:
-        self._cache = self._model.new_cache(self.n_ctx, self._kv_type)
-        self._sequence = self._cache.new_sequence()
-
-    def _truncate(self, length: int) -> None:
-        if length < self._sequence.length:
-            self._sequence.truncate(length)
-
-    def _interruptible(self, n_tokens: int, call: Callable[[], T]) -> T:
-        """Runs a call into the model so that Ctrl-C ends it.
-
-        Python raises KeyboardInterrupt in the main thread, between its own instructions. A pass of
-        one token is many short C calls and runs here. One C call of a long prompt can take minutes,
-        so it runs on a second thread while this one waits.
-        """
-        if n_tokens == 1 or threading.current_thread() is not threading.main_thread():
-            return call()
-        return run_beside(call, self._model.cancel)
-
-    # --- Closing ----------------------------------------------------------------------------------
+        self.check_open()
+        return self._loop.stats()
 
     def close(self) -> None:
-        """Free threads and memory, once a running computation has ended.
+        """End all requests and the thread, and free the memory. A second close() does nothing.
 
-        A second close() does nothing.
+        What computes is ended at once; its callers get ClosedError.
         """
-        # Before the lock, so that generations in other threads end at their next token.
-        closed, self._closed = self._closed, True
-        with self._lock:
-            if not closed:
-                self._model.close()
-                del self._model, self._sequence, self._cache
+        self._closed = True
+        if os.getpid() == self._pid:
+            _end(self._thread, self._loop)
 
     def check_open(self) -> None:
         """Check that the engine is open.
 
         Raises:
-            ClosedError: after close().
+            ClosedError: after close(), and in a process that was forked.
         """
-        if self._closed:
-            raise ClosedError(f"expected an open model, found one that was closed ({self.name}): open it again")
+        self.check_process()
+        if self._closed or not self._thread.is_alive():
+            raise self._loop.closed()
+
+    def check_process(self) -> None:
+        """Check that this is the process that opened the model.
+
+        Raises:
+            ClosedError: in a process that was forked from it.
+        """
+        if os.getpid() != self._pid:
+            raise ClosedError(
+                f"expected the process that opened the model, found one forked from it ({self._name}): "
+                "open the model after the fork"
+            )
 
 
-def _call(progress: Callable[[int, int], None], done: int, total: int) -> None:
-    try:
-        progress(done, total)
-    except StopIteration as error:  # would end an iteration over the text without a word
-        raise RuntimeError("expected progress to return, found that it raised StopIteration") from error
-
-
-def checked_ids(name: str, tokens: object, n_ctx: int, config: ModelConfig) -> I32:
-    """Check token ids that a caller gives.
+def next_event(events: queue.SimpleQueue[E], requests: Sequence[Request], engine: Engine) -> E:
+    """Wait for the next event of some requests. Their deadlines are kept even within a long pass.
 
     Args:
-        name: the argument's name in the message.
-        tokens: a list or an array of integers.
-        n_ctx: the most ids allowed.
-        config: the model that they are for.
+        events: where they deliver.
+        requests: what is waited for.
+        engine: has the requests.
 
     Returns:
-        int32 [1 to n_ctx].
+        The event.
 
     Raises:
-        InvalidArgumentError: for anything but a list of at least one id of the vocabulary.
-        ContextLengthError: for more than n_ctx ids.
+        ClosedError: in a process that was forked.
     """
-    if isinstance(tokens, (str, bytes, bytearray)) or not isinstance(tokens, (Sequence, np.ndarray)):
-        raise InvalidArgumentError(
-            f"expected {name} to be a list of token ids, found {type(tokens).__name__} {shown(tokens)}"
-        )
-    if isinstance(tokens, np.ndarray) and tokens.ndim == 0:
-        raise InvalidArgumentError(f"expected {name} to be a list of token ids, found one number {shown(tokens)}")
-    if len(tokens) > n_ctx:  # before they are copied
-        raise too_long(name, str(len(tokens)), n_ctx, config)
-    ids: NDArray[Any]
-    try:
-        ids = np.asarray(tokens)
-    except (ValueError, OverflowError):  # lists of different lengths, integers beyond 64 bits
-        raise InvalidArgumentError(
-            f"expected {name} to be a list of token ids, found nested lists or huge numbers"
-        ) from None
-    if ids.size == 0:
-        raise InvalidArgumentError(f"expected {name} of at least one token, found none")
-    if ids.ndim != 1 or ids.dtype.kind not in "iu":
-        raise InvalidArgumentError(
-            f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}"
-        )
-    outside = ids[(ids < 0) | (ids >= config.n_vocab)]
-    if outside.size:
-        raise InvalidArgumentError(f"expected token ids from 0 to {config.n_vocab - 1} in {name}, found {outside[0]}")
-    return ids.astype(np.int32)
+    engine.check_process()
+    while True:
+        timed = [
+            (left, r) for r in requests if not r.ended and r.abort is None and (left := r.seconds_left) is not None
+        ]
+        if not timed:
+            return events.get()
+        left, first = min(timed, key=lambda pair: pair[0])
+        if left <= 0:
+            engine.interrupt(first, "deadline")
+            continue
+        try:
+            return events.get(timeout=left)
+        except queue.Empty:
+            continue
 
 
-def too_long(name: str, found: str, n_ctx: int, config: ModelConfig) -> ContextLengthError:
-    """Make the error of a text that does not fit, which says whether a longer context helps."""
-    most = config.n_ctx_train
-    advice = f"or raise n_ctx, up to {most}" if n_ctx < most else "as the model was trained for no more"
-    return ContextLengthError(
-        f"expected {name} of at most {n_ctx} tokens (n_ctx), found {found}: shorten the text, {advice}"
-    )
+_running: weakref.WeakKeyDictionary[threading.Thread, Loop] = weakref.WeakKeyDictionary()
 
 
-def _n_common(a: I32, b: I32) -> int:
-    """The length of the common prefix of two arrays."""
-    n = min(len(a), len(b))
-    different = a[:n] != b[:n]
-    first = int(different.argmax()) if n else 0
-    return first if n and different[first] else n
+def _end(thread: threading.Thread, loop: Loop, timeout: float | None = None) -> None:
+    loop.close()
+    if thread is not threading.current_thread():
+        thread.join(timeout)
+
+
+def _end_all() -> None:
+    """Ends the threads while Python is whole: later they would be stopped anywhere in it."""
+    for thread, loop in list(_running.items()):
+        if thread.is_alive():
+            _end(thread, loop, _EXIT_SECONDS)
+
+
+atexit.register(_end_all)

@@ -18,12 +18,16 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
 from pymixtral.model.weights import ModelWeights
+from pymixtral.ops import PAGE
 
 Rows = slice | IdArray
 """A choice of rows: a slice or indices."""
 
 EVERY = slice(None)
 """All rows."""
+
+_COUNTED = 8
+"""Of so many passes one counts the experts that it reads."""
 
 
 class Model:
@@ -73,6 +77,8 @@ class Model:
             for layer in weights.layers
         ]
         self._embedding, self._head = ops.BoundMatrix(weights.embedding), ops.BoundMatrix(weights.head)
+        self._passes = self._counted = 0
+        self._experts = 0.0
         self._batch = ops.Batch(self.layers[0], config.rope_frequencies(), config.rope_factor())
 
     def new_cache(self, n_tokens: int, kv_type: str = "f16") -> KVCache:
@@ -128,7 +134,6 @@ class Model:
             CanceledError: after cancel().
             NativeError: if there is no memory.
         """
-        self.context.cancel(False)
         self._check(len(inputs), runs, cache)
         _check_rows(rows, len(inputs))
         try:
@@ -175,14 +180,30 @@ class Model:
             batch.fill(cast("F32", inputs))
         else:
             batch.embed(self.context, self._embedding, cast("I32", inputs))
+        counted = self._passes % _COUNTED == 0 and len(inputs) <= PAGE
+        self._passes += 1
+        n_experts = 0
         for i in layers:
             observer = observers[i] if observers else None
             ops.layer_attention(self.context, batch, self.layers[i], cache.layers[i], observer)
+            if counted:
+                n_experts += len(np.unique(batch.ids))
             if i == layers[-1]:
                 batch.keep(rows)
             ops.layer_experts(self.context, batch, self.layers[i], observer)
+        if counted:
+            self._counted += 1
+            self._experts += n_experts / max(len(layers), 1)
         hidden: F32 = batch.x.copy()
         return hidden
+
+    @property
+    def experts_read(self) -> float:
+        """The mean number of different experts that a layer read in a pass of at most 64 tokens.
+
+        One pass in eight is counted; 0 before the first.
+        """
+        return self._experts / self._counted if self._counted else 0.0
 
     def logits(self, hidden: F32) -> F32:
         """Compute logits.
@@ -197,7 +218,6 @@ class Model:
             NonFiniteError: if the weights lead to NaN or infinity.
             CanceledError: after cancel().
         """
-        self.context.cancel(False)
         return ops.matmul(self.context, self.head_input(hidden), self._head)
 
     def head_input(self, hidden: F32) -> F32:
@@ -214,12 +234,15 @@ class Model:
         """
         return ops.rms_norm(self.context, hidden, self.weights.output_norm, self.config.rms_eps)
 
-    def cancel(self) -> None:
-        """Cancel the pass that is running: it raises CanceledError. Later passes run.
+    def cancel(self, on: bool = True) -> None:
+        """Cancel the pass that is running and all later ones: they raise CanceledError.
 
         Any thread may call this.
+
+        Args:
+            on: True cancels; False lets later passes run again.
         """
-        self.context.cancel()
+        self.context.cancel(on)
 
     def close(self) -> None:
         """End the threads. The model cannot compute afterwards. A second close() does nothing."""

@@ -63,6 +63,7 @@ class KVCache:
 
     Attributes:
         n_pages: pages for all sequences together.
+        references: how many holders each page has, int32 [n_pages].
         k: keys, float16 or float32 [n_layers, n_pages, n_kv_heads, head_dim, 64], or in q8_0 uint8
             [n_layers, n_pages, n_kv_heads, 68*head_dim]; C-contiguous. See pmx_cache in csrc/pmx.h.
         v: values, of the same type: [n_layers, n_pages, n_kv_heads, 64, head_dim], or in q8_0 the
@@ -96,7 +97,7 @@ class KVCache:
                 "ask for a shorter context"
             ) from error
         self.layers = [CacheLayer(k, v) for k, v in zip(self.k, self.v, strict=True)]
-        self._references = [0] * n_pages
+        self.references: I32 = np.zeros(n_pages, np.int32)
         self._free = list(range(n_pages - 1, -1, -1))
 
     @property
@@ -104,28 +105,59 @@ class KVCache:
         """The number of pages that belong to no sequence."""
         return len(self._free)
 
-    def new_sequence(self) -> Sequence:
-        """Make an empty sequence.
+    def new_sequence(self, pages: I32 | None = None, length: int = 0) -> Sequence:
+        """Make a sequence. It takes no page before its first reserve().
+
+        Args:
+            pages: pages that have its first positions and that it shares with their holders,
+                int32 [pages for `length`]; None: none.
+            length: the number of these positions.
 
         Returns:
-            The sequence. It takes no page before its first reserve().
+            The sequence.
+
+        Raises:
+            InvalidArgumentError: for pages that nobody holds, or more or fewer of them than
+                `length` takes.
         """
-        return Sequence(self)
+        sequence = Sequence(self)
+        if pages is not None:
+            self.hold(pages)
+            if len(pages) != n_pages_for(length):
+                self.drop(pages)
+                raise InvalidArgumentError(
+                    f"expected {n_pages_for(length)} pages for a length of {length}, found {len(pages)}"
+                )
+            sequence.pages = np.ascontiguousarray(pages, np.int32)
+            sequence.length = sequence._writable = length
+        return sequence
+
+    def hold(self, pages: I32) -> None:
+        """Add a holder to pages that have one. A page is free when its last holder drops it.
+
+        Args:
+            pages: different pages, int32 [n].
+
+        Raises:
+            InvalidArgumentError: for a page that is free.
+        """
+        if len(pages) and not self.references[pages].all():
+            raise InvalidArgumentError("expected pages that somebody holds, found a free one")
+        self.references[pages] += 1
+
+    def drop(self, pages: I32) -> None:
+        """Take a holder from pages.
+
+        Args:
+            pages: different pages that somebody holds, int32 [n].
+        """
+        self.references[pages] -= 1
+        self._free.extend(pages[self.references[pages] == 0].tolist())
 
     def _take(self) -> int:
         page = self._free.pop()
-        self._references[page] = 1
+        self.references[page] = 1
         return page
-
-    def _share(self, pages: I32) -> None:
-        for page in pages.tolist():
-            self._references[page] += 1
-
-    def _drop(self, pages: I32) -> None:
-        for page in pages.tolist():
-            self._references[page] -= 1
-            if not self._references[page]:
-                self._free.append(page)
 
 
 class Sequence:
@@ -152,7 +184,6 @@ class Sequence:
         self.pages: I32 = np.empty(0, np.int32)
         self.cache = cache
         self._writable = 0  # positions length to _writable-1 may be written
-        self._forked = False  # if so, pages may belong to other sequences too
 
     def reserve(self, n_tokens: int) -> None:
         """Make positions length to length+n_tokens-1 writable.
@@ -168,9 +199,7 @@ class Sequence:
         """
         cache, end = self.cache, self.length + _count(n_tokens)
         partial = self.length // PAGE
-        copy = (
-            self._forked and end > self.length and self.length % PAGE > 0 and cache._references[self.pages[partial]] > 1
-        )
+        copy = end > self.length and self.length % PAGE > 0 and cache.references[self.pages[partial]] > 1
         n_new = max(0, n_pages_for(end) - len(self.pages))
         if n_new + copy > cache.n_free_pages:
             raise ContextLengthError(
@@ -216,7 +245,7 @@ class Sequence:
         if not 0 <= length <= self.length:
             raise InvalidArgumentError(f"expected a length from 0 to {self.length} to truncate to, found {length}")
         kept = n_pages_for(length)
-        self.cache._drop(self.pages[kept:])
+        self.cache.drop(self.pages[kept:])
         self.pages = self.pages[:kept].copy()
         self.length = self._writable = length
 
@@ -233,8 +262,7 @@ class Sequence:
         self.truncate(self.length)
         other.length = other._writable = self.length
         other.pages = self.pages
-        self._forked = other._forked = True
-        self.cache._share(other.pages)
+        self.cache.hold(other.pages)
         return other
 
     def free(self) -> None:
@@ -242,7 +270,7 @@ class Sequence:
         self.truncate(0)
 
     def _replace(self, i: int, page: int) -> None:
-        self.cache._drop(self.pages[i : i + 1])
+        self.cache.drop(self.pages[i : i + 1])
         self.pages = self.pages.copy()
         self.pages[i] = page
 

@@ -41,24 +41,25 @@ class StopStrings:
     def __bool__(self) -> bool:
         return bool(self.strings)
 
-    def push(self, text: str) -> tuple[str, bool]:
+    def push(self, text: str) -> tuple[str, str | None]:
         """Take the next piece of the text.
 
         Args:
             text: the piece.
 
         Returns:
-            The text that is now certain, and whether a stop string has ended it. After that nothing
-            may follow.
+            The text that is now certain, and the stop string that has ended it, or None. After that
+            string nothing may follow.
         """
         text = self._held + text
-        found = [(at + len(string), at) for string in self.strings if (at := text.find(string)) >= 0]
+        found = [(at + len(string), at, string) for string in self.strings if (at := text.find(string)) >= 0]
         if found:
-            return text[: min(found)[1]], True
+            _, at, string = min(found)
+            return text[:at], string
         n_held = next((n for n in range(min(len(text), self._longest - 1), 0, -1) if self._begins(text[-n:])), 0)
         certain = len(text) - n_held
         self._held = text[certain:]
-        return text[:certain], False
+        return text[:certain], None
 
     def flush(self) -> str:
         """End the text.

@@ -1,0 +1,490 @@
+"""The engine's loop: one thread that owns the model, the cache and all texts."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from pymixtral.arrays import F32, I32
+from pymixtral.engine.generation import Continuation
+from pymixtral.engine.pace import Pace
+from pymixtral.engine.prefix_cache import PrefixCache
+from pymixtral.engine.requests import Abort, Request
+from pymixtral.engine.scheduler import Entry, Scheduler
+from pymixtral.engine.stats import Counts, EngineStats
+from pymixtral.errors import CanceledError, ClosedError
+from pymixtral.model.forward import EVERY, Model
+from pymixtral.ops import PAGE
+
+_LOGITS = 1 << 22
+"""Logits that are computed at once where rows of a text are read: 16 MB of float32."""
+
+
+class Call(Request):
+    """A function that the engine's thread calls between two passes.
+
+    Args:
+        function: is given the model. A pass that it runs is cancelled with the request.
+    """
+
+    def __init__(self, function: Callable[[Model], Any]) -> None:
+        super().__init__(np.empty(0, np.int32), rows=range(0))
+        self.function = function
+
+
+class Loop:
+    """What the engine's thread runs. Other threads call post(), interrupt(), close() and stats().
+
+    Args:
+        model: the loop owns it from here on.
+        name: the model's name in messages.
+        n_pages: pages of the cache.
+        kv_type: the type of the cache.
+        max_running: most requests that run at once.
+        n_batch: the most tokens of given texts in a pass.
+        pace: the longest pass while texts are generated, in seconds; None: by measurement.
+        check_file: called after each pass; it raises if the model's file was shortened.
+
+    Attributes:
+        cache: the model's cache.
+
+    Raises:
+        InvalidArgumentError: for a kv_type that does not fit the model.
+        NativeError: if there is no memory for the cache.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        *,
+        n_pages: int,
+        kv_type: str,
+        max_running: int,
+        n_batch: int,
+        pace: float | None,
+        check_file: Callable[[], None],
+    ) -> None:
+        self.cache = model.new_cache(n_pages * PAGE, kv_type)
+        self._model = model
+        self._name = name
+        self._prefix = PrefixCache(self.cache)
+        self._scheduler = Scheduler(self, max_running)
+        self._pace = Pace(pace, n_batch)
+        self._check_file = check_file
+        self._n_rows = max(_LOGITS // model.config.n_vocab, 1)
+        self._mailbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._requests: dict[Entry, Request] = {}
+        self._current: list[Request] = []
+        self._n_arrived = 0
+        self._counts = Counts()
+        self._closing = False
+
+    # --- For other threads ------------------------------------------------------------------------
+
+    def post(self, request: Request) -> None:
+        """Hand a request over.
+
+        Args:
+            request: a new request.
+        """
+        self._mailbox.put(request)
+
+    def interrupt(self, request: Request, reason: Abort) -> None:
+        """End a request soon, in whatever state it is.
+
+        Args:
+            request: it may have ended already.
+            reason: why.
+        """
+        if request.ended or request.abort is not None:
+            return
+        request.abort = reason
+        if request in self._current:  # perhaps in the middle of a long prompt
+            self._model.cancel()
+        self._mailbox.put(None)
+
+    def close(self) -> None:
+        """End all requests and the loop soon. A second close() does nothing."""
+        self._closing = True
+        self._model.cancel()
+        self._mailbox.put(None)
+
+    def closed(self) -> ClosedError:
+        """Make the error of a call after close()."""
+        return ClosedError(f"expected an open model, found one that was closed ({self._name}): open it again")
+
+    def stats(self) -> EngineStats:
+        """Describe the state, and the work since the beginning."""
+        counts, running, cached = self._counts, list(self._scheduler.running), self._prefix.n_evictable
+        n_decoding = sum(entry.n_left == 1 for entry in running)
+        return EngineStats(
+            waiting=len(self._scheduler.waiting) + self._mailbox.qsize(),
+            prefilling=len(running) - n_decoding,
+            decoding=n_decoding,
+            finished=counts.finished,
+            preempted=counts.preempted,
+            passes=counts.passes,
+            batch_size=counts.texts / max(counts.passes, 1),
+            prompt_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            generated_tokens=counts.generated_tokens,
+            seconds=counts.seconds,
+            experts_read=self._model.experts_read,
+            pages=self.cache.n_pages,
+            used_pages=self.cache.n_pages - self.cache.n_free_pages - cached,
+            cached_pages=cached,
+        )
+
+    # --- The thread -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve until close()."""
+        reason: BaseException = self.closed()
+        try:
+            while not self._closing:
+                self._turn()
+        except BaseException as error:  # a fault of ours, or no memory: nobody may wait for ever
+            if not self._closing:
+                reason = error
+        self._closing = True
+        for entry, request in list(self._requests.items()):
+            self._end(entry, request, reason)
+        while not self._mailbox.empty():
+            late = self._mailbox.get()
+            if late is not None:
+                late.stop(reason)
+        self._prefix.clear()
+        self._model.close()
+
+    def forget(self) -> None:
+        """Empty the prefix cache. The engine's thread calls this."""
+        self._prefix.clear()
+
+    def _turn(self) -> None:
+        """Takes what was sent, ends what must end, and computes a pass of the rest."""
+        self._receive()
+        for entry, request in list(self._requests.items()):
+            if isinstance(request, Continuation):
+                for sibling in [other for other in request.siblings if other.overdue() is not None]:
+                    request.siblings.remove(sibling)
+                    sibling.stop(sibling.overdue() or "cancelled")
+            reason = request.overdue()
+            if reason is not None:
+                self._end(entry, request, reason)
+        n_decoding = 0
+        for entry in self._scheduler.running:
+            if entry.n_left == 1:
+                n_decoding += 1
+                entry.n_drafted = self._requests[entry].propose()
+        batch = self._scheduler.plan(self._pace.budget(n_decoding))
+        if batch and not self._closing:
+            self._pass([(self._requests[entry], n) for entry, n in batch])
+
+    def _receive(self) -> None:
+        """Takes what callers sent, and waits for it if there is nothing else to do."""
+        while not self._closing and not (self._requests and self._mailbox.empty()):
+            request = self._mailbox.get()
+            if isinstance(request, Call):
+                self._call(request)
+            elif request is not None:
+                self._accept(request)
+
+    def _accept(self, request: Request) -> None:
+        reason = request.overdue()
+        if reason is not None:
+            request.stop(reason)
+        elif not request.over():
+            self._scheduler.add(self._enter(request))
+        if isinstance(request, Continuation) and request.ended:
+            self._promote(request)
+
+    def _enter(self, request: Request) -> Entry:
+        self._n_arrived += 1
+        entry = request.entry = Entry(request.priority, self._n_arrived, request.n_ids)
+        self._requests[entry] = request
+        return entry
+
+    def _promote(self, request: Continuation) -> None:
+        """Lets the first of the siblings of a request that has ended compute the prompt."""
+        if request.siblings:
+            first, *first.siblings = request.siblings
+            request.siblings = []
+            self._accept(first)
+
+    def _call(self, call: Call) -> None:
+        self._model.cancel(False)
+        self._current = [call]
+        try:
+            if call.abort is not None or self._closing:
+                raise CanceledError
+            call.finish(call.function(self._model))
+        except CanceledError:
+            call.stop(self.closed() if self._closing else call.abort or "cancelled")
+        except Exception as error:
+            call.stop(error)
+        finally:
+            self._current = []
+
+    def _end(self, entry: Entry, request: Request, reason: Abort | BaseException) -> None:
+        """Ends a request before its own end."""
+        request.stop(reason)
+        self._drop(entry, request)
+        if isinstance(request, Continuation):
+            self._promote(request)
+
+    def _drop(self, entry: Entry, request: Request) -> None:
+        self._scheduler.remove(entry)
+        del self._requests[entry]
+        self._leave(request)
+        self._counts.finished += 1
+
+    # --- Pages: the scheduler's pool --------------------------------------------------------------
+
+    def n_available(self) -> int:
+        """Count pages; see Pool."""
+        return self.cache.n_free_pages + self._prefix.n_evictable
+
+    def begin(self, entry: Entry) -> None:
+        """Take a text up; see Pool."""
+        request = self._requests[entry]
+        most = request.n_ids - 1
+        if request.rows:
+            most = min(most, request.rows.start)
+        pages, length = self._prefix.match(request.ids[:most], request.namespace)
+        request.sequence = self.cache.new_sequence(pages, length)
+        request.n_indexed = length
+        entry.n_computed = length
+        entry.shares_tail = length % PAGE > 0
+
+    def release(self, entry: Entry) -> None:
+        """Take all pages from a text; see Pool."""
+        request = self._requests[entry]
+        self._counts.preempted += request.begun
+        self._leave(request)
+        entry.n_computed = 0
+        entry.shares_tail = False
+
+    def _leave(self, request: Request) -> None:
+        """Gives a text's pages to the prefix cache."""
+        sequence, request.sequence = request.sequence, None
+        if sequence is not None:
+            if sequence.length > request.n_indexed and request.failed is None:
+                self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
+            sequence.free()
+
+    # --- A pass -----------------------------------------------------------------------------------
+
+    def _pass(self, batch: list[tuple[Request, int]]) -> None:
+        """Computes the next tokens of some texts."""
+        begin = time.perf_counter()
+        try:
+            hidden = self._forward(batch)
+            self._check_file()
+        except CanceledError:  # the next turn sees whose pass it was
+            return
+        except Exception as error:
+            if len(batch) > 1:  # the bits do not depend on the batch: each is tried alone
+                for one in batch:
+                    self._pass([one])
+            else:
+                self._fail(batch[0][0], error)
+            return
+        drawing: list[tuple[Continuation, F32]] = []
+        reading: list[tuple[Request, range, F32]] = []
+        at = 0
+        for request, n in batch:
+            read, last = self._wanted(request, n)
+            if read:
+                reading.append((request, read, hidden[at : at + len(read)]))
+                at += len(read)
+            if last:
+                assert isinstance(request, Continuation)
+                drawing.append((request, hidden[at : at + last]))
+                at += last
+        logits = self._draw_logits(drawing)
+        for request, positions, rows in reading:
+            self._read(request, positions, rows)
+        self._draw([(request, rows) for (request, _), rows in zip(drawing, logits, strict=True)])
+        self._advance(batch, time.perf_counter() - begin)
+
+    def _forward(self, batch: list[tuple[Request, int]]) -> F32:
+        """The rows that are wanted after the last layer. The sequences advance."""
+        ids: list[I32] = []
+        runs = []
+        rows: list[I32] = []
+        n_new, at = 0, 0
+        for request, n in batch:
+            entry, sequence = request.entry, request.sequence
+            assert entry
+            assert sequence
+            begin = entry.n_computed
+            if sequence.length > begin:  # a pass that was computed and then failed for another reason
+                sequence.truncate(begin)
+            n_new += entry.n_new_pages(n)
+            ids.append(request.ids[begin : begin + n])
+            runs.append((sequence, n))
+            read, last = self._wanted(request, n)
+            offset = at - begin
+            rows.append(np.arange(read.start + offset, read.stop + offset, dtype=np.int32))
+            rows.append(np.arange(at + n - last, at + n, dtype=np.int32))
+            at += n
+        if n_new > self.cache.n_free_pages:
+            self._prefix.evict(n_new - self.cache.n_free_pages)
+        wanted = np.concatenate(rows)
+        self._model.cancel(False)
+        self._current = [request for request, _ in batch]
+        try:
+            # After the two lines above: an interrupt() from now on is seen here or cancels the pass.
+            if self._closing or any(request.abort is not None for request in self._current):
+                raise CanceledError
+            return self._model.forward(
+                np.concatenate(ids), runs, self.cache, rows=EVERY if len(wanted) == at else wanted
+            )
+        finally:
+            self._current = []
+
+    @staticmethod
+    def _wanted(request: Request, n: int) -> tuple[range, int]:
+        """The positions whose rows are read in a pass, and how many of its last rows are drawn from."""
+        entry = request.entry
+        assert entry
+        end = entry.n_computed + n
+        n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
+        return request.unread(entry.n_computed, end - n_draw), n_draw
+
+    def _logits(self, hidden: F32) -> F32:
+        while True:
+            try:
+                return self._model.logits(hidden)
+            except CanceledError:  # asked while the pass was ending
+                if self._closing:
+                    raise
+                self._model.cancel(False)
+
+    def _draw_logits(self, drawing: list[tuple[Continuation, F32]]) -> list[F32]:
+        """The logits of each text's rows, in one product where none of them fails."""
+        if not drawing:
+            return []
+        ends = np.cumsum([len(rows) for _, rows in drawing])[:-1]
+        try:
+            return np.split(self._logits(np.concatenate([rows for _, rows in drawing])), ends)
+        except CanceledError:
+            raise
+        except Exception:
+            results = []
+            for request, rows in drawing:
+                try:
+                    results.append(self._logits(rows))
+                except CanceledError:
+                    raise
+                except Exception as error:
+                    request.failed = error
+                    results.append(rows[:0])
+            return results
+
+    def _read(self, request: Request, positions: range, hidden: F32) -> None:
+        try:
+            for i in range(0, len(positions), self._n_rows):
+                rows = hidden[i : i + self._n_rows]
+                rows = self._model.head_input(rows) if request.reads_hidden else self._logits(rows)
+                request.read(positions[i], rows)
+        except CanceledError:
+            raise
+        except Exception as error:
+            request.failed = error
+        request.rows = range(positions.stop, request.rows.stop)
+
+    def _draw(self, drawing: list[tuple[Continuation, F32]]) -> None:
+        """Draws from the rows of each text in turn, as long as they confirm what was proposed."""
+        going = [(request, rows) for request, rows in drawing if len(rows)]
+        going += [(sibling, rows) for request, rows in going for sibling in request.siblings]
+        r = 0
+        while going:
+            following = []
+            for request, rows in going:
+                try:
+                    token = request.sampler.sample(request.prepare(rows[r]), request.text_ids)
+                except Exception as error:
+                    request.failed = error
+                    continue
+                if request.draw(token, rows[r], len(rows) - 1):
+                    following.append((request, rows))
+            going, r = following, r + 1
+
+    def _advance(self, batch: list[tuple[Request, int]], seconds: float) -> None:
+        """Notes what a pass has computed, and tells the callers."""
+        counts = self._counts
+        counts.passes += 1
+        counts.texts += len(batch)
+        counts.seconds += seconds
+        n_decoding = n_prompt = 0
+        for request, n in batch:
+            entry, sequence = request.entry, request.sequence
+            assert entry
+            assert sequence
+            if not request.begun:
+                request.begun = True
+                request.n_cached = entry.n_computed
+                counts.cached_tokens += entry.n_computed
+            given = min(n, max(request.n_prompt - entry.n_computed, 0))
+            n_prompt += given
+            n_decoding += not given
+            counts.prompt_tokens += given
+            entry.n_computed += n
+            entry.shares_tail = False
+            siblings = self._fork(request)
+            for one in (request, *siblings):
+                one.account(seconds)
+                self._go_on(one)
+        self._pace.observe(n_decoding, n_prompt, seconds)
+
+    def _fork(self, request: Request) -> list[Continuation]:
+        """Lets the other texts of a prompt begin, once it is computed."""
+        assert request.entry
+        if not isinstance(request, Continuation) or request.entry.n_computed < request.n_prompt:
+            return []
+        siblings, request.siblings = request.siblings, []
+        for sibling in siblings:
+            entry = self._enter(sibling)
+            assert request.sequence
+            sibling.failed = sibling.failed or (None if sibling.drawn else request.failed)
+            sibling.begun = True
+            sibling.n_cached = request.n_prompt
+            if len(self._scheduler.running) < self._scheduler.max_running:
+                sibling.sequence = request.sequence.fork()
+                entry.n_computed = request.entry.n_computed
+                entry.shares_tail = request.entry.shares_tail = request.sequence.length % PAGE > 0
+                self._scheduler.running.append(entry)
+            else:
+                self._scheduler.add(entry)
+        return siblings
+
+    def _go_on(self, request: Request) -> None:
+        """Lets a request take what a pass has given it."""
+        entry = request.entry
+        assert entry
+        if request.failed is None:
+            n_drawn = len(request.drawn)
+            if n_drawn and entry.n_computed > request.n_ids + n_drawn - 1:  # proposed tokens that were wrong
+                assert request.sequence
+                entry.n_computed = request.n_ids + n_drawn - 1
+                request.sequence.truncate(entry.n_computed)
+            if request.sequence and request.sequence.length // PAGE > request.n_indexed // PAGE:
+                request.n_indexed = request.sequence.length // PAGE * PAGE
+                self._prefix.insert(request.ids[: request.sequence.length], request.sequence, request.namespace)
+            self._counts.generated_tokens += n_drawn
+            request.advance()
+        else:
+            request.stop(request.failed)
+        if request.ended:
+            self._drop(entry, request)
+
+    def _fail(self, request: Request, error: Exception) -> None:
+        assert request.entry
+        request.failed = error
+        self._end(request.entry, request, error)

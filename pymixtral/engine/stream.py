@@ -1,0 +1,117 @@
+"""The caller's end of a text that is being generated."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
+from pymixtral.engine.engine import Engine, next_event
+from pymixtral.engine.generation import Continuation, Piece
+from pymixtral.engine.requests import Event, Finished, Progress
+from pymixtral.errors import InvalidArgumentError
+
+
+class Generation(Iterator[str]):
+    """An iterator over the pieces of a text, none of them empty.
+
+    The text is generated whether or not somebody reads. It ends early when the iterator is closed,
+    cancelled or dropped, from whatever thread, and after an exception while waiting for a piece,
+    such as KeyboardInterrupt. One thread reads at a time.
+
+    Args:
+        engine: generates.
+        request: a new request.
+        progress: called by the reader while a long prompt is computed, with the tokens computed so
+            far and those in all.
+
+    Attributes:
+        tokens: the ids of what was read.
+        logprobs: theirs, if they were asked for.
+        completion: the whole text; None until it has ended.
+
+    Raises:
+        ClosedError: if the model is closed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: Continuation,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._progress = progress
+        self._reading = threading.Lock()
+        self._over = False
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.completion: Completion | None = None
+        request.listen(self._events.put)
+        engine.submit(request)
+
+    def __next__(self) -> str:
+        if not self._reading.acquire(blocking=False):
+            raise InvalidArgumentError(
+                "expected one reader of a generation at a time, found another thread in it: read it from one thread"
+            )
+        try:
+            while not self._over:
+                text = self._take(next_event(self._events, [self._request], self._engine))
+                if text:
+                    return text
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self._reading.release()
+        raise StopIteration
+
+    def _take(self, event: Event) -> str:
+        if isinstance(event, Piece):
+            self.tokens += event.tokens
+            self.logprobs += event.logprobs
+            return event.text
+        if isinstance(event, Progress):
+            if self._progress:
+                _call(self._progress, event)
+        elif isinstance(event, Finished):
+            self._over = True
+            self.completion = event.result
+        else:
+            self._over = True
+            raise event
+        return ""
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended, as in Completion; None until its end was read."""
+        return self.completion.finish_reason if self.completion else None
+
+    @property
+    def stats(self) -> Stats:
+        """The work and the time so far."""
+        return self._request.stats
+
+    def cancel(self) -> None:
+        """End the text soon: its finish_reason becomes "cancelled". Any thread may call this."""
+        self._engine.interrupt(self._request)
+
+    def close(self) -> None:
+        """End the text and the iteration. A Generation may also be dropped without close()."""
+        self._over = True
+        self.cancel()
+
+    def __del__(self) -> None:
+        if not getattr(self, "_over", True):
+            self.cancel()
+
+
+def _call(progress: Callable[[int, int], None], event: Progress) -> None:
+    try:
+        progress(event.done, event.total)
+    except StopIteration as error:  # would end an iteration over the text without a word
+        raise RuntimeError("expected progress to return, found that it raised StopIteration") from error

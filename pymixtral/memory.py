@@ -1,0 +1,79 @@
+"""How much memory keys and values get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pymixtral.arguments import integer
+from pymixtral.errors import InvalidArgumentError, NativeError
+from pymixtral.inspection.machine import memory
+from pymixtral.model.config import ModelConfig, context_length
+from pymixtral.model.footprint import kv_bytes_per_token
+from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.ops import PAGE
+
+_CONTEXTS = 4
+"""Contexts that the cache has room for, where memory allows."""
+
+_FEWEST = 512
+"""Positions of the shortest context that is chosen for lack of memory."""
+
+
+@dataclass(frozen=True)
+class CacheSize:
+    """The size of a cache.
+
+    Attributes:
+        n_ctx: positions of a context.
+        n_pages: pages for all requests.
+        bytes: their size.
+    """
+
+    n_ctx: int
+    n_pages: int
+    bytes: int
+
+
+def cache_size(
+    config: ModelConfig, weight_bytes: int, *, n_ctx: int | None, kv_type: str, cache_bytes: int | None
+) -> CacheSize:
+    """Choose the size of a model's cache, and check that it fits into memory.
+
+    Args:
+        config: the model's numbers.
+        weight_bytes: bytes of its tensors.
+        n_ctx: positions of a context; None: the model's own, as far as half of the memory that the
+            weights leave allows, but at least 512.
+        kv_type: the type of keys and values.
+        cache_bytes: bytes of the cache; None: as many as 4 contexts, as far as that half allows.
+
+    Returns:
+        The size. It has room for one context and a page.
+
+    Raises:
+        InvalidArgumentError: for values out of range, and cache_bytes below one context.
+        NativeError: if there is too little memory for what was asked.
+    """
+    page = PAGE * kv_bytes_per_token(config, kv_type)
+    usable = memory().usable
+    half = max(usable - weight_bytes, 0) // 2
+    if n_ctx is None:
+        fitting = max(half // page - 1, _FEWEST // PAGE) * PAGE
+        n_ctx = min(config.n_ctx_train, fitting)
+    n_ctx = context_length(config, n_ctx)
+    one = n_pages_for(n_ctx) + 1  # a page more, for the copy of one that is shared
+    if cache_bytes is None:
+        n_pages = max(one, min(_CONTEXTS * one, half // page))
+    else:
+        n_pages = integer("cache_bytes", cache_bytes, 1) // page
+        if n_pages < one:
+            raise InvalidArgumentError(
+                f"expected cache_bytes of at least {one * page}, for one context of {n_ctx} tokens, "
+                f"found {cache_bytes}: give more, or a smaller n_ctx"
+            )
+    if n_pages * page > usable:
+        raise NativeError(
+            f"expected {n_pages * page / 1e9:.2f} GB of memory for keys and values ({n_ctx} tokens of context), "
+            f"found {usable / 1e9:.2f} GB: ask for a shorter context, or kv_type q8_0"
+        )
+    return CacheSize(n_ctx, n_pages, n_pages * page)

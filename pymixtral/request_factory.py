@@ -1,0 +1,328 @@
+"""From the arguments of the public calls to requests: everything is checked before it is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pymixtral import ops
+from pymixtral.arguments import integer, number, refuse_unknown, shown, text_of
+from pymixtral.arrays import F32, I32, Ids
+from pymixtral.engine.generation import Continuation, LogitsProcessor
+from pymixtral.engine.requests import Rows
+from pymixtral.engine.speculation import PromptLookup
+from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
+from pymixtral.model.config import ModelConfig
+from pymixtral.sampling.parameters import Sampling, SamplingParameters
+from pymixtral.sampling.sampler import Sampler
+from pymixtral.text.stops import StopStrings
+from pymixtral.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MAX_LOGPROBS = 100
+"""The most likely tokens that may be asked for at each place."""
+
+MAX_LOOKUP = 16
+"""The most tokens that prompt lookup may propose."""
+
+
+class Options(Sampling, total=False):
+    """The keyword arguments of generate() and stream(), beside the prompt.
+
+    Those of sampling are the fields of pymixtral.sampling.parameters.SamplingParameters, which has
+    their meaning and defaults: temperature, top_k, top_p, min_p, typical_p, the penalties,
+    logit_bias and seed.
+
+    Attributes:
+        max_tokens: the most tokens to generate; None: until the model ends the text or the context
+            is full.
+        stop: one or several strings that end the text and are not part of it. The name of a control
+            token, such as "</s>", stands for that token, which has no text.
+        ignore_eos: never draw an end token, so that the model goes on.
+        parse_special: names of control tokens in the prompt become those tokens; see tokenize().
+        logprobs: give the log-probability of each generated token and of this many of the most
+            likely ones, 0 to 100; None: none.
+        prompt_logprobs: the same for the tokens of the prompt. All of it is computed then.
+        logits_processor: a function of all ids so far, int32 [n], and the logits of the next,
+            float32 [n_vocab]. It changes them or returns others, before any sampling step. It runs
+            on the engine's thread, where everybody waits for it. An exception in it ends this text
+            and is raised in its caller.
+        prompt_lookup: propose up to this many tokens that followed the same words earlier in the
+            text, 0 to 16, and check them in one pass. It changes the speed, never the text.
+        priority: texts of a lower number come first; others wait, or give way.
+        timeout: seconds until the text ends with finish_reason "deadline"; None: no limit.
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool
+    parse_special: bool
+    logprobs: int | None
+    prompt_logprobs: int | None
+    logits_processor: LogitsProcessor | None
+    prompt_lookup: int
+    priority: int
+    timeout: float | None
+
+
+_KNOWN = (
+    *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
+    *("logits_processor", "prompt_lookup", "priority", "timeout", "n", "best_of", "progress"),
+    *(field.name for field in fields(SamplingParameters)),
+)
+_SAMPLING = {field.name for field in fields(SamplingParameters)}
+
+
+@dataclass(frozen=True)
+class RequestFactory:
+    """Makes the requests of one model.
+
+    Attributes:
+        config: the model's numbers.
+        tokenizer: its tokenizer, if the file has one.
+        n_ctx: most tokens of a text.
+        context: computes exponentials for the samplers, on the engine's thread.
+        pass_bytes: bytes of weights that a pass of one token reads.
+        source: the file's name in messages.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    n_ctx: int
+    context: ops.Context
+    pass_bytes: int
+    source: str
+
+    def continuation(
+        self, prompt: str | Ids, *, streams: bool, seed_index: int = 0, **options: Unpack[Options]
+    ) -> Continuation:
+        """Make the request for the text that follows a prompt.
+
+        Args:
+            prompt: a text, or token ids.
+            streams: whether pieces of the text are delivered.
+            seed_index: which of several texts of the same prompt and seed it is.
+            **options: see Options.
+
+        Returns:
+            The request.
+
+        Raises:
+            InvalidArgumentError: for arguments out of range, of another type, or unknown.
+            ContextLengthError: if the prompt is longer than n_ctx.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+        """
+        refuse_unknown(options, _KNOWN, "generate() and stream()")
+        given: dict[str, Any] = dict(options)
+        sampling = {name: given.pop(name) for name in list(given) if name in _SAMPLING}
+        if seed_index and sampling.get("seed") is not None:
+            sampling["seed"] = _nth_seed(integer("seed", sampling["seed"], 0), seed_index)
+        parameters = SamplingParameters(**sampling)
+        eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
+        sampler = Sampler(
+            parameters,
+            partial(ops.exp, self.context),
+            n_vocab=self.config.n_vocab,
+            banned=eos_ids if given.get("ignore_eos") else (),
+        )
+        stop_strings, stop_ids = self._stops(given.get("stop"))
+        max_tokens = given.get("max_tokens")
+        if max_tokens is not None:
+            max_tokens = integer("max_tokens", max_tokens, 0)
+        lookup = integer("prompt_lookup", given.get("prompt_lookup") or 0, 0, MAX_LOOKUP)
+        processor = given.get("logits_processor")
+        if processor is not None and not callable(processor):
+            raise InvalidArgumentError(f"expected logits_processor to be a function, found {shown(processor)}")
+        ids = self.prompt_ids(prompt, parse_special=bool(given.get("parse_special")))
+        tokenizer = self.text_tokenizer() if stop_strings else self.tokenizer
+        decoder = None
+        if tokenizer:
+            decoder = tokenizer.stream(begins_text=not any(tokenizer.has_text(i) for i in ids.tolist()))
+        return Continuation(
+            ids,
+            n_ctx=self.n_ctx,
+            max_tokens=max_tokens,
+            sampler=sampler,
+            decoder=decoder,
+            stop=stop_strings,
+            eos_ids=eos_ids | stop_ids,
+            pass_bytes=self.pass_bytes,
+            n_logprobs=_n_logprobs("logprobs", given.get("logprobs")),
+            n_prompt_logprobs=_n_logprobs("prompt_logprobs", given.get("prompt_logprobs")),
+            processor=processor,
+            lookup=PromptLookup(lookup) if lookup else None,
+            streams=streams,
+            priority=integer("priority", given.get("priority", 0), -(1 << 31)),
+            deadline=deadline_of(given.get("timeout")),
+        )
+
+    def rows(
+        self,
+        ids: I32,
+        first: int,
+        reader: Callable[[int, F32], None],
+        *,
+        reads_hidden: bool = False,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> Rows:
+        """Make a request for numbers of a text.
+
+        Args:
+            ids: the text, as checked_ids() returns it.
+            first: the first position whose row is wanted.
+            reader: takes the rows; see Rows.
+            reads_hidden: see Rows.
+            priority: see Options.
+            timeout: see Options.
+
+        Returns:
+            The request.
+        """
+        return Rows(
+            ids,
+            reader,
+            reads_hidden=reads_hidden,
+            rows=range(first, len(ids)),
+            priority=integer("priority", priority, -(1 << 31)),
+            deadline=deadline_of(timeout),
+        )
+
+    # --- Parts ------------------------------------------------------------------------------------
+
+    def text_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            UnsupportedError: if the file has none.
+        """
+        if self.tokenizer is None:
+            raise UnsupportedError(
+                f"{self.source}: expected the keys tokenizer.ggml.*, found no tokenizer: pass token ids instead of text"
+            )
+        return self.tokenizer
+
+    def prompt_ids(self, prompt: str | Ids, *, parse_special: bool = False, name: str = "prompt") -> I32:
+        """Turn a prompt into ids. One that is far too long is refused before it is tokenized.
+
+        Args:
+            prompt: a text, or token ids.
+            parse_special: see Options.
+            name: the argument's name in messages.
+
+        Returns:
+            int32 [1 to n_ctx].
+
+        Raises:
+            InvalidArgumentError: for anything else.
+            ContextLengthError: if it is longer than n_ctx.
+            UnsupportedError: for a text, if the file has no tokenizer.
+        """
+        if isinstance(prompt, str):
+            tokenizer = self.text_tokenizer()
+            fewest = tokenizer.fewest_tokens(prompt)  # tokenizing takes seconds for some megabytes
+            if fewest > self.n_ctx:
+                raise self.too_long(name, f"{fewest} or more")
+            prompt = tokenizer.encode(text_of(name, prompt), True, parse_special=parse_special)
+        elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
+            text_of(name, prompt)  # says what to do with bytes, None and the like
+        return self.checked_ids(name, prompt)
+
+    def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:
+        """The stop strings, and the control tokens that some of them name."""
+        strings = StopStrings(stop).strings
+        if not strings:
+            return StopStrings(None), frozenset()
+        tokenizer = self.text_tokenizer()
+        ids = {string: tokenizer.control_id(string) for string in strings}
+        return StopStrings([string for string in strings if ids[string] is None]), frozenset(
+            id for id in ids.values() if id is not None
+        )
+
+    def checked_ids(self, name: str, tokens: object) -> I32:
+        """Check token ids that a caller gives.
+
+        Args:
+            name: the argument's name in the message.
+            tokens: a list or an array of integers.
+
+        Returns:
+            int32 [1 to n_ctx].
+
+        Raises:
+            InvalidArgumentError: for anything but a list of at least one id of the vocabulary.
+            ContextLengthError: for more than n_ctx ids.
+        """
+        if isinstance(tokens, (str, bytes, bytearray)) or not isinstance(tokens, (Sequence, np.ndarray)):
+            raise InvalidArgumentError(
+                f"expected {name} to be a list of token ids, found {type(tokens).__name__} {shown(tokens)}"
+            )
+        if isinstance(tokens, np.ndarray) and tokens.ndim == 0:
+            raise InvalidArgumentError(f"expected {name} to be a list of token ids, found one number {shown(tokens)}")
+        if len(tokens) > self.n_ctx:  # before they are copied
+            raise self.too_long(name, str(len(tokens)))
+        ids: NDArray[Any]
+        try:
+            ids = np.asarray(tokens)
+        except (ValueError, OverflowError):  # lists of different lengths, integers beyond 64 bits
+            raise InvalidArgumentError(
+                f"expected {name} to be a list of token ids, found nested lists or huge numbers"
+            ) from None
+        if ids.size == 0:
+            raise InvalidArgumentError(f"expected {name} of at least one token, found none")
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise InvalidArgumentError(
+                f"expected {name} to be a list of token ids, found {ids.ndim} dimensions of {ids.dtype}"
+            )
+        outside = ids[(ids < 0) | (ids >= self.config.n_vocab)]
+        if outside.size:
+            raise InvalidArgumentError(
+                f"expected token ids from 0 to {self.config.n_vocab - 1} in {name}, found {outside[0]}"
+            )
+        return ids.astype(np.int32)
+
+    def too_long(self, name: str, found: str) -> ContextLengthError:
+        """Make the error of a text that does not fit, which says whether a longer context helps.
+
+        Args:
+            name: the argument's name.
+            found: its length.
+        """
+        most = self.config.n_ctx_train
+        advice = f"or raise n_ctx, up to {most}" if self.n_ctx < most else "as the model was trained for no more"
+        return ContextLengthError(
+            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {found}: shorten the text, {advice}"
+        )
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Turn a time from now into a deadline.
+
+    Args:
+        timeout: seconds, 0 to 10^9; None: no limit.
+
+    Returns:
+        The deadline as time.monotonic() counts; None if there is no limit.
+
+    Raises:
+        InvalidArgumentError: for another number.
+    """
+    return None if timeout is None else time.monotonic() + number("timeout", timeout, 0, 1e9)
+
+
+def _n_logprobs(name: str, value: object) -> int | None:
+    return None if value is None else integer(name, value, 0, MAX_LOGPROBS)
+
+
+def _nth_seed(seed: int, index: int) -> int:
+    """The seed of another text of the same prompt: the first words of a seed sequence's child."""
+    words = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(4, np.uint64)
+    return int.from_bytes(words.tobytes(), "little")
