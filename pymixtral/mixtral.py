@@ -130,7 +130,7 @@ class Mixtral:
             self.prompt_weights = weights.prompt_weights(self.config.n_experts_used)
             model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(model.close)
-            self._context, self._layers, self._n_batch = model.context, model.layers, n_batch
+            self._context, self._n_batch = model.context, n_batch
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
             if lock:
                 residence.lock(file.maps.values())
@@ -406,8 +406,7 @@ class Mixtral:
         Raises:
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return [ops.Observer(layer) for layer in self._layers]
+        return self._engine.call(lambda model: [ops.Observer(layer) for layer in model.layers])
 
     def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
         """Run a text through the model and add up the squared inputs of its matrices.

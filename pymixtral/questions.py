@@ -55,7 +55,7 @@ def generations(
     others: list[Request] = []
     for one in [prompt] if single else prompt:
         leader, *siblings = (factory.continuation(one, streams=False, seed_index=i, **chosen) for i in range(of))  # type: ignore[arg-type]
-        leader.siblings = siblings
+        leader.siblings = list[Request](siblings)
         leaders.append(leader)
         others += siblings
 
@@ -127,9 +127,10 @@ def scores(factory: RequestFactory, context: str | Ids, continuations: Sequence[
     for i, continuation in enumerate(continuations):
         name = f"continuations[{i}]"
         if isinstance(context, str) and isinstance(continuation, str):
-            # A token may span the seam. As evaluation harnesses do, it counts for the continuation.
+            # Tokens may span the seam: those that the context alone does not have count.
             ids = factory.prompt_ids(context + continuation, name=f"context and {name}")
             n_before = min(len(before), len(ids))
+            n_before = int((np.append(before[:n_before], -1) != np.append(ids[:n_before], -2)).argmax())
         else:
             after = (
                 factory.text_tokenizer().encode(continuation, False) if isinstance(continuation, str) else continuation

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from pymixtral.engine.engine import Engine, next_event
+from pymixtral.engine.engine import Engine
 from pymixtral.engine.requests import Event, Finished, Progress, Request
 
 T = TypeVar("T")
@@ -51,22 +51,22 @@ def ask(engine: Engine, question: Question[T], progress: Callable[[int, int], No
         ClosedError: after close().
         Exception: whatever ends a request.
     """
-    requests = question.requests
     events: queue.SimpleQueue[tuple[Request, Event]] = queue.SimpleQueue()
-    for request in requests:
+    for request in question.requests:
         request.listen(partial(_post, events.put, request))
     results: dict[Request, Any] = {}
+    interests = []  # in case a second exception comes before the requests are cancelled
     try:
-        for stage in _stages(question):
-            for request in stage[0]:
-                engine.submit(request)
-            while any(request not in results for request in stage[1]):
-                _take(results, next_event(events, stage[1], engine), progress)
+        for stage, others in _stages(question):
+            interests.append(engine.submit(stage, others))
+            wanted = len(results) + len(stage) + len(others)
+            while len(results) < wanted:
+                _take(results, events.get(), progress)
     except BaseException:
-        for request in requests:
+        for request in question.requests:
             engine.interrupt(request)
         raise
-    return question.answer([results[request] for request in requests])
+    return question.answer([results[request] for request in question.requests])
 
 
 async def ask_async(engine: Engine, question: Question[T]) -> T:
@@ -83,31 +83,23 @@ async def ask_async(engine: Engine, question: Question[T]) -> T:
         ClosedError: after close().
         Exception: whatever ends a request.
     """
-    requests = question.requests
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[tuple[Request, Event]] = asyncio.Queue()
-    for request in requests:
+    for request in question.requests:
         request.listen(partial(_post_to_task, loop, events, request))
     results: dict[Request, Any] = {}
-    timers = [
-        loop.call_later(request.seconds_left, engine.interrupt, request, "deadline")
-        for request in requests
-        if request.seconds_left is not None
-    ]
+    interests = []
     try:
-        for stage in _stages(question):
-            for request in stage[0]:
-                engine.submit(request)
-            while any(request not in results for request in stage[1]):
+        for stage, others in _stages(question):
+            interests.append(engine.submit(stage, others))
+            wanted = len(results) + len(stage) + len(others)
+            while len(results) < wanted:
                 _take(results, await events.get(), None)
     except BaseException:
-        for request in requests:
+        for request in question.requests:
             engine.interrupt(request)
         raise
-    finally:
-        for timer in timers:
-            timer.cancel()
-    return question.answer([results[request] for request in requests])
+    return question.answer([results[request] for request in question.requests])
 
 
 def _post(put: Callable[[tuple[Request, Event]], object], request: Request, event: Event) -> None:
@@ -121,12 +113,9 @@ def _post_to_task(
 
 
 def _stages(question: Question[Any]) -> list[tuple[Sequence[Request], Sequence[Request]]]:
-    """For each stage what is sent, and what it waits for."""
-    stages = [(stage, stage) for stage in question.stages]
-    if stages and question.others:
-        last = stages[-1][0]
-        stages[-1] = last, [*last, *question.others]
-    return stages
+    """What is sent in each stage, and what the engine begins by itself then."""
+    last = len(question.stages) - 1
+    return [(stage, question.others if i == last else ()) for i, stage in enumerate(question.stages)]
 
 
 def _take(

@@ -10,15 +10,15 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
-from pymixtral.engine.loop import Call, Loop
+from pymixtral.engine.loop import Call, Loop, closed
 from pymixtral.engine.requests import Abort, Event, Request
 from pymixtral.engine.stats import EngineStats
-from pymixtral.errors import ClosedError
+from pymixtral.engine.watch import Interest
+from pymixtral.errors import ClosedError, InvalidArgumentError
 from pymixtral.model.forward import Model
 from pymixtral.threads import starting_threads
 
 T = TypeVar("T")
-E = TypeVar("E")
 
 _EXIT_SECONDS = 10
 """How long the end of the program waits for a thread that is in somebody's function."""
@@ -44,29 +44,45 @@ class Engine:
     def __init__(self, model: Model, name: str, **options: Any) -> None:
         self._pid = os.getpid()
         self._name = name
-        self._closed = False
-        self._loop = Loop(model, name, **options)
-        self._thread = threading.Thread(target=self._loop.run, name="pymixtral", daemon=True)
+        loop = Loop(model, name, **options)
+        self._loop: Loop | None = loop
+        self._thread = threading.Thread(target=loop.run, name="pymixtral", daemon=True)
         with starting_threads():
-            self._thread.start()
+            threading.Thread(target=loop.watch.run, name="pymixtral-watch", daemon=True).start()
+            try:
+                self._thread.start()
+            except BaseException:
+                loop.watch.close()
+                raise
         # Neither holds the engine: so it can go, and the thread with it.
-        self._finalizer = weakref.finalize(self, Loop.close, self._loop)
+        self._finalizer = weakref.finalize(self, Loop.close, loop)
         self._finalizer.atexit = False
-        _running[self._thread] = self._loop
+        _engines.add(self)
 
-    def submit(self, request: Request) -> None:
-        """Send a request. Its events come on the engine's thread.
+    def submit(self, requests: Sequence[Request], others: Sequence[Request] = ()) -> Interest:
+        """Send requests. Their events come on the engine's thread.
 
         Args:
-            request: a new request.
+            requests: new requests.
+            others: more that the engine begins by itself, as their siblings.
+
+        Returns:
+            What the caller holds while he wants them: they are cancelled when it is dropped.
 
         Raises:
             ClosedError: after close(), and in a process that was forked.
+            InvalidArgumentError: on the engine's own thread, which cannot wait for itself.
         """
-        self.check_open()
-        self._loop.post(request)
-        if not self._thread.is_alive():  # it ended in between
-            request.stop(self._loop.closed())
+        loop = self._open()
+        if threading.current_thread() is self._thread:
+            raise InvalidArgumentError(
+                "expected a call from a thread of the program, found one from within the engine: "
+                "a logits_processor cannot ask the model that it serves"
+            )
+        interest = loop.watch.interest([*requests, *others])
+        for request in requests:
+            loop.post(request)
+        return interest
 
     def interrupt(self, request: Request, reason: Abort = "cancelled") -> None:
         """End a request soon, in whatever state it is. Any thread may call this at any time.
@@ -75,8 +91,9 @@ class Engine:
             request: it may have ended already.
             reason: why.
         """
-        if os.getpid() == self._pid:
-            self._loop.interrupt(request, reason)
+        loop = self._loop
+        if loop is not None and os.getpid() == self._pid:
+            loop.watch.end(request, reason)
 
     def call(self, function: Callable[[Model], T]) -> T:
         """Let the engine's thread call a function between two passes, and wait for the result.
@@ -93,12 +110,9 @@ class Engine:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         call = Call(function)
         call.listen(events.put)
-        self.submit(call)
-        try:
-            event = events.get()
-        except BaseException:
-            self.interrupt(call)
-            raise
+        interest = self.submit([call])
+        event = events.get()
+        del interest
         if isinstance(event, BaseException):
             raise event
         return cast("T", event.result)
@@ -109,7 +123,8 @@ class Engine:
         Raises:
             ClosedError: after close().
         """
-        self.call(lambda _: self._loop.forget())
+        loop = self._open()
+        self.call(lambda _: loop.pages.clear())
 
     def stats(self) -> EngineStats:
         """Describe the state, and the work since the beginning.
@@ -120,17 +135,17 @@ class Engine:
         Raises:
             ClosedError: after close().
         """
-        self.check_open()
-        return self._loop.stats()
+        return self._open().stats()
 
     def close(self) -> None:
         """End all requests and the thread, and free the memory. A second close() does nothing.
 
         What computes is ended at once; its callers get ClosedError.
         """
-        self._closed = True
-        if os.getpid() == self._pid:
-            _end(self._thread, self._loop)
+        loop, self._loop = self._loop, None
+        if loop is not None and os.getpid() == self._pid:
+            self._finalizer.detach()
+            _end(self._thread, loop)
 
     def check_open(self) -> None:
         """Check that the engine is open.
@@ -138,9 +153,14 @@ class Engine:
         Raises:
             ClosedError: after close(), and in a process that was forked.
         """
+        self._open()
+
+    def _open(self) -> Loop:
         self.check_process()
-        if self._closed or not self._thread.is_alive():
-            raise self._loop.closed()
+        loop = self._loop
+        if loop is None or not self._thread.is_alive():
+            raise closed(self._name)
+        return loop
 
     def check_process(self) -> None:
         """Check that this is the process that opened the model.
@@ -155,51 +175,21 @@ class Engine:
             )
 
 
-def next_event(events: queue.SimpleQueue[E], requests: Sequence[Request], engine: Engine) -> E:
-    """Wait for the next event of some requests. Their deadlines are kept even within a long pass.
-
-    Args:
-        events: where they deliver.
-        requests: what is waited for.
-        engine: has the requests.
-
-    Returns:
-        The event.
-
-    Raises:
-        ClosedError: in a process that was forked.
-    """
-    engine.check_process()
-    while True:
-        timed = [
-            (left, r) for r in requests if not r.ended and r.abort is None and (left := r.seconds_left) is not None
-        ]
-        if not timed:
-            return events.get()
-        left, first = min(timed, key=lambda pair: pair[0])
-        if left <= 0:
-            engine.interrupt(first, "deadline")
-            continue
-        try:
-            return events.get(timeout=left)
-        except queue.Empty:
-            continue
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-_running: weakref.WeakKeyDictionary[threading.Thread, Loop] = weakref.WeakKeyDictionary()
-
-
-def _end(thread: threading.Thread, loop: Loop, timeout: float | None = None) -> None:
-    loop.close()
+def _end(thread: threading.Thread, loop: Loop, timeout: float | None = None, *, silent: bool = False) -> None:
+    loop.close(silent=silent)
     if thread is not threading.current_thread():
         thread.join(timeout)
 
 
 def _end_all() -> None:
     """Ends the threads while Python is whole: later they would be stopped anywhere in it."""
-    for thread, loop in list(_running.items()):
-        if thread.is_alive():
-            _end(thread, loop, _EXIT_SECONDS)
+    for engine in list(_engines):
+        loop = engine._loop
+        if loop is not None and engine._thread.is_alive():
+            _end(engine._thread, loop, _EXIT_SECONDS, silent=True)
 
 
 atexit.register(_end_all)

@@ -11,7 +11,7 @@ import numpy as np
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.logprobs import PromptLogprobs, token_logprobs
-from pymixtral.engine.requests import Abort, Event, Progress, Request
+from pymixtral.engine.requests import Abort, Event, Request
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.sampling.sampler import Sampler
@@ -62,7 +62,6 @@ class Continuation(Request):
         tokens: the ids generated so far.
         sampler: see above.
         processor: see above.
-        siblings: requests for other texts of the same prompt, which begin when it is computed.
     """
 
     def __init__(
@@ -91,7 +90,6 @@ class Continuation(Request):
         super().__init__(prompt, room=self.limit, rows=range(0 if n_prompt_logprobs is None else n - 1), **options)
         self.sampler = sampler
         self.processor = processor
-        self.siblings: list[Continuation] = []
         self.tokens: list[int] = []
         self._decoder = decoder
         self._stop = stop
@@ -181,7 +179,7 @@ class Continuation(Request):
         """Note the time of a pass; see Request."""
         if self.tokens:
             self._generation_seconds += seconds
-            self._passes += 1
+            self._passes += bool(self.drawn)
         else:
             self._prompt_seconds += seconds
 
@@ -190,9 +188,11 @@ class Continuation(Request):
         assert self.entry
         drawn, self.drawn = self.drawn, []
         if not drawn:
-            if self._streams:
-                self.deliver(Progress(self.entry.n_computed, self.n_prompt))
+            if not self.tokens:
+                self.tell_progress()
             return None
+        if self._progressed and not self.tokens:
+            self.tell_progress()
         n_drafted, self.entry.n_drafted = self.entry.n_drafted, 0
         if n_drafted and self._lookup:
             self._n_drafted += n_drafted
@@ -223,6 +223,12 @@ class Continuation(Request):
             self._completion(reason if stopped is None else "stop", stop_reason if stopped is None else stopped)
         )
 
+    def follow(self, other: Request) -> None:
+        """Begin after the prompt, which another request has computed; see Request."""
+        super().follow(other)
+        if isinstance(other, Continuation):
+            self._prompt_logprobs = other._prompt_logprobs
+
     def over(self) -> bool:
         """End the request at once if no token is wanted; see Request."""
         if not self.limit:
@@ -237,14 +243,14 @@ class Continuation(Request):
         """End the request before its own end; see Request."""
         if isinstance(reason, BaseException):
             self.finish(reason)
-        else:
+        elif not self.ended:
             self._end(reason, None)
 
     def _write(self, text: str, *, last: bool = False) -> None:
         self._text.append(text)
         if self._streams and (text or last):
             n, self._n_delivered = self._n_delivered, len(self.tokens)
-            self.deliver(Piece(text, self.tokens[n:], self._logprobs[n:]))
+            self.deliver(Piece(text, self.tokens[n:], self._logprobs[n : len(self.tokens)]))
 
     def _completion(self, reason: FinishReason, stop_reason: str | int | None) -> Completion:
         logprobs = self._prompt_logprobs

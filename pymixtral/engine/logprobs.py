@@ -45,8 +45,8 @@ def token_logprobs(logits: F32, ids: I32, n_top: int) -> list[TokenLogprob]:
         top: tuple[tuple[int, float], ...] = ()
         if n_top:
             n = min(n_top, len(row))
-            best = np.argpartition(row, len(row) - n)[len(row) - n :]
-            best = best[np.lexsort((best, -row[best]))]
+            best = np.flatnonzero(row >= np.partition(row, len(row) - n)[len(row) - n])  # more, if some are equal
+            best = best[np.argsort(-row[best], kind="stable")][:n]
             top = tuple((int(i), float(row[i]) - normalizer) for i in best)
         results.append(TokenLogprob(id, float(row[id]) - normalizer, top))
     return results

@@ -12,10 +12,11 @@ import numpy as np
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.pace import Pace
-from pymixtral.engine.prefix_cache import PrefixCache
+from pymixtral.engine.pages import Pages
 from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
+from pymixtral.engine.watch import Watch
 from pymixtral.errors import CanceledError, ClosedError
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.ops import PAGE
@@ -37,7 +38,7 @@ class Call(Request):
 
 
 class Loop:
-    """What the engine's thread runs. Other threads call post(), interrupt(), close() and stats().
+    """What the engine's thread runs. Other threads call post(), close() and stats() alone.
 
     Args:
         model: the loop owns it from here on.
@@ -50,7 +51,8 @@ class Loop:
         check_file: called after each pass; it raises if the model's file was shortened.
 
     Attributes:
-        cache: the model's cache.
+        pages: the model's cache.
+        watch: ends requests early; its run() needs a thread, too.
 
     Raises:
         InvalidArgumentError: for a kv_type that does not fit the model.
@@ -69,20 +71,19 @@ class Loop:
         pace: float | None,
         check_file: Callable[[], None],
     ) -> None:
-        self.cache = model.new_cache(n_pages * PAGE, kv_type)
+        self.pages = Pages(model.new_cache(n_pages * PAGE, kv_type))
         self._model = model
         self._name = name
-        self._prefix = PrefixCache(self.cache)
-        self._scheduler = Scheduler(self, max_running)
+        self._scheduler = Scheduler(self.pages, max_running)
         self._pace = Pace(pace, n_batch)
         self._check_file = check_file
         self._n_rows = max(_LOGITS // model.config.n_vocab, 1)
         self._mailbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-        self._requests: dict[Entry, Request] = {}
-        self._current: list[Request] = []
+        self._requests = self.pages.requests
         self._n_arrived = 0
         self._counts = Counts()
-        self._closing = False
+        self._closing = self._silent = False
+        self.watch = Watch(model, self._mailbox)
 
     # --- For other threads ------------------------------------------------------------------------
 
@@ -93,35 +94,24 @@ class Loop:
             request: a new request.
         """
         self._mailbox.put(request)
+        if self._closing:  # perhaps nobody takes it any more
+            self._refuse(request, closed(self._name))
 
-    def interrupt(self, request: Request, reason: Abort) -> None:
-        """End a request soon, in whatever state it is.
+    def close(self, *, silent: bool = False) -> None:
+        """End all requests and the loop soon. A second close() does nothing.
 
         Args:
-            request: it may have ended already.
-            reason: why.
+            silent: tell no caller. At the end of the program those left are threads that end with it.
         """
-        if request.ended or request.abort is not None:
-            return
-        request.abort = reason
-        if request in self._current:  # perhaps in the middle of a long prompt
-            self._model.cancel()
-        self._mailbox.put(None)
-
-    def close(self) -> None:
-        """End all requests and the loop soon. A second close() does nothing."""
+        self._silent |= silent
         self._closing = True
-        self._model.cancel()
-        self._mailbox.put(None)
-
-    def closed(self) -> ClosedError:
-        """Make the error of a call after close()."""
-        return ClosedError(f"expected an open model, found one that was closed ({self._name}): open it again")
+        self.watch.close()
 
     def stats(self) -> EngineStats:
         """Describe the state, and the work since the beginning."""
-        counts, running, cached = self._counts, list(self._scheduler.running), self._prefix.n_evictable
+        counts, running, n_cached = self._counts, list(self._scheduler.running), self.pages.n_cached
         n_decoding = sum(entry.n_left == 1 for entry in running)
+        n_pages = self.pages.cache.n_pages
         return EngineStats(
             waiting=len(self._scheduler.waiting) + self._mailbox.qsize(),
             prefilling=len(running) - n_decoding,
@@ -135,44 +125,47 @@ class Loop:
             generated_tokens=counts.generated_tokens,
             seconds=counts.seconds,
             experts_read=self._model.experts_read,
-            pages=self.cache.n_pages,
-            used_pages=self.cache.n_pages - self.cache.n_free_pages - cached,
-            cached_pages=cached,
+            pages=n_pages,
+            used_pages=n_pages - self.pages.cache.n_free_pages - n_cached,
+            cached_pages=n_cached,
         )
 
     # --- The thread -------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Serve until close()."""
-        reason: BaseException = self.closed()
+        reason = closed(self._name)
         try:
             while not self._closing:
                 self._turn()
         except BaseException as error:  # a fault of ours, or no memory: nobody may wait for ever
             if not self._closing:
-                reason = error
+                reason = ClosedError(
+                    f"expected an engine that runs, found one that {type(error).__name__} has ended ({self._name}): "
+                    "open the model again"
+                )
+                reason.__cause__ = error
         self._closing = True
-        for entry, request in list(self._requests.items()):
-            self._end(entry, request, reason)
+        self.watch.close()
+        while self._requests:
+            _, request = self._requests.popitem()
+            request.sequence = None
+            for one in (request, *request.siblings):
+                self._refuse(one, reason)
         while not self._mailbox.empty():
             late = self._mailbox.get()
             if late is not None:
-                late.stop(reason)
-        self._prefix.clear()
+                self._refuse(late, reason)
+        self.pages.clear()
         self._model.close()
-
-    def forget(self) -> None:
-        """Empty the prefix cache. The engine's thread calls this."""
-        self._prefix.clear()
 
     def _turn(self) -> None:
         """Takes what was sent, ends what must end, and computes a pass of the rest."""
         self._receive()
         for entry, request in list(self._requests.items()):
-            if isinstance(request, Continuation):
-                for sibling in [other for other in request.siblings if other.overdue() is not None]:
-                    request.siblings.remove(sibling)
-                    sibling.stop(sibling.overdue() or "cancelled")
+            for sibling in [other for other in request.siblings if other.overdue() is not None]:
+                request.siblings.remove(sibling)
+                self._refuse(sibling, sibling.overdue() or "cancelled")
             reason = request.overdue()
             if reason is not None:
                 self._end(entry, request, reason)
@@ -197,11 +190,23 @@ class Loop:
     def _accept(self, request: Request) -> None:
         reason = request.overdue()
         if reason is not None:
-            request.stop(reason)
-        elif not request.over():
+            self._refuse(request, reason)
+        elif request.over():
+            self._tell_end(request)
+        else:
             self._scheduler.add(self._enter(request))
-        if isinstance(request, Continuation) and request.ended:
+        if request.ended:
             self._promote(request)
+
+    def _refuse(self, request: Request, reason: Abort | BaseException) -> None:
+        """Ends a request that has no pages."""
+        request.stop(reason)
+        self._tell_end(request)
+
+    def _tell_end(self, request: Request) -> None:
+        self._counts.finished += 1
+        if not self._silent:
+            request.tell_end()
 
     def _enter(self, request: Request) -> Entry:
         self._n_arrived += 1
@@ -209,7 +214,7 @@ class Loop:
         self._requests[entry] = request
         return entry
 
-    def _promote(self, request: Continuation) -> None:
+    def _promote(self, request: Request) -> None:
         """Lets the first of the siblings of a request that has ended compute the prompt."""
         if request.siblings:
             first, *first.siblings = request.siblings
@@ -217,65 +222,28 @@ class Loop:
             self._accept(first)
 
     def _call(self, call: Call) -> None:
-        self._model.cancel(False)
-        self._current = [call]
         try:
-            if call.abort is not None or self._closing:
-                raise CanceledError
-            call.finish(call.function(self._model))
+            with self.watch.cancelling([call]) as wanted:
+                if not wanted:
+                    raise CanceledError
+                call.finish(call.function(self._model))
         except CanceledError:
-            call.stop(self.closed() if self._closing else call.abort or "cancelled")
-        except Exception as error:
+            call.stop(closed(self._name) if self._closing else call.abort or "cancelled")
+        except BaseException as error:
             call.stop(error)
-        finally:
-            self._current = []
+        self._tell_end(call)
 
     def _end(self, entry: Entry, request: Request, reason: Abort | BaseException) -> None:
         """Ends a request before its own end."""
         request.stop(reason)
         self._drop(entry, request)
-        if isinstance(request, Continuation):
-            self._promote(request)
 
     def _drop(self, entry: Entry, request: Request) -> None:
         self._scheduler.remove(entry)
         del self._requests[entry]
-        self._leave(request)
-        self._counts.finished += 1
-
-    # --- Pages: the scheduler's pool --------------------------------------------------------------
-
-    def n_available(self) -> int:
-        """Count pages; see Pool."""
-        return self.cache.n_free_pages + self._prefix.n_evictable
-
-    def begin(self, entry: Entry) -> None:
-        """Take a text up; see Pool."""
-        request = self._requests[entry]
-        most = request.n_ids - 1
-        if request.rows:
-            most = min(most, request.rows.start)
-        pages, length = self._prefix.match(request.ids[:most], request.namespace)
-        request.sequence = self.cache.new_sequence(pages, length)
-        request.n_indexed = length
-        entry.n_computed = length
-        entry.shares_tail = length % PAGE > 0
-
-    def release(self, entry: Entry) -> None:
-        """Take all pages from a text; see Pool."""
-        request = self._requests[entry]
-        self._counts.preempted += request.begun
-        self._leave(request)
-        entry.n_computed = 0
-        entry.shares_tail = False
-
-    def _leave(self, request: Request) -> None:
-        """Gives a text's pages to the prefix cache."""
-        sequence, request.sequence = request.sequence, None
-        if sequence is not None:
-            if sequence.length > request.n_indexed and request.failed is None:
-                self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
-            sequence.free()
+        self.pages.leave(request)
+        self._tell_end(request)
+        self._promote(request)
 
     # --- A pass -----------------------------------------------------------------------------------
 
@@ -333,20 +301,14 @@ class Loop:
             rows.append(np.arange(read.start + offset, read.stop + offset, dtype=np.int32))
             rows.append(np.arange(at + n - last, at + n, dtype=np.int32))
             at += n
-        if n_new > self.cache.n_free_pages:
-            self._prefix.evict(n_new - self.cache.n_free_pages)
+        self.pages.make_free(n_new)
         wanted = np.concatenate(rows)
-        self._model.cancel(False)
-        self._current = [request for request, _ in batch]
-        try:
-            # After the two lines above: an interrupt() from now on is seen here or cancels the pass.
-            if self._closing or any(request.abort is not None for request in self._current):
+        with self.watch.cancelling([request for request, _ in batch]) as somebody:
+            if not somebody:
                 raise CanceledError
             return self._model.forward(
-                np.concatenate(ids), runs, self.cache, rows=EVERY if len(wanted) == at else wanted
+                np.concatenate(ids), runs, self.pages.cache, rows=EVERY if len(wanted) == at else wanted
             )
-        finally:
-            self._current = []
 
     @staticmethod
     def _wanted(request: Request, n: int) -> tuple[range, int]:
@@ -357,31 +319,18 @@ class Loop:
         n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
         return request.unread(entry.n_computed, end - n_draw), n_draw
 
-    def _logits(self, hidden: F32) -> F32:
-        while True:
-            try:
-                return self._model.logits(hidden)
-            except CanceledError:  # asked while the pass was ending
-                if self._closing:
-                    raise
-                self._model.cancel(False)
-
     def _draw_logits(self, drawing: list[tuple[Continuation, F32]]) -> list[F32]:
         """The logits of each text's rows, in one product where none of them fails."""
         if not drawing:
             return []
         ends = np.cumsum([len(rows) for _, rows in drawing])[:-1]
         try:
-            return np.split(self._logits(np.concatenate([rows for _, rows in drawing])), ends)
-        except CanceledError:
-            raise
+            return np.split(self._model.logits(np.concatenate([rows for _, rows in drawing])), ends)
         except Exception:
             results = []
             for request, rows in drawing:
                 try:
-                    results.append(self._logits(rows))
-                except CanceledError:
-                    raise
+                    results.append(self._model.logits(rows))
                 except Exception as error:
                     request.failed = error
                     results.append(rows[:0])
@@ -391,29 +340,31 @@ class Loop:
         try:
             for i in range(0, len(positions), self._n_rows):
                 rows = hidden[i : i + self._n_rows]
-                rows = self._model.head_input(rows) if request.reads_hidden else self._logits(rows)
+                rows = self._model.head_input(rows) if request.reads_hidden else self._model.logits(rows)
                 request.read(positions[i], rows)
-        except CanceledError:
-            raise
-        except Exception as error:
+        except BaseException as error:  # of a caller's function, too
             request.failed = error
         request.rows = range(positions.stop, request.rows.stop)
 
     def _draw(self, drawing: list[tuple[Continuation, F32]]) -> None:
         """Draws from the rows of each text in turn, as long as they confirm what was proposed."""
         going = [(request, rows) for request, rows in drawing if len(rows)]
-        going += [(sibling, rows) for request, rows in going for sibling in request.siblings]
+        going += [
+            (sibling, rows)
+            for request, rows in going
+            for sibling in request.siblings
+            if isinstance(sibling, Continuation)
+        ]
         r = 0
         while going:
             following = []
             for request, rows in going:
                 try:
                     token = request.sampler.sample(request.prepare(rows[r]), request.text_ids)
-                except Exception as error:
+                    if request.draw(token, rows[r], len(rows) - 1):
+                        following.append((request, rows))
+                except BaseException as error:  # of a caller's function, too
                     request.failed = error
-                    continue
-                if request.draw(token, rows[r], len(rows) - 1):
-                    following.append((request, rows))
             going, r = following, r + 1
 
     def _advance(self, batch: list[tuple[Request, int]], seconds: float) -> None:
@@ -431,10 +382,11 @@ class Loop:
                 request.begun = True
                 request.n_cached = entry.n_computed
                 counts.cached_tokens += entry.n_computed
-            given = min(n, max(request.n_prompt - entry.n_computed, 0))
-            n_prompt += given
-            n_decoding += not given
-            counts.prompt_tokens += given
+            counts.prompt_tokens += min(n, max(request.n_prompt - entry.n_computed, 0))
+            if entry.n_left == 1:
+                n_decoding += 1
+            else:
+                n_prompt += n
             entry.n_computed += n
             entry.shares_tail = False
             siblings = self._fork(request)
@@ -443,44 +395,44 @@ class Loop:
                 self._go_on(one)
         self._pace.observe(n_decoding, n_prompt, seconds)
 
-    def _fork(self, request: Request) -> list[Continuation]:
+    def _fork(self, request: Request) -> list[Request]:
         """Lets the other texts of a prompt begin, once it is computed."""
-        assert request.entry
-        if not isinstance(request, Continuation) or request.entry.n_computed < request.n_prompt:
+        entry = request.entry
+        assert entry
+        if not request.siblings or entry.n_computed < request.n_prompt:
             return []
         siblings, request.siblings = request.siblings, []
         for sibling in siblings:
-            entry = self._enter(sibling)
-            assert request.sequence
-            sibling.failed = sibling.failed or (None if sibling.drawn else request.failed)
-            sibling.begun = True
-            sibling.n_cached = request.n_prompt
+            other = self._enter(sibling)
+            sibling.follow(request)
             if len(self._scheduler.running) < self._scheduler.max_running:
-                sibling.sequence = request.sequence.fork()
-                entry.n_computed = request.entry.n_computed
-                entry.shares_tail = request.entry.shares_tail = request.sequence.length % PAGE > 0
-                self._scheduler.running.append(entry)
+                self.pages.fork(entry, other)
+                self._scheduler.running.append(other)
             else:
-                self._scheduler.add(entry)
+                self._scheduler.add(other)
         return siblings
 
     def _go_on(self, request: Request) -> None:
         """Lets a request take what a pass has given it."""
         entry = request.entry
         assert entry
-        if request.failed is None:
+        try:
             n_drawn = len(request.drawn)
             if n_drawn and entry.n_computed > request.n_ids + n_drawn - 1:  # proposed tokens that were wrong
                 assert request.sequence
                 entry.n_computed = request.n_ids + n_drawn - 1
                 request.sequence.truncate(entry.n_computed)
-            if request.sequence and request.sequence.length // PAGE > request.n_indexed // PAGE:
-                request.n_indexed = request.sequence.length // PAGE * PAGE
-                self._prefix.insert(request.ids[: request.sequence.length], request.sequence, request.namespace)
             self._counts.generated_tokens += n_drawn
-            request.advance()
-        else:
-            request.stop(request.failed)
+            if n_drawn or request.failed is None:
+                request.advance()
+                if request.ended:  # what failed came after the end
+                    request.failed = None
+            if request.sequence and request.failed is None:
+                self.pages.index(request)
+        except BaseException as error:
+            request.failed = error
+        if request.failed is not None:
+            request.stop(closed(self._name) if self._closing else request.failed)
         if request.ended:
             self._drop(entry, request)
 
@@ -488,3 +440,12 @@ class Loop:
         assert request.entry
         request.failed = error
         self._end(request.entry, request, error)
+
+
+def closed(name: str) -> ClosedError:
+    """Make the error of a call after close().
+
+    Args:
+        name: the model's name in messages.
+    """
+    return ClosedError(f"expected an open model, found one that was closed ({name}): open it again")

@@ -67,9 +67,11 @@ class Request:
         entry: what the scheduler knows of it; None before the engine has it.
         abort: set by any thread to end the request soon.
         failed: what went wrong with this request alone in a pass.
-        ended: whether the last event was delivered.
+        ended: whether it has ended, for whatever reason.
         begun: whether it has run.
         drawn: tokens that were drawn in the present pass.
+        siblings: requests for other texts of the same prompt, which begin when it is computed.
+        dropped: notices that the caller has gone.
         n_indexed: positions that the prefix cache has.
         reads_hidden: whether read() takes rows after the last norm, in place of logits.
     """
@@ -100,7 +102,11 @@ class Request:
         self.failed: BaseException | None = None
         self.ended = False
         self.begun = False
+        self._progressed = False
+        self._last: Event = None
         self.drawn: list[int] = []
+        self.siblings: list[Request] = []
+        self.dropped: object = None
         self.n_indexed = 0
         self._listener: Callable[[Event], object] | None = None
 
@@ -111,11 +117,6 @@ class Request:
             listener: is called on the engine's thread, and must not block.
         """
         self._listener = listener
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Seconds until the deadline, at least 0; None if there is none."""
-        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
 
     def unread(self, begin: int, end: int) -> range:
         """Say which rows of a pass read() wants.
@@ -146,6 +147,18 @@ class Request:
         """
         return 0
 
+    def follow(self, other: Request) -> None:
+        """Begin after the prompt, which another request has computed.
+
+        Args:
+            other: the request.
+        """
+        self.begun = True
+        self.n_cached = other.n_prompt
+        self.rows = range(0)
+        if not self.drawn:
+            self.failed = self.failed or other.failed
+
     def over(self) -> bool:
         """End the request at once if there is nothing to compute.
 
@@ -164,10 +177,18 @@ class Request:
     def advance(self) -> None:
         """Go on after a pass, once all its rows were read."""
         assert self.entry
-        if not self.entry.n_left:
-            self.finish(self.result())
+        if self.entry.n_left:
+            self.tell_progress()
         else:
-            self.deliver(Progress(self.entry.n_computed, self.n_prompt))
+            if self._progressed:
+                self.tell_progress()
+            self.finish(self.result())
+
+    def tell_progress(self) -> None:
+        """Deliver how much of the text is computed. A text that one pass computes tells nothing."""
+        assert self.entry
+        self._progressed = True
+        self.deliver(Progress(min(self.entry.n_computed, self.n_prompt), self.n_prompt))
 
     def result(self) -> Any:
         """Make what there is to give when the text is computed."""
@@ -193,21 +214,27 @@ class Request:
         return CanceledError("expected a result, found that the request was cancelled: ask again")
 
     def finish(self, result: Any) -> None:
-        """Deliver the last event.
+        """End the request. The engine tells its caller once its pages are given back.
 
         Args:
             result: what the request has to give, or an exception for its caller.
         """
         if not self.ended:
             self.ended = True
-            self.deliver(result if isinstance(result, BaseException) else Finished(result))
+            self._last = result if isinstance(result, BaseException) else Finished(result)
+
+    def tell_end(self) -> None:
+        """Deliver the last event of a request that has ended."""
+        if self._last is not None:
+            last, self._last = self._last, None
+            self.deliver(last)
 
     def deliver(self, event: Event) -> None:
         """Hand an event to the caller. Whatever that raises ends this request only."""
         try:
             if self._listener:
                 self._listener(event)
-        except Exception:  # the reader is gone, such as a closed event loop
+        except BaseException:  # the reader is gone, such as a closed event loop
             self.abort = self.abort or "cancelled"
 
 

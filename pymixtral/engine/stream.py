@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
-from pymixtral.engine.engine import Engine, next_event
+from pymixtral.engine.engine import Engine
 from pymixtral.engine.generation import Continuation, Piece
 from pymixtral.engine.requests import Event, Finished, Progress
 from pymixtral.errors import InvalidArgumentError
@@ -51,7 +51,7 @@ class Generation(Iterator[str]):
         self.logprobs: list[TokenLogprob] = []
         self.completion: Completion | None = None
         request.listen(self._events.put)
-        engine.submit(request)
+        self._interest = engine.submit([request])
 
     def __next__(self) -> str:
         if not self._reading.acquire(blocking=False):
@@ -60,7 +60,8 @@ class Generation(Iterator[str]):
             )
         try:
             while not self._over:
-                text = self._take(next_event(self._events, [self._request], self._engine))
+                self._engine.check_process()
+                text = self._take(self._events.get())
                 if text:
                     return text
         except BaseException:
@@ -104,10 +105,6 @@ class Generation(Iterator[str]):
         """End the text and the iteration. A Generation may also be dropped without close()."""
         self._over = True
         self.cancel()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_over", True):
-            self.cancel()
 
 
 def _call(progress: Callable[[int, int], None], event: Progress) -> None:

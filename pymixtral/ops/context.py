@@ -61,7 +61,8 @@ class Context:
             )
         out = ffi.new("pmx_ctx **")
         check(lib.pmx_ctx_create(out, n_threads, ffi.NULL if isa is None else isa.encode()))
-        self._pointer = out[0]
+        # Freed with its last reference: another thread may be in cancel() while this one closes.
+        self._pointer = ffi.gc(out[0], lib.pmx_ctx_destroy)
 
     @property
     def pointer(self) -> Any:
@@ -106,21 +107,21 @@ class Context:
     def cancel(self, on: bool = True) -> None:
         """Cancel the call that is running and all later ones: they raise CanceledError.
 
-        Any thread may call this.
+        Any thread may call this. After close() it does nothing.
 
         Args:
             on: True cancels; False lets later calls run again.
         """
-        lib.pmx_ctx_cancel(self.pointer, on)
+        pointer = self._pointer
+        if pointer is not None:
+            lib.pmx_ctx_cancel(pointer, on)
 
     def close(self) -> None:
         """End the threads and free the scratch memory. A second close() does nothing.
 
         No call may be running.
         """
-        pointer, self._pointer = self._pointer, None
-        if pointer is not None:
-            lib.pmx_ctx_destroy(pointer)
+        self._pointer = None
 
     def __enter__(self) -> Context:
         return self
@@ -128,7 +129,4 @@ class Context:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
         self.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 import gc
 import shutil
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,7 +265,7 @@ def test_no_tokens_asked_none_computed(fresh: Mixtral) -> None:
     "tokens", [[], [4096], [-1], [1 << 40], [1 << 70], [1.5], ["a"], [[1, 2]], [[1], [2, 3]], 5, None, [None]]
 )
 def test_tokens_that_are_no_ids_are_refused(engine: Mixtral, tokens: Any) -> None:
-    calls: tuple[Callable[[Any], object], ...] = (engine.logits, engine.generate)
+    calls: tuple[Callable[[Any], object], ...] = (engine.logits, engine.stream)
     for call in calls:
         with pytest.raises(InvalidArgumentError):
             call(tokens)
@@ -364,10 +363,10 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     stream = engine.stream(PROMPT, max_tokens=10)
     assert next(stream)
-    memory: list[weakref.ref[Any]] = [
-        weakref.ref(engine._engine._cache.k),
-        weakref.ref(engine._engine._model.weights.head.data),
-    ]
+    loop = engine._engine._loop
+    assert loop
+    memory: list[weakref.ref[Any]] = [weakref.ref(loop.pages.cache.k), weakref.ref(loop._model.weights.head.data)]
+    del loop
     engine.close()
     engine.close()
     gc.collect()
@@ -382,13 +381,25 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     for call in calls:
         with pytest.raises(ClosedError):
             call()
-    with pytest.raises(ClosedError):
-        next(stream)
     with pytest.raises(ClosedError), engine:
         pass
 
 
-def test_closing_waits_for_another_threads_pass_and_ends_its_text(tiny_q8_0: Path) -> None:
+def test_a_dropped_engine_goes_by_itself(tiny_q8_0: Path) -> None:
+    engine = Mixtral(tiny_q8_0, n_ctx=64)
+    engine.generate(PROMPT, max_tokens=3)
+    thread, loop = engine._engine._thread, engine._engine._loop
+    assert loop
+    cache = weakref.ref(loop.pages.cache.k)
+    del loop, engine
+    gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
+    gc.collect()
+    assert cache() is None
+
+
+def test_closing_ends_the_texts_of_other_threads(tiny_q8_0: Path) -> None:
     engine = Mixtral(tiny_q8_0, n_ctx=2048, n_threads=1)
     begun = threading.Event()
     errors: list[BaseException] = []
@@ -396,18 +407,19 @@ def test_closing_waits_for_another_threads_pass_and_ends_its_text(tiny_q8_0: Pat
     def work() -> None:
         try:
             while True:
-                begun.set()
-                engine.generate(PROMPT)
+                for _ in engine.stream(PROMPT):
+                    begun.set()
         except ClosedError as error:
             errors.append(error)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert begun.wait(10)
-    time.sleep(0.1)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(60)
     engine.close()
-    thread.join(10)
-    assert len(errors) == 1
+    for thread in threads:
+        thread.join(60)
+    assert len(errors) == 3
 
 
 # --- What progress may do -----------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""The pages of running texts, and the prefix cache that gets them afterwards."""
+
+from __future__ import annotations
+
+from pymixtral.arrays import I32
+from pymixtral.engine.prefix_cache import PrefixCache
+from pymixtral.engine.requests import Request
+from pymixtral.engine.scheduler import Entry
+from pymixtral.model.kv_cache import KVCache
+from pymixtral.ops import PAGE
+
+
+class Pages:
+    """The scheduler's pool.
+
+    Args:
+        cache: the model's cache.
+
+    Attributes:
+        cache: see above.
+        requests: the request of each entry.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.requests: dict[Entry, Request] = {}
+        self._prefix = PrefixCache(cache)
+
+    @property
+    def n_cached(self) -> int:
+        """The number of pages that only the prefix cache holds."""
+        return self._prefix.n_evictable
+
+    def n_available(self) -> int:
+        """Count pages; see Pool."""
+        return self.cache.n_free_pages + self._prefix.n_evictable
+
+    def begin(self, entry: Entry) -> None:
+        """Take a text up; see Pool."""
+        request = self.requests[entry]
+        most = request.n_ids - 1  # the last is computed in any case, for its row
+        if request.rows:
+            most = min(most, request.rows.start)
+        pages, length = self._prefix.match(request.ids[:most], request.namespace)
+        request.sequence = self.cache.new_sequence(pages, length)
+        request.n_indexed = length
+        entry.n_computed = length
+        entry.shares_tail = length % PAGE > 0
+
+    def release(self, entry: Entry) -> None:
+        """Take all pages from a text; see Pool."""
+        self.leave(self.requests[entry])
+        entry.n_computed = 0
+        entry.shares_tail = False
+
+    def fork(self, entry: Entry, other: Entry) -> None:
+        """Give a text the pages of another one that begins like it.
+
+        Args:
+            entry: has pages.
+            other: has none.
+        """
+        sequence = self.requests[entry].sequence
+        assert sequence
+        self.requests[other].sequence = sequence.fork()
+        other.n_computed = entry.n_computed
+        other.shares_tail = entry.shares_tail = sequence.length % PAGE > 0
+
+    def index(self, request: Request) -> None:
+        """Let other texts share the whole pages that a running text has.
+
+        Args:
+            request: has a sequence.
+        """
+        sequence = request.sequence
+        assert sequence
+        if sequence.length // PAGE > request.n_indexed // PAGE:
+            request.n_indexed = sequence.length // PAGE * PAGE
+            self._prefix.insert(self._ids(request), sequence, request.namespace)
+
+    def leave(self, request: Request) -> None:
+        """Give a text's pages to the prefix cache.
+
+        Args:
+            request: it may have none.
+        """
+        sequence, request.sequence = request.sequence, None
+        if sequence is not None:
+            if sequence.length > request.n_indexed and request.failed is None:
+                self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
+            sequence.free()
+
+    def make_free(self, n: int) -> None:
+        """Evict pages from the prefix cache until some are free.
+
+        Args:
+            n: how many, at most n_available().
+        """
+        if n > self.cache.n_free_pages:
+            self._prefix.evict(n - self.cache.n_free_pages)
+
+    def clear(self) -> None:
+        """Empty the prefix cache."""
+        self._prefix.clear()
+
+    @staticmethod
+    def _ids(request: Request) -> I32:
+        assert request.sequence
+        return request.ids[: request.sequence.length]

@@ -1,0 +1,300 @@
+"""Many callers at once: each gets, to the bit, what it would get alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pymixtral import Completion, Mixtral
+from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
+
+PROMPT = "Once upon a time there was a king who had three daughters"
+
+
+@pytest.fixture(scope="module")
+def model(tiny_q8_0: Path) -> Iterator[Mixtral]:
+    with Mixtral(tiny_q8_0, n_ctx=512, n_threads=2) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
+    """A model that computes one text at a time, without a cache of earlier ones."""
+    with Mixtral(tiny_q8_0, n_ctx=512, n_threads=1, max_batch=1) as model:
+        yield model
+
+
+def lone(alone: Mixtral, prompt: Any, **options: Any) -> Completion:
+    alone.forget()
+    return alone.generate(prompt, **options)
+
+
+def same(a: Completion, b: Completion) -> None:
+    assert (a.text, a.tokens, a.finish_reason, a.stop_reason) == (b.text, b.tokens, b.finish_reason, b.stop_reason)
+    assert a.logprobs == b.logprobs
+    assert a.prompt_logprobs == b.prompt_logprobs
+
+
+def prompt_logprobs(model: Mixtral, ids: list[int]) -> list[Any]:
+    found = model.generate(ids, max_tokens=1, prompt_logprobs=0).prompt_logprobs
+    assert found
+    return found
+
+
+def test_a_list_of_prompts_is_one_batch(model: Mixtral, alone: Mixtral) -> None:
+    prompts = [PROMPT[:n] for n in (1, 9, 20, 33)] + [PROMPT * 12]
+    options: dict[str, Any] = {"max_tokens": 20, "seed": 5, "logprobs": 2, "prompt_logprobs": 1}
+    before = model.stats().passes
+    for completion, prompt in zip(model.generate(prompts, **options), prompts, strict=True):
+        same(completion, lone(alone, prompt, **options))
+    assert model.stats().passes - before < 40  # one after the other they take 100
+
+
+def test_several_texts_of_a_prompt_compute_it_once(model: Mixtral, alone: Mixtral) -> None:
+    model.forget()
+    before = model.stats()
+    completion = model.generate(PROMPT, n=4, seed=3, max_tokens=12)
+    after = model.stats()
+    assert after.prompt_tokens - before.prompt_tokens == completion.stats.prompt_tokens
+    texts = [choice.text for choice in completion.choices]
+    assert len(set(texts)) == 4
+    same(completion.choices[0], lone(alone, PROMPT, seed=3, max_tokens=12))
+    assert [c.text for c in model.generate(PROMPT, n=4, seed=3, max_tokens=12).choices] == texts
+    assert [c.text for c in alone.generate(PROMPT, n=4, seed=3, max_tokens=12).choices] == texts
+
+
+def test_best_of_gives_the_likeliest(model: Mixtral) -> None:
+    every = model.generate(PROMPT, n=6, seed=1, max_tokens=8, logprobs=0).choices
+    means = sorted((np.mean([t.logprob for t in c.logprobs or []]) for c in every), reverse=True)
+    best = model.generate(PROMPT, n=2, best_of=6, seed=1, max_tokens=8)
+    assert best.logprobs is None
+    texts = {c.text: np.mean([t.logprob for t in c.logprobs or []]) for c in every}
+    assert [texts[c.text] for c in best.choices] == means[:2]
+    with pytest.raises(InvalidArgumentError, match="best_of"):
+        model.generate(PROMPT, n=3, best_of=2)
+
+
+def test_logprobs_are_those_of_the_logits(model: Mixtral) -> None:
+    completion = model.generate(PROMPT, max_tokens=6, temperature=0, logprobs=3, prompt_logprobs=2)
+    ids = model.tokenize(PROMPT)
+    rows = model.logits([*ids, *completion.tokens]).astype(np.float64)
+    expected = rows - np.log(np.exp(rows - rows.max(axis=1, keepdims=True)).sum(axis=1, keepdims=True))
+    expected -= rows.max(axis=1, keepdims=True)
+    assert completion.prompt_logprobs
+    assert completion.logprobs
+    assert completion.prompt_logprobs[0] is None
+    found = [*completion.prompt_logprobs[1:], *completion.logprobs]
+    for row, token, id in zip(expected, found, [*ids[1:], *completion.tokens], strict=False):
+        assert token
+        assert token.id == id
+        assert token.logprob == pytest.approx(row[id], abs=1e-5)
+        assert [i for i, _ in token.top] == np.argsort(-row, kind="stable")[: len(token.top)].tolist()
+
+
+def test_scores_are_sums_of_logprobs(model: Mixtral) -> None:
+    contexts = model.tokenize(PROMPT)
+    scores = model.score(contexts, [[300], [301, 302], contexts[1:]])
+    for score, ids in zip(scores, [[300], [301, 302], contexts[1:]], strict=True):
+        assert score.tokens == [t.logprob for t in prompt_logprobs(model, [*contexts, *ids])[len(contexts) :]]
+        assert score.logprob == sum(score.tokens)
+    best = model.generate(contexts, max_tokens=3, temperature=0).tokens
+    assert [s.greedy for s in model.score(contexts, [best, [best[0], best[1] + 1]])] == [True, False]
+    for cut in range(1, len(PROMPT)):  # also inside a token: then those that the context alone lacks count
+        (score,) = model.score(PROMPT[:cut], [PROMPT[cut:]])
+        before, whole = model.tokenize(PROMPT[:cut]), model.tokenize(PROMPT)
+        n = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(before))
+        assert score.tokens == [t.logprob for t in prompt_logprobs(model, whole)[n:]]
+
+
+def test_embeddings_do_not_depend_on_the_batch(model: Mixtral, tiny_q8_0: Path) -> None:
+    texts = [PROMPT, "The wolf", PROMPT * 6]
+    vectors = model.embed(texts)
+    assert vectors.shape == (3, model.config.hidden)
+    with Mixtral(tiny_q8_0, n_ctx=512, n_batch=5, n_threads=1) as other:
+        for text, vector in zip(texts, vectors, strict=True):
+            assert (other.embed([text]) == vector).all()
+    last = model.embed(texts, pooling="last", normalize=True)
+    np.testing.assert_allclose((last * last).sum(axis=1), 1, rtol=1e-6)
+    observed = model.observe(model.tokenize(PROMPT), model.observers())
+    np.testing.assert_allclose(vectors[0], observed.astype(np.float64).mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(last[0], observed[-1] / np.linalg.norm(observed[-1].astype(np.float64)), rtol=1e-5)
+    with pytest.raises(InvalidArgumentError, match="pooling"):
+        model.embed(texts, pooling="max")
+
+
+def test_an_exception_in_a_processor_ends_its_text_alone(model: Mixtral, alone: Mixtral) -> None:
+    def broken(ids: NDArray[np.int32], _: NDArray[np.float32]) -> None:
+        if len(ids) > 20:
+            raise ZeroDivisionError("mine")
+
+    other = model.stream(PROMPT, max_tokens=30, seed=2)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        model.generate(PROMPT, max_tokens=30, logits_processor=broken)
+    text = "".join(other)
+    assert text == lone(alone, PROMPT, max_tokens=30, seed=2).text
+
+
+def test_more_urgent_texts_come_first(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_ctx=512, max_batch=1) as model:
+        ended: list[str] = []
+
+        def work(name: str, priority: int) -> None:
+            model.generate(PROMPT, max_tokens=60, ignore_eos=True, priority=priority)
+            ended.append(name)
+
+        first = model.stream(PROMPT, ignore_eos=True, priority=-1)  # holds the engine until all have asked
+        next(first)
+        threads = [threading.Thread(target=work, args=pair) for pair in (("late", 5), ("soon", 1), ("now", 0))]
+        for i, thread in enumerate(threads):
+            thread.start()
+            while model.stats().waiting <= i:
+                pass
+        first.cancel()
+        for thread in threads:
+            thread.join()
+        assert ended == ["now", "soon", "late"]
+
+
+def test_a_prompt_beyond_the_cache_is_refused_with_both_numbers(tiny_q8_0: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="cache_bytes of at least"):
+        Mixtral(tiny_q8_0, n_ctx=512, cache_bytes=1000)
+    with Mixtral(tiny_q8_0, n_ctx=100) as model, pytest.raises(ContextLengthError, match=r"at most 100 tokens.*101"):
+        model.generate([5] * 101)
+
+
+def test_a_second_reader_is_told_so(model: Mixtral) -> None:
+    stream = model.stream(PROMPT, max_tokens=200, ignore_eos=True)
+    assert stream._reading.acquire(blocking=False)  # as another thread in next() does
+    with pytest.raises(InvalidArgumentError, match="one reader of a generation at a time"):
+        next(stream)
+    stream._reading.release()
+    assert "".join(stream)
+    assert len(stream.tokens) == 200
+
+
+def test_two_threads_in_one_stream_lose_nothing(model: Mixtral) -> None:
+    stream = model.stream(PROMPT, max_tokens=200, ignore_eos=True, seed=1)
+    refused = [0, 0]
+
+    def read(i: int) -> None:
+        while True:
+            try:
+                next(stream)
+            except StopIteration:
+                return
+            except InvalidArgumentError:
+                refused[i] += 1
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert stream.tokens == model.generate(PROMPT, max_tokens=200, ignore_eos=True, seed=1).tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mixed_requests_with_cancels_deadlines_preemption_and_forks(tiny_q8_0: Path, alone: Mixtral, seed: int) -> None:
+    """A small pool, so that texts have to give their pages back and are computed again."""
+    draw = random.Random(seed)
+    page = 64 * 2 * alone.config.n_layers * alone.config.n_kv_heads * alone.config.head_dim * 2
+    documents = [[1, *(draw.randrange(3, 4096) for _ in range(draw.randrange(20, 300)))] for _ in range(4)]
+    jobs: list[tuple[list[int], dict[str, Any], str]] = []
+    for i in range(60):
+        document = draw.choice(documents)
+        prompt = document[: draw.randrange(1, len(document) + 1)] + [draw.randrange(3, 4096)] * draw.randrange(3)
+        options: dict[str, Any] = {"max_tokens": draw.randrange(1, 60), "seed": i, "priority": draw.randrange(2)}
+        options |= draw.choice([{}, {"temperature": 0}, {"logprobs": 1}, {"prompt_logprobs": 0}, {"prompt_lookup": 3}])
+        jobs.append((prompt, options, draw.choice(["generate"] * 4 + ["cancel", "deadline", "n"])))
+    results: dict[int, Any] = {}
+    with Mixtral(tiny_q8_0, n_ctx=400, n_threads=2, max_batch=6, n_batch=96, cache_bytes=12 * page) as model:
+
+        def work(k: int) -> None:
+            for i in range(k, len(jobs), 4):
+                prompt, options, kind = jobs[i]
+                if kind == "cancel":
+                    stream = model.stream(prompt, **options)
+                    next(stream, None)
+                    stream.cancel()
+                    list(stream)
+                    results[i] = stream.completion
+                elif kind == "deadline":
+                    results[i] = model.generate(prompt, timeout=0.005, **options)
+                else:
+                    results[i] = model.generate(prompt, n=3 if kind == "n" else 1, **options)
+
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(300)
+        stats = model.stats()
+        assert (stats.waiting, stats.prefilling, stats.decoding, stats.used_pages) == (0, 0, 0, 0)
+        model.forget()
+        loop = model._engine._loop
+        assert loop
+        assert loop.pages.cache.n_free_pages == loop.pages.cache.n_pages
+        assert not loop.pages.cache.references.any()
+    assert len(results) == len(jobs)
+    for i, (prompt, options, kind) in enumerate(jobs):
+        expected = lone(alone, prompt, **options) if kind != "n" else lone(alone, prompt, n=3, **options)
+        if kind in ("cancel", "deadline") and results[i].finish_reason in ("cancelled", "deadline"):
+            assert expected.tokens[: len(results[i].tokens)] == results[i].tokens
+        else:
+            for a, b in zip(results[i].choices, expected.choices, strict=True):
+                same(a, b)
+
+
+def test_preemption_happens_and_changes_nothing(tiny_q8_0: Path, alone: Mixtral) -> None:
+    page = 64 * 2 * alone.config.n_layers * alone.config.n_kv_heads * alone.config.head_dim * 2
+    prompts = [[1, *range(300 + i, 360 + i)] for i in range(5)]
+    options: dict[str, Any] = {"max_tokens": 150, "ignore_eos": True, "seed": 1}
+    with Mixtral(tiny_q8_0, n_ctx=256, cache_bytes=7 * page) as model:
+        completions = model.generate(prompts, **options)
+        assert model.stats().preempted > 0
+    for completion, prompt in zip(completions, prompts, strict=True):
+        same(completion, lone(alone, prompt, **options))
+
+
+def test_streams_that_alternate_compute_nothing_twice(model: Mixtral) -> None:
+    model.forget()
+    before = model.stats().prompt_tokens
+    documents = [[1, *range(300 + 7 * i, 500 + 7 * i)] for i in range(2)]
+    for n in range(1, 6):
+        for document in documents:
+            model.generate([*document, *range(600, 600 + n)], max_tokens=1)
+    computed = model.stats().prompt_tokens - before
+    assert computed <= 2 * (201 + 1 + 5 * 2)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_whatever_a_processor_raises_ends_its_text_alone(model: Mixtral, error: type[BaseException]) -> None:
+    def broken(*_: Any) -> None:
+        raise error
+
+    with pytest.raises(error):
+        model.generate(PROMPT, max_tokens=3, logits_processor=broken)
+    assert model.generate(PROMPT, max_tokens=3).tokens
+
+
+def test_a_processor_cannot_wait_for_its_own_engine(model: Mixtral) -> None:
+    def asks(*_: Any) -> None:
+        model.generate(PROMPT, max_tokens=1)
+
+    with pytest.raises(InvalidArgumentError, match="from within the engine"):
+        model.generate(PROMPT, max_tokens=3, logits_processor=asks)
+
+
+def test_a_processor_may_close_the_model(tiny_q8_0: Path) -> None:
+    model = Mixtral(tiny_q8_0, n_ctx=256)
+    with pytest.raises(ClosedError):
+        model.generate(PROMPT, max_tokens=3, logits_processor=lambda *_: model.close())
+    with pytest.raises(ClosedError):
+        model.generate(PROMPT)
