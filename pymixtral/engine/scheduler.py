@@ -5,6 +5,8 @@ It knows no model, clock or thread: texts are numbers, and the pages are asked o
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,7 +31,7 @@ class Entry:
         shares_tail: whether its last page is partly used and another's too, so that the next token
             takes a copy of it.
         n_drafted: ids after them that are proposed and not yet certain.
-        passed_over: passes in which it gave way to a shorter prompt.
+        passed_over: passes since its last tokens in which it gave way to a shorter prompt.
     """
 
     priority: int
@@ -50,6 +52,11 @@ class Entry:
         """The text's place among others; lower comes first."""
         return self.priority, self.arrival
 
+    @property
+    def n_pages(self) -> int:
+        """Pages that the text holds, some of them perhaps with others."""
+        return -(-self.n_computed // PAGE)
+
     def n_new_pages(self, n_tokens: int) -> int:
         """Count the pages that the next tokens take.
 
@@ -59,8 +66,7 @@ class Entry:
         Returns:
             The number of pages.
         """
-        n_held = -(-self.n_computed // PAGE)
-        return -(-(self.n_computed + n_tokens) // PAGE) - n_held + self.shares_tail
+        return -(-(self.n_computed + n_tokens) // PAGE) - self.n_pages + self.shares_tail
 
 
 class Pool(Protocol):
@@ -76,25 +82,82 @@ class Pool(Protocol):
         """Take all pages from a text: n_computed is 0 and shares_tail False afterwards."""
 
 
+class _Pass:
+    """A pass that is being planned.
+
+    Args:
+        pool: the pages.
+        budget: the most tokens of prompts.
+
+    Attributes:
+        tokens: how many tokens of each text it has.
+        n_left: tokens of prompts that it may still have.
+        n_available: pages that it may take.
+        stopped: whether a text had to give its pages back.
+    """
+
+    def __init__(self, pool: Pool, budget: int) -> None:
+        self._pool = pool
+        self._budget = budget
+        self._n_pages = 0
+        self.tokens: dict[Entry, int] = {}
+        self.n_left = budget
+        self.n_available = pool.n_available()
+        self.stopped = False
+
+    @property
+    def n_spare(self) -> int:
+        """Pages that are available beyond those that it takes."""
+        return self.n_available - self._n_pages
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether it has tokens of prompts."""
+        return self.n_left < self._budget
+
+    def add(self, entry: Entry, n_tokens: int, *, prompt: bool) -> None:
+        """Adds tokens of a text that it does not have, for which there is room."""
+        self.tokens[entry] = n_tokens
+        self._n_pages += entry.n_new_pages(n_tokens)
+        self.n_left -= n_tokens * prompt
+
+    def drop(self, entry: Entry) -> None:
+        """Leaves out a running text, before that gives its pages back."""
+        n_tokens = self.tokens.pop(entry, 0)
+        if n_tokens:
+            self._n_pages -= entry.n_new_pages(n_tokens)
+            self.n_left += n_tokens * (entry.n_left > 1)
+
+    def recount(self) -> None:
+        """Asks the pool again, after a text took or gave pages."""
+        self.n_available = self._pool.n_available()
+
+
 @dataclass
 class Scheduler:
     """The texts that wait and those that run, and the choice among them.
 
-    Within a priority the first that came is the first to run. Texts that generate go before
-    prompts, a token each. Where pages are short, the running text that comes last gives all of its
-    own back, and waits at its old place.
+    A lower number of priority comes first, and takes the place of a higher one; within a priority
+    the first that came is the first to run. Texts that generate go before prompts, a token each.
+    Where pages are short, the running text that comes last gives all of its own back, and waits at
+    its old place.
+
+    Every text ends if no text is longer than the pool less a page: the first of all always gets
+    what it needs.
 
     Attributes:
         pool: the pages.
         max_running: most texts that run at once, at least 1.
-        waiting: texts that have no pages.
+        waiting: texts that have no pages, in their order.
         running: texts that have.
+        n_preempted: times that a text had to give its pages back.
     """
 
     pool: Pool
     max_running: int
     waiting: list[Entry] = field(default_factory=list)
     running: list[Entry] = field(default_factory=list)
+    n_preempted: int = 0
 
     def add(self, entry: Entry) -> None:
         """Let a text wait for its turn.
@@ -102,7 +165,7 @@ class Scheduler:
         Args:
             entry: a new text.
         """
-        self.waiting.append(entry)
+        insort(self.waiting, entry, key=_order)
 
     def remove(self, entry: Entry) -> None:
         """Forget a text; its pages are the caller's concern.
@@ -110,119 +173,133 @@ class Scheduler:
         Args:
             entry: a text that waits or runs.
         """
-        (self.running if entry in self.running else self.waiting).remove(entry)
+        if entry in self.running:
+            self.running.remove(entry)
+        else:
+            del self.waiting[bisect_left(self.waiting, entry.order, key=_order)]
 
     def plan(self, budget: int) -> list[tuple[Entry, int]]:
         """Choose the next pass.
 
         Args:
-            budget: the most tokens of prompts, at least 1. A prompt's first tokens may go beyond it
-                up to the end of their page if there is nothing else to do.
+            budget: the most tokens of prompts, at least 1.
 
         Returns:
             The texts and how many of their next tokens to compute. It is empty only if nothing
             runs or waits.
         """
-        batch: list[tuple[Entry, int]] = []
-        decoding = [entry for entry in self.running if entry.n_left == 1]
-        full = False  # whether a text had to give pages back: then none begins
-        for entry in sorted(decoding, key=lambda e: e.order):
-            if entry not in self.running:
-                continue
-            if self._n_planned(batch) + entry.n_new_pages(1 + entry.n_drafted) > self.pool.n_available():
+        batch = _Pass(self.pool, budget)
+        for entry in sorted((entry for entry in self.running if entry.n_left == 1), key=_order):
+            if entry.n_new_pages(1 + entry.n_drafted) > batch.n_spare:
                 entry.n_drafted = 0  # a guess is worth no other text's pages
-            full |= self._make_room(entry, 1 + entry.n_drafted, batch)
-            if entry in self.running:
-                batch.append((entry, 1 + entry.n_drafted))
-        left = budget
-        prompts = [entry for entry in self.running if entry.n_left > 1]
-        for entry in sorted(prompts, key=lambda e: (e.passed_over < _MAX_PASSED_OVER, e.n_left, e.order)):
-            if entry not in self.running:
-                continue
-            n = _chunk(entry, left, alone=not batch)
-            if n:
-                full |= self._make_room(entry, n, batch)
-            if entry in self.running and n:
-                batch.append((entry, n))
-                left -= n
-        while left > 0 and not full and self._n_unfinished(batch) < _MAX_PROMPTS:
-            admitted = self._admit(batch)
-            if admitted is None:
-                break
-            n = _chunk(admitted, left, alone=not batch)
-            if n:
-                batch.append((admitted, n))
-                left -= n
-        served = {id(entry) for entry, _ in batch}
+            if entry in self.running and self._make_room(entry, 1 + entry.n_drafted, batch):
+                batch.add(entry, 1 + entry.n_drafted, prompt=False)
+        self._plan_prompts(batch)
         for entry in self.running:
-            entry.passed_over = 0 if id(entry) in served else entry.passed_over + 1
-        return batch
+            if entry in batch.tokens:
+                entry.passed_over = 0
+            elif any(other.n_left > 1 and other.order > entry.order for other in batch.tokens):
+                entry.passed_over += 1
+        return list(batch.tokens.items())
 
-    def _n_unfinished(self, batch: list[tuple[Entry, int]]) -> int:
-        """Running prompts that this pass leaves incomplete."""
-        planned = {id(entry): n for entry, n in batch}
-        return sum(entry.n_left - planned.get(id(entry), 0) > 0 for entry in self.running if entry.n_left > 1)
+    def _plan_prompts(self, batch: _Pass) -> None:
+        """Shares the budget among prompts: those that are partly computed, then those that wait."""
+        prompts = deque(sorted((entry for entry in self.running if entry.n_left > 1), key=_turn))
+        admits = True
+        while batch.n_left > 0:
+            if prompts and prompts[0] not in self.running:
+                prompts.popleft()
+                continue
+            first = self.waiting[0] if self.waiting and admits and not (batch.stopped and batch.tokens) else None
+            if first and not (prompts and prompts[0].priority <= first.priority):
+                admits = self._admit(first, batch)
+                entry = first
+                if not admits:
+                    continue
+            elif prompts:
+                entry = prompts.popleft()
+            else:
+                break
+            n = _chunk(entry, batch.n_left, little=not batch.has_prompts)
+            if n and self._make_room(entry, n, batch):
+                batch.add(entry, n, prompt=True)
 
-    def _admit(self, batch: list[tuple[Entry, int]]) -> Entry | None:
-        """Takes up the first text that waits, if there is room for all of its prompt."""
-        if not self.waiting:
-            return None
-        entry = min(self.waiting, key=lambda e: e.order)
-        while len(self.running) >= self.max_running:
-            if not self._preempt_for(entry, batch):
-                return None
+    def _admit(self, entry: Entry, batch: _Pass) -> bool:
+        """Takes up a text that waits, if there is room for all of its prompt."""
+        if not self._lower(entry) and (
+            len(self.running) >= self.max_running or len(self._partly(batch)) >= _MAX_PROMPTS
+        ):
+            return False  # begin() costs more than this
         self.pool.begin(entry)
-        while self._n_promised(batch) + entry.n_new_pages(entry.n_left) > self.pool.n_available():
-            if not self._preempt_for(entry, batch):
+        batch.recount()
+        while (others := self._in_the_way(entry, batch)) is not None:
+            if not others:
                 self.pool.release(entry)
-                return None
-        self.waiting.remove(entry)
+                batch.recount()
+                return False
+            self._preempt(max(others, key=_order), batch)
+        self.remove(entry)
         self.running.append(entry)
-        return entry
-
-    def _n_promised(self, batch: list[tuple[Entry, int]]) -> int:
-        """Pages that this pass and the rest of the running prompts will take."""
-        planned = {id(entry): n for entry, n in batch}
-        return sum(entry.n_new_pages(max(planned.get(id(entry), 0), entry.n_left)) for entry in self.running)
-
-    def _preempt_for(self, entry: Entry, batch: list[tuple[Entry, int]]) -> bool:
-        """Stops a running text of lower priority that this pass does not have."""
-        planned = {id(other) for other, _ in batch}
-        others = [other for other in self.running if other.priority > entry.priority and id(other) not in planned]
-        if not others:
-            return False
-        self._preempt(max(others, key=lambda e: e.order))
         return True
 
-    def _make_room(self, entry: Entry, n_tokens: int, batch: list[tuple[Entry, int]]) -> bool:
-        """Stops running texts from the last on, perhaps the entry itself, until its tokens fit."""
-        stopped = False
-        while self._n_planned(batch) + entry.n_new_pages(n_tokens) > self.pool.n_available():
-            last = max(self.running, key=lambda e: e.order)
-            batch[:] = [(other, n) for other, n in batch if other is not last]
-            self._preempt(last)
-            stopped = True
+    def _in_the_way(self, entry: Entry, batch: _Pass) -> list[Entry] | None:
+        """Texts of lower priority of which one has to stop for a text; None if none has to."""
+        lower = self._lower(entry)
+        n_new = {other: other.n_new_pages(max(batch.tokens.get(other, 0), other.n_left)) for other in self.running}
+        n_short = entry.n_new_pages(entry.n_left) + sum(n_new.values()) - batch.n_available
+        if n_short > sum(other.n_pages + n_new[other] for other in lower):
+            return []  # it would not be enough
+        partly = self._partly(batch)
+        if len(partly) >= _MAX_PROMPTS:
+            return [other for other in lower if other in partly]
+        return lower if n_short > 0 or len(self.running) >= self.max_running else None
+
+    def _lower(self, entry: Entry) -> list[Entry]:
+        """Running texts of lower priority."""
+        return [other for other in self.running if other.priority > entry.priority]
+
+    def _partly(self, batch: _Pass) -> list[Entry]:
+        """Running prompts that a pass leaves incomplete."""
+        return [other for other in self.running if other.n_left > max(1, batch.tokens.get(other, 0))]
+
+    def _make_room(self, entry: Entry, n_tokens: int, batch: _Pass) -> bool:
+        """Stops running texts from the last on until a text's tokens fit; False if that was itself."""
+        while entry.n_new_pages(n_tokens) > batch.n_spare:
+            last = max(self.running, key=_order)
+            self._preempt(last, batch)
+            batch.stopped = True
             if last is entry:
-                break
-        return stopped
+                return False
+        return True
 
-    @staticmethod
-    def _n_planned(batch: list[tuple[Entry, int]]) -> int:
-        return sum(other.n_new_pages(n) for other, n in batch)
-
-    def _preempt(self, entry: Entry) -> None:
+    def _preempt(self, entry: Entry, batch: _Pass) -> None:
+        batch.drop(entry)
         self.running.remove(entry)
         self.pool.release(entry)
-        entry.n_drafted = 0
-        self.waiting.append(entry)
+        batch.recount()
+        entry.n_drafted = entry.passed_over = 0
+        self.n_preempted += 1
+        self.add(entry)
 
 
-def _chunk(entry: Entry, left: int, *, alone: bool) -> int:
-    """The next tokens of a prompt: all, or some that end with a page, so that others can share it."""
-    if entry.n_left <= left:
+def _order(entry: Entry) -> tuple[int, int]:
+    return entry.order
+
+
+def _turn(entry: Entry) -> tuple[int, bool, int, int]:
+    """The order of prompts: the one that is soonest complete first, but none gives way for long."""
+    return entry.priority, entry.passed_over < _MAX_PASSED_OVER, entry.n_left, entry.arrival
+
+
+def _chunk(entry: Entry, most: int, *, little: bool) -> int:
+    """The next tokens of a prompt: all, or some that end with a page, so that others can share it.
+
+    Fewer than a quarter of a page are worth a pass only if `little` says so.
+    """
+    if entry.n_left <= most:
         return entry.n_left
     begin = entry.n_computed
-    end = (begin + left) // PAGE * PAGE
+    end = (begin + most) // PAGE * PAGE
     if end > begin:
         return end - begin
-    return min(left, entry.n_left) if alone or left >= PAGE // 4 else 0
+    return most if little or most >= PAGE // 4 else 0
