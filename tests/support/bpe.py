@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import unicodedata
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -41,6 +43,37 @@ SPLITS = {
 IGNORE_MERGES = ("llama-bpe", "tekken")
 CONTROL_NAMES = ["<|begin|>", "<|im_start|>", "<|im_end|>"]
 ADDED_NAMES = ["<tool>", "two words"]
+
+
+# Characters of Unicode 3.2, whose kinds all versions of Unicode agree on.
+CHARACTERS = [chr(c) for c in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(c)) not in ("Cn", "Cs", "Co")]
+HARD = [
+    *(" ", "  ", "\n", " \n", "\t", "\r\n", "\n\n  ", "\xa0", "\u3000", "   x", "\x1c", "\x85", "\u2028", "\0"),
+    *("'s", "'S", "'re", "'LL", "'\u017f", "don't", "\u2019s", "1", "12", "12345", "\u0663\u0664\u0665", "\xbd", " 7"),
+    *("?!", "...", "/", "//\n", "$+<=>^~|`", "\u0301", "e\u0301", "\u01c5", "\u02b0", "\xdf", "\u1e9e", "camelCase"),
+    *("\u0939\u093f\u0928\u094d\u0926\u0940", "\u6df7\u5408\u4e13\u5bb6", "\U0001f469\u200d\U0001f467", "HTTPServer"),
+    *CONTROL_NAMES,
+    *ADDED_NAMES,
+]
+
+
+def strings(n: int, seed: int = 3) -> Iterator[str]:
+    """Cuts of the book, hard texts and any characters, in any order."""
+    g = np.random.Generator(np.random.PCG64(seed))
+    for _ in range(n):
+        parts = []
+        for _ in range(g.integers(1, 9)):
+            text = CORPUS[g.integers(len(CORPUS))]
+            begin = int(g.integers(len(text)))
+            block = int(g.integers(len(CHARACTERS)))
+            parts.append(
+                [
+                    text[begin : begin + int(g.integers(1, 40))],
+                    "".join(CHARACTERS[(block + int(i)) % len(CHARACTERS)] for i in g.integers(0, 60, g.integers(6))),
+                    HARD[g.integers(len(HARD))],
+                ][g.integers(3)]
+            )
+        yield "".join(parts)
 
 
 @cache

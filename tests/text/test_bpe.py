@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,7 +17,18 @@ from pymixtral.errors import InvalidArgumentError, ModelConfigError, Unsupported
 from pymixtral.text import bpe
 from pymixtral.text.pretokenizers import PRE_TOKENIZERS
 from pymixtral.text.tokenizer import END_NAMES, Tokenizer
-from support.bpe import ADDED_NAMES, CONTROL_NAMES, CORPUS, SPLITS, metadata_of, trained, without_special
+from support.bpe import (
+    ADDED_NAMES,
+    CHARACTERS,
+    CONTROL_NAMES,
+    CORPUS,
+    HARD,
+    SPLITS,
+    metadata_of,
+    strings,
+    trained,
+    without_special,
+)
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
@@ -34,39 +43,10 @@ def pair(pre: str) -> tuple[Tokenizer, Oracle, Oracle]:
 every_pre = pytest.mark.parametrize("pre", SPLITS)
 GPT2 = pair("gpt-2")[0]
 
-# Characters of Unicode 3.2, whose kinds all versions of Unicode agree on.
-CHARACTERS = [chr(c) for c in range(0x110000) if unicodedata.ucd_3_2_0.category(chr(c)) not in ("Cn", "Cs", "Co")]
-HARD = [
-    *(" ", "  ", "\n", " \n", "\t", "\r\n", "\n\n  ", "\xa0", "\u3000", "   x", "\x1c", "\x85", "\u2028", "\0"),
-    *("'s", "'S", "'re", "'LL", "'\u017f", "don't", "\u2019s", "1", "12", "12345", "\u0663\u0664\u0665", "\xbd", " 7"),
-    *("?!", "...", "/", "//\n", "$+<=>^~|`", "\u0301", "e\u0301", "\u01c5", "\u02b0", "\xdf", "\u1e9e", "camelCase"),
-    *("\u0939\u093f\u0928\u094d\u0926\u0940", "\u6df7\u5408\u4e13\u5bb6", "\U0001f469\u200d\U0001f467", "HTTPServer"),
-    *CONTROL_NAMES,
-    *ADDED_NAMES,
-]
 TEXTS = st.lists(
     st.one_of(st.text(st.sampled_from(CHARACTERS), max_size=8), st.sampled_from(HARD), st.text("aB1' \n.", max_size=8)),
     max_size=10,
 ).map("".join)
-
-
-def strings(n: int) -> Iterator[str]:
-    """Cuts of the book, hard texts and any characters, in any order."""
-    g = np.random.Generator(np.random.PCG64(3))
-    for _ in range(n):
-        parts = []
-        for _ in range(g.integers(1, 9)):
-            text = CORPUS[g.integers(len(CORPUS))]
-            begin = int(g.integers(len(text)))
-            block = int(g.integers(len(CHARACTERS)))
-            parts.append(
-                [
-                    text[begin : begin + int(g.integers(1, 40))],
-                    "".join(CHARACTERS[(block + int(i)) % len(CHARACTERS)] for i in g.integers(0, 60, g.integers(6))),
-                    HARD[g.integers(len(HARD))],
-                ][g.integers(3)]
-            )
-        yield "".join(parts)
 
 
 # --- Equal to the oracle ------------------------------------------------------------------------------------------
