@@ -121,6 +121,20 @@ GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
         16,
         200,
     ),
+    "mixtral-llama3": (
+        Shape(
+            hidden=96,
+            ffn=160,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=32,
+            n_vocab=320,
+            rope_base=5e5,
+            rope_scaling=("llama3", 8.0, 256),
+        ),
+        17,
+        200,
+    ),
 }
 """Name of the file in tests/goldens: shape, seed and number of tokens. Beside them
 tests/goldens/tiny-mixtral.npz is TINY_MIXTRAL's.
@@ -155,20 +169,12 @@ def config_json(shape: Shape, *, dtype: str = "float32") -> dict[str, object]:
         config["rope_scaling"] = {
             "rope_type": kind,
             "factor": factor,
-            **({"original_max_position_embeddings": before} if kind == "yarn" else {}),
+            **({"original_max_position_embeddings": before} if kind != "linear" else {}),
+            **({"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}),
         }
     if not dense:
         config |= {"num_local_experts": shape.n_experts, "num_experts_per_tok": shape.n_experts_used}
     return config
-
-
-def scaling_keys(shape: Shape) -> dict[str, int | float | str]:
-    """The rope scaling of a config.json as GGUF has it."""
-    if shape.rope_scaling is None:
-        return {}
-    kind, factor, before = shape.rope_scaling
-    keys: dict[str, int | float | str] = {"type": kind, "factor": factor, "original_context_length": before}
-    return {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
