@@ -204,28 +204,32 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (shape.n_vocab, shape.hidden)
 
 
+def bell(generator: np.random.PCG64, size: tuple[int, ...]) -> F64:
+    """Nearly normal values of mean 0 and standard deviation 1, of which the largest is 3.46.
+
+    Each is the sum of four 16-bit uniforms, and nothing that a math library could round in its own
+    way.
+    """
+    raw = np.asarray(generator.random_raw(math.prod(size)))
+    total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
+    values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
+    return values
+
+
 def make_tensors(shape: Shape, *, seed: int) -> dict[str, F32]:
     """The weights of a checkpoint, float32: standard deviation 1/sqrt(fan-in), embedding rows 1,
     norms 1 +- 0.1.
     """
     generator = np.random.PCG64(seed)
 
-    def bell(size: tuple[int, ...]) -> F64:
-        # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could
-        # round in its own way.
-        raw = np.asarray(generator.random_raw(math.prod(size)))
-        total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
-        values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
-        return values
-
     tensors: dict[str, F32] = {}
     for name, size in tensor_shapes(shape):
         if len(size) == 1:
-            values = 1 + 0.1 * bell(size)
+            values = 1 + 0.1 * bell(generator, size)
         elif "embed" in name:
-            values = bell(size)
+            values = bell(generator, size)
         else:
-            values = bell(size) / math.sqrt(size[1])
+            values = bell(generator, size) / math.sqrt(size[1])
         tensors[name] = values.astype(np.float32)
     return tensors
 
