@@ -38,7 +38,7 @@ def of_type(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable
     @cache
     def of_type(kind: str) -> Path:
         path = directory / f"frankenmoe-{kind}.gguf"
-        quantize(checkpoint, path, kind, no_tokenizer=True, progress=False)
+        quantize(checkpoint, path, kind, progress=False)
         return path
 
     return of_type
