@@ -206,9 +206,8 @@ def _open(
     vocabulary = read_vocabulary(source)
     if vocabulary is None:
         raise CheckpointError(
-            f"{named(source)}: expected tokenizer.model or tokenizer.json, found neither: put it "
-            "beside the weights, or "
-            "write a file that takes token ids only, with no_tokenizer=True"
+            f"{named(source)}: expected tokenizer.model, tokenizer.json or tekken.json, found none of them: put it "
+            "beside the weights, or write a file that takes token ids only, with no_tokenizer=True"
         )
     return checkpoint, vocabulary.padded(checkpoint.config.n_vocab)
 

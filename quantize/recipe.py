@@ -38,8 +38,8 @@ RECIPES = tuple(sorted(_BASES, key=lambda name: -bits_per_weight(_BASES[name])))
 
 
 def kept_f32(target: Target) -> bool:
-    """Whether a tensor is f32 in every recipe: norms and routers."""
-    return tensor_class(target.name) in ("norms", "router")
+    """Whether a tensor is f32 in every recipe: norms, factors of rope and routers."""
+    return tensor_class(target.name) in ("norms", "rope", "router")
 
 
 def wanted_types(targets: Sequence[Target], recipe: str) -> list[Type]:

@@ -235,7 +235,7 @@ def report_row(name: str) -> str:
     assert parsed is not None
     if parsed.stem in FFN_STEMS:
         return f"{parsed.tensor_class} {parsed.stem.removeprefix('ffn_')}"
-    return "norms and router" if parsed.tensor_class in ("norms", "router") else parsed.tensor_class
+    return "norms and router" if parsed.tensor_class in ("norms", "rope", "router") else parsed.tensor_class
 
 
 def show_notes(notes: Sequence[str]) -> list[str]:

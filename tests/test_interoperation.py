@@ -12,10 +12,13 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pymixtral import Mixtral, convert_layout
 from pymixtral.quantize import quantize
+from support.checkpoints import GOLDEN_MODELS, make_checkpoint
+from support.paths import GOLDENS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from agreement import KL, Passage, Peer, RefusedError, agreement
@@ -86,3 +89,18 @@ def test_split_experts_run_here_and_not_there(tiny_q8_0: Path, tmp_path: Path, p
     assert found.mapped
     assert found.kl < KL
     assert found.top1 >= TOP1
+
+
+@pytest.mark.parametrize("name", ["llama-linear", "mistral-yarn", "mixtral-llama3"])
+def test_scalings_of_config_json_mean_the_same_there(tmp_path: Path, peer: Peer, name: str) -> None:
+    """llama.cpp's logits of the quantizer's file are transformers' of the checkpoint."""
+    shape, seed, _ = GOLDEN_MODELS[name]
+    make_checkpoint(tmp_path / "hf", shape, seed=seed)
+    quantize(tmp_path / "hf", tmp_path / "m.gguf", "f32", progress=False)
+    with np.load(GOLDENS / f"{name}.npz") as golden:
+        tokens, rows, expected = golden["tokens"], golden["rows"], golden["logits"]
+    np.save(tmp_path / "windows.npy", np.append(tokens, 0)[None].astype(np.int32))  # the last predicts nothing
+    files = {"model": tmp_path / "m.gguf", "windows": tmp_path / "windows.npy", "out": tmp_path / "out.npy"}
+    peer("logits", **files, first=0, text="")
+    found = np.load(tmp_path / "out.npy")[0][rows]
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()  # its cache is f16

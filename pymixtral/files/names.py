@@ -33,14 +33,15 @@ _CLASSES = {
     "attn_norm": "norms",
     "ffn_norm": "norms",
     "output_norm": "norms",
+    "rope_freqs": "rope",
     "output": "output",
 }
 """The class of each stem; an expert's feed-forward matrices are of the class "experts"."""
 
-CLASSES = ("embedding", "attention", "router", "experts", "feed-forward", "norms", "output", "other")
+CLASSES = ("embedding", "attention", "router", "experts", "feed-forward", "norms", "rope", "output", "other")
 """All classes, in the order in which tables list them."""
 
-_OUTSIDE_LAYERS = ("token_embd", "output_norm", "output")
+_OUTSIDE_LAYERS = ("token_embd", "rope_freqs", "output_norm", "output")
 _NAME = re.compile(r"(?:blk\.(0|[1-9]\d*)\.)?([a-z_]+?)(_exps|\.(?:0|[1-9]\d*))?\.weight", re.ASCII)
 
 

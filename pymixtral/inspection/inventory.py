@@ -134,8 +134,8 @@ class Inventory:
         """
         embedding = [part for part in self.parts if part.tensor_class == "embedding"]
         unread = 0 if self.tied else sum(part.n_bytes - part.n_bytes // part.shape[0] for part in embedding)
-        norms = self.classes["norms"].n_bytes if "norms" in self.classes else 0
-        return self.n_bytes - norms - unread - self._unused(self._experts.n_bytes)
+        vectors = sum(self.classes[name].n_bytes for name in ("norms", "rope") if name in self.classes)
+        return self.n_bytes - vectors - unread - self._unused(self._experts.n_bytes)
 
     @property
     def expert_bytes(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from pymixtral.arguments import integer, shown
 from pymixtral.arrays import F64
@@ -15,7 +16,7 @@ from pymixtral.files.header import quoted
 from pymixtral.files.kinds import gguf_instead
 from pymixtral.files.names import TensorName
 from pymixtral.files.shards import stem
-from pymixtral.model.keys import FEATURES, INTEGERS, Keys
+from pymixtral.model.keys import FEATURES, INTEGERS, NUMBERS, Keys
 from pymixtral.model.rope import UNSCALED, RopeScaling
 
 DEFAULT_CONTEXT = 4096
@@ -63,7 +64,7 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
-        """Reads the keys `general.architecture`, `general.name` and `llama.*`.
+        """Reads the keys `general.architecture`, `general.name` and `llama.*`, and `rope_freqs.weight`.
 
         Args:
             file: the open file.
@@ -72,7 +73,7 @@ class ModelConfig:
             The model's numbers, consistent with one another.
 
         Raises:
-            ModelConfigError: a key is missing, has the wrong type or makes no sense.
+            ModelConfigError: a key is missing, or a value has the wrong type or makes no sense.
             UnsupportedError: the architecture, the rope scaling or another feature is not computed.
         """
         keys = Keys(file)
@@ -93,6 +94,7 @@ class ModelConfig:
         n_experts, n_experts_used = _experts(keys)
         window = keys.integer("llama.attention.sliding_window", default=0)
         n_ctx_train = keys.integer("llama.context_length")
+        head_dim = _head_dim(keys, hidden, n_heads)
         rope_base = keys.number("llama.rope.freq_base", default=10000.0)
         return cls(
             name=keys.string("general.name", default=stem(file.paths[0])),
@@ -103,22 +105,22 @@ class ModelConfig:
             ffn=keys.integer("llama.feed_forward_length"),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=_head_dim(keys, hidden, n_heads),
+            head_dim=head_dim,
             n_experts=n_experts,
             n_experts_used=n_experts_used,
             rms_eps=keys.number("llama.attention.layer_norm_rms_epsilon"),
             rope_base=rope_base,
             window=window if n_experts == 1 else 0,  # published Mixtral configs that carry a window are wrong
-            rope_scaling=_rope_scaling(keys, rope_base, n_ctx_train),
+            rope_scaling=replace(_rope_scaling(keys, rope_base, n_ctx_train), factors=_rope_factors(keys, head_dim)),
         )
 
-    def to_gguf(self) -> dict[str, int | float]:
-        """The metadata `llama.*` that from_gguf reads this from, of a model without rope scaling.
+    def to_gguf(self) -> dict[str, str | int | float]:
+        """The metadata `llama.*` that from_gguf reads this from.
 
         Returns:
             Key to value, in the order in which they are written.
         """
-        keys: dict[str, int | float] = {
+        keys: dict[str, str | int | float] = {
             "llama.vocab_size": self.n_vocab,
             "llama.context_length": self.n_ctx_train,
             "llama.embedding_length": self.hidden,
@@ -131,6 +133,7 @@ class ModelConfig:
             "llama.attention.layer_norm_rms_epsilon": self.rms_eps,
             "llama.rope.dimension_count": self.head_dim,
             "llama.rope.freq_base": self.rope_base,
+            **self.rope_scaling.to_gguf(),
         }
         if self.n_experts > 1:
             keys |= {"llama.expert_count": self.n_experts, "llama.expert_used_count": self.n_experts_used}
@@ -148,6 +151,8 @@ class ModelConfig:
         moe = self.n_experts > 1
         experts = (self.n_experts,) if moe else ()
         yield TensorName("token_embd"), (self.n_vocab, self.hidden)
+        if self.rope_scaling.factors:
+            yield TensorName("rope_freqs"), (self.head_dim // 2,)
         for layer in range(self.n_layers):
             yield TensorName("attn_norm", layer), (self.hidden,)
             yield TensorName("attn_q", layer), (q, self.hidden)
@@ -278,6 +283,25 @@ def _rope_scaling(keys: Keys, base: float, n_ctx_train: int) -> RopeScaling:
         beta_slow=keys.number(f"{prefix}.yarn_beta_slow", default=1.0),
         log_multiplier=keys.number(f"{prefix}.yarn_log_multiplier", default=0.0),
     )
+
+
+def _rope_factors(keys: Keys, head_dim: int) -> tuple[float, ...]:
+    """The factors that a file carries as a tensor, which is f32 always; else none."""
+    name = str(TensorName("rope_freqs"))
+    tensor = keys.tensors.get(name)
+    if tensor is None:
+        return ()
+    where = f"{keys.path}: tensor '{name}'"
+    if tensor.shape != (head_dim // 2,) or tensor.type != GGMLQuantizationType.F32:
+        raise ModelConfigError(
+            f"{where}: expected {head_dim // 2} factors of type F32, half the head dimension, found shape "
+            f"{list(tensor.shape)} and type {tensor.type.name}"
+        )
+    factors = np.frombuffer(tensor.data.tobytes(), "<f4")
+    lowest, highest = 1.0, NUMBERS["llama.rope.scaling.factor"][1]
+    if wrong := [factor for factor in factors.tolist() if not lowest <= factor <= highest]:  # NaN is in no range
+        raise ModelConfigError(f"{where}: expected factors from {lowest:g} to {highest:g}, found {wrong[0]:g}")
+    return tuple(factors.tolist())
 
 
 def context_length(config: ModelConfig, n_ctx: int | None) -> int:

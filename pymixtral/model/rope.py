@@ -1,8 +1,9 @@
 """Rotary position embedding: the frequencies, and how they are scaled to longer contexts.
 
 Sources: Su et al. 2021, arXiv:2104.09864; linear scaling: Chen et al. 2023, arXiv:2306.15595; yarn:
-Peng et al. 2023, arXiv:2309.00071. docs/numerics.md defines every digit: the frequencies are
-computed as decimals of 50 digits and rounded to float64 once, so every machine has the same.
+Peng et al. 2023, arXiv:2309.00071; llama3: the release of Llama 3.1 (arXiv:2407.21783). docs/numerics.md
+defines every digit: the frequencies are computed as decimals of 50 digits and rounded to float64
+once, so every machine has the same.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class RopeScaling:
             Frequencies in between are interpolated.
         log_multiplier: yarn: the model's own part in the attention factor, which DeepSeek calls
             mscale_all_dim; 0: none.
+        factors: float32 values by which the frequencies are divided, whatever the kind, one for
+            each pair; empty: none. Files have them as the tensor rope_freqs.weight.
     """
 
     kind: str = "none"
@@ -43,6 +46,7 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     log_multiplier: float = 0.0
+    factors: tuple[float, ...] = ()
 
     def table_factor(self) -> float:
         """Compute the number that multiplies cosines and sines.
@@ -62,13 +66,15 @@ class RopeScaling:
 
         Args:
             base: the model's base, such as 1e6.
-            head_dim: elements of a head, even.
+            head_dim: elements of a head, even; twice the number of factors, if there are any.
 
         Returns:
             float64 [head_dim // 2], in radians per position.
         """
         with decimal.localcontext(decimal.Context(prec=50)):
-            plain = [Decimal(base) ** (Decimal(-2 * i) / head_dim) for i in range(head_dim // 2)]
+            plain = _plain(base, head_dim)
+            if self.factors:
+                plain = [f / Decimal(by) for f, by in zip(plain, self.factors, strict=True)]
             if self.kind == "none":
                 return np.array([float(f) for f in plain], np.float64)
             factor = Decimal(self.factor)
@@ -81,6 +87,27 @@ class RopeScaling:
                 [float(f / factor * part + f * (1 - part)) for f, part in zip(plain, parts, strict=True)], np.float64
             )
 
+    def to_gguf(self) -> dict[str, str | int | float]:
+        """The metadata `llama.rope.scaling.*` of the scaling.
+
+        The factors are none of it: they are a tensor.
+
+        Returns:
+            Key to value, in the order in which they are written.
+        """
+        prefix = "llama.rope.scaling"
+        keys: dict[str, str | int | float] = {}
+        if self.kind != "none":
+            keys |= {f"{prefix}.type": self.kind, f"{prefix}.factor": self.factor}
+        if self.attn_factor != 1.0:
+            keys[f"{prefix}.attn_factor"] = self.attn_factor
+        if self.kind == "yarn":
+            keys[f"{prefix}.original_context_length"] = self.n_ctx_original
+            for name in ("beta_fast", "beta_slow", "log_multiplier"):
+                if getattr(self, name) != getattr(RopeScaling, name):
+                    keys[f"{prefix}.yarn_{name}"] = getattr(self, name)
+        return keys
+
     def _ramp(self, base: Decimal, head_dim: int) -> tuple[Decimal, Decimal]:
         """The pairs between which yarn changes from keeping frequencies to dividing them."""
 
@@ -89,6 +116,39 @@ class RopeScaling:
             return head_dim * (self.n_ctx_original / (Decimal(rotations) * 2 * _PI)).ln() / (2 * base.ln())
 
         return Decimal(max(floor(pair(self.beta_fast)), 0)), Decimal(min(ceil(pair(self.beta_slow)), head_dim - 1))
+
+
+def _plain(base: float, head_dim: int) -> list[Decimal]:
+    """The frequencies before they are scaled."""
+    return [Decimal(base) ** (Decimal(-2 * i) / head_dim) for i in range(head_dim // 2)]
+
+
+def llama3_factors(
+    base: float, head_dim: int, factor: float, low: float, high: float, n_ctx_original: int
+) -> tuple[float, ...]:
+    """Compute the factors of a scaling that config.json calls llama3.
+
+    Args:
+        base: the model's base, such as 5e5.
+        head_dim: elements of a head, even.
+        factor: divides the frequencies that are slowest, at least 1.
+        low: a frequency with fewer rotations than this over the original context is divided by
+            `factor` (low_freq_factor).
+        high: one with more rotations than this is kept (high_freq_factor), more than `low`. In
+            between, frequencies are interpolated.
+        n_ctx_original: positions of the context before scaling.
+
+    Returns:
+        RopeScaling's `factors`, each rounded to float32 once.
+    """
+    with decimal.localcontext(decimal.Context(prec=50)):
+        factors = []
+        for frequency in _plain(base, head_dim):
+            rotations = n_ctx_original * frequency / (2 * _PI)
+            kept = (rotations - Decimal(low)) / (Decimal(high) - Decimal(low))
+            kept = min(max(kept, Decimal(0)), Decimal(1))
+            factors.append(float(np.float32(float(1 / (kept + (1 - kept) / Decimal(factor))))))
+        return tuple(factors)
 
 
 UNSCALED = RopeScaling()

@@ -119,6 +119,8 @@ def load_weights(file: GGUFFile, config: ModelConfig) -> ModelWeights:
         head=tensors.matrix(head) if str(head) in file.tensors else embedding,
         layers=[_layer(tensors, layer, config.n_experts) for layer in range(config.n_layers)],
     )
+    if config.rope_scaling.factors:
+        tensors.vector(TensorName("rope_freqs"))  # which config has read
     tensors.refuse_unused()
     return weights
 

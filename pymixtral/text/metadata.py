@@ -6,14 +6,17 @@ Format: the GGUF specification in ggml, docs/gguf.md.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.errors import ModelConfigError
+from pymixtral.arrays import I32
+from pymixtral.errors import ModelConfigError, UnsupportedError
 from pymixtral.files.header import Value, quoted
+from pymixtral.text.pretokenizers import PRE_TOKENIZERS, PreTokenizer
 
 # The kinds of tokenizer.ggml.token_type. SentencePiece's own format has the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -102,8 +105,26 @@ class Keys:
             self.fail(key, expected, len(array))
         return array
 
-    def types(self, pieces: list[str]) -> list[int]:
+    def types(self, n: int) -> list[int]:
         """Read the kind of each token.
+
+        Args:
+            n: the number of tokens.
+
+        Returns:
+            The kinds, by id, NORMAL to BYTE.
+
+        Raises:
+            ModelConfigError: for missing or wrong kinds.
+        """
+        types: list[int] = self.numbers("token_type", n, "iu").tolist()
+        for kind in set(types):
+            if not NORMAL <= kind <= BYTE:
+                self.fail("token_type", f"numbers from {NORMAL} to {BYTE}", kind)
+        return types
+
+    def sentencepiece_types(self, pieces: list[str]) -> list[int]:
+        """Read the kind of each token of a SentencePiece model.
 
         Args:
             pieces: the texts of the tokens, by id.
@@ -115,10 +136,7 @@ class Keys:
             ModelConfigError: for missing or wrong kinds, and for a set of byte tokens that is not
                 complete.
         """
-        types: list[int] = self.numbers("token_type", len(pieces), "iu").tolist()
-        for kind in set(types):
-            if not NORMAL <= kind <= BYTE:
-                self.fail("token_type", f"numbers from {NORMAL} to {BYTE}", kind)
+        types = self.types(len(pieces))
         self.check_bytes(pieces, types)
         unknown = [i for i, kind in enumerate(types) if kind == UNKNOWN]
         if len(unknown) > 1:
@@ -126,6 +144,77 @@ class Keys:
         if not unknown:
             types[self.id("unknown_token_id", len(pieces), 0)] = UNKNOWN
         return types
+
+    def pre_tokenizer(self) -> PreTokenizer:
+        """Read how a byte-level tokenizer cuts a text into pieces.
+
+        Returns:
+            What the name under "pre" means; "default" if the key is missing.
+
+        Raises:
+            UnsupportedError: for a name that is not known.
+            ModelConfigError: for anything but a string.
+        """
+        name = self.get("pre")
+        name = "default" if name is None else name
+        if not isinstance(name, str):
+            self.fail("pre", "the name of a pre-tokenizer", name)
+        if name not in PRE_TOKENIZERS:
+            raise UnsupportedError(
+                f"{self.source}: metadata key 'tokenizer.ggml.pre': expected one of {', '.join(PRE_TOKENIZERS)}, found "
+                f"{quoted(name)}, by which the text would be cut in another way: use another model"
+            )
+        return PRE_TOKENIZERS[name]
+
+    def merges(self, pieces: list[str], types: list[int]) -> I32:
+        """Read the merges of a byte-level tokenizer.
+
+        Args:
+            pieces: the texts of the tokens, by id.
+            types: their kinds, by id.
+
+        Returns:
+            The ids [n, 3] of the left token, the right token and what they become. All are normal
+            tokens.
+
+        Raises:
+            ModelConfigError: for missing merges, for what is no pair of tokens that make a token,
+                for a pair that stands twice, and for normal tokens of one text.
+        """
+        merges = self.get("merges")
+        if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+            self.fail("merges", "a list of strings", "nothing" if merges is None else merges)
+        normal = [i for i, (piece, kind) in enumerate(zip(pieces, types, strict=True)) if piece and kind == NORMAL]
+        ids = {pieces[i]: i for i in normal}
+        if len(ids) < len(normal):
+            twice = next(pieces[i] for i in normal if ids[pieces[i]] != i)
+            self.fail("tokens", "each normal token once", f"{quoted(twice)} twice")
+        found: list[tuple[int, int, int]] = []
+        for i, merge in enumerate(merges):
+            left, _, right = merge.partition(" ")
+            try:
+                found.append((ids[left], ids[right], ids[left + right]))
+            except KeyError:
+                self.fail("merges", "pairs of normal tokens that make a normal token", f"{quoted(merge)} at {i}")
+        if len(set(merges)) < len(merges):
+            ((twice, _),) = Counter(merges).most_common(1)
+            self.fail("merges", "each pair once", f"{quoted(twice)} twice")
+        return np.array(found, np.int32).reshape(-1, 3)
+
+    def optional_id(self, key: str, n_vocab: int) -> int | None:
+        """Read a token id that may be missing.
+
+        Args:
+            key: the key.
+            n_vocab: size of the vocabulary.
+
+        Returns:
+            The id, 0 to n_vocab - 1; None if the key is missing.
+
+        Raises:
+            ModelConfigError: for anything else.
+        """
+        return None if self.get(key) is None else self.id(key, n_vocab, 0)
 
     def id(self, key: str, n_vocab: int, default: int) -> int:
         """Read a token id.

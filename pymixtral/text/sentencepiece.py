@@ -36,6 +36,7 @@ class SentencePiece:
     Attributes:
         bytes: the bytes that each id stands for in a text.
         has_prefix: whether each id is text that begins with a space.
+        added: names of user-defined tokens, and their ids.
 
     Raises:
         RuntimeError: if the library refuses the lists.
@@ -47,6 +48,14 @@ class SentencePiece:
         self._processor = _processor(pieces, scores, types, dummy_prefix)
         self.bytes = [_piece_bytes(piece, kind) for piece, kind in zip(pieces, types, strict=True)]
         self.has_prefix = [piece.startswith(SPACE) and kind in _TEXT for piece, kind in zip(pieces, types, strict=True)]
+        # A NUL is left to the library, which makes it the byte token if there are byte tokens.
+        self.added = {
+            piece.replace(SPACE, " "): i
+            for i, piece in reversed([*enumerate(pieces)])
+            if piece.strip("\0") and types[i] == USER_DEFINED
+        }
+        # Without byte tokens, unknown characters in a row are one token of any length.
+        self._longest = max(map(len, pieces)) if BYTE in types else 0
 
     def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
         """Encode a text part by part, in memory that does not grow with the text.
@@ -74,6 +83,18 @@ class SentencePiece:
             if end >= len(text):
                 break
             begin = end
+
+    def fewest_tokens(self, text: str) -> int:
+        """Bound the number of ids of a text from below, without encoding it.
+
+        Args:
+            text: the text.
+
+        Returns:
+            The number of ids if every token were as long as the longest piece; 0 if a token can
+            have any length.
+        """
+        return -(-len(text) // self._longest) if self._longest else 0
 
     def _cut(self, text: str, begin: int) -> int:
         """The end of the part that begins there.

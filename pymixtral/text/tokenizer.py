@@ -1,25 +1,39 @@
 """The tokenizer of a GGUF file: text to token ids and back.
 
-The lists `tokenizer.ggml.*` hold the parts of a SentencePiece BPE model. The model is rebuilt from
-them, and the sentencepiece library encodes. Decoding is done here, because it has to stream and has
-to know the pieces that sentencepiece refuses.
+The lists `tokenizer.ggml.*` hold the parts of a model of one of two kinds: SentencePiece, which
+scores its tokens, or byte-level BPE, which merges them by a list. The model encodes text without
+names of tokens. Names, the begin of a text and decoding are the same for both, and are done here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from operator import index
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
 from pymixtral.files.header import Value, quoted
-from pymixtral.text.metadata import BYTE, CONTROL, USER_DEFINED, Keys
+from pymixtral.text.bpe import BytePairs
+from pymixtral.text.metadata import CONTROL, Keys
 from pymixtral.text.names import Names
-from pymixtral.text.sentencepiece import SPACE, SentencePiece
+from pymixtral.text.sentencepiece import SentencePiece
 from pymixtral.text.streaming import StreamDecoder
+
+END_NAMES = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "[EOT]",
+)
+"""Names of control tokens that end a text or a turn wherever a file has them. Many files name one
+end of several: Llama 3's has the end of a text, and its chats end with <|eot_id|>."""
 
 
 def has_tokenizer(metadata: Mapping[str, Value], source: str) -> bool:
@@ -67,54 +81,66 @@ def open_tokenizer(metadata: Mapping[str, Value], source: str, n_vocab: int | No
     return tokenizer
 
 
+class Model(Protocol):
+    """What encodes text that has no names of tokens in it.
+
+    Attributes:
+        bytes: the bytes that each id stands for in a text; none for a control token.
+        has_prefix: whether the bytes of each id begin with a space that a text may have got before
+            it.
+        added: names of user-defined tokens, and their ids.
+    """
+
+    bytes: list[bytes]
+    has_prefix: list[bool]
+    added: dict[str, int]
+
+    def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
+        """Encode a text part by part; offset is where it begins in the caller's text."""
+        ...
+
+    def fewest_tokens(self, text: str) -> int:
+        """Bound the number of ids of a text from below, without encoding it."""
+        ...
+
+
 class Tokenizer:
     """The tokenizer of one model. It is immutable and may be used from many threads.
 
     from_metadata() makes one and checks the lists.
 
     Args:
-        pieces: texts of the tokens, by id.
-        scores: scores of the tokens, by id.
-        types: kinds of the tokens, by id, as in tokenizer.ggml.token_type.
-        bos_id: the begin-of-text token.
+        model: encodes the text between names of tokens.
+        control: names of control tokens, and their ids.
+        bos_id: the begin-of-text token; None if there is none.
         eos_ids: the tokens that end a text.
         add_bos: whether the model wants a begin-of-text token before a text.
         dummy_prefix: whether the model wants a space before a text.
 
     Attributes:
         n_vocab: number of ids.
-        bos_id: the begin-of-text token.
-        eos_ids: the tokens that end a text: the end-of-text token and, if the file names them,
-            those that end a turn and a message.
-
-    Raises:
-        RuntimeError: if the sentencepiece library refuses the lists.
+        bos_id: the begin-of-text token; None if the file names none.
+        eos_ids: the tokens that end a text: the end-of-text token, those that end a turn and a
+            message if the file names them, and control tokens of END_NAMES.
     """
 
     def __init__(
         self,
-        pieces: list[str],
-        scores: list[float],
-        types: list[int],
+        model: Model,
+        control: Mapping[str, int],
         *,
-        bos_id: int,
+        bos_id: int | None,
         eos_ids: frozenset[int],
         add_bos: bool,
         dummy_prefix: bool,
     ) -> None:
-        self.n_vocab = len(pieces)
+        self.n_vocab = len(model.bytes)
         self.bos_id = bos_id
         self.eos_ids = eos_ids
-        self._add_bos = add_bos
+        self._before = [bos_id] if add_bos and bos_id is not None else []
         self._dummy_prefix = dummy_prefix
-        self._model = SentencePiece(pieces, scores, types, dummy_prefix)
-        named = [*enumerate(pieces)][::-1]  # in a dict the last one counts, which is the first of several with one name
-        control = {piece: i for i, piece in named if piece and types[i] == CONTROL}
-        # A NUL is left to the library, which makes it the byte token if there are byte tokens.
-        added = {piece.replace(SPACE, " "): i for i, piece in named if piece.strip("\0") and types[i] == USER_DEFINED}
-        self._control, self._added, self._all = Names(control), Names(added), Names(added | control)
-        # Without byte tokens, unknown characters in a row are one token of any length.
-        self._longest_piece = max(map(len, pieces)) if BYTE in types else None
+        self._model = model
+        self._control, self._added, self._all = Names(control), Names(model.added), Names({**model.added, **control})
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Value], source: str = "the model file") -> Tokenizer:
@@ -128,39 +154,45 @@ class Tokenizer:
             The tokenizer.
 
         Raises:
-            UnsupportedError: for another tokenizer model than "llama", which is SentencePiece BPE.
+            UnsupportedError: for another tokenizer model than "llama", which is SentencePiece BPE,
+                and "gpt2", which is byte-level BPE; for an unknown pre-tokenizer of the latter.
             ModelConfigError: for lists that are missing or contradict each other.
         """
         keys = Keys(metadata, source)
-        model = keys.metadata.get("tokenizer.ggml.model")
-        if not isinstance(model, str) or model != "llama":
+        kind = keys.metadata.get("tokenizer.ggml.model")
+        if not isinstance(kind, str) or kind not in ("llama", "gpt2"):
             raise UnsupportedError(
-                f"{source}: expected the tokenizer 'llama' (SentencePiece), found {quoted(model)}: use another model"
+                f"{source}: expected the tokenizer 'llama' (SentencePiece) or 'gpt2' (byte-level BPE), found "
+                f"{quoted(kind)}: use another model"
             )
         pieces = keys.pieces()
-        scores = keys.numbers("scores", len(pieces), "f")
-        if not np.isfinite(scores).all():
-            keys.fail("scores", "finite numbers", float(scores[~np.isfinite(scores)][0]))
-        types = keys.types(pieces)
-        eos_ids = {keys.id("eos_token_id", len(pieces), 2)}
-        for key in ("eot_token_id", "eom_token_id"):
-            if f"tokenizer.ggml.{key}" in metadata:
-                eos_ids.add(keys.id(key, len(pieces), 2))
-        try:
-            return cls(
-                pieces,
-                scores.tolist(),
-                types,
-                bos_id=keys.id("bos_token_id", len(pieces), 1),
-                eos_ids=frozenset(eos_ids),
-                add_bos=keys.flag("add_bos_token", True),
-                dummy_prefix=keys.flag("add_space_prefix", True),
-            )
-        except RuntimeError as error:  # sentencepiece's only exception
-            raise ModelConfigError(
-                f"{source}: expected token lists that sentencepiece accepts, found that it refuses them "
-                f"({' '.join(str(error).split())}): convert the model again"
-            ) from error
+        n = len(pieces)
+        ends: list[int | None] = [keys.optional_id(f"{end}_token_id", n) for end in ("eos", "eot", "eom")]
+        model: Model
+        if kind == "llama":
+            types = keys.sentencepiece_types(pieces)
+            dummy_prefix = keys.flag("add_space_prefix", True)
+            model = _sentencepiece(keys, pieces, types, dummy_prefix)
+            bos: int | None = keys.id("bos_token_id", n, 1)
+            add_bos = keys.flag("add_bos_token", True)
+            ends[0] = keys.id("eos_token_id", n, 2)
+        else:
+            types, dummy_prefix, pre = keys.types(n), False, keys.pre_tokenizer()
+            model = BytePairs(pieces, types, keys.merges(pieces, types), pre)
+            bos = keys.optional_id("bos_token_id", n)
+            add_bos = keys.flag("add_bos_token", pre.add_bos and bos is not None)
+            if add_bos and bos is None:
+                keys.fail("bos_token_id", "the token that add_bos_token puts before a text", "nothing")
+        # In a dict the last one counts, which is the first of several with one name.
+        control = {piece: i for i, piece in reversed([*enumerate(pieces)]) if piece and types[i] == CONTROL}
+        return cls(
+            model,
+            control,
+            bos_id=bos,
+            eos_ids=frozenset(id for id in (*ends, *map(control.get, END_NAMES)) if id is not None),
+            add_bos=add_bos,
+            dummy_prefix=dummy_prefix,
+        )
 
     # --- To ids -----------------------------------------------------------------------------------
 
@@ -204,13 +236,13 @@ class Tokenizer:
         """
         first = True
         for part in self._parts(text, self._all if parse_special else self._added):
-            if first and add_bos and self._add_bos and not (parse_special and part[:1] == [self.bos_id]):
-                part = [self.bos_id, *part]
+            if first and add_bos and not (parse_special and part[:1] == self._before):
+                part = [*self._before, *part]
             if part:
                 first = False
                 yield part
-        if first and add_bos and self._add_bos:
-            yield [self.bos_id]
+        if first and add_bos and self._before:
+            yield list(self._before)
 
     def _parts(self, text: str, names: Names) -> Iterator[list[int]]:
         at = 0
@@ -231,10 +263,10 @@ class Tokenizer:
             text: the text.
 
         Returns:
-            The number of ids if every token were as long as the longest piece; 0 if a token can
-            have any length.
+            The number of ids if every token were as long as the longest; 0 if a token can have any
+            length.
         """
-        return -(-len(text) // self._longest_piece) if self._longest_piece else 0
+        return self._model.fewest_tokens(text)
 
     # --- Control tokens ---------------------------------------------------------------------------
 
@@ -330,3 +362,16 @@ class Tokenizer:
         if not 0 <= number < self.n_vocab:
             raise InvalidArgumentError(f"expected token ids from 0 to {self.n_vocab - 1}, found {shown(id)}")
         return self._model.bytes[number]
+
+
+def _sentencepiece(keys: Keys, pieces: list[str], types: list[int], dummy_prefix: bool) -> SentencePiece:
+    scores = keys.numbers("scores", len(pieces), "f")
+    if not np.isfinite(scores).all():
+        keys.fail("scores", "finite numbers", float(scores[~np.isfinite(scores)][0]))
+    try:
+        return SentencePiece(pieces, scores.tolist(), types, dummy_prefix)
+    except RuntimeError as error:  # sentencepiece's only exception
+        raise ModelConfigError(
+            f"{keys.source}: expected token lists that sentencepiece accepts, found that it refuses them "
+            f"({' '.join(str(error).split())}): convert the model again"
+        ) from error

@@ -9,17 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.names import TensorName
 from pymixtral.files.shards import MAX_SHARDS
 from pymixtral.model.config import ModelConfig
 
 from .buffers import without_buffers
 from .checkpoint import Checkpoint
 from .numbered import numbered_files
+from .rope import read_rope
 from .safetensors import read_all, read_safetensors
-from .stored import StoredTensor
+from .stored import SourceFile, StoredTensor, Type
 from .strict_json import read_object
 from .targets import targets
 from .values import Values
@@ -40,7 +45,7 @@ _FUSED = re.compile(
 _PARTS = {"gate_up": ("w1", "w3"), "gate": ("w1",), "up": ("w3",), "down": ("w2",)}
 """Whose rows each of an expert's fused matrices has, one after the other."""
 
-_DEFAULTS = {
+_MISTRAL_DEFAULTS = {
     "vocab_size": 32000,
     "hidden_size": 4096,
     "intermediate_size": 14336,
@@ -55,7 +60,7 @@ _DEFAULTS = {
 }
 """What transformers' MistralConfig takes for a key that config.json does not have."""
 
-_MIXTRAL_DEFAULTS = _DEFAULTS | {
+_MIXTRAL_DEFAULTS = _MISTRAL_DEFAULTS | {
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
     "sliding_window": None,
@@ -63,6 +68,20 @@ _MIXTRAL_DEFAULTS = _DEFAULTS | {
     "num_experts_per_tok": 2,
 }
 """The same of its MixtralConfig."""
+
+_LLAMA_DEFAULTS = {key: value for key, value in _MISTRAL_DEFAULTS.items() if key != "sliding_window"} | {
+    "intermediate_size": 11008,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+}
+"""The same of its LlamaConfig, which has no window."""
+
+_CLASSES: dict[str, dict[str, Any]] = {
+    "MixtralForCausalLM": _MIXTRAL_DEFAULTS,
+    "MistralForCausalLM": _MISTRAL_DEFAULTS,
+    "LlamaForCausalLM": _LLAMA_DEFAULTS,
+}
+"""The classes of transformers that are of this family, with the defaults of their keys."""
 
 
 def has_weights(directory: Path) -> bool:
@@ -75,7 +94,7 @@ def has_weights(directory: Path) -> bool:
 
 
 def read(directory: Path) -> Checkpoint:
-    """Opens a MixtralForCausalLM or MistralForCausalLM, of transformers, MergeKit or others.
+    """Opens a Mixtral, or a dense Mistral or Llama, of transformers, MergeKit or others.
 
     Args:
         directory: where config.json and the safetensors are.
@@ -90,11 +109,12 @@ def read(directory: Path) -> Checkpoint:
     config, tied, notes = read_config(directory / "config.json")
     files, stored = _read_weights(directory)
     stored, left_out = without_buffers(directory, stored, config)
-    tensors: dict[str, StoredTensor] = {}
+    tensors = _computed(directory, config)
     for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
         if name in tensors:
             raise CheckpointError(
-                f"{directory}: tensor {name}: expected it once, found it fused with others and by itself"
+                f"{directory}: tensor {name}: expected it once, found it twice: by itself, and fused with others or "
+                "in config.json"
             )
         tensors[name] = tensor
     plan = tuple(targets(config, tied))
@@ -115,71 +135,70 @@ def read_config(path: Path) -> tuple[ModelConfig, bool, tuple[str, ...]]:
         UnsupportedError: it is a model of another kind.
     """
     found = Values.read(path)
-    moe = _is_mixtral(found)
+    name = _class(found)
+    moe, defaults = name == "MixtralForCausalLM", _CLASSES[name]
     _refuse_unknown_features(found)
-    defaults = _MIXTRAL_DEFAULTS if moe else _DEFAULTS
     values = found.with_defaults(defaults)
     kv_heads = "num_key_value_heads" if values.has("num_key_value_heads") else "num_attention_heads"
     n_heads, n_kv_heads = values.heads("num_attention_heads", kv_heads)
     n_experts = values.integer("num_local_experts", "llama.expert_count", lowest=2) if moe else 1
     # Published Mixtral configs that carry a window are wrong: Mixtral attends to everything.
-    windowed = not moe and values.has("sliding_window")
-    rope = values.inner("rope_parameters")
-    rope = rope if rope and rope.has("rope_theta") else values
+    windowed = name == "MistralForCausalLM" and values.has("sliding_window")
+    n_ctx_train = values.integer("max_position_embeddings", "llama.context_length")
+    head_dim = values.head_dim("hidden_size", "num_attention_heads")
+    rope_base, rope_scaling = read_rope(values, head_dim, n_ctx_train)
     config = ModelConfig(
         name=path.resolve().parent.name,
         n_vocab=values.integer("vocab_size", "llama.vocab_size"),
-        n_ctx_train=values.integer("max_position_embeddings", "llama.context_length"),
+        n_ctx_train=n_ctx_train,
         hidden=values.integer("hidden_size", "llama.embedding_length"),
         n_layers=values.integer("num_hidden_layers", "llama.block_count"),
         ffn=values.integer("intermediate_size", "llama.feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
-        head_dim=values.head_dim("hidden_size", "num_attention_heads"),
+        head_dim=head_dim,
         n_experts=n_experts,
         n_experts_used=values.integer("num_experts_per_tok", "llama.expert_used_count", highest=n_experts)
         if moe
         else 1,
         rms_eps=values.number("rms_norm_eps", "llama.attention.layer_norm_rms_epsilon"),
-        rope_base=rope.number("rope_theta", "llama.rope.freq_base"),
+        rope_base=rope_base,
         window=values.integer("sliding_window", "llama.attention.sliding_window") if windowed else 0,
+        rope_scaling=rope_scaling,
     )
-    missing = [key for key in defaults if key not in found.values and not (key == "rope_theta" and rope is not values)]
+    inner = found.get("rope_parameters") or {}
+    missing = [key for key in defaults if key not in found.values and not (key == "rope_theta" and key in inner)]
     taken = ", ".join(f"{key} ({defaults[key]})" for key in missing)
     note = f"config.json does not have {taken}: transformers' own defaults were taken"
     return config, values.flag("tie_word_embeddings"), (note,) if missing else ()
 
 
-def _is_mixtral(values: Values) -> bool:
+def _class(values: Values) -> str:
+    """The name of the model's class, one of _CLASSES."""
     names = values.required("architectures")
-    if names not in (["MixtralForCausalLM"], ["MistralForCausalLM"]):
+    if not (isinstance(names, list) and len(names) == 1 and names[0] in [*_CLASSES]):
         raise UnsupportedError(
-            f"{values.where}: architectures: expected MixtralForCausalLM or MistralForCausalLM, found {shown(names)}"
+            f"{values.where}: architectures: expected one of {', '.join(_CLASSES)}, found {shown(names)}"
         )
-    return bool(names == ["MixtralForCausalLM"])
+    return str(names[0])
 
 
 def _refuse_unknown_features(values: Values) -> None:
-    if values.get("hidden_act", "silu") != "silu":
-        raise UnsupportedError(
-            f"{values.where}: hidden_act: expected 'silu', found {shown(values.get('hidden_act'))}, which is not "
-            "supported"
-        )
-    # rope_parameters is what transformers 5 calls it, and holds rope_theta too.
-    for key in ("rope_scaling", "rope_parameters"):
-        scaling = values.inner(key)
-        if scaling and not _scales_nothing(scaling):
+    for key, neutral in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+        if values.get(key) not in (None, neutral):
             raise UnsupportedError(
-                f"{values.where}: {key}: expected none that scales, found {shown(dict(scaling.values))}, which is not "
+                f"{values.where}: {key}: expected {shown(neutral)}, found {shown(values.get(key))}, which is not "
                 "supported"
             )
 
 
-def _scales_nothing(scaling: Values) -> bool:
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        return False
-    return bool(kind == "default" or (kind == "linear" and scaling.get("factor") == 1.0))
+def _computed(directory: Path, config: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors of the GGUF file that config.json gives."""
+    if not config.rope_scaling.factors:
+        return {}
+    factors = np.array(config.rope_scaling.factors, np.float32)
+    file = SourceFile(directory / "config.json")
+    return {str(TensorName("rope_freqs")): StoredTensor(file, Type.F32, factors.shape, 0, values=factors)}
 
 
 def _by_expert(

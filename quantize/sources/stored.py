@@ -95,6 +95,7 @@ class StoredTensor:
         offset: of its first byte in the file.
         dequantize: what makes floats of the rows of a quantized type.
         transposed: whether the file has the columns of this matrix as rows. Its weights are floats.
+        values: float32 [n], of a vector that the file, a configuration, gives without storing it.
     """
 
     file: SourceFile
@@ -103,6 +104,7 @@ class StoredTensor:
     offset: int
     dequantize: Callable[[Type, U8], F32] | None = None
     transposed: bool = False
+    values: F32 | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -138,6 +140,8 @@ class StoredTensor:
         Raises:
             CheckpointError: they cannot be read.
         """
+        if self.values is not None:
+            return self.values.view(np.uint8)[None]
         if self.transposed:
             return self._raw_columns(rows)
         n_rows = prod(self.shape[:-1])

@@ -21,7 +21,7 @@ MAX_VALUES = 1 << 18
 of memory, an object of one entry 250."""
 
 MAX_TOKENIZER_VALUES = 1 << 21
-"""Of tokenizer.json. Those of vocabularies of 131072 tokens have a million."""
+"""Of tokenizer.json and tekken.json. Those of vocabularies of 131072 tokens have a million."""
 
 
 def parse_object(data: bytes, where: str, max_values: int = MAX_VALUES) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def parse_object(data: bytes, where: str, max_values: int = MAX_VALUES) -> dict[
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises as read_limited and parse_object do."""
-    max_values = MAX_TOKENIZER_VALUES if path.name == "tokenizer.json" else MAX_VALUES
+    max_values = MAX_TOKENIZER_VALUES if path.name in ("tokenizer.json", "tekken.json") else MAX_VALUES
     return parse_object(read_limited(path), str(path), max_values)
 
 

@@ -68,6 +68,7 @@ _SOURCES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
     "output_norm": "model.norm",
+    "rope_freqs": "rope_freqs",  # no tensor of the checkpoint: its configuration gives the factors
     "output": "lm_head",
 }
 """Hugging Face's name of each stem, in a layer after the layer's name."""

@@ -75,7 +75,7 @@ def with_added(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
     types = [*vocabulary.types, *[int(TokenType.CONTROL)] * (end - n)]
     for token, text in texts.items():
         special = said.get(token, text in named or (text in listed and _looks_special(text)))
-        tokens[token] = text if special else text.replace(" ", "\u2581")
+        tokens[token] = text if special or vocabulary.pre else text.replace(" ", "\u2581")
         if types[token] in (TokenType.NORMAL, TokenType.CONTROL):
             types[token] = int(TokenType.CONTROL if special else TokenType.USER_DEFINED)
     return replace(vocabulary, tokens=tokens, scores=scores, types=types, n_added=end - n)

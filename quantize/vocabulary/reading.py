@@ -17,8 +17,10 @@ from pymixtral.text.tokenizer import Tokenizer
 
 from ..sources.places import reading
 from ..sources.strict_json import read_limited
+from .byte_level import is_byte_level, read_byte_level
 from .side_files import SideFiles
 from .special_tokens import completed
+from .tekken import read_tekken
 from .tokenizer_json import read_tokenizer_json, space_notes
 from .vocabulary import MAX_CHARACTERS, MAX_PIECES, Vocabulary
 
@@ -34,11 +36,11 @@ def read_vocabulary(directory: Path) -> Vocabulary | None:
     """Reads the vocabulary of a checkpoint.
 
     Args:
-        directory: where tokenizer.model is, or else tokenizer.json.
+        directory: where tokenizer.model is, or else tokenizer.json, or else tekken.json.
 
     Returns:
         The vocabulary, with added tokens, special tokens and the chat template of the files beside
-        it; None where neither file is there.
+        it; None where none of these files is there.
 
     Raises:
         CheckpointError: a file is broken.
@@ -78,12 +80,10 @@ def _read(files: SideFiles) -> Vocabulary | None:
     if len(paths := sorted(directory.glob("tokenizer.model.v[0-9]"))) == 1:
         return _read_sentencepiece(paths[0])
     if (path := directory / "tokenizer.json").exists():
-        return read_tokenizer_json(path, files.object(path.name))
+        values = files.object(path.name)
+        return read_byte_level(path, values) if is_byte_level(values) else read_tokenizer_json(path, values)
     if (path := directory / "tekken.json").exists():
-        raise UnsupportedError(
-            f"{path}: expected tokenizer.model, found a tokenizer of kind tekken, which is not supported: write a file "
-            "that takes token ids only, with no_tokenizer=True"
-        )
+        return read_tekken(path, files.object(path.name))
     return None
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pymixtral.arguments import shown
-from pymixtral.errors import CheckpointError
+from pymixtral.errors import CheckpointError, UnsupportedError
 
 from ..sources.strict_json import read_limited
 from .added_tokens import with_added
@@ -30,6 +30,7 @@ def completed(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
 
     Raises:
         CheckpointError: a file says what makes no sense.
+        UnsupportedError: a file says what GGUF cannot express.
     """
     vocabulary = with_added(files, vocabulary)
     ids = {token: i for i, token in reversed(list(enumerate(vocabulary.tokens)))}
@@ -50,8 +51,13 @@ def completed(files: SideFiles, vocabulary: Vocabulary) -> Vocabulary:
             + ", ..." * (len(dropped) > 8)
         )
     eos, eot, eom = [*ends, None, None, None][:_N_ENDS]
-    add_bos, add_eos = _added_around(files, ids, bos, eos, notes)
+    add_bos, add_eos = _added_around(files, ids, bos, eos, vocabulary.add_bos, notes)
     space = files.flag("tokenizer_config.json", "add_prefix_space")
+    if space and vocabulary.pre:
+        raise UnsupportedError(
+            f"{files.path('tokenizer_config.json')}: add_prefix_space: expected false, as GGUF's byte-level tokenizers "
+            "put no space before a text, found true"
+        )
     return replace(
         vocabulary,
         bos_id=bos,
@@ -78,16 +84,16 @@ def _named(files: SideFiles, key: str, ids: dict[str, int], default: int | None)
 
 
 def _added_around(
-    files: SideFiles, ids: dict[str, int], bos: int | None, eos: int | None, notes: list[str]
+    files: SideFiles, ids: dict[str, int], bos: int | None, eos: int | None, adds_bos: bool, notes: list[str]
 ) -> tuple[bool, bool]:
     """Whether a text gets the begin-of-text and the end-of-text token.
 
     tokenizer_config.json says it, else the post-processor of tokenizer.json; else it gets the
-    first alone, as the family has it.
+    first if the tokenizer's kind does, adds_bos.
     """
     around = read_post_processor(files, ids)
     answers = []
-    for key, token, default in (("add_bos_token", bos, True), ("add_eos_token", eos, False)):
+    for key, token, default in (("add_bos_token", bos, adds_bos), ("add_eos_token", eos, False)):
         answer = files.flag("tokenizer_config.json", key)
         if answer is None and around is not None:
             found = around.before if key == "add_bos_token" else around.after

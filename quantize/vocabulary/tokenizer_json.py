@@ -26,6 +26,7 @@ _DOUBLED = {"type": "Replace", "pattern": {"Regex": rf"\A{_SPACE}"}, "content": 
 """transformers 5 writes it beside a Metaspace, which puts no space before a text that begins with
 one: together they put one before every text."""
 _MAX_PIECE = 256
+"""What merges could make of a piece is looked up for each of its characters."""
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -61,7 +62,7 @@ def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
                 f"{path}: model: {key}: expected {shown(expected[0])}, which a vocabulary of kind "
                 f"'llama' means, found {shown(value)}"
             )
-    pieces = _pieces(path, model)
+    pieces = pieces_of(path, model, _MAX_PIECE)
     # No text becomes this token, as bytes take its place, so some writers leave it out.
     unknown = model.get("unk_token") or "<unk>"
     if not isinstance(unknown, str) or unknown not in pieces:
@@ -70,7 +71,7 @@ def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
         raise UnsupportedError(f"{path}: model: byte_fallback: expected all 256 byte pieces, found no {missing[0]}")
     special = _special(path, values) | {unknown}
     normal = pieces.keys() - special - set(_BYTES)
-    ranks = _ranks(path, _merges(path, model), normal)
+    ranks = _ranks(path, merges_of(path, model), normal)
     tokens = list(pieces)
     never_merged = len(ranks)
     scores = []
@@ -94,18 +95,29 @@ def read_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
     )
 
 
-def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
-    """Pieces in the order of their ids, which are 0 to n - 1."""
+def pieces_of(path: Path, model: dict[str, Any], max_piece: int) -> dict[str, int]:
+    """The pieces of a model.
+
+    Args:
+        path: the file, for messages.
+        model: its object "model".
+        max_piece: characters of a piece, at most.
+
+    Returns:
+        Pieces and ids, in the order of their ids, which are 0 to n - 1.
+
+    Raises:
+        CheckpointError: they are not that.
+    """
     vocabulary = model.get("vocab")
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise CheckpointError(f"{path}: model: vocab: expected an object of pieces and ids, found {shown(vocabulary)}")
     n = len(vocabulary)
     if n > MAX_PIECES:
         raise CheckpointError(f"{path}: model: vocab: expected at most {MAX_PIECES} pieces, found {n}")
-    # What merges could make of a piece is looked up for each of its characters.
-    if (longest := max(map(len, vocabulary))) > _MAX_PIECE:
+    if (longest := max(map(len, vocabulary))) > max_piece:
         raise CheckpointError(
-            f"{path}: model: vocab: expected pieces of at most {_MAX_PIECE} characters, found one of {longest}"
+            f"{path}: model: vocab: expected pieces of at most {max_piece} characters, found one of {longest}"
         )
     if (total := sum(map(len, vocabulary))) > MAX_CHARACTERS:
         raise CheckpointError(
@@ -123,8 +135,19 @@ def _pieces(path: Path, model: dict[str, Any]) -> dict[str, int]:
     return {by_id[token]: token for token in range(n)}
 
 
-def _merges(path: Path, model: dict[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of pieces: lists of two in newer files, joined by a space in older ones."""
+def merges_of(path: Path, model: dict[str, Any]) -> list[tuple[str, str]]:
+    """The merges of a model.
+
+    Args:
+        path: the file, for messages.
+        model: its object "model".
+
+    Returns:
+        Pairs of pieces: the file has lists of two, or, if it is older, both joined by a space.
+
+    Raises:
+        CheckpointError: they are not that.
+    """
     merges = model.get("merges")
     if not isinstance(merges, list):
         raise CheckpointError(f"{path}: model: merges: expected a list of pairs, found {shown(merges)}")
@@ -181,7 +204,7 @@ def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
     Raises UnsupportedError unless spaces become U+2581 and nothing else is done to a text.
     """
     prefix = escaped = doubled = False
-    for step in _steps(path, values, "normalizer", "normalizers"):
+    for step in steps_of(path, values, "normalizer", "normalizers"):
         if step == {"type": "Prepend", "prepend": _SPACE}:
             prefix = True
         elif step == {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}:
@@ -192,7 +215,7 @@ def _space_prefix(path: Path, values: dict[str, Any]) -> bool:
             raise UnsupportedError(
                 f"{path}: normalizer: expected one that SentencePiece's lists express, found {shown(step)}"
             )
-    for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
+    for step in steps_of(path, values, "pre_tokenizer", "pretokenizers"):
         if step.get("type") != "Metaspace" or step.get("replacement") != _SPACE or step.get("split", True) is not False:
             raise UnsupportedError(
                 f"{path}: pre_tokenizer: expected one that SentencePiece's lists express, found {shown(step)}"
@@ -233,8 +256,8 @@ def space_notes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
         Notes, a sentence each.
     """
     notes = []
-    doubled = _DOUBLED in _steps(path, values, "normalizer", "normalizers")
-    for step in _steps(path, values, "pre_tokenizer", "pretokenizers"):
+    doubled = _DOUBLED in steps_of(path, values, "normalizer", "normalizers")
+    for step in steps_of(path, values, "pre_tokenizer", "pretokenizers"):
         if step.get("type") == "Metaspace" and _scheme(step) == "first":
             notes.append(
                 "tokenizer.json puts a space before the first part of a text alone (prepend_scheme 'first'): after "
@@ -247,7 +270,21 @@ def space_notes(path: Path, values: dict[str, Any]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _steps(path: Path, values: dict[str, Any], key: str, inner: str) -> list[dict[str, Any]]:
+def steps_of(path: Path, values: dict[str, Any], key: str, inner: str) -> list[dict[str, Any]]:
+    """The steps of a part of a tokenizer.json, such as its normalizer.
+
+    Args:
+        path: the file, for messages.
+        values: the object in it.
+        key: the part.
+        inner: its key of the steps, if it is a sequence of them.
+
+    Returns:
+        The steps; none if there is no such part.
+
+    Raises:
+        CheckpointError: they are no objects.
+    """
     step = values.get(key)
     if step is None:
         return []

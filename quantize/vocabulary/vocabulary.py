@@ -1,4 +1,4 @@
-"""A vocabulary as GGUF's token lists (tokenizer.ggml.model = "llama")."""
+"""A vocabulary as GGUF's token lists, of SentencePiece ("llama") or of bytes ("gpt2")."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ class Vocabulary:
     """Pieces by token id.
 
     Attributes:
-        tokens: raw pieces, with U+2581 for a space.
-        scores: a score each.
+        tokens: raw pieces. SentencePiece's have U+2581 for a space; normal tokens of a byte-level
+            vocabulary have a character for each byte.
+        scores: a score each; 0 in a byte-level vocabulary, which has none.
         types: GGUF's types, which equal SentencePiece's.
         bos_id: begins a text; None: nothing does.
         eos_id: ends a text; None: nothing does.
-        unknown_id: the piece for what no other piece expresses.
+        unknown_id: the piece for what no other piece expresses; None: bytes express all.
         add_space_prefix: whether a text gets a space before it.
         chat_template: how a chat becomes a text, or None.
         eot_id: ends a turn, where there is a second such token beside eos_id.
         eom_id: likewise, a third.
         add_bos: whether bos_id comes before a text.
         add_eos: whether eos_id comes after one.
+        pre: GGUF's name for how a byte-level vocabulary cuts a text into pieces; None for
+            SentencePiece.
+        merges: pairs of tokens of a byte-level vocabulary, joined by a space, the first first.
         n_added: tokens at the end that were added to the model's own.
         n_padding: tokens that padded() added.
         n_dropped: tokens that padded() took away.
@@ -44,13 +48,15 @@ class Vocabulary:
     types: Sequence[int]
     bos_id: int | None
     eos_id: int | None
-    unknown_id: int
+    unknown_id: int | None
     add_space_prefix: bool
     chat_template: str | None
     eot_id: int | None = None
     eom_id: int | None = None
     add_bos: bool = True
     add_eos: bool = False
+    pre: str | None = None
+    merges: Sequence[str] = ()
     n_added: int = 0
     n_padding: int = 0
     n_dropped: int = 0
@@ -65,13 +71,15 @@ class Vocabulary:
     def to_gguf(self) -> dict[str, str | int | bool | Sequence[str] | Sequence[float] | Sequence[int]]:
         """The keys of a GGUF file."""
         template = {} if self.chat_template is None else {"tokenizer.chat_template": self.chat_template}
+        unknown = {} if self.unknown_id is None else {"tokenizer.ggml.unknown_token_id": self.unknown_id}
         return {
-            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.model": "llama" if self.pre is None else "gpt2",
+            **({} if self.pre is None else {"tokenizer.ggml.pre": self.pre}),
             "tokenizer.ggml.tokens": self.tokens,
-            "tokenizer.ggml.scores": self.scores,
+            **({"tokenizer.ggml.scores": self.scores} if self.pre is None else {"tokenizer.ggml.merges": self.merges}),
             "tokenizer.ggml.token_type": self.types,
             **{f"tokenizer.ggml.{name}_token_id": token for name, token in self.special_ids.items()},
-            "tokenizer.ggml.unknown_token_id": self.unknown_id,
+            **unknown,
             "tokenizer.ggml.add_bos_token": self.add_bos,
             "tokenizer.ggml.add_eos_token": self.add_eos,
             "tokenizer.ggml.add_space_prefix": self.add_space_prefix,

@@ -14,6 +14,7 @@ from pymixtral.files.names import CLASSES, TensorName, expert_name, merged_name,
     [
         ("token_embd.weight", TensorName("token_embd")),
         ("output.weight", TensorName("output")),
+        ("rope_freqs.weight", TensorName("rope_freqs")),
         ("blk.0.attn_output.weight", TensorName("attn_output", 0)),
         ("blk.31.ffn_gate_inp.weight", TensorName("ffn_gate_inp", 31)),
         ("blk.31.ffn_gate.weight", TensorName("ffn_gate", 31)),
@@ -31,7 +32,7 @@ def test_names_of_models(name: str, parsed: TensorName) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("", "weight", ".weight", "output", "output.weight\n", "\noutput.weight", "rope_freqs.weight"),
+        *("", "weight", ".weight", "output", "output.weight\n", "\noutput.weight", "blk.0.rope_freqs.weight"),
         *("attn_q.weight", "blk.1.output.weight", "blk..attn_q.weight", "blk.-1.attn_q.weight", "blk.x.attn_q.weight"),
         *("blk.0.attn_q.bias", "blk.0.attn_q.1.weight", "blk.0.attn_q_exps.weight", "blk.0.ffn_gate_inp_exps.weight"),
         *("blk.0.ffn_gate_up.weight", "blk.0.ffn_gate_up.3.weight"),

@@ -6,7 +6,7 @@ beside sentencepiece:
 
     python tests/goldens/make_hf_goldens.py
 
-The files here were made with torch 2.13.0 (CPU), transformers 5.23.0, NumPy 2.4.6 and Python
+The files here were made with torch 2.13.0 (CPU), transformers 5.24.0, NumPy 2.4.6 and Python
 3.11.7.
 
 Each NAME.npz holds

@@ -38,7 +38,7 @@ def inventory(model: str) -> Inventory:
         ("blk.10.ffn_down.63.weight", "experts"),
         ("blk.10.ffn_down.weight", "feed-forward"),
         ("blk.10.attn_q.bias", "other"),
-        ("rope_freqs.weight", "other"),
+        ("rope_freqs.weight", "rope"),
         ("output.weight\n", "other"),
     ],
 )

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pymixtral.errors import ModelConfigError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.model.config import ModelConfig
 from pymixtral.model.rope import RopeScaling
-from support.configs import DENSE, MIXTRAL, YARN, read
+from support.configs import DENSE, MIXTRAL, YARN, read, write
 
 
 def test_rope_frequencies(tmp_path: Path) -> None:
@@ -110,3 +114,39 @@ def test_row_11_rope_scalings_that_make_no_sense(tmp_path: Path, key: str, value
 def test_row_11_a_base_of_1_has_no_yarn(tmp_path: Path) -> None:
     with pytest.raises(ModelConfigError, match=r"'llama\.rope\.freq_base': expected more than 1"):
         read(tmp_path, {**MIXTRAL, **YARN, "llama.rope.freq_base": 1.0})
+
+
+def read_with(directory: Path, factors: NDArray[Any], metadata: dict[str, Any] = MIXTRAL) -> ModelConfig:
+    path = write(directory / "model.gguf", metadata, {"rope_freqs.weight": factors})
+    with GGUFFile(path) as file:
+        return ModelConfig.from_gguf(file)
+
+
+@pytest.mark.parametrize("scaling", [{}, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0}])
+def test_factors_of_a_tensor_divide_the_frequencies(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    factors = np.linspace(1, 8, 64).astype(np.float32)
+    config = read_with(tmp_path, factors, MIXTRAL | scaling)
+    assert config.rope_scaling.factors == tuple(factors.tolist())
+    plain = read(tmp_path, MIXTRAL | scaling).rope_frequencies()
+    np.testing.assert_allclose(config.rope_frequencies(), plain / factors, rtol=1e-15)
+    names = [str(name) for name, _ in config.tensors()]
+    assert "rope_freqs.weight" in names
+    assert "rope_freqs.weight" not in [str(name) for name, _ in read(tmp_path, MIXTRAL).tensors()]
+
+
+ONES = np.ones(64, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("factors", "found"),
+    [
+        *((ONES * wrong, f"found {wrong:g}") for wrong in (0.5, 0.0, -1.0, math.nan, math.inf, 1e7)),
+        (ONES[:-1], "found shape [63]"),
+        (np.ones((1, 64), np.float32), "found shape [1, 64]"),
+        (ONES.astype(np.float16), "type F16"),
+        (ONES.astype(np.float64), "type F64"),
+    ],
+)
+def test_row_11_factors_that_make_no_sense(tmp_path: Path, factors: NDArray[Any], found: str) -> None:
+    with pytest.raises(ModelConfigError, match=rf"'rope_freqs\.weight': expected .*{re.escape(found)}"):
+        read_with(tmp_path, factors)

@@ -39,10 +39,9 @@ class Member:
     n_tokens: int = 12
 
 
-def mixtral(n_experts: int, used: int, **numbers: Any) -> Member:
-    return Member(
-        Shape(**({"n_vocab": 320, "hidden": 64, "ffn": 96, "n_experts": n_experts, "n_experts_used": used} | numbers))
-    )
+def mixtral(n_experts: int, used: int, *, n_tokens: int = 12, **numbers: Any) -> Member:
+    moe = {"n_vocab": 320, "hidden": 64, "ffn": 96, "n_experts": n_experts, "n_experts_used": used}
+    return Member(Shape(**(moe | numbers)), n_tokens=n_tokens)
 
 
 def dense(keys: dict[str, Any] | None = None, *, tied: bool = False, n_tokens: int = 12, **numbers: Any) -> Member:
@@ -84,6 +83,8 @@ FAMILY = {
             f"{SCALED}.attn_factor": 0.9,
         },
     ),
+    "llama-3.1": dense(rope_scaling=("llama3", 8.0, 64), rope_base=5e5, n_tokens=80),
+    "llama-3.1-moe": mixtral(4, 2, rope_scaling=("llama3", 8.0, 64), rope_base=5e5, n_tokens=80),
     **{
         f"franken-{n}x{k}": mixtral(n, k)
         for n, k in [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (8, 1), (8, 3), (16, 2), (16, 16), (64, 6)]

@@ -7,7 +7,7 @@ The goldens are those of tests/goldens/make_hf_goldens.py.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
-from pymixtral.model.overrides import override
 from pymixtral.model.weights import load_weights
 from pymixtral.quantize import quantize
-from support.checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, make_checkpoint, scaling_keys
+from support.checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, make_checkpoint
 from support.paths import GOLDENS
 
 NAMES = ["tiny-mixtral", *GOLDEN_MODELS]
@@ -36,14 +35,13 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     name: str = request.param
     directory = tmp_path_factory.mktemp(name)
-    checkpoint, keys = TINY_MIXTRAL, {}
+    checkpoint = TINY_MIXTRAL
     if name in GOLDEN_MODELS:
         shape, seed, _ = GOLDEN_MODELS[name]
-        checkpoint, keys = directory / "checkpoint", scaling_keys(shape)
-        make_checkpoint(checkpoint, replace(shape, rope_scaling=None), seed=seed)  # which the quantizer refuses
+        checkpoint = directory / "checkpoint"
+        make_checkpoint(checkpoint, shape, seed=seed)
     quantize(checkpoint, directory / "model.gguf", "f32", progress=False)
     with GGUFFile(directory / "model.gguf") as file:
-        override(file, None, keys)
         config = ModelConfig.from_gguf(file)
         model = Model(load_weights(file, config), config)
     with np.load(GOLDENS / f"{name}.npz") as arrays:

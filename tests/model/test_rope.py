@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pymixtral.model.rope import RopeScaling
+from pymixtral.model.rope import RopeScaling, llama3_factors
 
 
 def yarn(scaling: RopeScaling, base: float, d: int) -> NDArray[np.float64]:
@@ -67,3 +67,65 @@ def test_the_digits_do_not_depend_on_the_machine() -> None:
         "0x1.0624dd2f1a9fcp-13",
     ]
     assert scaling.table_factor().hex() == "0x1.353bd3fd8bbe4p+0"
+
+
+def llama3(base: float, d: int, factor: float, low: float, high: float, n_ctx: int) -> NDArray[np.float64]:
+    """The scaled frequencies by the code of Llama 3.1's release, with its three cases."""
+    scaled = []
+    for frequency in base ** (-2.0 * np.arange(d // 2) / d):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < n_ctx / high:
+            scaled.append(frequency)
+        elif wavelength > n_ctx / low:
+            scaled.append(frequency / factor)
+        else:
+            smooth = (n_ctx / wavelength - low) / (high - low)
+            scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
+    return np.array(scaled)
+
+
+@pytest.mark.parametrize(("base", "d"), [(1e4, 64), (5e5, 64), (5e5, 128), (1e6, 16)])
+@pytest.mark.parametrize("numbers", [(8.0, 1.0, 4.0, 8192), (32.0, 1.0, 4.0, 8192), (2.5, 0.5, 3.0, 300)])
+def test_llama3_is_the_release_s(base: float, d: int, numbers: tuple[float, float, float, int]) -> None:
+    factors = llama3_factors(base, d, *numbers)
+    np.testing.assert_array_equal(np.float32(factors), factors)
+    assert min(factors) == 1.0
+    assert max(factors) == numbers[0]
+    assert any(1.0 < factor < numbers[0] for factor in factors)
+    found = RopeScaling(factors=factors).frequencies(base, d)
+    np.testing.assert_allclose(found, llama3(base, d, *numbers), rtol=6e-8)  # half a unit of float32
+
+
+def test_factors_divide_before_another_scaling() -> None:
+    factors = (1.0, 2.0, 4.0, 8.0)
+    for kind in ("none", "linear", "yarn"):
+        plain = RopeScaling(kind, 4.0, n_ctx_original=100)
+        found = RopeScaling(kind, 4.0, n_ctx_original=100, factors=factors)
+        np.testing.assert_array_equal(found.frequencies(1e4, 8) * factors, plain.frequencies(1e4, 8))
+        assert found.table_factor() == plain.table_factor()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "keys"),
+    [
+        (RopeScaling(), {}),
+        (RopeScaling(factors=(1.0,)), {}),
+        (RopeScaling("linear", 4.0, 0.5), {"type": "linear", "factor": 4.0, "attn_factor": 0.5}),
+        (
+            RopeScaling("yarn", 4.0, 1.0, 64, 32.0, 2.0),
+            {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_beta_slow": 2.0},
+        ),
+        (
+            RopeScaling("yarn", 4.0, 1.0, 64, 16.0, 1.0, 0.5),
+            {
+                "type": "yarn",
+                "factor": 4.0,
+                "original_context_length": 64,
+                "yarn_beta_fast": 16.0,
+                "yarn_log_multiplier": 0.5,
+            },
+        ),
+    ],
+)
+def test_metadata_of_a_scaling(scaling: RopeScaling, keys: dict[str, object]) -> None:
+    assert scaling.to_gguf() == {f"llama.rope.scaling.{key}": value for key, value in keys.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gguf import LlamaFileType
 from pymixtral.errors import CheckpointError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.config import ModelConfig
+from pymixtral.model.rope import RopeScaling, llama3_factors
 from pymixtral.quantize.header import make_header
 from pymixtral.quantize.sources.checkpoint import Checkpoint
 from pymixtral.quantize.sources.huggingface import read_config
@@ -96,16 +98,19 @@ def test_a_rope_scaling_that_scales_nothing_is_none(tmp_path: Path, key: str, sc
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "LlamaForCausalLM"),
+        ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM"),
+        ({"architectures": ["LlamaForCausalLM", "MixtralForCausalLM"]}, "architectures"),
+        ({"architectures": [["LlamaForCausalLM"]]}, "architectures"),
         ({"architectures": []}, "architectures"),
         ({"architectures": "MixtralForCausalLM"}, "architectures"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
-        ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
         ({"rope_scaling": {"type": "dynamic", "factor": 1.0}}, "dynamic"),
         ({"rope_scaling": {"type": ["default"]}}, "default"),
         ({"rope_parameters": {"rope_theta": 1e6, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "longrope", "factor": 4.0}}, "longrope"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}}, "truncate"),
         ({"hidden_act": "gelu"}, "gelu"),
+        ({"attention_bias": True}, "attention_bias: expected False, found True"),
+        ({"mlp_bias": True}, "mlp_bias"),
     ],
 )
 def test_other_models_are_unsupported_by_name(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
@@ -146,6 +151,87 @@ def test_architectures_must_be_there(tmp_path: Path) -> None:
         read(tmp_path, without="architectures")
 
 
+def test_a_llama_is_dense_and_has_no_window(tmp_path: Path) -> None:
+    llama = read(tmp_path, dense=True, architectures=["LlamaForCausalLM"], sliding_window=64, attention_bias=False)
+    assert llama == replace(read(tmp_path, dense=True, sliding_window=None), window=0)
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    ("scaling", "expected"),
+    [
+        ({"type": "linear", "factor": 2}, RopeScaling("linear", 2.0)),
+        (LLAMA3, RopeScaling(factors=llama3_factors(1e6, 16, 8.0, 1.0, 4.0, 256))),
+        (YARN, RopeScaling("yarn", 4.0, n_ctx_original=256)),
+        ({"type": "yarn", "factor": 4.0, "beta_fast": None}, RopeScaling("yarn", 4.0, n_ctx_original=1024)),
+        (YARN | {"beta_fast": 16, "beta_slow": 2.0}, RopeScaling("yarn", 4.0, 1.0, 256, 16.0, 2.0)),
+    ],
+)
+def test_rope_scalings(tmp_path: Path, key: str, scaling: dict[str, Any], expected: RopeScaling) -> None:
+    config = read(tmp_path, **{key: scaling})
+    assert config.rope_scaling == expected
+    assert config == read(tmp_path, rope_scaling=scaling, rope_parameters=scaling)
+    checkpoint = Checkpoint(tmp_path, config, (), {}, ())
+    (tmp_path / "m.gguf").write_bytes(make_header(checkpoint, None, [], LlamaFileType.ALL_F32))
+    with GGUFFile(tmp_path / "m.gguf") as file:  # the factors are a tensor
+        assert ModelConfig.from_gguf(file).rope_scaling == replace(expected, factors=())
+
+
+@pytest.mark.parametrize(
+    ("given", "factor"),
+    [
+        ({}, 1 + 0.1 * math.log(4)),
+        ({"attention_factor": 1.25}, 1.25),
+        ({"attention_factor": 1.25, "mscale": 1.0, "mscale_all_dim": 1.0}, 1.25),
+        ({"mscale": 1.0, "mscale_all_dim": 1.0}, 1.0),
+        ({"mscale": 0.5, "mscale_all_dim": 2.0}, (1 + 0.05 * math.log(4)) / (1 + 0.2 * math.log(4))),
+        ({"mscale": 0.5}, 1 + 0.1 * math.log(4)),
+    ],
+)
+def test_the_attention_factor_of_yarn(tmp_path: Path, given: dict[str, float], factor: float) -> None:
+    """The cases of transformers' _compute_yarn_parameters."""
+    config = read(tmp_path, rope_scaling=YARN | given)
+    assert config.rope_factor() == pytest.approx(factor, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "named"),
+    [
+        ({"type": "linear"}, "rope_scaling: factor is missing"),
+        ({"type": "linear", "factor": 0.5}, "factor: expected a number of at least 1, found 0.5"),
+        ({"type": "linear", "factor": "2"}, "factor: expected a number"),
+        (LLAMA3 | {"factor": 1e9}, "factor: expected a number"),
+        (LLAMA3 | {"low_freq_factor": 4.0}, "high_freq_factor: expected more than low_freq_factor, which is 4"),
+        (LLAMA3 | {"low_freq_factor": 0}, "low_freq_factor: expected"),
+        (LLAMA3 | {"original_max_position_embeddings": 0}, "original_max_position_embeddings: expected"),
+        ({"type": "llama3", "factor": 8.0}, "low_freq_factor is missing"),
+        (YARN | {"beta_fast": -1}, "beta_fast: expected"),
+        (YARN | {"attention_factor": 0}, "attention_factor: expected"),
+        (YARN | {"original_max_position_embeddings": 2**21}, "original_max_position_embeddings: expected"),
+    ],
+)
+def test_rope_scalings_that_make_no_sense(tmp_path: Path, scaling: dict[str, Any], named: str) -> None:
+    with pytest.raises(CheckpointError, match=named):
+        read(tmp_path, rope_scaling=scaling)
+
+
+def test_scalings_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="rope_parameters: expected the scaling of rope_scaling"):
+        read(tmp_path, rope_scaling=LLAMA3, rope_parameters=YARN)
+    with pytest.raises(CheckpointError, match="expected a rope_theta of more than 1 for yarn"):
+        read(tmp_path, rope_scaling=YARN, rope_theta=1.0)
+
+
 MIXTRAL_8X7B = ModelConfig("x", 32000, 131072, 4096, 32, 14336, 32, 8, 128, 8, 2, 1e-5, 1e6, 0)
 """What transformers' MixtralConfig() is, and below MistralConfig()."""
 
@@ -158,6 +244,10 @@ MIXTRAL_8X7B = ModelConfig("x", 32000, 131072, 4096, 32, 14336, 32, 8, 128, 8, 2
             "MistralForCausalLM",
             replace(MIXTRAL_8X7B, n_experts=1, n_experts_used=1, rms_eps=1e-6, rope_base=1e4, window=4096),
         ),
+        (
+            "LlamaForCausalLM",
+            ModelConfig("x", 32000, 2048, 4096, 32, 11008, 32, 32, 128, 1, 1, 1e-6, 1e4, 0),
+        ),
     ],
 )
 def test_missing_keys_have_the_defaults_of_their_class(
@@ -168,7 +258,7 @@ def test_missing_keys_have_the_defaults_of_their_class(
     config, tied, (note,) = read_config(path)
     assert (replace(config, name="x"), tied) == (expected, False)
     for words in (
-        "num_key_value_heads (8)",
+        f"num_key_value_heads ({None if architecture == 'LlamaForCausalLM' else 8})",
         f"rms_norm_eps ({expected.rms_eps})",
         "tie_word_embeddings (False)",
         "defaults were taken",

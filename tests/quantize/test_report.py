@@ -63,10 +63,10 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_before_the_work(tmp_path: P
     make_checkpoint(tmp_path / "hf", Shape(n_vocab=64), seed=1)
     (tmp_path / "hf" / "tokenizer.model").unlink()
     for work in (partial(quantize, dest=tmp_path / "m.gguf"), plan):
-        with pytest.raises(CheckpointError, match=r"found neither: put it .*no_tokenizer=True"):
+        with pytest.raises(CheckpointError, match=r"found none of them: put it .*no_tokenizer=True"):
             work(tmp_path / "hf", progress=False)
     assert not (tmp_path / "m.gguf").exists()
-    (tmp_path / "hf" / "tekken.json").write_text("{}")
+    (tmp_path / "hf" / "tekken.json").write_text('{"config": {"pattern": "x"}}')
     with pytest.raises(UnsupportedError, match=r"tekken.*no_tokenizer=True"):
         quantize(tmp_path / "hf", tmp_path / "m.gguf", progress=False)
     quantize(tmp_path / "hf", tmp_path / "m.gguf", no_tokenizer=True, progress=False)

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from hypothesis import strategies as st
 from pymixtral.arrays import F32
 from pymixtral.errors import CheckpointError, OutputError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.model.rope import llama3_factors
 from pymixtral.quantize import quantize
 from pymixtral.quantize.sources.mistral import read_params
+from pymixtral.quantize.sources.opening import open_checkpoint
 from pymixtral.quantize.sources.targets import rope_order
 from support.checkpoints import (
     TINY_MIXTRAL,
@@ -241,6 +244,55 @@ def test_row_18_no_file_of_the_checkpoint_is_overwritten(tmp_path: Path, name: s
     quantize(tmp_path, tmp_path / "m.gguf", force=True, progress=False)
 
 
+# --- Rope --------------------------------------------------------------------------------------------------------
+
+LLAMA3 = replace(SMALL, rope_scaling=("llama3", 8.0, 256))
+
+
+def test_factors_of_llama3_become_a_tensor(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", LLAMA3, seed=4)
+    report = quantize(tmp_path / "hf", tmp_path / "a.gguf", "q4_0", progress=False)
+    assert [(t.type, t.shape) for t in report.tensors if t.name == "rope_freqs.weight"] == [("f32", (8,))]
+    with GGUFFile(tmp_path / "a.gguf") as file:
+        assert not any("scaling" in key for key in file.metadata)
+        factors = file.tensors["rope_freqs.weight"].data.view(np.float32)
+    assert tuple(factors.tolist()) == llama3_factors(LLAMA3.rope_base, 16, 8.0, 1.0, 4.0, 256)
+    quantize(tmp_path / "a.gguf", tmp_path / "b.gguf", "q4_0", progress=False)  # a GGUF source keeps them
+    assert contents(tmp_path / "b.gguf") == contents(tmp_path / "a.gguf")
+    quantize(tmp_path / "hf", tmp_path / "c.gguf", target_bpw=8, per_expert=True, progress=False)
+    assert contents(tmp_path / "c.gguf")["rope_freqs.weight"] == contents(tmp_path / "a.gguf")["rope_freqs.weight"]
+
+
+def test_a_configuration_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", LLAMA3, seed=4)
+    checkpoint = open_checkpoint(tmp_path / "hf")
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"config\.json.*changed"):
+        checkpoint.check_unchanged()
+
+
+def test_row_17_factors_in_a_tensor_too(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, LLAMA3, seed=4)
+    tensors = make_tensors(LLAMA3, seed=4) | {"rope_freqs.weight": np.ones(8, np.float32)}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=r"rope_freqs\.weight: expected it once, found it twice"):
+        quantize(tmp_path, tmp_path / "m.gguf", progress=False)
+
+
+def test_a_llama_is_read_and_its_biases_are_refused(tmp_path: Path) -> None:
+    shape = replace(DENSE, window=0)
+    make_checkpoint(tmp_path / "hf", shape, seed=4)
+    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf")
+    config = config_json(shape) | {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    assert quantized(tmp_path / "hf", tmp_path / "b.gguf") == expected
+    name = "model.layers.0.self_attn.q_proj.bias"
+    tensors = make_tensors(shape, seed=4) | {name: np.ones(64, np.float32)}
+    write_safetensors(tmp_path / "hf" / "model.safetensors", tensors)
+    with pytest.raises(CheckpointError, match=f"1 unexpected, such as '{name}'"):
+        quantize(tmp_path / "hf", tmp_path / "c.gguf", progress=False)
+
+
 # --- What is no weight -------------------------------------------------------------------------------------------
 
 
@@ -267,6 +319,15 @@ def test_stored_frequencies_are_compared_and_left_out(tmp_path: Path, names: lis
     assert [note for note in report.notes if names[0] in note] == [
         f"{len(names)} tensors follow from the configuration and were left out, such as {names[0]}"
     ]
+
+
+def test_frequencies_before_a_linear_scaling_are_left_out(tmp_path: Path) -> None:
+    """transformers of 2023 stored them so, and divided the positions."""
+    source = with_buffers(tmp_path, {"model.rotary_emb.inv_freq": frequencies(SMALL)})
+    config = config_json(SMALL) | {"rope_scaling": {"type": "linear", "factor": 4.0}}
+    (source / "config.json").write_text(json.dumps(config))
+    report = quantize(source, tmp_path / "m.gguf", progress=False)
+    assert any("1 tensors follow from the configuration" in note for note in report.notes)
 
 
 @pytest.mark.parametrize("change", [lambda x: x / 2, lambda x: x * 1.02, lambda x: x[:-1], lambda x: x * np.nan])
@@ -351,7 +412,7 @@ def test_row_17_fused_and_single_experts_together(tmp_path: Path) -> None:
     tensors = make_tensors(SMALL, seed=1)
     (tmp_path / "config.json").write_text(json.dumps(config_json(SMALL)))
     write_safetensors(tmp_path / "model.safetensors", tensors | fused(tensors, SMALL))
-    with pytest.raises(CheckpointError, match="found it fused with others and by itself"):
+    with pytest.raises(CheckpointError, match="found it twice: by itself, and fused with others"):
         quantize(tmp_path, tmp_path / "m.gguf", progress=False)
 
 

@@ -522,12 +522,6 @@ def test_files_that_contradict_each_other(tmp_path: Path) -> None:
         )
 
 
-def test_tekken_is_unsupported(tmp_path: Path) -> None:
-    (tmp_path / "tekken.json").write_text("{}")
-    with pytest.raises(UnsupportedError, match="tekken"):
-        read_vocabulary(tmp_path)
-
-
 _VALUES = (
     st.none()
     | st.booleans()

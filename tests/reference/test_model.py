@@ -14,19 +14,21 @@ from pymixtral.arrays import F32
 from pymixtral.errors import NonFiniteError
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
-from pymixtral.model.rope import RopeScaling
+from pymixtral.model.rope import RopeScaling, llama3_factors
 from pymixtral.model.weights import LayerWeights, ModelWeights
 from pymixtral.reference import oracle
 from support.checkpoints import GOLDEN_MODELS, TINY_MIXTRAL, Shape, config_json, make_tensors, read_tensors
 from support.paths import GOLDENS
 
 
-def rope_scaling(found: dict[str, Any] | None) -> RopeScaling:
+def rope_scaling(found: dict[str, Any] | None, base: float, head_dim: int) -> RopeScaling:
     if found is None:
         return RopeScaling()
-    return RopeScaling(
-        found["rope_type"], found["factor"], n_ctx_original=found.get("original_max_position_embeddings", 0)
-    )
+    factor, before = found["factor"], found.get("original_max_position_embeddings", 0)
+    if found["rope_type"] == "llama3":
+        low, high = found["low_freq_factor"], found["high_freq_factor"]
+        return RopeScaling(factors=llama3_factors(base, head_dim, factor, low, high, before))
+    return RopeScaling(found["rope_type"], factor, n_ctx_original=before)
 
 
 def float32_model(config: dict[str, Any], tensors: dict[str, F32]) -> tuple[ModelWeights, ModelConfig]:
@@ -85,7 +87,7 @@ def float32_model(config: dict[str, Any], tensors: dict[str, F32]) -> tuple[Mode
         rms_eps=config["rms_norm_eps"],
         rope_base=config["rope_theta"],
         window=config["sliding_window"] or 0,
-        rope_scaling=rope_scaling(config.get("rope_scaling")),
+        rope_scaling=rope_scaling(config.get("rope_scaling"), config["rope_theta"], head_dim),
     )
 
 

@@ -121,6 +121,20 @@ GOLDEN_MODELS: dict[str, tuple[Shape, int, int]] = {
         16,
         200,
     ),
+    "mixtral-llama3": (
+        Shape(
+            hidden=96,
+            ffn=160,
+            n_heads=4,
+            n_kv_heads=2,
+            head_dim=32,
+            n_vocab=320,
+            rope_base=5e5,
+            rope_scaling=("llama3", 8.0, 256),
+        ),
+        17,
+        200,
+    ),
 }
 """Name of the file in tests/goldens: shape, seed and number of tokens. Beside them
 tests/goldens/tiny-mixtral.npz is TINY_MIXTRAL's.
@@ -155,20 +169,12 @@ def config_json(shape: Shape, *, dtype: str = "float32") -> dict[str, object]:
         config["rope_scaling"] = {
             "rope_type": kind,
             "factor": factor,
-            **({"original_max_position_embeddings": before} if kind == "yarn" else {}),
+            **({"original_max_position_embeddings": before} if kind != "linear" else {}),
+            **({"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}),
         }
     if not dense:
         config |= {"num_local_experts": shape.n_experts, "num_experts_per_tok": shape.n_experts_used}
     return config
-
-
-def scaling_keys(shape: Shape) -> dict[str, int | float | str]:
-    """The rope scaling of a config.json as GGUF has it."""
-    if shape.rope_scaling is None:
-        return {}
-    kind, factor, before = shape.rope_scaling
-    keys: dict[str, int | float | str] = {"type": kind, "factor": factor, "original_context_length": before}
-    return {f"llama.rope.scaling.{key}": value for key, value in keys.items()}
 
 
 def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -198,28 +204,32 @@ def tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "lm_head.weight", (shape.n_vocab, shape.hidden)
 
 
+def bell(generator: np.random.PCG64, size: tuple[int, ...]) -> F64:
+    """Nearly normal values of mean 0 and standard deviation 1, of which the largest is 3.46.
+
+    Each is the sum of four 16-bit uniforms, and nothing that a math library could round in its own
+    way.
+    """
+    raw = np.asarray(generator.random_raw(math.prod(size)))
+    total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
+    values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
+    return values
+
+
 def make_tensors(shape: Shape, *, seed: int) -> dict[str, F32]:
     """The weights of a checkpoint, float32: standard deviation 1/sqrt(fan-in), embedding rows 1,
     norms 1 +- 0.1.
     """
     generator = np.random.PCG64(seed)
 
-    def bell(size: tuple[int, ...]) -> F64:
-        # The sum of four 16-bit uniforms: nearly normal, and nothing that a math library could
-        # round in its own way.
-        raw = np.asarray(generator.random_raw(math.prod(size)))
-        total: I64 = raw.view(np.uint16).reshape(*size, 4).sum(axis=-1, dtype=np.int64)
-        values: F64 = (total - 2 * 65535).astype(np.float64) * (math.sqrt(3) / 65536)
-        return values
-
     tensors: dict[str, F32] = {}
     for name, size in tensor_shapes(shape):
         if len(size) == 1:
-            values = 1 + 0.1 * bell(size)
+            values = 1 + 0.1 * bell(generator, size)
         elif "embed" in name:
-            values = bell(size)
+            values = bell(generator, size)
         else:
-            values = bell(size) / math.sqrt(size[1])
+            values = bell(generator, size) / math.sqrt(size[1])
         tensors[name] = values.astype(np.float32)
     return tensors
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFValueType, GGUFWriter
+from numpy.typing import NDArray
 
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.config import ModelConfig
@@ -36,8 +37,8 @@ YARN = {
 }
 
 
-def write(path: Path, metadata: dict[str, Any]) -> Path:
-    """A GGUF file without tensors; integers become uint32 or, negative, int32, floats float32; None
+def write(path: Path, metadata: dict[str, Any], tensors: dict[str, NDArray[Any]] | None = None) -> Path:
+    """A GGUF file of these tensors, or without any; integers become uint32 or, negative, int32, floats float32; None
     leaves a key out.
     """
     writer = GGUFWriter(path, "llama")
@@ -53,8 +54,11 @@ def write(path: Path, metadata: dict[str, Any]) -> Path:
             writer.add_key_value(key, value, V.STRING)
         elif isinstance(value, list):
             writer.add_key_value(key, value, V.ARRAY)
+    for name, array in (tensors or {}).items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
     writer.close()
     return path
 

@@ -243,6 +243,12 @@ def test_three_ids_end_a_text() -> None:
     assert with_pieces(eos_token_id=5, eot_token_id=6, eom_token_id=7).eos_ids == {5, 6, 7}
 
 
+def test_control_tokens_of_known_names_end_a_text() -> None:
+    """As in a chat model of this family, whose eos_token_id is still the base model's."""
+    assert with_pieces(("<|im_end|>", 0.0, CONTROL), ("<|end|>", 0.0, CONTROL)).eos_ids == {2, 4096, 4097}
+    assert with_pieces(("<|im_end|>", 0.0, USER_DEFINED), ("<|end|>", 0.0, NORMAL)).eos_ids == {2}
+
+
 @pytest.mark.parametrize("part", [1, 2, 7, 64])
 def test_parts_are_the_whole(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = with_pieces(("<tool>", 0.0, USER_DEFINED))
@@ -326,7 +332,7 @@ def test_text_that_is_not_unicode_is_refused() -> None:
         TINY.encode("abc\udcff")
 
 
-@pytest.mark.parametrize("model", ["gpt2", "no_vocab", None, 3])
+@pytest.mark.parametrize("model", ["bert", "no_vocab", None, 3])
 def test_other_tokenizers_are_refused_by_name(model: Any) -> None:
     with pytest.raises(UnsupportedError, match=repr(model)):
         Tokenizer.from_metadata(metadata_of(PIECES) | {"tokenizer.ggml.model": model})

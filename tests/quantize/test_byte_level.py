@@ -1,0 +1,256 @@
+"""Byte-level tokenizer.json through the quantizer and GGUF: the ids are those of the package
+tokenizers, which wrote the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Oracle
+from tokenizers import models, pre_tokenizers, trainers
+
+from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import quantize
+from pymixtral.quantize.vocabulary.reading import read_vocabulary
+from pymixtral.quantize.vocabulary.vocabulary import Vocabulary
+from pymixtral.text.tokenizer import Tokenizer
+from support.bpe import ADDED_NAMES, CONTROL_NAMES, CORPUS, IGNORE_MERGES, SPLITS, strings, trained, without_special
+from support.checkpoints import Shape, make_checkpoint
+
+Json = dict[str, Any]
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+CONFIG = {"bos_token": "<|begin|>", "eos_token": {"content": "<|im_end|>"}, "add_prefix_space": False}
+
+
+def split(pattern: str) -> Json:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def sequence(*steps: Json) -> Json:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+CUTS = {
+    "gpt-2": BYTE_LEVEL,
+    "smollm": sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL),
+    **{
+        pre: sequence(split(SPLITS[pre][0]), {**BYTE_LEVEL, "use_regex": False})
+        for pre in ("llama-bpe", "smaug-bpe", "qwen2", "tekken")
+    },
+}
+"""As published checkpoints have them: GPT-2, SmolLM2, Llama 3, a fine-tune of it, Qwen2, Mistral Nemo."""
+
+
+def converted(pre: str) -> Json:
+    values: Json = json.loads(trained(pre).to_str())
+    values["pre_tokenizer"] = CUTS[pre]
+    assert values["model"]["ignore_merges"] is (pre in IGNORE_MERGES)
+    return values
+
+
+def changed(change: Callable[[Json], Any], pre: str = "llama-bpe") -> Json:
+    values: Json = json.loads(json.dumps(converted(pre)))
+    change(values)
+    return values
+
+
+def write(directory: Path, values: Json, **files: Any) -> Path:
+    (directory / "tokenizer.json").write_text(json.dumps(values))
+    for name, content in ({"tokenizer_config": CONFIG} | files).items():
+        (directory / f"{name}.json").write_text(json.dumps(content))
+    return directory
+
+
+def read(directory: Path) -> Vocabulary:
+    vocabulary = read_vocabulary(directory)
+    assert vocabulary is not None
+    return vocabulary
+
+
+@pytest.mark.parametrize("pre", CUTS)
+def test_the_file_has_the_ids_of_the_package(tmp_path: Path, pre: str) -> None:
+    n_vocab = trained(pre).get_vocab_size() + 3
+    make_checkpoint(tmp_path / "hf", Shape(n_layers=1, n_vocab=n_vocab), seed=1)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    write(tmp_path / "hf", converted(pre), generation_config={"eos_token_id": n_vocab - 4})
+    oracle = Oracle.from_file(str(tmp_path / "hf" / "tokenizer.json"))
+    quantize(tmp_path / "hf", tmp_path / "m.gguf", progress=False)
+    with GGUFFile(tmp_path / "m.gguf") as file:
+        assert file.metadata["tokenizer.ggml.model"] == "gpt2"
+        assert file.metadata["tokenizer.ggml.pre"] == pre
+        assert "tokenizer.ggml.scores" not in file.metadata
+        assert "tokenizer.ggml.unknown_token_id" not in file.metadata
+        ours = Tokenizer.from_metadata(file.metadata)
+        kinds = np.asarray(file.metadata["tokenizer.ggml.token_type"])
+    assert kinds[n_vocab - 8 :].tolist() == [4, 4, 3, 3, 3, 3, 3, 3]  # added, control, padding
+    assert ours.n_vocab == n_vocab
+    assert (ours.bos_id, ours.eos_ids) == (oracle.token_to_id("<|begin|>"), {oracle.token_to_id("<|im_end|>")})
+    plain = without_special(oracle)
+    for text in [*strings(1500, seed=9), *ADDED_NAMES, *CONTROL_NAMES]:
+        assert ours.encode(text) == plain.encode(text).ids, ascii(text)
+        assert ours.encode(text, parse_special=True) == oracle.encode(text).ids, ascii(text)
+
+
+TEMPLATE: Json = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {"<|begin|>": {"id": "<|begin|>", "ids": [1502], "tokens": ["<|begin|>"]}},
+}
+
+
+@pytest.mark.parametrize(
+    ("processor", "config", "expected"),
+    [
+        (None, {}, False),
+        ({"type": "ByteLevel"}, {}, False),
+        (TEMPLATE, {}, True),
+        ({"type": "Sequence", "processors": [{"type": "ByteLevel"}, TEMPLATE]}, {}, True),
+        (TEMPLATE, {"add_bos_token": False}, False),
+        (None, {"add_bos_token": True}, True),
+    ],
+)
+def test_what_comes_before_a_text_is_what_the_files_say(
+    tmp_path: Path, processor: Json | None, config: Json, expected: bool
+) -> None:
+    """The name "llama-bpe" alone says nothing of it, where the file has the key."""
+    values = changed(lambda v: v.update(post_processor=processor))
+    vocabulary = read(write(tmp_path, values, tokenizer_config={**CONFIG, **config}))
+    assert vocabulary.add_bos is expected
+    ids = Tokenizer.from_metadata(vocabulary.to_gguf()).encode("a")
+    assert (ids[0] == trained("llama-bpe").token_to_id("<|begin|>")) is expected
+
+
+def test_merges_as_strings(tmp_path: Path) -> None:
+    values = changed(lambda v: v["model"].update(merges=[" ".join(pair) for pair in v["model"]["merges"]]))
+    assert read(write(tmp_path, values)).merges == read(write(tmp_path, converted("llama-bpe"))).merges
+
+
+def test_special_tokens_inside_the_vocabulary(tmp_path: Path) -> None:
+    """As SmolLM2 has them: they are the first of the model's own tokens."""
+    oracle = Oracle(models.BPE())
+    oracle.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=CONTROL_NAMES,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    oracle.train_from_iterator(CORPUS[:1], trainer)
+    oracle.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = read(tmp_path)
+    assert (list(vocabulary.tokens[:3]), list(vocabulary.types[:4])) == (CONTROL_NAMES, [3, 3, 3, 1])
+    ours = Tokenizer.from_metadata(vocabulary.to_gguf())
+    for text in [*strings(300), *CONTROL_NAMES]:
+        assert ours.encode(text, parse_special=True) == oracle.encode(text).ids
+        assert not {0, 1, 2} & set(ours.encode(text))
+
+
+def test_a_merge_to_a_special_token_contradicts_itself(tmp_path: Path) -> None:
+    token = next(piece for piece, i in converted("gpt-2")["model"]["vocab"].items() if i == 300)
+    values = changed(lambda v: v["added_tokens"].append({"id": 300, "content": token, "special": True}))
+    with pytest.raises(CheckpointError, match="pairs of normal tokens that make a normal token"):
+        read(write(tmp_path, values))
+
+
+def test_tokens_with_spaces_keep_them(tmp_path: Path) -> None:
+    vocabulary = read(write(tmp_path, converted("gpt-2")))
+    i = list(vocabulary.tokens).index("two words")
+    assert vocabulary.types[i] == 4
+
+
+def test_nfc_is_noted(tmp_path: Path) -> None:
+    values = changed(lambda v: v.update(normalizer={"type": "NFC"}), "qwen2")
+    (note,) = read(write(tmp_path, values)).notes
+    assert "(NFC)" in note
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["model"].update(type="WordPiece"), "type: .*found 'WordPiece'"),
+        (lambda v: v["model"].update(dropout=0.1), "dropout"),
+        (lambda v: v["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix"),
+        (lambda v: v["model"].update(ignore_merges="yes"), "ignore_merges"),
+        (lambda v: v.update(normalizer={"type": "Lowercase"}), "normalizer: .*Lowercase"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"].reverse(), "expected ByteLevel as the last step"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True), "add_prefix_space"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][1].pop("add_prefix_space"), "add_prefix_space"),
+        (
+            lambda v: v["pre_tokenizer"]["pretokenizers"][1].update(use_regex=True),
+            "expected a cut that GGUF has a name",
+        ),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][0].update(invert=True), "expected a cut that GGUF has a name"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"), "expected a cut that GGUF"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][0].update(pattern={"String": " "}), "expected a cut that GGUF"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"][0].update(pattern={"Regex": r"\w+|\s+"}), r"found .*w\+"),
+        (lambda v: v["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Punctuation"}), "found .*Punctuation"),
+        (lambda v: v.update(pre_tokenizer=BYTE_LEVEL), "ignore_merges True"),
+        (lambda v: v.update(pre_tokenizer=CUTS["smollm"]), "ignore_merges True"),
+        (lambda v: v.update(pre_tokenizer=CUTS["qwen2"]), "ignore_merges True"),
+    ],
+)
+def test_what_gguf_has_no_name_for_is_unsupported(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        read(write(tmp_path, changed(change)))
+
+
+def test_a_space_before_a_text_is_unsupported(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"tokenizer_config\.json: add_prefix_space"):
+        read(write(tmp_path, converted("gpt-2"), tokenizer_config={**CONFIG, "add_prefix_space": True}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["model"].update(vocab={}), "vocab: expected an object"),
+        (lambda v: v["model"]["vocab"].update(zzzzz=9000), "each of the ids 0 to"),
+        (lambda v: v["model"].update(merges={}), "merges: expected a list"),
+        (lambda v: v["model"]["merges"].append(["a", 3]), "expected pairs"),
+        (lambda v: v["model"]["merges"].append(["a", "b c"]), "pairs of normal tokens"),
+        (lambda v: v["model"]["merges"].append(["\u2122", "a"]), "pairs of normal tokens"),
+        (lambda v: v["model"]["merges"].append(v["model"]["merges"][0]), "each pair once"),
+        (lambda v: v["added_tokens"].append({"id": 10**12, "content": "<x>"}), "with 1000000000000"),
+        (lambda v: v.update(pre_tokenizer=sequence(BYTE_LEVEL, None)), "pre_tokenizer: expected an object"),  # type: ignore[arg-type]
+        (lambda v: v.update(normalizer=3), "normalizer: expected an object"),
+    ],
+)
+def test_row_17_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json], Any], words: str) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        read(write(tmp_path, changed(change)))
+
+
+_VALUES = st.none() | st.booleans() | st.integers(-2, 5000) | st.text(max_size=3) | st.just([]) | st.just({})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    values = changed(lambda _: None, data.draw(st.sampled_from(list(CUTS))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        place: Any = values
+        for _ in range(data.draw(st.integers(0, 4))):
+            inner = [
+                item
+                for item in (place.values() if isinstance(place, dict) else place)
+                if isinstance(item, dict | list) and item
+            ]
+            if not inner:
+                break
+            place = data.draw(st.sampled_from(inner))
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        place[key] = data.draw(_VALUES)
+    try:
+        vocabulary = read(write(tmp_path_factory.mktemp("changed"), values))
+    except (CheckpointError, UnsupportedError):
+        return
+    assert len(vocabulary.tokens) == len(vocabulary.scores) == len(vocabulary.types)
