@@ -117,7 +117,7 @@ class Loop:
             prefilling=len(running) - n_decoding,
             decoding=n_decoding,
             finished=counts.finished,
-            preempted=counts.preempted,
+            preempted=self._scheduler.n_preempted,
             passes=counts.passes,
             batch_size=counts.texts / max(counts.passes, 1),
             prompt_tokens=counts.prompt_tokens,

@@ -56,7 +56,6 @@ class Counts:
     """Running totals; see EngineStats."""
 
     finished: int = 0
-    preempted: int = 0
     passes: int = 0
     texts: int = 0
     prompt_tokens: int = 0
