@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import time
 from collections.abc import Callable
@@ -262,7 +263,7 @@ class Loop:
             else:
                 self._fail(batch[0][0], error)
             return
-        drawing: list[tuple[Continuation, F32]] = []
+        drawing: list[tuple[Continuation, slice]] = []
         reading: list[tuple[Request, range, F32]] = []
         at = 0
         for request, n in batch:
@@ -272,19 +273,19 @@ class Loop:
                 at += len(read)
             if last:
                 assert isinstance(request, Continuation)
-                drawing.append((request, hidden[at : at + last]))
+                drawing.append((request, slice(at, at + last)))
                 at += last
-        logits = self._draw_logits(drawing)
+        logits = self._draw_logits(drawing, hidden)
         for request, positions, rows in reading:
             self._read(request, positions, rows)
-        self._draw([(request, rows) for (request, _), rows in zip(drawing, logits, strict=True)])
+        self._draw(logits)
         self._advance(batch, time.perf_counter() - begin)
 
     def _forward(self, batch: list[tuple[Request, int]]) -> F32:
         """The rows that are wanted after the last layer. The sequences advance."""
         ids: list[I32] = []
         runs = []
-        rows: list[I32] = []
+        rows: list[range] = []
         n_new, at = 0, 0
         for request, n in batch:
             entry, sequence = request.entry, request.sequence
@@ -297,17 +298,19 @@ class Loop:
             ids.append(request.ids[begin : begin + n])
             runs.append((sequence, n))
             read, last = self._wanted(request, n)
-            offset = at - begin
-            rows.append(np.arange(read.start + offset, read.stop + offset, dtype=np.int32))
-            rows.append(np.arange(at + n - last, at + n, dtype=np.int32))
+            rows.append(range(at + read.start - begin, at + read.stop - begin))
+            rows.append(range(at + n - last, at + n))
             at += n
         self.pages.make_free(n_new)
-        wanted = np.concatenate(rows)
+        every = sum(map(len, rows)) == at
         with self.watch.cancelling([request for request, _ in batch]) as somebody:
             if not somebody:
                 raise CanceledError
             return self._model.forward(
-                np.concatenate(ids), runs, self.pages.cache, rows=EVERY if len(wanted) == at else wanted
+                ids[0] if len(ids) == 1 else np.concatenate(ids),
+                runs,
+                self.pages.cache,
+                rows=EVERY if every else np.concatenate([np.arange(r.start, r.stop) for r in rows]),
             )
 
     @staticmethod
@@ -319,22 +322,24 @@ class Loop:
         n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
         return request.unread(entry.n_computed, end - n_draw), n_draw
 
-    def _draw_logits(self, drawing: list[tuple[Continuation, F32]]) -> list[F32]:
-        """The logits of each text's rows, in one product where none of them fails."""
+    def _draw_logits(self, drawing: list[tuple[Continuation, slice]], hidden: F32) -> list[tuple[Continuation, F32]]:
+        """The logits of each text's rows, in one product if none of them fails."""
         if not drawing:
             return []
-        ends = np.cumsum([len(rows) for _, rows in drawing])[:-1]
+        parts = [hidden[rows] for _, rows in drawing]
         try:
-            return np.split(self._model.logits(np.concatenate([rows for _, rows in drawing])), ends)
-        except Exception:
-            results = []
-            for request, rows in drawing:
-                try:
-                    results.append(self._model.logits(rows))
-                except Exception as error:
-                    request.failed = error
-                    results.append(rows[:0])
-            return results
+            whole = len(hidden) == sum(map(len, parts))
+            logits = self._model.logits(hidden if whole else np.concatenate(parts))
+        except Exception as error:
+            if len(drawing) > 1:
+                return [pair for one in drawing for pair in self._draw_logits([one], hidden)]
+            drawing[0][0].failed = error
+            return []
+        ends = itertools.accumulate(map(len, parts))
+        return [
+            (request, logits[end - len(part) : end])
+            for (request, _), part, end in zip(drawing, parts, ends, strict=True)
+        ]
 
     def _read(self, request: Request, positions: range, hidden: F32) -> None:
         try:
