@@ -30,16 +30,20 @@ from pymixtral.errors import (
 )
 
 if TYPE_CHECKING:
+    from pymixtral.asynchronous import AsyncMixtral
     from pymixtral.engine.completion import Completion, Stats, TokenLogprob
     from pymixtral.engine.stats import EngineStats
-    from pymixtral.engine.stream import Generation
+    from pymixtral.engine.stream import AsyncGeneration, Generation
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
+    from pymixtral.questions import Score
 
     __version__: str
 
 __all__ = [
+    "AsyncGeneration",
+    "AsyncMixtral",
     "CanceledError",
     "CheckpointError",
     "ClosedError",
@@ -57,6 +61,7 @@ __all__ = [
     "NonFiniteError",
     "OutputError",
     "PymixtralError",
+    "Score",
     "Stats",
     "TokenLogprob",
     "UnsupportedError",
@@ -65,6 +70,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AsyncGeneration": "pymixtral.engine.stream",
+    "AsyncMixtral": "pymixtral.asynchronous",
+    "Score": "pymixtral.questions",
     "Mixtral": "pymixtral.mixtral",
     "ModelConfig": "pymixtral.model.config",
     "Completion": "pymixtral.engine.completion",

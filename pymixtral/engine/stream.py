@@ -1,10 +1,12 @@
-"""The caller's end of a text that is being generated."""
+"""The caller's end of a text that is being generated: an iterator for a thread, or for a task."""
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.engine import Engine
@@ -13,79 +15,20 @@ from pymixtral.engine.requests import Event, Finished, Progress
 from pymixtral.errors import InvalidArgumentError
 
 
-class Generation(Iterator[str]):
-    """An iterator over the pieces of a text, none of them empty.
-
-    The text is generated whether or not somebody reads. It ends early when the iterator is closed,
-    cancelled or dropped, from whatever thread, and after an exception while waiting for a piece,
-    such as KeyboardInterrupt. One thread reads at a time.
-
-    Args:
-        engine: generates.
-        request: a new request.
-        progress: called by the reader while a long prompt is computed, with the tokens computed so
-            far and those in all.
-
-    Attributes:
-        tokens: the ids of what was read.
-        logprobs: theirs, if they were asked for.
-        completion: the whole text; None until it has ended.
-
-    Raises:
-        ClosedError: if the model is closed.
-    """
+class _Reader:
+    """What both iterators do with the events of a request."""
 
     def __init__(
-        self,
-        engine: Engine,
-        request: Continuation,
-        progress: Callable[[int, int], None] | None = None,
+        self, engine: Engine, request: Continuation, progress: Callable[[int, int], None] | None = None
     ) -> None:
         self._engine = engine
         self._request = request
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._progress = progress
-        self._reading = threading.Lock()
         self._over = False
+        self._reading = threading.Lock()
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.completion: Completion | None = None
-        request.listen(self._events.put)
-        self._interest = engine.submit([request])
-
-    def __next__(self) -> str:
-        if not self._reading.acquire(blocking=False):
-            raise InvalidArgumentError(
-                "expected one reader of a generation at a time, found another thread in it: read it from one thread"
-            )
-        try:
-            while not self._over:
-                self._engine.check_process()
-                text = self._take(self._events.get())
-                if text:
-                    return text
-        except BaseException:
-            self.cancel()
-            raise
-        finally:
-            self._reading.release()
-        raise StopIteration
-
-    def _take(self, event: Event) -> str:
-        if isinstance(event, Piece):
-            self.tokens += event.tokens
-            self.logprobs += event.logprobs
-            return event.text
-        if isinstance(event, Progress):
-            if self._progress:
-                _call(self._progress, event)
-        elif isinstance(event, Finished):
-            self._over = True
-            self.completion = event.result
-        else:
-            self._over = True
-            raise event
-        return ""
 
     @property
     def finish_reason(self) -> FinishReason | None:
@@ -101,10 +44,129 @@ class Generation(Iterator[str]):
         """End the text soon: its finish_reason becomes "cancelled". Any thread may call this."""
         self._engine.interrupt(self._request)
 
+    def _begin_reading(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            raise InvalidArgumentError(
+                "expected one reader of a generation at a time, found another in it: read it from one thread or task"
+            )
+
+    def _take(self, event: Event) -> str:
+        """The text of an event."""
+        if isinstance(event, Piece):
+            self.tokens += event.tokens
+            self.logprobs += event.logprobs
+            return event.text
+        if isinstance(event, Progress):
+            if self._progress:
+                _call(self._progress, event)
+        elif isinstance(event, Finished):
+            self._over = True
+            self.completion = event.result
+        else:
+            self._over = True
+            raise event
+        return ""
+
+
+class Generation(_Reader, Iterator[str]):
+    """An iterator over the pieces of a text, none of them empty.
+
+    The text is generated whether or not somebody reads. It ends early when the iterator is closed,
+    cancelled or dropped, from whatever thread, and after an exception while waiting for a piece,
+    such as KeyboardInterrupt. One thread reads at a time.
+
+    Args:
+        engine: generates.
+        request: a new request.
+        progress: called by the reader while a long prompt is computed, with the tokens computed so
+            far and those in all.
+
+    Attributes:
+        tokens: the ids of what was read.
+        logprobs: theirs, if they were asked for.
+        completion: the whole text; None until its end was read.
+
+    Raises:
+        ClosedError: if the model is closed.
+    """
+
+    def __init__(
+        self, engine: Engine, request: Continuation, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        super().__init__(engine, request, progress)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        request.listen(self._events.put)
+        self._interest = engine.submit([request])
+
+    def __next__(self) -> str:
+        self._begin_reading()
+        try:
+            while not self._over:
+                self._engine.check_process()
+                text = self._take(self._events.get())
+                if text:
+                    return text
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self._reading.release()
+        raise StopIteration
+
     def close(self) -> None:
         """End the text and the iteration. A Generation may also be dropped without close()."""
         self._over = True
         self.cancel()
+
+
+class AsyncGeneration(_Reader, AsyncIterator[str]):
+    """An asynchronous iterator over the pieces of a text, none of them empty.
+
+    It ends early like Generation; also when the task that waits for a piece is cancelled.
+
+    Args:
+        engine: generates.
+        request: a new request.
+
+    Attributes:
+        tokens: the ids of what was read.
+        logprobs: theirs, if they were asked for.
+        completion: the whole text; None until its end was read.
+
+    Raises:
+        ClosedError: if the model is closed.
+        RuntimeError: if no event loop runs.
+    """
+
+    def __init__(self, engine: Engine, request: Continuation) -> None:
+        super().__init__(engine, request)
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        request.listen(partial(_post, asyncio.get_running_loop(), self._events))
+        self._interest = engine.submit([request])
+
+    async def __anext__(self) -> str:
+        self._begin_reading()
+        try:
+            while not self._over:
+                self._engine.check_process()
+                text = self._take(await self._events.get())
+                if text:
+                    return text
+        except BaseException:
+            self.cancel()
+            raise
+        finally:
+            self._reading.release()
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the text and the iteration. It may also be dropped without aclose()."""
+        self._over = True
+        self.cancel()
+
+
+def _post(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:
+    loop.call_soon_threadsafe(events.put_nowait, event)
 
 
 def _call(progress: Callable[[int, int], None], event: Progress) -> None:

@@ -1,0 +1,170 @@
+"""AsyncMixtral: a model for programs that await."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, overload
+
+from pymixtral.arrays import F32, Ids
+from pymixtral.engine.asking import ask_async
+from pymixtral.engine.completion import Completion
+from pymixtral.engine.stats import EngineStats
+from pymixtral.engine.stream import AsyncGeneration
+from pymixtral.mixtral import Mixtral
+from pymixtral.questions import Score, embeddings, generations, logits, scores
+from pymixtral.request_factory import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class AsyncMixtral:
+    """A model of the Mixtral family for any number of tasks, on one or several event loops.
+
+    A task that is cancelled cancels its request. Threads may use `model` at the same time.
+
+    Args:
+        model: a GGUF file, or a Mixtral that is open; None: the demo model.
+        **options: those of Mixtral, for a file.
+
+    Attributes:
+        model: the model, with its numbers and its tokenizer.
+
+    Raises:
+        PymixtralError: as Mixtral.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | Mixtral | None = None, **options: Any) -> None:
+        self.model = model if isinstance(model, Mixtral) and not options else Mixtral(model, **options)  # type: ignore[arg-type]
+        self._engine, self._factory = self.model._engine, self.model._factory
+
+    @overload
+    async def generate(  # type: ignore[overload-overlap]
+        self, prompt: str | Ids, *, n: int = 1, best_of: int | None = None, **options: Unpack[Options]
+    ) -> Completion: ...
+
+    @overload
+    async def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Ids],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> list[Completion]: ...
+
+    async def generate(
+        self,
+        prompt: str | Ids | Sequence[str] | Sequence[Ids],
+        *,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> Completion | list[Completion]:
+        """Generate the text that follows a prompt, or those that follow several; see Mixtral.
+
+        Args:
+            prompt: a text or token ids; or a list of such.
+            n: how many texts of each prompt to generate.
+            best_of: how many to choose them from; None: n.
+            **options: see pymixtral.request_factory.Options.
+
+        Returns:
+            The text; of several prompts a list.
+
+        Raises:
+            PymixtralError: as Mixtral.generate().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, generations(self._factory, prompt, n, best_of, options))
+
+    def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
+        """Generate text as generate() does, piece by piece: `async for piece in model.stream(...)`.
+
+        Args:
+            prompt: a text, or token ids.
+            **options: see pymixtral.request_factory.Options.
+
+        Returns:
+            An asynchronous iterator of pieces of the text.
+
+        Raises:
+            PymixtralError: as Mixtral.stream().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        return AsyncGeneration(self._engine, self._factory.continuation(prompt, streams=True, **options))
+
+    async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
+        """Compute the logits of what follows each token; see Mixtral.
+
+        Args:
+            tokens: 1 to n_ctx ids.
+            last_only: return only the logits after the last token.
+            first: index of the first token whose logits are returned.
+
+        Returns:
+            float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
+
+        Raises:
+            PymixtralError: as Mixtral.logits().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, logits(self._factory, tokens, last_only, first))
+
+    async def score(self, context: str | Ids, continuations: Sequence[str | Ids]) -> list[Score]:
+        """Compute how likely texts are to follow another one; see Mixtral.
+
+        Args:
+            context: a text or token ids.
+            continuations: texts or token ids.
+
+        Returns:
+            The scores.
+
+        Raises:
+            PymixtralError: as Mixtral.score().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, scores(self._factory, context, continuations))
+
+    async def embed(self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False) -> F32:
+        """Compute vectors of texts; see Mixtral.
+
+        Args:
+            texts: texts or token ids.
+            pooling: "mean" or "last".
+            normalize: divide each vector by its length.
+
+        Returns:
+            float32 [n, hidden].
+
+        Raises:
+            PymixtralError: as Mixtral.embed().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize))
+
+    def stats(self) -> EngineStats:
+        """Describe the requests, the cache and the work so far.
+
+        Raises:
+            ClosedError: after aclose().
+        """
+        return self._engine.stats()
+
+    async def aclose(self) -> None:
+        """End all computations, and free threads and memory; see Mixtral.close()."""
+        await asyncio.to_thread(self.model.close)
+
+    async def __aenter__(self) -> AsyncMixtral:
+        self._engine.check_open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
