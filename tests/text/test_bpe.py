@@ -208,6 +208,12 @@ def test_a_normal_token_that_is_not_of_bytes_is_its_own_text() -> None:
     assert tokenizer.decode(tokenizer.encode("\u2122")) == "\u2122"
 
 
+def test_a_token_is_shown_as_its_text() -> None:
+    tokenizer = small([], [("\u0120the", NORMAL), ("<tool use>", USER_DEFINED), ("<s>", CONTROL)])
+    shown = [tokenizer.piece(id) for id in (ord("a"), 0xE4, ord("\n"), 259, 260, 261)]
+    assert shown == ["a", r"\xe4", "\n", "\u2581the", "<tool\u2581use>", "<s>"]
+
+
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)
 def test_every_name_is_read(pre: str) -> None:
     text = "Don't  stop: 12345 \u6df7\u5408,\n\n  x"
