@@ -9,6 +9,7 @@ Unsupervised Multitask Learners".
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
@@ -81,7 +82,7 @@ class BytePairs:
         self._texts = pieces
         pairs = merges[:, 0].astype("int64") * len(pieces) + merges[:, 1]
         self._ranks = {pair: rank for rank, pair in enumerate(pairs.tolist())}
-        self._results: list[int] = merges[:, 2].tolist()
+        self._results = array("i", merges[:, 2].tolist())
         self._pieces = regex.compile(pre.pattern).findall
         self._cache = _Cache(self)
 
