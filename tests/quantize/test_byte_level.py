@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Oracle
 from tokenizers import models, pre_tokenizers, trainers
 
+from pymixtral import Mixtral
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
@@ -82,6 +83,17 @@ def test_the_file_has_the_ids_of_the_package(tmp_path: Path, pre: str) -> None:
     for text in [*strings(1500, seed=9), *ADDED_NAMES, *CONTROL_NAMES]:
         assert ours.encode(text) == plain.encode(text).ids, ascii(text)
         assert ours.encode(text, parse_special=True) == oracle.encode(text).ids, ascii(text)
+
+
+def test_a_model_with_it_writes_text(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_layers=1, n_vocab=trained("smollm").get_vocab_size()), seed=1)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    quantize(write(tmp_path / "hf", tokenizer_json("smollm")), tmp_path / "m.gguf", progress=False)
+    with Mixtral(tmp_path / "m.gguf", n_ctx=128) as model:
+        ids = model.tokenize("<|im_start|>Don't stop", parse_special=True)
+        assert ids[0] == trained("smollm").token_to_id("<|im_start|>")
+        done = model.generate(ids, max_tokens=20, temperature=0, ignore_eos=True)
+        assert done.text == model.detokenize(done.tokens)
 
 
 TEMPLATE: Json = {
