@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BUSY = 0.1
 """Part of the CPUs that others use, above which figures are not those of the machine."""
 
-_PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece")
+_PACKAGES = ("pymixtral", "numpy", "cffi", "gguf", "sentencepiece", "regex")
 
 
 @click.command(

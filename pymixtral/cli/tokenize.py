@@ -55,9 +55,7 @@ def tokenize(
             raise UnsupportedError(f"{gguf.path}: the file has no tokenizer, so text cannot be used")
         tokenizer = Tokenizer.from_metadata(gguf.metadata, gguf.path)
         tokens = tokenizer.encode(text, add_bos=not no_bos, parse_special=parse_special)
-        names = gguf.metadata["tokenizer.ggml.tokens"]
-        assert isinstance(names, list)  # the tokenizer has checked it
-        pieces = [names[i] for i in tokens]
+        pieces = [tokenizer.piece(i) for i in tokens]
     if not parse_special:
         note_control_names(tokenizer.control_names(text))
     if as_json:

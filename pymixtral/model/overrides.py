@@ -12,9 +12,9 @@ from pymixtral.model.keys import FEATURES, INTEGERS, NUMBERS, STRINGS
 Override = int | float | bool | str
 
 _TOKENIZER: dict[str, type] = {
-    **dict.fromkeys((f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "eot", "unknown")), int),
+    **dict.fromkeys((f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "eot", "eom", "unknown")), int),
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"), bool),
-    **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.chat_template"), str),
+    **dict.fromkeys(("tokenizer.ggml.model", "tokenizer.ggml.pre", "tokenizer.chat_template"), str),
 }
 
 KEYS: dict[str, type] = {

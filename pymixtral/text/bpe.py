@@ -9,6 +9,7 @@ Unsupervised Multitask Learners".
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
@@ -19,6 +20,7 @@ from pymixtral.arrays import I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.text.metadata import NORMAL, USER_DEFINED
 from pymixtral.text.pretokenizers import PreTokenizer
+from pymixtral.text.sentencepiece import SPACE
 
 PART = 1 << 16
 """Characters that are encoded at once. Their pieces take some 2 MB."""
@@ -77,10 +79,10 @@ class BytePairs:
         self._missing = bytes(byte for byte, id in enumerate(self._of_byte) if id is None)
         self._longest = max((len(piece.encode("utf-8", "replace")) for piece in pieces), default=0)
         self._whole = {self.bytes[i]: i for i in normal.values()} if pre.ignore_merges else {}
-        self._n_vocab = len(pieces)
-        pairs = merges[:, 0].astype("int64") * self._n_vocab + merges[:, 1]
+        self._texts = pieces
+        pairs = merges[:, 0].astype("int64") * len(pieces) + merges[:, 1]
         self._ranks = {pair: rank for rank, pair in enumerate(pairs.tolist())}
-        self._results: list[int] = merges[:, 2].tolist()
+        self._results = array("i", merges[:, 2].tolist())
         self._pieces = regex.compile(pre.pattern).findall
         self._cache = _Cache(self)
 
@@ -125,6 +127,19 @@ class BytePairs:
         n_bytes = len(text.encode("utf-8", "replace").translate(None, self._missing))
         return -(-n_bytes // self._longest) if self._longest else 0
 
+    def piece(self, id: int) -> str:
+        """Show a token.
+
+        Args:
+            id: a token id of the vocabulary.
+
+        Returns:
+            Its name if it has no text; else its text, in which U+2581 stands for a space and \\xNN
+            for a byte that is no character by itself.
+        """
+        data = self.bytes[id]
+        return data.decode("utf-8", "backslashreplace").replace(" ", SPACE) if data else self._texts[id]
+
     def encode_piece(self, piece: str) -> list[int]:
         """Encode one piece of a text: the time is that of sorting its bytes, whatever they are.
 
@@ -147,7 +162,7 @@ class BytePairs:
         first. A merge makes two new pairs at most. Pairs that a merge took apart stay in the heap,
         and are dropped when they come up.
         """
-        n, n_vocab, rank_of = len(ids), self._n_vocab, self._ranks.get
+        n, n_vocab, rank_of = len(ids), len(self._texts), self._ranks.get
         heap = [rank * n + i for i in range(n - 1) if (rank := rank_of(ids[i] * n_vocab + ids[i + 1])) is not None]
         heapify(heap)
         after, before = list(range(1, n + 1)), list(range(-1, n - 1))

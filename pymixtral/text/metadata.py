@@ -189,11 +189,11 @@ class Keys:
         if len(ids) < len(normal):
             twice = next(pieces[i] for i in normal if ids[pieces[i]] != i)
             self.fail("tokens", "each normal token once", f"{quoted(twice)} twice")
-        found: list[tuple[int, int, int]] = []
+        found: list[int] = []
         for i, merge in enumerate(merges):
             left, _, right = merge.partition(" ")
             try:
-                found.append((ids[left], ids[right], ids[left + right]))
+                found += ids[left], ids[right], ids[left + right]
             except KeyError:
                 self.fail("merges", "pairs of normal tokens that make a normal token", f"{quoted(merge)} at {i}")
         if len(set(merges)) < len(merges):

@@ -96,6 +96,17 @@ class SentencePiece:
         """
         return -(-len(text) // self._longest) if self._longest else 0
 
+    def piece(self, id: int) -> str:
+        """Show a token: its piece, as the file has it.
+
+        Args:
+            id: a token id of the vocabulary.
+
+        Returns:
+            The piece.
+        """
+        return self._lists[0][id]
+
     def _cut(self, text: str, begin: int) -> int:
         """The end of the part that begins there.
 

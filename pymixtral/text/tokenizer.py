@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from operator import index
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from pymixtral.errors import InvalidArgumentError, ModelConfigError, Unsupported
 from pymixtral.files.header import Value, quoted
 from pymixtral.text.bpe import BytePairs
 from pymixtral.text.metadata import CONTROL, Keys
+from pymixtral.text.model import Model
 from pymixtral.text.names import Names
 from pymixtral.text.sentencepiece import SentencePiece
 from pymixtral.text.streaming import StreamDecoder
@@ -79,29 +80,6 @@ def open_tokenizer(metadata: Mapping[str, Value], source: str, n_vocab: int | No
             f"the model's vocabulary, found {tokenizer.n_vocab}: convert the model again"
         )
     return tokenizer
-
-
-class Model(Protocol):
-    """What encodes text that has no names of tokens in it.
-
-    Attributes:
-        bytes: the bytes that each id stands for in a text; none for a control token.
-        has_prefix: whether the bytes of each id begin with a space that a text may have got before
-            it.
-        added: names of user-defined tokens, and their ids.
-    """
-
-    bytes: list[bytes]
-    has_prefix: list[bool]
-    added: dict[str, int]
-
-    def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
-        """Encode a text part by part; offset is where it begins in the caller's text."""
-        ...
-
-    def fewest_tokens(self, text: str) -> int:
-        """Bound the number of ids of a text from below, without encoding it."""
-        ...
 
 
 class Tokenizer:
@@ -355,13 +333,31 @@ class Tokenizer:
         Raises:
             InvalidArgumentError: for an id outside the vocabulary.
         """
+        return self._model.bytes[self._checked(id)]
+
+    def piece(self, id: int) -> str:
+        """Show a token to a person.
+
+        Args:
+            id: a token id.
+
+        Returns:
+            Its name, such as "</s>", if it has no text. Else its text, in which U+2581 stands for a
+            space, and \\xNN or, in a SentencePiece model, <0xNN> for a byte.
+
+        Raises:
+            InvalidArgumentError: for an id outside the vocabulary.
+        """
+        return self._model.piece(self._checked(id))
+
+    def _checked(self, id: int) -> int:
         try:
             number = index(id)
         except TypeError:
             number = -1
         if not 0 <= number < self.n_vocab:
             raise InvalidArgumentError(f"expected token ids from 0 to {self.n_vocab - 1}, found {shown(id)}")
-        return self._model.bytes[number]
+        return number
 
 
 def _sentencepiece(keys: Keys, pieces: list[str], types: list[int], dummy_prefix: bool) -> SentencePiece:

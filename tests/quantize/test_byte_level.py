@@ -16,49 +16,34 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Oracle
 from tokenizers import models, pre_tokenizers, trainers
 
+from pymixtral import Mixtral
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from pymixtral.quantize.vocabulary.reading import read_vocabulary
 from pymixtral.quantize.vocabulary.vocabulary import Vocabulary
 from pymixtral.text.tokenizer import Tokenizer
-from support.bpe import ADDED_NAMES, CONTROL_NAMES, CORPUS, IGNORE_MERGES, SPLITS, strings, trained, without_special
+from support.bpe import (
+    ADDED_NAMES,
+    BYTE_LEVEL,
+    CONTROL_NAMES,
+    CORPUS,
+    CUTS,
+    sequence,
+    strings,
+    tokenizer_json,
+    trained,
+    without_special,
+)
 from support.checkpoints import Shape, make_checkpoint
 
 Json = dict[str, Any]
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 CONFIG = {"bos_token": "<|begin|>", "eos_token": {"content": "<|im_end|>"}, "add_prefix_space": False}
 
 
-def split(pattern: str) -> Json:
-    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-
-
-def sequence(*steps: Json) -> Json:
-    return {"type": "Sequence", "pretokenizers": list(steps)}
-
-
-CUTS = {
-    "gpt-2": BYTE_LEVEL,
-    "smollm": sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL),
-    **{
-        pre: sequence(split(SPLITS[pre][0]), {**BYTE_LEVEL, "use_regex": False})
-        for pre in ("llama-bpe", "smaug-bpe", "qwen2", "tekken")
-    },
-}
-"""As published checkpoints have them: GPT-2, SmolLM2, Llama 3, a fine-tune of it, Qwen2, Mistral Nemo."""
-
-
-def converted(pre: str) -> Json:
-    values: Json = json.loads(trained(pre).to_str())
-    values["pre_tokenizer"] = CUTS[pre]
-    assert values["model"]["ignore_merges"] is (pre in IGNORE_MERGES)
-    return values
-
-
 def changed(change: Callable[[Json], Any], pre: str = "llama-bpe") -> Json:
-    values: Json = json.loads(json.dumps(converted(pre)))
+    values: Json = json.loads(json.dumps(tokenizer_json(pre)))
     change(values)
     return values
 
@@ -81,7 +66,7 @@ def test_the_file_has_the_ids_of_the_package(tmp_path: Path, pre: str) -> None:
     n_vocab = trained(pre).get_vocab_size() + 3
     make_checkpoint(tmp_path / "hf", Shape(n_layers=1, n_vocab=n_vocab), seed=1)
     (tmp_path / "hf" / "tokenizer.model").unlink()
-    write(tmp_path / "hf", converted(pre), generation_config={"eos_token_id": n_vocab - 4})
+    write(tmp_path / "hf", tokenizer_json(pre), generation_config={"eos_token_id": n_vocab - 4})
     oracle = Oracle.from_file(str(tmp_path / "hf" / "tokenizer.json"))
     quantize(tmp_path / "hf", tmp_path / "m.gguf", progress=False)
     with GGUFFile(tmp_path / "m.gguf") as file:
@@ -98,6 +83,17 @@ def test_the_file_has_the_ids_of_the_package(tmp_path: Path, pre: str) -> None:
     for text in [*strings(1500, seed=9), *ADDED_NAMES, *CONTROL_NAMES]:
         assert ours.encode(text) == plain.encode(text).ids, ascii(text)
         assert ours.encode(text, parse_special=True) == oracle.encode(text).ids, ascii(text)
+
+
+def test_a_model_with_it_writes_text(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_layers=1, n_vocab=trained("smollm").get_vocab_size()), seed=1)
+    (tmp_path / "hf" / "tokenizer.model").unlink()
+    quantize(write(tmp_path / "hf", tokenizer_json("smollm")), tmp_path / "m.gguf", progress=False)
+    with Mixtral(tmp_path / "m.gguf", n_ctx=128) as model:
+        ids = model.tokenize("<|im_start|>Don't stop", parse_special=True)
+        assert ids[0] == trained("smollm").token_to_id("<|im_start|>")
+        done = model.generate(ids, max_tokens=20, temperature=0, ignore_eos=True)
+        assert done.text == model.detokenize(done.tokens)
 
 
 TEMPLATE: Json = {
@@ -132,7 +128,7 @@ def test_what_comes_before_a_text_is_what_the_files_say(
 
 def test_merges_as_strings(tmp_path: Path) -> None:
     values = changed(lambda v: v["model"].update(merges=[" ".join(pair) for pair in v["model"]["merges"]]))
-    assert read(write(tmp_path, values)).merges == read(write(tmp_path, converted("llama-bpe"))).merges
+    assert read(write(tmp_path, values)).merges == read(write(tmp_path, tokenizer_json("llama-bpe"))).merges
 
 
 def test_special_tokens_inside_the_vocabulary(tmp_path: Path) -> None:
@@ -156,14 +152,14 @@ def test_special_tokens_inside_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_a_merge_to_a_special_token_contradicts_itself(tmp_path: Path) -> None:
-    token = next(piece for piece, i in converted("gpt-2")["model"]["vocab"].items() if i == 300)
+    token = next(piece for piece, i in tokenizer_json("gpt-2")["model"]["vocab"].items() if i == 300)
     values = changed(lambda v: v["added_tokens"].append({"id": 300, "content": token, "special": True}))
     with pytest.raises(CheckpointError, match="pairs of normal tokens that make a normal token"):
         read(write(tmp_path, values))
 
 
 def test_tokens_with_spaces_keep_them(tmp_path: Path) -> None:
-    vocabulary = read(write(tmp_path, converted("gpt-2")))
+    vocabulary = read(write(tmp_path, tokenizer_json("gpt-2")))
     i = list(vocabulary.tokens).index("two words")
     assert vocabulary.types[i] == 4
 
@@ -206,7 +202,7 @@ def test_what_gguf_has_no_name_for_is_unsupported(tmp_path: Path, change: Callab
 
 def test_a_space_before_a_text_is_unsupported(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"tokenizer_config\.json: add_prefix_space"):
-        read(write(tmp_path, converted("gpt-2"), tokenizer_config={**CONFIG, "add_prefix_space": True}))
+        read(write(tmp_path, tokenizer_json("gpt-2"), tokenizer_config={**CONFIG, "add_prefix_space": True}))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer as Oracle
 
 from support.paths import ROOT
 
+Json = dict[str, Any]
+
 CORPUS = tuple(
     path.read_text(encoding="utf-8")
     for path in sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "tests/text").glob("*.py"))
@@ -121,3 +123,33 @@ def metadata_of(oracle: Oracle, pre: str | None, **more: Any) -> dict[str, Any]:
         **more,
     }
     return {f"tokenizer.ggml.{key}": value for key, value in keys.items() if value is not None}
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+
+
+def _split(pattern: str) -> Json:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def sequence(*steps: Json) -> Json:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+CUTS = {
+    "gpt-2": BYTE_LEVEL,
+    "smollm": sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL),
+    **{
+        pre: sequence(_split(SPLITS[pre][0]), {**BYTE_LEVEL, "use_regex": False})
+        for pre in ("llama-bpe", "smaug-bpe", "qwen2", "tekken")
+    },
+}
+"""As published checkpoints have them: GPT-2, SmolLM2, Llama 3, a fine-tune of it, Qwen2, Mistral Nemo."""
+
+
+def tokenizer_json(pre: str) -> Json:
+    """The object of a published tokenizer.json."""
+    values: Json = json.loads(trained(pre).to_str())
+    values["pre_tokenizer"] = CUTS[pre]
+    assert values["model"]["ignore_merges"] is (pre in IGNORE_MERGES)
+    return values

@@ -8,6 +8,7 @@ break the rules are kept as fuzz-PARSER-NNN.
 
 from __future__ import annotations
 
+import base64
 import faulthandler
 import json
 import multiprocessing
@@ -34,6 +35,8 @@ from pymixtral.files.importance import Entry, ImportanceMatrix
 from pymixtral.quantize.sources import huggingface, mistral
 from pymixtral.quantize.sources.safetensors import read_safetensors
 from pymixtral.quantize.vocabulary.reading import read_vocabulary
+from pymixtral.text.bpe import ALPHABET
+from pymixtral.text.pretokenizers import PRE_TOKENIZERS, TEKKEN
 from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
 
 SECONDS_EACH, BYTES_MORE = 2.0, 1 << 27
@@ -179,6 +182,50 @@ def _vocabulary_files(directory: Path) -> None:
         (directory / name).write_text(json.dumps(values))
 
 
+def _byte_level(directory: Path) -> None:
+    """A byte-level tokenizer.json."""
+    words = ["<s>", "</s>", *ALPHABET, "ab", "cd", "abcd", "\u0120a"]
+    values = {
+        "added_tokens": [{"id": i, "content": words[i], "special": True} for i in range(2)],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": PRE_TOKENIZERS["qwen2"].pattern},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        },
+        "post_processor": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "ignore_merges": False,
+            "vocab": {word: i for i, word in enumerate(words)},
+            "merges": [["a", "b"], ["c", "d"], ["ab", "cd"], "\u0120 a"],
+        },
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(values))
+
+
+def _tekken(directory: Path) -> None:
+    tokens = [*(bytes([byte]) for byte in range(256)), b"ab", b"cd", b"abcd", b" a"]
+    values = {
+        "config": {"pattern": TEKKEN, "default_vocab_size": 263, "default_num_special_tokens": 4, "version": "v3"},
+        "special_tokens": [
+            {"rank": i, "token_str": name, "is_control": True} for i, name in enumerate(("<unk>", "<s>", "</s>"))
+        ],
+        "vocab": [
+            {"rank": i, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for i, token in enumerate(tokens)
+        ],
+    }
+    (directory / "tekken.json").write_text(json.dumps(values))
+
+
 def _consolidated(directory: Path) -> None:
     tensors = {mistral.own_name(name): values for name, values in make_tensors(SHAPE, seed=1).items()}
     write_safetensors(directory / mistral.SINGLE, tensors)
@@ -260,6 +307,8 @@ PARSERS: dict[str, _Parser] = {  # the file that is mutated, what makes it and t
             "generation_config.json",
         )
     },
+    "byte-level": ("tokenizer.json", _byte_level, read_vocabulary),
+    "tekken": ("tekken.json", _tekken, read_vocabulary),
     "imatrix-gguf": ("m.gguf", _matrix, lambda directory: _sums(directory / "m.gguf")),
     "imatrix-dat": ("m.dat", _matrix, lambda directory: _sums(directory / "m.dat")),
     "base": ("base", _base, _compare),

@@ -28,6 +28,7 @@ from pymixtral.files.types import block_weights
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.weights import load_weights
+from pymixtral.text.bpe import ALPHABET
 from pymixtral.text.tokenizer import Tokenizer
 from support.variants import TYPES, model_matrix
 
@@ -55,7 +56,7 @@ KEYS = [b"llama.", b"tokenizer.", b"general.", b".weight", b"split."]
 
 
 def base(path: Path, seed: int, split: bool) -> bytes:
-    """A small model whose matrices have types in turn."""
+    """A small model whose matrices have types in turn; with split experts a byte-level tokenizer too."""
     writer = GGUFWriter(path, "llama")
     for key, value in (
         ("block_count", N_LAYERS),
@@ -75,11 +76,19 @@ def base(path: Path, seed: int, split: bool) -> bytes:
     writer.add_uint32("llama.expert_used_count", 2)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
     writer.add_float32("llama.rope.freq_base", 1e4)
-    writer.add_tokenizer_model("llama")
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *"etaoinshrd"]
-    writer.add_token_list(words)
-    writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
-    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * 11])
+    if split:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("llama-bpe")
+        pairs = ["t h", "th e", "r e", "s t", "re st", "e n", "e r", "a n", "i n", "o n", "\u0120 the"]
+        writer.add_token_list(["<unk>", "<s>", "</s>", *ALPHABET, *(pair.replace(" ", "") for pair in pairs)])
+        writer.add_token_merges(pairs)
+        writer.add_token_types([2, 3, 3, *[1] * 267])
+    else:
+        writer.add_tokenizer_model("llama")
+        words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *"etaoinshrd"]
+        writer.add_token_list(words)
+        writer.add_token_scores([-float(i) for i in range(N_VOCAB)])
+        writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * 11])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Oracle
@@ -61,6 +62,16 @@ def test_generated_texts_equal_the_oracle_s(pre: str) -> None:
         assert ours.encode(text, add_bos=False, parse_special=True) == special.encode(text).ids, ascii(text)
         assert ours.decode(ids) == text
         assert ours.fewest_tokens(text) <= len(ids)
+
+
+@every_pre
+def test_a_text_is_cut_where_the_list_of_patterns_cuts_it(pre: str) -> None:
+    """Also where no merge would tell."""
+    pieces = regex.compile(PRE_TOKENIZERS[pre].pattern).findall
+    cut = trained(pre).pre_tokenizer.pre_tokenize_str
+    numbers = ["1234567", "12\u066345", "\u06631234\u0664", " 123", "  1", "x1y22z333", "\n\t5", "1.5 $20+3"]
+    for text in [*strings(1500, seed=6), *HARD, *numbers]:
+        assert pieces(text) == [text[begin:end] for _, (begin, end) in cut(text)], ascii(text)
 
 
 @every_pre
@@ -202,10 +213,26 @@ def test_bytes_without_a_token_are_left_out() -> None:
     assert tokenizer.decode([n]) == "<none>"
 
 
+def test_only_a_normal_token_stands_for_a_byte() -> None:
+    """DeepSeek's files have letters of Latin-1 as user-defined tokens: these are found by name."""
+    n = 0xE9
+    kinds = [NORMAL] * n + [USER_DEFINED] + [NORMAL] * (255 - n)
+    tokenizer = small([], [], tokens=[*bpe.ALPHABET], token_type=kinds)
+    assert tokenizer.encode("\u00e9") == [n]
+    assert tokenizer.token_bytes(n) == b"\xc3\xa9"
+    assert tokenizer.encode("\u9999") == [*"\u9999".encode()[1:]]
+
+
 def test_a_normal_token_that_is_not_of_bytes_is_its_own_text() -> None:
     tokenizer = small([], [("\u2122", NORMAL)], pre="llama-bpe")
     assert tokenizer.decode([259]) == "\u2122"
     assert tokenizer.decode(tokenizer.encode("\u2122")) == "\u2122"
+
+
+def test_a_token_is_shown_as_its_text() -> None:
+    tokenizer = small([], [("\u0120the", NORMAL), ("<tool use>", USER_DEFINED), ("<s>", CONTROL)])
+    shown = [tokenizer.piece(id) for id in (ord("a"), 0xE4, ord("\n"), 259, 260, 261)]
+    assert shown == ["a", r"\xe4", "\n", "\u2581the", "<tool\u2581use>", "<s>"]
 
 
 @pytest.mark.parametrize("pre", PRE_TOKENIZERS)

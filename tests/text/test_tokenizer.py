@@ -233,6 +233,10 @@ def test_bytes_of_tokens() -> None:
             tokenizer.token_bytes(bad)  # type: ignore[arg-type]
 
 
+def test_a_token_is_shown_as_its_piece() -> None:
+    assert [TINY.piece(id) for id in (2, 0x41 + 3, 261)] == ["</s>", "<0x41>", PIECES[261][0]]
+
+
 def test_control_tokens_by_name() -> None:
     tokenizer = with_pieces(("[A]", 0.0, CONTROL), ("<tool>", 0.0, USER_DEFINED))
     assert [tokenizer.control_id(name) for name in ("[A]", "</s>", "<tool>", "[B]", "")] == [4096, 2, None, None, None]
