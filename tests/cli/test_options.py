@@ -195,20 +195,21 @@ def test_generate_in_json(tiny_q8_0: Path) -> None:
 
 
 def test_an_interrupt_leaves_the_json_of_what_there_is(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pymixtral.engine.completion import Generation
+    from pymixtral.engine.stream import Generation
 
-    step = Generation._step
+    following = Generation.__next__
 
     def interrupted(self: Generation) -> str:
-        if len(self.tokens) == 3:
+        if len(self.tokens) >= 3:
             raise KeyboardInterrupt
-        return step(self)
+        return following(self)
 
-    monkeypatch.setattr(Generation, "_step", interrupted)
+    monkeypatch.setattr(Generation, "__next__", interrupted)
     result = run("generate", "-m", tiny_q8_0, "-p", "Once", "--json")
     assert (result.exit_code, result.stderr) == (130, "")
     found = json.loads(result.stdout)
-    assert (len(found["tokens"]), found["finish_reason"]) == (3, None)
+    assert len(found["tokens"]) >= 3
+    assert found["finish_reason"] is None
 
 
 def test_calibrate_convert_layout_and_quantize_in_json(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
