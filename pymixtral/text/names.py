@@ -40,6 +40,17 @@ class Names:
         """
         return self._ids.get(name)
 
+    def name(self, id: int | None) -> str:
+        """Look up the name of a token.
+
+        Args:
+            id: its id.
+
+        Returns:
+            The name; "" if there is none.
+        """
+        return next((name for name, found in self._ids.items() if found == id), "")
+
     def find(self, text: str) -> Iterator[tuple[int, int, int]]:
         """Find the names in a text, without overlap.
 

@@ -1,0 +1,119 @@
+"""What a chat format is: conversations to token ids."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pymixtral.errors import UnsupportedError
+from pymixtral.text.messages import Message, Tool, checked_messages, checked_tools
+from pymixtral.text.tokenizer import Tokenizer
+
+Piece = int | str
+"""A part of a prompt: the id of a token, or text that is encoded by itself, in which no control
+token is found."""
+
+
+class ChatFormat(ABC):
+    """A format of chats, for one tokenizer. It is immutable and may be used from many threads.
+
+    Args:
+        tokenizer: the model's.
+
+    Attributes:
+        name: the format's name, one of pymixtral.text.chat.NAMES.
+        tokenizer: the model's.
+        stop_ids: the tokens that end an answer.
+        stops: strings that end an answer, for markers that are no tokens of the model.
+        marker_ids: the tokens that the format puts between texts. No text of a message becomes one,
+            also where the file has them as user-defined tokens, which other texts may spell out.
+    """
+
+    name: str
+    stops: tuple[str, ...] = ()
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.stop_ids = tokenizer.eos_ids
+        self.marker_ids: frozenset[int] = frozenset()
+
+    def ids(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final: bool = False,
+    ) -> list[int]:
+        """Turn a conversation into the prompt of its next message.
+
+        Args:
+            messages: the conversation, as pymixtral.text.messages.checked_messages() takes it.
+            tools: the functions that the model may call, as checked_tools() takes them; None or
+                empty: none.
+            continue_final: the last message is an assistant's, and the model continues it.
+
+        Returns:
+            The ids, with the begin-of-text token if the model wants one, and never two.
+
+        Raises:
+            InvalidArgumentError: for messages and tools that make no sense.
+            UnsupportedError: for tools, if the format has none.
+        """
+        ids: list[int] = []
+        for piece in self._pieces(checked_messages(messages, continue_final), checked_tools(tools)):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self.tokenizer.encode(piece, add_bos=False, without=self.marker_ids)
+        return ids
+
+    @abstractmethod
+    def _pieces(self, messages: list[Message], tools: list[Tool]) -> Iterable[Piece]:
+        """The prompt of a checked conversation, from the begin-of-text token on."""
+
+
+def marks(tokenizer: Tokenizer, format: str, names: Iterable[str]) -> dict[str, int]:
+    """Look up the tokens that a format puts between texts.
+
+    Args:
+        tokenizer: the model's.
+        format: the format's name.
+        names: the tokens' names.
+
+    Returns:
+        Their ids.
+
+    Raises:
+        UnsupportedError: if one is missing.
+    """
+    found = {}
+    for name in names:
+        id = tokenizer.special_id(name)
+        if id is None:
+            raise UnsupportedError(
+                f"expected the token '{name}' of the chat format '{format}' in the vocabulary, found none: "
+                "choose another format"
+            )
+        found[name] = id
+    return found
+
+
+def begin_of_text(tokenizer: Tokenizer, format: str) -> int:
+    """Look up the begin-of-text token, which a format needs.
+
+    Args:
+        tokenizer: the model's.
+        format: the format's name.
+
+    Returns:
+        Its id.
+
+    Raises:
+        UnsupportedError: if the model has none.
+    """
+    if tokenizer.bos_id is None:
+        raise UnsupportedError(
+            f"expected a begin-of-text token for the chat format '{format}', found none in the file: "
+            "choose another format"
+        )
+    return tokenizer.bos_id
