@@ -26,8 +26,9 @@ class ChatFormat(ABC):
         tokenizer: the model's.
         stop_ids: the tokens that end an answer.
         stops: strings that end an answer, for markers that are no tokens of the model.
-        marker_ids: the tokens that the format puts between texts. No text of a message becomes one,
-            also where the file has them as user-defined tokens, which other texts may spell out.
+        marker_ids: the tokens that the format puts between texts. No text of a message becomes one
+            or ends an answer, also where the file has them as user-defined tokens, which other
+            texts may spell out.
     """
 
     name: str
@@ -60,11 +61,13 @@ class ChatFormat(ABC):
             UnsupportedError: for tools, if the format has none.
         """
         ids: list[int] = []
+        bos_id = self.tokenizer.bos_id
+        without = self.marker_ids | self.stop_ids | (frozenset() if bos_id is None else {bos_id})
         for piece in self._pieces(checked_messages(messages, continue_final), checked_tools(tools)):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
-                ids += self.tokenizer.encode(piece, add_bos=False, without=self.marker_ids)
+                ids += self.tokenizer.encode(piece, add_bos=False, without=without)
         return ids
 
     @abstractmethod

@@ -326,49 +326,28 @@ def test_a_template_that_refuses_says_why() -> None:
         ours(TEMPLATES["mixtral of 2023"], messages=[{"role": "user", "content": "a"}] * 2, bos_token="", eos_token="")
 
 
+WORDS = [
+    *("{{", "}}", "{%", "%}", "{#", "#}", "x", "'", "|", "(", ")", "[", "]", ",", ".", "+", "-", "*", "9", "trim"),
+    *(
+        "messages",
+        "loop",
+        "if",
+        "endif",
+        "else",
+        "set",
+        "a=1",
+        "endfor",
+        "endmacro",
+        " ",
+        "\n",
+        "for i in x",
+        "macro f()",
+    ),
+]
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    pieces=st.lists(
-        st.sampled_from(
-            [
-                "{{",
-                "}}",
-                "{%",
-                "%}",
-                " x ",
-                "'",
-                "|",
-                "(",
-                ")",
-                "[",
-                "]",
-                "for i in x",
-                "endfor",
-                "if",
-                "endif",
-                "set a=1",
-            ]
-            + [
-                "macro f()",
-                "endmacro",
-                "+",
-                "*",
-                "9",
-                "trim",
-                ".",
-                "messages",
-                "loop",
-                ",",
-                "-",
-                "{#",
-                "#}",
-                "\n",
-                "else",
-            ]
-        ),
-        max_size=30,
-    )
-)
+@given(pieces=st.lists(st.sampled_from(WORDS), max_size=30))
 def test_any_text_is_run_or_refused(pieces: list[str]) -> None:
     with suppress(PymixtralError):
         ours("".join(pieces), x=[1, 2], messages=[])
