@@ -12,6 +12,7 @@ from itertools import groupby
 from pymixtral.text.chat_format import ChatFormat, Piece
 from pymixtral.text.messages import ASSISTANT, SYSTEM, TOOL, Message, Tool, parsed
 from pymixtral.text.tokenizer import Tokenizer
+from pymixtral.text.tool_calls import HERMES
 
 START, END = "<|im_start|>", "<|im_end|>"
 
@@ -36,6 +37,7 @@ class ChatML(ChatFormat):
     """
 
     name = "chatml"
+    tool_syntax = HERMES
 
     def __init__(self, tokenizer: Tokenizer, default_system: str = "") -> None:
         super().__init__(tokenizer)

@@ -9,6 +9,7 @@ from typing import Any
 from pymixtral.errors import UnsupportedError
 from pymixtral.text.messages import Message, Tool, checked_messages, checked_tools
 from pymixtral.text.tokenizer import Tokenizer
+from pymixtral.text.tool_calls import Syntax, ToolCallParser
 
 Piece = int | str
 """A part of a prompt: the id of a token, or text that is encoded by itself, in which no control
@@ -29,9 +30,11 @@ class ChatFormat(ABC):
         marker_ids: the tokens that the format puts between texts. No text of a message becomes one
             or ends an answer, also where the file has them as user-defined tokens, which other
             texts may spell out.
+        tool_syntax: how the model writes calls of tools; None: it does not.
     """
 
     name: str
+    tool_syntax: Syntax | None = None
     stops: tuple[str, ...] = ()
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -69,6 +72,14 @@ class ChatFormat(ABC):
             else:
                 ids += self.tokenizer.encode(piece, add_bos=False, without=without)
         return ids
+
+    def tool_parser(self) -> ToolCallParser:
+        """Make what finds the calls of tools in one answer.
+
+        Returns:
+            The parser. An answer to a prompt without tools needs none: all of it is text.
+        """
+        return ToolCallParser(self.tool_syntax, self.tokenizer)
 
     @abstractmethod
     def _pieces(self, messages: list[Message], tools: list[Tool]) -> Iterable[Piece]:

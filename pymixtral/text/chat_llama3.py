@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pymixtral.text.chat_format import ChatFormat, Piece, begin_of_text, marks
 from pymixtral.text.messages import ASSISTANT, SYSTEM, TOOL, USER, Message, Tool, parsed
 from pymixtral.text.tokenizer import Tokenizer
+from pymixtral.text.tool_calls import LLAMA3
 
 BEGIN, END, TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
 
@@ -37,6 +38,8 @@ class Llama3(ChatFormat):
     Raises:
         UnsupportedError: if the tokenizer lacks one of the control tokens.
     """
+
+    tool_syntax = LLAMA3
 
     def __init__(self, tokenizer: Tokenizer, dated: bool = False) -> None:
         super().__init__(tokenizer)

@@ -18,6 +18,7 @@ from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.text.chat_format import ChatFormat, Piece, begin_of_text, marks
 from pymixtral.text.messages import SYSTEM, TOOL, USER, Message, Tool, parsed
 from pymixtral.text.tokenizer import Tokenizer
+from pymixtral.text.tool_calls import MISTRAL
 
 BETWEEN = "\n\n"
 """Stands between the parts of a text, between merged messages, and behind a system text."""
@@ -73,6 +74,8 @@ class MistralTokens(ChatFormat):
     Raises:
         UnsupportedError: if the tokenizer lacks one of the tokens.
     """
+
+    tool_syntax = MISTRAL
 
     def __init__(self, tokenizer: Tokenizer, version: int) -> None:
         super().__init__(tokenizer)

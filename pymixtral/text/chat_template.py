@@ -12,9 +12,14 @@ from pymixtral.text.messages import Message, Tool, parsed
 from pymixtral.text.template_values import Text, cut, own_runs
 from pymixtral.text.templates import Template
 from pymixtral.text.tokenizer import Tokenizer
+from pymixtral.text.tool_calls import HERMES, LLAMA3, MISTRAL
 
 _END = "\udfff"
 """Stands behind the text that is continued. No message can hold it: it is half of a surrogate pair."""
+
+
+_SYNTAXES = {MISTRAL.begin: MISTRAL, HERMES.begin: HERMES, '"parameters": ': LLAMA3}
+"""What a template that knows calls of tools writes of them."""
 
 
 class TemplateFormat(ChatFormat):
@@ -37,6 +42,7 @@ class TemplateFormat(ChatFormat):
     def __init__(self, tokenizer: Tokenizer, source: str) -> None:
         self._template = Template(source)
         super().__init__(tokenizer)
+        self.tool_syntax = next((syntax for mark, syntax in _SYNTAXES.items() if mark in source), None)
         self.marker_ids = frozenset(id for _, _, id in tokenizer.specials(source))
 
     def _pieces(self, messages: list[Message], tools: list[Tool]) -> Iterator[Piece]:
