@@ -238,15 +238,16 @@ class Tokenizer:
 
     def _parts(self, text: str, names: Names, without: Set[int]) -> Iterator[list[int]]:
         at = 0
-        continued = False
-        for begin, end, id in names.find(text):
-            if id in without:  # a cut inside it makes it text, and what is behind the cut has no space before it
+        continued = False  # whether text stands before that place, and not a token
+        while found := next(names.find(text, at), None):
+            begin, end, id = found
+            if id in without:  # a cut inside the name makes it text
                 yield from self._by_itself(text, at, begin + 1, continued)
                 at, continued = begin + 1, True
-                continue
-            yield from self._by_itself(text, at, begin, continued)
-            yield [id]
-            at, continued = end, False
+            else:
+                yield from self._by_itself(text, at, begin, continued)
+                yield [id]
+                at, continued = end, False
         yield from self._by_itself(text, at, len(text), continued)
 
     def _by_itself(self, text: str, begin: int, end: int, continued: bool) -> Iterator[list[int]]:
