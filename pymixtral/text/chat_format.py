@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pymixtral.arguments import shown
 from pymixtral.errors import UnsupportedError
 from pymixtral.text.messages import Message, Tool, checked_messages, checked_tools
 from pymixtral.text.tokenizer import Tokenizer
@@ -72,6 +73,27 @@ class ChatFormat(ABC):
             else:
                 ids += self.tokenizer.encode(piece, add_bos=False, without=without)
         return ids
+
+    def with_variables(self, variables: Mapping[str, Any]) -> ChatFormat:
+        """Give a template variables of its own, such as {"enable_thinking": False}.
+
+        Args:
+            variables: names and values that JSON can express.
+
+        Returns:
+            The format with them; this one stays as it is.
+
+        Raises:
+            UnsupportedError: for a built-in format, which has none.
+            InvalidArgumentError: for values that JSON cannot express, and for names that every
+                template has, such as "messages".
+        """
+        if not variables:
+            return self
+        raise UnsupportedError(
+            f"expected no variables, because the chat format '{self.name}' has none, found "
+            f"{shown(next(iter(variables)))}: choose the file's own template"
+        )
 
     def tool_parser(self) -> ToolCallParser:
         """Make what finds the calls of tools in one answer.

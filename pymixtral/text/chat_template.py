@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from copy import copy as copy_of
 from typing import Any
 
-from pymixtral.errors import UnsupportedError
+from pymixtral.arguments import shown
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.text.chat_format import ChatFormat, Piece
 from pymixtral.text.messages import Message, Tool, parsed
 from pymixtral.text.template_values import Text, cut, own_runs
@@ -20,6 +22,10 @@ _END = "\udfff"
 
 _SYNTAXES = {MISTRAL.begin: MISTRAL, HERMES.begin: HERMES, '"parameters": ': LLAMA3}
 """What a template that knows calls of tools writes of them."""
+
+
+_GIVEN = ("messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token")
+"""The variables of all templates."""
 
 
 class TemplateFormat(ChatFormat):
@@ -42,8 +48,27 @@ class TemplateFormat(ChatFormat):
     def __init__(self, tokenizer: Tokenizer, source: str) -> None:
         self._template = Template(source)
         super().__init__(tokenizer)
+        self._variables: dict[str, Any] = {}
         self.tool_syntax = next((syntax for mark, syntax in _SYNTAXES.items() if mark in source), None)
         self.marker_ids = frozenset(id for _, _, id in tokenizer.specials(source))
+
+    def with_variables(self, variables: Mapping[str, Any]) -> TemplateFormat:
+        """Give the template variables of its own; see ChatFormat.with_variables()."""
+        try:
+            values = json.loads(json.dumps(dict(variables)))
+            json.dumps(values, ensure_ascii=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgumentError(
+                f"expected variables that JSON can express, found {shown(variables)} ({error})"
+            ) from None
+        for name in values:
+            if name in _GIVEN:
+                raise InvalidArgumentError(
+                    f"expected variables of other names than {', '.join(_GIVEN)}, found '{name}'"
+                )
+        copy = copy_of(self)
+        copy._variables = values
+        return copy
 
     def _pieces(self, messages: list[Message], tools: list[Tool]) -> Iterator[Piece]:
         tokenizer = self.tokenizer
@@ -52,6 +77,7 @@ class TemplateFormat(ChatFormat):
         listed = json.loads(json.dumps([tool.given for tool in tools])) if tools else None  # plain types
         text = self._template.render(
             {
+                **self._variables,
                 "messages": given,
                 "tools": listed,
                 "documents": None,
@@ -59,7 +85,7 @@ class TemplateFormat(ChatFormat):
                 "bos_token": Text.of(tokenizer.special_name(tokenizer.bos_id)),
                 "eos_token": Text.of(tokenizer.special_name(tokenizer.eos_id)),
             },
-            n_characters=len(json.dumps([given, listed], ensure_ascii=False)),
+            n_characters=len(json.dumps([given, listed, self._variables], ensure_ascii=False)),
         )
         if continued:
             end = text.rfind(_END)

@@ -297,6 +297,33 @@ def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
         format.ids([*USER, {"role": "assistant", "content": "x"}], continue_final=True)
 
 
+# --- Variables of a template --------------------------------------------------------------------------------------
+
+
+def test_a_template_has_variables_of_its_own() -> None:
+    source = "{{ '<|im_start|>' }}{{ mode | default('none') }}{{ '<|im_end|>' if deep is defined and deep[0] }}"
+    plain = choose(byte_pairs(), source, "template")
+    format = plain.with_variables({"mode": "<|im_start|>x", "deep": [True]})
+    start, end = byte_pairs().special_id("<|im_start|>"), byte_pairs().special_id("<|im_end|>")
+    ids = format.ids(USER)
+    assert (ids[1], ids[-1], ids.count(start or 0)) == (start, end, 1)  # a variable's text is text
+    assert "<|im_start|>x" in format.tokenizer.decode(ids)
+    assert format.tokenizer.decode(plain.ids(USER)) == "none"
+
+
+@pytest.mark.parametrize("variables", [{"messages": []}, {"a": {1}}, {"a": "\ud800"}, {"bos_token": "x"}])
+def test_variables_that_make_no_sense_are_refused(variables: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected variables"):
+        choose(byte_pairs(), ZEPHYR).with_variables(variables)
+
+
+def test_built_in_formats_have_no_variables() -> None:
+    format = choose(byte_pairs(), LLAMA3)
+    assert format.with_variables({}) is format
+    with pytest.raises(UnsupportedError, match="'llama3' has none, found 'enable_thinking'"):
+        format.with_variables({"enable_thinking": False})
+
+
 # --- Tools --------------------------------------------------------------------------------------------------------
 
 
