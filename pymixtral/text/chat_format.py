@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pymixtral.arguments import shown
@@ -15,6 +16,20 @@ from pymixtral.text.tool_calls import Syntax, ToolCallParser
 Piece = int | str
 """A part of a prompt: the id of a token, or text that is encoded by itself, in which no control
 token is found."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a model reads of a conversation.
+
+    Attributes:
+        ids: the token ids.
+        begins_text: whether the answer begins a text, so that the space that a tokenizer may put
+            before a text is none of the answer's: what Tokenizer.stream() wants to know.
+    """
+
+    ids: list[int]
+    begins_text: bool
 
 
 class ChatFormat(ABC):
@@ -31,10 +46,12 @@ class ChatFormat(ABC):
         marker_ids: the tokens that the format puts between texts. No text of a message becomes one
             or ends an answer, also where the file has them as user-defined tokens, which other
             texts may spell out.
+        answers_apart: whether an answer is a text of its own also where no token stands before it.
         tool_syntax: how the model writes calls of tools; None: it does not.
     """
 
     name: str
+    answers_apart = False
     tool_syntax: Syntax | None = None
     stops: tuple[str, ...] = ()
 
@@ -49,6 +66,28 @@ class ChatFormat(ABC):
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final: bool = False,
     ) -> list[int]:
+        """Turn a conversation into the ids of the prompt of its next message: prompt() without more.
+
+        Args:
+            messages: as for prompt().
+            tools: as for prompt().
+            continue_final: as for prompt().
+
+        Returns:
+            The ids.
+
+        Raises:
+            InvalidArgumentError: as prompt() does.
+            UnsupportedError: as prompt() does.
+        """
+        return self.prompt(messages, tools, continue_final).ids
+
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final: bool = False,
+    ) -> Prompt:
         """Turn a conversation into the prompt of its next message.
 
         Args:
@@ -58,7 +97,8 @@ class ChatFormat(ABC):
             continue_final: the last message is an assistant's, and the model continues it.
 
         Returns:
-            The ids, with the begin-of-text token if the model wants one, and never two.
+            The prompt, whose ids have the begin-of-text token if the model wants one, and never
+            two.
 
         Raises:
             InvalidArgumentError: for messages and tools that make no sense.
@@ -67,12 +107,14 @@ class ChatFormat(ABC):
         ids: list[int] = []
         bos_id = self.tokenizer.bos_id
         without = self.marker_ids | self.stop_ids | (frozenset() if bos_id is None else {bos_id})
-        for piece in self._pieces(checked_messages(messages, continue_final), checked_tools(tools)):
+        piece: Piece = ""
+        checked = checked_messages(messages, continue_final)
+        for piece in self._pieces(checked, checked_tools(tools)):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
                 ids += self.tokenizer.encode(piece, add_bos=False, without=without)
-        return ids
+        return Prompt(ids, not checked[-1].prefix and (self.answers_apart or isinstance(piece, int)))
 
     def with_variables(self, variables: Mapping[str, Any]) -> ChatFormat:
         """Give a template variables of its own, such as {"enable_thinking": False}.

@@ -37,6 +37,7 @@ class MistralText(ChatFormat):
     """
 
     name = "mistral-v1"
+    answers_apart = True
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)

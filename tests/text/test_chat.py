@@ -297,6 +297,26 @@ def test_a_template_that_drops_the_last_message_cannot_continue_it() -> None:
         format.ids([*USER, {"role": "assistant", "content": "x"}], continue_final=True)
 
 
+@pytest.mark.parametrize("name", [name for name in FORMATS if "template" not in name])
+def test_an_answer_is_decoded_to_what_its_ids_stand_for_in_the_next_prompt(name: str) -> None:
+    format = FORMATS[name]
+    for said in ("b", " b", "The answer\n is \u4f60\u597d.", "  two"):
+        prompt = format.prompt(USER)
+        after = format.ids([*USER, {"role": "assistant", "content": said}, *USER])
+        if "llama3" in name:
+            said = said.strip()
+        assert after[: len(prompt.ids)] == prompt.ids
+        stream = format.tokenizer.stream(begins_text=prompt.begins_text)
+        text = ""
+        for id in after[len(prompt.ids) :]:
+            if id in format.stop_ids:
+                break
+            text += stream.push(id)
+        assert (text + stream.flush()).split("<|im_end|>")[0] == said
+        begun = format.prompt([*USER, {"role": "assistant", "content": "a"}], continue_final=True)
+        assert not begun.begins_text
+
+
 # --- Variables of a template --------------------------------------------------------------------------------------
 
 
