@@ -86,12 +86,13 @@ class BytePairs:
         self._pieces = regex.compile(pre.pattern).findall
         self._cache = _Cache(self)
 
-    def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
+    def encode(self, text: str, offset: int = 0, continued: bool = False) -> Iterator[list[int]]:  # noqa: ARG002
         """Encode a text part by part, in memory that does not grow with the text.
 
         Args:
             text: what to encode.
             offset: where it begins in the caller's text, for messages.
+            continued: whether it follows other text; this model puts no space before a text anyway.
 
         Yields:
             The ids of one part.

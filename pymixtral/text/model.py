@@ -20,12 +20,13 @@ class Model(Protocol):
     has_prefix: list[bool]
     added: dict[str, int]
 
-    def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
+    def encode(self, text: str, offset: int = 0, continued: bool = False) -> Iterator[list[int]]:
         """Encode a text part by part, in memory that does not grow with the text.
 
         Args:
             text: what to encode.
             offset: where it begins in the caller's text, for messages.
+            continued: whether it follows other text, so that no space is put before it.
 
         Yields:
             The ids of one part.

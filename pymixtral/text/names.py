@@ -40,16 +40,27 @@ class Names:
         """
         return self._ids.get(name)
 
-    def find(self, text: str) -> Iterator[tuple[int, int, int]]:
+    def name(self, id: int | None) -> str:
+        """Look up the name of a token.
+
+        Args:
+            id: its id.
+
+        Returns:
+            The name; "" if there is none.
+        """
+        return next((name for name, found in self._ids.items() if found == id), "")
+
+    def find(self, text: str, at: int = 0) -> Iterator[tuple[int, int, int]]:
         """Find the names in a text, without overlap.
 
         Args:
             text: what to search.
+            at: where the search begins.
 
         Yields:
             (begin, end, token id) of each name, in order.
         """
-        at = 0
         while match := self._first.search(text, at):
             begin = match.start()
             at = begin + 1

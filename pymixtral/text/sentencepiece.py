@@ -57,12 +57,13 @@ class SentencePiece:
         # Without byte tokens, unknown characters in a row are one token of any length.
         self._longest = max(map(len, pieces)) if BYTE in types else 0
 
-    def encode(self, text: str, offset: int = 0) -> Iterator[list[int]]:
+    def encode(self, text: str, offset: int = 0, continued: bool = False) -> Iterator[list[int]]:
         """Encode a text part by part, in memory that does not grow with the text.
 
         Args:
             text: what to encode.
             offset: where it begins in the caller's text, for messages.
+            continued: whether it follows other text, so that no space is put before it.
 
         Yields:
             The ids of one part.
@@ -79,7 +80,7 @@ class SentencePiece:
                 raise InvalidArgumentError(
                     f"expected Unicode text, found bytes that are not UTF-8 at character {offset + begin + error.start}"
                 ) from None
-            yield (self._continued if begin and self._dummy_prefix else self._processor).encode(data)
+            yield (self._continued if (begin or continued) and self._dummy_prefix else self._processor).encode(data)
             if end >= len(text):
                 break
             begin = end

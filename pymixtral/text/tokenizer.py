@@ -91,13 +91,15 @@ class Tokenizer:
         model: encodes the text between names of tokens.
         control: names of control tokens, and their ids.
         bos_id: the begin-of-text token; None if there is none.
-        eos_ids: the tokens that end a text.
+        eos_id: the end-of-text token; None if there is none.
+        eos_ids: the tokens that end a text, eos_id among them.
         add_bos: whether the model wants a begin-of-text token before a text.
         dummy_prefix: whether the model wants a space before a text.
 
     Attributes:
         n_vocab: number of ids.
         bos_id: the begin-of-text token; None if the file names none.
+        eos_id: the end-of-text token; None if the file names none.
         eos_ids: the tokens that end a text: the end-of-text token, those that end a turn and a
             message if the file names them, and control tokens of END_NAMES.
     """
@@ -108,12 +110,14 @@ class Tokenizer:
         control: Mapping[str, int],
         *,
         bos_id: int | None,
+        eos_id: int | None,
         eos_ids: frozenset[int],
         add_bos: bool,
         dummy_prefix: bool,
     ) -> None:
         self.n_vocab = len(model.bytes)
         self.bos_id = bos_id
+        self.eos_id = eos_id
         self.eos_ids = eos_ids
         self._before = [bos_id] if add_bos and bos_id is not None else []
         self._dummy_prefix = dummy_prefix
@@ -167,6 +171,7 @@ class Tokenizer:
             model,
             control,
             bos_id=bos,
+            eos_id=ends[0],
             eos_ids=frozenset(id for id in (*ends, *map(control.get, END_NAMES)) if id is not None),
             add_bos=add_bos,
             dummy_prefix=dummy_prefix,
@@ -174,7 +179,9 @@ class Tokenizer:
 
     # --- To ids -----------------------------------------------------------------------------------
 
-    def encode(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_bos: bool = True, *, parse_special: bool = False, without: Set[int] = frozenset()
+    ) -> list[int]:
         """Turn text into ids.
 
         The name of an added token of type "user defined" always becomes that token. The text on
@@ -188,6 +195,8 @@ class Tokenizer:
             parse_special: names of control tokens, such as "</s>", become those tokens, and a
                 begin-of-text token at the beginning of the text is not repeated. This is for text
                 from a trusted template; by default such names are ordinary text.
+            without: tokens of type "user defined" whose names are ordinary text in this text, such
+                as those that a chat format puts between the texts of strangers.
 
         Returns:
             The ids.
@@ -196,15 +205,20 @@ class Tokenizer:
             InvalidArgumentError: for a str that is not Unicode text (lone surrogates, which Python
                 makes from a command line that is not UTF-8).
         """
-        return [id for part in self.encode_parts(text, add_bos, parse_special=parse_special) for id in part]
+        return [
+            id for part in self.encode_parts(text, add_bos, parse_special=parse_special, without=without) for id in part
+        ]
 
-    def encode_parts(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> Iterator[list[int]]:
+    def encode_parts(
+        self, text: str, add_bos: bool = True, *, parse_special: bool = False, without: Set[int] = frozenset()
+    ) -> Iterator[list[int]]:
         """Turn text into ids part by part, in memory that does not grow with the text.
 
         Args:
             text: as for encode().
             add_bos: as for encode().
             parse_special: as for encode().
+            without: as for encode().
 
         Yields:
             The ids of one part. All parts together are encode() of the text.
@@ -213,7 +227,7 @@ class Tokenizer:
             InvalidArgumentError: as encode() does.
         """
         first = True
-        for part in self._parts(text, self._all if parse_special else self._added):
+        for part in self._parts(text, self._all if parse_special else self._added, without):
             if first and add_bos and not (parse_special and part[:1] == self._before):
                 part = [*self._before, *part]
             if part:
@@ -222,17 +236,23 @@ class Tokenizer:
         if first and add_bos and self._before:
             yield list(self._before)
 
-    def _parts(self, text: str, names: Names) -> Iterator[list[int]]:
+    def _parts(self, text: str, names: Names, without: Set[int]) -> Iterator[list[int]]:
         at = 0
-        for begin, end, id in names.find(text):
-            yield from self._by_itself(text, at, begin)
-            yield [id]
-            at = end
-        yield from self._by_itself(text, at, len(text))
+        continued = False  # whether text stands before that place, and not a token
+        while found := next(names.find(text, at), None):
+            begin, end, id = found
+            if id in without:  # a cut inside the name makes it text
+                yield from self._by_itself(text, at, begin + 1, continued)
+                at, continued = begin + 1, True
+            else:
+                yield from self._by_itself(text, at, begin, continued)
+                yield [id]
+                at, continued = end, False
+        yield from self._by_itself(text, at, len(text), continued)
 
-    def _by_itself(self, text: str, begin: int, end: int) -> Iterator[list[int]]:
+    def _by_itself(self, text: str, begin: int, end: int, continued: bool) -> Iterator[list[int]]:
         if begin < end:
-            yield from self._model.encode(text[begin:end], begin)
+            yield from self._model.encode(text[begin:end], begin, continued)
 
     def fewest_tokens(self, text: str) -> int:
         """Bound the number of ids of a text from below, without encoding it.
@@ -258,6 +278,39 @@ class Tokenizer:
             The token's id; None if no control token has this name.
         """
         return self._control.id(name)
+
+    def special_id(self, name: str) -> int | None:
+        """Look up a control token or a user-defined one.
+
+        Args:
+            name: such as "<|im_start|>", which files have as either.
+
+        Returns:
+            The token's id; None if no such token has this name.
+        """
+        return self._all.id(name)
+
+    def specials(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Find the names of control tokens and user-defined ones in a text.
+
+        Args:
+            text: what to search.
+
+        Returns:
+            An iterator of (begin, end, token id), in order.
+        """
+        return self._all.find(text)
+
+    def special_name(self, id: int | None) -> str:
+        """Look up the name of a control token or a user-defined one.
+
+        Args:
+            id: a token id.
+
+        Returns:
+            Its name; "" for any other token, and for None.
+        """
+        return self._all.name(id)
 
     def control_names(self, text: str) -> list[str]:
         """Find the names of control tokens in a text.

@@ -410,3 +410,21 @@ def test_default_end_token_beyond_a_small_vocabulary_is_refused() -> None:
 
 def test_a_name_at_the_end_of_a_text_ends_there() -> None:
     assert list(Names({"aa": 0, "aaa": 1}).find("aaxaa")) == [(0, 2, 0), (3, 5, 0)]
+
+
+def test_names_of_user_defined_tokens_are_text_where_asked() -> None:
+    names = ["<a>", "<<a>>", "b c"]
+    tokenizer = with_added(names)
+    a, outer, words = range(len(PIECES), len(PIECES) + 3)
+    assert a in tokenizer.encode("x<a>y")
+    text = "x <a> y<<a>><<<a>>>b c<a"
+    for without in ({a}, {outer}, {a, outer}, {words}, {a, outer, words}):
+        ids = tokenizer.encode(text, add_bos=False, without=without)
+        assert not without & set(ids)
+        assert set(ids) & {a, outer, words}.difference(without) or without == {a, outer, words}
+        if without == {a, outer, words}:
+            assert tokenizer.decode(ids) == text
+
+
+def with_added(names: list[str]) -> Tokenizer:
+    return Tokenizer.from_metadata(metadata_of([*PIECES, *((name, 0.0, USER_DEFINED) for name in names)]))
