@@ -25,7 +25,7 @@ class Pace:
     Args:
         limit: the longest pass while texts are being generated, in seconds; None: some times the
             pass without a prompt.
-        most: the most tokens of prompts in a pass, at any pace.
+        most: the most tokens of prompts in a pass, at any pace, at least 1.
     """
 
     def __init__(self, limit: float | None, most: int) -> None:
@@ -33,7 +33,7 @@ class Pace:
         self._most = most
         self._decoding: dict[int, float] = {}
         self._per_token: float | None = None
-        self._last = PAGE
+        self._measured = PAGE // 2  # the most prompt tokens of a pass so far
 
     def budget(self, n_decoding: int) -> int:
         """Choose how many tokens of prompts the next pass may have.
@@ -42,17 +42,19 @@ class Pace:
             n_decoding: texts that generate.
 
         Returns:
-            1 to `most`; `most` if no text generates.
+            1 to `most`; `most` if no text generates. It is 1 once, if a pass without prompts has
+            not been measured and would perhaps never come. It is at most twice what was measured.
         """
         if not n_decoding:
             return self._most
         alone = self._alone(n_decoding)
-        if alone is None or self._per_token is None:
+        if alone is None:
+            return 1
+        if self._per_token is None:
             return min(PAGE, self._most)
         limit = _DEFAULT * alone if self._limit is None else self._limit
-        wanted = int((limit - alone) / self._per_token)
-        self._last = max(min(wanted, 2 * self._last), _FEWEST)
-        return min(self._last, self._most)
+        wanted = min((limit - alone) / self._per_token, 2 * self._measured, self._most)
+        return min(max(int(wanted), _FEWEST), self._most)
 
     def observe(self, n_decoding: int, n_prompt: int, seconds: float) -> None:
         """Learn from a pass.
@@ -62,12 +64,13 @@ class Pace:
             n_prompt: tokens of prompts in it.
             seconds: its time.
         """
-        if not n_prompt:
-            self._decoding[n_decoding] = _mean(self._decoding.get(n_decoding), seconds)
-            return
+        if n_decoding and n_prompt <= 1:  # one more token costs what one more text does
+            n = n_decoding + n_prompt
+            self._decoding[n] = _mean(self._decoding.get(n), seconds)
         alone = self._alone(n_decoding) if n_decoding else 0.0
         if alone is not None and n_prompt >= _FEWEST:
             self._per_token = _mean(self._per_token, max(seconds - alone, 1e-9) / n_prompt)
+            self._measured = max(self._measured, n_prompt)
 
     def _alone(self, n_decoding: int) -> float | None:
         """The time of a pass without prompts, with as many texts or the nearest number known."""

@@ -93,7 +93,6 @@ class _Pass:
         tokens: how many tokens of each text it has.
         n_left: tokens of prompts that it may still have.
         n_available: pages that it may take.
-        stopped: whether a text had to give its pages back.
     """
 
     def __init__(self, pool: Pool, budget: int) -> None:
@@ -103,7 +102,6 @@ class _Pass:
         self.tokens: dict[Entry, int] = {}
         self.n_left = budget
         self.n_available = pool.n_available()
-        self.stopped = False
 
     @property
     def n_spare(self) -> int:
@@ -126,7 +124,6 @@ class _Pass:
         n_tokens = self.tokens.pop(entry, 0)
         if n_tokens:
             self._n_pages -= entry.n_new_pages(n_tokens)
-            self.n_left += n_tokens * (entry.n_left > 1)
 
     def recount(self) -> None:
         """Asks the pool again, after a text took or gave pages."""
@@ -210,7 +207,7 @@ class Scheduler:
             if prompts and prompts[0] not in self.running:
                 prompts.popleft()
                 continue
-            first = self.waiting[0] if self.waiting and admits and not (batch.stopped and batch.tokens) else None
+            first = self.waiting[0] if self.waiting and admits else None
             if first and not (prompts and prompts[0].priority <= first.priority):
                 admits = self._admit(first, batch)
                 entry = first
@@ -267,7 +264,6 @@ class Scheduler:
         while entry.n_new_pages(n_tokens) > batch.n_spare:
             last = max(self.running, key=_order)
             self._preempt(last, batch)
-            batch.stopped = True
             if last is entry:
                 return False
         return True

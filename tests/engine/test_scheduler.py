@@ -182,7 +182,7 @@ def run(
             scheduler.add(entry)
         for entry, number in list(numbers.items()):
             if 0 < texts[number].cancel <= plan - texts[number].plan:
-                end(pool, scheduler, entry)
+                end(scheduler, entry)
                 del numbers[entry]
         for entry in scheduler.running:
             if entry.n_left == 1 and entry.n_ids > texts[numbers[entry]].n_prompt:
@@ -207,7 +207,7 @@ def run(
                 pool.share(entry)
                 if entry.n_ids >= text.n_prompt + text.n_generated:
                     ends[numbers.pop(entry)] = plan
-                    end(pool, scheduler, entry)
+                    end(scheduler, entry)
         plan += 1
     assert not scheduler.running
     assert not scheduler.waiting
@@ -215,9 +215,10 @@ def run(
     return Run(ends, plan, scheduler.n_preempted)
 
 
-def end(pool: Pool, scheduler: Scheduler, entry: Entry) -> None:
+def end(scheduler: Scheduler, entry: Entry) -> None:
+    assert isinstance(scheduler.pool, Pool)
     scheduler.remove(entry)
-    pool.leave(entry)
+    scheduler.pool.leave(entry)
 
 
 def check(
@@ -383,18 +384,62 @@ def test_a_text_that_cannot_begin_stops_no_other() -> None:
     assert scheduler.waiting == [high]
 
 
-def test_a_long_prompt_gets_its_turn_among_short_ones() -> None:
+def test_a_long_prompt_gets_its_turn_among_shorter_ones() -> None:
     scheduler = Scheduler(Pool(1000), 8)
     (long,) = entries(scheduler, (0, 64 * 40))
-    for i in range(200):
-        entries(scheduler, (0, 128))
-        step(scheduler, 128)
-        for entry in [entry for entry in scheduler.running if entry.n_left == 1]:
-            if entry is long:
-                assert i < 150
-                return
-            end(scheduler.pool, scheduler, entry)  # type: ignore[arg-type]
-    pytest.fail("the long prompt was never complete")
+    n_passes = 0
+    while long.n_left > 1:
+        entries(scheduler, (0, 1900))
+        step(scheduler, 72)  # a page, and too little of a second prompt
+        n_passes += 1
+        for entry in [entry for entry in scheduler.running if entry.n_left == 1 and entry is not long]:
+            end(scheduler, entry)
+    assert n_passes < 100  # over 300 if each shorter one goes before it
+
+
+def test_a_long_prompt_of_higher_priority_leaves_one_other_partly_computed() -> None:
+    scheduler = Scheduler(Pool(1000), 8)
+    low = entries(scheduler, (5, 10_000), (5, 9_000))
+    step(scheduler, 100)
+    assert scheduler.running == low
+    (high,) = entries(scheduler, (0, 300))
+    assert step(scheduler, 100) == {high: 64, low[0]: 36}
+    assert scheduler.waiting == [low[1]]
+
+
+def test_a_text_that_gives_way_leaves_its_pages_for_this_pass() -> None:
+    scheduler = Scheduler(Pool(4), 8)
+    (low,) = entries(scheduler, (5, 64))
+    step(scheduler, 512)  # its next token takes a page
+    (high,) = entries(scheduler, (0, 250))
+    assert step(scheduler, 512) == {high: 250}
+    assert scheduler.waiting == [low]
+
+
+def test_a_guess_takes_no_pages_from_another_text() -> None:
+    scheduler = Scheduler(Pool(3), 8)
+    first, second = entries(scheduler, (0, 61), (0, 61))
+    step(scheduler, 512)
+    first.n_drafted = second.n_drafted = 4
+    assert dict(scheduler.plan(512)) == {first: 5, second: 1}
+    assert second.n_drafted == 0
+
+
+def test_a_few_tokens_of_a_second_prompt_are_not_worth_it() -> None:
+    scheduler = Scheduler(Pool(100), 8)
+    first, _second = entries(scheduler, (0, 500), (0, 400))
+    assert step(scheduler, 70) == {first: 64}
+
+
+def test_a_text_begins_only_if_running_prompts_have_room_for_all_of_theirs() -> None:
+    scheduler = Scheduler(Pool(10), 8)
+    (first,) = entries(scheduler, (0, 64 * 9))
+    step(scheduler, 64)
+    (second,) = entries(scheduler, (0, 65))
+    while first.n_left > 1:
+        step(scheduler, 100)
+        assert scheduler.waiting == [second]
+    assert scheduler.n_preempted == 0
 
 
 def test_a_small_budget_gives_each_pass_tokens_of_a_prompt() -> None:
