@@ -302,7 +302,9 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
                         cache->n_kv_heads, n_heads);
     if (window < 0) return pmx_fail(PMX_EINVAL, "window: expected 0 or more, found %d", window);
     if (n_tokens == 0) return PMX_OK;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     attention_args args = {.ctx = ctx,
                            .cache = cache,
                            .y = y,
@@ -313,6 +315,6 @@ pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache
                            .scale = (float)(1.0 / sqrt((double)cache->head_dim))};
     status = attention(&args, runs, n_runs, n_tokens);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, (int64_t)n_heads * cache->head_dim);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

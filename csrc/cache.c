@@ -141,9 +141,11 @@ pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k,
     pmx_status status = PMX_NOT_NULL(ctx, k, v);
     if (status == PMX_OK) status = pmx_check_runs(cache, runs, n_runs, &n_tokens);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     write_args args = {ctx, cache, k, v, runs};
     status = pmx_parallel(ctx, write_task, &args, n_tokens, (int64_t)cache->n_kv_heads * cache->head_dim * 4);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

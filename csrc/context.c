@@ -57,11 +57,52 @@ pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
     return PMX_OK;
 }
 
-void pmx_ctx_destroy(pmx_ctx *ctx) {
-    if (!ctx) return;
+/* --- One user at a time */
+
+enum { DESTROYED = 1 }; /* in pmx_ctx.user */
+
+/* This thread's number. No later thread has it again, as it would have an address: a context that was
+ * in a call at a fork stays that thread's, which the child does not have. */
+static uint64_t this_thread(void) {
+    static _Atomic uint64_t n_numbers;
+    static _Thread_local uint64_t number;
+    if (!number) number = 2 * (atomic_fetch_add(&n_numbers, 1) + 1);
+    return number;
+}
+
+static void free_context(pmx_ctx *ctx) {
     pmx_pool_destroy(ctx->pool);
     for (int i = 0; i < PMX_SCRATCH_SLOTS; i++) free(ctx->scratch[i].data);
     free(ctx);
+}
+
+pmx_status pmx_enter(pmx_ctx *ctx, pmx_call *call) {
+    const uint64_t me = this_thread();
+    uint64_t user = atomic_load_explicit(&ctx->user, memory_order_relaxed);
+    call->inner = (user & ~(uint64_t)DESTROYED) == me;
+    if (!call->inner) {
+        user = 0;
+        if (!atomic_compare_exchange_strong(&ctx->user, &user, me)) {
+            pmx_fail(PMX_EBUSY, "ctx: expected a context that no other thread is using, found one in a call: give each "
+                                "thread its own");
+            return PMX_EBUSY;
+        }
+    }
+    call->mode = pmx_fp_enter();
+    return PMX_OK;
+}
+
+void pmx_leave(pmx_ctx *ctx, pmx_call call) {
+    pmx_fp_leave(call.mode);
+    if (call.inner) return;
+    uint64_t user = this_thread();
+    if (!atomic_compare_exchange_strong(&ctx->user, &user, 0)) free_context(ctx);
+}
+
+void pmx_ctx_destroy(pmx_ctx *ctx) {
+    if (!ctx) return;
+    pmx_pool_cancel(ctx->pool, 1); /* before the mark, after which a call that ends frees everything */
+    if (atomic_fetch_or(&ctx->user, DESTROYED) == 0) free_context(ctx);
 }
 
 void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on) {
@@ -69,11 +110,15 @@ void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on) {
 }
 
 pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint) {
-    const pmx_status status = PMX_NOT_NULL(ctx);
+    pmx_status status = PMX_NOT_NULL(ctx);
     if (status != PMX_OK) return status;
     if (hint != PMX_PREFETCH_NEAR && hint != PMX_PREFETCH_FAR)
         return pmx_fail(PMX_EINVAL, "hint: expected PMX_PREFETCH_NEAR or PMX_PREFETCH_FAR, found %d", hint);
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     ctx->prefetch = (pmx_prefetch)hint;
+    pmx_leave(ctx, call);
     return PMX_OK;
 }
 

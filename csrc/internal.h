@@ -3,6 +3,7 @@
 #ifndef PMX_INTERNAL_H
 #define PMX_INTERNAL_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -43,6 +44,7 @@ typedef struct pmx_pool pmx_pool;
 struct pmx_ctx {
     const pmx_kernels *kernels;
     pmx_pool *pool;
+    _Atomic uint64_t user; /* the number of the thread whose call is running, or 0; its lowest bit: destroyed */
     int32_t n_threads;
     pmx_prefetch prefetch;
     struct {
@@ -130,6 +132,16 @@ static inline void pmx_fp_leave(pmx_fp_mode old) { __asm__ volatile("msr fpcr, %
 #else
 #error "unsupported architecture: pymixtral runs on x86-64 and aarch64"
 #endif
+
+/* --- context.c: every entry point that works in a context does so between these two, once its arguments
+ * are checked. One that calls another is in the same call. pmx_enter takes the context for this thread,
+ * or fails with PMX_EBUSY. After pmx_leave the context may be gone. */
+typedef struct {
+    pmx_fp_mode mode;
+    int inner; /* part of a call that this thread has begun already */
+} pmx_call;
+pmx_status pmx_enter(pmx_ctx *ctx, pmx_call *call);
+void pmx_leave(pmx_ctx *ctx, pmx_call call);
 
 /* a*b into *out; nonzero on overflow or a negative operand. Sizes come from callers, so every
  * product is checked. */

@@ -98,11 +98,13 @@ pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_l
         status = pmx_fail(PMX_EINVAL, "batch->n_tokens: expected %lld, as the runs hold, found %lld", (long long)n,
                           (long long)batch->n_tokens);
     if (status != PMX_OK || n == 0) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     status = attend(ctx, batch, layer, cache, observer);
     if (status == PMX_OK)
         status = pmx_rms_norm(ctx, batch->normed, batch->x, layer->ffn_norm, n, layer->hidden, layer->eps);
     if (status == PMX_OK) status = route(ctx, batch, layer);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

@@ -58,10 +58,12 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     if (n < 1 || n % block || !pmx_rows_fit(n_tokens, n))
         return pmx_fail(PMX_EINVAL, "n_tokens, n: expected 0 or more rows of a multiple of %d, found %lld, %lld", block,
                         (long long)n_tokens, (long long)n);
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     quantize_args args = {ctx, x, q, d, sums, n, block, block == 32 ? 32 : 16};
     status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -166,12 +168,14 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     pmx_acts acts;
     const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);
     if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n_tokens);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, w->rows);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

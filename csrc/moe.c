@@ -70,10 +70,12 @@ pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *lo
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
     status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -272,7 +274,9 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
         return pmx_fail(PMX_EINVAL, "batch->n_tokens: expected 0 to 2^25, found %lld", (long long)n_tokens);
     status = check_experts(layer);
     if (status != PMX_OK || n_tokens == 0) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     experts_args args = {.ctx = ctx,
                          .layer = layer,
                          .observer = observer,
@@ -293,6 +297,6 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
         status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
                               DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
     if (status == PMX_OK) status = pmx_check_finite("batch->x", batch->x, n_tokens, args.width);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

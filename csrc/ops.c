@@ -46,11 +46,13 @@ pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *wei
     pmx_status status = PMX_NOT_NULL(ctx, y, x, weight);
     if (status == PMX_OK) status = check_rows("n_tokens, n", n_tokens, n);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx, .y = y, .x = x, .a = weight, .n = n, .eps = eps};
     status = pmx_parallel(ctx, rms_norm_task, &args, n_tokens, n);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, n);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -72,11 +74,13 @@ pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t 
         if (ids[i] < 0 || ids[i] >= w->rows)
             return pmx_fail(PMX_EINVAL, "ids[%lld]: expected 0 to %lld, found %d", (long long)i, (long long)w->rows - 1,
                             ids[i]);
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx, .y = y, .w = w, .ids = ids, .n = w->cols};
     status = pmx_parallel(ctx, embed_task, &args, n_ids, w->cols);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_ids, w->cols);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -97,10 +101,12 @@ pmx_status pmx_exp(pmx_ctx *ctx, float *y, const float *x, int64_t n) {
     pmx_status status = PMX_NOT_NULL(ctx, y, x);
     if (status == PMX_OK) status = check_rows("n", n, 1);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx, .y = y, .x = x, .n = n};
     status = pmx_parallel(ctx, exp_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -115,11 +121,13 @@ pmx_status pmx_silu_mul(pmx_ctx *ctx, float *y, const float *gate, const float *
     pmx_status status = PMX_NOT_NULL(ctx, y, gate, up);
     if (status == PMX_OK) status = check_rows("n", n, 1);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx, .y = y, .x = gate, .a = up, .n = n};
     status = pmx_parallel(ctx, silu_task, &args, (n + ELEMENTS_PER_ITEM - 1) / ELEMENTS_PER_ITEM, ELEMENTS_PER_ITEM);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n, 1);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -179,7 +187,9 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
         if (positions[i] < 0 || (double)positions[i] * fastest > 0x1p20)
             return pmx_fail(PMX_EINVAL, "positions[%lld]: expected 0 or more, and angles up to 2^20, found %d",
                             (long long)i, positions[i]);
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx,
                      .y = cosines,
                      .sines = sines,
@@ -188,7 +198,7 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
                      .n = n_pairs,
                      .factor = factor};
     status = pmx_parallel(ctx, rope_table_task, &args, n_tokens, n_pairs * SINCOS_WORK);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }
 
@@ -208,10 +218,12 @@ pmx_status pmx_rope(pmx_ctx *ctx, float *x, const float *cosines, const float *s
                         head_dim);
     status = check_rows("n_tokens", n_tokens, (int64_t)n_heads * head_dim);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     row_args args = {.ctx = ctx, .y = x, .a = cosines, .b = sines, .n = head_dim / 2, .n_heads = n_heads};
     status = pmx_parallel(ctx, rope_task, &args, n_tokens, (int64_t)n_heads * head_dim);
     if (status == PMX_OK) status = pmx_check_finite("x", x, n_tokens, (int64_t)n_heads * head_dim);
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

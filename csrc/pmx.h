@@ -10,8 +10,10 @@
  *   - Counts are n_*; strides and sizes in bytes are *_bytes.
  *   - The caller owns every buffer; the context owns threads and scratch. Scratch only grows, so
  *     a call allocates nothing once a call of its size has run.
- *   - A context serves one call at a time; different contexts are independent. pmx_ctx_cancel may
- *     come from any thread.
+ *   - A context serves one call at a time; different contexts are independent. A call that meets
+ *     another thread's in the same context ends at once with PMX_EBUSY and has read and written
+ *     nothing of its arguments; the other goes on. pmx_ctx_cancel may come from any thread at any
+ *     time, and so may pmx_ctx_isa and pmx_ctx_threads.
  */
 #ifndef PMX_H
 #define PMX_H
@@ -29,7 +31,8 @@ typedef enum {
     PMX_EUNSUPPORTED = 4, /* a type or instruction set this library does not run */
     PMX_ENONFINITE = 5,   /* NaN or infinity; pmx_bad_row() names the row */
     PMX_EOVERFLOW = 6,    /* a key or value does not fit the cache's type; pmx_bad_row() names the row */
-    PMX_ECANCELED = 7     /* pmx_ctx_cancel was set */
+    PMX_ECANCELED = 7,    /* pmx_ctx_cancel was set */
+    PMX_EBUSY = 8         /* another thread's call is running in the context */
 } pmx_status;
 
 /* GGUF's own numbers (ggml_type). */
@@ -173,7 +176,9 @@ int32_t pmx_isa_available(int32_t i);
 /* n_threads: 1..256, the caller's thread included. isa: a name above, or NULL for the fastest
  * available. */
 pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa);
-/* Ends the threads and frees the scratch. NULL is allowed. */
+/* Ends the threads and frees the scratch. NULL is allowed. Where another thread's call is running in
+ * the context, that call is cancelled, and frees the context when it ends. The pointer is invalid at
+ * once for everybody else. */
 void pmx_ctx_destroy(pmx_ctx *ctx);
 /* on != 0: calls on this context end soon with PMX_ECANCELED, until it is set to 0 again. */
 void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on);

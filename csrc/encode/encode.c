@@ -105,11 +105,13 @@ pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const
         return pmx_fail(PMX_EINVAL, "rows, cols: expected 0 or more rows of whole blocks, found %lld x %lld",
                         (long long)rows, (long long)cols);
     encode_args args = {ctx, y, x, NULL, type, cols, row_bytes};
-    const pmx_fp_mode mode = pmx_fp_enter();
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
     status = importance && pmx_encode_searches(type) ? weights_of(ctx, &args.weight, importance, cols) : PMX_OK;
     if (status == PMX_OK)
         status =
             pmx_parallel(ctx, encode_task, &args, rows, cols * (pmx_encode_searches(type) ? SEARCH_WORK : ENCODE_WORK));
-    pmx_fp_leave(mode);
+    pmx_leave(ctx, call);
     return status;
 }

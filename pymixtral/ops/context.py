@@ -34,7 +34,11 @@ def available_isas() -> list[str]:
 
 
 class Context:
-    """Threads and scratch memory of the C library. It serves one call at a time.
+    """Threads and scratch memory of the C library.
+
+    It serves one call at a time. A call that meets another thread's raises InvalidArgumentError and
+    leaves its arrays as they were; the other thread's goes on. Threads that compute at the same
+    time have a context each.
 
     Args:
         n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
@@ -119,7 +123,7 @@ class Context:
     def close(self) -> None:
         """End the threads and free the scratch memory. A second close() does nothing.
 
-        No call may be running.
+        A call that another thread has begun runs to its end, and they are freed then.
         """
         self._pointer = None
 

@@ -23,6 +23,7 @@ _ERRORS: dict[int, type[PymixtralError]] = {
     lib.PMX_ETHREAD: NativeError,
     lib.PMX_EUNSUPPORTED: UnsupportedError,
     lib.PMX_ECANCELED: CanceledError,
+    lib.PMX_EBUSY: InvalidArgumentError,
 }
 
 

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pymixtral.errors import CanceledError, InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
+from support.calls import CALLS, Call, pointer
 from support.variants import ISAS, TYPES, activations, every_context, matrix, normal, row_of
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
@@ -95,6 +97,99 @@ def test_a_context_may_be_used_from_one_thread_after_another() -> None:
         for _ in range(5):
             with ThreadPoolExecutor(1) as pool:
                 np.testing.assert_array_equal(pool.submit(ops.matmul, ctx, X, W).result(), WANT)
+
+
+def test_two_threads_in_one_context() -> None:
+    """A call that meets another thread's is refused and writes nothing; those that run are right."""
+    n_calls, refusals = 3000, []
+    barrier = threading.Barrier(2)
+
+    def work(ctx: ops.Context) -> None:
+        x = X.copy()
+        for i in range(n_calls):
+            if i % 100 == 0:
+                barrier.wait()
+            try:
+                np.testing.assert_array_equal(ops.matmul(ctx, x, W), WANT)
+            except InvalidArgumentError as error:
+                refusals.append(str(error))
+
+    with ops.Context(2) as ctx, ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(work, ctx), pool.submit(work, ctx)]:
+            done.result()
+        assert 0 < len(refusals) < 2 * n_calls
+        assert set(refusals) == {
+            "ctx: expected a context that no other thread is using, found one in a call: give each thread its own"
+        }
+        np.testing.assert_array_equal(ops.matmul(ctx, X, W), WANT)
+
+
+@cache
+def long_call() -> tuple[F32, ops.BoundMatrix]:
+    """A product that takes the scalar kernels some ten seconds."""
+    return normal(7, 500, 1024), ops.BoundMatrix(Matrix.from_float(normal(6, 16384, 1024)))
+
+
+@contextmanager
+def in_a_long_call(ctx: ops.Context) -> Iterator[None]:
+    """Another thread is in a call, which is cancelled at the end."""
+    x, w = long_call()
+    y = np.zeros((len(x), w.rows), np.float32)
+
+    with ThreadPoolExecutor(1) as pool:
+        arrays = (pointer(y, "float *"), pointer(x, "float *"))
+        call = pool.submit(lib.pmx_matmul, ctx.pointer, *arrays, w.struct, len(x))
+        while not y[0].any():
+            time.sleep(0.001)
+        try:
+            yield
+        finally:
+            ctx.cancel()
+            assert call.result() == lib.PMX_ECANCELED
+            ctx.cancel(False)
+
+
+@pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
+def test_every_entry_point_is_refused_in_a_busy_context(make: Callable[[ops.Context], Call]) -> None:
+    with ops.Context(2, "scalar") as ctx:
+        call = make(ctx)
+        before = [output.array.copy() for output in call.outputs]
+        with in_a_long_call(ctx):
+            assert call.status() == lib.PMX_EBUSY
+            assert lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR) == lib.PMX_EBUSY
+            assert (ctx.isa, ctx.n_threads) == ("scalar", 2)
+        for output, contents in zip(call.outputs, before, strict=True):
+            np.testing.assert_array_equal(output.array, contents)
+        assert call.status() == lib.PMX_OK  # whatever became of the calls before, the context is free
+
+
+def test_a_context_is_free_after_a_call_that_failed() -> None:
+    x = normal(3, 9, 96)
+    x[4, 5] = np.nan
+    with ops.Context(2) as ctx, ThreadPoolExecutor(1) as pool:
+        for _ in range(2):
+            assert row_of(ops.quantize_activations, ctx, x) == 4
+            np.testing.assert_array_equal(pool.submit(ops.matmul, ctx, X, W).result(), WANT)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_context_that_is_destroyed_in_the_middle_of_a_call_ends_it() -> None:
+    before = len(list(Path("/proc/self/task").iterdir()))
+    out = ffi.new("pmx_ctx **")
+    assert lib.pmx_ctx_create(out, 3, b"scalar") == lib.PMX_OK
+
+    class Raw(ops.Context):
+        def __init__(self) -> None:
+            self._pointer = out[0]
+
+    ctx = Raw()
+    with in_a_long_call(ctx):
+        lib.pmx_ctx_destroy(ctx.pointer)
+        ctx.close()  # so that nobody uses the pointer again
+    deadline = time.monotonic() + 60  # a thread that has been joined stays visible for a moment
+    while len(list(Path("/proc/self/task").iterdir())) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(list(Path("/proc/self/task").iterdir())) <= before
 
 
 def test_each_thread_has_its_own_last_error() -> None:
