@@ -29,7 +29,8 @@ typedef enum {
     PMX_EUNSUPPORTED = 4, /* a type or instruction set this library does not run */
     PMX_ENONFINITE = 5,   /* NaN or infinity; pmx_bad_row() names the row */
     PMX_EOVERFLOW = 6,    /* a key or value does not fit the cache's type; pmx_bad_row() names the row */
-    PMX_ECANCELED = 7     /* pmx_ctx_cancel was set */
+    PMX_ECANCELED = 7,    /* pmx_ctx_cancel was set */
+    PMX_EBANNED = 8       /* a row of pmx_sample: no token is left to draw */
 } pmx_status;
 
 /* GGUF's own numbers (ggml_type). */
@@ -156,6 +157,38 @@ typedef struct {
     int64_t *n_tokens;    /* [n_experts] */
 } pmx_observer;
 
+/* What a sampler carries from token to token: NumPy's PCG64. Words of 128 bits have the low half
+ * first. */
+typedef struct {
+    uint64_t state[2];
+    uint64_t increment[2];
+} pmx_sampler_state;
+
+/* How one text goes on: the steps of docs/numerics.md, "sampling", each left out at the value in
+ * brackets, with the state and the text that they look at. */
+typedef struct {
+    pmx_sampler_state state;
+    float temperature;        /* 0: the largest logit is taken */
+    float repetition_penalty; /* above 0 (1) */
+    double presence_penalty;  /* (0) */
+    double frequency_penalty; /* (0) */
+    double typical_p;         /* 0..1 (1) */
+    double top_p;             /* 0..1 (1) */
+    double min_p;             /* 0..1 (0) */
+    int64_t top_k;            /* (0) */
+    int64_t penalty_window;   /* of the last ids of text, that the penalties look at; 0: all */
+    const int32_t *bias_ids;  /* [n_bias] */
+    const float *bias;        /* [n_bias], below +infinity */
+    int64_t n_bias;
+    const int32_t *end_ids; /* [n_end], banned while n_text < min_text */
+    int64_t n_end;
+    int64_t min_text;
+    const uint32_t *allowed; /* [(n_vocab + 31) / 32] or NULL: token i only if bit i % 32 of word i / 32 is set */
+    const uint32_t *mask;    /* the same for this token only: both must have the bit */
+    const int32_t *text;     /* [n_text], the ids so far, prompt included; read only by the penalties */
+    int64_t n_text;
+} pmx_sampler;
+
 /* --- Errors: of the last call on this thread that failed -------------------------------------- */
 
 /* One sentence; valid until the next call on this thread. */
@@ -235,6 +268,13 @@ pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *lo
  * and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that overflow the type. */
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
                       int64_t cols);
+
+/* Draws a token for each row. ids: [n_rows]; statuses: [n_rows], of each row by itself: PMX_OK;
+ * PMX_ENONFINITE, with ids the token whose logit is NaN, or the largest one, which is infinite;
+ * PMX_EBANNED. logits: [n_rows][n_vocab]; samplers: [n_rows], one for each row, none twice. The
+ * state of a row that is not PMX_OK stays as it is, and after a failure of the call that of all. */
+pmx_status pmx_sample(pmx_ctx *ctx, int32_t *ids, int32_t *statuses, const float *logits, pmx_sampler *const *samplers,
+                      int64_t n_rows, int64_t n_vocab);
 
 /* --- A decoder layer in two calls ------------------------------------------------------------- */
 

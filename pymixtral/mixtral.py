@@ -302,9 +302,7 @@ class Mixtral:
         refuse_unknown(sampling, _GENERATE, "generate() and stream()")
         parameters = SamplingParameters(**sampling)
         eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
-        sampler = Sampler(
-            parameters, self._engine.exp, n_vocab=self.config.n_vocab, banned=eos_ids if ignore_eos else ()
-        )
+        sampler = Sampler(parameters, n_vocab=self.config.n_vocab, eos_ids=eos_ids, ignore_eos=ignore_eos)
         stop_strings, stop_ids = self._stops(stop)
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
@@ -318,7 +316,7 @@ class Mixtral:
             ids,
             n_ctx=self.n_ctx,
             max_tokens=max_tokens,
-            sampler=sampler,
+            draw=partial(self._engine.draw, sampler),
             decoder=decoder,
             stop=stop_strings,
             eos_ids=eos_ids | stop_ids,

@@ -12,7 +12,6 @@ import numpy as np
 
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
 
@@ -22,6 +21,10 @@ FinishReason = Literal["stop", "length", "context"]
 NextLogits = Callable[[I32], tuple[F32, int]]
 """From all ids of a text so far, int32 [n], to the logits of the next id, float32 [n_vocab], and
 how many of the ids were in the cache."""
+
+
+Draw = Callable[[F32, I32], int]
+"""From the logits of the next id, float32 [n_vocab], and all ids so far, int32 [n], to the next id."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Generation(Iterator[str]):
         prompt: int32 [1 to n_ctx].
         n_ctx: positions of the context.
         max_tokens: most tokens to generate; None: as many as the context has room for.
-        sampler: draws each token.
+        draw: chooses each token.
         decoder: turns tokens into text; None: there is no text, only tokens.
         stop: the strings that end the text.
         eos_ids: the tokens that end the text.
@@ -112,7 +115,7 @@ class Generation(Iterator[str]):
         *,
         n_ctx: int,
         max_tokens: int | None,
-        sampler: Sampler,
+        draw: Draw,
         decoder: StreamDecoder | None,
         stop: StopStrings,
         eos_ids: frozenset[int],
@@ -126,7 +129,7 @@ class Generation(Iterator[str]):
         self._ids = np.empty(len(prompt) + self._limit, np.int32)
         self._ids[: len(prompt)] = prompt
         self._next_logits = next_logits
-        self._sampler = sampler
+        self._draw_token = draw
         self._decoder = decoder
         self._stop = stop
         self._eos_ids = eos_ids
@@ -192,7 +195,7 @@ class Generation(Iterator[str]):
         begin = time.perf_counter()
         ids = self._ids[: self._n_prompt + len(self.tokens)]
         logits, n_cached = self._next_logits(ids)
-        token = self._sampler.sample(logits, ids)
+        token = self._draw_token(logits, ids)
         seconds = time.perf_counter() - begin
         if self._passes < 0:
             self._n_cached, self._prompt_seconds = n_cached, seconds

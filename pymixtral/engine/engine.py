@@ -15,10 +15,11 @@ from pymixtral import ops
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.interrupt import run_beside
-from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
+from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError, PymixtralError
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.sampling.sampler import Sampler, draw
 
 T = TypeVar("T")
 
@@ -115,20 +116,27 @@ class Engine:
             self._check_file()
             return rows, n_cached
 
-    def exp(self, x: F32) -> F32:
-        """Compute e**x as docs/numerics.md defines it.
+    def draw(self, sampler: Sampler, logits: F32, ids: I32) -> int:
+        """Draw the token that follows a text.
 
         Args:
-            x: float32 [n].
+            sampler: of the text.
+            logits: float32 [n_vocab].
+            ids: all ids of the text, int32 [n].
 
         Returns:
-            float32 [n].
+            The token's id.
 
         Raises:
+            NonFiniteError: if the largest logit is NaN or infinite.
+            InvalidArgumentError: if every token is banned.
             ClosedError: after close().
         """
         with self._working():
-            return ops.exp(self._model.context, x)
+            (token,) = draw(self._model.context, [sampler], logits[np.newaxis], [ids])
+        if isinstance(token, PymixtralError):
+            raise token
+        return token
 
     def observers(self) -> list[ops.Observer]:
         """Make empty observers for observe().

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pymixtral.engine.completion import Completion, Generation, Stats
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.reference.oracle import exp
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.tokenizer import Tokenizer
 from support.samplers import sampler_of
@@ -68,7 +67,7 @@ def generation_of(script: Script, stop: str | Sequence[str] | None = None, **opt
     arguments: dict[str, Any] = {
         "n_ctx": 1000,
         "max_tokens": None,
-        "sampler": sampler_of(exp, temperature=0),
+        "draw": sampler_of(temperature=0).sample,
         "decoder": TOKENIZER.stream(begins_text=False),
         "stop": StopStrings(stop),
         "eos_ids": TOKENIZER.eos_ids,

@@ -129,7 +129,7 @@ def test_draws_what_the_contract_says(
         st.dictionaries(ids, st.one_of(st.floats(-10, 10), st.just(-math.inf)), max_size=5), "bias"
     )
     array = np.array(logits, F32)
-    sampler = sampler_of(exp, **options, n_vocab=len(logits), seed=seed)
+    sampler = sampler_of(**options, seed=seed)
     uniform = (int(np.random.PCG64(seed).random_raw()) >> 11) * 2.0**-53
     expected = edited(logits, text, options)
     if max(expected) == -math.inf:
@@ -143,7 +143,6 @@ def test_draws_what_the_contract_says(
 def golden_ids() -> list[int]:
     logits = (np.random.default_rng(5).standard_normal(1000) * 3).astype(F32)
     sampler = sampler_of(
-        exp,
         temperature=1.2,
         top_k=100,
         top_p=0.9,
@@ -167,7 +166,7 @@ def test_same_seed_same_ids_on_every_machine() -> None:
 
 
 def drawn(probabilities: list[float], text: list[int] | None = None, n: int = 400, **options: Any) -> set[int]:
-    sampler = sampler_of(exp, **(OFF | options), seed=1)
+    sampler = sampler_of(**(OFF | options), seed=1)
     logits = np.log(np.array(probabilities, F32))
     return {sampler.sample(logits, np.array(text or [], np.int32)) for _ in range(n)}
 
@@ -195,7 +194,7 @@ def test_filters_work_one_after_the_other() -> None:
 
 def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
     logits = np.array([2.0, 1.5, -1.0, -1.5], F32)
-    greedy = sampler_of(exp, temperature=0, repetition_penalty=2.0, logit_bias=None)
+    greedy = sampler_of(temperature=0, repetition_penalty=2.0, logit_bias=None)
     assert greedy.sample(logits, np.array([0], np.int32)) == 1
     assert greedy.sample(logits, np.array([0, 0, 0], np.int32)) == 1  # once for each token, not for each time
     assert greedy.sample(logits[2:], np.array([0], np.int32)) == 1
@@ -205,10 +204,10 @@ def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
 def test_presence_counts_once_and_frequency_every_time() -> None:
     logits = np.array([3.0, 1.6, 0.0], F32)
     text = np.array([0, 0, 0], np.int32)
-    assert sampler_of(exp, temperature=0, presence_penalty=1.0).sample(logits, text) == 0
-    assert sampler_of(exp, temperature=0, frequency_penalty=0.5).sample(logits, text) == 1
-    assert sampler_of(exp, temperature=0, frequency_penalty=0.5).sample(logits, text[:2]) == 0
-    assert sampler_of(exp, temperature=0, presence_penalty=-1.5).sample(logits, np.array([1], np.int32)) == 1
+    assert sampler_of(temperature=0, presence_penalty=1.0).sample(logits, text) == 0
+    assert sampler_of(temperature=0, frequency_penalty=0.5).sample(logits, text) == 1
+    assert sampler_of(temperature=0, frequency_penalty=0.5).sample(logits, text[:2]) == 0
+    assert sampler_of(temperature=0, presence_penalty=-1.5).sample(logits, np.array([1], np.int32)) == 1
 
 
 @pytest.mark.parametrize(("window", "expected"), [(1, 0), (2, 0), (3, 1), (0, 1), (100, 1)])
@@ -216,7 +215,7 @@ def test_penalties_look_at_the_last_tokens_only(window: int, expected: int) -> N
     logits = np.array([2.0, 1.5, 0.0], F32)
     text = np.array([0, 2, 2], np.int32)
     for name, value in (("repetition_penalty", 2.0), ("presence_penalty", 1.0), ("frequency_penalty", 1.0)):
-        sampler = sampler_of(exp, temperature=0, penalty_window=window, **{name: value})  # type: ignore[arg-type]
+        sampler = sampler_of(temperature=0, penalty_window=window, **{name: value})  # type: ignore[arg-type]
         assert sampler.sample(logits, text) == expected
 
 
@@ -239,12 +238,12 @@ def test_banned_ids_are_never_drawn_whatever_their_bias() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_an_error_even_of_banned_tokens(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="token 1"):
-        sampler_of(exp, logit_bias={1: -math.inf}).sample(np.array([1, bad, 0], F32))
+        sampler_of(logit_bias={1: -math.inf}).sample(np.array([1, bad, 0], F32))
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_penalty_cannot_make_a_logit_infinite(temperature: float) -> None:
-    sampler = sampler_of(exp, temperature=temperature, repetition_penalty=0.01)
+    sampler = sampler_of(temperature=temperature, repetition_penalty=0.01)
     assert sampler.sample(np.array([3e38, -3e38, 1], F32), np.array([0, 1, 2], np.int32)) == 0
 
 
@@ -265,9 +264,9 @@ def test_a_penalty_cannot_make_a_logit_infinite(temperature: float) -> None:
 )
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=f"expected .*{name}"):
-        sampler_of(exp, n_vocab=10, **{name: value})
+        sampler_of(n_vocab=10, **{name: value})
 
 
 def test_a_bias_outside_the_logits_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="from 0 to 2 in logit_bias, found 3"):
-        sampler_of(exp, logit_bias={3: 1.0}, n_vocab=3)
+        sampler_of(logit_bias={3: 1.0}, n_vocab=3)

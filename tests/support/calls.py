@@ -16,6 +16,8 @@ from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
+from pymixtral.reference.sampling import Sampler as OracleSampler
+from pymixtral.sampling.parameters import SamplingParameters
 from support.fences import Guarded, fenced
 from support.variants import (
     FIRST_CONTEXT,
@@ -310,7 +312,48 @@ def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> 
     return call.value("observer", ffi.NULL)
 
 
+N_VOCAB, ALL_BANNED = 70, 3
+
+
+def sample(ctx: ops.Context) -> Call:
+    """Rows with all that a sampler points to, plain ones, and one whose every token is banned."""
+    logits, text = 3 * normal(60, N, N_VOCAB), fenced(np.array([5, 69, 5, 0], np.int32))
+    bias_ids, bias = fenced(np.array([7, 69], np.int32)), fenced(np.array([3, -np.inf], np.float32))
+    end_ids, mask = fenced(np.array([1, 2], np.int32)), fenced(np.array([0xFFFFFFF7, 0x7FFFFFFF, 63], np.uint32))
+    nothing = fenced(np.zeros(3, np.uint32))
+    options = {"temperature": 0.7, "repetition_penalty": 1.2, "penalty_window": 3, "top_p": 0.9}
+    parameters = [
+        SamplingParameters(seed=i, logit_bias=dict(zip(bias_ids.tolist(), bias.tolist(), strict=True)), **options)
+        if i == 0
+        else SamplingParameters(seed=i, top_k=0, top_p=1.0)
+        for i in range(N)
+    ]
+    want = []
+    structs = [ffi.new("pmx_sampler *") for _ in parameters]
+    for i, (p, struct) in enumerate(zip(parameters, structs, strict=True)):
+        oracle_row = OracleSampler(p, eos_ids=end_ids.tolist(), ignore_eos=i == 0)
+        state = oracle_row.bits.state["state"]
+        for words, number in ((struct.state.state, state["state"]), (struct.state.increment, state["inc"])):
+            words[0], words[1] = number & (1 << 64) - 1, number >> 64
+        set_members(struct, {"temperature": p.temperature, "repetition_penalty": p.repetition_penalty})
+        set_members(struct, {"top_k": p.top_k, "top_p": p.top_p, "typical_p": 1, "penalty_window": p.penalty_window})
+        if i == 0:
+            set_members(struct, {"bias_ids": pointer(bias_ids, "int32_t *"), "bias": pointer(bias, "float *")})
+            set_members(struct, {"n_bias": 2, "n_end": 2, "min_text": 5, "n_text": len(text)})
+            set_members(struct, {"end_ids": pointer(end_ids, "int32_t *"), "text": pointer(text, "int32_t *")})
+        if i in (0, ALL_BANNED):
+            struct.mask = pointer(nothing if i == ALL_BANNED else mask, "uint32_t *")
+        want.append(0 if i == ALL_BANNED else oracle_row.sample(logits[i], text, mask if i == 0 else None))
+    statuses = np.array([lib.PMX_EBANNED if i == ALL_BANNED else lib.PMX_OK for i in range(N)], np.int32)
+    call = Call("pmx_sample", ctx).out("ids", "int32_t *", np.int32, np.array(want, np.int32))
+    call.out("statuses", "int32_t *", np.int32, statuses).array("logits", "float *", logits)
+    keep = structs, text, bias_ids, bias, end_ids, mask, nothing
+    return (
+        call.value("samplers", ffi.new("pmx_sampler *[]", structs), *keep).value("n_rows", N).value("n_vocab", N_VOCAB)
+    )
+
+
 CALLS: list[Callable[[ops.Context], Call]] = [
     *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
-    *(cache_write, attention, route, encode, layer_attention, layer_experts),
+    *(cache_write, attention, route, encode, sample, layer_attention, layer_experts),
 ]
