@@ -19,14 +19,25 @@ static int penalizes(const pmx_sampler *s) {
     return s->repetition_penalty != 1.0f || s->presence_penalty != 0.0 || s->frequency_penalty != 0.0;
 }
 
+static int64_t last(int64_t window, int64_t n_text) { return window > 0 && window < n_text ? window : n_text; }
+
+static int64_t penalties_seen(const pmx_sampler *s) { return penalizes(s) ? last(s->penalty_window, s->n_text) : 0; }
+
+int64_t pmx_dry_seen(const pmx_sampler *s) { return s->dry_multiplier > 0.0 ? last(s->dry_window, s->n_text) : 0; }
+
 int64_t pmx_text_seen(const pmx_sampler *s) {
-    if (!penalizes(s)) return 0;
-    return s->penalty_window > 0 && s->penalty_window < s->n_text ? s->penalty_window : s->n_text;
+    int64_t seen = penalties_seen(s);
+    if (pmx_dry_seen(s) > seen) seen = pmx_dry_seen(s);
+    for (int64_t i = 0; i < s->bad_words.n; i++) {
+        const int64_t before = pmx_sequence_at(&s->bad_words, i).n - 1;
+        if (before > seen && before <= s->n_text) seen = before;
+    }
+    return seen;
 }
 
 /* counts: [n_vocab], of which only those of ids in the window are used. */
 static void penalize(float *x, int32_t *counts, const pmx_sampler *s) {
-    const int64_t n = pmx_text_seen(s);
+    const int64_t n = penalties_seen(s);
     const int32_t *ids = s->text + (s->n_text - n);
     for (int64_t i = 0; i < n; i++) counts[ids[i]] = 0;
     for (int64_t i = 0; i < n; i++) counts[ids[i]]++;
@@ -43,17 +54,26 @@ static void penalize(float *x, int32_t *counts, const pmx_sampler *s) {
     }
 }
 
+static void ban_words(float *x, const pmx_sampler *s) {
+    for (int64_t i = 0; i < s->bad_words.n; i++) {
+        const pmx_sequence word = pmx_sequence_at(&s->bad_words, i);
+        if (pmx_ends_with(s->text, s->n_text, word.ids, word.n - 1)) x[word.ids[word.n - 1]] = -INFINITY;
+    }
+}
+
 int pmx_row_edit(pmx_row *r) {
     const pmx_sampler *s = r->sampler;
     const int64_t n_end = s->n_text < s->min_text ? s->n_end : 0;
-    if (s->n_bias == 0 && n_end == 0 && !s->allowed && !s->mask && !penalizes(s)) return 0;
+    if (!(s->n_bias || n_end || s->bad_words.n || s->allowed || s->mask || penalizes(s) || pmx_dry_seen(s))) return 0;
     float *x = r->edited;
     memcpy(x, r->logits, (size_t)r->n * sizeof *x);
     r->logits = x;
     for (int64_t i = 0; i < s->n_bias; i++) x[s->bias_ids[i]] += s->bias[i];
     for (int64_t i = 0; i < n_end; i++) x[s->end_ids[i]] = -INFINITY;
+    ban_words(x, s);
     if (s->allowed) mask(x, s->allowed, r->n);
     if (s->mask) mask(x, s->mask, r->n);
     if (penalizes(s)) penalize(x, r->ids, s);
+    if (pmx_dry_seen(s)) pmx_row_dry(r, x);
     return 1;
 }

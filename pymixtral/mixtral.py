@@ -302,11 +302,13 @@ class Mixtral:
         refuse_unknown(sampling, _GENERATE, "generate() and stream()")
         parameters = SamplingParameters(**sampling)
         eos_ids = self._tokenizer.eos_ids if self._tokenizer else frozenset()
-        sampler = Sampler(parameters, n_vocab=self.config.n_vocab, eos_ids=eos_ids, ignore_eos=ignore_eos)
         stop_strings, stop_ids = self._stops(stop)
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
         ids = self._prompt_ids(prompt, parse_special)
+        sampler = Sampler(
+            parameters, n_vocab=self.config.n_vocab, eos_ids=eos_ids, ignore_eos=ignore_eos, n_prompt=len(ids)
+        )
         tokenizer = self._text_tokenizer() if stop_strings else self._tokenizer
         decoder = None
         if tokenizer:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from pymixtral.arrays import F32, I32, U32
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, PymixtralError
@@ -19,30 +21,24 @@ NEVER = 2**63 - 1
 class SamplerRow:
     """The sampler of one text as C sees it: steps of docs/numerics.md, "sampling", and a generator.
 
-    C checks all numbers when it draws.
+    C checks all numbers and ids when it draws.
 
     Args:
         n_vocab: columns of the logits.
         random: state and increment of NumPy's PCG64, each of 128 bits.
-        temperature: 0 takes the largest logit; rounded to float32.
-        top_k: 0: all.
-        top_p: 0 to 1.
-        min_p: 0 to 1.
-        typical_p: 0 to 1.
-        repetition_penalty: above 0; rounded to float32.
-        presence_penalty: is subtracted once.
-        frequency_penalty: is subtracted for each occurrence.
-        penalty_window: how many of the last ids of the text the penalties look at; 0: all.
         bias_ids: int32 [n_bias].
         bias: float32 [n_bias], added to the logits of bias_ids.
         end_ids: int32 [n_end], banned while the text has fewer than min_text ids.
         min_text: see end_ids; NEVER bans them always.
-        allowed: tokens that may be drawn, as a mask: uint32 [ceil(n_vocab/32)], of which bit i % 32 of
-            word i // 32 is token i. None: all.
+        bad_words: sequences of ids, none empty; the last id of one is banned where the text ends
+            with the others.
+        dry_breakers: sequences of ids that no repetition crosses, none empty.
+        allowed: the ids that may be drawn, int32 [n]; None: all.
+        **numbers: the members of C's pmx_sampler that are left, which have the names of
+            SamplingParameters: temperature, top_k and so on. Those without a value are 0.
 
     Attributes:
         n_vocab: columns of the logits.
-        reads_text: whether any step looks at the ids of the text.
         struct: the C struct pmx_sampler.
     """
 
@@ -51,46 +47,42 @@ class SamplerRow:
         *,
         n_vocab: int,
         random: tuple[int, int],
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        typical_p: float,
-        repetition_penalty: float,
-        presence_penalty: float,
-        frequency_penalty: float,
-        penalty_window: int,
         bias_ids: I32,
         bias: F32,
         end_ids: I32,
         min_text: int,
-        allowed: U32 | None = None,
+        bad_words: Sequence[Sequence[int]] = (),
+        dry_breakers: Sequence[Sequence[int]] = (),
+        allowed: I32 | None = None,
+        **numbers: float,
     ) -> None:
         self.n_vocab = n_vocab
+        self._keep: list[object] = []
+        self._masked = False
         self.struct = struct = ffi.new("pmx_sampler *")
+        self._state = ffi.buffer(ffi.addressof(struct[0], "state"))
         for words, number in zip((struct.state.state, struct.state.increment), random, strict=True):
             words[0], words[1] = number & 0xFFFFFFFFFFFFFFFF, number >> 64
-        struct.temperature, struct.repetition_penalty = temperature, repetition_penalty
-        struct.presence_penalty, struct.frequency_penalty = presence_penalty, frequency_penalty
-        struct.typical_p, struct.top_p, struct.min_p = typical_p, top_p, min_p
-        struct.top_k, struct.penalty_window = min(top_k, n_vocab), min(penalty_window, NEVER)
-        bias_ids, bias, end_ids = as_input(bias_ids, 1, np.int32), as_input(bias, 1), as_input(end_ids, 1, np.int32)
+        for name, value in numbers.items():
+            setattr(struct, name, min(value, NEVER))
+        struct.state.surprise = 2 * struct.mirostat_tau
         check_shape("bias", bias.shape, bias_ids.shape)
-        self._keep = [pointer(array) for array in (bias_ids, bias, end_ids)]
-        struct.bias_ids, struct.bias, struct.end_ids = self._keep
-        struct.n_bias, struct.n_end, struct.min_text = len(bias), len(end_ids), min_text
+        struct.bias_ids, struct.bias, struct.n_bias = self._bound(bias_ids, np.int32), self._bound(bias), len(bias)
+        struct.end_ids, struct.n_end, struct.min_text = self._bound(end_ids, np.int32), len(end_ids), min_text
+        self._bind_sequences(struct.bad_words, bad_words)
+        # Breakers of one token may be hundreds, which a mask finds at once.
+        self._bind_sequences(struct.dry_breakers, [breaker for breaker in dry_breakers if len(breaker) > 1])
+        struct.dry_breaker_tokens = self._mask_of(
+            np.array([breaker[0] for breaker in dry_breakers if len(breaker) == 1], np.int32)
+        )
         if allowed is not None:
-            self._keep.append(self._mask(allowed))
-            struct.allowed = self._keep[-1]
-        self._masked = False
-        self._state = ffi.buffer(ffi.addressof(struct[0], "state"))
-        self.reads_text = repetition_penalty != 1 or presence_penalty != 0 or frequency_penalty != 0
+            struct.allowed = self._mask_of(allowed)
 
     def state(self) -> bytes:
         """Copy what a draw changes.
 
         Returns:
-            The state of the generator, for restore() of this sampler or an equal one.
+            The state of the generator and of mirostat, for restore() of this sampler or an equal one.
         """
         return self._state[:]  # type: ignore[no-any-return]
 
@@ -111,30 +103,40 @@ class SamplerRow:
         """Set what one draw looks at.
 
         Args:
-            text: all ids so far, int32 [n]; its contents are read only if reads_text.
-            mask: tokens that may be drawn, a mask as above; None: all.
+            text: all ids so far, int32 [n].
+            mask: tokens that may be drawn, uint32 [ceil(n_vocab/32)], of which bit i % 32 of word
+                i // 32 is token i; None: all.
 
         Returns:
             What must stay alive until the draw.
         """
         struct = self.struct
-        struct.n_text = len(text)
-        keep = None
-        if self.reads_text:
-            keep = pointer(as_input(text, 1, np.int32))
-            struct.text = keep
+        ids = pointer(as_input(text, 1, np.int32))
+        struct.text, struct.n_text = ids, len(ids)
         if mask is None:
             if self._masked:
                 struct.mask, self._masked = ffi.NULL, False
-            return keep
-        bits = self._mask(mask)
-        struct.mask, self._masked = bits, True
-        return keep, bits
-
-    def _mask(self, mask: U32) -> object:
+            return ids
         words: U32 = as_input(mask, 1, np.uint32)
         check_shape("mask", words.shape, ((self.n_vocab + 31) // 32,))
-        return pointer(words)
+        bits = pointer(words)
+        struct.mask, self._masked = bits, True
+        return ids, bits
+
+    def _bound(self, array: NDArray[Any], dtype: DTypeLike = np.float32) -> Any:
+        """A pointer to an array, both kept as long as this."""
+        self._keep.append(pointer(as_input(array, 1, dtype)))
+        return self._keep[-1]
+
+    def _bind_sequences(self, struct: Any, sequences: Sequence[Sequence[int]]) -> None:
+        struct.ids = self._bound(np.array([id for sequence in sequences for id in sequence], np.int32), np.int32)
+        struct.ends = self._bound(np.cumsum([len(sequence) for sequence in sequences], dtype=np.int64), np.int64)
+        struct.n = len(sequences)
+
+    def _mask_of(self, ids: I32) -> Any:
+        allowed = np.zeros((self.n_vocab + 31) // 32 * 32, np.uint8)
+        allowed[ids] = 1
+        return self._bound(np.packbits(allowed, bitorder="little").view("<u4"), np.uint32)
 
 
 def sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
 import numpy as np
 
@@ -11,6 +12,11 @@ from pymixtral.arguments import integer
 from pymixtral.arrays import F32, I32, U32
 from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.sampling.parameters import SamplingParameters
+
+_NUMBERS = tuple(
+    field.name for field in fields(SamplingParameters) if field.type in ("float", "int") and field.name != "min_tokens"
+)
+"""The parameters that C takes by name, as they are."""
 
 
 class Sampler:
@@ -46,19 +52,14 @@ class Sampler:
         self.row = ops.SamplerRow(
             n_vocab=n_vocab,
             random=_random(p.seed, integer("seed_index", seed_index, 0)),
-            temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            min_p=p.min_p,
-            typical_p=p.typical_p,
-            repetition_penalty=p.repetition_penalty,
-            presence_penalty=p.presence_penalty,
-            frequency_penalty=p.frequency_penalty,
-            penalty_window=p.penalty_window,
             bias_ids=_ids("logit_bias", bias, n_vocab),
             bias=values,
             end_ids=_ids("eos_ids", eos_ids, n_vocab),
-            min_text=ops.NEVER if ignore_eos else n_prompt,
+            min_text=ops.NEVER if ignore_eos else min(n_prompt + p.min_tokens, ops.NEVER),
+            bad_words=[_ids("bad_words", word, n_vocab).tolist() for word in p.bad_words or ()],
+            dry_breakers=[_ids("dry_breakers", breaker, n_vocab).tolist() for breaker in p.dry_breakers or ()],
+            allowed=None if p.allowed_token_ids is None else _ids("allowed_token_ids", p.allowed_token_ids, n_vocab),
+            **{name: getattr(p, name) for name in _NUMBERS},
         )
 
     def state(self) -> bytes:

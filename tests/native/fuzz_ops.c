@@ -188,6 +188,13 @@ static uint32_t *some_mask(input *in, int64_t n_vocab) {
 
 static double some_part(input *in) { return PICK(in, 4, 4, 0, 1, 2, 3) * 0.25; }
 
+static pmx_sequences some_sequences(input *in, int64_t n_vocab) {
+    const int64_t n = PICK(in, 0, 0, 1, 3);
+    int64_t *ends = buffer((size_t)n * sizeof *ends);
+    for (int64_t i = 0; i < n; i++) ends[i] = (i ? ends[i - 1] : 0) + 1 + (int64_t)below(in, 3);
+    return (pmx_sequences){ids_below(in, n ? ends[n - 1] : 0, n_vocab), ends, n};
+}
+
 static pmx_sampler some_sampler(input *in, int64_t n_vocab) {
     pmx_sampler s = {.state = {{number(in), number(in)}, {number(in) | 1, number(in)}}};
     s.temperature = (float)PICK(in, 4, 0, 1, 400) * 0.25f;
@@ -199,6 +206,19 @@ static pmx_sampler some_sampler(input *in, int64_t n_vocab) {
     s.min_p = 1.0 - some_part(in);
     s.top_k = PICK(in, 0, 0, 1, 2, 40, INT64_MAX);
     s.penalty_window = PICK(in, 0, 1, 7, INT64_MAX);
+    s.dry_multiplier = (double)PICK(in, 0, 0, 1, 1000000000);
+    s.dry_base = (double)PICK(in, 2, 1, 1000000000);
+    s.dry_allowed_length = PICK(in, 2, 1, INT64_MAX);
+    s.dry_window = PICK(in, 0, 1, 7, INT64_MAX);
+    s.dry_breakers = some_sequences(in, n_vocab);
+    s.dry_breaker_tokens = some_mask(in, n_vocab);
+    s.bad_words = some_sequences(in, n_vocab);
+    s.top_n_sigma = (double)PICK(in, 0, 0, 1, 1000000000);
+    s.xtc_probability = 1.0 - some_part(in);
+    s.xtc_threshold = 1.0 - some_part(in);
+    s.mirostat_tau = (double)PICK(in, 0, 0, 1, 4);
+    s.mirostat_eta = some_part(in);
+    s.state.surprise = (double)PICK(in, 2, 8, -3);
     s.n_bias = PICK(in, 0, 1, 5);
     s.bias_ids = ids_below(in, s.n_bias, n_vocab);
     float *bias = moderate_floats(in, s.n_bias);
@@ -210,13 +230,20 @@ static pmx_sampler some_sampler(input *in, int64_t n_vocab) {
     s.allowed = some_mask(in, n_vocab);
     s.mask = some_mask(in, n_vocab);
     s.n_text = PICK(in, 0, 1, 2, 30, 200);
-    s.text = ids_below(in, s.n_text, n_vocab);
+    s.text = ids_below(in, s.n_text, below(in, 2) ? n_vocab : 1 + n_vocab / 16); /* with repetitions */
     return s;
 }
 
 static void break_sampler(input *in, pmx_sampler *s) {
     const double bad = (double[]){NAN, INFINITY, -INFINITY, -1e10}[below(in, 4)];
-    switch (below(in, 14)) {
+    switch (below(in, 21)) {
+    case 14: s->dry_multiplier = bad; break;
+    case 15: s->dry_multiplier = 1.0, s->dry_base = bad; break;
+    case 16: s->dry_multiplier = 1.0, s->dry_allowed_length = PICK(in, 0, -1, INT64_MIN); break;
+    case 17: s->xtc_probability = bad; break;
+    case 18: s->mirostat_tau = 1.0, s->state.surprise = (double[]){NAN, INFINITY}[below(in, 2)]; break;
+    case 19: s->bad_words.n = PICK(in, -1, INT64_MIN); break;
+    case 20: s->dry_breakers = (pmx_sequences){NULL, NULL, 1}; break;
     case 0: s->temperature = (float)bad; break;
     case 1: s->repetition_penalty = (float[]){NAN, INFINITY, 0.0f, -1.0f}[below(in, 4)]; break;
     case 2: s->presence_penalty = bad; break;

@@ -62,7 +62,7 @@ UNREAD = {
         *("batch->cosines", "batch->sines", "runs", "layer->attn_norm", "layer->ffn_norm"),
         *(f"layer->{name}." for name in MATRICES),
     ],
-    "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask"],
+    "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask", "samplers[0]->dry_breaker_tokens"],
 }
 """Beginnings of the pointers that an entry point is given and does not read."""
 

@@ -33,6 +33,16 @@ PARAMETERS: dict[str, Any] = {
     "presence_penalty": PENALTY,
     "frequency_penalty": PENALTY,
     "penalty_window": st.integers(0, 30),
+    "dry_multiplier": st.one_of(st.sampled_from([0.0, 0.8, 100.0]), st.floats(0, 100)),
+    "dry_base": st.one_of(st.just(1.0), st.floats(1, 100)),
+    "dry_allowed_length": st.integers(1, 4),
+    "dry_window": st.integers(0, 30),
+    "top_n_sigma": st.one_of(st.just(0.0), st.floats(0, 5)),
+    "xtc_probability": st.sampled_from([0.0, 0.5, 1.0]),
+    "xtc_threshold": st.one_of(st.sampled_from([0.0, 0.25, 0.5]), st.floats(0, 0.3)),
+    "mirostat_tau": st.one_of(st.sampled_from([0.0, 0.0, 1.0, 0.5]), st.floats(0, 10)),
+    "mirostat_eta": st.floats(0, 1),
+    "min_tokens": st.integers(0, 5),
     "seed": st.integers(0, 1 << 70),
 }
 
@@ -75,6 +85,10 @@ def test_draws_as_the_oracle(data: st.DataObject, n_vocab: int) -> None:
     options["logit_bias"] = data.draw(
         st.dictionaries(ids, st.one_of(st.floats(-10, 10), st.just(-math.inf)), max_size=5), "bias"
     )
+    few = st.lists(ids, min_size=1, max_size=3)
+    options["bad_words"] = data.draw(st.lists(few, max_size=3), "bad_words")
+    options["dry_breakers"] = data.draw(st.lists(few, max_size=2), "dry_breakers")
+    options["allowed_token_ids"] = data.draw(st.one_of(st.none(), st.none(), st.lists(ids, min_size=1)), "allowed")
     options.setdefault("seed", 1)
     parameters = SamplingParameters(**options)
     arguments: dict[str, Any] = {
@@ -84,7 +98,7 @@ def test_draws_as_the_oracle(data: st.DataObject, n_vocab: int) -> None:
         "seed_index": data.draw(st.integers(0, 3)),
     }
     sampler, oracle = Sampler(parameters, n_vocab=n_vocab, **arguments), Oracle(parameters, **arguments)
-    text = data.draw(st.lists(ids, max_size=40), "text")
+    text = [id for part in data.draw(st.lists(few, max_size=6), "text") for id in part * data.draw(st.integers(1, 3))]
     for _ in range(3):
         ctx = CONTEXTS[data.draw(st.sampled_from([*CONTEXTS]))]
         logits = data.draw(rows(n_vocab), "logits")
@@ -106,6 +120,11 @@ def test_draws_as_the_oracle(data: st.DataObject, n_vocab: int) -> None:
         {"top_k": 0, "top_p": 1.0, "min_p": 1e-9, "temperature": 1.7},
         {"top_k": 0, "top_p": 1.0, "typical_p": 0.9},
         {"top_k": 40000, "top_p": 1.0, "temperature": 3.0},
+        {"top_k": 0, "top_p": 1.0, "top_n_sigma": 1.5},
+        {"top_k": 0, "top_p": 1.0, "xtc_probability": 1.0, "xtc_threshold": 0.01},
+        {"top_k": 0, "top_p": 0.99, "xtc_probability": 0.5, "xtc_threshold": 0.001},
+        {"mirostat_tau": 3.0, "mirostat_eta": 0.3},
+        {"mirostat_tau": 8.0, "temperature": 1.5},
     ],
     ids=str,
 )
@@ -164,7 +183,7 @@ def test_a_row_draws_as_it_would_alone(ctx: ops.Context) -> None:
 
 def test_a_sampler_goes_back_to_its_state() -> None:
     logits = np.random.default_rng(7).standard_normal((1, 100)).astype(np.float32)
-    ctx, sampler = CONTEXTS["scalar-1"], Sampler(SamplingParameters(seed=1, top_k=0), n_vocab=100)
+    ctx, sampler = CONTEXTS["scalar-1"], Sampler(SamplingParameters(seed=1, mirostat_tau=3.0), n_vocab=100)
 
     def some() -> list[Any]:
         return [draw(ctx, [sampler], logits, [NO_TEXT])[0] for _ in range(10)]
@@ -209,3 +228,10 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     for id in (-1, 100):
         with pytest.raises(InvalidArgumentError, match="from 0 to 99 in eos_ids"):
             Sampler(SamplingParameters(), n_vocab=100, eos_ids=[id])
+
+
+@pytest.mark.parametrize("name", ["bad_words", "dry_breakers", "allowed_token_ids"])
+def test_ids_of_parameters_outside_the_vocabulary_are_refused(name: str) -> None:
+    ids: Any = [3, 100] if name == "allowed_token_ids" else [[3], [7, 100]]
+    with pytest.raises(InvalidArgumentError, match=f"from 0 to 99 in {name}, found 100"):
+        Sampler(SamplingParameters(**{name: ids}), n_vocab=100)
