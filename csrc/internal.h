@@ -36,6 +36,7 @@ typedef enum {
     PMX_SCRATCH_LOGITS,
     PMX_SCRATCH_GROUPS,
     PMX_SCRATCH_IMPORTANCE,
+    PMX_SCRATCH_STATES, /* of samplers, until all rows are drawn */
     PMX_SCRATCH_SLOTS
 } pmx_scratch_slot;
 

@@ -32,7 +32,8 @@ typedef enum {
     PMX_ENONFINITE = 5,   /* NaN or infinity; pmx_bad_row() names the row */
     PMX_EOVERFLOW = 6,    /* a key or value does not fit the cache's type; pmx_bad_row() names the row */
     PMX_ECANCELED = 7,    /* pmx_ctx_cancel was set */
-    PMX_EBUSY = 8         /* another thread's call is running in the context */
+    PMX_EBUSY = 8,        /* another thread's call is running in the context */
+    PMX_EBANNED = 9       /* a row of pmx_sample: no token is left to draw */
 } pmx_status;
 
 /* GGUF's own numbers (ggml_type). */
@@ -159,6 +160,59 @@ typedef struct {
     int64_t *n_tokens;    /* [n_experts] */
 } pmx_observer;
 
+/* What a sampler carries from token to token: NumPy's PCG64, whose words of 128 bits have the low
+ * half first, and the surprise that mirostat allows. */
+typedef struct {
+    uint64_t state[2];
+    uint64_t increment[2];
+    double surprise; /* finite, in bits */
+} pmx_sampler_state;
+
+/* Sequences of ids, none empty, one behind the other; sequence i ends before ids[ends[i]]. */
+typedef struct {
+    const int32_t *ids;
+    const int64_t *ends; /* [n], ascending */
+    int64_t n;
+} pmx_sequences;
+
+/* How one text goes on: the steps of docs/numerics.md, "sampling", each left out at the value in
+ * brackets, with the state and the text that they look at. A mask has a bit for each token, bit
+ * i % 32 of word i / 32: [(n_vocab + 31) / 32]. */
+typedef struct {
+    pmx_sampler_state state;
+    float temperature;          /* 0: the largest logit is taken */
+    float repetition_penalty;   /* above 0 (1) */
+    double presence_penalty;    /* (0) */
+    double frequency_penalty;   /* (0) */
+    double dry_multiplier;      /* 0..1e9 (0) */
+    double dry_base;            /* 1..1e9; read only with dry_multiplier, as the members that follow */
+    int64_t dry_allowed_length; /* 1.. */
+    int64_t dry_window;         /* the last ids of text that count; 0: all */
+    double top_n_sigma;         /* (0) */
+    double typical_p;           /* 0..1 (1) */
+    double top_p;               /* 0..1 (1) */
+    double min_p;               /* 0..1 (0) */
+    double xtc_probability;     /* 0..1 (0) */
+    double xtc_threshold;       /* 0..1 */
+    double mirostat_tau;        /* bits, 0..1e9 (0) */
+    double mirostat_eta;        /* 0..1 */
+    int64_t top_k;              /* (0) */
+    int64_t penalty_window;     /* the last ids of text that the penalties look at; 0: all */
+    const int32_t *bias_ids;    /* [n_bias] */
+    const float *bias;          /* [n_bias], below +infinity */
+    int64_t n_bias;
+    const int32_t *end_ids; /* [n_end], banned while n_text < min_text */
+    int64_t n_end;
+    int64_t min_text;
+    pmx_sequences bad_words;            /* the last id of one is banned where the text ends with the others */
+    pmx_sequences dry_breakers;         /* that no repetition crosses */
+    const uint32_t *dry_breaker_tokens; /* mask of more such, of one token each; or NULL */
+    const uint32_t *allowed;            /* mask of the tokens that may be drawn; NULL: all */
+    const uint32_t *mask;               /* the same for this token: both must have the bit */
+    const int32_t *text;                /* [n_text], the ids so far, prompt included */
+    int64_t n_text;
+} pmx_sampler;
+
 /* --- Errors: of the last call on this thread that failed -------------------------------------- */
 
 /* One sentence; valid until the next call on this thread. */
@@ -240,6 +294,13 @@ pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *lo
  * and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that overflow the type. */
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
                       int64_t cols);
+
+/* Draws a token for each row. ids: [n_rows]; statuses: [n_rows], of each row by itself: PMX_OK;
+ * PMX_ENONFINITE, with ids the token whose logit is NaN, or the largest one, which is infinite;
+ * PMX_EBANNED. logits: [n_rows][n_vocab]; samplers: [n_rows], one for each row, none twice. The
+ * state of a row that is not PMX_OK stays as it is, and after a failure of the call that of all. */
+pmx_status pmx_sample(pmx_ctx *ctx, int32_t *ids, int32_t *statuses, const float *logits, pmx_sampler *const *samplers,
+                      int64_t n_rows, int64_t n_vocab);
 
 /* --- A decoder layer in two calls ------------------------------------------------------------- */
 

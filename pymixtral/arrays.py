@@ -14,6 +14,7 @@ F64 = NDArray[np.float64]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
+U32 = NDArray[np.uint32]
 
 IdArray = NDArray[np.integer[Any]]
 """Token ids of any integer type."""

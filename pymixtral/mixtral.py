@@ -137,7 +137,7 @@ class Mixtral:
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
             source = str(self.path)
-            self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, model.context, self.active_bytes, source)
+            self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
             self._engine = Engine(
                 model,
                 source,

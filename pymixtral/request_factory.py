@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral import ops
 from pymixtral.arguments import integer, number, refuse_unknown, shown, text_of
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.engine.generation import Continuation, LogitsProcessor
@@ -89,7 +87,6 @@ class RequestFactory:
         config: the model's numbers.
         tokenizer: its tokenizer, if the file has one.
         n_ctx: most tokens of a text.
-        context: computes exponentials for the samplers, on the engine's thread.
         pass_bytes: bytes of weights that a pass of one token reads.
         source: the file's name in messages.
     """
@@ -97,7 +94,6 @@ class RequestFactory:
     config: ModelConfig
     tokenizer: Tokenizer | None
     n_ctx: int
-    context: ops.Context
     pass_bytes: int
     source: str
 
@@ -123,16 +119,8 @@ class RequestFactory:
         refuse_unknown(options, _KNOWN, "generate() and stream()")
         given: dict[str, Any] = dict(options)
         sampling = {name: given.pop(name) for name in list(given) if name in _SAMPLING}
-        if seed_index and sampling.get("seed") is not None:
-            sampling["seed"] = _nth_seed(integer("seed", sampling["seed"], 0), seed_index)
         parameters = SamplingParameters(**sampling)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
-        sampler = Sampler(
-            parameters,
-            partial(ops.exp, self.context),
-            n_vocab=self.config.n_vocab,
-            banned=eos_ids if given.get("ignore_eos") else (),
-        )
         stop_strings, stop_ids = self._stops(given.get("stop"))
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
@@ -142,6 +130,14 @@ class RequestFactory:
         if processor is not None and not callable(processor):
             raise InvalidArgumentError(f"expected logits_processor to be a function, found {shown(processor)}")
         ids = self.prompt_ids(prompt, parse_special=bool(given.get("parse_special")))
+        sampler = Sampler(
+            parameters,
+            n_vocab=self.config.n_vocab,
+            eos_ids=eos_ids,
+            ignore_eos=bool(given.get("ignore_eos")),
+            n_prompt=len(ids),
+            seed_index=seed_index,
+        )
         tokenizer = self.text_tokenizer() if stop_strings else self.tokenizer
         decoder = None
         if tokenizer:
@@ -320,9 +316,3 @@ def deadline_of(timeout: float | None) -> float | None:
 
 def _n_logprobs(name: str, value: object) -> int | None:
     return None if value is None else integer(name, value, 0, MAX_LOGPROBS)
-
-
-def _nth_seed(seed: int, index: int) -> int:
-    """The seed of another text of the same prompt: the first words of a seed sequence's child."""
-    words = np.random.SeedSequence(seed, spawn_key=(index,)).generate_state(4, np.uint64)
-    return int.from_bytes(words.tobytes(), "little")

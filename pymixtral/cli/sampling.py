@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import Field, fields
+from functools import partial
 from typing import Any
 
 import click
@@ -16,6 +17,8 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "int": {"type": int, "metavar": "N", "show_default": True},
     "int | None": {"type": int, "metavar": "N"},
     "Mapping[int, float] | None": {"multiple": True, "metavar": "ID=N"},
+    "Sequence[int] | None": {"metavar": "ID,ID"},
+    "Sequence[Sequence[int]] | None": {"multiple": True, "metavar": "ID,ID"},
 }
 
 
@@ -30,16 +33,20 @@ def _option(field: Field[Any]) -> Any:
     return click.option(
         f"--{field.name.replace('_', '-')}",
         default=field.default,
-        callback=_checked,
+        callback=partial(_checked, str(field.type)),
         help=field.metadata["help"],
         **_SETTINGS[str(field.type)],
     )
 
 
-def _checked(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+def _checked(kind: str, ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """The value, which SamplingParameters allows: wrong ones are refused before a model is opened."""
-    if isinstance(value, tuple):
+    if kind.startswith("Mapping"):
         value = dict(_pair(ctx, param, text) for text in value)
+    elif kind == "Sequence[int] | None":
+        value = None if value is None else _ids(ctx, param, value)
+    elif kind.startswith("Sequence"):
+        value = [_ids(ctx, param, text) for text in value]
     assert param.name is not None
     return getattr(SamplingParameters(**{param.name: value}), param.name)
 
@@ -52,3 +59,10 @@ def _pair(ctx: click.Context, param: click.Parameter, text: str) -> tuple[int, f
         raise click.BadParameter(
             f"expected a token id, '=' and a number, such as 17=-2.5, found {text!r}", ctx, param
         ) from None
+
+
+def _ids(ctx: click.Context, param: click.Parameter, text: str) -> list[int]:
+    try:
+        return [int(id) for id in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected token ids with commas, such as 17,42, found {text!r}", ctx, param) from None

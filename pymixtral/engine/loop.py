@@ -18,9 +18,10 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
-from pymixtral.errors import CanceledError, ClosedError
+from pymixtral.errors import CanceledError, ClosedError, PymixtralError
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.ops import PAGE
+from pymixtral.sampling.sampler import draw
 
 _LOGITS = 1 << 22
 """Logits that are computed at once where rows of a text are read: 16 MB of float32."""
@@ -275,10 +276,11 @@ class Loop:
                 assert isinstance(request, Continuation)
                 drawing.append((request, slice(at, at + last)))
                 at += last
-        logits = self._draw_logits(drawing, hidden)
-        for request, positions, rows in reading:
-            self._read(request, positions, rows)
-        self._draw(logits)
+        rows, logits = self._draw_logits(drawing, hidden)
+        for request, positions, states in reading:
+            self._read(request, positions, states)
+        if rows:
+            self._draw(rows, logits)
         self._advance(batch, time.perf_counter() - begin)
 
     def _forward(self, batch: list[tuple[Request, int]]) -> F32:
@@ -322,24 +324,29 @@ class Loop:
         n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
         return request.unread(entry.n_computed, end - n_draw), n_draw
 
-    def _draw_logits(self, drawing: list[tuple[Continuation, slice]], hidden: F32) -> list[tuple[Continuation, F32]]:
-        """The logits of each text's rows, in one product if none of them fails."""
-        if not drawing:
-            return []
+    def _draw_logits(
+        self, drawing: list[tuple[Continuation, slice]], hidden: F32
+    ) -> tuple[list[tuple[Continuation, F32]], F32]:
+        """The logits of each text's rows, in one product if none of them fails; and that product."""
         parts = [hidden[rows] for _, rows in drawing]
+        if not parts:
+            return [], hidden[:0]
         try:
             whole = len(hidden) == sum(map(len, parts))
             logits = self._model.logits(hidden if whole else np.concatenate(parts))
         except Exception as error:
-            if len(drawing) > 1:
-                return [pair for one in drawing for pair in self._draw_logits([one], hidden)]
-            drawing[0][0].failed = error
-            return []
+            if len(drawing) == 1:
+                drawing[0][0].failed = error
+                return [], hidden[:0]
+            each = [self._draw_logits([one], hidden) for one in drawing]
+            return [pair for pairs, _ in each for pair in pairs], np.concatenate(
+                [rows for pairs, rows in each if pairs]
+            )
         ends = itertools.accumulate(map(len, parts))
         return [
             (request, logits[end - len(part) : end])
             for (request, _), part, end in zip(drawing, parts, ends, strict=True)
-        ]
+        ], logits
 
     def _read(self, request: Request, positions: range, hidden: F32) -> None:
         try:
@@ -351,26 +358,47 @@ class Loop:
             request.failed = error
         request.rows = range(positions.stop, request.rows.stop)
 
-    def _draw(self, drawing: list[tuple[Continuation, F32]]) -> None:
+    def _draw(self, drawing: list[tuple[Continuation, F32]], logits: F32) -> None:
         """Draws from the rows of each text in turn, as long as they confirm what was proposed."""
-        going = [(request, rows) for request, rows in drawing if len(rows)]
-        going += [
-            (sibling, rows)
-            for request, rows in going
-            for sibling in request.siblings
-            if isinstance(sibling, Continuation)
-        ]
+        going = list(drawing)
+        for request, rows in drawing:
+            going += [(sibling, rows) for sibling in request.siblings if isinstance(sibling, Continuation)]
         r = 0
         while going:
-            following = []
-            for request, rows in going:
-                try:
-                    token = request.sampler.sample(request.prepare(rows[r]), request.text_ids)
-                    if request.draw(token, rows[r], len(rows) - 1):
-                        following.append((request, rows))
-                except BaseException as error:  # of a caller's function, too
-                    request.failed = error
-            going, r = following, r + 1
+            plain = r == 0 and len(going) == len(logits) and not any(request.processor for request, _ in going)
+            prepared = list(logits) if plain else [self._prepared(request, rows[r]) for request, rows in going]
+            ready = [(*pair, row) for pair, row in zip(going, prepared, strict=True) if row is not None]
+            drawn = draw(
+                self._model.context,
+                [request.sampler for request, _, _ in ready],
+                logits if plain else np.stack([row for _, _, row in ready]) if ready else logits[:0],
+                [request.text_ids for request, _, _ in ready],
+            )
+            going = []
+            for (request, rows, _), token in zip(ready, drawn, strict=True):
+                if isinstance(token, PymixtralError):
+                    request.failed = token
+                elif self._takes(request, token, rows, r):
+                    going.append((request, rows))
+            r += 1
+
+    @staticmethod
+    def _prepared(request: Continuation, logits: F32) -> F32 | None:
+        """A row as the request's processor leaves it; None if that fails."""
+        try:
+            return request.prepare(logits)
+        except BaseException as error:  # of a caller's function
+            request.failed = error
+            return None
+
+    @staticmethod
+    def _takes(request: Continuation, token: int, rows: F32, r: int) -> bool:
+        """Whether the token that was drawn is the one that was proposed."""
+        try:
+            return request.draw(token, rows[r], len(rows) - 1)
+        except Exception as error:
+            request.failed = error
+            return False
 
     def _advance(self, batch: list[tuple[Request, int]], seconds: float) -> None:
         """Notes what a pass has computed, and tells the callers."""

@@ -1,6 +1,6 @@
 """The C library as NumPy functions; the only package that imports the extension.
 
-`operations` and `layer` have a function for each entry point, `context` has the threads and the
+`operations`, `layer` and `sampling` have a function for each entry point, `context` has the threads and the
 instruction set that they run with, `prefetch` chooses a context's hint, `views` has the arrays as C
 sees them, and `native` the extension.
 """
@@ -22,11 +22,13 @@ from pymixtral.ops.operations import (
     silu_mul,
 )
 from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefetch
+from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.views import PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
     "MAX_THREADS",
+    "NEVER",
     "PAGE",
     "Batch",
     "BoundMatrix",
@@ -36,6 +38,7 @@ __all__ = [
     "Observer",
     "PrefetchTrial",
     "Runs",
+    "SamplerRow",
     "Threads",
     "asked_prefetch",
     "attention",
@@ -54,6 +57,7 @@ __all__ = [
     "rope",
     "rope_table",
     "route",
+    "sample",
     "silu_mul",
     "thread_limits",
 ]

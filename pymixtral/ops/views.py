@@ -88,6 +88,7 @@ _POINTERS = {
     np.dtype(np.int32): "int32_t[]",
     np.dtype(np.int64): "int64_t[]",
     np.dtype(np.uint8): "uint8_t[]",
+    np.dtype(np.uint32): "uint32_t[]",
 }
 
 
@@ -95,7 +96,7 @@ def pointer(x: NDArray[Any]) -> Any:
     """Make a C pointer to an array.
 
     Args:
-        x: C-contiguous, of float32, float64, int8, int32, int64 or uint8.
+        x: C-contiguous, of float32, float64, int8, int32, int64, uint8 or uint32.
 
     Returns:
         The pointer, which keeps the array alive.

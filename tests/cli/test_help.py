@@ -197,7 +197,7 @@ def completed(words: str, more: str = "") -> list[str]:
     [
         ("pymixtral ", [f"plain,{name}" for name in COMMANDS]),
         ("pymixtral p", ["plain,perplexity", "plain,plan"]),
-        ("pymixtral generate --top", ["plain,--top-k", "plain,--top-p"]),
+        ("pymixtral generate --top", ["plain,--top-k", "plain,--top-p", "plain,--top-n-sigma"]),
         ("pymixtral generate --kv-type q", ["plain,q8_0"]),
         ("pymixtral quantize --type q2", ["plain,q2_k"]),
         ("pymixtral plan --params 8", ["plain,8x7b", "plain,8x22b"]),

@@ -161,18 +161,18 @@ def test_a_new_sampling_parameter_needs_no_line_in_the_command_line(monkeypatch:
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class More(SamplingParameters):
-        xtc_threshold: float = dataclasses.field(default=0.1, metadata={"help": "New here.", "check": between_0_and_1})
+        smoothing: float = dataclasses.field(default=0.1, metadata={"help": "New here.", "check": between_0_and_1})
 
     monkeypatch.setattr(sampling, "SamplingParameters", More)
 
     @click.command()
     @sampling.sampling_options
     def command(**values: Any) -> None:
-        click.echo(json.dumps(values["xtc_threshold"]))
+        click.echo(json.dumps(values["smoothing"]))
 
-    assert CliRunner().invoke(command, ["--xtc-threshold", "0.5"]).output == "0.5\n"
+    assert CliRunner().invoke(command, ["--smoothing", "0.5"]).output == "0.5\n"
     assert CliRunner().invoke(command, []).output == "0.1\n"
-    assert isinstance(CliRunner().invoke(command, ["--xtc-threshold", "2"]).exception, InvalidArgumentError)
+    assert isinstance(CliRunner().invoke(command, ["--smoothing", "2"]).exception, InvalidArgumentError)
     assert "New here.  [default: 0.1]" in CliRunner().invoke(command, ["--help"]).output
 
 

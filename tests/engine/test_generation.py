@@ -19,7 +19,6 @@ from pymixtral.engine.requests import Event, Finished, Progress
 from pymixtral.engine.scheduler import Entry
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import CanceledError, InvalidArgumentError
-from pymixtral.reference.oracle import exp
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.tokenizer import Tokenizer
 from support.samplers import sampler_of
@@ -75,7 +74,7 @@ class Writing:
         arguments: dict[str, Any] = {
             "n_ctx": 1000,
             "max_tokens": None,
-            "sampler": sampler_of(exp, temperature=0),
+            "sampler": sampler_of(temperature=0),
             "decoder": TOKENIZER.stream(begins_text=False),
             "stop": StopStrings(stop),
             "eos_ids": TOKENIZER.eos_ids,

@@ -275,6 +275,7 @@ static target *const targets[] = {
     fuzz_encode,          fuzz_queries,       fuzz_cache_write,
     fuzz_attention,       fuzz_attention,     fuzz_layer_attention,
     fuzz_layer_attention, fuzz_layer_experts, fuzz_layer_experts,
+    fuzz_sample,          fuzz_sample,        fuzz_sample,
 };
 
 /* A context for the second call; NULL when the input made it fail, as it then must. */

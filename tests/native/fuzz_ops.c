@@ -1,4 +1,5 @@
 /* fuzz_ops.c: fuzz targets of the single operations. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -168,6 +169,116 @@ void fuzz_route(input *in) {
     if (broken == 3) n_experts = (int32_t)PICK(in, 0, -1, 65, INT32_MAX, INT32_MIN);
     if (broken == 4) n_used = (int32_t)PICK(in, 0, -1, n_experts + 1, INT32_MAX, INT32_MIN);
     CALL(pmx_route(ctx, ids.of[v], weights.of[v], logits, n_tokens, n_experts, n_used))
+    verdict(broken, n_rows);
+}
+
+static int32_t *ids_below(input *in, int64_t n, int64_t n_vocab) {
+    int32_t *ids = buffer((size_t)n * sizeof *ids);
+    for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(number(in) % (uint64_t)n_vocab);
+    return ids;
+}
+
+static uint32_t *some_mask(input *in, int64_t n_vocab) {
+    if (below(in, 2)) return NULL;
+    uint32_t *mask = buffer((size_t)((n_vocab + 31) / 32) * sizeof *mask);
+    const uint32_t density = below(in, 4);
+    for (int64_t i = 0; i < (n_vocab + 31) / 32; i++) mask[i] = density == 0 ? 0 : density == 1 ? ~0u : number(in);
+    return mask;
+}
+
+static double some_part(input *in) { return PICK(in, 4, 4, 0, 1, 2, 3) * 0.25; }
+
+static pmx_sequences some_sequences(input *in, int64_t n_vocab) {
+    const int64_t n = PICK(in, 0, 0, 1, 3);
+    int64_t *ends = buffer((size_t)n * sizeof *ends);
+    for (int64_t i = 0; i < n; i++) ends[i] = (i ? ends[i - 1] : 0) + 1 + (int64_t)below(in, 3);
+    return (pmx_sequences){ids_below(in, n ? ends[n - 1] : 0, n_vocab), ends, n};
+}
+
+static pmx_sampler some_sampler(input *in, int64_t n_vocab) {
+    pmx_sampler s = {.state = {{number(in), number(in)}, {number(in) | 1, number(in)}}};
+    s.temperature = (float)PICK(in, 4, 0, 1, 400) * 0.25f;
+    s.repetition_penalty = (float)PICK(in, 4, 1, 5, 400) * 0.25f;
+    s.presence_penalty = (double)PICK(in, 0, 0, 1, -100, 1000000000);
+    s.frequency_penalty = (double)PICK(in, 0, 0, 1, -100, 1000000000);
+    s.typical_p = some_part(in);
+    s.top_p = some_part(in);
+    s.min_p = 1.0 - some_part(in);
+    s.top_k = PICK(in, 0, 0, 1, 2, 40, INT64_MAX);
+    s.penalty_window = PICK(in, 0, 1, 7, INT64_MAX);
+    s.dry_multiplier = (double)PICK(in, 0, 0, 1, 1000000000);
+    s.dry_base = (double)PICK(in, 2, 1, 1000000000);
+    s.dry_allowed_length = PICK(in, 2, 1, INT64_MAX);
+    s.dry_window = PICK(in, 0, 1, 7, INT64_MAX);
+    s.dry_breakers = some_sequences(in, n_vocab);
+    s.dry_breaker_tokens = some_mask(in, n_vocab);
+    s.bad_words = some_sequences(in, n_vocab);
+    s.top_n_sigma = (double)PICK(in, 0, 0, 1, 1000000000);
+    s.xtc_probability = 1.0 - some_part(in);
+    s.xtc_threshold = 1.0 - some_part(in);
+    s.mirostat_tau = (double)PICK(in, 0, 0, 1, 4);
+    s.mirostat_eta = some_part(in);
+    s.state.surprise = (double)PICK(in, 2, 8, -3);
+    s.n_bias = PICK(in, 0, 1, 5);
+    s.bias_ids = ids_below(in, s.n_bias, n_vocab);
+    float *bias = moderate_floats(in, s.n_bias);
+    if (s.n_bias) bias[0] = (float[]){-INFINITY, FLT_MAX, -FLT_MAX, 0.0f}[below(in, 4)];
+    s.bias = bias;
+    s.n_end = PICK(in, 0, 1, 2);
+    s.end_ids = ids_below(in, s.n_end, n_vocab);
+    s.min_text = PICK(in, 0, 3, INT64_MAX);
+    s.allowed = some_mask(in, n_vocab);
+    s.mask = some_mask(in, n_vocab);
+    s.n_text = PICK(in, 0, 1, 2, 30, 200);
+    s.text = ids_below(in, s.n_text, below(in, 2) ? n_vocab : 1 + n_vocab / 16); /* with repetitions */
+    return s;
+}
+
+static void break_sampler(input *in, pmx_sampler *s) {
+    const double bad = (double[]){NAN, INFINITY, -INFINITY, -1e10}[below(in, 4)];
+    switch (below(in, 21)) {
+    case 14: s->dry_multiplier = bad; break;
+    case 15: s->dry_multiplier = 1.0, s->dry_base = bad; break;
+    case 16: s->dry_multiplier = 1.0, s->dry_allowed_length = PICK(in, 0, -1, INT64_MIN); break;
+    case 17: s->xtc_probability = bad; break;
+    case 18: s->mirostat_tau = 1.0, s->state.surprise = (double[]){NAN, INFINITY}[below(in, 2)]; break;
+    case 19: s->bad_words.n = PICK(in, -1, INT64_MIN); break;
+    case 20: s->dry_breakers = (pmx_sequences){NULL, NULL, 1}; break;
+    case 0: s->temperature = (float)bad; break;
+    case 1: s->repetition_penalty = (float[]){NAN, INFINITY, 0.0f, -1.0f}[below(in, 4)]; break;
+    case 2: s->presence_penalty = bad; break;
+    case 3: s->frequency_penalty = bad; break;
+    case 4: s->typical_p = bad; break;
+    case 5: s->top_p = bad; break;
+    case 6: s->min_p = bad; break;
+    case 7: s->top_k = PICK(in, -1, INT64_MIN); break;
+    case 8: s->penalty_window = PICK(in, -1, INT64_MIN); break;
+    case 9: s->n_bias = PICK(in, -1, INT64_MIN); break;
+    case 10: s->n_end = PICK(in, -1, INT64_MIN); break;
+    case 11: s->n_text = PICK(in, -1, INT64_MIN); break;
+    case 12: s->min_text = PICK(in, -1, INT64_MIN); break;
+    default: s->n_bias = 1, s->bias_ids = NULL; break;
+    }
+}
+
+void fuzz_sample(input *in) {
+    enum { MOST_ROWS = 9 };
+    int64_t n_vocab = PICK(in, 40, 1, 2, 31, 32, 33, 255, 257, 1000, 3000), n_rows = PICK(in, 1, 2, 3, 9, 0);
+    const float *logits = floats(in, n_rows * n_vocab);
+    pmx_sampler samplers[2][MOST_ROWS], *pointers[2][MOST_ROWS];
+    for (int64_t i = 0; i < n_rows; i++) {
+        samplers[0][i] = samplers[1][i] = some_sampler(in, n_vocab);
+        for (int v = 0; v < 2; v++) pointers[v][i] = &samplers[v][i];
+    }
+    const result ids = written((size_t)n_rows * sizeof(int32_t), NULL, BITS);
+    const result row_statuses = written((size_t)n_rows * sizeof(int32_t), NULL, BITS);
+    const int broken = breaks(in, n_rows ? 5 : 2);
+    if (broken == 1) n_rows = no_count(in);
+    if (broken == 2) n_vocab = PICK(in, 0, -1, (1 << 24) + 1, INT64_MAX, INT64_MIN);
+    if (broken == 3) pointers[0][n_rows - 1] = pointers[1][n_rows - 1] = NULL;
+    if (broken == 4) break_sampler(in, &samplers[0][0]), samplers[1][0] = samplers[0][0];
+    if (broken == 5) logits = NULL;
+    CALL(pmx_sample(ctx, ids.of[v], row_statuses.of[v], logits, pointers[v], n_rows, n_vocab))
     verdict(broken, n_rows);
 }
 

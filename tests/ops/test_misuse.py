@@ -33,6 +33,7 @@ from support.calls import (
     rope,
     rope_table,
     route,
+    sample,
     set_members,
     silu_mul,
     weight,
@@ -61,6 +62,7 @@ UNREAD = {
         *("batch->cosines", "batch->sines", "runs", "layer->attn_norm", "layer->ffn_norm"),
         *(f"layer->{name}." for name in MATRICES),
     ],
+    "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask", "samplers[0]->dry_breaker_tokens"],
 }
 """Beginnings of the pointers that an entry point is given and does not read."""
 
@@ -74,6 +76,10 @@ def pointers(call: Call) -> list[Pointer]:
     for name, value in call.args.items():
         if isinstance(value, ffi.CData):
             found.append((name, partial(call.args.__setitem__, name), value))
+            if name == "samplers":
+                found.append((f"{name}[0]", partial(value.__setitem__, 0), value[0]))
+                found += members(f"{name}[0]->", value[0])
+                continue
             found += members(f"{name}[0].", value[0]) if name == "runs" else members(f"{name}->", value)
     unread = ("observer", "importance", *UNREAD.get(call.entry, ()))
     return [pointer for pointer in found if not pointer[0].startswith(unread) and not pointer[0].endswith("delta")]
@@ -161,6 +167,8 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (route, "n_experts_used", [0, -1, 8, 1 << 30]),
     (encode, "rows", [-1, LARGEST, 1 << 58]),
     (encode, "cols", [0, -32, 63, LARGEST]),
+    (sample, "n_rows", [-1, -LARGEST - 1, LARGEST, 1 << 58]),
+    (sample, "n_vocab", [0, -1, 69, (1 << 24) + 1, LARGEST]),
     (layer_attention, "n_runs", [-1, 0]),
     (layer_attention, "n_tokens", [-1, 0, N - 1, N + 1, LARGEST]),
     (layer_experts, "n_tokens", [-1, (1 << 25) + 1, LARGEST]),
@@ -181,7 +189,7 @@ def test_sizes_out_of_range(make: Callable[[ops.Context], Call], name: str, valu
 @every_call
 def test_nothing_to_do(ctx: ops.Context, make: Callable[[ops.Context], Call]) -> None:
     call = make(ctx)
-    counts = [name for name in ("n_tokens", "n_ids", "n_runs", "rows") if name in call] or ["n"]
+    counts = [name for name in ("n_tokens", "n_ids", "n_runs", "rows", "n_rows") if name in call] or ["n"]
     before = [output.array.copy() for output in call.outputs]
     assert call.status(**dict.fromkeys(counts, 0)) == lib.PMX_OK
     for output, contents in zip(call.outputs, before, strict=True):

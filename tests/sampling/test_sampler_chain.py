@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.reference.oracle import exp
-from support.samplers import sampler_of
+from pymixtral.sampling.parameters import SamplingParameters
+from support.samplers import OneText, mask_of, sampler_of
+from support.variants import FIRST_CONTEXT
 
 OFF: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
 # PYTHONPATH=tests/sampling python -c 'from test_sampler_chain import *; print(golden_ids())'
@@ -129,7 +131,7 @@ def test_draws_what_the_contract_says(
         st.dictionaries(ids, st.one_of(st.floats(-10, 10), st.just(-math.inf)), max_size=5), "bias"
     )
     array = np.array(logits, F32)
-    sampler = sampler_of(exp, **options, n_vocab=len(logits), seed=seed)
+    sampler = sampler_of(**options, seed=seed)
     uniform = (int(np.random.PCG64(seed).random_raw()) >> 11) * 2.0**-53
     expected = edited(logits, text, options)
     if max(expected) == -math.inf:
@@ -143,7 +145,6 @@ def test_draws_what_the_contract_says(
 def golden_ids() -> list[int]:
     logits = (np.random.default_rng(5).standard_normal(1000) * 3).astype(F32)
     sampler = sampler_of(
-        exp,
         temperature=1.2,
         top_k=100,
         top_p=0.9,
@@ -167,7 +168,7 @@ def test_same_seed_same_ids_on_every_machine() -> None:
 
 
 def drawn(probabilities: list[float], text: list[int] | None = None, n: int = 400, **options: Any) -> set[int]:
-    sampler = sampler_of(exp, **(OFF | options), seed=1)
+    sampler = sampler_of(**(OFF | options), seed=1)
     logits = np.log(np.array(probabilities, F32))
     return {sampler.sample(logits, np.array(text or [], np.int32)) for _ in range(n)}
 
@@ -195,7 +196,7 @@ def test_filters_work_one_after_the_other() -> None:
 
 def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
     logits = np.array([2.0, 1.5, -1.0, -1.5], F32)
-    greedy = sampler_of(exp, temperature=0, repetition_penalty=2.0, logit_bias=None)
+    greedy = sampler_of(temperature=0, repetition_penalty=2.0, logit_bias=None)
     assert greedy.sample(logits, np.array([0], np.int32)) == 1
     assert greedy.sample(logits, np.array([0, 0, 0], np.int32)) == 1  # once for each token, not for each time
     assert greedy.sample(logits[2:], np.array([0], np.int32)) == 1
@@ -205,10 +206,10 @@ def test_repetition_penalty_lowers_logits_of_either_sign() -> None:
 def test_presence_counts_once_and_frequency_every_time() -> None:
     logits = np.array([3.0, 1.6, 0.0], F32)
     text = np.array([0, 0, 0], np.int32)
-    assert sampler_of(exp, temperature=0, presence_penalty=1.0).sample(logits, text) == 0
-    assert sampler_of(exp, temperature=0, frequency_penalty=0.5).sample(logits, text) == 1
-    assert sampler_of(exp, temperature=0, frequency_penalty=0.5).sample(logits, text[:2]) == 0
-    assert sampler_of(exp, temperature=0, presence_penalty=-1.5).sample(logits, np.array([1], np.int32)) == 1
+    assert sampler_of(temperature=0, presence_penalty=1.0).sample(logits, text) == 0
+    assert sampler_of(temperature=0, frequency_penalty=0.5).sample(logits, text) == 1
+    assert sampler_of(temperature=0, frequency_penalty=0.5).sample(logits, text[:2]) == 0
+    assert sampler_of(temperature=0, presence_penalty=-1.5).sample(logits, np.array([1], np.int32)) == 1
 
 
 @pytest.mark.parametrize(("window", "expected"), [(1, 0), (2, 0), (3, 1), (0, 1), (100, 1)])
@@ -216,7 +217,7 @@ def test_penalties_look_at_the_last_tokens_only(window: int, expected: int) -> N
     logits = np.array([2.0, 1.5, 0.0], F32)
     text = np.array([0, 2, 2], np.int32)
     for name, value in (("repetition_penalty", 2.0), ("presence_penalty", 1.0), ("frequency_penalty", 1.0)):
-        sampler = sampler_of(exp, temperature=0, penalty_window=window, **{name: value})  # type: ignore[arg-type]
+        sampler = sampler_of(temperature=0, penalty_window=window, **{name: value})  # type: ignore[arg-type]
         assert sampler.sample(logits, text) == expected
 
 
@@ -236,15 +237,123 @@ def test_banned_ids_are_never_drawn_whatever_their_bias() -> None:
         drawn([0.7, 0.3], banned=[0], logit_bias={1: -math.inf})
 
 
+# --- DRY, top-n-sigma, XTC, mirostat -------------------------------------------------------------------------------
+
+
+def penalties(text: list[int], n_vocab: int = 8, **options: Any) -> list[float]:
+    """By how much DRY lowers each logit: what a bias must lift it by to win."""
+    found = []
+    for id in range(n_vocab):
+        low, high = -1.0, 2e9
+        while high - low > max(1e-3, 1e-6 * high):
+            bias = (low + high) / 2
+            sampler = sampler_of(temperature=0, logit_bias={id: min(bias, 1e9), n_vocab: 0.0}, **options)
+            logits = np.full(n_vocab + 1, -math.inf, F32)
+            logits[[id, n_vocab]] = max(bias - 1e9, 0), 0
+            low, high = (low, bias) if sampler.sample(logits, np.array(text, np.int32)) == id else (bias, high)
+        found.append(round(high, 2))
+    return found
+
+
+def test_dry_penalizes_what_continues_a_repetition_the_more_the_longer_it_is() -> None:
+    dry: dict[str, Any] = {"dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 2}
+    assert penalties([1, 2, 3, 4, 1, 2], **dry)[3] == 0.8  # "1 2" has been followed by 3
+    assert penalties([5, 1, 2, 3, 4, 5, 1, 2], **dry)[3] == 1.6
+    assert penalties([6, 5, 1, 2, 3, 4, 6, 5, 1, 2], **dry)[3] == 3.2
+    assert penalties([1, 2, 3, 4, 1, 2], **dry)[4] == 0
+    assert penalties([2, 3, 4, 2], **dry) == [0] * 8  # one token is no repetition yet
+    assert penalties([2, 3, 4, 2], **(dry | {"dry_allowed_length": 1}))[3] == 0.8
+    assert penalties([1, 2, 3, 4, 1, 2], dry_window=4, **dry) == [0] * 8
+    assert penalties([7, 7, 7, 7], **dry)[7] == 1.6  # of itself, one earlier: three of them
+    assert penalties([7] * 300, **dry)[7] == pytest.approx(1e9)  # however long
+
+
+def test_dry_does_not_look_across_a_breaker() -> None:
+    dry: dict[str, Any] = {"dry_multiplier": 0.8, "dry_base": 2.0, "dry_allowed_length": 2}
+    text = [6, 5, 1, 2, 3, 4, 6, 5, 1, 2]
+    assert penalties(text, dry_breakers=[[5]], **dry)[3] == 0.8  # 1 2 are behind it
+    assert penalties(text, dry_breakers=[[6, 5]], **dry)[3] == 0.8
+    assert penalties(text, dry_breakers=[[5, 6]], **dry)[3] == 3.2
+    assert penalties(text, dry_breakers=[[1]], **dry)[3] == 0
+    assert penalties(text, dry_breakers=[[3]], **dry)[3] == 0  # a breaker itself is not penalized
+
+
+def test_top_n_sigma_counts_standard_deviations_below_the_largest() -> None:
+    logits = np.array([2, 1, 0, -1, -2, -math.inf], F32)  # of standard deviation 1.414
+    sampled = {
+        n: {sampler_of(**OFF, top_n_sigma=n, seed=i).sample(logits) for i in range(200)} for n in (0.5, 0.8, 1.5, 3)
+    }
+    assert sampled == {0.5: {0}, 0.8: {0, 1}, 1.5: {0, 1, 2}, 3: {0, 1, 2, 3, 4}}
+
+
+def test_xtc_leaves_the_least_likely_of_the_top_choices() -> None:
+    p = [0.4, 0.3, 0.2, 0.1]
+    assert drawn(p, xtc_probability=1.0, xtc_threshold=0.15) == {2, 3}
+    assert drawn(p, xtc_probability=1.0, xtc_threshold=0.35) == {0, 1, 2, 3}  # a single one is no choice
+    assert drawn(p, xtc_probability=1.0, xtc_threshold=0.0) == {3}
+    assert drawn(p, xtc_probability=0.5, xtc_threshold=0.15) == {0, 1, 2, 3}
+    assert drawn(p, xtc_probability=1.0, xtc_threshold=0.25, top_k=2) == {1}
+
+
+def test_xtc_works_at_some_tokens_only() -> None:
+    sampler = sampler_of(**OFF, xtc_probability=0.25, xtc_threshold=0.1, seed=1)
+    logits = np.log(np.array([0.5, 0.5 - 1e-6], F32))  # without XTC both, with it the second
+    counts = Counter(sampler.sample(logits) for _ in range(4000))
+    assert counts[1] / 4000 == pytest.approx(0.25 + 0.75 / 2, abs=0.03)
+
+
+@pytest.mark.parametrize("tau", [2.0, 4.0, 6.0])
+def test_mirostat_holds_the_surprise(tau: float) -> None:
+    p = 1 / np.arange(1, 5001) ** 1.1
+    logits = np.log(p / p.sum()).astype(F32)
+    sampler = sampler_of(mirostat_tau=tau, mirostat_eta=0.1, temperature=1, top_k=1, seed=1)  # top_k is left out
+    ids = [sampler.sample(logits) for _ in range(3000)]
+    # Of what was kept: a bound on the surprise that is steady keeps about the same tokens each time.
+    late = [-math.log2(p[i] / p[: max(ids[500:]) + 1].sum()) for i in ids[500:]]
+    assert np.mean(late) == pytest.approx(tau, rel=0.25)
+
+
+def test_mirostat_keeps_one_token_at_least() -> None:
+    assert drawn([0.5, 0.3, 0.2], mirostat_tau=1e-9, mirostat_eta=0.0) == {0}
+    assert drawn([0.5, 0.3, 0.2], mirostat_tau=100.0) == {0, 1, 2}
+    assert drawn([0.5, 0.3, 0.2], mirostat_tau=100.0, temperature=0) == {0}
+
+
+# --- Bans ----------------------------------------------------------------------------------------------------------
+
+
+def test_end_tokens_are_banned_until_enough_is_written() -> None:
+    logits = np.array([0, 5, 1], F32)
+    parameters = SamplingParameters(temperature=0, min_tokens=2)
+    sampler = OneText(parameters, FIRST_CONTEXT, 3, eos_ids=[1], n_prompt=4)
+    assert [sampler.sample(logits, np.zeros(n, np.int32)) for n in (4, 5, 6, 7)] == [2, 2, 1, 1]
+
+
+def test_bad_words_are_never_completed() -> None:
+    logits = np.array([0, 3, 2, 1], F32)
+    greedy = sampler_of(temperature=0, bad_words=[[1, 1], [0, 2, 1], [3]])
+    for text, expected in (([], 1), ([1], 2), ([0, 1], 2), ([2], 1), ([0, 2], 2), ([0, 0, 2], 2), ([1, 0], 1)):
+        assert greedy.sample(logits, np.array(text, np.int32)) == expected
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    assert drawn([0.5, 0.2, 0.2, 0.1], allowed_token_ids=[3, 1]) == {1, 3}
+    logits = np.zeros(100, F32)
+    sampler = sampler_of(**OFF, allowed_token_ids=range(50, 100), seed=1)
+    assert {sampler.sample(logits, mask=mask_of(range(48, 53), 100)) for _ in range(100)} == {50, 51, 52}
+    with pytest.raises(InvalidArgumentError, match="all banned"):
+        sampler.sample(logits, mask=mask_of([3], 100))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_not_finite_are_an_error_even_of_banned_tokens(bad: float) -> None:
     with pytest.raises(NonFiniteError, match="token 1"):
-        sampler_of(exp, logit_bias={1: -math.inf}).sample(np.array([1, bad, 0], F32))
+        sampler_of(logit_bias={1: -math.inf}).sample(np.array([1, bad, 0], F32))
 
 
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_a_penalty_cannot_make_a_logit_infinite(temperature: float) -> None:
-    sampler = sampler_of(exp, temperature=temperature, repetition_penalty=0.01)
+    sampler = sampler_of(temperature=temperature, repetition_penalty=0.01)
     assert sampler.sample(np.array([3e38, -3e38, 1], F32), np.array([0, 1, 2], np.int32)) == 0
 
 
@@ -259,15 +368,31 @@ def test_a_penalty_cannot_make_a_logit_infinite(temperature: float) -> None:
             for v in (-101, 101, float("nan"), float("inf"), "1", None)
         ],
         *[("penalty_window", v) for v in (-1, 1.5, "4", None, True)],
+        *[("dry_multiplier", v) for v in (-0.1, 101, float("nan"), "1", None)],
+        *[("dry_base", v) for v in (0.9, 101, float("nan"), None)],
+        *[("dry_allowed_length", v) for v in (0, -1, 1.5, None)],
+        *[(name, v) for name in ("dry_window", "min_tokens") for v in (-1, 1.5, None, True)],
+        *[(name, v) for name in ("top_n_sigma", "mirostat_tau") for v in (-1, 101, float("nan"), None)],
+        *[
+            (name, v)
+            for name in ("xtc_probability", "xtc_threshold", "mirostat_eta")
+            for v in (-0.1, 1.1, float("nan"), None)
+        ],
+        *[
+            (name, v)
+            for name in ("bad_words", "dry_breakers")
+            for v in (5, "ab", [5], [[]], ["ab"], [[-1]], [[10]], [[1.5]], {1: 2})
+        ],
+        *[("allowed_token_ids", v) for v in (5, "ab", [], [-1], [10], [1.5], ["a"], [2**70], {1: 2})],
         *[("logit_bias", v) for v in ([1], 5, "1=2", {1: float("nan")}, {1: math.inf}, {1: 2e9}, {1: "x"}, {1: None})],
         *[("logit_bias", {v: 1.0}) for v in (-1, 1.5, "1", 10, 2**70, True)],
     ],
 )
 def test_parameters_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=f"expected .*{name}"):
-        sampler_of(exp, n_vocab=10, **{name: value})
+        sampler_of(n_vocab=10, **{name: value})
 
 
 def test_a_bias_outside_the_logits_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="from 0 to 2 in logit_bias, found 3"):
-        sampler_of(exp, logit_bias={3: 1.0}, n_vocab=3)
+        sampler_of(logit_bias={3: 1.0}, n_vocab=3)

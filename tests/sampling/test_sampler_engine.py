@@ -67,6 +67,13 @@ def test_ignore_eos_goes_on_where_the_model_ends(engine: Mixtral) -> None:
     assert completion.tokens == engine.generate(PROMPT, max_tokens=8, temperature=0).tokens
 
 
+def test_min_tokens_holds_the_end_back(engine: Mixtral) -> None:
+    assert engine._tokenizer is not None
+    (eos,) = engine._tokenizer.eos_ids
+    completion = engine.generate(PROMPT, min_tokens=5, max_tokens=8, temperature=0, logit_bias={eos: 1000.0})
+    assert (len(completion.tokens), completion.finish_reason) == (5, "stop")
+
+
 def test_a_bias_forces_and_bans(engine: Mixtral) -> None:
     assert engine.generate(PROMPT, max_tokens=3, logit_bias={FORCED: 1000.0}).tokens == [FORCED] * 3
     likeliest = engine.generate(PROMPT, max_tokens=1, temperature=0).tokens[0]
@@ -127,6 +134,12 @@ def test_options_reach_the_sampler(tiny_q8_0: Path, engine: Mixtral) -> None:
         (["--presence-penalty", 2], {"presence_penalty": 2.0}),
         (["--frequency-penalty", 2, "--penalty-window", 0], {"frequency_penalty": 2.0, "penalty_window": 0}),
         (["--logit-bias", f"{FORCED}=12", "--logit-bias", "265=-inf"], {"logit_bias": {FORCED: 12.0, 265: -math.inf}}),
+        (["--dry-multiplier", 3, "--dry-allowed-length", 1], {"dry_multiplier": 3.0, "dry_allowed_length": 1}),
+        (["--top-n-sigma", 0.5], {"top_n_sigma": 0.5}),
+        (["--xtc-probability", 1], {"xtc_probability": 1.0}),
+        (["--mirostat-tau", 1], {"mirostat_tau": 1.0}),
+        (["--bad-words", "262", "--bad-words", "671,262"], {"bad_words": [[262], [671, 262]]}),
+        (["--allowed-token-ids", "262,671,500"], {"allowed_token_ids": [262, 671, 500]}),
         (["--ignore-eos", "--logit-bias", "2=1000"], {"ignore_eos": True}),
     ]
     plain = run(*base).stdout
@@ -151,6 +164,13 @@ def test_options_reach_the_sampler(tiny_q8_0: Path, engine: Mixtral) -> None:
         ("--logit-bias", "5=nan"),
         ("--logit-bias", "-5=1"),
         ("--logit-bias", "4096=1"),
+        ("--allowed-token-ids", "1,x"),
+        ("--allowed-token-ids", "4096"),
+        ("--bad-words", "1,,2"),
+        ("--bad-words", "-1"),
+        ("--dry-breakers", "4096"),
+        ("--dry-base", "0"),
+        ("--mirostat-tau", "nan"),
     ],
 )
 def test_wrong_values_are_refused_in_one_line(tiny_q8_0: Path, option: str, value: str) -> None:

@@ -4,6 +4,7 @@ it reads.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from pymixtral.arrays import U8
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
+from pymixtral.reference.sampling import Sampler as OracleSampler
+from pymixtral.sampling.parameters import SamplingParameters
 from support.fences import Guarded, fenced
 from support.variants import (
     FIRST_CONTEXT,
@@ -310,7 +313,67 @@ def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> 
     return call.value("observer", ffi.NULL)
 
 
+N_VOCAB, ALL_BANNED = 70, 3
+
+
+def sample(ctx: ops.Context) -> Call:
+    """Rows with all that a sampler points to, plain ones, and one whose every token is banned."""
+    logits, text = 3 * normal(60, N, N_VOCAB), np.array([5, 69, 8, 5, 69], np.int32)
+    full = SamplingParameters(
+        seed=0,
+        temperature=0.7,
+        repetition_penalty=1.2,
+        top_p=0.9,
+        penalty_window=3,
+        logit_bias={7: 3.0, 69: -math.inf},
+        dry_multiplier=0.8,
+        dry_breakers=[[3], [4, 4]],
+        bad_words=[[6], [5, 69, 9]],
+    )
+    parameters = [full, *[SamplingParameters(seed=i, top_k=0, top_p=1.0) for i in range(1, N)]]
+    arrays = {  # the first row's
+        "bias_ids": np.array([7, 69], np.int32),
+        "bias": np.array([3, -np.inf], np.float32),
+        "end_ids": np.array([1, 2], np.int32),
+        "mask": np.array([0xFFFFFFF7, 0x7FFFFFFF, 63], np.uint32),
+        "dry_breaker_tokens": np.array([1 << 3, 0, 0], np.uint32),
+        "text": text,
+    }
+    sequences = {"bad_words": ([6, 5, 69, 9], [1, 4]), "dry_breakers": ([4, 4], [2])}
+    keep: list[Any] = [ffi.new("pmx_sampler *") for _ in parameters]
+
+    def put(struct: Any, name: str, array: NDArray[Any]) -> None:
+        keep.append(fenced(array))
+        setattr(struct, name, ffi.cast(ffi.typeof(getattr(struct, name)), keep[-1].ctypes.data))
+
+    want = []
+    for i, (p, struct) in enumerate(zip(parameters, keep, strict=False)):
+        oracle_row = OracleSampler(p, eos_ids=arrays["end_ids"].tolist(), ignore_eos=i == 0)
+        state = oracle_row.bits.state["state"]
+        for words, number in ((struct.state.state, state["state"]), (struct.state.increment, state["inc"])):
+            words[0], words[1] = number & (1 << 64) - 1, number >> 64
+        numbers = ("temperature", "repetition_penalty", "top_k", "top_p", "typical_p", "penalty_window")
+        numbers += ("dry_multiplier", "dry_base", "dry_allowed_length", "xtc_threshold", "mirostat_eta")
+        set_members(struct, {name: getattr(p, name) for name in numbers})
+        if i == 0:
+            for name, array in arrays.items():
+                put(struct, name, array)
+            for name, (ids, ends) in sequences.items():
+                put(getattr(struct, name), "ids", np.array(ids, np.int32))
+                put(getattr(struct, name), "ends", np.array(ends, np.int64))
+                getattr(struct, name).n = len(ends)
+            set_members(struct, {"n_bias": 2, "n_end": 2, "min_text": 9, "n_text": len(text)})
+        if i == ALL_BANNED:
+            put(struct, "mask", np.zeros(3, np.uint32))
+        want.append(0 if i == ALL_BANNED else oracle_row.sample(logits[i], text, arrays["mask"] if i == 0 else None))
+    statuses = np.array([lib.PMX_EBANNED if i == ALL_BANNED else lib.PMX_OK for i in range(N)], np.int32)
+    call = Call("pmx_sample", ctx).out("ids", "int32_t *", np.int32, np.array(want, np.int32))
+    call.out("statuses", "int32_t *", np.int32, statuses).array("logits", "float *", logits)
+    call.value("samplers", ffi.new("pmx_sampler *[]", keep[:N]), *keep)
+    return call.value("n_rows", N).value("n_vocab", N_VOCAB)
+
+
 CALLS: list[Callable[[ops.Context], Call]] = [
     *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
-    *(cache_write, attention, route, encode, layer_attention, layer_experts),
+    *(cache_write, attention, route, encode, sample, layer_attention, layer_experts),
 ]
