@@ -131,7 +131,7 @@ class PrefixCache:
         data = _edges(ids if tail else ids[: len(ids) // PAGE * PAGE])
         if not data:
             return
-        node = self._roots.setdefault(namespace, _Node(b"", -1, None, namespace))
+        node = self._roots.get(namespace) or _Node(b"", -1, None, namespace)
         pages = sequence.pages.copy()
         n = 0
         for begin in range(0, len(data), _EDGE):
@@ -141,7 +141,7 @@ class PrefixCache:
                 nearest, n_common = node.nearest(edge)
                 child = nearest if n_common * _ID == len(edge) else None
             if child is None:
-                if self._held[page]:
+                if self._held[page] and not self._grows(page, node, edge):
                     break
                 child = self._add(node, edge, page)
             elif child.page != page:
@@ -188,17 +188,24 @@ class PrefixCache:
             needed[above] = True
             above = self._above[above]
 
+    def _grows(self, page: int, parent: _Node, edge: bytes) -> bool:
+        """Whether the index has a page for the beginning of what it now has."""
+        node = self._nodes[page]
+        return node.parent is parent and edge.startswith(node.edge)
+
     def _add(self, parent: _Node, edge: bytes, page: int) -> _Node:
         """A new node, in place of a leaf that its edge begins with."""
         i = bisect_left(parent.edges, edge)
-        before = parent.edges[i - 1] if i else None
+        if i and edge.startswith(parent.edges[i - 1]):
+            i -= 1
+            self._remove(parent.children[parent.edges[i]])
+        if not parent.parent:
+            self._roots[parent.namespace] = parent  # it may have been empty just now
         node = parent.children[edge] = self._nodes[page] = _Node(edge, page, parent)
         parent.edges.insert(i, edge)
         self._cache.hold(np.array([page], np.int32))
         self._held[page] = True
         self._above[page] = parent.page
-        if before is not None and edge.startswith(before):
-            self._remove(parent.children[before])
         return node
 
     def _remove(self, node: _Node) -> None:

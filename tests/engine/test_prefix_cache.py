@@ -355,6 +355,21 @@ def test_a_cut_text_does_not_write_to_the_page_that_the_index_has() -> None:
     assert (read(cache, sequence.pages, n) == CONTENTS.of((*text[:63], 99), None)).all()
 
 
+def test_a_page_of_which_the_index_has_the_beginning_is_added_whole() -> None:
+    cache = new_cache()
+    index = PrefixCache(cache)
+    text = tuple(range(64))
+    longer = cache.new_sequence()
+    write(longer, text)
+    shorter = longer.fork()
+    shorter.truncate(60)
+    index.insert(array(text[:60]), shorter, tail=True)
+    index.insert(array(text), longer)
+    assert shorter.pages.tolist() == longer.pages.tolist() == index.match(array(text))[0].tolist()
+    assert cache.references[longer.pages].tolist() == [3]
+    assert len(index) == 1
+
+
 def test_the_document_that_was_unused_for_longest_goes_first() -> None:
     cache = new_cache()
     index = PrefixCache(cache)
