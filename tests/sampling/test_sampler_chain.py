@@ -188,6 +188,13 @@ def test_typical_p_may_leave_out_the_most_likely() -> None:
     assert drawn(p, typical_p=0.5, min_p=0.9) == {1, 2, 3, 4, 5}  # relative to the most likely of those that are left
 
 
+def test_typical_takes_the_more_likely_of_two_that_are_equally_typical() -> None:
+    logits = np.array([0, -math.log(2), -math.log(2)], F32)  # of weights 1, 0.5 and 0.5: the mean is in the middle
+    assert exp(logits).tolist() == [1, 0.5, 0.5]
+    sampler = sampler_of(**OFF, typical_p=0.4, seed=1)
+    assert {sampler.sample(logits) for _ in range(100)} == {0}
+
+
 def test_filters_work_one_after_the_other() -> None:
     p = [0.4, 0.3, 0.2, 0.1]
     assert drawn(p, top_k=2, top_p=0.5) == {0}  # 0.4 of 0.7 is more than half
@@ -295,6 +302,11 @@ def test_xtc_leaves_the_least_likely_of_the_top_choices() -> None:
     assert drawn(p, xtc_probability=1.0, xtc_threshold=0.25, top_k=2) == {1}
 
 
+def test_a_token_at_the_threshold_is_a_top_choice() -> None:
+    assert drawn([0.25] * 4, xtc_probability=1.0, xtc_threshold=0.25) == {3}
+    assert drawn([0.25] * 4, xtc_probability=1.0, xtc_threshold=0.25 + 1e-12) == {0, 1, 2, 3}
+
+
 def test_xtc_works_at_some_tokens_only() -> None:
     sampler = sampler_of(**OFF, xtc_probability=0.25, xtc_threshold=0.1, seed=1)
     logits = np.log(np.array([0.5, 0.5 - 1e-6], F32))  # without XTC both, with it the second
@@ -311,6 +323,11 @@ def test_mirostat_holds_the_surprise(tau: float) -> None:
     # Of what was kept: a bound on the surprise that is steady keeps about the same tokens each time.
     late = [-math.log2(p[i] / p[: max(ids[500:]) + 1].sum()) for i in ids[500:]]
     assert np.mean(late) == pytest.approx(tau, rel=0.25)
+
+
+def test_mirostat_keeps_a_surprise_up_to_the_bound() -> None:
+    assert drawn([0.25] * 4, mirostat_tau=1.0, mirostat_eta=0.0) == {0, 1, 2, 3}  # of 2 bits each
+    assert drawn([0.25] * 4, mirostat_tau=1.0 - 1e-10, mirostat_eta=0.0) == {0}
 
 
 def test_mirostat_keeps_one_token_at_least() -> None:
