@@ -31,6 +31,7 @@ from pymixtral.errors import (
 
 if TYPE_CHECKING:
     from pymixtral.asynchronous import AsyncMixtral
+    from pymixtral.chatting import Answer, AnswerStream, AsyncAnswerStream
     from pymixtral.engine.completion import Completion, Stats, TokenLogprob
     from pymixtral.engine.stats import EngineStats
     from pymixtral.engine.stream import AsyncGeneration, Generation
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
     "AsyncGeneration",
     "AsyncMixtral",
     "CanceledError",
@@ -70,6 +74,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "pymixtral.chatting",
+    "AnswerStream": "pymixtral.chatting",
+    "AsyncAnswerStream": "pymixtral.chatting",
     "AsyncGeneration": "pymixtral.engine.stream",
     "AsyncMixtral": "pymixtral.asynchronous",
     "Score": "pymixtral.questions",

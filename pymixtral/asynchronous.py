@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from pymixtral.arrays import F32, Ids
+from pymixtral.chatting import Answer, AsyncAnswerStream, Messages, Tools
 from pymixtral.engine.asking import ask_async
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.stats import EngineStats
@@ -97,6 +98,72 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         return AsyncGeneration(self._engine, self._factory.continuation(prompt, streams=True, **options))
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        chat_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Answer in a conversation; see Mixtral.
+
+        Args:
+            messages: the messages so far.
+            tools: functions that the model may call.
+            chat_format: one of pymixtral.text.chat.NAMES; None: the one that fits the model.
+            template_variables: variables of the file's own template.
+            continue_final: continue the last message, which is an assistant's.
+            n: how many answers to generate.
+            best_of: how many to choose them from; None: n.
+            **options: see pymixtral.request_factory.Options.
+
+        Returns:
+            The answer.
+
+        Raises:
+            PymixtralError: as Mixtral.chat().
+        """
+        self._engine.check_open()
+        talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
+        return await ask_async(self._engine, talk.question(n, best_of, options))
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        chat_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        **options: Unpack[Options],
+    ) -> AsyncAnswerStream:
+        """Answer as chat() does, piece by piece: `async for piece in model.stream_chat(...)`.
+
+        Args:
+            messages: as for chat().
+            tools: as for chat().
+            chat_format: as for chat().
+            template_variables: as for chat().
+            continue_final: as for chat().
+            **options: as for chat().
+
+        Returns:
+            An asynchronous iterator of pieces of the answer's text.
+
+        Raises:
+            PymixtralError: as Mixtral.stream_chat().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
+        request = talk.request(talk.prompt(), streams=True, **options)
+        return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser())
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
         """Compute the logits of what follows each token; see Mixtral.

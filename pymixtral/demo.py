@@ -13,3 +13,13 @@ def demo_path() -> Path:
         Its GGUF file: a trained Mixtral of 15 million parameters.
     """
     return Path(str(files("pymixtral") / "data" / "tiny-mixtral-q8_0.gguf"))
+
+
+def demo_chat_path() -> Path:
+    """Find the demo model for conversations.
+
+    Returns:
+        Its GGUF file: the demo model after a short training on questions and answers, in the format
+        of Mixtral Instruct.
+    """
+    return Path(str(files("pymixtral") / "data" / "tiny-mixtral-instruct-q4_k_m.gguf"))

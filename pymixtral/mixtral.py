@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, overload
+from types import MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
 from pymixtral import ops
-from pymixtral.arguments import integer, number, path_of, shown, text_of
+from pymixtral.arguments import integer, number, path_of, shown
 from pymixtral.arrays import F32, I32, Ids
+from pymixtral.chatting import Answer, AnswerStream, Messages, Tools
 from pymixtral.demo import demo_path
 from pymixtral.engine.asking import ask
 from pymixtral.engine.completion import Completion
@@ -28,15 +29,16 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import Override, override
 from pymixtral.model.weights import load_weights
+from pymixtral.model_text import ModelText
 from pymixtral.questions import Score, embeddings, generations, logits, scores
 from pymixtral.request_factory import Options, RequestFactory
-from pymixtral.text.tokenizer import Tokenizer, open_tokenizer
+from pymixtral.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Mixtral:
+class Mixtral(ModelText):
     """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
     Requests are computed together: each gets the same result to the bit as alone. Keys and values of
@@ -107,6 +109,7 @@ class Mixtral:
         prefault: bool | Callable[[int, int], None] = False,
     ) -> None:
         self.is_demo = path is None
+        self._formats = {}
         self.path = demo_path() if path is None else path_of("path", path)
         n_batch = integer("n_batch", n_batch, 1)
         max_batch = integer("max_batch", max_batch, 1, 256)
@@ -137,6 +140,7 @@ class Mixtral:
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
             source = str(self.path)
+            self.metadata = MappingProxyType(dict(file.metadata))
             self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
             self._engine = Engine(
                 model,
@@ -156,93 +160,6 @@ class Mixtral:
         return self._context.prefetch
 
     # --- Text -------------------------------------------------------------------------------------
-
-    def tokenize(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
-        """Turn text into token ids.
-
-        Args:
-            text: what to encode.
-            add_bos: begin with the begin-of-text id, if the model wants one.
-            parse_special: names of control tokens, such as "</s>", become those tokens. This is for
-                text from a trusted template; by default they are ordinary text.
-
-        Returns:
-            The ids; an empty list for an empty text without a begin-of-text id.
-
-        Raises:
-            UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
-            ClosedError: after close().
-        """
-        return self._text_tokenizer().encode(text_of("text", text), add_bos, parse_special=parse_special)
-
-    def tokenize_parts(self, text: str) -> Iterator[list[int]]:
-        """Turn a long text into token ids part by part, in little memory.
-
-        Args:
-            text: what to encode, of many megabytes perhaps.
-
-        Returns:
-            An iterator of lists, which together are the ids of tokenize(text).
-
-        Raises:
-            UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
-            ClosedError: after close().
-        """
-        return self._text_tokenizer().encode_parts(text_of("text", text))
-
-    def control_names(self, text: str) -> list[str]:
-        """Find the names of control tokens, such as "</s>", that a text spells out.
-
-        Without parse_special they are ordinary text.
-
-        Args:
-            text: what to search.
-
-        Returns:
-            The names, each once, in the order of the text.
-
-        Raises:
-            UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for anything but a str.
-            ClosedError: after close().
-        """
-        return self._text_tokenizer().control_names(text_of("text", text))
-
-    def token_bytes(self, id: int) -> bytes:
-        """Look up the bytes of one token, such as a grammar needs; for text see detokenize().
-
-        Args:
-            id: a token id, 0 to n_vocab - 1.
-
-        Returns:
-            The bytes, with the space that some tokens begin with. They need not be valid UTF-8 by
-            themselves. A control token has none.
-
-        Raises:
-            UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for an id outside the vocabulary.
-            ClosedError: after close().
-        """
-        return self._text_tokenizer().token_bytes(id)
-
-    def detokenize(self, ids: Ids) -> str:
-        """Turn token ids into text.
-
-        Args:
-            ids: what to decode; may be empty.
-
-        Returns:
-            The text, without the space that tokenize() puts before a text. Control tokens have no
-            text.
-
-        Raises:
-            UnsupportedError: if the file has no tokenizer.
-            InvalidArgumentError: for an id outside the vocabulary.
-            ClosedError: after close().
-        """
-        return self._text_tokenizer().decode(ids)
 
     @overload
     def generate(  # type: ignore[overload-overlap]
@@ -321,6 +238,79 @@ class Mixtral:
         self._engine.check_open()
         request = self._factory.continuation(prompt, streams=True, **options)
         return Generation(self._engine, request, progress)
+
+    # --- Conversations ----------------------------------------------------------------------------
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        chat_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        n: int = 1,
+        best_of: int | None = None,
+        **options: Unpack[Options],
+    ) -> Answer:
+        """Answer in a conversation.
+
+        Args:
+            messages: the messages so far, as OpenAI's interface has them:
+                [{"role": "user", "content": "..."}, ...]; see docs/chat.md.
+            tools: functions that the model may call, as OpenAI's interface has them.
+            chat_format: one of pymixtral.text.chat.NAMES; None: the one that fits the model.
+            template_variables: variables of the file's own template.
+            continue_final: continue the last message, which is an assistant's.
+            n: how many answers to generate.
+            best_of: how many to choose them from; None: n.
+            **options: see pymixtral.request_factory.Options.
+
+        Returns:
+            The answer: its text, the calls of tools, and `message`, which is the conversation's next.
+
+        Raises:
+            InvalidArgumentError: for messages, tools and other arguments that make no sense.
+            UnsupportedError: if no format fits, or the format has no tools.
+            ContextLengthError: if the conversation is longer than n_ctx.
+            PymixtralError: as generate().
+        """
+        self._engine.check_open()
+        conversation = self._conversation(messages, tools, chat_format, template_variables, continue_final)
+        return ask(self._engine, conversation.question(n, best_of, options))
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools | None = None,
+        chat_format: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
+    ) -> AnswerStream:
+        """Answer as chat() does, piece by piece.
+
+        Args:
+            messages: as for chat().
+            tools: as for chat().
+            chat_format: as for chat().
+            template_variables: as for chat().
+            continue_final: as for chat().
+            progress: as for stream().
+            **options: as for chat().
+
+        Returns:
+            An iterator of pieces of the answer's text; its events() has the calls of tools, too.
+
+        Raises:
+            PymixtralError: as chat().
+        """
+        self._engine.check_open()
+        conversation = self._conversation(messages, tools, chat_format, template_variables, continue_final)
+        request = conversation.request(conversation.prompt(), streams=True, **options)
+        return AnswerStream(Generation(self._engine, request, progress), conversation.parser())
 
     # --- Numbers ----------------------------------------------------------------------------------
 
@@ -463,16 +453,6 @@ class Mixtral:
             f"<Mixtral {shown(self.path.name)}: n_ctx {self.n_ctx}, kv_type {self.kv_type}, "
             f"cache {self.cache_bytes / 1e6:.0f} MB, {self.n_threads} threads, {self.isa}>"
         )
-
-    # --- Parts ------------------------------------------------------------------------------------
-
-    def _text_tokenizer(self) -> Tokenizer:
-        self._engine.check_open()
-        return self._factory.text_tokenizer()
-
-    def _checked_ids(self, name: str, tokens: Ids) -> I32:
-        self._engine.check_open()
-        return self._factory.checked_ids(name, tokens)
 
 
 def _observe(ids: I32, observers: Sequence[ops.Observer], n_batch: int, kv_type: str, model: Model) -> F32:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from pymixtral.arguments import integer, shown
 from pymixtral.arrays import F32, F64, Ids
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion
+from pymixtral.engine.generation import Continuation
 from pymixtral.engine.logprobs import PromptLogprobs
 from pymixtral.engine.requests import Request
 from pymixtral.errors import InvalidArgumentError
@@ -47,27 +48,55 @@ def generations(
     Raises:
         InvalidArgumentError: as the factory, and for n and best_of out of range.
     """
+    single = not _is_list(prompt)
+    prompts: Any = [prompt] if single else prompt
+    question = sampled(
+        lambda i, chosen: [factory.continuation(one, streams=False, seed_index=i, **chosen) for one in prompts],
+        n,
+        best_of,
+        options,
+    )
+    return Question(
+        question.stages,
+        lambda results: question.answer(results)[0] if single else question.answer(results),
+        question.others,
+    )
+
+
+def sampled(
+    requests: Callable[[int, Any], list[Continuation]], n: int, best_of: int | None, options: Mapping[str, Any]
+) -> Question[list[Completion]]:
+    """Make the question for one or several texts of each of some prompts.
+
+    Args:
+        requests: makes a request for each prompt, of the texts with this index and these options.
+        n: texts of each prompt.
+        best_of: texts of each prompt to choose the n from; None: n.
+        options: see pymixtral.request_factory.Options.
+
+    Returns:
+        The question. Each answer has the others of its prompt.
+
+    Raises:
+        InvalidArgumentError: for n and best_of out of range, and as the requests.
+    """
     n = integer("n", n, 1, MAX_SAMPLES)
     of = n if best_of is None else integer("best_of", best_of, n, MAX_SAMPLES)
     chosen = {**options, "logprobs": 0} if of > n and options.get("logprobs") is None else options
-    single = not _is_list(prompt)
-    leaders: list[Request] = []
+    leaders, *rest = (requests(i, chosen) for i in range(of))
     others: list[Request] = []
-    for one in [prompt] if single else prompt:
-        leader, *siblings = (factory.continuation(one, streams=False, seed_index=i, **chosen) for i in range(of))  # type: ignore[arg-type]
+    for leader, *siblings in zip(leaders, *rest, strict=True):
         leader.siblings = list[Request](siblings)
-        leaders.append(leader)
         others += siblings
 
-    def answer(results: list[Completion]) -> Completion | list[Completion]:
-        rest = iter(results[len(leaders) :])
-        texts = [_best([first, *(next(rest) for _ in range(of - 1))], n) for first in results[: len(leaders)]]
-        if chosen is not options:
-            texts = [
-                replace(text, logprobs=None, others=tuple(replace(o, logprobs=None) for o in text.others))
-                for text in texts
-            ]
-        return texts[0] if single else texts
+    def answer(results: list[Completion]) -> list[Completion]:
+        after = iter(results[len(leaders) :])
+        texts = [_best([first, *(next(after) for _ in range(of - 1))], n) for first in results[: len(leaders)]]
+        if chosen is options:
+            return texts
+        return [
+            replace(text, logprobs=None, others=tuple(replace(o, logprobs=None) for o in text.others)) for text in texts
+        ]
 
     return Question([leaders], answer, others)
 

@@ -98,7 +98,15 @@ class RequestFactory:
     source: str
 
     def continuation(
-        self, prompt: str | Ids, *, streams: bool, seed_index: int = 0, **options: Unpack[Options]
+        self,
+        prompt: str | Ids,
+        *,
+        streams: bool,
+        seed_index: int = 0,
+        begins_text: bool | None = None,
+        more_stops: Sequence[str] = (),
+        more_stop_ids: frozenset[int] = frozenset(),
+        **options: Unpack[Options],
     ) -> Continuation:
         """Make the request for the text that follows a prompt.
 
@@ -106,6 +114,10 @@ class RequestFactory:
             prompt: a text, or token ids.
             streams: whether pieces of the text are delivered.
             seed_index: which of several texts of the same prompt and seed it is.
+            begins_text: whether the space that a tokenizer may put before a text is none of what
+                follows; None: if the prompt has no text.
+            more_stops: strings that end the text, beside those of the options.
+            more_stop_ids: tokens that end the text, beside those of the model.
             **options: see Options.
 
         Returns:
@@ -121,7 +133,8 @@ class RequestFactory:
         sampling = {name: given.pop(name) for name in list(given) if name in _SAMPLING}
         parameters = SamplingParameters(**sampling)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
-        stop_strings, stop_ids = self._stops(given.get("stop"))
+        stop_strings, stop_ids = self._stops(given.get("stop"), more_stops)
+        eos_ids |= more_stop_ids
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
@@ -141,7 +154,9 @@ class RequestFactory:
         tokenizer = self.text_tokenizer() if stop_strings else self.tokenizer
         decoder = None
         if tokenizer:
-            decoder = tokenizer.stream(begins_text=not any(tokenizer.has_text(i) for i in ids.tolist()))
+            if begins_text is None:
+                begins_text = not any(tokenizer.has_text(i) for i in ids.tolist())
+            decoder = tokenizer.stream(begins_text=begins_text)
         return Continuation(
             ids,
             n_ctx=self.n_ctx,
@@ -232,9 +247,9 @@ class RequestFactory:
             text_of(name, prompt)  # says what to do with bytes, None and the like
         return self.checked_ids(name, prompt)
 
-    def _stops(self, stop: str | Sequence[str] | None) -> tuple[StopStrings, frozenset[int]]:
+    def _stops(self, stop: str | Sequence[str] | None, more: Sequence[str]) -> tuple[StopStrings, frozenset[int]]:
         """The stop strings, and the control tokens that some of them name."""
-        strings = StopStrings(stop).strings
+        strings = [*StopStrings(stop).strings, *more]
         if not strings:
             return StopStrings(None), frozenset()
         tokenizer = self.text_tokenizer()

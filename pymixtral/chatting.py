@@ -1,0 +1,262 @@
+"""Conversations: what a model answers, whole or piece by piece, with the calls of tools in it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pymixtral.engine.asking import Question
+from pymixtral.engine.completion import Completion, FinishReason
+from pymixtral.engine.generation import Continuation
+from pymixtral.engine.stream import AsyncGeneration, Generation
+from pymixtral.questions import sampled
+from pymixtral.request_factory import Options, RequestFactory
+from pymixtral.text.chat_format import ChatFormat, Prompt
+from pymixtral.text.messages import ToolCall
+from pymixtral.text.tool_calls import Event, TextPiece, ToolCallParser
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Messages = Sequence[Mapping[str, Any]]
+"""A conversation: messages as OpenAI's interface has them; see pymixtral.text.messages."""
+
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that a model may call, as OpenAI's interface has them."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's next message in a conversation. str() returns its text.
+
+    Attributes:
+        content: its text, without the calls of tools.
+        tool_calls: the calls that it asks for.
+        finish_reason: "tool_calls" if it asks for any, else as in Completion.
+        completion: all that the model wrote, and the work that it took.
+        others: the other answers, if several were asked for.
+    """
+
+    content: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: FinishReason | Literal["tool_calls"]
+    completion: Completion
+    others: tuple[Answer, ...] = ()
+
+    def __str__(self) -> str:
+        return self.content
+
+    @property
+    def choices(self) -> tuple[Answer, ...]:
+        """All answers, this one first."""
+        return (self, *self.others)
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The message to append to the conversation."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A conversation and the format that its next message is written in.
+
+    Args:
+        factory: makes the requests.
+        format: the chat format.
+        messages: the conversation.
+        tools: the functions that the model may call; None: none.
+        continue_final: continue the last message, which is an assistant's.
+
+    Raises:
+        InvalidArgumentError: for messages and tools that make no sense.
+        UnsupportedError: for tools, if the format has none.
+    """
+
+    factory: RequestFactory
+    format: ChatFormat
+    messages: Messages
+    tools: Tools | None = None
+    continue_final: bool = False
+
+    def prompt(self) -> Prompt:
+        """Make what the model reads."""
+        return self.format.prompt(self.messages, self.tools, self.continue_final)
+
+    def parser(self) -> ToolCallParser:
+        """Make what finds the calls in one answer."""
+        return self.format.tool_parser() if self.tools else ToolCallParser(None)
+
+    def request(
+        self, prompt: Prompt, *, streams: bool, seed_index: int = 0, **options: Unpack[Options]
+    ) -> Continuation:
+        """Make the request for an answer.
+
+        Args:
+            prompt: of prompt().
+            streams: whether pieces are delivered.
+            seed_index: which of several answers it is.
+            **options: see Options.
+
+        Returns:
+            The request.
+
+        Raises:
+            PymixtralError: as RequestFactory.continuation().
+        """
+        return self.factory.continuation(
+            prompt.ids,
+            streams=streams,
+            seed_index=seed_index,
+            begins_text=prompt.begins_text,
+            more_stops=self.format.stops,
+            more_stop_ids=self.format.stop_ids,
+            **options,
+        )
+
+    def question(self, n: int, best_of: int | None, options: Options) -> Question[Answer]:
+        """Make the question for one or several answers.
+
+        Args:
+            n: how many.
+            best_of: how many to choose them from; None: n.
+            options: see Options.
+
+        Returns:
+            The question.
+
+        Raises:
+            PymixtralError: as Mixtral.chat().
+        """
+        prompt = self.prompt()
+        question = sampled(
+            lambda i, chosen: [self.request(prompt, streams=False, seed_index=i, **chosen)], n, best_of, options
+        )
+        return Question(question.stages, lambda results: self._answer(question.answer(results)[0]), question.others)
+
+    def _answer(self, completion: Completion) -> Answer:
+        others = tuple(self._answer(other) for other in completion.others)
+        completion = replace(completion, others=())
+        parser, left = self.parser(), completion.text
+        if self.factory.tokenizer and self.tools:
+            decoder = self.factory.tokenizer.stream(begins_text=self.prompt().begins_text)
+            for id in completion.tokens:
+                text = decoder.push(id)[: len(left)]  # a stop string and what follows is no part of the answer
+                left = left[len(text) :]
+                parser.push(id, text)
+        parser.push_text(left)
+        parser.finish()
+        calls = tuple(parser.calls)
+        return Answer(parser.text, calls, "tool_calls" if calls else completion.finish_reason, completion, others)
+
+
+class _AnswerReader:
+    """What both readers of an answer do with its pieces."""
+
+    def __init__(self, generation: Generation | AsyncGeneration, parser: ToolCallParser) -> None:
+        self._parser = parser
+        self._n_parsed = 0
+        self._read = generation
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The complete calls so far."""
+        return tuple(self._parser.calls)
+
+    @property
+    def answer(self) -> Answer | None:
+        """The whole answer; None until its end was read."""
+        completion = self._read.completion
+        if completion is None:
+            return None
+        reason = "tool_calls" if self._parser.calls else completion.finish_reason
+        return Answer(self._parser.text, self.tool_calls, reason, completion)
+
+    def cancel(self) -> None:
+        """End the answer soon. Any thread may call this."""
+        self._read.cancel()
+
+    def _events(self, text: str) -> list[Event]:
+        """What the tokens that were read since, and their text, mean."""
+        tokens = self._read.tokens[self._n_parsed :]
+        self._n_parsed += len(tokens)
+        if not tokens:
+            return self._parser.push_text(text)
+        *before, last = tokens
+        events = [event for id in before for event in self._parser.push(id, "")]
+        return events + self._parser.push(last, text)
+
+
+class AnswerStream(_AnswerReader, Iterator[str]):
+    """An iterator over the pieces of an answer's text; events() has the calls of tools, too.
+
+    It ends early like Generation.
+
+    Args:
+        generation: generates the answer.
+        parser: finds calls.
+
+    Attributes:
+        generation: see above.
+    """
+
+    def __init__(self, generation: Generation, parser: ToolCallParser) -> None:
+        super().__init__(generation, parser)
+        self.generation = generation
+        self._texts = (event.text for event in self.events() if isinstance(event, TextPiece))
+
+    def events(self) -> Iterator[Event]:
+        """Read the answer as pieces of text and of calls; see pymixtral.text.tool_calls.
+
+        Yields:
+            The events, in order. Use either this or the iterator itself.
+        """
+        for text in self.generation:
+            yield from self._events(text)
+        yield from self._events("")
+        yield from self._parser.finish()
+
+    def __next__(self) -> str:
+        return next(self._texts)
+
+
+class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
+    """An asynchronous iterator over the pieces of an answer's text; see AnswerStream.
+
+    Args:
+        generation: generates the answer.
+        parser: finds calls.
+
+    Attributes:
+        generation: see above.
+    """
+
+    def __init__(self, generation: AsyncGeneration, parser: ToolCallParser) -> None:
+        super().__init__(generation, parser)
+        self.generation = generation
+        self._texts = self.events()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Read the answer as pieces of text and of calls; see AnswerStream.
+
+        Yields:
+            The events, in order.
+        """
+        async for text in self.generation:
+            for event in self._events(text):
+                yield event
+        for event in [*self._events(""), *self._parser.finish()]:
+            yield event
+
+    async def __anext__(self) -> str:
+        async for event in self._texts:
+            if isinstance(event, TextPiece):
+                return event.text
+        raise StopAsyncIteration
