@@ -9,7 +9,7 @@ PROMPT = "Once upon a time there was"
 with Mixtral(*sys.argv[1:2]) as model:  # a GGUF file; without one, the demo model
     generation = model.stream(PROMPT, max_tokens=200, seed=4, stop=["\n", "The End"])
     print(PROMPT, end="", flush=True)
-    for piece in generation:  # the model works only while the next piece is asked for
+    for piece in generation:  # the model goes on meanwhile; generation.close() would end the text
         print(piece, end="", flush=True)
     stats = generation.stats
     print(f"\n\nended by: {generation.finish_reason}, after {stats.generated_tokens} tokens")

@@ -1,5 +1,5 @@
-"""A model inside a program with threads: it may be used from all of them, and no text depends on
-the others.
+"""A model inside a program with threads: their texts are computed together, and none depends on the
+others.
 """
 
 import sys
@@ -11,7 +11,7 @@ PROMPTS = ["Once upon a time", "The wolf said:", "In the middle of the forest", 
 
 
 def write(prompt: str) -> str:
-    """One text. While one thread's text is computed, the others wait for the model."""
+    """One text. The thread waits for it; the model meanwhile computes those of all threads."""
     return model.generate(prompt, max_tokens=30, seed=7).text
 
 
@@ -19,7 +19,9 @@ with Mixtral(*sys.argv[1:2]) as model:  # a GGUF file; without one, the demo mod
     alone = [write(prompt) for prompt in PROMPTS]
     with ThreadPoolExecutor(max_workers=4) as pool:
         together = list(pool.map(write, PROMPTS))
+    batch = model.generate(PROMPTS, max_tokens=30, seed=7)  # a list needs no threads
 
     for prompt, text in zip(PROMPTS, together, strict=True):
         print(f"{prompt}{text!r:.70}")
     print(f"the same texts as one after the other: {together == alone}")
+    print(f"the same texts as a list: {[completion.text for completion in batch] == alone}")

@@ -341,8 +341,8 @@ class Mixtral(ModelText):
 
         Args:
             context: a text or token ids, at least one token.
-            continuations: texts or token ids, at least one token each. A text is tokenized by itself,
-                as it would stand in the middle of a text.
+            continuations: texts or token ids, at least one token each. A text after a text is tokenized
+                with it: tokens that the context alone does not have count for the continuation.
 
         Returns:
             For each continuation the log-probabilities of its tokens. The context is computed once.

@@ -6,11 +6,17 @@ from __future__ import annotations
 
 import re
 import sys
+from inspect import signature
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import pymixtral
+from pymixtral import Mixtral
+from pymixtral.engine.completion import FinishReason
+from pymixtral.request_factory import Options
+from pymixtral.sampling.parameters import Sampling
 from support.fenced import Block, blocks, is_output
 from support.paths import ROOT
 from support.programs import run
@@ -54,6 +60,31 @@ def test_the_floors_of_the_house_are_those_that_are_checked() -> None:
     ):
         told.setdefault(int(floor), set()).update(re.sub(r"\.py|/", "", rooms).split())
     assert [told[floor] for floor in sorted(told, reverse=True)] == [rooms for rooms in layers if rooms]
+
+
+def test_the_modules_of_the_engine_are_listed() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = page[page.index("## The engine") : page.index("## Working on it")]
+    rows = [row for row in re.findall(r"^\| (.+?) \|", section, re.M) if row.startswith("`")]
+    listed = [name for row in rows for name in re.findall(r"`(\w+\.py)`", row)]
+    modules = {path.name for path in (ROOT / "pymixtral/engine").glob("*.py")} - {"__init__.py"}
+    assert sorted(listed) == sorted(modules)
+
+
+def test_every_option_and_every_end_of_a_text_is_told() -> None:
+    page = (ROOT / "docs/engine.md").read_text(encoding="utf-8")
+    firsts = "\n".join(re.findall(r"^\| (`.+?) \|", page, re.M))
+    told = set(re.findall(r"`\"?(\w+)\"?`", firsts)) - {"finish_reason"}  # the head of a table
+    options = set(Options.__annotations__) - set(Sampling.__annotations__)
+    keywords = {"max_batch", "n_ctx", "cache_bytes", "pace", "n_batch"}
+    assert told == {*options, *get_args(FinishReason), *keywords, "n", "best_of", "progress"}
+    assert keywords <= set(signature(Mixtral).parameters)
+
+
+def test_every_error_is_in_the_chapter() -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    told = set(re.findall(r"^\| `(\w+Error)` \|", page, re.M))
+    assert told == {name for name in pymixtral.__all__ if name.endswith("Error")} - {"PymixtralError"}
 
 
 def test_the_first_two_blocks_of_the_readme_install_and_test() -> None:

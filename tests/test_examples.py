@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pymixtral import Mixtral
 from support.paths import ROOT
@@ -72,10 +73,69 @@ def test_next_token(model: Mixtral, tmp_path: Path) -> None:
 
 
 def test_threads(model: Mixtral, tmp_path: Path) -> None:
-    *texts, same = output("threads", tmp_path).splitlines()
+    *texts, same, listed = output("threads", tmp_path).splitlines()
     assert same == "the same texts as one after the other: True"
+    assert listed == "the same texts as a list: True"
     assert len(texts) == 4
     assert texts[0] == f"Once upon a time{model.generate('Once upon a time', max_tokens=30, seed=7).text!r:.70}"
+
+
+def test_tasks(model: Mixtral, tmp_path: Path) -> None:
+    *texts, cancelled, deadline = output("tasks", tmp_path).splitlines()
+    prompts = ["Once upon a time", "The wolf said:", "The king had three sons"]
+    whole = [prompt + model.generate(prompt, seed=7).text for prompt in prompts]
+    assert texts == [repr(text.partition(".")[0] + ".") for text in whole]
+    assert cancelled == "cancelled after 0.1 s"
+    n_tokens = re.fullmatch(r"ended by: deadline, with (\d+) tokens", deadline)
+    assert n_tokens
+    assert int(n_tokens[1]) < model.n_ctx
+
+
+def test_choices(model: Mixtral, tmp_path: Path) -> None:
+    lines = output("choices", tmp_path).splitlines()
+    question = ""
+    best: list[str] = []
+    for line in lines:
+        if line.endswith(" ..."):
+            question = line.removesuffix(" ...")
+            continue
+        found = re.fullmatch(r" +(-\d+\.\d\d)(.*) \(tokens: (\d+)\)(.*)", line)
+        assert found
+        n_before = len(model.tokenize(question))
+        ids = model.tokenize(question + found[2])
+        logits = model.logits(ids).astype(np.float64)[n_before - 1 : -1]
+        new = ids[n_before:]
+        logprobs = (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))[range(len(new)), new]
+        assert float(found[1]) == pytest.approx(logprobs.sum(), abs=0.006)
+        assert int(found[3]) == len(new)
+        assert ("temperature 0" in found[4]) == (logits.argmax(axis=1).tolist() == new)
+        best += [found[2]] if found[4] else []
+    assert best == [" sons", " sheep", " marriage"]
+
+
+def test_similarity(model: Mixtral, tmp_path: Path) -> None:
+    lines = output("similarity", tmp_path).splitlines()
+    sentences = lines[::2]
+    vectors = model.embed(sentences)
+    assert lines[1::2] == [f"  {cosine(vectors[i], vectors[j]):.3f} {sentences[j]}" for i, j in enumerate([1, 0, 3, 2])]
+    assert cosine(vectors[0], vectors[1]) > max(cosine(a, b) for a in vectors[:2] for b in vectors[2:])
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def test_no_repeats(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("no_repeats", tmp_path)
+    free, bound = re.split(r"^0 times three tokens come again:\n", printed, flags=re.M)
+    prompt = "There was once a poor"
+    want = prompt + model.generate(prompt, max_tokens=80, temperature=0).text
+    again = re.fullmatch(r"(\d+) times three tokens come again:\n(.*)", free.rstrip("\n"), re.S)
+    assert again
+    assert again[2] == want.rstrip("\n")
+    assert int(again[1]) > 10
+    assert bound.startswith(prompt)
+    assert bound.strip() != want.strip()
 
 
 def test_two_types(tmp_path: Path) -> None:
