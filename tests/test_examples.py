@@ -45,6 +45,18 @@ def test_streaming(model: Mixtral, tmp_path: Path) -> None:
     assert f"prompt: {want.stats.prompt_tokens} tokens" in rest
 
 
+def test_many_prompts(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("many_prompts", tmp_path)
+    texts = dict(re.findall(r"^([\w ]+):'(.*)'$", printed, re.M))
+    for who, text in texts.items():
+        want = model.generate(f"Once upon a time there was a {who}", seed=1, max_tokens=12).text
+        assert f"'{text}'" == f"{want!r:.80}"
+    assert len(texts) == 6
+    assert re.findall(r": (True|False)$", printed, re.M) == ["True", "True"]
+    there, again = map(int, re.findall(r"^(\d+) texts were there, (\d+) were written again$", printed, re.M)[0])
+    assert (there + again, 0 < there < 6) == (6, True)
+
+
 def test_seeds(model: Mixtral, tmp_path: Path) -> None:
     printed = output("seeds", tmp_path)
     texts = dict(re.findall(r"^(\w.*):\n    (.*)\n", printed, re.M))

@@ -27,6 +27,8 @@ from pymixtral.errors import PymixtralError
 # By name: the module that has a click command of that name, and its line in the help.
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
+    "score": ("pymixtral.cli.score", "Say how likely texts are to follow another one."),
+    "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "perplexity": ("pymixtral.cli.perplexity", "Measure how well a model predicts a text."),
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),

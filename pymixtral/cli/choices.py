@@ -9,6 +9,9 @@ from __future__ import annotations
 KV_TYPES = ("f16", "f32", "q8_0")
 """Types of cached keys and values: pymixtral.model.kv_cache has the table."""
 
+POOLINGS = ("mean", "last")
+"""How a text's states become one vector: pymixtral.questions has them."""
+
 MODELS = ("8x7b", "8x22b", "7b")
 """Published models: pymixtral.inspection.published has their shapes."""
 

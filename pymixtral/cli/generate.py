@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pymixtral.cli.bulk import generate_all
 from pymixtral.cli.model import note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
+    engine_options,
+    force_option,
     json_option,
     kv_type_option,
+    logprobs_options,
     model_option,
+    optional_output_option,
     override_options,
+    path_type,
     prompt_options,
     special_option,
     threads_option,
@@ -28,6 +34,7 @@ from pymixtral.cli.text import note, read_prompt, write_data, write_json
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from pymixtral.engine.completion import Completion, Stats
     from pymixtral.engine.stream import Generation
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.overrides import Override
@@ -39,21 +46,51 @@ Examples:
   pymixtral generate -p "Once upon a time"
   pymixtral generate -m mixtral-q4_0.gguf -p "The capital of France is" \\
     -n 20 --temperature 0
-  pymixtral generate -m mixtral-q4_0.gguf -f chapter.txt --seed 7 \\
-    --stop "THE END" > next.txt
-  echo "The wolf said:" | pymixtral generate -n 50""",
+  pymixtral generate -m mixtral-q4_0.gguf -f chapter.txt -n 500 \\
+    --seed 7 --stop "THE END" > next.txt
+  echo "The wolf said:" | pymixtral generate -n 50
+  pymixtral generate -p "The wolf said:" -n 20 --samples 3
+
+\b
+Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
+  pymixtral generate --prompts prompts.jsonl -o texts.jsonl -n 100""",
 )
 @model_option
 @prompt_options
+@click.option(
+    "--prompts", type=path_type(exists=True), metavar="FILE", help="Read many prompts from a file of JSON lines."
+)
+@optional_output_option
+@force_option
 @tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends]")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text.")
 @special_option
+@click.option(
+    "--samples",
+    "n",
+    type=click.IntRange(1, 128),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Write N texts of the prompt.",
+)
 @sampling_options
-@context_option()
+@logprobs_options
+@click.option(
+    "--prompt-lookup",
+    type=click.IntRange(0, 16),
+    metavar="N",
+    default=0,
+    show_default=True,
+    help="Propose up to N tokens that the text may repeat. It changes only the speed.",
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the text after this time.")
+@context_option(runs=True)
 @threads_option
 @kv_type_option
 @override_options
+@engine_options
 @click.option("--lock", is_flag=True, help="Keep in memory the weights that have been read.")
 @click.option("--prefault", is_flag=True, help="Read all weights before the prompt.")
 @json_option
@@ -64,15 +101,26 @@ def generate(
     model: Path | None,
     prompt: str | None,
     file: Path | None,
+    prompts: Path | None,
+    output: Path | None,
+    force: bool,
     max_tokens: int | None,
     stop: tuple[str, ...],
     ignore_eos: bool,
     parse_special: bool,
+    n: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    prompt_lookup: int,
+    timeout: float | None,
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
     experts_used: int | None,
     overrides: dict[str, Override],
+    max_batch: int,
+    cache_bytes: int | None,
+    pace: float | None,
     lock: bool,
     prefault: bool,
     as_json: bool,
@@ -84,8 +132,26 @@ def generate(
     the end of a file or of standard input is left out. The new text goes to standard output as it
     is written; speed and errors go to standard error. With --json the output comes when the text is
     complete.
+
+    With --prompts there are many prompts, and their texts go to the file -o as JSON lines, in the
+    order of the prompts. A line has a "prompt", a text or token ids, perhaps an "id" that its text
+    gets too, and options that it has alone, with the names that they have in Python. After Ctrl-C
+    the same command goes on where it ended. The exit code is 1 if there is no text for some prompt.
     """
-    prompt = read_prompt(ctx, prompt, file)
+    _check_usage(ctx)
+    if not prompts:
+        prompt = read_prompt(ctx, prompt, file)
+    options: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "stop": stop,
+        "ignore_eos": ignore_eos,
+        "parse_special": parse_special,
+        "logprobs": logprobs,
+        "prompt_logprobs": prompt_logprobs,
+        "prompt_lookup": prompt_lookup,
+        "timeout": timeout,
+        **sampling,
+    }
     with (
         _bar("weights", "B") as weights_read,
         _bar("prompt", " tokens") as prompt_read,
@@ -93,6 +159,9 @@ def generate(
             model,
             n_ctx=n_ctx,
             n_threads=n_threads,
+            max_batch=max_batch,
+            cache_bytes=cache_bytes,
+            pace=pace,
             kv_type=kv_type,
             experts_used=experts_used,
             overrides=overrides,
@@ -100,28 +169,52 @@ def generate(
             prefault=weights_read if prefault else False,
         ) as engine,
     ):
-        generation = engine.stream(
-            prompt,
-            max_tokens=max_tokens,
-            stop=stop,
-            ignore_eos=ignore_eos,
-            parse_special=parse_special,
-            progress=prompt_read,
-            **sampling,
-        )
-        if not parse_special:
-            note_control_names(engine.control_names(prompt))
-        show = _show_json if as_json else _show
-        try:
-            show(generation)
-        except KeyboardInterrupt:
+        if prompts:
+            assert output
+            ctx.exit(generate_all(engine, prompts, output, 2 * max_batch, force=force, as_json=as_json, n=n, **options))
+        assert prompt is not None
+        if n > 1:
+            texts = engine.generate(prompt, n=n, **options).choices
+            (_show_texts_json if as_json else _show_texts)(texts)
+            reasons = {text.finish_reason for text in texts}
+        else:
+            generation = engine.stream(prompt, progress=prompt_read, **options)
+            if not parse_special:
+                note_control_names(engine.control_names(prompt))
+            show = _show_json if as_json else _show
+            try:
+                show(generation)
+            except KeyboardInterrupt:
+                if not as_json:
+                    _note_lines(_summary(generation) + " (interrupted)")
+                ctx.exit(130)
             if not as_json:
-                _note_lines(_summary(generation) + " (interrupted)")
-            ctx.exit(130)
-        if not as_json:
-            _note_lines(_summary(generation))
-        if generation.finish_reason == "context":
+                _note_lines(_summary(generation))
+            reasons = {generation.finish_reason}
+        if "context" in reasons:
             note(_full(engine))
+        if "deadline" in reasons:
+            note(f"The time of {timeout:g} s was over; a longer --timeout lets the text go on.")
+
+
+def _check_usage(ctx: click.Context) -> None:
+    given = ctx.params
+    if given["prompts"]:
+        for name, option in (("prompt", "-p"), ("file", "-f")):
+            if given[name] is not None:
+                raise click.UsageError(f"expected --prompts or {option}, found both", ctx)
+        if not given["output"]:
+            raise click.UsageError("expected a file for the texts of --prompts, found none: name one with -o", ctx)
+    elif given["output"] or given["force"]:
+        option = "-o" if given["output"] else "--force"
+        raise click.UsageError(
+            f"expected {option} with --prompts, found it alone: one text goes to standard output", ctx
+        )
+    elif not given["as_json"]:
+        for name in ("logprobs", "prompt_logprobs"):
+            if given[name] is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise click.UsageError(f"expected {option} with --json or --prompts, found it alone", ctx)
 
 
 @contextmanager
@@ -165,25 +258,51 @@ def _show_json(generation: Generation) -> None:
     """Writes everything at once. After an interrupt it is what there is, with null as
     finish_reason.
     """
+    from pymixtral.bulk.generate import plain
+    from pymixtral.engine.completion import Completion
+
     text = ""
     try:
         for piece in generation:
             text += piece
     finally:
-        stats = generation.stats
-        rates = {
-            "prompt_tokens_per_second": stats.prompt_tokens_per_second,
-            "tokens_per_second": stats.tokens_per_second,
-            "gigabytes_per_second": stats.gigabytes_per_second,
-        }
-        write_json(
-            {
-                "text": text,
-                "tokens": generation.tokens,
-                "finish_reason": generation.finish_reason,
-                "stats": asdict(stats) | rates,
-            }
+        so_far = Completion(
+            text, generation.tokens, "cancelled", generation.stats, logprobs=generation.logprobs or None
         )
+        fields = plain(generation.completion or so_far)
+        if not generation.completion:
+            fields["finish_reason"] = None
+        write_json(fields | {"stats": _plain_stats(generation.stats)})
+
+
+def _show_texts(texts: Sequence[Completion]) -> None:
+    """Writes several texts of a prompt, each below a line with its number, and a summary."""
+    for i, text in enumerate(texts, 1):
+        end = "" if text.text.endswith("\n") else "\n"
+        write_data(f"--- {i} of {len(texts)} ---\n{text.text}{end}", keep="\n\t")
+    stats = texts[0].stats
+    n_generated, n_passes = (
+        sum(getattr(text.stats, name) for text in texts) for name in ("generated_tokens", "passes")
+    )
+    seconds = max(text.stats.generation_seconds for text in texts)
+    rate = f", {n_passes / seconds:.1f} tokens/s together" if n_passes else ""
+    note(f"prompt: {_tokens(stats.prompt_tokens)}, {stats.prompt_tokens_per_second:.1f} tokens/s")
+    note(f"generated: {_tokens(n_generated)} in {len(texts)} texts{rate}")
+
+
+def _show_texts_json(texts: Sequence[Completion]) -> None:
+    from pymixtral.bulk.generate import plain
+
+    first, *others = ({**plain(replace(text, others=())), "stats": _plain_stats(text.stats)} for text in texts)
+    write_json(first | {"others": others})
+
+
+def _plain_stats(stats: Stats) -> dict[str, float]:
+    return asdict(stats) | {
+        "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+        "tokens_per_second": stats.tokens_per_second,
+        "gigabytes_per_second": stats.gigabytes_per_second,
+    }
 
 
 def _summary(generation: Generation) -> str:

@@ -110,6 +110,11 @@ files_option = click.option(
 
 prompt_options = _all(click.option("-p", "--prompt", metavar="TEXT", help="The text; it may be empty."), file_option)
 
+prompts_options = _all(
+    click.option("-p", "--prompt", "texts", metavar="TEXT", multiple=True, help="A text; may be repeated."),
+    click.option("-f", "--file", type=path_type(exists=True), metavar="FILE", help="Read the texts, one a line."),
+)
+
 
 special_option = click.option(
     "--special",
@@ -124,8 +129,13 @@ def tokens_option(name: str, lowest: int, **settings: Any) -> Callable[[Function
     return click.option("-n", "--max-tokens", name, type=click.IntRange(min=lowest), metavar="N", **settings)
 
 
-def context_option(lowest: int = 1, default: int | None = None) -> Callable[[Function], Function]:
-    """-c. Without a default it is the model's own context, but at most 4096 tokens."""
+def context_option(
+    lowest: int = 1, default: int | None = None, *, runs: bool = False
+) -> Callable[[Function], Function]:
+    """-c. Without a default it is the model's own context: of a model that runs as far as memory allows,
+    else at most 4096 tokens.
+    """
+    most = "as far as memory allows" if runs else "at most 4096"
     return click.option(
         "-c",
         "--context",
@@ -136,7 +146,7 @@ def context_option(lowest: int = 1, default: int | None = None) -> Callable[[Fun
         show_default=True,
         help="Tokens of context, and of each window."
         if default
-        else "Tokens of context.  [default: the model's, at most 4096]",
+        else f"Tokens of context.  [default: the model's, {most}]",
     )
 
 
@@ -148,6 +158,31 @@ threads_option = click.option(
     metavar="N",
     help="Threads to use.  [default: one per core]",
 )
+
+engine_options = _all(
+    click.option(
+        "--max-batch",
+        type=click.IntRange(1, 256),
+        metavar="N",
+        default=16,
+        show_default=True,
+        help="Texts that are computed together.",
+    ),
+    click.option(
+        "--cache-size",
+        "cache_bytes",
+        metavar="SIZE",
+        callback=size,
+        help="Memory for keys and values of all texts, such as 2GB.  [default: four contexts]",
+    ),
+    click.option(
+        "--pace",
+        type=float,
+        metavar="SECONDS",
+        help="Longest wait of texts for a prompt that is computed.  [default: four times a pass]",
+    ),
+)
+"""How several texts share the model."""
 
 windows_option = click.option(
     "--windows",
@@ -179,10 +214,30 @@ override_options = _all(
 )
 """As parameters `experts_used: int | None` and `overrides: dict`."""
 
-output_option = click.option(
-    "-o", "--output", type=path_type(), metavar="FILE", required=True, help="The file to write."
-)
+
+def _output(**settings: Any) -> Callable[[Function], Function]:
+    return click.option("-o", "--output", type=path_type(), metavar="FILE", help="The file to write.", **settings)
+
+
+output_option = _output(required=True)
+
+optional_output_option = _output()
 
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
+
+logprobs_options = _all(
+    click.option(
+        "--logprobs",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="Add the log-probability of each token, and the N most likely ones, to JSON.",
+    ),
+    click.option(
+        "--prompt-logprobs",
+        type=click.IntRange(0, 100),
+        metavar="N",
+        help="The same for the tokens of the prompt.",
+    ),
+)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs; sizes are in bytes.")

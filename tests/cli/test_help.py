@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -81,7 +82,7 @@ def test_python_m_is_the_same_command(arguments: list[str]) -> None:
         ("genrate", "found 'genrate': did you mean 'generate'?"),
         ("perplexty", "did you mean 'perplexity'?"),
         ("convert_layout", "did you mean 'convert-layout'?"),
-        ("zzz", "there are generate, tokenize,"),
+        ("zzz", "there are generate, score,"),
     ],
 )
 def test_an_unknown_command_is_answered_with_the_nearest(wrong: str, words: str) -> None:
@@ -102,6 +103,8 @@ def shelf(
         text = (story + "\n") * 8
         for name in ("book.txt", "prose.txt", "code.txt"):
             (shelf / name).write_text(text, encoding="utf-8")
+        lines = [json.dumps({"prompt": story[i : i + 40], "max_tokens": 9}) for i in range(0, 400, 40)]
+        (shelf / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
         (shelf / "chapter.txt").write_text(story, encoding="utf-8")
         matrix = calibrate(model, [("book.txt", text)], n_windows=2, progress=False)
         for name in ("imatrix.gguf", "prose.gguf", "old.dat"):

@@ -21,6 +21,7 @@ from pymixtral.files import imatrix
 from pymixtral.inspection import mixes, probe, published
 from pymixtral.model.kv_cache import KV_TYPES
 from pymixtral.quantize import recipe
+from pymixtral.questions import POOLINGS
 from pymixtral.sampling.parameters import SamplingParameters
 from support.command_line import DEMO_NOTE, commands, options, refused, run
 
@@ -68,12 +69,20 @@ def test_a_letter_means_one_thing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["--model", "--prompt", "--threads", "--kv-type", "--override-kv", "--experts-used", "--force", "--json"]
+    "name", ["--model", "--threads", "--kv-type", "--override-kv", "--experts-used", "--force", "--json"]
 )
 def test_an_option_of_several_commands_is_the_same_in_all(name: str) -> None:
     found = [options(command)[name].to_info_dict() for command in COMMANDS.values() if name in options(command)]
     assert len(found) > 1
     assert all(one == found[0] for one in found)
+
+
+def test_a_prompt_is_the_same_in_all_but_where_there_may_be_several() -> None:
+    found = {name: options(command)["--prompt"] for name, command in COMMANDS.items() if "--prompt" in options(command)}
+    several = found.pop("embed")
+    assert len(found) > 2
+    assert all(one.to_info_dict() == found["generate"].to_info_dict() for one in found.values())
+    assert (several.multiple, several.metavar, several.opts) == (True, "TEXT", found["generate"].opts)
 
 
 def test_what_commands_have_in_common() -> None:
@@ -89,6 +98,7 @@ def test_choices_are_those_that_there_are() -> None:
     assert tuple(published.MODELS) == choices.MODELS
     assert tuple(mixes.MIXES) == choices.MIXES
     assert recipe.RECIPES == choices.RECIPES
+    assert POOLINGS == choices.POOLINGS
 
 
 # --- The model ----------------------------------------------------------------------------------------------------
@@ -98,6 +108,8 @@ def arguments(command: str, text: Path) -> list[object]:
     """A quick run of a command that takes a model, which is not named."""
     return {
         "generate": ["-p", "Once", "-n", 1],
+        "score": ["-p", "Once", "--continuation", " upon"],
+        "embed": ["-p", "Once"],
         "tokenize": ["-p", "Once"],
         "perplexity": ["-f", text, "-c", 32, "--windows", 1],
         "bench": ["--prompt-tokens", 4, "-n", 1, "-r", 1, "-t", 1],
@@ -209,7 +221,7 @@ def test_an_interrupt_leaves_the_json_of_what_there_is(tiny_q8_0: Path, monkeypa
     assert (result.exit_code, result.stderr) == (130, "")
     found = json.loads(result.stdout)
     assert len(found["tokens"]) >= 3
-    assert found["finish_reason"] is None
+    assert (found["finish_reason"], found["stop_reason"]) == (None, None)
 
 
 def test_calibrate_convert_layout_and_quantize_in_json(text: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

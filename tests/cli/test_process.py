@@ -25,11 +25,15 @@ TEXT = "Once upon a time there was a king. " * 60
 def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, list[str]]:
     """A command line for each command; those that write files write them into the folder "out"."""
     (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "max_tokens": 3}\n' * 5)
     (tmp_path / "out").mkdir()
     model, text, out = ["-m", str(tiny_q8_0)], ["-f", str(tmp_path / "text.txt")], tmp_path / "out"
     windows = ["-c", "32", "--windows", "2"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "3"],
+        "prompts": ["generate", *model, "--prompts", f"{tmp_path}/prompts.jsonl", "-o", f"{out}/texts"],
+        "score": ["score", *model, "-p", "a", "--continuation", "b"],
+        "embed": ["embed", *model, "-p", "a", "-o", f"{out}/vectors"],
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text, *windows, "--save-base", f"{out}/base"],
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
@@ -71,7 +75,7 @@ def test_a_closed_standard_input_has_no_text(lines: dict[str, list[str]]) -> Non
 def test_an_output_that_takes_nothing_is_one_error(
     redirection: str, word: str, lines: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    for command in ("generate", "tokenize", "inspect", "quantize"):
+    for command in ("generate", "prompts", "score", "embed", "tokenize", "inspect", "quantize"):
         one_error(in_shell(lines[command], redirection), word)
     one_error(in_shell(["--help"], redirection), word)
     assert unfinished(tmp_path) == []
@@ -88,7 +92,7 @@ def test_without_standard_error_the_exit_codes_are_the_same(redirection: str, li
     assert in_shell(lines["generate"], f"<&- >&- {redirection}").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "--help"])
+@pytest.mark.parametrize("command", ["generate", "prompts", "inspect", "--help"])
 def test_a_reader_that_leaves_ends_the_program_quietly(command: str, lines: dict[str, list[str]]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -124,7 +128,20 @@ main()
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "perplexity", "bench", "inspect", "plan", "doctor", "quantize", "calibrate"]
+    "command",
+    [
+        "generate",
+        "prompts",
+        "score",
+        "embed",
+        "perplexity",
+        "bench",
+        "inspect",
+        "plan",
+        "doctor",
+        "quantize",
+        "calibrate",
+    ],
 )
 def test_no_further_thread(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
     line = [*lines[command], "--prefault"] if command == "generate" else lines[command]
@@ -193,7 +210,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["generate", "quantize", "convert-layout"])
+@pytest.mark.parametrize("command", ["generate", "prompts", "embed", "quantize", "convert-layout"])
 def test_two_signals_at_any_call_are_one_end(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
     """The moment is a number of calls that Python has made, of a million or more, from the imports
     on to the last flush.

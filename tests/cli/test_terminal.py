@@ -66,6 +66,8 @@ def safe(text: str) -> bool:
 MODEL, FILE = f"{NAME}.gguf", f"{NAME}.txt"
 LINES = {
     "generate": ["-m", MODEL, "-p", "a", "-n", 5],
+    "score": ["-m", MODEL, "-p", f"a{HOSTILE}", "--continuation", f"b{HOSTILE}"],
+    "embed": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "tokenize": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "perplexity": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "--save-base", f"{NAME}.base"],
     "bench": ["-m", MODEL, "--prompt-tokens", 2, "-n", 1, "-r", 1],

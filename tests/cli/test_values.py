@@ -34,6 +34,8 @@ def lines(
     model, text = ["-m", str(tiny_q8_0)], ["-f", "text.txt", "-c", "32", "--windows", "1"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "1"],
+        "score": ["score", *model, "-p", "a", "--continuation", "b"],
+        "embed": ["embed", *model, "-f", "text.txt", "-o", "vectors.npy"],
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text],
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
@@ -53,7 +55,7 @@ def numeric() -> list[tuple[str, str]]:
         for option, param in options(command).items()
         if not param.is_flag
         and not isinstance(param.type, click.Path)
-        and param.name not in ("prompt", "stop", "overrides")
+        and param.name not in ("prompt", "texts", "continuations", "stop", "overrides")
     ]
 
 
@@ -100,6 +102,7 @@ def test_names_of_files_that_cannot_be(command: str, name: str, lines: dict[str,
     for i in names(line):
         refused(run(*line[:i], name, *line[i + 1 :]))
     more = {
+        "generate": ["--prompts", "-o"],
         "perplexity": ["--save-base", "--kl-against"],
         "quantize": ["--imatrix", "--report", "--heatmap"],
         "calibrate": ["--merge"],

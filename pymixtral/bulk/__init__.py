@@ -1,0 +1,1 @@
+"""Many prompts: a file of prompts becomes a file of texts."""
