@@ -26,6 +26,7 @@ from pymixtral.errors import (
     NonFiniteError,
     OutputError,
     PymixtralError,
+    SessionFileError,
     UnsupportedError,
 )
 
@@ -62,6 +63,7 @@ __all__ = [
     "OutputError",
     "PymixtralError",
     "Score",
+    "SessionFileError",
     "Stats",
     "TokenLogprob",
     "UnsupportedError",

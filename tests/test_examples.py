@@ -78,6 +78,16 @@ def test_threads(model: Mixtral, tmp_path: Path) -> None:
     assert texts[0] == f"Once upon a time{model.generate('Once upon a time', max_tokens=30, seed=7).text!r:.70}"
 
 
+def test_sessions(model: Mixtral, tmp_path: Path) -> None:
+    first, *same, one, other = output("sessions", tmp_path).splitlines()
+    n, pages = map(int, re.findall(r"^(\d+) tokens, (\d+) pages", first)[0])
+    assert pages == -(-n // 64) > 1
+    assert same == ["the same text as before: True", "tokens of the prompt that were computed: 1"]
+    for line, turn in ((one, "One day the king"), (other, "But the youngest")):
+        n_new = len(model.tokenize(turn, add_bos=False))
+        assert line.startswith(f"after {n_new} more tokens: ... {turn} ")
+
+
 def test_two_types(tmp_path: Path) -> None:
     printed = output("two_types", tmp_path)
     bits = [float(number) for number in re.findall(r"([\d.]+) bits per weight", printed)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pymixtral.arrays import I32
 from pymixtral.engine.prefix_cache import PrefixCache
 from pymixtral.engine.requests import Request
@@ -89,6 +91,59 @@ class Pages:
             if sequence.length > request.n_indexed and request.failed is None:
                 self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
             sequence.free()
+
+    def find(self, ids: I32, first: int, n: int) -> list[bytes] | None:
+        """Copy pages of a text out of the prefix cache.
+
+        Args:
+            ids: the text, int32 [1 or more].
+            first: the number of the first page that is wanted.
+            n: how many are wanted, fewer if the text ends before.
+
+        Returns:
+            The pages, as Sequence.read() gives them; None if the cache does not have all of them.
+        """
+        ids = ids[: (first + n) * PAGE]
+        pages, length = self._prefix.match(ids)
+        if length < len(ids):
+            return None
+        sequence = self.cache.new_sequence(pages, length)
+        contents = sequence.read(first, n)
+        sequence.free()
+        return contents
+
+    def put(self, ids: I32, first: int, contents: Sequence[bytes]) -> int:
+        """Put pages of a text into the prefix cache, as if they had just been computed.
+
+        Pages that it has already stay. It evicts others, but none of running texts.
+
+        Args:
+            ids: the text, int32 [1 or more].
+            first: the number of the first page. The prefix cache should have those before it.
+            contents: the pages, as find() gives them.
+
+        Returns:
+            How many pages of the text the prefix cache has now. Where there is too little room, or
+            pages before `first` are missing, some of `contents` are left out.
+        """
+        ids = ids[: (first + len(contents)) * PAGE]
+        pages, length = self._prefix.match(ids)
+        if length == len(ids):
+            return len(pages)
+        begin = length // PAGE
+        if begin < first:
+            return begin
+        sequence = self.cache.new_sequence(pages[:begin], begin * PAGE)  # holds them while others are evicted
+        n = min(first + len(contents) - begin, self.n_available())
+        length = min((begin + n) * PAGE, len(ids))
+        self.make_free(n)
+        sequence.reserve(length - sequence.length)
+        for i in range(begin, begin + n):
+            self.cache.write(int(sequence.pages[i]), contents[i - first])
+        sequence.advance(length - sequence.length)
+        self._prefix.insert(ids[:length], sequence, tail=True)
+        sequence.free()
+        return begin + n
 
     def make_free(self, n: int) -> None:
         """Evict pages from the prefix cache until some are free.

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pymixtral.arguments import integer, shown
 from pymixtral.arrays import I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
+from pymixtral.model.page import PageForm
 from pymixtral.ops import PAGE, CacheLayer
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
@@ -63,6 +64,7 @@ class KVCache:
 
     Attributes:
         n_pages: pages for all sequences together.
+        form: the form of a page.
         references: how many holders each page has, int32 [n_pages].
         k: keys, float16 or float32 [n_layers, n_pages, n_kv_heads, head_dim, 64], or in q8_0 uint8
             [n_layers, n_pages, n_kv_heads, 68*head_dim]; C-contiguous. See pmx_cache in csrc/pmx.h.
@@ -86,11 +88,10 @@ class KVCache:
             )
         check_kv_type(kv_type, head_dim)
         self.n_pages = n_pages
-        dtype = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}[kv_type]
-        k_page, v_page = ((68 * head_dim,),) * 2 if kv_type == "q8_0" else ((head_dim, PAGE), (PAGE, head_dim))
+        form = self.form = PageForm(n_layers, n_kv_heads, head_dim, kv_type)
         try:
-            self.k: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *k_page), dtype)
-            self.v: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *v_page), dtype)
+            self.k: NDArray[Any] = np.zeros((n_layers, n_pages, *form.k_shape[1:]), form.dtype)
+            self.v: NDArray[Any] = np.zeros((n_layers, n_pages, *form.v_shape[1:]), form.dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address holds
             raise NativeError(
                 f"expected memory for a cache of {n_pages * PAGE} positions, found too little ({error}): "
@@ -153,6 +154,15 @@ class KVCache:
         """
         self.references[pages] -= 1
         self._free.extend(pages[self.references[pages] == 0].tolist())
+
+    def write(self, page: int, content: bytes) -> None:
+        """Copy a page into the cache.
+
+        Args:
+            page: a page that nobody else holds.
+            content: what Sequence.read() gave, of a cache of the same form.
+        """
+        self.k[:, page], self.v[:, page] = self.form.decode(content)
 
     def _take(self) -> int:
         page = self._free.pop()
@@ -264,6 +274,23 @@ class Sequence:
         other.pages = self.pages
         self.cache.hold(other.pages)
         return other
+
+    def read(self, first: int, n: int) -> list[bytes]:
+        """Copy pages out of the cache.
+
+        Args:
+            first: the number of the first page in the text.
+            n: how many, fewer if the text ends before.
+
+        Returns:
+            Their contents, as PageForm.encode() makes them, with zeros after the last position.
+        """
+        k, v, encode = self.cache.k, self.cache.v, self.cache.form.encode
+        pages = self.pages[: n_pages_for(self.length)].tolist()
+        return [
+            encode(k[:, pages[i]], v[:, pages[i]], min(self.length - i * PAGE, PAGE))
+            for i in range(first, min(first + n, len(pages)))
+        ]
 
     def free(self) -> None:
         """Give all pages back. The sequence is empty afterwards. A second free() does nothing."""
