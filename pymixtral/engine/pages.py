@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pymixtral.arrays import I32
+from pymixtral.arrays import I32, U8
 from pymixtral.engine.prefix_cache import PrefixCache
 from pymixtral.engine.requests import Request
 from pymixtral.engine.scheduler import Entry
+from pymixtral.errors import ContextLengthError
+from pymixtral.model.forward import Model
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
@@ -46,6 +48,7 @@ class Pages:
         pages, length = self._prefix.match(request.ids[:most], request.namespace)
         request.sequence = self.cache.new_sequence(pages, length)
         request.n_indexed = length
+        request.shifted = False
         entry.n_computed = length
         entry.shares_tail = length % PAGE > 0
 
@@ -76,7 +79,7 @@ class Pages:
         """
         sequence = request.sequence
         assert sequence
-        if sequence.length // PAGE > request.n_indexed // PAGE:
+        if sequence.length // PAGE > request.n_indexed // PAGE and not request.shifted:
             request.n_indexed = sequence.length // PAGE * PAGE
             self._prefix.insert(self._ids(request), sequence, request.namespace)
 
@@ -88,11 +91,38 @@ class Pages:
         """
         sequence, request.sequence = request.sequence, None
         if sequence is not None:
-            if sequence.length > request.n_indexed and request.failed is None:
+            if sequence.length > request.n_indexed and request.failed is None and not request.shifted:
                 self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
             sequence.free()
 
-    def find(self, ids: I32, first: int, n: int) -> list[bytes] | None:
+    def shift(self, entry: Entry, pages: range, model: Model) -> None:
+        """Drop whole pages from the middle of a text whose ids there are gone already.
+
+        Those after them move to their place, or are computed again if there is no room for copies
+        of pages that others have, too.
+
+        Args:
+            entry: has pages.
+            pages: the numbers of those to drop.
+            model: rotates the keys.
+
+        Raises:
+            NonFiniteError: for a rotated key beyond the range of the cache's type.
+        """
+        request = self.requests[entry]
+        sequence = request.sequence
+        assert sequence
+        try:
+            model.shift(sequence, pages.start, len(pages), self.make_free)
+        except ContextLengthError:
+            sequence.free()
+            self.begin(entry)
+        else:
+            request.shifted = True
+            entry.n_computed = sequence.length
+            entry.shares_tail = False
+
+    def find(self, ids: I32, first: int, n: int) -> list[U8] | None:
         """Copy pages of a text out of the prefix cache.
 
         Args:
@@ -112,7 +142,7 @@ class Pages:
         sequence.free()
         return contents
 
-    def put(self, ids: I32, first: int, contents: Sequence[bytes]) -> int:
+    def put(self, ids: I32, first: int, contents: Sequence[bytes | U8]) -> int:
         """Put pages of a text into the prefix cache, as if they had just been computed.
 
         Pages that it has already stay. It evicts others, but none of running texts.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from pymixtral.arrays import I32
+from pymixtral.arrays import I32, U8
 from pymixtral.engine.asking import Question, ask
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.pages import Pages
@@ -19,8 +19,8 @@ from pymixtral.engine.requests import Request
 from pymixtral.files.sessions import SessionFile, SessionForm, write
 from pymixtral.model.page import PageForm
 
-_GROUP_BYTES = 1 << 26
-"""Of pages that are copied between two passes: some 20 ms, a small part of a pass of a large model."""
+_GROUP_BYTES = 1 << 25
+"""Of pages that are copied between two passes, in some 30 ms: a small part of a pass of a large model."""
 
 
 class _Export(Request):
@@ -30,7 +30,7 @@ class _Export(Request):
         super().__init__(ids, rows=range(0))
         self._first, self._n = first, n
 
-    def result(self) -> list[bytes]:
+    def result(self) -> list[U8]:
         """The pages that are wanted, while the text still holds them."""
         assert self.sequence
         return self.sequence.read(self._first, self._n)
@@ -53,7 +53,7 @@ def save(engine: Engine, ids: I32, path: Path, form: SessionForm, *, force: bool
     """
     n = max(_GROUP_BYTES // form.page_bytes, 1)
 
-    def pages() -> Iterator[bytes]:
+    def pages() -> Iterator[U8]:
         for first in range(0, form.n_pages(len(ids)), n):
             group = engine.call_with_pages(partial(_find, ids, first, n))
             if group is None:
@@ -96,7 +96,7 @@ def load(engine: Engine, path: Path, form: SessionForm, pages: PageForm) -> list
         return ids
 
 
-def _find(ids: I32, first: int, n: int, pages: Pages) -> list[bytes] | None:
+def _find(ids: I32, first: int, n: int, pages: Pages) -> list[U8] | None:
     return pages.find(ids, first, n)
 
 
@@ -104,7 +104,7 @@ def _put(ids: I32, first: int, contents: list[bytes], pages: Pages) -> int:
     return pages.put(ids, first, contents)
 
 
-def _only(results: list[list[bytes]]) -> list[bytes]:
+def _only(results: list[list[U8]]) -> list[U8]:
     return results[0]
 
 

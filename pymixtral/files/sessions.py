@@ -16,7 +16,7 @@ from types import TracebackType
 
 import numpy as np
 
-from pymixtral.arrays import I32
+from pymixtral.arrays import I32, U8
 from pymixtral.errors import ContextLengthError, SessionFileError
 from pymixtral.files.atomic import replacing
 from pymixtral.files.kinds import directory_instead, named
@@ -83,7 +83,7 @@ class SessionForm:
         return _HEADER.size + 4 * n_ids + self.n_pages(n_ids) * (self.page_bytes + _CHECKSUM_BYTES)
 
 
-def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[bytes], *, force: bool) -> None:
+def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[U8], *, force: bool) -> None:
     """Write a session. The file appears when it is complete.
 
     Args:
@@ -106,8 +106,8 @@ def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[bytes], *, fo
     with replacing(path, force=force) as temporary, temporary.open("wb") as file:
         file.write(head + checksum + content)
         for i, page in enumerate(pages):
-            file.write(page)
-            file.write(_page_checksum(checksum, i, page))
+            file.write(page.data)
+            file.write(_page_checksum(checksum, i, page.data))
 
 
 class SessionFile:
@@ -245,7 +245,7 @@ class SessionFile:
         self.close()
 
 
-def _page_checksum(checksum: bytes, i: int, page: bytes) -> bytes:
+def _page_checksum(checksum: bytes, i: int, page: bytes | memoryview) -> bytes:
     found = hashlib.sha256(_PAGE.pack(checksum, i))
     found.update(page)
     return found.digest()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.arrays import F32
+from pymixtral.arrays import F32, U8
 from pymixtral.ops import PAGE
 
 _DTYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("<f2"), "f32": np.dtype("<f4"), "q8_0": np.dtype("u1")}
@@ -56,35 +56,36 @@ class PageForm:
         n = 68 if self.kv_type == "q8_0" else PAGE * self.dtype.itemsize
         return 2 * self.n_layers * self.n_kv_heads * self.head_dim * n
 
-    def encode(self, k: NDArray[Any], v: NDArray[Any], n: int) -> bytes:
+    def encode(self, k: NDArray[Any], v: NDArray[Any], n: int) -> U8:
         """Turn a page into bytes: its keys, then its values.
 
         Args:
-            k: of k_shape, not changed.
-            v: of v_shape, not changed.
+            k: of k_shape.
+            v: of v_shape.
             n: positions that count, 1 to 64. The others, in which another text may have left
                 something, become zero.
 
         Returns:
-            n_bytes bytes.
+            uint8 [n_bytes].
         """
-        if n < PAGE:
-            k, v = k.copy(), v.copy()
-            if self.kv_type == "q8_0":
-                for x, per_position in ((k, 4), (v, self.head_dim)):
-                    integers, scales = blocks(x)
-                    integers.reshape(*x.shape[:2], -1, PAGE, per_position)[..., n:, :] = 0
-                    scales[..., n:] = 0
-            else:
-                k[..., n:] = 0
-                v[..., n:, :] = 0
-        return k.astype(self.dtype, copy=False).tobytes() + v.astype(self.dtype, copy=False).tobytes()
+        halves: NDArray[Any] = np.empty((2, self.n_bytes // 2 // self.dtype.itemsize), self.dtype)
+        keys, values = halves[0].reshape(self.k_shape), halves[1].reshape(self.v_shape)
+        keys[:], values[:] = k, v
+        if n < PAGE and self.kv_type == "q8_0":
+            for x, per_position in ((keys, 4), (values, self.head_dim)):
+                integers, scales = blocks(x)
+                integers.reshape(*x.shape[:2], -1, PAGE, per_position)[..., n:, :] = 0
+                scales[..., n:] = 0
+        elif n < PAGE:
+            keys[..., n:] = 0
+            values[..., n:, :] = 0
+        return halves.view(np.uint8).reshape(-1)
 
-    def decode(self, content: bytes) -> tuple[NDArray[Any], NDArray[Any]]:
+    def decode(self, content: bytes | U8) -> tuple[NDArray[Any], NDArray[Any]]:
         """Turn what encode() returns into a page again.
 
         Args:
-            content: n_bytes bytes.
+            content: n_bytes bytes, or an array of them.
 
         Returns:
             Keys of k_shape and values of v_shape, read-only.
@@ -92,11 +93,11 @@ class PageForm:
         half = np.frombuffer(content, self.dtype).reshape(2, -1)
         return half[0].reshape(self.k_shape), half[1].reshape(self.v_shape)
 
-    def is_sound(self, content: bytes) -> bool:
+    def is_sound(self, content: bytes | U8) -> bool:
         """Say whether a page could have been written by a kernel.
 
         Args:
-            content: n_bytes bytes.
+            content: n_bytes bytes, or an array of them.
 
         Returns:
             Whether all numbers and scales are finite, no scale is negative, and no integer of q8_0
