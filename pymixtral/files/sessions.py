@@ -227,7 +227,7 @@ class SessionFile:
         Args:
             i: its number.
         """
-        return self._error(f"finite numbers in page {i}", "others", "do not use this file")
+        return self._error(f"numbers that a cache can hold in page {i}", "others, such as NaN", "do not use this file")
 
     def _error(self, expected: str, found: str, do: str) -> SessionFileError:
         return SessionFileError(f"{named(self._path)}: expected {expected}, found {found}: {do}")

@@ -404,7 +404,7 @@ def test_hostile_files_whose_checksums_are_right(model: Mixtral, saved: Path, tm
         for i in range(3):
             for at in (0, 7777, len(content.pages[0]) // 4, len(content.pages[0]) // 2 - 1):
                 path.write_bytes(content.with_page(i, changed(content.pages[i], "<f2", value, at)).encode())
-                refused(model, path, f"expected finite numbers in page {i}")
+                refused(model, path, f"expected numbers that a cache can hold in page {i}")
     for n_ids in (0, 2**32 - 1, 2**31):
         path.write_bytes(replace(content, n_ids=n_ids).encode())
         refused(model, path, "expected 1 or more ids inside the file")
@@ -440,7 +440,7 @@ def test_hostile_blocks_of_q8_0(tiny_q8_0: Path, ids: list[int], tmp_path: Path)
                 broken = page.copy()
                 broken[part, -1, -1, at] = value
                 path.write_bytes(content.with_page(1, broken.tobytes()).encode())
-                refused(model, path, "expected finite numbers in page 1")
+                refused(model, path, "expected numbers that a cache can hold in page 1")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
