@@ -17,6 +17,7 @@ from pymixtral.engine.requests import Rows
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
+from pymixtral.ops import PAGE
 from pymixtral.sampling.parameters import Sampling, SamplingParameters
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
@@ -243,10 +244,10 @@ class RequestFactory:
         if context_shift is None:
             return None
         n = integer("context_shift", context_shift, 0)
-        most = (self.n_ctx // ops.PAGE - 1) * ops.PAGE
+        most = (self.n_ctx // PAGE - 1) * PAGE
         if n > most:
             raise InvalidArgumentError(
-                f"expected context_shift to leave a whole page of {ops.PAGE} of the context's {self.n_ctx} tokens, "
+                f"expected context_shift to leave a whole page of {PAGE} of the context's {self.n_ctx} tokens, "
                 f"found {n} to keep: keep fewer, or raise n_ctx"
             )
         return n

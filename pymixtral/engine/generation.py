@@ -244,6 +244,11 @@ class Continuation(Request):
         first = n_pages_for(self._kept)
         return range(first, first + max((self._n_ctx // PAGE - first) // 2, 1))
 
+    def cut(self, pages: range) -> None:
+        """Forget the ids of pages; see Request."""
+        super().cut(pages)
+        self.sampler.row.shorten(len(pages) * PAGE)
+
     def over(self) -> bool:
         """End the request at once if no token is wanted; see Request."""
         if not self.limit:

@@ -157,6 +157,25 @@ def test_a_stop_string_ends_it(model: Mixtral) -> None:
     assert completion.text == text[: text.index(stop)]
 
 
+@pytest.mark.parametrize(
+    ("min_tokens", "wanted", "expected"), [(20, 100, 100), (150, 100, 150), (500, 0, 500), (0, 57, 57)]
+)
+def test_min_tokens_count_the_tokens_of_the_text(model: Mixtral, min_tokens: int, wanted: int, expected: int) -> None:
+    """Not those that are left: the context is full after 57 tokens."""
+    calls = 0
+
+    def ends(_: I32, logits: F32) -> None:
+        nonlocal calls
+        if calls >= wanted:
+            logits[2] = 1000.0
+        calls += 1
+
+    prompt = (PROMPT * 2)[:200]
+    options: dict[str, Any] = {"context_shift": 0, "min_tokens": min_tokens, "seed": 1, "logit_bias": {2: -50.0}}
+    completion = model.generate(prompt, max_tokens=600, logits_processor=ends, **options)
+    assert (completion.finish_reason, len(completion.tokens)) == ("stop", expected)
+
+
 def test_logprobs_of_a_full_prompt(model: Mixtral) -> None:
     prompt = (PROMPT * 3)[:256]
     plain = model.generate(prompt, max_tokens=1, logprobs=1, prompt_logprobs=1, seed=1)
