@@ -26,6 +26,7 @@ from pymixtral.errors import (
     NonFiniteError,
     OutputError,
     PymixtralError,
+    SessionFileError,
     UnsupportedError,
 )
 
@@ -66,6 +67,7 @@ __all__ = [
     "OutputError",
     "PymixtralError",
     "Score",
+    "SessionFileError",
     "Stats",
     "TokenLogprob",
     "UnsupportedError",

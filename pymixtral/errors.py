@@ -18,6 +18,10 @@ class ModelConfigError(PymixtralError):
     """A file that can be read, but whose metadata or tensors make no sense as a model."""
 
 
+class SessionFileError(PymixtralError):
+    """A session file that is broken, or was not written with the model that is open."""
+
+
 class UnsupportedError(PymixtralError):
     """Something valid that pymixtral does not run: an architecture, a type, an instruction set."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,18 +18,22 @@ from pymixtral.arguments import integer, number, path_of, shown
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages, Tools
 from pymixtral.demo import demo_path
+from pymixtral.engine import sessions
 from pymixtral.engine.asking import ask
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import Generation
+from pymixtral.files.atomic import check_dest, check_space
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.sessions import Binding, SessionForm
 from pymixtral.files.types import slow_types
 from pymixtral.memory import cache_size
 from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import Override, override
+from pymixtral.model.page import PageForm
 from pymixtral.model.weights import load_weights
 from pymixtral.model_text import ModelText
 from pymixtral.questions import Score, embeddings, generations, logits, scores
@@ -116,7 +122,7 @@ class Mixtral(ModelText):
         pace = None if pace is None else number("pace", pace, 1e-3, 1e6)
         with ExitStack() as stack:
             file = stack.enter_context(GGUFFile(self.path))
-            override(file, experts_used, overrides)
+            different = override(file, experts_used, overrides)
             self.config: ModelConfig = ModelConfig.from_gguf(file)
             tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             weights = load_weights(file, self.config)
@@ -139,6 +145,7 @@ class Mixtral(ModelText):
                 residence.lock(file.maps.values())
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
+            self._file, self._different = file, different
             source = str(self.path)
             self.metadata = MappingProxyType(dict(file.metadata))
             self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
@@ -427,6 +434,63 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.forget()
+
+    # --- Sessions ---------------------------------------------------------------------------------
+
+    def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
+        """Write the ids of a text, and their keys and values, to a file.
+
+        What the cache does not have of them is computed. See docs/sessions.md.
+
+        Args:
+            path: the file to write.
+            text: 1 to n_ctx ids, such as those of a prompt and its answer; or a text.
+            force: whether an existing file is replaced.
+
+        Raises:
+            OutputError: if the file cannot be written, or exists.
+            InvalidArgumentError: for no ids, and ids outside the vocabulary.
+            ContextLengthError: for more than n_ctx ids.
+            UnsupportedError: for a text, if the model's file has no tokenizer.
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        dest, ids, form = path_of("path", path), self._factory.prompt_ids(text, name="text"), self._session_form()
+        check_dest(dest, self._file.paths, force)
+        check_space(dest, form.n_bytes(len(ids)))
+        sessions.save(self._engine, ids, dest, form, force=force)
+
+    def load_session(self, path: str | os.PathLike[str]) -> list[int]:
+        """Put a session into the prefix cache, as if its text had just been computed.
+
+        A text that begins with the ids then goes on with the same bits as after save_session(), and
+        only what is new of it is computed. Keys and values of a file are taken as they are: load
+        files of people you trust.
+
+        Args:
+            path: a file of save_session(), of the same model, overrides and kv_type.
+
+        Returns:
+            The ids of the text.
+
+        Raises:
+            SessionFileError: for a file that is broken, or of another model.
+            ContextLengthError: for a text longer than n_ctx.
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        return sessions.load(self._engine, path_of("path", path), self._session_form(), self._page_form)
+
+    @property
+    def _page_form(self) -> PageForm:
+        config = self.config
+        return PageForm(config.n_layers, config.n_kv_heads, config.head_dim, self.kv_type)
+
+    def _session_form(self) -> SessionForm:
+        overrides = hashlib.sha256(json.dumps(self._different, sort_keys=True).encode()).digest()
+        binding = Binding(self._file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
+        return SessionForm(binding, ops.PAGE, self._page_form.n_bytes, self.n_ctx, self.config.n_vocab)
 
     # --- Closing ----------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pymixtral.engine.requests import Rows
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
+from pymixtral.ops import PAGE
 from pymixtral.sampling.parameters import Sampling, SamplingParameters
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
@@ -55,6 +56,10 @@ class Options(Sampling, total=False):
             and is raised in its caller.
         prompt_lookup: propose up to this many tokens that followed the same words earlier in the
             text, 0 to 16, and check them in one pass. It changes the speed, never the text.
+        context_shift: when the context is full, keep so many tokens at the beginning, rounded up to
+            whole pages of 64, drop half of the whole pages after them, and go on, so that no text
+            ends with finish_reason "context"; None: the text ends. What follows is not what the
+            tokens that are left would give when they are computed; see docs/sessions.md.
         priority: texts of a lower number come first; others wait, or give way.
         timeout: seconds until the text ends with finish_reason "deadline"; None: no limit.
     """
@@ -67,13 +72,14 @@ class Options(Sampling, total=False):
     prompt_logprobs: int | None
     logits_processor: LogitsProcessor | None
     prompt_lookup: int
+    context_shift: int | None
     priority: int
     timeout: float | None
 
 
 _KNOWN = (
     *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
-    *("logits_processor", "prompt_lookup", "priority", "timeout", "n", "best_of", "progress"),
+    *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "n", "best_of", "progress"),
     *(field.name for field in fields(SamplingParameters)),
 )
 _SAMPLING = {field.name for field in fields(SamplingParameters)}
@@ -171,6 +177,7 @@ class RequestFactory:
             processor=processor,
             lookup=PromptLookup(lookup) if lookup else None,
             streams=streams,
+            kept=self._kept(given.get("context_shift")),
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
             deadline=deadline_of(given.get("timeout")),
         )
@@ -246,6 +253,19 @@ class RequestFactory:
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of(name, prompt)  # says what to do with bytes, None and the like
         return self.checked_ids(name, prompt)
+
+    def _kept(self, context_shift: int | None) -> int | None:
+        """How many tokens a full context keeps at the beginning."""
+        if context_shift is None:
+            return None
+        n = integer("context_shift", context_shift, 0)
+        most = (self.n_ctx // PAGE - 1) * PAGE
+        if n > most:
+            raise InvalidArgumentError(
+                f"expected context_shift to leave a whole page of {PAGE} of the context's {self.n_ctx} tokens, "
+                f"found {n} to keep: keep fewer, or raise n_ctx"
+            )
+        return n
 
     def _stops(self, stop: str | Sequence[str] | None, more: Sequence[str]) -> tuple[StopStrings, frozenset[int]]:
         """The stop strings, and the control tokens that some of them name."""

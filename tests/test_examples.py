@@ -150,6 +150,16 @@ def test_no_repeats(model: Mixtral, tmp_path: Path) -> None:
     assert bound.strip() != want.strip()
 
 
+def test_sessions(model: Mixtral, tmp_path: Path) -> None:
+    first, *same, one, other = output("sessions", tmp_path).splitlines()
+    n, pages = map(int, re.findall(r"^(\d+) tokens, (\d+) pages", first)[0])
+    assert pages == -(-n // 64) > 1
+    assert same == ["the same text as before: True", "tokens of the prompt that were computed: 1"]
+    for line, turn in ((one, "One day the king"), (other, "But the youngest")):
+        n_new = len(model.tokenize(turn, add_bos=False))
+        assert line.startswith(f"after {n_new} more tokens: ... {turn} ")
+
+
 def test_two_types(tmp_path: Path) -> None:
     printed = output("two_types", tmp_path)
     bits = [float(number) for number in re.findall(r"([\d.]+) bits per weight", printed)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 from pymixtral.engine.loop import Call, Loop, closed
+from pymixtral.engine.pages import Pages
 from pymixtral.engine.requests import Abort, Event, Request
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.watch import Interest
@@ -117,14 +118,28 @@ class Engine:
             raise event
         return cast("T", event.result)
 
+    def call_with_pages(self, function: Callable[[Pages], T]) -> T:
+        """Let the engine's thread call a function of its pages between two passes.
+
+        Args:
+            function: is given the pages.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            ClosedError: after close().
+        """
+        pages = self._open().pages
+        return self.call(lambda _: function(pages))
+
     def forget(self) -> None:
         """Empty the prefix cache.
 
         Raises:
             ClosedError: after close().
         """
-        loop = self._open()
-        self.call(lambda _: loop.pages.clear())
+        self.call_with_pages(Pages.clear)
 
     def stats(self) -> EngineStats:
         """Describe the state, and the work since the beginning.

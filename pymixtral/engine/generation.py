@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,8 @@ from pymixtral.engine.logprobs import PromptLogprobs, token_logprobs
 from pymixtral.engine.requests import Abort, Event, Request
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.ops import PAGE
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
@@ -56,6 +59,8 @@ class Continuation(Request):
         processor: changes the logits before each token is drawn.
         lookup: proposes tokens; None: none are proposed.
         streams: whether pieces are delivered as they come; else only the end is.
+        kept: tokens at the beginning that stay when the context is full and the text goes on without
+            some of the others; None: it ends then.
         **options: as for Request.
 
     Attributes:
@@ -80,14 +85,15 @@ class Continuation(Request):
         processor: LogitsProcessor | None = None,
         lookup: PromptLookup | None = None,
         streams: bool = True,
+        kept: int | None = None,
         **options: Any,
     ) -> None:
         room = n_ctx - len(prompt) + 1  # one more than free positions: no pass reads the last token
-        self.limit, self._at_limit = room, "context"
-        if max_tokens is not None and max_tokens <= room:
+        self.limit, self._at_limit = (room, "context") if kept is None else (sys.maxsize, "length")
+        if max_tokens is not None and max_tokens <= self.limit:
             self.limit, self._at_limit = max_tokens, "length"
-        n = len(prompt)
-        super().__init__(prompt, room=self.limit, rows=range(0 if n_prompt_logprobs is None else n - 1), **options)
+        rows = range(0 if n_prompt_logprobs is None else len(prompt) - 1)
+        super().__init__(prompt, room=min(self.limit, room), rows=rows, **options)
         self.sampler = sampler
         self.processor = processor
         self.tokens: list[int] = []
@@ -99,6 +105,8 @@ class Continuation(Request):
         self._prompt_logprobs = None if n_prompt_logprobs is None else PromptLogprobs(prompt, 1, n_prompt_logprobs)
         self._lookup = lookup
         self._streams = streams
+        self._n_ctx = n_ctx
+        self._kept = kept
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._n_delivered = 0
@@ -118,7 +126,7 @@ class Continuation(Request):
         """Put proposed tokens behind those that are certain; see Request."""
         if self._lookup is None or not self.tokens:
             return 0
-        most = self.limit - len(self.tokens) - 1
+        most = min(self.limit - len(self.tokens), len(self.ids) - self.n_ids) - 1
         drafts = self._lookup.propose(self.ids[: self.n_ids], most)
         self.ids[self.n_ids : self.n_ids + len(drafts)] = drafts
         return len(drafts)
@@ -228,6 +236,18 @@ class Continuation(Request):
         super().follow(other)
         if isinstance(other, Continuation):
             self._prompt_logprobs = other._prompt_logprobs
+
+    def surplus(self) -> range:
+        """Half of the whole pages after those that are kept, once the context is full; see Request."""
+        if self._kept is None or self.n_ids <= self._n_ctx:
+            return range(0)
+        first = n_pages_for(self._kept)
+        return range(first, first + max((self._n_ctx // PAGE - first) // 2, 1))
+
+    def cut(self, pages: range) -> None:
+        """Forget the ids of pages; see Request."""
+        super().cut(pages)
+        self.sampler.row.shorten(len(pages) * PAGE)
 
     def over(self) -> bool:
         """End the request at once if no token is wanted; see Request."""

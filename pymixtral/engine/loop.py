@@ -415,7 +415,7 @@ class Loop:
                 request.begun = True
                 request.n_cached = entry.n_computed
                 counts.cached_tokens += entry.n_computed
-            counts.prompt_tokens += min(n, max(request.n_prompt - entry.n_computed, 0))
+            counts.prompt_tokens += min(n, max(request.n_prompt - request.n_cut - entry.n_computed, 0))
             if entry.n_left == 1:
                 n_decoding += 1
             else:
@@ -460,7 +460,11 @@ class Loop:
                 request.advance()
                 if request.ended:  # what failed came after the end
                     request.failed = None
-            if request.sequence and request.failed is None:
+            if request.sequence and request.failed is None and not request.ended:
+                surplus = request.surplus()
+                if surplus:
+                    request.cut(surplus)
+                    self.pages.shift(entry, surplus, self._model)
                 self.pages.index(request)
         except BaseException as error:
             request.failed = error

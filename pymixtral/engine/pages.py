@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from pymixtral.arrays import I32
+from collections.abc import Sequence
+
+from pymixtral.arrays import I32, U8
 from pymixtral.engine.prefix_cache import PrefixCache
 from pymixtral.engine.requests import Request
 from pymixtral.engine.scheduler import Entry
+from pymixtral.errors import ContextLengthError
+from pymixtral.model.forward import Model
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
@@ -44,6 +48,7 @@ class Pages:
         pages, length = self._prefix.match(request.ids[:most], request.namespace)
         request.sequence = self.cache.new_sequence(pages, length)
         request.n_indexed = length
+        request.shifted = False
         entry.n_computed = length
         entry.shares_tail = length % PAGE > 0
 
@@ -74,7 +79,7 @@ class Pages:
         """
         sequence = request.sequence
         assert sequence
-        if sequence.length // PAGE > request.n_indexed // PAGE:
+        if sequence.length // PAGE > request.n_indexed // PAGE and not request.shifted:
             request.n_indexed = sequence.length // PAGE * PAGE
             self._prefix.insert(self._ids(request), sequence, request.namespace)
 
@@ -86,9 +91,89 @@ class Pages:
         """
         sequence, request.sequence = request.sequence, None
         if sequence is not None:
-            if sequence.length > request.n_indexed and request.failed is None:
+            if sequence.length > request.n_indexed and request.failed is None and not request.shifted:
                 self._prefix.insert(request.ids[: sequence.length], sequence, request.namespace, tail=True)
             sequence.free()
+
+    def shift(self, entry: Entry, pages: range, model: Model) -> None:
+        """Drop whole pages from the middle of a text whose ids there are gone already.
+
+        Those after them move to their place, or are computed again if there is no room for copies
+        of pages that others have, too.
+
+        Args:
+            entry: has pages.
+            pages: the numbers of those to drop.
+            model: rotates the keys.
+
+        Raises:
+            NonFiniteError: for a rotated key beyond the range of the cache's type.
+        """
+        request = self.requests[entry]
+        sequence = request.sequence
+        assert sequence
+        try:
+            model.shift(sequence, pages.start, len(pages), self.make_free)
+        except ContextLengthError:
+            sequence.free()
+            self.begin(entry)
+        else:
+            request.shifted = True
+            entry.n_computed = sequence.length
+            entry.shares_tail = False
+
+    def find(self, ids: I32, first: int, n: int) -> list[U8] | None:
+        """Copy pages of a text out of the prefix cache.
+
+        Args:
+            ids: the text, int32 [1 or more].
+            first: the number of the first page that is wanted.
+            n: how many are wanted, fewer if the text ends before.
+
+        Returns:
+            The pages, as Sequence.read() gives them; None if the cache does not have all of them.
+        """
+        ids = ids[: (first + n) * PAGE]
+        pages, length = self._prefix.match(ids)
+        if length < len(ids):
+            return None
+        sequence = self.cache.new_sequence(pages, length)
+        contents = sequence.read(first, n)
+        sequence.free()
+        return contents
+
+    def put(self, ids: I32, first: int, contents: Sequence[bytes | U8]) -> int:
+        """Put pages of a text into the prefix cache, as if they had just been computed.
+
+        Pages that it has already stay. It evicts others, but none of running texts.
+
+        Args:
+            ids: the text, int32 [1 or more].
+            first: the number of the first page. The prefix cache should have those before it.
+            contents: the pages, as find() gives them.
+
+        Returns:
+            How many pages of the text the prefix cache has now. Where there is too little room, or
+            pages before `first` are missing, some of `contents` are left out.
+        """
+        ids = ids[: (first + len(contents)) * PAGE]
+        pages, length = self._prefix.match(ids)
+        if length == len(ids):
+            return len(pages)
+        begin = length // PAGE
+        if begin < first:
+            return begin
+        sequence = self.cache.new_sequence(pages[:begin], begin * PAGE)  # holds them while others are evicted
+        n = min(first + len(contents) - begin, self.n_available())
+        length = min((begin + n) * PAGE, len(ids))
+        self.make_free(n)
+        sequence.reserve(length - sequence.length)
+        for i in range(begin, begin + n):
+            self.cache.write(int(sequence.pages[i]), contents[i - first])
+        sequence.advance(length - sequence.length)
+        self._prefix.insert(ids[:length], sequence, tail=True)
+        sequence.free()
+        return begin + n
 
     def make_free(self, n: int) -> None:
         """Evict pages from the prefix cache until some are free.

@@ -13,6 +13,7 @@ from pymixtral.arrays import F32, I32
 from pymixtral.engine.scheduler import Entry
 from pymixtral.errors import CanceledError, DeadlineError
 from pymixtral.model.kv_cache import Sequence
+from pymixtral.ops import PAGE
 
 Abort = Literal["cancelled", "deadline"]
 """Why a request ends before its own end: its caller wants it no more, or its time is over."""
@@ -62,6 +63,7 @@ class Request:
         n_ids: the number of ids so far.
         n_prompt: ids at the beginning.
         n_cached: those of them that the cache had.
+        n_cut: ids that the text has given up; see cut().
         rows: the positions whose rows read() still wants.
         sequence: the text in the cache, while the request runs.
         entry: what the scheduler knows of it; None before the engine has it.
@@ -73,6 +75,8 @@ class Request:
         siblings: requests for other texts of the same prompt, which begin when it is computed.
         dropped: notices that the caller has gone.
         n_indexed: positions that the prefix cache has.
+        shifted: whether keys and values are not those that its ids give: the prefix cache must not
+            have them.
         reads_hidden: whether read() takes rows after the last norm, in place of logits.
     """
 
@@ -91,7 +95,7 @@ class Request:
         self.ids: I32 = np.empty(len(ids) + room, np.int32)
         self.ids[: len(ids)] = ids
         self.n_ids = self.n_prompt = len(ids)
-        self.n_cached = 0
+        self.n_cached = self.n_cut = 0
         self.rows = rows
         self.priority = priority
         self.deadline = deadline
@@ -108,6 +112,7 @@ class Request:
         self.siblings: list[Request] = []
         self.dropped: object = None
         self.n_indexed = 0
+        self.shifted = False
         self._listener: Callable[[Event], object] | None = None
 
     def listen(self, listener: Callable[[Event], object]) -> None:
@@ -158,6 +163,27 @@ class Request:
         self.rows = range(0)
         if not self.drawn:
             self.failed = self.failed or other.failed
+
+    def surplus(self) -> range:
+        """Say which whole pages the text has to give up, as its context is full.
+
+        Returns:
+            Their numbers; none if there is room.
+        """
+        return range(0)
+
+    def cut(self, pages: range) -> None:
+        """Forget the ids of pages.
+
+        Args:
+            pages: as surplus() said.
+        """
+        assert self.entry
+        n = len(pages) * PAGE
+        self.ids[pages.start * PAGE : self.n_ids - n] = self.ids[pages.stop * PAGE : self.n_ids].copy()
+        self.n_ids -= n
+        self.n_cut += n
+        self.entry.n_ids = self.n_ids
 
     def over(self) -> bool:
         """End the request at once if there is nothing to compute.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,9 @@ from pymixtral.errors import ModelFileError
 from pymixtral.files.header import Tensor, Value, read_shard
 from pymixtral.files.identity import check_unchanged
 from pymixtral.files.shards import open_all
+
+_DIGESTED = 4096
+"""Bytes of each tensor that digest() reads: models that were trained on have the same headers."""
 
 
 class GGUFFile:
@@ -51,6 +55,7 @@ class GGUFFile:
         self.path = os.fspath(path)
         found = read_shard(self.path)
         shards = open_all(found) if found.count > 1 else [found]
+        self._header_bytes = {shard.path: shard.header_bytes for shard in shards}
         self._identities = {Path(shard.path): shard.identity for shard in shards}
         first = shards[0]
         self.paths = tuple(shard.path for shard in shards)
@@ -60,6 +65,21 @@ class GGUFFile:
         self.metadata: dict[str, Value] = first.metadata
         self.encoded: dict[str, memoryview] = first.encoded
         self.tensors: dict[str, Tensor] = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+
+    def digest(self) -> bytes:
+        """Compute what tells the model from others, in the time of reading a little of each tensor.
+
+        Returns:
+            The SHA-256 of the headers of all files, that is metadata and names, types, shapes and
+            offsets of the tensors, and of the first 4096 bytes of each tensor. It does not depend
+            on the files' names.
+        """
+        found = hashlib.sha256()
+        for path, mapped in self.maps.items():
+            found.update(mapped[: self._header_bytes[path]])
+        for tensor in self.tensors.values():
+            found.update(tensor.data.reshape(-1)[:_DIGESTED].tobytes())
+        return found.digest()
 
     def check_length(self) -> None:
         """Check that no file was shortened since it was mapped.

@@ -6,6 +6,7 @@ sequence, in consecutive rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import cast
 
@@ -204,6 +205,17 @@ class Model:
         One pass in eight is counted; 0 before the first.
         """
         return self._experts / self._counted if self._counted else 0.0
+
+    def shift(self, sequence: Sequence, first: int, n: int, make_free: Callable[[int], None] | None = None) -> None:
+        """Drop whole pages of a sequence, and move the positions after them to their place.
+
+        Args:
+            sequence: is shorter by n pages afterwards; see Sequence.shift(), also for errors.
+            first: the number of the first page to drop.
+            n: how many pages.
+            make_free: see Sequence.shift().
+        """
+        sequence.shift(self.context, self.config.rope_frequencies(), first, n, make_free)
 
     def logits(self, hidden: F32) -> F32:
         """Compute logits.

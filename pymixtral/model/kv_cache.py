@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pymixtral import ops
 from pymixtral.arguments import integer, shown
-from pymixtral.arrays import I32
+from pymixtral.arrays import F32, F64, I32, U8
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
+from pymixtral.model.page import PageForm, keys
 from pymixtral.ops import PAGE, CacheLayer
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
@@ -63,6 +66,7 @@ class KVCache:
 
     Attributes:
         n_pages: pages for all sequences together.
+        form: the form of a page.
         references: how many holders each page has, int32 [n_pages].
         k: keys, float16 or float32 [n_layers, n_pages, n_kv_heads, head_dim, 64], or in q8_0 uint8
             [n_layers, n_pages, n_kv_heads, 68*head_dim]; C-contiguous. See pmx_cache in csrc/pmx.h.
@@ -86,11 +90,10 @@ class KVCache:
             )
         check_kv_type(kv_type, head_dim)
         self.n_pages = n_pages
-        dtype = {"f16": np.float16, "f32": np.float32, "q8_0": np.uint8}[kv_type]
-        k_page, v_page = ((68 * head_dim,),) * 2 if kv_type == "q8_0" else ((head_dim, PAGE), (PAGE, head_dim))
+        form = self.form = PageForm(n_layers, n_kv_heads, head_dim, kv_type)
         try:
-            self.k: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *k_page), dtype)
-            self.v: NDArray[Any] = np.zeros((n_layers, n_pages, n_kv_heads, *v_page), dtype)
+            self.k: NDArray[Any] = np.zeros((n_layers, n_pages, *form.k_shape[1:]), form.dtype)
+            self.v: NDArray[Any] = np.zeros((n_layers, n_pages, *form.v_shape[1:]), form.dtype)
         except (MemoryError, ValueError) as error:  # ValueError: more bytes than an address holds
             raise NativeError(
                 f"expected memory for a cache of {n_pages * PAGE} positions, found too little ({error}): "
@@ -154,6 +157,15 @@ class KVCache:
         self.references[pages] -= 1
         self._free.extend(pages[self.references[pages] == 0].tolist())
 
+    def write(self, page: int, content: bytes | U8) -> None:
+        """Copy a page into the cache.
+
+        Args:
+            page: a page that nobody else holds.
+            content: what Sequence.read() gave, of a cache of the same form.
+        """
+        self.k[:, page], self.v[:, page] = self.form.decode(content)
+
     def _take(self) -> int:
         page = self._free.pop()
         self.references[page] = 1
@@ -210,10 +222,7 @@ class Sequence:
         if n_new:
             self.pages = np.concatenate([self.pages, np.array([cache._take() for _ in range(n_new)], np.int32)])
         if copy:
-            old, new = int(self.pages[partial]), cache._take()
-            cache.k[:, new] = cache.k[:, old]
-            cache.v[:, new] = cache.v[:, old]
-            self._replace(partial, new)
+            self._copy(partial)
         self._writable = max(self._writable, end)
 
     def advance(self, n_tokens: int) -> None:
@@ -249,6 +258,55 @@ class Sequence:
         self.pages = self.pages[:kept].copy()
         self.length = self._writable = length
 
+    def shift(
+        self,
+        context: ops.Context,
+        frequencies: F64,
+        first: int,
+        n: int,
+        make_free: Callable[[int], None] | None = None,
+    ) -> None:
+        """Drop whole pages, and move the positions after them to their place.
+
+        The keys there are rotated to their new positions (docs/numerics.md, context shift) and
+        rounded again; values stay. They were computed with the positions that are gone in sight, so
+        they are not what the text that is left would give. Shared pages are copied first. What was
+        reserved must be reserved again.
+
+        Args:
+            context: threads and instruction set.
+            frequencies: of the model's rotary embedding, float64 [head_dim/2].
+            first: the number of the first page to drop.
+            n: how many pages, at least 1, all of them full.
+            make_free: is called with a number of pages that are needed, before they are taken; None:
+                they are free.
+
+        Raises:
+            InvalidArgumentError: for pages that the sequence does not have in full.
+            ContextLengthError: if there are too few free pages. The sequence can only be freed then,
+                and after any error that follows.
+            NonFiniteError: for a rotated key beyond the range of the cache's type.
+        """
+        if first < 0 or n < 1 or (first + n) * PAGE > self.length:
+            raise InvalidArgumentError(
+                f"expected 1 or more of the {self.length // PAGE} full pages to drop, found {n} from {first} on"
+            )
+        self.truncate(self.length)
+        cosines, sines = ops.rope_table(context, frequencies, np.full(PAGE, n * PAGE, np.int32))
+        for i in reversed(range(first + n, len(self.pages))):  # a page is let go after those behind it
+            if self.cache.references[self.pages[i]] > 1:
+                if make_free:
+                    make_free(1)
+                if not self.cache.n_free_pages:
+                    raise ContextLengthError(
+                        f"expected a free page for a copy of page {i}, found none of the cache's {self.cache.n_pages}"
+                    )
+                self._copy(i)
+            self._rotate(context, i, cosines, -sines)
+        self.cache.drop(self.pages[first : first + n])
+        self.pages = np.concatenate([self.pages[:first], self.pages[first + n :]])
+        self.length = self._writable = self.length - n * PAGE
+
     def fork(self) -> Sequence:
         """Make a second sequence with the same contents.
 
@@ -265,14 +323,45 @@ class Sequence:
         self.cache.hold(other.pages)
         return other
 
+    def read(self, first: int, n: int) -> list[U8]:
+        """Copy pages out of the cache.
+
+        Args:
+            first: the number of the first page in the text.
+            n: how many, fewer if the text ends before.
+
+        Returns:
+            Their contents, as PageForm.encode() makes them, with zeros after the last position.
+        """
+        k, v, encode = self.cache.k, self.cache.v, self.cache.form.encode
+        pages = self.pages[: n_pages_for(self.length)].tolist()
+        return [
+            encode(k[:, pages[i]], v[:, pages[i]], min(self.length - i * PAGE, PAGE))
+            for i in range(first, min(first + n, len(pages)))
+        ]
+
     def free(self) -> None:
         """Give all pages back. The sequence is empty afterwards. A second free() does nothing."""
         self.truncate(0)
 
-    def _replace(self, i: int, page: int) -> None:
-        self.cache.drop(self.pages[i : i + 1])
+    def _copy(self, i: int) -> None:
+        """Puts a copy in the place of a page."""
+        cache, old, new = self.cache, int(self.pages[i]), self.cache._take()
+        cache.k[:, new] = cache.k[:, old]
+        cache.v[:, new] = cache.v[:, old]
+        cache.drop(self.pages[i : i + 1])
         self.pages = self.pages.copy()
-        self.pages[i] = page
+        self.pages[i] = new
+
+    def _rotate(self, context: ops.Context, i: int, cosines: F32, sines: F32) -> None:
+        """Rotates the keys of a page, in all layers."""
+        cache, page = self.cache, int(self.pages[i])
+        n = min(self.length - i * PAGE, PAGE)
+        runs = ops.Runs([(n, 0, self.pages[i : i + 1].copy())])
+        for layer, k, v in zip(cache.layers, cache.k[:, page], cache.v[:, page], strict=True):
+            rotated, values = ops.rope(context, keys(k)[:n], cosines[:n], sines[:n]), v.copy()
+            ops.cache_write(context, layer, rotated, rotated, runs)
+            v[...] = values
 
 
 def _count(n_tokens: int) -> int:

@@ -30,7 +30,7 @@ keys of the file's own form."""
 _EXPERTS_USED = "llama.expert_used_count"
 
 
-def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, Override] | None) -> None:
+def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, Override] | None) -> dict[str, Override]:
     """Changes file.metadata.
 
     Whether a value makes sense is for ModelConfig and Tokenizer to say, as it is of a value in the
@@ -40,6 +40,9 @@ def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, O
         file: the open file.
         experts_used: short for an override of 'llama.expert_used_count'; None: as the file has it.
         overrides: metadata keys and the values that take the place of the file's, or None.
+
+    Returns:
+        The keys that the model's numbers depend on and whose value is not the file's own.
 
     Raises:
         InvalidArgumentError: overrides is no mapping, a key is not in KEYS, a value is not of its
@@ -67,4 +70,10 @@ def override(file: GGUFFile, experts_used: int | None, overrides: Mapping[str, O
         raise InvalidArgumentError(
             f"expected experts_used or an override of '{_EXPERTS_USED}', found both, and different"
         )
+    different = {
+        key: value
+        for key, value in changes.items()
+        if key not in _TOKENIZER and (type(file.metadata.get(key)) is not type(value) or file.metadata[key] != value)
+    }
     file.metadata.update(changes)
+    return different

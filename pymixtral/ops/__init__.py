@@ -24,11 +24,12 @@ from pymixtral.ops.operations import (
 from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefetch
 from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
-from pymixtral.ops.views import PAGE, BoundMatrix, CacheLayer, Runs
+from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
     "MAX_THREADS",
     "NEVER",
+    "NUMERICS_VERSION",
     "PAGE",
     "Batch",
     "BoundMatrix",

@@ -99,6 +99,15 @@ class SamplerRow:
             raise InvalidArgumentError(f"expected a sampler's state of {len(self._state)} bytes, found {len(state)}")
         self._state[:] = state
 
+    def shorten(self, n: int) -> None:
+        """Note that the text has lost ids: end tokens stay banned for as many tokens as before.
+
+        Args:
+            n: how many ids.
+        """
+        if self.struct.min_text != NEVER:
+            self.struct.min_text = max(self.struct.min_text - n, 0)
+
     def bind(self, text: I32, mask: U32 | None) -> object:
         """Set what one draw looks at.
 

@@ -372,6 +372,28 @@ def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
         return blocks
 
 
+def shift_keys(k: NDArray[Any], frequencies: F64, n_positions: int) -> NDArray[Any]:
+    """Move stored keys to lower positions.
+
+    Args:
+        k: as round_to_cache() returns them, [n_tokens, n_kv_heads, ...].
+        frequencies: float64 [n_pairs], in radians per position.
+        n_positions: by how much the positions become lower.
+
+    Returns:
+        The shape and type of k.
+
+    Raises:
+        NonFiniteError: with the row.
+    """
+    if k.dtype == Q8_0:
+        x = (k["q"] * k["d"].astype(np.float32)[..., None]).reshape(*k.shape[:2], -1)
+    else:
+        x = k.astype(np.float32)
+    cosines, sines = rope_table(frequencies, np.full(len(k), n_positions, np.int32))
+    return round_to_cache(rope(x, cosines, -sines), k.dtype)
+
+
 def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0, window: int = 0) -> F32:
     """Attend to the cache: each token sees the positions up to its own.
 

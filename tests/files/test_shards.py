@@ -215,3 +215,27 @@ def test_a_mutated_shard_opens_cleanly_or_is_refused(
         assert len(file.tensors) in (1, 2)  # 1: of a file that no longer says that it is a shard
         for found in file.tensors.values():
             found.data.sum()
+
+
+def test_the_digest_is_of_all_shards_and_of_nothing_but_their_content(
+    tiny_q8_0: Path, shards: list[Path], tmp_path: Path
+) -> None:
+    def digest(path: Path) -> bytes:
+        with GGUFFile(path) as file:
+            return file.digest()
+
+    expected = digest(shards[0])
+    assert digest(shards[2]) == expected != digest(tiny_q8_0)
+    for path in shards:
+        shutil.copy(path, tmp_path / path.name.replace("tiny", "other"))
+    copies = sorted(tmp_path.iterdir())
+    assert digest(copies[1]) == expected
+    for path in copies:
+        data = bytearray(path.read_bytes())
+        with GGUFFile(path) as file:
+            begin = file._header_bytes[str(path)]
+        for at in (data.index(b"blk."), -(-begin // 32) * 32):  # a tensor's name, the first tensor's content
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+            assert digest(path) != expected
+        path.write_bytes(data)
+    assert digest(copies[0]) == expected

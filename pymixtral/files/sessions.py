@@ -1,0 +1,251 @@
+"""Session files: the ids of a text and the pages of its keys and values. docs/sessions.md has the bytes.
+
+Each page has its own checksum, which also covers the header's and the page's number, so that a file
+of gigabytes is written and read in the memory of a page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from pymixtral.arrays import I32, U8
+from pymixtral.errors import ContextLengthError, SessionFileError
+from pymixtral.files.atomic import replacing
+from pymixtral.files.kinds import directory_instead, named
+
+_MAGIC = b"PMXSESSN"
+_VERSION = 1
+_HEADER = struct.Struct("<8sII32s32sII32s")
+_CHECKSUM_BYTES = 32
+_PAGE = struct.Struct("<32sI")
+
+KV_NUMBERS = {"f32": 0, "f16": 1, "q8_0": 8}
+"""The cache's type in a file: GGUF's numbers."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What keys and values depend on beside the ids.
+
+    Attributes:
+        model: SHA-256 of the model, as of GGUFFile.digest().
+        overrides: SHA-256 of the metadata that the caller gave in place of the file's.
+        numerics: version of the numerics contract.
+        kv_type: "f16", "f32" or "q8_0".
+    """
+
+    model: bytes
+    overrides: bytes
+    numerics: int
+    kv_type: str
+
+
+@dataclass(frozen=True)
+class SessionForm:
+    """The session files of an open model.
+
+    Attributes:
+        binding: what they must have.
+        page_positions: positions of a page.
+        page_bytes: bytes of a page.
+        n_ctx: the most ids.
+        n_vocab: ids are below it.
+    """
+
+    binding: Binding
+    page_positions: int
+    page_bytes: int
+    n_ctx: int
+    n_vocab: int
+
+    def n_pages(self, n_ids: int) -> int:
+        """Count the pages of a text.
+
+        Args:
+            n_ids: its length.
+        """
+        return -(-n_ids // self.page_positions)
+
+    def n_bytes(self, n_ids: int) -> int:
+        """Compute the size of the file of a text.
+
+        Args:
+            n_ids: its length.
+        """
+        return _HEADER.size + 4 * n_ids + self.n_pages(n_ids) * (self.page_bytes + _CHECKSUM_BYTES)
+
+
+def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[U8], *, force: bool) -> None:
+    """Write a session. The file appears when it is complete.
+
+    Args:
+        path: the file.
+        form: of the open model.
+        ids: the text, int32 [1 to n_ctx].
+        pages: its pages in order, page_bytes each.
+        force: whether an existing file is replaced.
+
+    Raises:
+        OutputError: if it cannot be written, or exists.
+    """
+    binding = form.binding
+    content = ids.astype("<i4").tobytes()
+    head = _HEADER.pack(
+        *(_MAGIC, _VERSION, binding.numerics, binding.model, binding.overrides),
+        *(KV_NUMBERS[binding.kv_type], len(ids), bytes(_CHECKSUM_BYTES)),
+    )[:-_CHECKSUM_BYTES]
+    checksum = hashlib.sha256(head + content).digest()
+    with replacing(path, force=force) as temporary, temporary.open("wb") as file:
+        file.write(head + checksum + content)
+        for i, page in enumerate(pages):
+            file.write(page.data)
+            file.write(_page_checksum(checksum, i, page.data))
+
+
+class SessionFile:
+    """An open session file, whose header and ids are checked. Pages are checked as they are read.
+
+    Args:
+        path: the file.
+        form: of the open model.
+
+    Attributes:
+        ids: the text, int32 [1 to n_ctx].
+        n_pages: its pages.
+
+    Raises:
+        SessionFileError: for a file that cannot be read, is broken, or is of another model.
+        ContextLengthError: for more ids than n_ctx.
+    """
+
+    def __init__(self, path: Path, form: SessionForm) -> None:
+        self._path = path
+        self._form = form
+        try:
+            if path.is_dir():
+                raise self._error("a session file", directory_instead(path), "check the path")
+            if not path.is_file():  # before open, which would wait for the writer of a pipe
+                path.stat()  # raises the reason if nothing is there
+                raise self._error("a session file", "something that is not a regular file", "check the path")
+            self._file = path.open("rb")
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise self._error("a file that can be opened", f"an error ({reason})", "check the path") from error
+        try:
+            self.ids = self._read_ids()
+        except BaseException:
+            self._file.close()
+            raise
+        self.n_pages = form.n_pages(len(self.ids))
+
+    def _read_ids(self) -> I32:
+        form = self._form
+        size = os.fstat(self._file.fileno()).st_size
+        head = self._file.read(_HEADER.size)
+        if head[: len(_MAGIC)] != _MAGIC:
+            raise self._error("a session file", "another file", "choose one that save_session() wrote")
+        if len(head) < _HEADER.size:
+            raise self._error(f"{_HEADER.size} bytes of header", f"{len(head)}", "save it again")
+        _, version, numerics, model, overrides, kv_number, n_ids, checksum = _HEADER.unpack(head)
+        if version != _VERSION:
+            raise self._error(f"version {_VERSION} of the format", f"{version}", "save it again with this pymixtral")
+        if n_ids < 1 or _HEADER.size + 4 * n_ids > size:
+            raise self._error("1 or more ids inside the file", f"{n_ids} in {size} bytes", "save it again")
+        if n_ids > form.n_ctx:
+            raise ContextLengthError(
+                f"{named(self._path)}: expected a session of at most {form.n_ctx} tokens (n_ctx), found {n_ids}: "
+                "open the model with a larger n_ctx"
+            )
+        content = self._file.read(4 * n_ids)
+        if hashlib.sha256(head[:-_CHECKSUM_BYTES] + content).digest() != checksum:
+            raise self._error("a header and ids of its checksum", "damage", "save it again")
+        self._check_binding(numerics, model, overrides, kv_number)
+        if size != form.n_bytes(n_ids):
+            raise self._error(f"{form.n_bytes(n_ids)} bytes for {n_ids} tokens", f"{size}", "save it again")
+        ids: I32 = np.frombuffer(content, "<i4").astype(np.int32)
+        if ids.min() < 0 or ids.max() >= form.n_vocab:
+            raise self._error(f"ids from 0 to {form.n_vocab - 1}", "others", "save it again")
+        self._checksum = checksum
+        self._begin = _HEADER.size + len(content)
+        return ids
+
+    def _check_binding(self, numerics: int, model: bytes, overrides: bytes, kv_number: int) -> None:
+        binding = self._form.binding
+        if numerics != binding.numerics:
+            raise self._error(
+                f"a session of version {binding.numerics} of the numerics contract",
+                f"version {numerics}",
+                "save it again",
+            )
+        if model != binding.model:
+            raise self._error("a session of the open model", "one of another model", "open the model that it is of")
+        if overrides != binding.overrides:
+            raise self._error(
+                "a session with the overrides and experts_used of the open model",
+                "one with others",
+                "open the model with those",
+            )
+        if kv_number != KV_NUMBERS[binding.kv_type]:
+            found = {number: name for name, number in KV_NUMBERS.items()}.get(kv_number, f"type {kv_number}")
+            raise self._error(
+                f"a session of a cache of kv_type {binding.kv_type}", found, "open the model with that kv_type"
+            )
+
+    def page(self, i: int) -> bytes:
+        """Read a page.
+
+        Args:
+            i: its number, 0 to n_pages - 1.
+
+        Returns:
+            page_bytes bytes, of the right checksum.
+
+        Raises:
+            SessionFileError: if it cannot be read or is damaged.
+        """
+        n = self._form.page_bytes
+        try:
+            self._file.seek(self._begin + i * (n + _CHECKSUM_BYTES))
+            content, checksum = self._file.read(n), self._file.read(_CHECKSUM_BYTES)
+        except OSError as error:
+            raise self._error("a file that can be read", f"an error ({error.strerror})", "check the disk") from error
+        if _page_checksum(self._checksum, i, content) != checksum:
+            raise self._error(f"page {i} of its checksum", "damage", "save it again")
+        return content
+
+    def refuse(self, i: int) -> SessionFileError:
+        """Make the error of a page that no kernel has written.
+
+        Args:
+            i: its number.
+        """
+        return self._error(f"numbers that a cache can hold in page {i}", "others, such as NaN", "do not use this file")
+
+    def _error(self, expected: str, found: str, do: str) -> SessionFileError:
+        return SessionFileError(f"{named(self._path)}: expected {expected}, found {found}: {do}")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> SessionFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _page_checksum(checksum: bytes, i: int, page: bytes | memoryview) -> bytes:
+    found = hashlib.sha256(_PAGE.pack(checksum, i))
+    found.update(page)
+    return found.digest()
