@@ -19,7 +19,7 @@ from pymixtral.errors import OutputError, PymixtralError
 from pymixtral.files.kinds import named
 
 _PIECE = 1 << 20
-"""Bytes of a record that are looked at once."""
+"""Bytes of a record that are looked at at once, behind its head."""
 
 
 class Records:
@@ -73,10 +73,12 @@ class Records:
         n, n_failed, end = 0, 0, 0
         with self._errors(), os.fdopen(os.dup(self._file.fileno()), "rb") as file:
             file.seek(0)
-            while piece := file.readline(_PIECE):
+            while True:
                 prompt = next(prompts, None)
                 head = prompt.head.encode() if prompt else b""
-                last = piece
+                last = piece = file.readline(len(head) + _PIECE)
+                if not piece:
+                    break
                 while not last.endswith(b"\n") and (more := file.readline(_PIECE)):
                     last = last[-1:] + more
                 complete = last.endswith(b"}\n")

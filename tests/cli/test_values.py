@@ -19,6 +19,7 @@ NAME = "n\udcff\n\x1b[2J\x9b"
 NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "\udcff", "1" + "0" * 30, "9" * 5000)
 ACCEPTED = (
     *(f"generate --{name}" for name in ("max-tokens", "top-k", "penalty-window", "seed")),
+    *(f"generate --{name}" for name in ("dry-allowed-length", "dry-window", "min-tokens")),
     *("perplexity --windows", "calibrate --windows", "inspect --experts-used"),
 )
 """Where 10^30 means something. inspect says that such a model does not run."""
