@@ -87,6 +87,12 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the text after this time.")
 @context_option(runs=True)
+@click.option(
+    "--context-shift",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="When the context is full, keep its first N tokens and drop half of the others.",
+)
 @threads_option
 @kv_type_option
 @override_options
@@ -113,6 +119,7 @@ def generate(
     prompt_logprobs: int | None,
     prompt_lookup: int,
     timeout: float | None,
+    context_shift: int | None,
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
@@ -150,6 +157,7 @@ def generate(
         "prompt_logprobs": prompt_logprobs,
         "prompt_lookup": prompt_lookup,
         "timeout": timeout,
+        "context_shift": context_shift,
         **sampling,
     }
     with (

@@ -171,3 +171,11 @@ def test_the_memory_and_the_sharing_of_the_model_are_checked(tiny_q8_0: Path) ->
     refused(run(*line, "--cache-size", "many"), "--cache-size", "expected a size such as")
     refused(run(*line, "--pace", 0), "expected pace to be a number")
     refused(run(*line, "--max-batch", 0), "--max-batch")
+
+
+def test_a_text_goes_on_when_the_context_is_full(tiny_q8_0: Path) -> None:
+    line = ["generate", "-m", tiny_q8_0, "-p", CONTEXT, "-c", 192, "-n", 250, "--ignore-eos", "--seed", 5, "--json"]
+    assert json.loads(run(*line).stdout)["finish_reason"] == "context"
+    found = json.loads(run(*line, "--context-shift", 5).stdout)
+    assert (found["finish_reason"], len(found["tokens"])) == ("length", 250)
+    refused(run(*line, "--context-shift", 192), "expected --context-shift to leave a whole page")
