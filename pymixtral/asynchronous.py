@@ -16,7 +16,7 @@ from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.questions import Score, embeddings, generations, logits, scores
-from pymixtral.request_factory import Options
+from pymixtral.request_factory import How, Options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -165,13 +165,14 @@ class AsyncMixtral:
         request = talk.request(talk.prompt(), streams=True, **options)
         return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser())
 
-    async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
+    async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token; see Mixtral.
 
         Args:
             tokens: 1 to n_ctx ids.
             last_only: return only the logits after the last token.
             first: index of the first token whose logits are returned.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -180,14 +181,15 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.logits().
         """
         self._engine.check_open()
-        return await ask_async(self._engine, logits(self._factory, tokens, last_only, first))
+        return await ask_async(self._engine, logits(self._factory, tokens, last_only, first, how))
 
-    async def score(self, context: str | Ids, continuations: Sequence[str | Ids]) -> list[Score]:
+    async def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
         """Compute how likely texts are to follow another one; see Mixtral.
 
         Args:
             context: a text or token ids.
             continuations: texts or token ids.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             The scores.
@@ -196,15 +198,18 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.score().
         """
         self._engine.check_open()
-        return await ask_async(self._engine, scores(self._factory, context, continuations))
+        return await ask_async(self._engine, scores(self._factory, context, continuations, how))
 
-    async def embed(self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False) -> F32:
+    async def embed(
+        self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
+    ) -> F32:
         """Compute vectors of texts; see Mixtral.
 
         Args:
             texts: texts or token ids.
             pooling: "mean" or "last".
             normalize: divide each vector by its length.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             float32 [n, hidden].
@@ -213,7 +218,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.embed().
         """
         self._engine.check_open()
-        return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize))
+        return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

@@ -37,7 +37,7 @@ from pymixtral.model.page import PageForm
 from pymixtral.model.weights import load_weights
 from pymixtral.model_text import ModelText
 from pymixtral.questions import Score, embeddings, generations, logits, scores
-from pymixtral.request_factory import Options, RequestFactory
+from pymixtral.request_factory import How, Options, RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
@@ -321,7 +321,7 @@ class Mixtral(ModelText):
 
     # --- Numbers ----------------------------------------------------------------------------------
 
-    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0) -> F32:
+    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token.
 
         Args:
@@ -329,6 +329,7 @@ class Mixtral(ModelText):
             last_only: return only the logits after the last token, which is less work.
             first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
                 before it that are in the cache are not computed.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -341,15 +342,16 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.check_open()
-        return ask(self._engine, logits(self._factory, tokens, last_only, first))
+        return ask(self._engine, logits(self._factory, tokens, last_only, first, how))
 
-    def score(self, context: str | Ids, continuations: Sequence[str | Ids]) -> list[Score]:
+    def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
         """Compute how likely texts are to follow another one.
 
         Args:
             context: a text or token ids, at least one token.
             continuations: texts or token ids, at least one token each. A text after a text is tokenized
                 with it: tokens that the context alone does not have count for the continuation.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             For each continuation the log-probabilities of its tokens. The context is computed once.
@@ -363,15 +365,18 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.check_open()
-        return ask(self._engine, scores(self._factory, context, continuations))
+        return ask(self._engine, scores(self._factory, context, continuations, how))
 
-    def embed(self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False) -> F32:
+    def embed(
+        self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
+    ) -> F32:
         """Compute vectors of texts: the hidden state after the last norm.
 
         Args:
             texts: texts or token ids, at least one token each.
             pooling: "mean" over the tokens of a text, or the state of its "last" token.
             normalize: divide each vector by its length.
+            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
 
         Returns:
             float32 [n, hidden].
@@ -384,7 +389,7 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.check_open()
-        return ask(self._engine, embeddings(self._factory, texts, pooling, normalize))
+        return ask(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

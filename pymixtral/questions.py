@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pymixtral.arguments import integer, shown
+from pymixtral.arguments import integer, refuse_unknown, shown
 from pymixtral.arrays import F32, F64, Ids
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion
@@ -17,7 +17,7 @@ from pymixtral.engine.generation import Continuation
 from pymixtral.engine.logprobs import PromptLogprobs
 from pymixtral.engine.requests import Request
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.request_factory import RequestFactory
+from pymixtral.request_factory import How, RequestFactory
 
 MAX_SAMPLES = 128
 """The most texts of one prompt."""
@@ -132,13 +132,16 @@ class Score:
     greedy: bool
 
 
-def scores(factory: RequestFactory, context: str | Ids, continuations: Sequence[str | Ids]) -> Question[list[Score]]:
+def scores(
+    factory: RequestFactory, context: str | Ids, continuations: Sequence[str | Ids], how: How
+) -> Question[list[Score]]:
     """Make the question of Mixtral.score(): the first request computes the context for the others.
 
     Args:
         factory: makes the requests.
         context: a text or token ids.
         continuations: texts or token ids.
+        how: priority, timeout and cache_salt.
 
     Returns:
         The question.
@@ -169,7 +172,7 @@ def scores(factory: RequestFactory, context: str | Ids, continuations: Sequence[
         if n_before == len(ids):
             raise InvalidArgumentError(f"expected {name} of at least one token, found {shown(continuation)}")
         readers.append(PromptLogprobs(ids, n_before))
-        requests.append(factory.rows(ids, n_before - 1, readers[-1]))
+        requests.append(factory.rows(ids, n_before - 1, readers[-1], **_checked(how)))
 
     def answer(_: list[Any]) -> list[Score]:
         return [
@@ -180,7 +183,9 @@ def scores(factory: RequestFactory, context: str | Ids, continuations: Sequence[
     return Question([requests[:1], requests[1:]], answer)
 
 
-def embeddings(factory: RequestFactory, texts: Sequence[str | Ids], pooling: str, normalize: bool) -> Question[F32]:
+def embeddings(
+    factory: RequestFactory, texts: Sequence[str | Ids], pooling: str, normalize: bool, how: How
+) -> Question[F32]:
     """Make the question of Mixtral.embed().
 
     Args:
@@ -188,6 +193,7 @@ def embeddings(factory: RequestFactory, texts: Sequence[str | Ids], pooling: str
         texts: texts or token ids.
         pooling: one of POOLINGS.
         normalize: divide each vector by its length.
+        how: priority, timeout and cache_salt.
 
     Returns:
         The question.
@@ -205,7 +211,9 @@ def embeddings(factory: RequestFactory, texts: Sequence[str | Ids], pooling: str
     requests: list[Request] = []
     for i, (text, pool) in enumerate(zip(texts, pools, strict=True)):
         ids = factory.prompt_ids(text, name=f"texts[{i}]")
-        requests.append(factory.rows(ids, 0 if pooling == "mean" else len(ids) - 1, pool, reads_hidden=True))
+        requests.append(
+            factory.rows(ids, 0 if pooling == "mean" else len(ids) - 1, pool, reads_hidden=True, **_checked(how))
+        )
 
     def answer(_: list[Any]) -> F32:
         vectors = np.stack([pool.total / pool.n for pool in pools])
@@ -229,7 +237,7 @@ class _Pool:
         self.n += len(rows)
 
 
-def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int) -> Question[F32]:
+def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int, how: How) -> Question[F32]:
     """Make the question of Mixtral.logits().
 
     Args:
@@ -237,6 +245,7 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int) ->
         tokens: the ids.
         last_only: only the last row is wanted, as an array of one dimension.
         first: index of the first token whose row is wanted.
+        how: priority, timeout and cache_salt.
 
     Returns:
         The question.
@@ -252,8 +261,14 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int) ->
     if last_only:
         first = len(ids) - 1
     rows: F32 = np.empty((len(ids) - first, factory.config.n_vocab), np.float32)
-    return Question([[factory.rows(ids, first, partial(_put, rows, first))]], lambda _: rows[0] if last_only else rows)
+    request = factory.rows(ids, first, partial(_put, rows, first), **_checked(how))
+    return Question([[request]], lambda _: rows[0] if last_only else rows)
 
 
 def _put(rows: F32, first: int, position: int, part: F32) -> None:
     rows[position - first : position - first + len(part)] = part
+
+
+def _checked(how: How) -> How:
+    refuse_unknown(how, How.__annotations__, "logits(), score() and embed()")
+    return how

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,15 @@ MAX_LOOKUP = 16
 """The most tokens that prompt lookup may propose."""
 
 
-class Options(Sampling, total=False):
+class How(TypedDict, total=False):
+    """How a request is served; see Options."""
+
+    priority: int
+    timeout: float | None
+    cache_salt: str | None
+
+
+class Options(Sampling, How, total=False):
     """The keyword arguments of generate() and stream(), beside the prompt.
 
     Those of sampling are the fields of pymixtral.sampling.parameters.SamplingParameters, which has
@@ -62,6 +70,10 @@ class Options(Sampling, total=False):
             tokens that are left would give when they are computed; see docs/sessions.md.
         priority: texts of a lower number come first; others wait, or give way.
         timeout: seconds until the text ends with finish_reason "deadline"; None: no limit.
+        cache_salt: share the prefix cache only with requests of the same salt, so that nobody else
+            learns from the time of an answer what was asked before; None: with those without one.
+        bad_words: beside sequences of ids, texts: they are banned as the tokenizer writes them at
+            the beginning of a text and inside.
     """
 
     max_tokens: int | None
@@ -73,13 +85,12 @@ class Options(Sampling, total=False):
     logits_processor: LogitsProcessor | None
     prompt_lookup: int
     context_shift: int | None
-    priority: int
-    timeout: float | None
 
 
 _KNOWN = (
     *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
-    *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "n", "best_of", "progress"),
+    *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
+    *("n", "best_of", "progress"),
     *(field.name for field in fields(SamplingParameters)),
 )
 _SAMPLING = {field.name for field in fields(SamplingParameters)}
@@ -137,6 +148,8 @@ class RequestFactory:
         refuse_unknown(options, _KNOWN, "generate() and stream()")
         given: dict[str, Any] = dict(options)
         sampling = {name: given.pop(name) for name in list(given) if name in _SAMPLING}
+        if sampling.get("bad_words") is not None:
+            sampling["bad_words"] = self._words(sampling["bad_words"])
         parameters = SamplingParameters(**sampling)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
         stop_strings, stop_ids = self._stops(given.get("stop"), more_stops)
@@ -180,6 +193,7 @@ class RequestFactory:
             kept=self._kept(given.get("context_shift")),
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
             deadline=deadline_of(given.get("timeout")),
+            namespace=_salt(given.get("cache_salt")),
         )
 
     def rows(
@@ -191,6 +205,7 @@ class RequestFactory:
         reads_hidden: bool = False,
         priority: int = 0,
         timeout: float | None = None,
+        cache_salt: str | None = None,
     ) -> Rows:
         """Make a request for numbers of a text.
 
@@ -201,6 +216,7 @@ class RequestFactory:
             reads_hidden: see Rows.
             priority: see Options.
             timeout: see Options.
+            cache_salt: see Options.
 
         Returns:
             The request.
@@ -212,6 +228,7 @@ class RequestFactory:
             rows=range(first, len(ids)),
             priority=integer("priority", priority, -(1 << 31)),
             deadline=deadline_of(timeout),
+            namespace=_salt(cache_salt),
         )
 
     # --- Parts ------------------------------------------------------------------------------------
@@ -253,6 +270,22 @@ class RequestFactory:
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of(name, prompt)  # says what to do with bytes, None and the like
         return self.checked_ids(name, prompt)
+
+    def _words(self, words: object) -> list[Any]:
+        """The bad words as ids: a text as it is written at the beginning of a text, and inside."""
+        if isinstance(words, (str, bytes)) or not isinstance(words, Sequence):
+            raise InvalidArgumentError(f"expected bad_words to be a list, found {shown(words)}")
+        ids: list[Any] = []
+        for word in words:
+            if not isinstance(word, str):
+                ids.append(word)
+                continue
+            if not word:
+                raise InvalidArgumentError("expected bad_words without an empty text, found one: leave it out")
+            tokenizer = self.text_tokenizer()
+            inside = tokenizer.encode("\n" + word, False)[len(tokenizer.encode("\n", False)) :]
+            ids += [list(each) for each in dict.fromkeys((tuple(tokenizer.encode(word, False)), tuple(inside))) if each]
+        return ids
 
     def _kept(self, context_shift: int | None) -> int | None:
         """How many tokens a full context keeps at the beginning."""
@@ -347,6 +380,12 @@ def deadline_of(timeout: float | None) -> float | None:
         InvalidArgumentError: for another number.
     """
     return None if timeout is None else time.monotonic() + number("timeout", timeout, 0, 1e9)
+
+
+def _salt(value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidArgumentError(f"expected cache_salt to be a text or None, found {shown(value)}")
+    return value
 
 
 def _n_logprobs(name: str, value: object) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pymixtral import Completion, Mixtral
-from pymixtral.errors import ClosedError, ContextLengthError, InvalidArgumentError
+from pymixtral.errors import ClosedError, ContextLengthError, DeadlineError, InvalidArgumentError
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
@@ -298,3 +298,40 @@ def test_a_processor_may_close_the_model(tiny_q8_0: Path) -> None:
         model.generate(PROMPT, max_tokens=3, logits_processor=lambda *_: model.close())
     with pytest.raises(ClosedError):
         model.generate(PROMPT)
+
+
+def test_a_salt_keeps_the_prefix_cache_apart(model: Mixtral) -> None:
+    prompt = [*range(699, 900)]
+    cached = [
+        model.generate(prompt, max_tokens=1, cache_salt=salt).stats.cached_tokens for salt in ("a", None, "b", "a", "b")
+    ]
+    assert cached == [0, 0, 0, 200, 200]
+    with pytest.raises(InvalidArgumentError, match="cache_salt"):
+        model.generate(prompt, cache_salt=5)  # type: ignore[call-overload]
+
+
+def test_numbers_have_deadlines_too(model: Mixtral) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: model.score(PROMPT, [" and"], timeout=0),
+        lambda: model.embed([PROMPT], timeout=0),
+        lambda: model.logits([1, 2], timeout=0),
+    ]
+    for call in calls:
+        with pytest.raises(DeadlineError):
+            call()
+    wrong: Any = {"time_out": 1}
+    with pytest.raises(InvalidArgumentError, match="did you mean 'timeout'"):
+        model.embed([PROMPT], **wrong)
+    assert model.embed([PROMPT], timeout=100, priority=-1, cache_salt="x").shape[0] == 1
+
+
+def test_bad_words_may_be_texts(model: Mixtral) -> None:
+    plain = model.generate(PROMPT, max_tokens=40, temperature=0).text
+    words = plain.split()
+    word = max(set(words), key=words.count)
+    without = model.generate(PROMPT, max_tokens=40, temperature=0, bad_words=[word]).text
+    assert word not in without.split()
+    wrong: list[Any] = [[""], "abc", 5]
+    for value in wrong:
+        with pytest.raises(InvalidArgumentError, match="bad_words"):
+            model.generate(PROMPT, bad_words=value)
