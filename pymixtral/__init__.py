@@ -93,6 +93,28 @@ _HOMES = {
 }
 
 
+def _check_interpreter() -> None:
+    """Refuses a subinterpreter: there the import of NumPy fails, or that of cffi waits for ever.
+
+    Raises:
+        ImportError: in a subinterpreter.
+    """
+    for name in ("_interpreters", "_xxsubinterpreters"):  # since Python 3.13, and before
+        try:
+            interpreters = import_module(name)
+        except ImportError:
+            continue
+        if interpreters.get_current() != interpreters.get_main():
+            raise ImportError(
+                "expected Python's main interpreter, found a subinterpreter, where NumPy does not work: import "
+                "pymixtral in the main one (in mod_wsgi: WSGIApplicationGroup %{GLOBAL})"
+            )
+        return
+
+
+_check_interpreter()
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)

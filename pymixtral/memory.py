@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from pymixtral.arguments import integer
 from pymixtral.errors import InvalidArgumentError, NativeError
@@ -42,10 +46,11 @@ def cache_size(
     Args:
         config: the model's numbers.
         weight_bytes: bytes of its tensors.
-        n_ctx: positions of a context; None: the model's own, as far as half of the memory that the
-            weights leave allows, but at least 512.
+        n_ctx: positions of a context; None: the model's own, as far as cache_bytes allow, but at
+            least 512, or those of a shorter model.
         kv_type: the type of keys and values.
-        cache_bytes: bytes of the cache; None: as many as 4 contexts, as far as that half allows.
+        cache_bytes: bytes of the cache; None: as many as 4 contexts, as far as half of the memory
+            that the weights leave allows.
 
     Returns:
         The size. It has room for one context and a page.
@@ -56,16 +61,20 @@ def cache_size(
     """
     page = PAGE * kv_bytes_per_token(config, kv_type)
     usable = memory().usable
-    half = max(usable - weight_bytes, 0) // 2
+    mappable = _address_space()  # the weights have theirs already
+    half = max(min(usable - weight_bytes, mappable), 0) // 2
+    usable = min(usable, mappable)
+    if cache_bytes is not None:
+        cache_bytes = integer("cache_bytes", cache_bytes, 1)
     if n_ctx is None:
-        fitting = max(half // page - 1, _FEWEST // PAGE) * PAGE
+        fitting = max((half if cache_bytes is None else cache_bytes) // page - 1, _FEWEST // PAGE) * PAGE
         n_ctx = min(config.n_ctx_train, fitting)
     n_ctx = context_length(config, n_ctx)
     one = n_pages_for(n_ctx) + 1  # a page more, for the copy of one that is shared
     if cache_bytes is None:
         n_pages = max(one, min(_CONTEXTS * one, half // page))
     else:
-        n_pages = integer("cache_bytes", cache_bytes, 1) // page
+        n_pages = cache_bytes // page
         if n_pages < one:
             raise InvalidArgumentError(
                 f"expected cache_bytes of at least {one * page}, for one context of {n_ctx} tokens, "
@@ -77,3 +86,13 @@ def cache_size(
             f"found {usable / 1e9:.2f} GB: ask for a shorter context, or kv_type q8_0"
         )
     return CacheSize(n_ctx, n_pages, n_pages * page)
+
+
+def _address_space() -> int:
+    """The bytes that this process may still map (`ulimit -v`); 2^63 - 1 without a limit."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    with suppress(OSError, ValueError):  # where there is no /proc
+        if limit != resource.RLIM_INFINITY:
+            mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            return max(limit - mapped, 0)
+    return (1 << 63) - 1

@@ -55,8 +55,8 @@ class Mixtral(ModelText):
     Args:
         path: a GGUF file; None: the demo model that comes with the package.
         n_ctx: most tokens of prompt and answer together, at most the model's own context length;
-            None: the model's own, as far as half of the memory left by the weights allows. The repr
-            shows it.
+            None: the model's own, as far as cache_bytes, or half of the memory left by the weights,
+            allow. The repr shows it.
         n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
             physical cores allow.
         n_batch: how many tokens of prompts are computed at once. It changes memory and speed, never

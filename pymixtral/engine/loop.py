@@ -18,7 +18,7 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
-from pymixtral.errors import CanceledError, ClosedError, PymixtralError
+from pymixtral.errors import CanceledError, ClosedError, NativeError, PymixtralError
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.ops import PAGE
 from pymixtral.sampling.sampler import draw
@@ -207,6 +207,8 @@ class Loop:
 
     def _tell_end(self, request: Request) -> None:
         self._counts.finished += 1
+        # Both lead back to the request, so that it and the model would wait for the garbage collector.
+        request.failed = request.dropped = None
         if not self._silent:
             request.tell_end()
 
@@ -475,6 +477,11 @@ class Loop:
 
     def _fail(self, request: Request, error: Exception) -> None:
         assert request.entry
+        if isinstance(error, MemoryError):
+            error = NativeError(
+                f"expected memory for the next tokens of a text of {request.n_ids}, found too little ({error}): "
+                "set a smaller n_batch, or end other programs"
+            )
         request.failed = error
         self._end(request.entry, request, error)
 

@@ -254,6 +254,7 @@ class Request:
         if self._last is not None:
             last, self._last = self._last, None
             self.deliver(last)
+            self._listener = None  # which may hold this request
 
     def deliver(self, event: Event) -> None:
         """Hand an event to the caller. Whatever that raises ends this request only."""

@@ -46,6 +46,7 @@ class GGUFFile:
         n_bytes: bytes of all files.
 
     Raises:
+        NativeError: for no memory or too many open files.
         ModelFileError: for a file that cannot be opened or breaks the format, and for shards that
             are missing or contradict each other.
         UnsupportedError: for a tensor type that ggml has retired.

@@ -8,6 +8,7 @@ than the bytes that it takes in the file.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
@@ -22,7 +23,7 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from pymixtral.arguments import shown
-from pymixtral.errors import ModelFileError, UnsupportedError
+from pymixtral.errors import ModelFileError, NativeError, UnsupportedError
 from pymixtral.files.identity import Identity, identity
 from pymixtral.files.kinds import HEAD_BYTES, directory_instead, found_instead, named, part_of
 from pymixtral.files.types import block_weights, row_bytes
@@ -165,6 +166,10 @@ def read_shard(path: str) -> Shard:
     )
 
 
+_LIMITS = {errno.ENOMEM: "ulimit -v", errno.EMFILE: "ulimit -n", errno.ENFILE: "sysctl fs.file-max"}
+"""Errors of opening that are no fault of the file, and what shows and raises the limit."""
+
+
 class _Header:
     """The mapped file and a position in it. Each read first checks how many bytes are left."""
 
@@ -188,6 +193,11 @@ class _Header:
                 self.data = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a file that shrank since fstat
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            if isinstance(error, OSError) and error.errno in _LIMITS:
+                raise NativeError(
+                    f"{named(Path(path))}: expected room for one more file, found an error ({reason}): "
+                    f"raise the limit (`{_LIMITS[error.errno]}`)"
+                ) from error
             raise ModelFileError(
                 f"{named(Path(path))}: expected a file that can be opened, found an error ({reason}): check the path"
             ) from error

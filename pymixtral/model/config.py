@@ -19,9 +19,9 @@ from pymixtral.files.shards import stem
 from pymixtral.model.keys import FEATURES, INTEGERS, NUMBERS, Keys
 from pymixtral.model.rope import UNSCALED, RopeScaling
 
-DEFAULT_CONTEXT = 4096
-"""Positions unless more are asked for: a cache of Mixtral 8x7B takes 128 KiB a position in f16,
-so this is half a GiB."""
+PLANNED_CONTEXT = 4096
+"""Positions that figures of models are for, unless others are asked for: the same on every machine. A
+model that is opened chooses by the memory that it finds; see pymixtral.memory."""
 
 
 @dataclass(frozen=True)
@@ -305,11 +305,11 @@ def _rope_factors(keys: Keys, head_dim: int) -> tuple[float, ...]:
 
 
 def context_length(config: ModelConfig, n_ctx: int | None) -> int:
-    """The positions of a context that is asked for.
+    """The positions of a context that is asked for, or that figures are for.
 
     Args:
         config: the model.
-        n_ctx: positions; None: the model's own number, but at most DEFAULT_CONTEXT.
+        n_ctx: positions; None: the model's own number, but at most PLANNED_CONTEXT.
 
     Returns:
         The number of positions.
@@ -318,7 +318,7 @@ def context_length(config: ModelConfig, n_ctx: int | None) -> int:
         InvalidArgumentError: n_ctx is no integer from 1 to the model's own number.
     """
     if n_ctx is None:
-        return min(config.n_ctx_train, DEFAULT_CONTEXT)
+        return min(config.n_ctx_train, PLANNED_CONTEXT)
     n_ctx = integer("n_ctx", n_ctx, 1)
     if n_ctx > config.n_ctx_train:
         raise InvalidArgumentError(

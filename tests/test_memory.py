@@ -1,0 +1,142 @@
+"""How much memory keys and values get: figures for real models on machines of several sizes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pymixtral import Mixtral, memory
+from pymixtral.errors import InvalidArgumentError, NativeError
+from pymixtral.inspection.machine import Memory
+from pymixtral.inspection.machine import memory as read_memory
+from pymixtral.inspection.published import MODELS
+from pymixtral.memory import CacheSize, cache_size
+
+GB = 10**9
+PAGE_8X7B = 64 * 131072
+"""Bytes of a page in f16: 131072 a token."""
+
+
+def machine(patch: pytest.MonkeyPatch, available: int | None, total: int = 1 << 40) -> None:
+    patch.setattr(memory, "memory", lambda: Memory(total, available, None, None))
+
+
+def size(
+    model: str, weights: float, *, n_ctx: int | None = None, kv_type: str = "f16", cache_bytes: int | None = None
+) -> CacheSize:
+    return cache_size(MODELS[model], int(weights * GB), n_ctx=n_ctx, kv_type=kv_type, cache_bytes=cache_bytes)
+
+
+@pytest.mark.parametrize(
+    ("available", "model", "weights", "kv_type", "n_ctx", "contexts"),
+    [
+        (16, "8x7b", 26.4, "f16", 512, 1.125),  # the weights do not fit: the least
+        (27, "8x7b", 26.4, "f16", 2176, 1.03),
+        (31, "8x7b", 26.4, "f16", 17472, 1.0),
+        (31, "8x7b", 26.4, "q8_0", 32768, 1.0),
+        (62, "8x7b", 26.4, "f16", 32768, 4.0),
+        (62, "8x7b", 49.6, "f16", 32768, 1.4),
+        (62, "8x22b", 79.7, "f16", 512, 1.125),
+        (125, "8x22b", 79.7, "f16", 65536, 1.5),
+        (15, "7b", 4.1, "f16", 32768, 1.27),
+        (2000, "8x22b", 281.0, "f32", 65536, 4.0),
+    ],
+)
+def test_contexts_that_are_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    available: int,
+    model: str,
+    weights: float,
+    kv_type: str,
+    n_ctx: int,
+    contexts: float,
+) -> None:
+    machine(monkeypatch, available * GB)
+    found = size(model, weights, kv_type=kv_type)
+    assert found.n_ctx == n_ctx
+    assert found.n_pages * 64 / found.n_ctx == pytest.approx(contexts, abs=0.06)
+    if n_ctx > 512:
+        assert found.bytes <= (available - weights) * GB / 2
+
+
+def test_what_is_chosen_grows_with_the_memory_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = CacheSize(0, 0, 0)
+    for available in range(1 * GB, 80 * GB, GB // 3):
+        machine(monkeypatch, available)
+        found = size("8x7b", 26.4)
+        assert found.n_ctx >= before.n_ctx
+        assert found.n_pages >= before.n_pages
+        assert found.bytes == found.n_pages * PAGE_8X7B
+        assert found.bytes <= max((available - 26.4 * GB) / 2, 9 * PAGE_8X7B)
+        assert found.n_pages >= found.n_ctx // 64 + 1
+        before = found
+    assert before.n_ctx == 32768
+
+
+def test_a_system_that_does_not_tell_counts_with_all_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, None, total=62 * GB)
+    assert size("8x7b", 26.4).n_ctx == 32768
+
+
+def test_an_explicit_context_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 4 * GB)
+    assert size("8x7b", 26.4, n_ctx=16384).n_ctx == 16384  # 2.2 GB, though the weights are paged then
+    with pytest.raises(NativeError, match=r"expected 4\.30 GB of memory .* \(32768 tokens .*\), found 4\.00 GB: "):
+        size("8x7b", 26.4, n_ctx=32768)
+    with pytest.raises(InvalidArgumentError, match="at most 32768"):
+        size("8x7b", 26.4, n_ctx=32769)
+    machine(monkeypatch, GB // 100)
+    with pytest.raises(NativeError, match=r"expected 0\.08 GB .* \(512 tokens of context\), found 0\.01 GB"):
+        size("8x7b", 26.4)
+
+
+def test_the_bytes_of_the_cache_bound_a_context_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 62 * GB)
+    assert size("8x7b", 26.4, cache_bytes=100 * PAGE_8X7B + 5) == CacheSize(99 * 64, 100, 100 * PAGE_8X7B)
+    assert size("8x7b", 26.4, cache_bytes=30 * GB) == CacheSize(
+        32768, 30 * GB // PAGE_8X7B, 30 * GB // PAGE_8X7B * PAGE_8X7B
+    )
+    for n_ctx, least in ((None, 9), (32768, 513)):
+        with pytest.raises(InvalidArgumentError, match=f"at least {least * PAGE_8X7B}"):
+            size("8x7b", 26.4, n_ctx=n_ctx, cache_bytes=(least - 1) * PAGE_8X7B)
+        assert size("8x7b", 26.4, n_ctx=n_ctx, cache_bytes=least * PAGE_8X7B).n_pages == least
+    with pytest.raises(NativeError, match=r"expected 69\.99 GB"):
+        size("8x7b", 26.4, cache_bytes=70 * GB)
+    with pytest.raises(InvalidArgumentError, match="cache_bytes"):
+        size("8x7b", 26.4, cache_bytes=0)
+
+
+def test_the_limit_of_a_cgroup_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, content in {
+        "proc/meminfo": "MemTotal: 128000000 kB\nMemAvailable: 120000000 kB\n",
+        "proc/self/cgroup": "0::/a\n",
+        "sys/fs/cgroup/a/memory.max": f"{31 * GB}\n",
+        "sys/fs/cgroup/a/memory.current": f"{27 * GB}\n",
+        "sys/fs/cgroup/a/memory.stat": f"active_file {20 * GB}\ninactive_file {7 * GB}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "memory", lambda: read_memory(tmp_path))
+    assert size("8x7b", 26.4).n_ctx == 17472
+
+
+def test_a_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 62 * GB)
+    monkeypatch.setattr(memory, "_address_space", lambda: 2 * GB)
+    assert size("8x7b", 26.4).n_ctx == (GB // PAGE_8X7B - 1) * 64
+    with pytest.raises(NativeError, match=r"found 2\.00 GB"):
+        size("8x7b", 26.4, n_ctx=32768)
+
+
+def test_a_model_tells_what_was_chosen(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_bytes = tiny_q8_0.stat().st_size
+    machine(monkeypatch, n_bytes + 4 * 1024 * 1000)  # 1024 bytes a token
+    with Mixtral(tiny_q8_0) as model:
+        assert 1800 < model.n_ctx < 2048
+        assert re.search(rf"n_ctx {model.n_ctx}\b", repr(model))
+        assert model.generate([1] * (model.n_ctx - 3), ignore_eos=True).finish_reason == "context"
+    machine(monkeypatch, 10**6)
+    with pytest.raises(NativeError, match="2048 tokens of context"):
+        Mixtral(tiny_q8_0, n_ctx=2048)
