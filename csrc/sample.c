@@ -230,13 +230,14 @@ pmx_status pmx_sample(pmx_ctx *ctx, int32_t *ids, int32_t *statuses, const float
         const int64_t n_seen = pmx_dry_seen(samplers[i]);
         if (n_seen > args.n_seen) args.n_seen = n_seen;
     }
-    args.states = pmx_scratch(ctx, PMX_SCRATCH_STATES, (size_t)n_rows * sizeof *args.states);
-    if (!args.states) return PMX_ENOMEM;
-    status = pmx_thread_scratch_reserve(ctx, row_bytes(n_vocab, args.n_seen));
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
-    const pmx_fp_mode mode = pmx_fp_enter();
-    status = pmx_parallel(ctx, sample_task, &args, n_rows, n_vocab * WORK_PER_TOKEN);
-    pmx_fp_leave(mode);
+    args.states = pmx_scratch(ctx, PMX_SCRATCH_STATES, (size_t)n_rows * sizeof *args.states);
+    if (!args.states) status = PMX_ENOMEM;
+    if (status == PMX_OK) status = pmx_thread_scratch_reserve(ctx, row_bytes(n_vocab, args.n_seen));
+    if (status == PMX_OK) status = pmx_parallel(ctx, sample_task, &args, n_rows, n_vocab * WORK_PER_TOKEN);
     for (int64_t i = 0; i < n_rows && status == PMX_OK; i++) samplers[i]->state = args.states[i];
+    pmx_leave(ctx, call); /* after what is in the context's scratch was read */
     return status;
 }
