@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
     from pymixtral.questions import Score
+    from pymixtral.text.messages import ToolCall
 
     __version__: str
 
@@ -70,6 +71,7 @@ __all__ = [
     "SessionFileError",
     "Stats",
     "TokenLogprob",
+    "ToolCall",
     "UnsupportedError",
     "__version__",
     "convert_layout",
@@ -89,6 +91,7 @@ _HOMES = {
     "Generation": "pymixtral.engine.stream",
     "Stats": "pymixtral.engine.completion",
     "TokenLogprob": "pymixtral.engine.completion",
+    "ToolCall": "pymixtral.text.messages",
     "convert_layout": "pymixtral.files.layout",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -219,6 +220,41 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+
+    async def forget(self) -> None:
+        """Empty the prefix cache; see Mixtral.
+
+        Raises:
+            ClosedError: after aclose().
+        """
+        await asyncio.to_thread(self.model.forget)
+
+    async def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
+        """Write a text's ids, keys and values to a file; see Mixtral.
+
+        Args:
+            path: a new file.
+            text: a text or token ids.
+            force: replace a file that exists.
+
+        Raises:
+            PymixtralError: as Mixtral.save_session().
+        """
+        await asyncio.to_thread(partial(self.model.save_session, path, text, force=force))
+
+    async def load_session(self, path: str | os.PathLike[str]) -> list[int]:
+        """Read a session into the prefix cache; see Mixtral.
+
+        Args:
+            path: a file of save_session().
+
+        Returns:
+            The ids of its text.
+
+        Raises:
+            PymixtralError: as Mixtral.load_session().
+        """
+        return await asyncio.to_thread(self.model.load_session, path)
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,14 +140,18 @@ class Conversation:
         question = sampled(
             lambda i, chosen: [self.request(prompt, streams=False, seed_index=i, **chosen)], n, best_of, options
         )
-        return Question(question.stages, lambda results: self._answer(question.answer(results)[0]), question.others)
+        return Question(
+            question.stages,
+            lambda results: self._answer(question.answer(results)[0], prompt.begins_text),
+            question.others,
+        )
 
-    def _answer(self, completion: Completion) -> Answer:
-        others = tuple(self._answer(other) for other in completion.others)
+    def _answer(self, completion: Completion, begins_text: bool) -> Answer:
+        others = tuple(self._answer(other, begins_text) for other in completion.others)
         completion = replace(completion, others=())
         parser, left = self.parser(), completion.text
         if self.factory.tokenizer and self.tools:
-            decoder = self.factory.tokenizer.stream(begins_text=self.prompt().begins_text)
+            decoder = self.factory.tokenizer.stream(begins_text=begins_text)
             for id in completion.tokens:
                 text = decoder.push(id)[: len(left)]  # a stop string and what follows is no part of the answer
                 left = left[len(text) :]
@@ -164,6 +169,8 @@ class _AnswerReader:
         self._parser = parser
         self._n_parsed = 0
         self._read = generation
+        self._waiting: deque[Event] = deque()
+        self._over = False
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -182,6 +189,10 @@ class _AnswerReader:
     def cancel(self) -> None:
         """End the answer soon. Any thread may call this."""
         self._read.cancel()
+
+    def _end(self) -> None:
+        self._over = True
+        self._waiting.extend([*self._events(""), *self._parser.finish()])
 
     def _events(self, text: str) -> list[Event]:
         """What the tokens that were read since, and their text, mean."""
@@ -210,7 +221,15 @@ class AnswerStream(_AnswerReader, Iterator[str]):
     def __init__(self, generation: Generation, parser: ToolCallParser) -> None:
         super().__init__(generation, parser)
         self.generation = generation
-        self._texts = (event.text for event in self.events() if isinstance(event, TextPiece))
+
+    def _next(self) -> Event | None:
+        """The next event; None at the end."""
+        while not self._waiting and not self._over:
+            try:
+                self._waiting.extend(self._events(next(self.generation)))
+            except StopIteration:
+                self._end()
+        return self._waiting.popleft() if self._waiting else None
 
     def events(self) -> Iterator[Event]:
         """Read the answer as pieces of text and of calls; see pymixtral.text.tool_calls.
@@ -218,13 +237,18 @@ class AnswerStream(_AnswerReader, Iterator[str]):
         Yields:
             The events, in order. Use either this or the iterator itself.
         """
-        for text in self.generation:
-            yield from self._events(text)
-        yield from self._events("")
-        yield from self._parser.finish()
+        while (event := self._next()) is not None:
+            yield event
 
     def __next__(self) -> str:
-        return next(self._texts)
+        while (event := self._next()) is not None:
+            if isinstance(event, TextPiece):
+                return event.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End the answer and the iteration. It may also be dropped without close()."""
+        self.generation.close()
 
 
 class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
@@ -241,7 +265,15 @@ class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
     def __init__(self, generation: AsyncGeneration, parser: ToolCallParser) -> None:
         super().__init__(generation, parser)
         self.generation = generation
-        self._texts = self.events()
+
+    async def _next(self) -> Event | None:
+        """The next event; None at the end."""
+        while not self._waiting and not self._over:
+            try:
+                self._waiting.extend(self._events(await self.generation.__anext__()))
+            except StopAsyncIteration:
+                self._end()
+        return self._waiting.popleft() if self._waiting else None
 
     async def events(self) -> AsyncIterator[Event]:
         """Read the answer as pieces of text and of calls; see AnswerStream.
@@ -249,14 +281,15 @@ class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
         Yields:
             The events, in order.
         """
-        async for text in self.generation:
-            for event in self._events(text):
-                yield event
-        for event in [*self._events(""), *self._parser.finish()]:
+        while (event := await self._next()) is not None:
             yield event
 
     async def __anext__(self) -> str:
-        async for event in self._texts:
+        while (event := await self._next()) is not None:
             if isinstance(event, TextPiece):
                 return event.text
         raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the answer and the iteration. It may also be dropped without aclose()."""
+        await self.generation.aclose()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -108,13 +109,15 @@ def _is_list(prompt: object) -> bool:
 
 def _best(texts: list[Completion], n: int) -> Completion:
     if len(texts) > n:
-        texts = sorted(texts, key=_mean_logprob, reverse=True)[:n]
+        texts = sorted(texts, key=_worth, reverse=True)[:n]
     return replace(texts[0], others=tuple(texts[1:]))
 
 
-def _mean_logprob(text: Completion) -> float:
+def _worth(text: Completion) -> tuple[bool, float]:
+    """The mean log-probability of a token; texts that were cut short, and those of no token, come last."""
     logprobs = text.logprobs or []
-    return sum(token.logprob for token in logprobs) / max(len(logprobs), 1)
+    complete = text.finish_reason not in ("cancelled", "deadline")
+    return complete, sum(token.logprob for token in logprobs) / len(logprobs) if logprobs else -math.inf
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,11 @@ def scores(
             )
             ids = np.concatenate([before, factory.checked_ids(name, after)])
             ids, n_before = factory.checked_ids(f"context and {name}", ids), len(before)
+        if n_before == 0:
+            raise InvalidArgumentError(
+                f"expected a context whose tokens stay where {name} follows, found that nothing predicts the first "
+                "token: give a longer context, or token ids"
+            )
         if n_before == len(ids):
             raise InvalidArgumentError(f"expected {name} of at least one token, found {shown(continuation)}")
         readers.append(PromptLogprobs(ids, n_before))

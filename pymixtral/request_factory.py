@@ -45,8 +45,9 @@ class Options(Sampling, How, total=False):
     """The keyword arguments of generate() and stream(), beside the prompt.
 
     Those of sampling are the fields of pymixtral.sampling.parameters.SamplingParameters, which has
-    their meaning and defaults: temperature, top_k, top_p, min_p, typical_p, the penalties,
-    logit_bias and seed.
+    their meaning and defaults: temperature, top_k, top_p, min_p, typical_p, the penalties, DRY, XTC,
+    mirostat, logit_bias, min_tokens, allowed_token_ids, bad_words, seed and others. bad_words takes
+    texts, too: they are banned as the tokenizer writes them at the beginning of a text and inside.
 
     Attributes:
         max_tokens: the most tokens to generate; None: until the model ends the text or the context
@@ -72,8 +73,6 @@ class Options(Sampling, How, total=False):
         timeout: seconds until the text ends with finish_reason "deadline"; None: no limit.
         cache_salt: share the prefix cache only with requests of the same salt, so that nobody else
             learns from the time of an answer what was asked before; None: with those without one.
-        bad_words: beside sequences of ids, texts: they are banned as the tokenizer writes them at
-            the beginning of a text and inside.
     """
 
     max_tokens: int | None
@@ -90,7 +89,6 @@ class Options(Sampling, How, total=False):
 _KNOWN = (
     *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
     *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
-    *("n", "best_of", "progress"),
     *(field.name for field in fields(SamplingParameters)),
 )
 _SAMPLING = {field.name for field in fields(SamplingParameters)}
@@ -157,16 +155,16 @@ class RequestFactory:
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
-        lookup = integer("prompt_lookup", given.get("prompt_lookup") or 0, 0, MAX_LOOKUP)
+        lookup = integer("prompt_lookup", given.get("prompt_lookup", 0), 0, MAX_LOOKUP)
         processor = given.get("logits_processor")
         if processor is not None and not callable(processor):
             raise InvalidArgumentError(f"expected logits_processor to be a function, found {shown(processor)}")
-        ids = self.prompt_ids(prompt, parse_special=bool(given.get("parse_special")))
+        ids = self.prompt_ids(prompt, parse_special=_flag("parse_special", given.get("parse_special", False)))
         sampler = Sampler(
             parameters,
             n_vocab=self.config.n_vocab,
             eos_ids=eos_ids,
-            ignore_eos=bool(given.get("ignore_eos")),
+            ignore_eos=_flag("ignore_eos", given.get("ignore_eos", False)),
             n_prompt=len(ids),
             seed_index=seed_index,
         )
@@ -380,6 +378,12 @@ def deadline_of(timeout: float | None) -> float | None:
         InvalidArgumentError: for another number.
     """
     return None if timeout is None else time.monotonic() + number("timeout", timeout, 0, 1e9)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidArgumentError(f"expected {name} to be True or False, found {shown(value)}")
+    return bool(value)
 
 
 def _salt(value: object) -> str | None:

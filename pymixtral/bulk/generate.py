@@ -89,7 +89,7 @@ class Bulk:
             for name, value in options.items()
             if name not in _WITHOUT_EFFECT and value is not None and value != defaults.get(name)
         }
-        state = (model.path.name, model.path.stat().st_size, model.kv_type, model.config)
+        state = (model.path.name, model.path.stat().st_size, model.n_ctx, model.kv_type, model.config)
         self._key = f"{state} {json.dumps(with_effect, sort_keys=True)}"
         self.n_prompts = self.n_done = self.n_resumed = self.n_failed = self.n_tokens = 0
         self.seconds = 0.0
@@ -162,7 +162,7 @@ class Bulk:
 
     def _in_order(self, prompts: Iterator[Prompt], n_in_flight: int, bar: tqdm[Any]) -> Iterator[_Record]:
         """The records in the order of the prompts. Texts that are complete before their turn wait."""
-        events: queue.SimpleQueue[tuple[_Asked, Request, Event]] = queue.SimpleQueue()
+        events: queue.SimpleQueue[tuple[int, Request, Event]] = queue.SimpleQueue()
         asked: dict[int, _Asked] = {}
         waiting: dict[int, _Record] = {}
         n_bytes, turn = 0, self.n_done
@@ -189,28 +189,28 @@ class Bulk:
                 turn += 1
                 yield record
 
-    def _ask(self, prompt: Prompt, events: queue.SimpleQueue[tuple[_Asked, Request, Event]]) -> _Asked:
+    def _ask(self, prompt: Prompt, events: queue.SimpleQueue[tuple[int, Request, Event]]) -> _Asked:
         asked = _Asked(prompt, self._question(prompt.prompt, prompt.options))
         for request in asked.question.requests:
-            request.listen(partial(_post, events, asked, request))
+            request.listen(partial(_post, events, prompt.index, request))
         asked.interest = self._model._engine.submit(asked.question.stages[0], asked.question.others)
         return asked
 
     def _receive(
         self,
-        events: queue.SimpleQueue[tuple[_Asked, Request, Event]],
+        events: queue.SimpleQueue[tuple[int, Request, Event]],
         asked: dict[int, _Asked],
         speed: _Speed,
     ) -> _Record | None:
         """Waits for an event; gives the record that it completes."""
         try:
-            one, request, event = events.get(timeout=_TICK)
+            index, request, event = events.get(timeout=_TICK)
         except queue.Empty:
             return None
         finally:
             speed.show()
-        index = one.prompt.index
-        if index not in asked:  # another of its texts has failed
+        one = asked.get(index)
+        if one is None:  # another of its texts has failed
             return None
         if isinstance(event, _OF_A_PROMPT):
             del asked[index]
@@ -236,10 +236,8 @@ class _Asked:
     interest: Interest | None = None
 
 
-def _post(
-    events: queue.SimpleQueue[tuple[_Asked, Request, Event]], asked: _Asked, request: Request, event: Event
-) -> None:
-    events.put((asked, request, event))
+def _post(events: queue.SimpleQueue[tuple[int, Request, Event]], index: int, request: Request, event: Event) -> None:
+    events.put((index, request, event))
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,11 @@ class Engine:
         call = Call(function)
         call.listen(events.put)
         interest = self.submit([call])
-        event = events.get()
+        try:
+            event = events.get()
+        except BaseException:
+            self.interrupt(call)  # a traceback may keep the interest
+            raise
         del interest
         if isinstance(event, BaseException):
             raise event
@@ -157,10 +161,11 @@ class Engine:
 
         What computes is ended at once; its callers get ClosedError.
         """
-        loop, self._loop = self._loop, None
+        loop = self._loop
         if loop is not None and os.getpid() == self._pid:
             self._finalizer.detach()
-            _end(self._thread, loop)
+            _end(self._thread, loop)  # also for a second caller, who must not free what a pass reads
+        self._loop = None
 
     def check_open(self) -> None:
         """Check that the engine is open.
@@ -173,6 +178,8 @@ class Engine:
     def _open(self) -> Loop:
         self.check_process()
         loop = self._loop
+        if loop is not None and loop.fault:
+            raise ClosedError(loop.fault)
         if loop is None or not self._thread.is_alive():
             raise closed(self._name)
         return loop

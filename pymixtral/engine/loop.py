@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import queue
 import time
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pymixtral.arrays import F32, I32
+from pymixtral.engine.drawing import draw_tokens
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.pace import Pace
 from pymixtral.engine.pages import Pages
@@ -18,10 +18,9 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
-from pymixtral.errors import CanceledError, ClosedError, NativeError, PymixtralError
+from pymixtral.errors import CanceledError, ClosedError, NativeError
 from pymixtral.model.forward import EVERY, Model
 from pymixtral.ops import PAGE
-from pymixtral.sampling.sampler import draw
 
 _LOGITS = 1 << 22
 """Logits that are computed at once where rows of a text are read: 16 MB of float32."""
@@ -55,6 +54,7 @@ class Loop:
     Attributes:
         pages: the model's cache.
         watch: ends requests early; its run() needs a thread, too.
+        fault: why the loop has ended, if nobody closed it.
 
     Raises:
         InvalidArgumentError: for a kv_type that does not fit the model.
@@ -82,9 +82,11 @@ class Loop:
         self._n_rows = max(_LOGITS // model.config.n_vocab, 1)
         self._mailbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._requests = self.pages.requests
+        self._arriving: set[Request] = set()
         self._n_arrived = 0
         self._counts = Counts()
         self._closing = self._silent = False
+        self.fault: str | None = None
         self.watch = Watch(model, self._mailbox)
 
     # --- For other threads ------------------------------------------------------------------------
@@ -95,9 +97,12 @@ class Loop:
         Args:
             request: a new request.
         """
+        if not isinstance(request, Call):
+            self._arriving.add(request)
         self._mailbox.put(request)
         if self._closing:  # perhaps nobody takes it any more
-            self._refuse(request, closed(self._name))
+            request.stop(closed(self._name))
+            request.tell_end()
 
     def close(self, *, silent: bool = False) -> None:
         """End all requests and the loop soon. A second close() does nothing.
@@ -115,7 +120,7 @@ class Loop:
         n_decoding = sum(entry.n_left == 1 for entry in running)
         n_pages = self.pages.cache.n_pages
         return EngineStats(
-            waiting=len(self._scheduler.waiting) + self._mailbox.qsize(),
+            waiting=len(self._scheduler.waiting) + len(self._arriving),
             prefilling=len(running) - n_decoding,
             decoding=n_decoding,
             finished=counts.finished,
@@ -147,6 +152,7 @@ class Loop:
                     "open the model again"
                 )
                 reason.__cause__ = error
+                self.fault = str(reason)
         self._closing = True
         self.watch.close()
         while self._requests:
@@ -182,11 +188,14 @@ class Loop:
 
     def _receive(self) -> None:
         """Takes what callers sent, and waits for it if there is nothing else to do."""
-        while not self._closing and not (self._requests and self._mailbox.empty()):
+        n = self._mailbox.qsize()  # what comes meanwhile waits for its turn, as long calls may come without end
+        while not self._closing and (n > 0 or not self._requests):
             request = self._mailbox.get()
+            n -= 1
             if isinstance(request, Call):
                 self._call(request)
             elif request is not None:
+                self._arriving.discard(request)
                 self._accept(request)
 
     def _accept(self, request: Request) -> None:
@@ -206,7 +215,7 @@ class Loop:
         self._tell_end(request)
 
     def _tell_end(self, request: Request) -> None:
-        self._counts.finished += 1
+        self._counts.finished += not isinstance(request, Call)
         # Both lead back to the request, so that it and the model would wait for the garbage collector.
         request.failed = request.dropped = None
         if not self._silent:
@@ -266,7 +275,7 @@ class Loop:
             else:
                 self._fail(batch[0][0], error)
             return
-        drawing: list[tuple[Continuation, slice]] = []
+        drawing: list[tuple[Continuation, F32]] = []
         reading: list[tuple[Request, range, F32]] = []
         at = 0
         for request, n in batch:
@@ -276,13 +285,12 @@ class Loop:
                 at += len(read)
             if last:
                 assert isinstance(request, Continuation)
-                drawing.append((request, slice(at, at + last)))
+                drawing.append((request, hidden[at : at + last]))
                 at += last
-        rows, logits = self._draw_logits(drawing, hidden)
-        for request, positions, states in reading:
-            self._read(request, positions, states)
-        if rows:
-            self._draw(rows, logits)
+        for request, positions, rows in reading:
+            self._read(request, positions, rows)
+        if drawing:
+            draw_tokens(self._model, drawing)
         self._advance(batch, time.perf_counter() - begin)
 
     def _forward(self, batch: list[tuple[Request, int]]) -> F32:
@@ -326,30 +334,6 @@ class Loop:
         n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
         return request.unread(entry.n_computed, end - n_draw), n_draw
 
-    def _draw_logits(
-        self, drawing: list[tuple[Continuation, slice]], hidden: F32
-    ) -> tuple[list[tuple[Continuation, F32]], F32]:
-        """The logits of each text's rows, in one product if none of them fails; and that product."""
-        parts = [hidden[rows] for _, rows in drawing]
-        if not parts:
-            return [], hidden[:0]
-        try:
-            whole = len(hidden) == sum(map(len, parts))
-            logits = self._model.logits(hidden if whole else np.concatenate(parts))
-        except Exception as error:
-            if len(drawing) == 1:
-                drawing[0][0].failed = error
-                return [], hidden[:0]
-            each = [self._draw_logits([one], hidden) for one in drawing]
-            return [pair for pairs, _ in each for pair in pairs], np.concatenate(
-                [rows for pairs, rows in each if pairs]
-            )
-        ends = itertools.accumulate(map(len, parts))
-        return [
-            (request, logits[end - len(part) : end])
-            for (request, _), part, end in zip(drawing, parts, ends, strict=True)
-        ], logits
-
     def _read(self, request: Request, positions: range, hidden: F32) -> None:
         try:
             for i in range(0, len(positions), self._n_rows):
@@ -359,48 +343,6 @@ class Loop:
         except BaseException as error:  # of a caller's function, too
             request.failed = error
         request.rows = range(positions.stop, request.rows.stop)
-
-    def _draw(self, drawing: list[tuple[Continuation, F32]], logits: F32) -> None:
-        """Draws from the rows of each text in turn, as long as they confirm what was proposed."""
-        going = list(drawing)
-        for request, rows in drawing:
-            going += [(sibling, rows) for sibling in request.siblings if isinstance(sibling, Continuation)]
-        r = 0
-        while going:
-            plain = r == 0 and len(going) == len(logits) and not any(request.processor for request, _ in going)
-            prepared = list(logits) if plain else [self._prepared(request, rows[r]) for request, rows in going]
-            ready = [(*pair, row) for pair, row in zip(going, prepared, strict=True) if row is not None]
-            drawn = draw(
-                self._model.context,
-                [request.sampler for request, _, _ in ready],
-                logits if plain else np.stack([row for _, _, row in ready]) if ready else logits[:0],
-                [request.text_ids for request, _, _ in ready],
-            )
-            going = []
-            for (request, rows, _), token in zip(ready, drawn, strict=True):
-                if isinstance(token, PymixtralError):
-                    request.failed = token
-                elif self._takes(request, token, rows, r):
-                    going.append((request, rows))
-            r += 1
-
-    @staticmethod
-    def _prepared(request: Continuation, logits: F32) -> F32 | None:
-        """A row as the request's processor leaves it; None if that fails."""
-        try:
-            return request.prepare(logits)
-        except BaseException as error:  # of a caller's function
-            request.failed = error
-            return None
-
-    @staticmethod
-    def _takes(request: Continuation, token: int, rows: F32, r: int) -> bool:
-        """Whether the token that was drawn is the one that was proposed."""
-        try:
-            return request.draw(token, rows[r], len(rows) - 1)
-        except Exception as error:
-            request.failed = error
-            return False
 
     def _advance(self, batch: list[tuple[Request, int]], seconds: float) -> None:
         """Notes what a pass has computed, and tells the callers."""

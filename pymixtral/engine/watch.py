@@ -112,29 +112,36 @@ class Watch:
 
     def run(self) -> None:
         """Serve until close()."""
-        deadlines: list[tuple[float, int, Request]] = []
+        deadlines: list[tuple[float, int, weakref.ref[Request]]] = []  # which keep no request that has ended
         numbers = itertools.count()
         while True:
             try:
                 left = max(deadlines[0][0] - time.monotonic(), 0) if deadlines else None
                 wish = self._wishes.get(timeout=left)
             except queue.Empty:
-                self._end(heapq.heappop(deadlines)[2], "deadline")
+                late = heapq.heappop(deadlines)[2]()
+                if late is not None:
+                    self._end(late, "deadline")
+                late = None
                 continue
             if wish is None:
                 break
             if isinstance(wish, Request):
                 assert wish.deadline is not None
-                heapq.heappush(deadlines, (wish.deadline, next(numbers), wish))
+                heapq.heappush(deadlines, (wish.deadline, next(numbers), weakref.ref(wish)))
             elif isinstance(wish, _Dropped):
-                for request in wish.requests:
-                    self._end(request, "cancelled")
+                self._end_all(wish.requests)
             else:
                 self._end(*wish)
+            wish = None  # nor does this loop while it waits
         with self._lock:
             self._closing = True
             self._model.cancel()
         self._wake.put(None)
+
+    def _end_all(self, requests: Sequence[Request]) -> None:
+        for request in requests:
+            self._end(request, "cancelled")
 
     def _end(self, request: Request, reason: Abort) -> None:
         if request.ended or request.abort is not None:

@@ -221,6 +221,6 @@ class Sampling(TypedDict, total=False):
     mirostat_eta: float
     logit_bias: Mapping[int, float] | None
     min_tokens: int
-    bad_words: Sequence[Sequence[int]] | None
+    bad_words: Sequence[str | Sequence[int]] | None
     allowed_token_ids: Sequence[int] | None
     seed: int | None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,14 @@ import pytest
 from numpy.typing import NDArray
 
 from pymixtral import Completion, Mixtral
-from pymixtral.errors import ClosedError, ContextLengthError, DeadlineError, InvalidArgumentError
+from pymixtral.errors import (
+    ClosedError,
+    ContextLengthError,
+    DeadlineError,
+    InvalidArgumentError,
+    NativeError,
+    NonFiniteError,
+)
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
@@ -335,3 +345,79 @@ def test_bad_words_may_be_texts(model: Mixtral) -> None:
     for value in wrong:
         with pytest.raises(InvalidArgumentError, match="bad_words"):
             model.generate(PROMPT, bad_words=value)
+
+
+def test_texts_with_proposals_beside_several_texts_of_a_prompt(model: Mixtral, alone: Mixtral) -> None:
+    """As many rows are drawn from as the pass has, and still not the same ones."""
+    words = model.tokenize("The king had a daughter. The king had a daughter. The king had a")
+    expected = lone(alone, PROMPT, max_tokens=1, temperature=0).tokens
+    stream = model.stream(words, max_tokens=400, ignore_eos=True, temperature=0, prompt_lookup=1)
+    for _ in range(40):
+        model.forget()
+        choices = model.generate(PROMPT, n=2, temperature=0, max_tokens=1).choices
+        assert [choice.tokens for choice in choices] == [expected, expected]
+    stream.cancel()
+
+
+def test_a_first_token_that_nothing_predicts_has_no_score(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_ctx=64, overrides={"tokenizer.ggml.add_bos_token": False}) as model:
+        for _ in range(2):
+            with pytest.raises(InvalidArgumentError, match="nothing predicts the first"):
+                model.score("O", ["nce upon a time"])
+            (score,) = model.score("Once upon", [" a time"])
+            assert score.logprob < 0
+
+
+def test_an_empty_text_is_not_the_best(model: Mixtral) -> None:
+    (eos,) = model.eos_ids
+    best = model.generate(PROMPT, n=1, best_of=8, seed=1, max_tokens=5, logit_bias={eos: 12.0})
+    assert best.tokens
+
+
+def test_texts_that_all_fail_leave_the_engine_whole(model: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = model._engine._loop
+    assert loop
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._model, "logits", lambda *_: (_ for _ in ()).throw(NonFiniteError("damaged", 0)))
+        with pytest.raises(NonFiniteError):
+            model.generate([PROMPT, "The wolf"], max_tokens=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("pymixtral.engine.drawing.draw", lambda *_: (_ for _ in ()).throw(NativeError("no memory")))
+        with pytest.raises(NativeError):
+            model.generate([PROMPT, "The wolf"], max_tokens=3)
+    assert model.generate(PROMPT, max_tokens=3).tokens
+
+
+@pytest.mark.parametrize("name", ["n", "best_of", "progress"])
+def test_a_stream_takes_no_argument_that_it_would_not_use(model: Mixtral, name: str) -> None:
+    wrong: Any = {name: 3}
+    with pytest.raises(InvalidArgumentError, match="expected an argument of generate"):
+        model._factory.continuation(PROMPT, streams=True, **wrong)
+
+
+@pytest.mark.parametrize("name", ["ignore_eos", "parse_special"])
+def test_a_flag_is_true_or_false(model: Mixtral, name: str) -> None:
+    wrong: Any = {name: "no"}
+    with pytest.raises(InvalidArgumentError, match=f"{name} to be True or False"):
+        model.stream(PROMPT, **wrong)
+
+
+def test_what_was_dropped_ends_without_the_garbage_collector(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_ctx=2048) as model:
+        gc.disable()
+        try:
+            text = model.stream(PROMPT, ignore_eos=True)
+            answer = model.stream_chat([{"role": "user", "content": "a"}], chat_format="mistral-v1", ignore_eos=True)
+            next(text), next(answer)
+            del text, answer
+            end = time.monotonic() + 60
+            while model.stats().decoding:
+                assert time.monotonic() < end
+        finally:
+            gc.enable()
+        requests = [weakref.ref(model.stream(PROMPT, max_tokens=1, timeout=3600)._request) for _ in range(5)]
+        while model.stats().decoding or model.stats().waiting:
+            pass
+        model.generate(PROMPT, max_tokens=1)
+        gc.collect()
+        assert [request() for request in requests] == [None] * 5  # the deadline alone keeps none
