@@ -365,7 +365,8 @@ class Loop:
             going += [(sibling, rows) for sibling in request.siblings if isinstance(sibling, Continuation)]
         r = 0
         while going:
-            plain = r == 0 and len(going) == len(logits) and not any(request.processor for request, _ in going)
+            one_each = r == 0 and len(drawing) == len(going) == len(logits)  # no siblings, and no drafts
+            plain = one_each and not any(request.processor for request, _ in going)
             prepared = list(logits) if plain else [self._prepared(request, rows[r]) for request, rows in going]
             ready = [(*pair, row) for pair, row in zip(going, prepared, strict=True) if row is not None]
             drawn = draw(
