@@ -216,7 +216,7 @@ class Continuation(Request):
             more, stopped = self._stop.push(self._decoder.push(token)) if self._decoder else ("", None)
             text += more
             if stopped is not None:
-                self._write(text)
+                self._write(text, last=True)
                 return self.finish(self._completion("stop", stopped))
             if len(self.tokens) == self.limit:
                 return self._end(self._at_limit, None, text)

@@ -100,6 +100,19 @@ def test_stop_strings_end_the_text(engine: Mixtral) -> None:
     assert stopped.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("stop", [" the", "e a"])
+def test_a_stream_has_the_tokens_of_a_stop_string_too(engine: Mixtral, stop: str) -> None:
+    stream = engine.stream(PROMPT, max_tokens=100, seed=1, stop=stop, logprobs=0)
+    text = "".join(stream)
+    assert stream.completion
+    assert (text, stream.tokens, stream.logprobs) == (
+        stream.completion.text,
+        stream.completion.tokens,
+        stream.completion.logprobs,
+    )
+    assert stream.finish_reason == "stop"
+
+
 def test_the_files_end_token_ends_the_text(engine: Mixtral, tiny_q8_0: Path, tmp_path: Path) -> None:
     tokens = engine.generate(PROMPT, max_tokens=6, temperature=0).tokens
     path = edited(tiny_q8_0, tmp_path / "end.gguf", "tokenizer.ggml.eos_token_id", tokens[4])

