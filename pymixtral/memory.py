@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pymixtral.arguments import integer
+from pymixtral.arguments import integer, shown
 from pymixtral.errors import InvalidArgumentError, NativeError
 from pymixtral.inspection.machine import memory
 from pymixtral.model.config import ModelConfig, context_length
@@ -78,7 +78,7 @@ def cache_size(
         if n_pages < one:
             raise InvalidArgumentError(
                 f"expected cache_bytes of at least {one * page}, for one context of {n_ctx} tokens, "
-                f"found {cache_bytes}: give more, or a smaller n_ctx"
+                f"found {shown(cache_bytes)}: give more, or a smaller n_ctx"
             )
     if n_pages * page > usable:
         raise NativeError(

@@ -145,6 +145,8 @@ class ModelText:
             ModelConfigError: if the file's template cannot be read.
             ClosedError: after close().
         """
+        if name is not None:
+            text_of("chat_format", name)
         if name not in self._formats:
             self._formats[name] = choose(self._text_tokenizer(), self.chat_template, name)
         return self._formats[name]

@@ -265,7 +265,9 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int, ho
     ids = factory.checked_ids("tokens", tokens)
     first = integer("first", first, 0)
     if first >= len(ids):
-        raise InvalidArgumentError(f"expected first to be less than the number of tokens, {len(ids)}, found {first}")
+        raise InvalidArgumentError(
+            f"expected first to be less than the number of tokens, {len(ids)}, found {shown(first)}"
+        )
     if last_only:
         first = len(ids) - 1
     rows: F32 = np.empty((len(ids) - first, factory.config.n_vocab), np.float32)

@@ -294,7 +294,7 @@ class RequestFactory:
         if n > most:
             raise InvalidArgumentError(
                 f"expected context_shift to leave a whole page of {PAGE} of the context's {self.n_ctx} tokens, "
-                f"found {n} to keep: keep fewer, or raise n_ctx"
+                f"found {shown(n)} to keep: keep fewer, or raise n_ctx"
             )
         return n
 

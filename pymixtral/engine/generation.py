@@ -146,17 +146,19 @@ class Continuation(Request):
         """
         if self.processor is None:
             return logits
-        logits = logits.copy()
-        changed = self.processor(self.text_ids.copy(), logits)
-        if changed is None:
-            return logits
-        changed = np.asarray(changed)
-        if changed.shape != logits.shape or changed.dtype.kind != "f":
+        n, logits = len(logits), logits.copy()
+        try:
+            changed = self.processor(self.text_ids.copy(), logits)
+        except (StopIteration, StopAsyncIteration) as error:  # would end an iteration over the text without a word
+            raise RuntimeError("expected logits_processor to return, found that it raised StopIteration") from error
+        changed = np.asarray(logits if changed is None else changed)  # it may have changed the shape in place, too
+        if changed.shape != (n,) or changed.dtype.kind != "f":
             raise InvalidArgumentError(
-                f"expected logits_processor to return {logits.shape[0]} logits or None, "
+                f"expected logits_processor to return {n} logits or None, "
                 f"found {changed.dtype} of shape {changed.shape}"
             )
-        return np.ascontiguousarray(changed, np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, which the draw refuses
+            return np.ascontiguousarray(changed, np.float32)
 
     @property
     def text_ids(self) -> I32:

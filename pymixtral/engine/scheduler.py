@@ -186,9 +186,13 @@ class Scheduler:
             runs or waits.
         """
         batch = _Pass(self.pool, budget)
-        for entry in sorted((entry for entry in self.running if entry.n_left == 1), key=_order):
-            if entry.n_new_pages(1 + entry.n_drafted) > batch.n_spare:
-                entry.n_drafted = 0  # a guess is worth no other text's pages
+        decoding = sorted((entry for entry in self.running if entry.n_left == 1), key=_order)
+        n_spare = batch.n_spare - sum(entry.n_new_pages(1) for entry in decoding)
+        for entry in decoding:
+            n_more = entry.n_new_pages(1 + entry.n_drafted) - entry.n_new_pages(1)
+            if n_more > n_spare:
+                n_more = entry.n_drafted = 0  # a guess is worth no other text's pages
+            n_spare -= n_more
             if entry in self.running and self._make_room(entry, 1 + entry.n_drafted, batch):
                 batch.add(entry, 1 + entry.n_drafted, prompt=False)
         self._plan_prompts(batch)

@@ -477,3 +477,11 @@ def test_a_plan_is_cheap_with_many_texts() -> None:
     for _ in range(20):
         scheduler.plan(512)
     assert pool.n_calls == 20  # each walks over all pages
+
+
+def test_a_guess_takes_no_page_that_another_text_needs() -> None:
+    guessing, other = Entry(0, 1, 61, 60, n_drafted=8), Entry(0, 2, 65, 64)
+    scheduler = Scheduler(Pool(1), 4)
+    scheduler.running += [guessing, other]
+    assert scheduler.plan(16) == [(guessing, 1), (other, 1)]
+    assert (scheduler.n_preempted, guessing.n_drafted) == (0, 0)

@@ -434,3 +434,46 @@ def test_what_was_dropped_ends_without_the_garbage_collector(tiny_q8_0: Path) ->
         model.generate(PROMPT, max_tokens=1)
         gc.collect()
         assert [request() for request in requests] == [None] * 5  # the deadline alone keeps none
+
+
+def _reshape(_: Any, logits: NDArray[np.float32]) -> None:
+    logits.shape = (2, -1)  # type: ignore[misc]
+
+
+def _resize(_: Any, logits: NDArray[np.float32]) -> None:
+    logits.resize((3,), refcheck=False)
+
+
+def _retype(_: Any, logits: NDArray[np.float32]) -> None:
+    logits.dtype = np.int32  # type: ignore[misc,assignment]
+
+
+@pytest.mark.parametrize("processor", [_reshape, _resize, _retype])
+def test_a_processor_that_breaks_its_array_ends_its_text_alone(model: Mixtral, alone: Mixtral, processor: Any) -> None:
+    other = model.stream(PROMPT, max_tokens=30, seed=2)
+    with pytest.raises(InvalidArgumentError, match="expected logits_processor to return 4096 logits"):
+        model.generate(PROMPT, max_tokens=3, logits_processor=processor)
+    assert "".join(other) == lone(alone, PROMPT, max_tokens=30, seed=2).text
+
+
+def test_a_processor_that_raises_stop_iteration_does_not_end_a_stream(model: Mixtral) -> None:
+    def stop(*_: Any) -> None:
+        raise StopIteration
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(model.stream(PROMPT, max_tokens=3, logits_processor=stop))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_processor_may_return_numbers_beyond_float32(model: Mixtral) -> None:
+    with pytest.raises(NonFiniteError):
+        model.generate(PROMPT, max_tokens=1, logits_processor=lambda _, logits: np.full(logits.shape, 1e300))
+
+
+@pytest.mark.parametrize("value", [10**5000, np.array([1, 2]), b"x", {}, [], object()], ids=type)
+@pytest.mark.parametrize("name", ["context_shift", "cache_salt", "prompt_lookup", "priority", "timeout", "ignore_eos"])
+def test_whatever_an_option_is_given_is_one_sentence(model: Mixtral, name: str, value: Any) -> None:
+    with pytest.raises(InvalidArgumentError) as error:
+        model.generate(PROMPT, max_tokens=1, **{name: value})
+    assert name in str(error.value)
+    assert "\n" not in str(error.value)
