@@ -16,7 +16,8 @@ import ctypes
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 from unittest import mock
 
@@ -146,13 +147,11 @@ ENGINES: dict[str, Callable[[str, int, int, str], Engine]] = {"pymixtral": PyMix
 
 
 class TimedLibrary:
-    """Stands in for cffi's lib; seconds is the time spent inside C functions since it was last set
-    to 0.
-    """
+    """Stands in for cffi's lib; spans has when each call of a C function began and ended."""
 
     def __init__(self, lib: Any) -> None:
         self._lib = lib
-        self.seconds = 0.0
+        self.spans: list[tuple[float, float]] = []
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._lib, name)
@@ -162,11 +161,28 @@ class TimedLibrary:
         def timed(*arguments: Any) -> Any:
             begin = time.perf_counter()
             result = found(*arguments)
-            self.seconds += time.perf_counter() - begin
+            self.spans.append((begin, time.perf_counter()))
             return result
 
         setattr(self, name, timed)  # so that the next access comes here no more
         return timed
+
+    def seconds(self, begin: float, end: float) -> float:
+        """Time inside C functions between two readings of the clock; calls of one thread are counted."""
+        return sum(min(b, end) - max(a, begin) for a, b in self.spans if b > begin and a < end)
+
+
+@contextmanager
+def timed_library() -> Iterator[TimedLibrary]:
+    """Puts a TimedLibrary in the place of the library that the modules of pymixtral.ops call."""
+    import pymixtral.ops.native
+
+    library = TimedLibrary(pymixtral.ops.native.lib)
+    with ExitStack() as stack:
+        for name, module in list(sys.modules.items()):
+            if name.startswith("pymixtral.ops.") and hasattr(module, "lib"):
+                stack.enter_context(mock.patch.object(module, "lib", library))
+        yield library
 
 
 def keep(engine: Engine, tokens: Tokens) -> dict[str, Any]:
@@ -202,18 +218,14 @@ def python_share(engine: Engine, prompt: Tokens, tokens: Tokens) -> dict[str, An
     """decode() by pymixtral with its C calls timed one by one; python_seconds is the rest, clock
     readings and wrappers included.
     """
-    from pymixtral import ops
-
-    library = TimedLibrary(vars(ops)["lib"])
-    with mock.patch.object(ops, "lib", library):
+    with timed_library() as library:
         engine.clear()
         engine.feed(prompt)
-        library.seconds = 0.0
         begin = time.perf_counter()
         for i in range(len(tokens)):
             engine.feed(tokens[i : i + 1])
-        seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "python_seconds": seconds - library.seconds}
+        end = time.perf_counter()
+    return {"seconds": end - begin, "python_seconds": end - begin - library.seconds(begin, end)}
 
 
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -36,8 +36,8 @@ N_PAGES = 16
 N_LANES = 8
 """Threads, and coroutines."""
 
-WARM_UP = 0.2
-"""The part of the requests before memory is compared."""
+SETTLE = 0.2
+"""The part of the requests before memory is compared, beside those of the warm-up."""
 
 MOST_GROWTH = 0.02
 """Of resident memory after that, from the lowest reading to the highest."""
@@ -199,7 +199,7 @@ async def ask_async(model: AsyncMixtral, job: Job) -> list[Any]:
         timeout = job.seconds if job.kind == "deadline" else None
         return list((await model.generate(job.prompt, n=job.n, timeout=timeout, **job.options)).choices)
     stream = model.stream(job.prompt, **job.options)
-    pieces = []
+    pieces: list[str] = []
     while (job.kind == "stream" or len(pieces) < job.pieces) and (piece := await anext(stream, None)) is not None:
         pieces.append(piece)
     if job.kind == "drop":
@@ -305,16 +305,23 @@ def lost_pages(model: Mixtral) -> list[str]:
 
 @click.command()
 @click.option("--requests", type=click.IntRange(10), default=1000, show_default=True)
+@click.option(
+    "--warm-up",
+    type=click.IntRange(0),
+    default=1000,
+    show_default=True,
+    help="More requests before them, which are compared too: the allocator's memory grows until then.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures here.")
-def main(requests: int, seed: int, json_file: Path | None) -> None:
+def main(requests: int, warm_up: int, seed: int, json_file: Path | None) -> None:
     """Send many mixed requests to the demo model, and compare each result with the same one alone."""
     begin = time.perf_counter()
     n_threads = threading.active_count()
     faults: list[str] = []
     with Mixtral(n_ctx=N_CTX, n_threads=1, max_batch=1) as single:
         config = single.config
-        work = jobs(requests, seed, config.n_vocab)
+        work = jobs(warm_up + requests, seed, config.n_vocab)
         expected = [alone(single, job) for job in work]
         page = PAGE * 2 * config.n_layers * config.n_kv_heads * config.head_dim * 2
         alone_seconds = time.perf_counter() - begin
@@ -331,7 +338,7 @@ def main(requests: int, seed: int, json_file: Path | None) -> None:
                 callers.faults.append((early.job, what))
     for i, text in callers.faults:
         faults.append(f"request {i}: {text}\n  {json.dumps(asdict(work[i]))}")
-    late = callers.memory[round(WARM_UP * len(callers.memory)) :]
+    late = callers.memory[warm_up + round(SETTLE * requests) :]
     growth = max(late) / min(late) - 1
     if growth > MOST_GROWTH:
         faults.append(f"expected memory within {MOST_GROWTH:.0%}, found {min(late)} to {max(late)} bytes")
@@ -341,6 +348,7 @@ def main(requests: int, seed: int, json_file: Path | None) -> None:
         faults.append("expected texts that were preempted, found none: the pool is too large for these requests")
     report = {
         "requests": requests,
+        "warm_up": warm_up,
         "seed": seed,
         "faults": len(faults),
         "alone_seconds": round(alone_seconds, 1),
