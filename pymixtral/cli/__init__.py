@@ -27,6 +27,7 @@ from pymixtral.errors import PymixtralError
 # By name: the module that has a click command of that name, and its line in the help.
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
+    "chat": ("pymixtral.cli.chat", "Talk with a model."),
     "score": ("pymixtral.cli.score", "Say how likely texts are to follow another one."),
     "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
@@ -181,6 +182,7 @@ def _cause(error: BaseException) -> str:
 Examples:
   pymixtral generate -p "Once upon a time"
   pymixtral generate -m mixtral.gguf -p "The capital of France is" -n 20
+  pymixtral chat -m mixtral-instruct.gguf
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf
 
 \b

@@ -9,6 +9,9 @@ from __future__ import annotations
 KV_TYPES = ("f16", "f32", "q8_0")
 """Types of cached keys and values: pymixtral.model.kv_cache has the table."""
 
+CHAT_FORMATS = ("mistral-v1", "mistral-v2", "mistral-v3", "mistral-v7", "chatml", "llama3", "llama3.1", "template")
+"""Forms of conversations: pymixtral.text.chat has them."""
+
 POOLINGS = ("mean", "last")
 """How a text's states become one vector: pymixtral.questions has them."""
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +29,16 @@ from pymixtral.cli.options import (
 )
 from pymixtral.cli.sampling import sampling_options
 from pymixtral.cli.text import note, read_prompt, write_data, write_json
+from pymixtral.cli.work import bar, full, n_tokens, note_lines, plain_stats, summary
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
-    from pymixtral.engine.completion import Completion, Stats
+    from pymixtral.engine.completion import Completion
     from pymixtral.engine.stream import Generation
-    from pymixtral.mixtral import Mixtral
     from pymixtral.model.overrides import Override
+
+
+_DEMO_TOKENS = 200
+"""The demo writes tales without an end: so many tokens of one, where -n does not say how many."""
 
 
 @click.command(
@@ -62,7 +63,7 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
 )
 @optional_output_option
 @force_option
-@tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends]")
+@tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends; of the demo 200]")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
 @click.option("--ignore-eos", is_flag=True, help="Go on where the model would end the text.")
 @special_option
@@ -146,6 +147,8 @@ def generate(
     the same command goes on where it ended. The exit code is 1 if there is no text for some prompt.
     """
     _check_usage(ctx)
+    if model is None and max_tokens is None:
+        max_tokens = _DEMO_TOKENS
     if not prompts:
         prompt = read_prompt(ctx, prompt, file)
     options: dict[str, Any] = {
@@ -161,8 +164,8 @@ def generate(
         **sampling,
     }
     with (
-        _bar("weights", "B") as weights_read,
-        _bar("prompt", " tokens") as prompt_read,
+        bar("weights", "B") as weights_read,
+        bar("prompt", " tokens") as prompt_read,
         opened(
             model,
             n_ctx=n_ctx,
@@ -194,13 +197,13 @@ def generate(
                 show(generation)
             except KeyboardInterrupt:
                 if not as_json:
-                    _note_lines(_summary(generation) + " (interrupted)")
+                    note_lines(summary(generation) + " (interrupted)")
                 ctx.exit(130)
             if not as_json:
-                _note_lines(_summary(generation))
+                note_lines(summary(generation))
             reasons = {generation.finish_reason}
         if "context" in reasons:
-            note(_full(engine))
+            note(full(engine))
         if "deadline" in reasons:
             note(f"The time of {timeout:g} s was over; a longer --timeout lets the text go on.")
 
@@ -223,27 +226,6 @@ def _check_usage(ctx: click.Context) -> None:
             if given[name] is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise click.UsageError(f"expected {option} with --json or --prompts, found it alone", ctx)
-
-
-@contextmanager
-def _bar(name: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows how much is done, of how much: a bar in a terminal, which goes when all
-    is done.
-    """
-    from pymixtral.progress import progress_bar
-
-    with ExitStack() as stack:
-        bars: list[tqdm[Any]] = []
-
-        def progress(done: int, total: int) -> None:
-            if not bars:
-                bar = progress_bar(label=name, total=total, unit=unit, unit_scale=True, leave=False, shown=True)
-                bars.append(stack.enter_context(bar))
-            bars[0].update(done - bars[0].n)
-            if done == total:
-                stack.close()
-
-        yield progress
 
 
 def _show(generation: Generation) -> None:
@@ -280,7 +262,7 @@ def _show_json(generation: Generation) -> None:
         fields = plain(generation.completion or so_far)
         if not generation.completion:
             fields["finish_reason"] = None
-        write_json(fields | {"stats": _plain_stats(generation.stats)})
+        write_json(fields | {"stats": plain_stats(generation.stats)})
 
 
 def _show_texts(texts: Sequence[Completion]) -> None:
@@ -294,54 +276,12 @@ def _show_texts(texts: Sequence[Completion]) -> None:
     )
     seconds = max(text.stats.generation_seconds for text in texts)
     rate = f", {n_passes / seconds:.1f} tokens/s together" if n_passes else ""
-    note(f"prompt: {_tokens(stats.prompt_tokens)}, {stats.prompt_tokens_per_second:.1f} tokens/s")
-    note(f"generated: {_tokens(n_generated)} in {len(texts)} texts{rate}")
+    note(f"prompt: {n_tokens(stats.prompt_tokens)}, {stats.prompt_tokens_per_second:.1f} tokens/s")
+    note(f"generated: {n_tokens(n_generated)} in {len(texts)} texts{rate}")
 
 
 def _show_texts_json(texts: Sequence[Completion]) -> None:
     from pymixtral.bulk.generate import plain
 
-    first, *others = ({**plain(replace(text, others=())), "stats": _plain_stats(text.stats)} for text in texts)
+    first, *others = ({**plain(replace(text, others=())), "stats": plain_stats(text.stats)} for text in texts)
     write_json(first | {"others": others})
-
-
-def _plain_stats(stats: Stats) -> dict[str, float]:
-    return asdict(stats) | {
-        "prompt_tokens_per_second": stats.prompt_tokens_per_second,
-        "tokens_per_second": stats.tokens_per_second,
-        "gigabytes_per_second": stats.gigabytes_per_second,
-    }
-
-
-def _summary(generation: Generation) -> str:
-    """The closing lines. They have rates where a pass has followed the prompt."""
-    stats = generation.stats
-    n_prompt, n_generated = _tokens(stats.prompt_tokens), _tokens(stats.generated_tokens)
-    if not generation.tokens:
-        return f"prompt: {n_prompt}; nothing generated"
-    rates = (
-        f", {stats.tokens_per_second:.1f} tokens/s, {stats.gigabytes_per_second:.1f} GB/s of weights"
-        if stats.passes
-        else ""
-    )
-    return (
-        f"prompt: {n_prompt}, {stats.prompt_tokens_per_second:.1f} tokens/s, first token after "
-        f"{stats.prompt_seconds:.3f} s\n"
-        f"generated: {n_generated}{rates}"
-    )
-
-
-def _note_lines(text: str) -> None:
-    for line in text.splitlines():
-        note(line)
-
-
-def _full(engine: Mixtral) -> str:
-    """Why a text ended before the model or -n ended it."""
-    most = engine.config.n_ctx_train
-    advice = f"--context makes it longer, up to {most}" if engine.n_ctx < most else "the model was trained for no more"
-    return f"The context of {engine.n_ctx} tokens is full; {advice}."
-
-
-def _tokens(n: int) -> str:
-    return f"{n} token{'' if n == 1 else 's'}"

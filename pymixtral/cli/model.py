@@ -31,14 +31,19 @@ def same_model(ctx: click.Context, subject: Path | None, model: Path | None) -> 
     return subject or model
 
 
-def model_path(model: Path | None) -> Path:
-    """The file to open, the demo's where there is none; a note on standard error says so."""
+def model_path(model: Path | None, *, chats: bool = False) -> Path:
+    """The file to open, the demo's where there is none; a note on standard error says so.
+
+    Args:
+        model: the file that is named.
+        chats: whether the demo is the one for conversations.
+    """
     if model:
         return model
-    from pymixtral.demo import demo_path
+    from pymixtral.demo import demo_chat_path, demo_path
 
     note("No model named (-m FILE or PYMIXTRAL_MODEL): using the small demo model.")
-    return demo_path()
+    return demo_chat_path() if chats else demo_path()
 
 
 def note_threads(n_threads: int | None) -> None:
@@ -64,11 +69,18 @@ def note_control_names(names: Sequence[str]) -> None:
         note(f"Note: {', '.join(names[:3])}{more} {verb} ordinary text; --special makes {tokens}.")
 
 
-def opened(model: Path | None, *, n_threads: int | None, **options: Any) -> Mixtral:
-    """The model, ready to use; notes on standard error say why it will be slow. options: those of Mixtral."""
+def opened(model: Path | None, *, n_threads: int | None, chats: bool = False, **options: Any) -> Mixtral:
+    """The model, ready to use; notes on standard error say why it will be slow.
+
+    Args:
+        model: as for model_path().
+        n_threads: threads that are asked for.
+        chats: as for model_path().
+        **options: those of Mixtral.
+    """
     from pymixtral.mixtral import Mixtral
 
-    engine = Mixtral(model_path(model), n_threads=n_threads, **options)
+    engine = Mixtral(model_path(model, chats=chats), n_threads=n_threads, **options)
     note_threads(n_threads)
     if engine.slow_types:
         note(f"Note: {slow_note(engine.slow_types)}.")

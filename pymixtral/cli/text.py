@@ -85,9 +85,14 @@ def write(text: str) -> None:
     _write(escaped(text, keep="\n\t") + "\n")
 
 
-def write_json(value: Any) -> None:
-    """Writes JSON to standard output. It is the same text wherever it goes, and safe on a terminal."""
-    _write(escaped_json(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
+def write_json(value: Any, indent: int | None = 2) -> None:
+    """Writes JSON to standard output. It is the same text wherever it goes, and safe on a terminal.
+
+    Args:
+        value: what JSON can express.
+        indent: spaces of an indentation; None: all in one line.
+    """
+    _write(escaped_json(json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 def write_data(text: str, keep: str = "") -> None:

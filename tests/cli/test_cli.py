@@ -23,8 +23,8 @@ import pytest
 import pymixtral
 from pymixtral import Mixtral, ops
 from pymixtral.cli import _COMMANDS as COMMANDS
-from pymixtral.cli.generate import _summary
 from pymixtral.cli.model import note_control_names
+from pymixtral.cli.work import summary
 from pymixtral.engine.completion import Stats
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
@@ -151,7 +151,7 @@ def test_the_closing_lines_have_80_columns_and_no_rates_of_nothing(tiny_q8_0: Pa
     assert first.startswith("prompt: 1 token, ")
     assert last == "generated: 1 token"
     largest = SimpleNamespace(tokens=[1], stats=Stats(1 << 20, 0, 1 << 20, 99.999, 84.5, 1 << 20, 10**7))
-    lines = f"{_summary(largest)} (interrupted)".splitlines()  # type: ignore[arg-type]
+    lines = f"{summary(largest)} (interrupted)".splitlines()  # type: ignore[arg-type]
     assert len(lines) == 2
     assert max(map(len, lines)) <= 80
 
@@ -163,6 +163,13 @@ def test_without_a_model_the_demo_writes_and_says_so() -> None:
     first, last = result.stderr.split("\n", 1)
     assert first + "\n" == DEMO_NOTE
     assert SUMMARY.fullmatch(last.removesuffix("\n"))
+
+
+def test_the_demo_ends_where_nobody_says_when(tiny_q8_0: Path) -> None:
+    line = ["generate", "-p", PROMPT, "--ignore-eos", "--seed", 1]
+    assert "generated: 200 tokens" in run(*line).stderr
+    assert "generated: 201 tokens" in run(*line, "-n", 201).stderr
+    assert "The context of 2048 tokens is full" in run(*line, "-m", tiny_q8_0).stderr
 
 
 # --- Notes --------------------------------------------------------------------------------------------------------

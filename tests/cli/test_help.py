@@ -16,6 +16,7 @@ import pytest
 
 from pymixtral import Mixtral, convert_layout
 from pymixtral.cli import _COMMANDS, main
+from pymixtral.demo import demo_chat_path
 from pymixtral.evaluation.calibration import calibrate
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.files import imatrix
@@ -82,7 +83,7 @@ def test_python_m_is_the_same_command(arguments: list[str]) -> None:
         ("genrate", "found 'genrate': did you mean 'generate'?"),
         ("perplexty", "did you mean 'perplexity'?"),
         ("convert_layout", "did you mean 'convert-layout'?"),
-        ("zzz", "there are generate, score,"),
+        ("zzz", "there are generate, chat,"),
     ],
 )
 def test_an_unknown_command_is_answered_with_the_nearest(wrong: str, words: str) -> None:
@@ -118,6 +119,7 @@ def shelf(
         len(convert_layout(tiny_q8_0, shelf / "mixtral.gguf", max_shard_bytes=7_000_000, force=True, progress=False))
         == 3
     )
+    (shelf / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
     return shelf
@@ -138,7 +140,12 @@ def test_the_examples_run(line: str, shelf: Path, tmp_path: Path, monkeypatch: p
     program.chmod(0o755)
     environment = os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"}
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", line], env=environment, capture_output=True, text=True, timeout=60
+        ["bash", "-euo", "pipefail", "-c", line],
+        env=environment,
+        stdin=subprocess.DEVNULL,  # where a user types
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -23,6 +23,7 @@ from pymixtral.model.kv_cache import KV_TYPES
 from pymixtral.quantize import recipe
 from pymixtral.questions import POOLINGS
 from pymixtral.sampling.parameters import SamplingParameters
+from pymixtral.text import chat
 from support.command_line import DEMO_NOTE, commands, options, refused, run
 
 COMMANDS = commands()
@@ -99,6 +100,7 @@ def test_choices_are_those_that_there_are() -> None:
     assert tuple(mixes.MIXES) == choices.MIXES
     assert recipe.RECIPES == choices.RECIPES
     assert POOLINGS == choices.POOLINGS
+    assert chat.NAMES == choices.CHAT_FORMATS
 
 
 # --- The model ----------------------------------------------------------------------------------------------------
@@ -108,6 +110,7 @@ def arguments(command: str, text: Path) -> list[object]:
     """A quick run of a command that takes a model, which is not named."""
     return {
         "generate": ["-p", "Once", "-n", 1],
+        "chat": ["-p", "Once", "-n", 1, "--chat-format", "mistral-v1"],
         "score": ["-p", "Once", "--continuation", " upon"],
         "embed": ["-p", "Once"],
         "tokenize": ["-p", "Once"],

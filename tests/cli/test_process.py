@@ -31,6 +31,7 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
     windows = ["-c", "32", "--windows", "2"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "3"],
+        "chat": ["chat", *model, "--chat-format", "mistral-v1", "-p", "a", "-n", "3"],
         "prompts": ["generate", *model, "--prompts", f"{tmp_path}/prompts.jsonl", "-o", f"{out}/texts"],
         "score": ["score", *model, "-p", "a", "--continuation", "b"],
         "embed": ["embed", *model, "-p", "a", "-o", f"{out}/vectors"],
@@ -75,7 +76,7 @@ def test_a_closed_standard_input_has_no_text(lines: dict[str, list[str]]) -> Non
 def test_an_output_that_takes_nothing_is_one_error(
     redirection: str, word: str, lines: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    for command in ("generate", "prompts", "score", "embed", "tokenize", "inspect", "quantize"):
+    for command in ("generate", "chat", "prompts", "score", "embed", "tokenize", "inspect", "quantize"):
         one_error(in_shell(lines[command], redirection), word)
     one_error(in_shell(["--help"], redirection), word)
     assert unfinished(tmp_path) == []
@@ -92,7 +93,7 @@ def test_without_standard_error_the_exit_codes_are_the_same(redirection: str, li
     assert in_shell(lines["generate"], f"<&- >&- {redirection}").returncode == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "prompts", "inspect", "--help"])
+@pytest.mark.parametrize("command", ["generate", "chat", "prompts", "inspect", "--help"])
 def test_a_reader_that_leaves_ends_the_program_quietly(command: str, lines: dict[str, list[str]]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -131,6 +132,7 @@ main()
     "command",
     [
         "generate",
+        "chat",
         "prompts",
         "score",
         "embed",

@@ -66,6 +66,7 @@ def safe(text: str) -> bool:
 MODEL, FILE = f"{NAME}.gguf", f"{NAME}.txt"
 LINES = {
     "generate": ["-m", MODEL, "-p", "a", "-n", 5],
+    "chat": ["-m", MODEL, "-p", f"a{HOSTILE}", "--system", HOSTILE, "-n", 5, "--chat-format", "mistral-v1"],
     "score": ["-m", MODEL, "-p", f"a{HOSTILE}", "--continuation", f"b{HOSTILE}"],
     "embed": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "tokenize": ["-m", MODEL, "-p", f"a{HOSTILE}"],
@@ -88,7 +89,7 @@ def test_no_command_writes_what_a_terminal_obeys(command: str, place: Path) -> N
         assert (code, safe(text)) == (0, True), text
         if more:
             assert json.loads(text[text.index("\r\n{") if "\r\n{" in text else text.index("{") : text.rindex("}") + 1])
-    if command in ("generate", "inspect", "bench", "calibrate", "quantize", "convert-layout"):
+    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", "convert-layout"):
         assert "\\x1b[2J" in in_terminal(place, command, *LINES[command])[1]
 
 

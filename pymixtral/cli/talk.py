@@ -1,0 +1,91 @@
+"""A conversation with a model: its answers go to standard output, wherever the messages come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pymixtral.cli.history import History
+from pymixtral.cli.text import note, write_data, write_json
+from pymixtral.cli.work import bar, full, n_tokens, plain_stats
+
+if TYPE_CHECKING:
+    from pymixtral.chatting import AnswerStream
+    from pymixtral.mixtral import Mixtral
+
+
+class Talk:
+    """A conversation that is being held.
+
+    Args:
+        model: answers.
+        history: the messages so far.
+        options: of Mixtral.stream_chat(), for every answer.
+        as_json: write each answer as a line of JSON.
+
+    Attributes:
+        model: see above.
+        history: see above.
+        options: see above.
+        last: the last answer, which may still be written; None before the first.
+        writing: whether it is.
+    """
+
+    def __init__(self, model: Mixtral, history: History, options: Mapping[str, Any], *, as_json: bool) -> None:
+        self.model, self.history, self.options, self._as_json = model, history, options, as_json
+        self.last: AnswerStream | None = None
+        self.writing = False
+
+    def answer(self, seed_shift: int = 0) -> None:
+        """Write the answer to the last message, and keep it as far as it comes.
+
+        Args:
+            seed_shift: is added to the seed, if one is given.
+
+        Raises:
+            PymixtralError: as Mixtral.stream_chat().
+            OutputError: if it cannot be written.
+        """
+        options = dict(self.options)
+        if options.get("seed") is not None:
+            options["seed"] += seed_shift
+        with bar("prompt", " tokens") as progress:
+            self.last = self.model.stream_chat(self.history.messages, progress=progress, **options)
+            self.writing = True
+            try:
+                self._write(self.last)
+                answer = self.last.answer
+                assert answer is not None  # it was read to its end
+                self.history.answer(answer.content)
+            finally:
+                self.writing = False
+        if self._as_json:
+            fields = {"content": answer.content, "finish_reason": answer.finish_reason}
+            write_json(fields | {"stats": plain_stats(answer.completion.stats)}, indent=None)
+        if answer.finish_reason == "context":
+            note(full(self.model))
+        elif answer.finish_reason == "length":
+            note(f"The answer ends after {n_tokens(self.options['max_tokens'])}; -n makes it longer.")
+        elif answer.finish_reason == "stop" and not answer.content:
+            note("The model has nothing to say.")
+
+    def stop(self) -> None:
+        """End the answer soon, where it is. A signal handler may call this."""
+        if self.last:
+            self.last.cancel()
+
+    def _write(self, stream: AnswerStream) -> None:
+        last = ""
+        try:
+            for piece in stream:
+                last = piece
+                if not self._as_json:
+                    write_data(piece, keep="\n\t")
+        except OSError:  # nowhere to write a newline to
+            raise
+        except BaseException:
+            if not self._as_json:
+                write_data("\n", keep="\n")
+            raise
+        if not self._as_json and not last.endswith("\n"):
+            write_data("\n", keep="\n")

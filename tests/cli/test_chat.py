@@ -1,0 +1,504 @@
+"""`pymixtral chat`: real processes on terminals and in pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pymixtral import InvalidArgumentError, Mixtral, OutputError
+from pymixtral.cli.history import History
+from pymixtral.demo import demo_chat_path
+from pymixtral.files.gguf import GGUFFile
+from support.command_line import COMMAND, DEMO_NOTE, refused, run
+from support.ggufs import rewrite
+from support.terminal import Session
+
+HOSTILE = "\x1b[2J\x9b31m\x7f\u202e\u2066"
+SHOWN = HOSTILE.encode("unicode_escape").decode()
+FIRST, SECOND = "Who are you?", "What did the wolf say?"
+HINT = "/help lists the commands, Ctrl-D leaves.\r\n"
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+Start = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Mixtral]:
+    with Mixtral(demo_chat_path()) as model:
+        yield model
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a conversation in an empty folder, and waits for its prompt."""
+    sessions = []
+
+    def begin(*arguments: object) -> Session:
+        session = Session("chat", *arguments, cwd=tmp_path)
+        sessions.append(session)
+        session.until(HINT)
+        session.until("> ")
+        return session
+
+    yield begin
+    for session in sessions:
+        session.kill()
+
+
+def say(session: Session, line: str) -> str:
+    """What is shown between a typed line and the next prompt."""
+    session.type(line + "\n")
+    session.until(line + "\r\n")
+    return session.until("\r\n> ").removesuffix("\r\n> ").replace("\r\n", "\n")
+
+
+def leave(session: Session) -> None:
+    session.type(CTRL_D)
+    assert session.end() == (0, "\r\n")
+
+
+def told(*texts: str) -> list[dict[str, str]]:
+    """Messages of the user and the assistant by turns."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def answer(model: Mixtral, messages: list[dict[str, Any]], **options: Any) -> str:
+    return model.chat(messages, **{"max_tokens": 40, "seed": 5} | options).content
+
+
+LINE = ["-n", 40, "--seed", 5]
+CUT = "The answer ends after 40 tokens; -n makes it longer."
+
+
+# --- On a terminal ------------------------------------------------------------------------------------------------
+
+
+def shown(text: str) -> str:
+    """How an answer is shown, up to the next prompt, where a model wrote no note behind it."""
+    return text if text.endswith("\n") else text + "\n"
+
+
+def test_a_conversation_is_that_of_the_python_interface(start: Start, demo: Mixtral, tmp_path: Path) -> None:
+    session = start(*LINE)
+    messages: list[dict[str, Any]] = []
+    for question in (FIRST, SECOND, "And then?"):
+        messages.append({"role": "user", "content": question})
+        found = say(session, question)
+        messages.append({"role": "assistant", "content": answer(demo, messages)})
+        assert found.replace(CUT + "\n", "") == shown(messages[-1]["content"])
+    assert "6 messages" in say(session, "/save talk.json")
+    leave(session)
+    assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8")) == messages
+
+
+def test_the_history_stays_in_the_prefix_cache(start: Start) -> None:
+    session = start(*LINE)
+    say(session, FIRST)
+    say(session, SECOND)
+    stats = say(session, "/stats")
+    found = re.search(r"conversation: 4 messages\ncontext: (\d+) of 2048 tokens, (\d+) of them from the cache\n", stats)
+    assert found
+    prompt = re.search(r"^prompt: (\d+) tokens", stats, re.M)
+    assert prompt
+    assert int(found[2]) > int(prompt[1]) - 25  # all but the new message and the last token of the answer
+    assert re.search(r"^generated: \d+ tokens, [\d.]+ tokens/s", stats, re.M)
+
+
+def test_retry_takes_another_seed_and_edit_another_message(start: Start, demo: Mixtral, tmp_path: Path) -> None:
+    session = start(*LINE)
+    first, again, third = (say(session, line) for line in (FIRST, "/retry", "/retry"))
+    for i, found in enumerate((first, again, third)):
+        assert found.replace(CUT + "\n", "") == shown(answer(demo, told(FIRST), seed=5 + i))
+    assert len({first, again, third}) == 3
+    edited = say(session, f"/edit {SECOND}")
+    assert edited.replace(CUT + "\n", "") == shown(answer(demo, told(SECOND)))
+    session.type("/edit\n")
+    session.until(f"> {SECOND}")  # is typed already
+    session.type(" And why?\n")
+    session.until("And why?\r\n")
+    session.until("\r\n> ")
+    say(session, "/save t")
+    leave(session)
+    messages = told(f"{SECOND} And why?")
+    assert json.loads((tmp_path / "t").read_text(encoding="utf-8")) == told(
+        messages[0]["content"], answer(demo, messages)
+    )
+
+
+def test_messages_of_several_lines(start: Start, tmp_path: Path) -> None:
+    session = start("-n", 1)
+    for typed in (["one\\", "two\\", "three"], ['"""', "/help", 'end"""'], ['"""in one line"""'], ['"""a', "b", '"""']):
+        for line in typed[:-1]:
+            session.type(line + "\n")
+            session.until(line + "\r\n")
+            session.until(". ")
+        say(session, typed[-1])
+    say(session, "/save t")
+    leave(session)
+    messages = json.loads((tmp_path / "t").read_text(encoding="utf-8"))
+    assert [message["content"] for message in messages if message["role"] == "user"] == [
+        "one\ntwo\nthree",
+        "/help\nend",
+        "in one line",
+        "a\nb",
+    ]
+
+
+def test_ctrl_c_stops_the_answer_and_keeps_what_came(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYMIXTRAL_ISA", "scalar")  # slow enough to be stopped
+    session = start("--min-tokens", 5000, "-n", 5000, "--seed", 1)
+    session.type(FIRST + "\n")
+    session.until(FIRST + "\r\n")
+    first = session.until(" ")
+    session.type(CTRL_C)
+    assert session.until("\r\n> ").endswith("\r\nStopped; /retry answers again.\r\n\r\n> ")
+    say(session, "/save t")
+    kept = json.loads((tmp_path / "t").read_text(encoding="utf-8"))
+    assert [message["role"] for message in kept] == ["user", "assistant"]
+    assert kept[1]["content"].startswith(first)
+    assert len(kept[1]["content"]) < 2000
+    session.type("/retry\n")  # goes on as if the answer had ended by itself
+    session.until("/retry\r\n")
+    session.until(" ")
+    session.type(CTRL_C)
+    session.until("\r\n> ")
+    session.type("half a line")
+    session.until("half a line")
+    session.interrupt()
+    session.until(HINT)
+    session.until("> ")
+    session.interrupt()
+    session.until(HINT)
+    session.until("> ")
+    leave(session)
+
+
+def test_ctrl_c_leaves_a_message_of_several_lines_and_ctrl_d_leaves_there_too(start: Start) -> None:
+    session = start("-n", 1)
+    session.type('"""\n')
+    session.until(". ")
+    session.interrupt()
+    session.until(HINT)
+    session.until("> ")
+    session.type('"""\n')
+    session.until(". ")
+    leave(session)
+
+
+def test_a_signal_to_end_ends_the_program(start: Start) -> None:
+    session = start()
+    session.asleep()
+    os.kill(session.pid, signal.SIGTERM)
+    assert session.end()[0] == 143
+
+
+def test_system_and_reset(start: Start, demo: Mixtral, tmp_path: Path) -> None:
+    session = start(*LINE, "--system", "Be brief.")
+    with_system = [{"role": "system", "content": "Be brief."}, *told(FIRST)]
+    assert say(session, FIRST).replace(CUT + "\n", "") == shown(answer(demo, with_system))
+    assert say(session, "/reset") == "A new conversation."
+    assert say(session, FIRST).replace(CUT + "\n", "") == shown(answer(demo, with_system))
+    assert say(session, "/system") == "No system text; it was: Be brief."
+    assert say(session, "/system") == "No system text."
+    assert say(session, "/reset") == "A new conversation."
+    assert say(session, FIRST).replace(CUT + "\n", "") == shown(answer(demo, told(FIRST)))
+    assert say(session, "/system Talk.") == "System text: Talk."
+    say(session, "/save t")
+    leave(session)
+    assert json.loads((tmp_path / "t").read_text(encoding="utf-8"))[0] == {"role": "system", "content": "Talk."}
+
+
+def test_save_and_load_go_on_where_it_was(start: Start, demo: Mixtral, tmp_path: Path) -> None:
+    session = start(*LINE)
+    say(session, FIRST)
+    assert say(session, "/save a talk.json") == "2 messages are in a talk.json."
+    leave(session)
+    again = start(*LINE)
+    assert say(again, "/load a talk.json") == "Going on after 2 messages."
+    found = say(again, SECOND)
+    messages = told(FIRST, answer(demo, told(FIRST)), SECOND)
+    assert found.replace(CUT + "\n", "") == shown(answer(demo, messages))
+    assert say(again, "/save") == "4 messages are in a talk.json."
+    (tmp_path / "other").write_text("mine", encoding="utf-8")
+    assert "other" in say(again, "/save other")
+    assert (tmp_path / "other").read_text(encoding="utf-8") == "mine"
+    assert "expected messages as JSON" in say(again, "/load other")
+    assert "expected a file" in say(again, "/load missing")
+    assert "expected the name of a file" in say(again, "/load")
+    assert "conversation: 4 messages" in say(again, "/stats")
+    leave(again)
+
+
+def test_what_makes_no_sense_is_a_line_and_nothing_is_lost(start: Start) -> None:
+    session = start("-n", 1)
+    assert "did you mean /retry?" in say(session, "/rety")
+    assert "there are /help, /system" in say(session, "/zzz")
+    for line in ("/retry", "/edit x", "/save t"):
+        assert re.fullmatch(r"expected [^\n]+", say(session, line))
+    assert "/save [FILE]" in say(session, "/help")
+    assert "conversation: 0 messages" in say(session, "/stats")
+    session.type("  \n")
+    session.until("\r\n> ")
+    say(session, FIRST)
+    assert "conversation: 2 messages" in say(session, "/stats")
+    leave(session)
+
+
+def test_a_full_context_is_named_with_the_way_out(start: Start) -> None:
+    session = start("-c", 64, "--min-tokens", 100, "--seed", 1)
+    assert "The context of 64 tokens is full; --context makes it longer, up to 2048." in say(session, FIRST)
+    assert say(session, SECOND) == (
+        "The conversation is longer than the context of 64 tokens: /reset begins a new one, "
+        "--context makes it longer, up to 2048.\n"
+    )
+    say(session, "/reset")
+    assert "longer than" not in say(session, SECOND)
+    leave(session)
+
+
+def test_the_tab_key_completes_commands(start: Start) -> None:
+    session = start()
+    session.type("/st\t\n")
+    session.until("/stats")
+    session.until("conversation: 0 messages")
+    session.until("> ")
+    leave(session)
+
+
+def test_answers_may_go_into_a_file(tmp_path: Path, demo: Mixtral) -> None:
+    """The prompt is shown on standard error then."""
+    script = f'exec "$0" "$@" > {tmp_path}/answers'
+    session = Session("chat", *LINE, cwd=tmp_path, shell=script)
+    try:
+        session.until("> ")
+        session.type(FIRST + "\n")
+        session.until("> ")
+        session.type("/edit\n")
+        session.until("> ")
+        session.type(SECOND + "\n")
+        session.until("> ")
+        session.type(CTRL_D)
+        assert session.end()[0] == 0
+    finally:
+        session.kill()
+    expected = [shown(answer(demo, told(question))) for question in (FIRST, SECOND)]
+    assert (tmp_path / "answers").read_text(encoding="utf-8") == "".join(expected)
+
+
+# --- Text of strangers --------------------------------------------------------------------------------------------
+
+
+def test_nothing_hostile_reaches_the_terminal(tmp_path: Path) -> None:
+    model = tmp_path / f"{HOSTILE}.gguf"
+    model.symlink_to(demo_chat_path())
+    (tmp_path / f"{HOSTILE}.json").write_text(json.dumps(told(HOSTILE, HOSTILE, f"{HOSTILE}?")), encoding="utf-8")
+    (tmp_path / "broken.json").write_text(json.dumps([{"role": HOSTILE}]), encoding="utf-8")
+    session = Session("chat", "-m", model, "--system", f"a{HOSTILE}", *LINE, cwd=tmp_path)
+    try:
+        text = session.until(HINT)
+        assert f"{SHOWN}.gguf, format mistral-v1" in text
+        session.until("> ")
+        for line in ("/system", "/load broken.json", "/save /x", f"/load {SHOWN}.json"):
+            text += say(session, line)
+        # the name, typed with the key that takes the next one as it is
+        session.type("/load " + "".join(f"\x16{c}" if c < " " or c == "\x7f" else c for c in f"{HOSTILE}.json") + "\n")
+        session.until("Going on after 3 messages.")
+        session.until("> ")
+        session.type("/edit\n")
+        text += session.until(f"{SHOWN}?")
+        session.type("\n")
+        session.until("\r\n> ")
+        text += say(session, "/stats")
+        session.type(CTRL_D)
+        assert session.end()[0] == 0
+    finally:
+        session.kill()
+    assert f"it was: a{SHOWN}" in text
+    assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+
+
+def test_an_answer_is_escaped_on_a_terminal_alone(tmp_path: Path, start: Start) -> None:
+    with GGUFFile(demo_chat_path()) as file:
+        pieces, types = (file.metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+    assert not isinstance(pieces, int | float | str)
+    assert not isinstance(types, int | float | str)
+    hostile = [
+        f"{HOSTILE}{i}" if kind == 1 and i > 2000 else str(piece)
+        for i, (piece, kind) in enumerate(zip(pieces, types, strict=True))
+    ]
+    model = rewrite(demo_chat_path(), tmp_path / "m.gguf", keys={"tokenizer.ggml.tokens": hostile})
+    piped = run("chat", "-m", model, "-p", FIRST, *LINE).stdout
+    assert HOSTILE in piped
+    session = start("-m", model, *LINE)
+    assert say(session, FIRST).replace(CUT + "\n", "") == piped.replace(HOSTILE, SHOWN)
+    leave(session)
+
+
+# --- In a pipe ----------------------------------------------------------------------------------------------------
+
+
+def test_each_line_of_a_pipe_is_a_message(demo: Mixtral) -> None:
+    result = run("chat", *LINE, input=f"{FIRST}\n\n  \n{SECOND}\r\n/help")
+    one = answer(demo, told(FIRST))
+    two = answer(demo, told(FIRST, one, SECOND))
+    three = answer(demo, told(FIRST, one, SECOND, two, "/help"))
+    assert (result.exit_code, result.stdout) == (0, "".join(map(shown, (one, two, three))))
+    assert result.stderr.replace(CUT + "\n", "") == DEMO_NOTE
+
+
+def test_each_answer_is_a_line_of_json(demo: Mixtral) -> None:
+    result = run("chat", *LINE, "--json", input=f"{FIRST}\n{SECOND}\n")
+    first, second = map(json.loads, result.stdout.splitlines())
+    expected = demo.chat(told(FIRST), max_tokens=40, seed=5)
+    assert (first["content"], first["finish_reason"]) == (expected.content, expected.finish_reason)
+    assert second["content"] == answer(demo, told(FIRST, first["content"], SECOND))
+    assert second["stats"]["cached_tokens"] > first["stats"]["prompt_tokens"]
+
+
+def test_an_answer_comes_before_the_next_line_is_read() -> None:
+    command = [*COMMAND, "chat", "--json", "-n", "9"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        for _ in range(3):
+            process.stdin.write(FIRST + "\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["content"]
+        process.stdin.close()
+        assert process.wait(60) == 0
+
+
+def test_one_message_and_one_answer(demo: Mixtral, tmp_path: Path) -> None:
+    text = f"{FIRST}\n{SECOND}"
+    (tmp_path / "text").write_text(text + "\n", encoding="utf-8")
+    system = [{"role": "system", "content": "Be brief."}]
+    for given_text in (["-p", text], ["-f", tmp_path / "text"]):
+        result = run("chat", *LINE, "--system", "Be brief.", *given_text)
+        assert (result.exit_code, result.stdout) == (0, shown(answer(demo, [*system, *told(text)])))
+
+
+def test_ctrl_c_in_a_pipe_ends_the_program() -> None:
+    command = [*COMMAND, "chat", "-p", FIRST, "--min-tokens", "5000", "-n", "5000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(60) == 130
+        assert first
+        assert rest.endswith("\n")
+
+
+def test_what_is_refused(tiny_q8_0: Path) -> None:
+    refused(run("chat", "-m", tiny_q8_0, "-p", "a"), "chat format", "mistral-v1")
+    refused(run("chat", "-p", "a", "-f", __file__), "found both")
+    refused(run("chat", "--chat-format", "x", "-p", "a"), "mistral-v1")
+    refused(run("chat", "-m", demo_chat_path(), input=b"caf\xe9\n"), "0xe9", "line 1")
+    refused(run("chat", "-m", demo_chat_path(), "-c", "16", "-p", "a " * 99), "--context")
+    assert run("chat", "-m", demo_chat_path(), input="").stdout == ""
+    done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", *COMMAND, "chat"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "no message" in done.stderr
+
+
+# --- The messages -------------------------------------------------------------------------------------------------
+
+CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    history = History(data.draw(CONTENT))
+    for _ in range(data.draw(st.integers(1, 4))):
+        history.ask(data.draw(CONTENT))
+        history.answer(data.draw(CONTENT))
+    path = tmp_path_factory.mktemp("talk") / "talk.json"
+    for _ in range(2):  # its own file is replaced
+        history.save(path)
+    again = History("other")
+    again.load(path)
+    assert again.messages == history.messages
+    assert again.question == history.question
+    again.save()
+    with pytest.raises(OutputError):
+        History("x").save(path)
+    again.reset()
+    assert again.messages == ([{"role": "system", "content": history.system}] if history.system else [])
+
+
+def test_a_message_without_an_answer_is_replaced_and_answered_again() -> None:
+    history = History()
+    for change in (history.take_back, history.save):
+        with pytest.raises(InvalidArgumentError, match="expected"):
+            change()
+    history.ask("a")
+    history.answer("")
+    assert history.messages == told("a")
+    history.ask("b")
+    history.answer("c")
+    history.take_back()
+    assert history.messages == told("b")
+    history.system = "s"
+    history.system = "t"
+    assert [m["content"] for m in history.messages] == ["t", "b"]
+    history.system = ""
+    assert history.messages == told("b")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "JSON"),
+        (b"\xff", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b"{}", "list of messages"),
+        (b"[]", "list of messages"),
+        (b'["a"]', "messages[0]"),
+        (b'[{"role": "user", "content": null}]', "messages[0].content"),
+        (b'[{"role": "user", "content": "\\ud800"}]', "Unicode"),
+        (b'[{"role": "user", "content": [{"type": "image_url"}]}]', "'text'"),
+        (
+            json.dumps(
+                [
+                    *told("a"),
+                    {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+                    {"role": "tool", "content": "1", "tool_call_id": "1"},
+                ]
+            ).encode(),
+            "calls of tools",
+        ),
+    ],
+)
+def test_a_file_that_is_no_conversation_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "talk"
+    path.write_bytes(content)
+    history = History("s")
+    history.ask("a")
+    with pytest.raises(InvalidArgumentError) as error:
+        history.load(path)
+    assert words in str(error.value)
+    assert str(path) in str(error.value)
+    assert [m["content"] for m in history.messages] == ["s", "a"]
+    assert history.path is None
+
+
+def test_a_conversation_with_parts_and_another_name_of_the_system_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "talk"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    path.write_text(json.dumps([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]))
+    history = History()
+    history.load(path)
+    assert (history.system, history.question) == ("s", "a\n\nb")
