@@ -104,13 +104,14 @@ def path_of(name: str, value: Any) -> Path:
     return Path(path)
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> None:
+def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str, otherwise: str | None = None) -> None:
     """Refuse unknown keyword arguments.
 
     Args:
         names: the arguments given.
         known: the arguments that exist.
         what: the function that they are for, such as "generate()".
+        otherwise: what to do where no known name looks like it; None: the known names.
 
     Raises:
         InvalidArgumentError: for the first of `names` that is not in `known`; it suggests the known
@@ -120,7 +121,7 @@ def refuse_unknown(names: Iterable[str], known: Iterable[str], what: str) -> Non
     for name in names:
         if name not in known:
             near = get_close_matches(name, known, 1)
-            advice = f"did you mean '{near[0]}'?" if near else f"{what} take {', '.join(known)}"
+            advice = f"did you mean '{near[0]}'?" if near else otherwise or f"{what} take {', '.join(known)}"
             raise InvalidArgumentError(f"expected an argument of {what}, found {shown(name)}: {advice}")
 
 

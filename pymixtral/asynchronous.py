@@ -163,8 +163,9 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
-        request = talk.request(talk.prompt(), streams=True, **options)
-        return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser())
+        prompt = talk.prompt()
+        request = talk.request(prompt, streams=True, **options)
+        return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser(), prompt.continued)
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token; see Mixtral.

@@ -7,24 +7,29 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from pymixtral.arguments import refuse_unknown
 from pymixtral.engine.asking import Question
-from pymixtral.engine.completion import Completion, FinishReason
+from pymixtral.engine.completion import Completion, FinishReason, Stats
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.stream import AsyncGeneration, Generation
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.questions import sampled
-from pymixtral.request_factory import Options, RequestFactory
+from pymixtral.request_factory import OPTIONS, Options, RequestFactory
 from pymixtral.text.chat_format import ChatFormat, Prompt
 from pymixtral.text.messages import ToolCall
 from pymixtral.text.tool_calls import Event, TextPiece, ToolCallParser
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: messages as OpenAI's interface has them; see pymixtral.text.messages."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that a model may call, as OpenAI's interface has them."""
+
+_KEYWORDS = ("tools", "chat_format", "template_variables", "continue_final")
+_ADVICE = "put instructions in a system message; pymixtral.Options lists the options"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Answer:
         finish_reason: "tool_calls" if it asks for any, else as in Completion.
         completion: all that the model wrote, and the work that it took.
         others: the other answers, if several were asked for.
+        continued: the text of the message that it continues, which is no part of `content`.
     """
 
     content: str
@@ -44,6 +50,7 @@ class Answer:
     finish_reason: FinishReason | Literal["tool_calls"]
     completion: Completion
     others: tuple[Answer, ...] = ()
+    continued: str = ""
 
     def __str__(self) -> str:
         return self.content
@@ -55,8 +62,8 @@ class Answer:
 
     @property
     def message(self) -> dict[str, Any]:
-        """The message to append to the conversation."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        """The message to append to the conversation; in the place of the last one, if it continues that."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.continued + self.content}
         if self.tool_calls:
             message["tool_calls"] = [
                 {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -89,6 +96,11 @@ class Conversation:
 
     def prompt(self) -> Prompt:
         """Make what the model reads."""
+        for i, message in enumerate(self.messages):
+            if isinstance(message, Answer):
+                raise InvalidArgumentError(
+                    f"expected messages[{i}] to be a message, found an Answer: pass its .message"
+                )
         return self.format.prompt(self.messages, self.tools, self.continue_final)
 
     def parser(self) -> ToolCallParser:
@@ -112,6 +124,7 @@ class Conversation:
         Raises:
             PymixtralError: as RequestFactory.continuation().
         """
+        refuse_unknown(options, (*OPTIONS, *_KEYWORDS), "stream_chat()" if streams else "chat()", _ADVICE)
         return self.factory.continuation(
             prompt.ids,
             streams=streams,
@@ -142,16 +155,16 @@ class Conversation:
         )
         return Question(
             question.stages,
-            lambda results: self._answer(question.answer(results)[0], prompt.begins_text),
+            lambda results: self._answer(question.answer(results)[0], prompt),
             question.others,
         )
 
-    def _answer(self, completion: Completion, begins_text: bool) -> Answer:
-        others = tuple(self._answer(other, begins_text) for other in completion.others)
+    def _answer(self, completion: Completion, prompt: Prompt) -> Answer:
+        others = tuple(self._answer(other, prompt) for other in completion.others)
         completion = replace(completion, others=())
         parser, left = self.parser(), completion.text
         if self.factory.tokenizer and self.tools:
-            decoder = self.factory.tokenizer.stream(begins_text=begins_text)
+            decoder = self.factory.tokenizer.stream(begins_text=prompt.begins_text)
             for id in completion.tokens:
                 text = decoder.push(id)[: len(left)]  # a stop string and what follows is no part of the answer
                 left = left[len(text) :]
@@ -159,14 +172,16 @@ class Conversation:
         parser.push_text(left)
         parser.finish()
         calls = tuple(parser.calls)
-        return Answer(parser.text, calls, "tool_calls" if calls else completion.finish_reason, completion, others)
+        reason = "tool_calls" if calls else completion.finish_reason
+        return Answer(parser.text, calls, reason, completion, others, prompt.continued)
 
 
 class _AnswerReader:
     """What both readers of an answer do with its pieces."""
 
-    def __init__(self, generation: Generation | AsyncGeneration, parser: ToolCallParser) -> None:
+    def __init__(self, generation: Generation | AsyncGeneration, parser: ToolCallParser, continued: str) -> None:
         self._parser = parser
+        self._continued = continued
         self._n_parsed = 0
         self._read = generation
         self._waiting: deque[Event] = deque()
@@ -184,7 +199,22 @@ class _AnswerReader:
         if completion is None:
             return None
         reason = "tool_calls" if self._parser.calls else completion.finish_reason
-        return Answer(self._parser.text, self.tool_calls, reason, completion)
+        return Answer(self._parser.text, self.tool_calls, reason, completion, continued=self._continued)
+
+    @property
+    def finish_reason(self) -> FinishReason | Literal["tool_calls"] | None:
+        """Why the answer ended, as in Answer; None until its end was read."""
+        return self.answer.finish_reason if self.answer else None
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids of what was read, with those of calls."""
+        return self._read.tokens
+
+    @property
+    def stats(self) -> Stats:
+        """The work and the time so far."""
+        return self._read.stats
 
     def cancel(self) -> None:
         """End the answer soon. Any thread may call this."""
@@ -213,13 +243,14 @@ class AnswerStream(_AnswerReader, Iterator[str]):
     Args:
         generation: generates the answer.
         parser: finds calls.
+        continued: the text of the message that the answer continues.
 
     Attributes:
         generation: see above.
     """
 
-    def __init__(self, generation: Generation, parser: ToolCallParser) -> None:
-        super().__init__(generation, parser)
+    def __init__(self, generation: Generation, parser: ToolCallParser, continued: str = "") -> None:
+        super().__init__(generation, parser, continued)
         self.generation = generation
 
     def _next(self) -> Event | None:
@@ -247,8 +278,14 @@ class AnswerStream(_AnswerReader, Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the answer and the iteration. It may also be dropped without close()."""
+        """End the answer and the iteration; the end of a `with` block does so, too."""
         self.generation.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
@@ -257,13 +294,14 @@ class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
     Args:
         generation: generates the answer.
         parser: finds calls.
+        continued: the text of the message that the answer continues.
 
     Attributes:
         generation: see above.
     """
 
-    def __init__(self, generation: AsyncGeneration, parser: ToolCallParser) -> None:
-        super().__init__(generation, parser)
+    def __init__(self, generation: AsyncGeneration, parser: ToolCallParser, continued: str = "") -> None:
+        super().__init__(generation, parser, continued)
         self.generation = generation
 
     async def _next(self) -> Event | None:
@@ -291,5 +329,11 @@ class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End the answer and the iteration. It may also be dropped without aclose()."""
+        """End the answer and the iteration; the end of an `async with` block does so, too."""
         await self.generation.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()

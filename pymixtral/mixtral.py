@@ -316,8 +316,9 @@ class Mixtral(ModelText):
         """
         self._engine.check_open()
         conversation = self._conversation(messages, tools, chat_format, template_variables, continue_final)
-        request = conversation.request(conversation.prompt(), streams=True, **options)
-        return AnswerStream(Generation(self._engine, request, progress), conversation.parser())
+        prompt = conversation.prompt()
+        request = conversation.request(prompt, streams=True, **options)
+        return AnswerStream(Generation(self._engine, request, progress), conversation.parser(), prompt.continued)
 
     # --- Numbers ----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -86,11 +86,13 @@ class Options(Sampling, How, total=False):
     context_shift: int | None
 
 
-_KNOWN = (
+OPTIONS = (
     *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
     *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
     *(field.name for field in fields(SamplingParameters)),
 )
+"""The names of Options."""
+
 _SAMPLING = {field.name for field in fields(SamplingParameters)}
 
 
@@ -143,7 +145,7 @@ class RequestFactory:
             ContextLengthError: if the prompt is longer than n_ctx.
             UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
         """
-        refuse_unknown(options, _KNOWN, "generate() and stream()")
+        refuse_unknown(options, OPTIONS, "stream()" if streams else "generate()", "pymixtral.Options lists the options")
         given: dict[str, Any] = dict(options)
         sampling = {name: given.pop(name) for name in list(given) if name in _SAMPLING}
         if sampling.get("bad_words") is not None:
@@ -267,6 +269,11 @@ class RequestFactory:
             prompt = tokenizer.encode(text_of(name, prompt), True, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of(name, prompt)  # says what to do with bytes, None and the like
+        elif isinstance(prompt, (list, tuple)) and prompt and isinstance(prompt[0], (str, Mapping)):
+            found, advice = ("messages", "chat() and stream_chat() take them")
+            if isinstance(prompt[0], str):
+                found, advice = ("a list of texts", "generate() takes several prompts, stream() one")
+            raise InvalidArgumentError(f"expected {name} to be one text or its token ids, found {found}: {advice}")
         return self.checked_ids(name, prompt)
 
     def _words(self, words: object) -> list[Any]:

@@ -7,12 +7,16 @@ import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.generation import Continuation, Piece
 from pymixtral.engine.requests import Event, Finished, Progress
 from pymixtral.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Reader:
@@ -72,8 +76,9 @@ class Generation(_Reader, Iterator[str]):
     """An iterator over the pieces of a text, none of them empty.
 
     The text is generated whether or not somebody reads. It ends early when the iterator is closed,
-    cancelled or dropped, from whatever thread, and after an exception while waiting for a piece,
-    such as KeyboardInterrupt. One thread reads at a time.
+    cancelled or dropped, from whatever thread, at the end of a `with` block, and after an exception
+    while waiting for a piece, such as KeyboardInterrupt. A `break` alone does not end it while a
+    variable holds it. One thread reads at a time.
 
     Args:
         engine: generates.
@@ -114,9 +119,15 @@ class Generation(_Reader, Iterator[str]):
         raise StopIteration
 
     def close(self) -> None:
-        """End the text and the iteration. A Generation may also be dropped without close()."""
+        """End the text and the iteration; the end of a `with` block does so, too."""
         self._over = True
         self.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class AsyncGeneration(_Reader, AsyncIterator[str]):
@@ -160,9 +171,15 @@ class AsyncGeneration(_Reader, AsyncIterator[str]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """End the text and the iteration. It may also be dropped without aclose()."""
+        """End the text and the iteration; the end of an `async with` block does so, too."""
         self._over = True
         self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
 
 def _post(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[Event], event: Event) -> None:

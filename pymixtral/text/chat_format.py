@@ -26,10 +26,12 @@ class Prompt:
         ids: the token ids.
         begins_text: whether the answer begins a text, so that the space that a tokenizer may put
             before a text is none of the answer's: what Tokenizer.stream() wants to know.
+        continued: the text that the answer continues, if it continues the last message.
     """
 
     ids: list[int]
     begins_text: bool
+    continued: str = ""
 
 
 class ChatFormat(ABC):
@@ -47,11 +49,13 @@ class ChatFormat(ABC):
             or ends an answer, also where the file has them as user-defined tokens, which other
             texts may spell out.
         answers_apart: whether an answer is a text of its own also where no token stands before it.
+        between: what stands between the parts of one text.
         tool_syntax: how the model writes calls of tools; None: it does not.
     """
 
     name: str
     answers_apart = False
+    between = "\n"
     tool_syntax: Syntax | None = None
     stops: tuple[str, ...] = ()
 
@@ -59,6 +63,9 @@ class ChatFormat(ABC):
         self.tokenizer = tokenizer
         self.stop_ids = tokenizer.eos_ids
         self.marker_ids: frozenset[int] = frozenset()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} '{self.name}'>"
 
     def ids(
         self,
@@ -114,7 +121,9 @@ class ChatFormat(ABC):
                 ids.append(piece)
             else:
                 ids += self.tokenizer.encode(piece, add_bos=False, without=without)
-        return Prompt(ids, not checked[-1].prefix and (self.answers_apart or isinstance(piece, int)))
+        last = checked[-1]
+        begins_text = not last.prefix and (self.answers_apart or isinstance(piece, int))
+        return Prompt(ids, begins_text, last.text(self.between) if last.prefix else "")
 
     def with_variables(self, variables: Mapping[str, Any]) -> ChatFormat:
         """Give a template variables of its own, such as {"enable_thinking": False}.

@@ -38,6 +38,7 @@ class MistralText(ChatFormat):
 
     name = "mistral-v1"
     answers_apart = True
+    between = BETWEEN
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__(tokenizer)
@@ -76,6 +77,7 @@ class MistralTokens(ChatFormat):
         UnsupportedError: if the tokenizer lacks one of the tokens.
     """
 
+    between = BETWEEN
     tool_syntax = MISTRAL
 
     def __init__(self, tokenizer: Tokenizer, version: int) -> None:

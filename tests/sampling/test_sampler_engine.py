@@ -95,7 +95,7 @@ def test_values_out_of_range_are_refused_before_anything_is_computed(engine: Mix
         ("top_q", "did you mean 'top_p'?"),
         ("max_new_tokens", "did you mean 'max_tokens'?"),
         ("repeat_penalty", "did you mean 'repetition_penalty'?"),
-        ("zzz", "take max_tokens, stop, ignore_eos, parse_special, logprobs"),
+        ("zzz", "pymixtral.Options lists the options"),
     ],
 )
 def test_an_unknown_argument_is_answered_with_the_nearest(engine: Mixtral, name: str, near: str) -> None:
