@@ -102,7 +102,8 @@ class Loop:
         self._mailbox.put(request)
         if self._closing:  # perhaps nobody takes it any more
             request.stop(closed(self._name))
-            request.tell_end()
+            if not self._silent:
+                request.tell_end()
 
     def close(self, *, silent: bool = False) -> None:
         """End all requests and the loop soon. A second close() does nothing.

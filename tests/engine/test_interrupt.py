@@ -240,7 +240,14 @@ from pymixtral import Mixtral
 model = Mixtral(n_threads=2)
 stream = model.stream("Once upon a time", ignore_eos=True)
 next(stream)
-threading.Thread(target=lambda: list(model.stream("The king", ignore_eos=True)), daemon=True).start()
+reads = threading.Event()
+
+def read():
+    for _ in model.stream("The king", ignore_eos=True):
+        reads.set()
+
+threading.Thread(target=read, daemon=True).start()
+reads.wait()
 if sys.argv[1] == "error":
     raise SystemExit(5)
 """
