@@ -28,6 +28,7 @@ from pymixtral.files.atomic import check_dest, check_space
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.sessions import Binding, SessionForm
 from pymixtral.files.types import slow_types
+from pymixtral.hub import fetch
 from pymixtral.memory import cache_size
 from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
@@ -160,6 +161,40 @@ class Mixtral(ModelText):
                 check_file=file.check_length,
             )
             self._resources = stack.pop_all()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repository: str,
+        filename: str = "*.gguf",
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        offline: bool = False,
+        **options: Any,
+    ) -> Mixtral:
+        """Open a model of the Hugging Face Hub, which is downloaded once.
+
+        Args:
+            repository: "organization/name".
+            filename: the file's name in the repository, or a pattern that one model fits, such as
+                "*Q4_K_M.gguf". The shards of a split model count as one.
+            revision: a branch, tag or commit; None: the main branch.
+            cache_dir: where files are kept; None: the Hub's own folder (HF_HOME).
+            offline: use only what is in the cache.
+            **options: those of Mixtral.
+
+        Returns:
+            The model.
+
+        Raises:
+            InvalidArgumentError: if no file or several models fit the pattern.
+            ModelFileError: if the repository cannot be reached or read.
+            UnsupportedError: if the package huggingface_hub is missing.
+            PymixtralError: as Mixtral.
+        """
+        path = fetch(repository, filename, revision=revision, cache_dir=cache_dir, offline=offline)
+        return cls(path, **options)
 
     @property
     def prefetch(self) -> str:
