@@ -92,6 +92,7 @@ def chat(
     from pymixtral.cli.history import History
     from pymixtral.cli.talk import Talk
 
+    history = History(system)
     with opened(
         model,
         chats=True,
@@ -104,7 +105,7 @@ def chat(
     ) as engine:
         engine.chat_format(chat_format)  # a model without one is refused before anything is read
         options = {"chat_format": chat_format, "max_tokens": max_tokens, **sampling}
-        talk = Talk(engine, History(system), options, as_json=as_json)
+        talk = Talk(engine, history, options, as_json=as_json)
         if messages is None:
             converse(talk, ctx.command)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -156,14 +157,14 @@ class _Terminal:
         return False
 
     def _save(self, name: str) -> bool:
-        path = self._talk.history.save(Path(name).expanduser() if name else None)
+        path = self._talk.history.save(_path(name) if name else None)
         note(f"{self._n_messages()} are in {path}.")
         return False
 
     def _load(self, name: str) -> bool:
         if not name:
             raise InvalidArgumentError("expected the name of a file to load, found none: name one")
-        self._talk.history.load(Path(name).expanduser())
+        self._talk.history.load(_path(name))
         self._talk.last = None
         note(f"Going on after {self._n_messages()}.")
         return False
@@ -180,6 +181,10 @@ class _Terminal:
     def _n_messages(self) -> str:
         n = len(self._talk.history.messages)
         return f"{n} message{'' if n == 1 else 's'}"
+
+
+def _path(name: str) -> Path:
+    return Path(os.path.expanduser(name))  # noqa: PTH111  # Path's own raises where there is no such user
 
 
 # --- Keys ---------------------------------------------------------------------------------------------------------

@@ -19,6 +19,9 @@ class History:
     Args:
         system: its system text; empty: none.
 
+    Raises:
+        InvalidArgumentError: for a text as ask() refuses it.
+
     Attributes:
         messages: what Mixtral.chat() takes. The last is the user's while it has no answer.
         path: the file that it was last saved to or loaded from.
@@ -38,8 +41,8 @@ class History:
 
     @system.setter
     def system(self, text: str) -> None:
-        rest = self.messages[bool(self.system) :]
-        self.messages = [{"role": SYSTEM, "content": text}] * bool(text) + rest
+        first = [{"role": SYSTEM, "content": _unicode(text)}] if text else []
+        self.messages = first + self.messages[bool(self.system) :]
 
     @property
     def question(self) -> str:
@@ -55,7 +58,11 @@ class History:
 
         Args:
             text: what it says.
+
+        Raises:
+            InvalidArgumentError: for a text with lone surrogates, which are bytes that are not UTF-8.
         """
+        text = _unicode(text)
         if self.messages and self.messages[-1]["role"] == USER:
             self.messages.pop()
         self.messages.append({"role": USER, "content": text})
@@ -125,6 +132,14 @@ class History:
             if self.messages[i]["role"] == USER:
                 return i
         raise InvalidArgumentError("expected a message of yours, found none yet: say something first")
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError("expected a text in UTF-8, found other bytes: write it again") from None
+    return text
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -251,6 +251,7 @@ def test_what_makes_no_sense_is_a_line_and_nothing_is_lost(start: Start) -> None
     assert "conversation: 0 messages" in say(session, "/stats")
     session.type("  \n")
     session.until("\r\n> ")
+    assert "expected a file" in say(session, "/load ~nobody-of-this-name/talk")
     say(session, FIRST)
     assert "conversation: 2 messages" in say(session, "/stats")
     leave(session)
@@ -404,6 +405,7 @@ def test_ctrl_c_in_a_pipe_ends_the_program() -> None:
 def test_what_is_refused(tiny_q8_0: Path) -> None:
     refused(run("chat", "-m", tiny_q8_0, "-p", "a"), "chat format", "mistral-v1")
     refused(run("chat", "-p", "a", "-f", __file__), "found both")
+    refused(run("chat", "-p", "a", "--system", "caf\udce9"), "UTF-8")
     refused(run("chat", "--chat-format", "x", "-p", "a"), "mistral-v1")
     refused(run("chat", "-m", demo_chat_path(), input=b"caf\xe9\n"), "0xe9", "line 1")
     refused(run("chat", "-m", demo_chat_path(), "-c", "16", "-p", "a " * 99), "--context")
@@ -441,7 +443,7 @@ def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, data:
 
 def test_a_message_without_an_answer_is_replaced_and_answered_again() -> None:
     history = History()
-    for change in (history.take_back, history.save):
+    for change in (history.take_back, history.save, lambda: history.ask("caf\udce9"), lambda: History("\ud800")):
         with pytest.raises(InvalidArgumentError, match="expected"):
             change()
     history.ask("a")
