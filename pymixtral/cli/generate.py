@@ -150,7 +150,10 @@ def generate(
     if model is None and max_tokens is None:
         max_tokens = _DEMO_TOKENS
     if not prompts:
+        from_pipe = prompt is None and file is None
         prompt = read_prompt(ctx, prompt, file)
+        if from_pipe and not prompt:
+            raise click.UsageError("expected a prompt on standard input, found none: -p '' begins from nothing", ctx)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop,
