@@ -199,7 +199,13 @@ class Mixtral(ModelText):
                 the first is the text that n=1 gives.
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs,
+                logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt, and
+                those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+                presence_penalty, frequency_penalty, penalty_window, dry_multiplier, dry_base,
+                dry_allowed_length, dry_window, dry_breakers, top_n_sigma, xtc_probability,
+                xtc_threshold, mirostat_tau, mirostat_eta, logit_bias, min_tokens, bad_words,
+                allowed_token_ids, seed. pymixtral.Options explains them.
 
         Returns:
             The text, its tokens, why it ended, and how long it took; of several prompts a list.
@@ -229,7 +235,8 @@ class Mixtral(ModelText):
             prompt: a text, or token ids.
             progress: called by the reader while a long prompt is computed, with the tokens computed
                 so far and the tokens in all.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, timeout, temperature, seed and the others that the help of
+                generate() lists and pymixtral.Options explains.
 
         Returns:
             An iterator of pieces of the text, each yielded as soon as it is certain. No piece ends
@@ -271,7 +278,8 @@ class Mixtral(ModelText):
             continue_final: continue the last message, which is an assistant's.
             n: how many answers to generate.
             best_of: how many to choose them from; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, timeout, temperature, seed and the others that the help of
+                generate() lists and pymixtral.Options explains.
 
         Returns:
             The answer: its text, the calls of tools, and `message`, which is the conversation's next.
@@ -330,7 +338,7 @@ class Mixtral(ModelText):
             last_only: return only the logits after the last token, which is less work.
             first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
                 before it that are in the cache are not computed.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -352,7 +360,7 @@ class Mixtral(ModelText):
             context: a text or token ids, at least one token.
             continuations: texts or token ids, at least one token each. A text after a text is tokenized
                 with it: tokens that the context alone does not have count for the continuation.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             For each continuation the log-probabilities of its tokens. The context is computed once.
@@ -377,7 +385,7 @@ class Mixtral(ModelText):
             texts: texts or token ids, at least one token each.
             pooling: "mean" over the tokens of a text, or the state of its "last" token.
             normalize: divide each vector by its length.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n, hidden].
