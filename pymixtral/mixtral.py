@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from inspect import signature
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
 from pymixtral import ops
-from pymixtral.arguments import integer, number, path_of, shown
+from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages, Tools
 from pymixtral.demo import demo_path
@@ -94,7 +95,7 @@ class Mixtral(ModelText):
         ModelFileError: for a file that cannot be read.
         ModelConfigError: for a file whose metadata or tensors make no sense.
         UnsupportedError: for a model that pymixtral does not run.
-        InvalidArgumentError: for an argument out of its range.
+        InvalidArgumentError: for an argument out of its range, or an unknown one.
         NativeError: if memory for the cache or threads are short, or the system refuses to lock.
     """
 
@@ -113,7 +114,9 @@ class Mixtral(ModelText):
         overrides: Mapping[str, Override] | None = None,
         lock: bool = False,
         prefault: bool | Callable[[int, int], None] = False,
+        **unknown: NoReturn,  # a type checker lets none through
     ) -> None:
+        refuse_unknown(unknown, [name for name in signature(Mixtral).parameters if name != "unknown"], "Mixtral()")
         self.is_demo = path is None
         self._formats = {}
         self.path = demo_path() if path is None else path_of("path", path)

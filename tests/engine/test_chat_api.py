@@ -121,6 +121,13 @@ def test_an_unknown_option_names_the_function_that_was_called(model: Mixtral) ->
     assert refusal(model.stream, "a", colour=1) == f"expected an argument of stream(), found 'colour': {lists}"
 
 
+def test_an_unknown_argument_of_a_model_is_answered_with_the_nearest() -> None:
+    for opened in (Mixtral, AsyncMixtral):
+        found = refusal(opened, demo_chat_path(), n_contex=9)
+        assert found == "expected an argument of Mixtral(), found 'n_contex': did you mean 'n_ctx'?"
+        assert refusal(opened, zzz=9).endswith(", lock, prefault")
+
+
 def test_prompts_of_the_wrong_kind_are_told_whose_they_are(model: Mixtral) -> None:
     texts = refusal(model.stream, ["a", "b"])
     assert texts.endswith("found a list of texts: generate() takes several prompts, stream() one")
