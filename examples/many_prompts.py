@@ -4,8 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from pymixtral import Mixtral
-from pymixtral.bulk.generate import Bulk
+from pymixtral import Bulk, Mixtral
 
 WHO = ["king", "queen", "wolf", "little girl", "giant", "soldier"]
 PROMPTS, TEXTS = Path("prompts.jsonl"), Path("texts.jsonl")

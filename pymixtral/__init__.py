@@ -32,7 +32,9 @@ from pymixtral.errors import (
 
 if TYPE_CHECKING:
     from pymixtral.asynchronous import AsyncMixtral
+    from pymixtral.bulk.generate import Bulk
     from pymixtral.chatting import Answer, AnswerStream, AsyncAnswerStream
+    from pymixtral.demo import demo_chat_path, demo_path
     from pymixtral.engine.completion import Completion, Stats, TokenLogprob
     from pymixtral.engine.stats import EngineStats
     from pymixtral.engine.stream import AsyncGeneration, Generation
@@ -40,16 +42,23 @@ if TYPE_CHECKING:
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
     from pymixtral.questions import Score
+    from pymixtral.request_factory import Options
     from pymixtral.text.messages import ToolCall
+    from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, CallFails, TextPiece
 
     __version__: str
 
 __all__ = [
     "Answer",
     "AnswerStream",
+    "ArgumentsPiece",
     "AsyncAnswerStream",
     "AsyncGeneration",
     "AsyncMixtral",
+    "Bulk",
+    "CallBegins",
+    "CallEnds",
+    "CallFails",
     "CanceledError",
     "CheckpointError",
     "ClosedError",
@@ -65,16 +74,20 @@ __all__ = [
     "ModelFileError",
     "NativeError",
     "NonFiniteError",
+    "Options",
     "OutputError",
     "PymixtralError",
     "Score",
     "SessionFileError",
     "Stats",
+    "TextPiece",
     "TokenLogprob",
     "ToolCall",
     "UnsupportedError",
     "__version__",
     "convert_layout",
+    "demo_chat_path",
+    "demo_path",
 ]
 
 _HOMES = {
@@ -83,6 +96,7 @@ _HOMES = {
     "AsyncAnswerStream": "pymixtral.chatting",
     "AsyncGeneration": "pymixtral.engine.stream",
     "AsyncMixtral": "pymixtral.asynchronous",
+    "Bulk": "pymixtral.bulk.generate",
     "Score": "pymixtral.questions",
     "Mixtral": "pymixtral.mixtral",
     "ModelConfig": "pymixtral.model.config",
@@ -91,7 +105,15 @@ _HOMES = {
     "Generation": "pymixtral.engine.stream",
     "Stats": "pymixtral.engine.completion",
     "TokenLogprob": "pymixtral.engine.completion",
+    "Options": "pymixtral.request_factory",
     "ToolCall": "pymixtral.text.messages",
+    "ArgumentsPiece": "pymixtral.text.tool_calls",
+    "CallBegins": "pymixtral.text.tool_calls",
+    "CallEnds": "pymixtral.text.tool_calls",
+    "CallFails": "pymixtral.text.tool_calls",
+    "TextPiece": "pymixtral.text.tool_calls",
+    "demo_chat_path": "pymixtral.demo",
+    "demo_path": "pymixtral.demo",
     "convert_layout": "pymixtral.files.layout",
 }
 

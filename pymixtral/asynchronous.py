@@ -72,7 +72,7 @@ class AsyncMixtral:
             prompt: a text or token ids; or a list of such.
             n: how many texts of each prompt to generate.
             best_of: how many to choose them from; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: see pymixtral.Options.
 
         Returns:
             The text; of several prompts a list.
@@ -88,7 +88,7 @@ class AsyncMixtral:
 
         Args:
             prompt: a text, or token ids.
-            **options: see pymixtral.request_factory.Options.
+            **options: see pymixtral.Options.
 
         Returns:
             An asynchronous iterator of pieces of the text.
@@ -122,7 +122,7 @@ class AsyncMixtral:
             continue_final: continue the last message, which is an assistant's.
             n: how many answers to generate.
             best_of: how many to choose them from; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: see pymixtral.Options.
 
         Returns:
             The answer.
@@ -174,7 +174,7 @@ class AsyncMixtral:
             tokens: 1 to n_ctx ids.
             last_only: return only the logits after the last token.
             first: index of the first token whose logits are returned.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -191,7 +191,7 @@ class AsyncMixtral:
         Args:
             context: a text or token ids.
             continuations: texts or token ids.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             The scores.
@@ -211,7 +211,7 @@ class AsyncMixtral:
             texts: texts or token ids.
             pooling: "mean" or "last".
             normalize: divide each vector by its length.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n, hidden].

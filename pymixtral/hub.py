@@ -7,7 +7,7 @@ import re
 from fnmatch import fnmatch
 from pathlib import Path
 
-from pymixtral.arguments import shown, text_of
+from pymixtral.arguments import path_of, shown, text_of
 from pymixtral.errors import InvalidArgumentError, ModelFileError, UnsupportedError
 
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf$")
@@ -49,17 +49,16 @@ def fetch(
             "expected the package huggingface_hub, found none: install it with `pip install huggingface_hub`"
         ) from None
     repository, filename = text_of("repository", repository), text_of("filename", filename)
+    cache = None if cache_dir is None else path_of("cache_dir", cache_dir)
     try:
         if offline:
-            folder = Path(
-                str(snapshot_download(repository, revision=revision, cache_dir=cache_dir, local_files_only=True))
-            )
+            folder = Path(str(snapshot_download(repository, revision=revision, cache_dir=cache, local_files_only=True)))
             names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.gguf"))]
         else:
             names = sorted(HfApi().list_repo_files(repository, revision=revision))
         chosen = _chosen(names, filename, repository)
         found = snapshot_download(
-            repository, revision=revision, cache_dir=cache_dir, local_files_only=offline, allow_patterns=chosen
+            repository, revision=revision, cache_dir=cache, local_files_only=offline, allow_patterns=chosen
         )
     except (InvalidArgumentError, KeyboardInterrupt):
         raise

@@ -8,13 +8,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from inspect import signature
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import numpy as np
 
 from pymixtral import ops
-from pymixtral.arguments import integer, number, path_of, shown
+from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
 from pymixtral.arrays import F32, I32, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages, Tools
 from pymixtral.demo import demo_path
@@ -95,7 +96,7 @@ class Mixtral(ModelText):
         ModelFileError: for a file that cannot be read.
         ModelConfigError: for a file whose metadata or tensors make no sense.
         UnsupportedError: for a model that pymixtral does not run.
-        InvalidArgumentError: for an argument out of its range.
+        InvalidArgumentError: for an argument out of its range, or an unknown one.
         NativeError: if memory for the cache or threads are short, or the system refuses to lock.
     """
 
@@ -114,7 +115,9 @@ class Mixtral(ModelText):
         overrides: Mapping[str, Override] | None = None,
         lock: bool = False,
         prefault: bool | Callable[[int, int], None] = False,
+        **unknown: NoReturn,  # a type checker lets none through
     ) -> None:
+        refuse_unknown(unknown, [name for name in signature(Mixtral).parameters if name != "unknown"], "Mixtral()")
         self.is_demo = path is None
         self._formats = {}
         self.path = demo_path() if path is None else path_of("path", path)
@@ -234,7 +237,13 @@ class Mixtral(ModelText):
                 the first is the text that n=1 gives.
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs,
+                logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt, and
+                those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
+                presence_penalty, frequency_penalty, penalty_window, dry_multiplier, dry_base,
+                dry_allowed_length, dry_window, dry_breakers, top_n_sigma, xtc_probability,
+                xtc_threshold, mirostat_tau, mirostat_eta, logit_bias, min_tokens, bad_words,
+                allowed_token_ids, seed. pymixtral.Options explains them.
 
         Returns:
             The text, its tokens, why it ended, and how long it took; of several prompts a list.
@@ -264,7 +273,8 @@ class Mixtral(ModelText):
             prompt: a text, or token ids.
             progress: called by the reader while a long prompt is computed, with the tokens computed
                 so far and the tokens in all.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, timeout, temperature, seed and the others that the help of
+                generate() lists and pymixtral.Options explains.
 
         Returns:
             An iterator of pieces of the text, each yielded as soon as it is certain. No piece ends
@@ -306,7 +316,8 @@ class Mixtral(ModelText):
             continue_final: continue the last message, which is an assistant's.
             n: how many answers to generate.
             best_of: how many to choose them from; None: n.
-            **options: see pymixtral.request_factory.Options.
+            **options: max_tokens, stop, timeout, temperature, seed and the others that the help of
+                generate() lists and pymixtral.Options explains.
 
         Returns:
             The answer: its text, the calls of tools, and `message`, which is the conversation's next.
@@ -365,7 +376,7 @@ class Mixtral(ModelText):
             last_only: return only the logits after the last token, which is less work.
             first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
                 before it that are in the cache are not computed.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -387,7 +398,7 @@ class Mixtral(ModelText):
             context: a text or token ids, at least one token.
             continuations: texts or token ids, at least one token each. A text after a text is tokenized
                 with it: tokens that the context alone does not have count for the continuation.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             For each continuation the log-probabilities of its tokens. The context is computed once.
@@ -412,7 +423,7 @@ class Mixtral(ModelText):
             texts: texts or token ids, at least one token each.
             pooling: "mean" over the tokens of a text, or the state of its "last" token.
             normalize: divide each vector by its length.
-            **how: priority, timeout and cache_salt; see pymixtral.request_factory.Options.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
 
         Returns:
             float32 [n, hidden].

@@ -41,7 +41,7 @@ def generations(
         prompt: a prompt, or a list of them.
         n: texts of each prompt.
         best_of: texts of each prompt to choose the n from; None: n.
-        options: see pymixtral.request_factory.Options.
+        options: see pymixtral.Options.
 
     Returns:
         The question.
@@ -73,7 +73,7 @@ def sampled(
         requests: makes a request for each prompt, of the texts with this index and these options.
         n: texts of each prompt.
         best_of: texts of each prompt to choose the n from; None: n.
-        options: see pymixtral.request_factory.Options.
+        options: see pymixtral.Options.
 
     Returns:
         The question. Each answer has the others of its prompt.

@@ -47,7 +47,7 @@ class Options(Sampling, How, total=False):
     Those of sampling are the fields of pymixtral.sampling.parameters.SamplingParameters, which has
     their meaning and defaults: temperature, top_k, top_p, min_p, typical_p, the penalties, DRY, XTC,
     mirostat, logit_bias, min_tokens, allowed_token_ids, bad_words, seed and others. bad_words takes
-    texts, too: they are banned as the tokenizer writes them at the beginning of a text and inside.
+    a text or several, too: they are banned as the tokenizer writes them at the beginning of a text and inside.
 
     Attributes:
         max_tokens: the most tokens to generate; None: until the model ends the text or the context
@@ -278,8 +278,10 @@ class RequestFactory:
 
     def _words(self, words: object) -> list[Any]:
         """The bad words as ids: a text as it is written at the beginning of a text, and inside."""
-        if isinstance(words, (str, bytes)) or not isinstance(words, Sequence):
-            raise InvalidArgumentError(f"expected bad_words to be a list, found {shown(words)}")
+        if isinstance(words, str):
+            words = [words]
+        if isinstance(words, bytes) or not isinstance(words, Sequence):
+            raise InvalidArgumentError(f"expected bad_words to be a text or a list, found {shown(words)}")
         ids: list[Any] = []
         for word in words:
             if not isinstance(word, str):

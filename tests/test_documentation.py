@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 import pymixtral
-from pymixtral import Mixtral
+from pymixtral import AsyncMixtral, Mixtral
 from pymixtral.engine.completion import FinishReason
 from pymixtral.request_factory import Options
 from pymixtral.sampling.parameters import Sampling
@@ -77,8 +77,20 @@ def test_every_option_and_every_end_of_a_text_is_told() -> None:
     told = set(re.findall(r"`\"?(\w+)\"?`", firsts)) - {"finish_reason"}  # the head of a table
     options = set(Options.__annotations__) - set(Sampling.__annotations__)
     keywords = {"max_batch", "n_ctx", "cache_bytes", "pace", "n_batch"}
-    assert told == {*options, *get_args(FinishReason), *keywords, "n", "best_of", "progress"}
+    assert told == {*options, *get_args(FinishReason), "tool_calls", *keywords, "n", "best_of", "progress"}
     assert keywords <= set(signature(Mixtral).parameters)
+
+
+def test_the_help_of_generate_names_every_option() -> None:
+    told = set(re.findall(r"\w+", (Mixtral.generate.__doc__ or "").partition("**options:")[2].partition("Returns:")[0]))
+    assert told >= set(Options.__annotations__)
+
+
+def test_the_methods_for_tasks_are_told() -> None:
+    methods = {name for name, value in vars(AsyncMixtral).items() if callable(value) and not name.startswith("_")}
+    for page, begin, end in (("docs/engine.md", "## Tasks", "```"), ("README.md", "For programs that await", "[Many")):
+        text = (ROOT / page).read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+        assert {name for name in methods if re.search(rf"`(await )?(\w+\.)?{name}(\(\))?`", text)} == methods
 
 
 def test_every_error_is_in_the_chapter() -> None:

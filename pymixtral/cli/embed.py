@@ -75,7 +75,7 @@ def embed(
     """Turn texts into vectors.
 
     A text is given with -p, or texts are the lines of a file with -f or of standard input, in
-    UTF-8. An empty line is an empty text. The vector of a text is the mean of the hidden states of
+    UTF-8. An empty line among them is an empty text. The vector of a text is the mean of the hidden states of
     its tokens after the last norm, or the last one.
 
     With -o the vectors go to a file of NumPy, float32 with a row for each text; with --json to
@@ -86,7 +86,7 @@ def embed(
         raise click.UsageError("expected -p or -f, found both", ctx)
     if force and not output:
         raise click.UsageError("expected --force with -o, found it alone", ctx)
-    lines = list(texts) or read_text(ctx, file, "-p TEXT, -f FILE").split("\n")
+    lines = list(texts) or _lines(ctx, file)
     from pymixtral.files.atomic import check_dest
 
     if output:
@@ -102,6 +102,14 @@ def embed(
         write(f"{escaped(str(output))}: {len(lines)} vectors of {vectors.shape[1]} numbers")
     else:
         write("\n".join(_rows(lines, vectors)))
+
+
+def _lines(ctx: click.Context, file: Path | None) -> list[str]:
+    text = read_text(ctx, file, "-p TEXT, -f FILE")
+    if not text:
+        place = escaped(str(file)) if file else "standard input"
+        raise click.UsageError(f"expected a text in each line of {place}, found none: -p '' gives an empty one", ctx)
+    return text.split("\n")
 
 
 def _vectors(model: Mixtral, texts: Sequence[str], pooling: str, normalize: bool) -> F32:

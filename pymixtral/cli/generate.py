@@ -19,11 +19,11 @@ from pymixtral.cli.options import (
     kv_type_option,
     logprobs_options,
     model_option,
-    optional_output_option,
     override_options,
     path_type,
     prompt_options,
     special_option,
+    texts_output_option,
     threads_option,
     tokens_option,
 )
@@ -61,7 +61,7 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
 @click.option(
     "--prompts", type=path_type(exists=True), metavar="FILE", help="Read many prompts from a file of JSON lines."
 )
-@optional_output_option
+@texts_output_option
 @force_option
 @tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends; of the demo 200]")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
@@ -150,7 +150,10 @@ def generate(
     if model is None and max_tokens is None:
         max_tokens = _DEMO_TOKENS
     if not prompts:
+        from_pipe = prompt is None and file is None
         prompt = read_prompt(ctx, prompt, file)
+        if from_pipe and not prompt:
+            raise click.UsageError("expected a prompt on standard input, found none: -p '' begins from nothing", ctx)
     options: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop": stop,

@@ -215,13 +215,15 @@ override_options = _all(
 """As parameters `experts_used: int | None` and `overrides: dict`."""
 
 
-def _output(**settings: Any) -> Callable[[Function], Function]:
-    return click.option("-o", "--output", type=path_type(), metavar="FILE", help="The file to write.", **settings)
+def _output(help: str = "The file to write.", **settings: Any) -> Callable[[Function], Function]:
+    return click.option("-o", "--output", type=path_type(), metavar="FILE", help=help, **settings)
 
 
 output_option = _output(required=True)
 
 optional_output_option = _output()
+
+texts_output_option = _output("The file for the texts of --prompts.")
 
 force_option = click.option("--force", is_flag=True, help="Replace files that exist.")
 
@@ -240,4 +242,4 @@ logprobs_options = _all(
     ),
 )
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs; sizes are in bytes.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -35,7 +35,7 @@ def _option(field: Field[Any]) -> Any:
         default=field.default,
         callback=partial(_checked, str(field.type)),
         help=field.metadata["help"],
-        **_SETTINGS[str(field.type)],
+        **_SETTINGS[str(field.type)] | ({"metavar": "TEXT|ID,ID"} if field.name == "bad_words" else {}),
     )
 
 
@@ -46,7 +46,11 @@ def _checked(kind: str, ctx: click.Context, param: click.Parameter, value: Any) 
     elif kind == "Sequence[int] | None":
         value = None if value is None else _ids(ctx, param, value)
     elif kind.startswith("Sequence"):
-        value = [_ids(ctx, param, text) for text in value]
+        texts = [text for text in value if param.name == "bad_words" and text.strip("0123456789,- ")]
+        value = [_ids(ctx, param, text) for text in value if text not in texts]
+        if texts:  # which the model's tokenizer turns into ids
+            SamplingParameters(bad_words=value)
+            return [*texts, *value]
     assert param.name is not None
     return getattr(SamplingParameters(**{param.name: value}), param.name)
 

@@ -186,7 +186,7 @@ class SamplingParameters:
     )
     min_tokens: int = _field(0, "Ban end tokens until N tokens are written.", _count)
     bad_words: Sequence[Sequence[int]] | None = _field(
-        None, "Never write these tokens in a row, as ids. May be repeated.", _sequences
+        None, "Never write this text, or these tokens in a row. May be repeated.", _sequences
     )
     allowed_token_ids: Sequence[int] | None = _field(None, "Write only these tokens, as ids.", _ids)
     seed: int | None = _field(None, "The same seed writes the same text.  [default: random]", _seed)
@@ -221,6 +221,6 @@ class Sampling(TypedDict, total=False):
     mirostat_eta: float
     logit_bias: Mapping[int, float] | None
     min_tokens: int
-    bad_words: Sequence[str | Sequence[int]] | None
+    bad_words: str | Sequence[str | Sequence[int]] | None
     allowed_token_ids: Sequence[int] | None
     seed: int | None

@@ -95,6 +95,14 @@ def test_vectors_are_those_of_the_library(
     assert np.array_equal(np.float32(json_["embeddings"]), expected[:2])
 
 
+@pytest.mark.parametrize("text", ["", "\n"])
+def test_no_text_has_no_vector(tiny_q8_0: Path, tmp_path: Path, text: str) -> None:
+    refused(run("embed", "-m", tiny_q8_0, input=text), "in each line of standard input, found none")
+    (tmp_path / "texts.txt").write_text(text)
+    refused(run("embed", "-m", tiny_q8_0, "-f", tmp_path / "texts.txt"), "texts.txt, found none")
+    assert run("embed", "-m", tiny_q8_0, "-p", "", input=text).exit_code == 0
+
+
 def test_the_table_of_vectors_is_for_people(tiny_q8_0: Path) -> None:
     result = run("embed", "-m", tiny_q8_0, "--normalize", "-p", "a\x1b[2J", "-p", "long " * 30)
     head, *rows = result.stdout.splitlines()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from pymixtral import Answer, AsyncMixtral, InvalidArgumentError, Mixtral
-from pymixtral.demo import demo_chat_path
+from pymixtral import Answer, AsyncMixtral, InvalidArgumentError, Mixtral, demo_chat_path
 
 ASKED = [{"role": "user", "content": "Who was the king?"}]
 BEGUN = [*ASKED, {"role": "assistant", "content": "The king was"}]
@@ -59,31 +59,34 @@ def test_a_format_says_what_it_is(model: Mixtral) -> None:
 # --- What ends a stream -------------------------------------------------------------------------------------------
 
 
-def idle(model: Mixtral) -> bool:
-    stats = model.stats()
-    return not (stats.waiting or stats.prefilling or stats.decoding)
+ENDLESS: Any = {"ignore_eos": True, "context_shift": 0}
+
+
+def wait_until_idle(model: Mixtral) -> None:
+    end = time.monotonic() + 60
+    while (stats := model.stats()).waiting or stats.prefilling or stats.decoding:
+        assert time.monotonic() < end, "the text is still written"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("name", ["stream", "stream_chat"])
 def test_the_end_of_a_with_block_ends_a_text_that_a_variable_holds(model: Mixtral, name: str) -> None:
-    with getattr(model, name)("The king" if name == "stream" else ASKED, ignore_eos=True) as stream:
+    with getattr(model, name)("The king" if name == "stream" else ASKED, **ENDLESS) as stream:
         for _ in stream:
             break
     assert next(stream, None) is None
-    model.generate("The wolf", max_tokens=1)  # after a pass that the ended text is no part of
-    assert idle(model)
+    wait_until_idle(model)
 
 
 @pytest.mark.parametrize("name", ["stream", "stream_chat"])
 def test_the_end_of_an_async_with_block_ends_a_text_that_a_variable_holds(model: Mixtral, name: str) -> None:
     async def main() -> None:
         tasks = AsyncMixtral(model)
-        async with getattr(tasks, name)("The king" if name == "stream" else ASKED, ignore_eos=True) as stream:
+        async with getattr(tasks, name)("The king" if name == "stream" else ASKED, **ENDLESS) as stream:
             async for _ in stream:
                 break
         assert [piece async for piece in stream] == []
-        await tasks.generate("The wolf", max_tokens=1)
-        assert idle(model)
+        wait_until_idle(model)
 
     asyncio.run(asyncio.wait_for(main(), 120))
 
@@ -116,6 +119,13 @@ def test_an_unknown_option_names_the_function_that_was_called(model: Mixtral) ->
     assert refusal(model.chat, ASKED, tool=[]) == "expected an argument of chat(), found 'tool': did you mean 'tools'?"
     assert refusal(model.generate, "a", colour=1) == f"expected an argument of generate(), found 'colour': {lists}"
     assert refusal(model.stream, "a", colour=1) == f"expected an argument of stream(), found 'colour': {lists}"
+
+
+def test_an_unknown_argument_of_a_model_is_answered_with_the_nearest() -> None:
+    for opened in (Mixtral, AsyncMixtral):
+        found = refusal(opened, demo_chat_path(), n_contex=9)
+        assert found == "expected an argument of Mixtral(), found 'n_contex': did you mean 'n_ctx'?"
+        assert refusal(opened, zzz=9).endswith(", lock, prefault")
 
 
 def test_prompts_of_the_wrong_kind_are_told_whose_they_are(model: Mixtral) -> None:

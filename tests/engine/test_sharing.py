@@ -354,7 +354,8 @@ def test_bad_words_may_be_texts(model: Mixtral) -> None:
     word = max(set(words), key=words.count)
     without = model.generate(PROMPT, max_tokens=40, temperature=0, bad_words=[word]).text
     assert word not in without.split()
-    wrong: list[Any] = [[""], "abc", 5]
+    assert model.generate(PROMPT, max_tokens=40, temperature=0, bad_words=word).text == without
+    wrong: list[Any] = [[""], "", b"abc", 5]
     for value in wrong:
         with pytest.raises(InvalidArgumentError, match="bad_words"):
             model.generate(PROMPT, bad_words=value)

@@ -139,6 +139,7 @@ def test_options_reach_the_sampler(tiny_q8_0: Path, engine: Mixtral) -> None:
         (["--xtc-probability", 1], {"xtc_probability": 1.0}),
         (["--mirostat-tau", 1], {"mirostat_tau": 1.0}),
         (["--bad-words", "262", "--bad-words", "671,262"], {"bad_words": [[262], [671, 262]]}),
+        (["--bad-words", " king", "--bad-words", "262"], {"bad_words": [" king", [262]]}),
         (["--allowed-token-ids", "262,671,500"], {"allowed_token_ids": [262, 671, 500]}),
         (["--ignore-eos", "--logit-bias", "2=1000"], {"ignore_eos": True}),
     ]
