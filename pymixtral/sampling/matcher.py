@@ -181,7 +181,7 @@ class _Vocabulary:
         self.special_token_ids = [*(i for i in range(n) if not usable[i]), n]
         self.tokens = [self._bytes[i] if usable[i] else _name(tokenizer.piece(i), i) for i in range(n)]
         self.tokens.append(_name("", n))
-        self._of_bytes = {self._bytes[i]: i for i in reversed(range(n)) if usable[i]}
+        self._of_bytes = {self._bytes[i]: i for i in range(n) if usable[i]}  # a piece comes after its byte
 
     def __call__(self, data: bytes) -> list[int]:
         """The tokens of a text inside of a text. The library cannot stand an exception here."""
@@ -303,6 +303,8 @@ def refused(grammar: Grammar, reason: str) -> InvalidArgumentError:
     text = found[1] if found else reason.strip().partition("\n")[0].removesuffix("<non-verbose/>")
     if grammar.kind == "regex":
         text = re.sub(r"^at \d+\(\d+\): ", "", text)  # a place in what the library has made of it
+    if text.startswith("NoExtension"):
+        text = "no text of the vocabulary matches it"
     text = escaped(text if len(text) <= 200 else text[:197] + "...")
     return InvalidArgumentError(
         f"expected {grammar.option} to be a grammar that can be followed, found that it cannot ({text}): change it"
