@@ -51,23 +51,29 @@ class Matcher:
         matcher: the library's, at the beginning of a text.
         grammar: what it follows.
         n_vocab: size of the vocabulary.
-        end_ids: tokens that may end the text where the grammar allows an end.
+        end_ids: tokens that end the text. They may do so where the grammar allows an end.
+        spelled_ids: those of them that have a text, which a grammar could mean.
 
     Attributes:
         complete: whether the text is complete and nothing can follow.
     """
 
-    def __init__(self, matcher: LLMatcher, grammar: Grammar, n_vocab: int, end_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        matcher: LLMatcher,
+        grammar: Grammar,
+        n_vocab: int,
+        end_ids: Iterable[int] = (),
+        spelled_ids: Iterable[int] = (),
+    ) -> None:
         self.complete = False
         self._matcher = matcher
         self._grammar = grammar
         self._buffer: U32 = np.zeros(n_vocab // 32 + 1, np.uint32)
         self._address, self._n_bytes = self._buffer.ctypes.data, self._buffer.nbytes
         self._words = self._buffer[: (n_vocab + 31) // 32]
-        self._no_end = np.uint32(0xFFFFFFFF ^ (1 << n_vocab % 32))
-        ends = np.zeros(len(self._words) * 32, np.uint8)
-        ends[list(end_ids)] = 1
-        self._ends = np.packbits(ends, bitorder="little").view("<u4").astype(np.uint32)
+        self._ends = _bits(end_ids, len(self._words))
+        self._no_text = ~_bits([*spelled_ids, n_vocab], len(self._buffer))  # n_vocab is the library's end
 
     def mask(self) -> U32 | None:
         """Compute which tokens may come next.
@@ -83,7 +89,7 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._address, self._n_bytes)
         if self._matcher.is_error():
             raise self._error()
-        self._buffer[-1] &= self._no_end
+        self._buffer &= self._no_text
         accepts = self._matcher.is_accepting()
         if not self._words.any():
             if not accepts:
@@ -139,7 +145,7 @@ class Grammars:
 
         Args:
             grammar: what the text has to match.
-            end_ids: tokens that may end the text where the grammar allows an end.
+            end_ids: tokens that end the text. They may do so where the grammar allows an end.
 
         Returns:
             A new matcher.
@@ -161,13 +167,16 @@ class Grammars:
             if len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
             copy = compiled.deep_copy()
-        return Matcher(copy, grammar, self._tokenizer.n_vocab, end_ids)
+        end_ids = list(end_ids)
+        spelled_ids = [id for id in end_ids if self._tokenizer.has_text(id)]
+        return Matcher(copy, grammar, self._tokenizer.n_vocab, end_ids, spelled_ids)
 
 
 class _Vocabulary:
     """The vocabulary as the library asks for it.
 
-    A control token is the byte 0xff, which no text has, and its name.
+    A control token is the byte 0xff, which no text has, and its name. So is every end of a text,
+    whatever the file says it is.
     """
 
     bos_token_id = None
@@ -176,7 +185,9 @@ class _Vocabulary:
         n = tokenizer.n_vocab
         self._tokenizer = tokenizer
         self._bytes = [tokenizer.token_bytes(i) for i in range(n)]
-        usable = [0 < len(data) <= _MAX_TOKEN for data in self._bytes]
+        self._usable = usable = [
+            0 < len(data) <= _MAX_TOKEN and i not in tokenizer.eos_ids for i, data in enumerate(self._bytes)
+        ]
         self.eos_token_id = n
         self.special_token_ids = [*(i for i in range(n) if not usable[i]), n]
         self.tokens = [self._bytes[i] if usable[i] else _name(tokenizer.piece(i), i) for i in range(n)]
@@ -189,7 +200,7 @@ class _Vocabulary:
             ids = self._tokenizer.encode(data.decode(), False, continued=True)
         except (UnicodeDecodeError, InvalidArgumentError):
             ids = []
-        if b"".join(self._bytes[i] for i in ids) == data and all(self._bytes[i] in self._of_bytes for i in ids):
+        if b"".join(self._bytes[i] for i in ids) == data and all(self._usable[i] for i in ids):
             return ids
         return list(self._longest(data))  # characters or bytes that the tokenizer leaves out
 
@@ -205,6 +216,13 @@ class _Vocabulary:
                     break
             else:
                 return
+
+
+def _bits(ids: Iterable[int], n_words: int) -> U32:
+    """Words in which the bits of some ids are set."""
+    bits = np.zeros(32 * n_words, np.uint8)
+    bits[list(ids)] = 1
+    return np.packbits(bits, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _name(name: str, id: int) -> bytes:
@@ -255,7 +273,7 @@ def _compiled(vocabulary: LLTokenizer, grammar: Grammar, n_vocab: int) -> LLMatc
             matcher = LLMatcher(vocabulary, text, log_level=0, limits=_limits())
             if matcher.is_error():
                 raise refused(grammar, matcher.get_error())
-            if Matcher(matcher, grammar, n_vocab, ()).mask() is None:
+            if Matcher(matcher, grammar, n_vocab).mask() is None:
                 raise refused(grammar, "only the empty text matches it")
             results.append(matcher)
         except BaseException as error:  # a panic of the library is none of Exception
