@@ -239,6 +239,21 @@ class RequestFactory:
             namespace=_salt(cache_salt),
         )
 
+    def compile(self, options: Mapping[str, Any]) -> None:
+        """Compile the grammar that options ask for, if they do, so that continuation() need not.
+
+        This may take seconds, in which other threads go on.
+
+        Args:
+            options: see Options; only those of a text's form are looked at.
+
+        Raises:
+            PymixtralError: as continuation().
+        """
+        grammar = grammar_of(options)
+        if grammar:
+            self._grammars.matcher(grammar)
+
     # --- Parts ------------------------------------------------------------------------------------
 
     @cached_property

@@ -183,6 +183,22 @@ def test_tasks_get_what_threads_get(demo: Mixtral) -> None:
     asyncio.run(main())
 
 
+def test_other_tasks_go_on_while_a_grammar_is_compiled(demo: Mixtral) -> None:
+    patterns = [{"type": "string", "pattern": f"(a|b)*a(a|b){{{i}}}"} for i in range(1, 14)]
+
+    async def main() -> None:
+        question = asyncio.create_task(AsyncMixtral(demo).generate(PROMPT, json_schema={"allOf": patterns}))
+        turns = 0
+        while not question.done():
+            await asyncio.sleep(0.01)
+            turns += 1
+        assert turns > 10
+        with pytest.raises(InvalidArgumentError, match="regex is empty"):
+            await question
+
+    asyncio.run(main())
+
+
 def test_conversations_have_it_too(demo: Mixtral) -> None:
     answer = demo.chat(
         [{"role": "user", "content": "Who is it?"}], chat_format="mistral-v1", json_schema=PERSON, seed=1

@@ -58,9 +58,9 @@ SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
         "Fill in the form.",
         an_object(**{f"field_{i}": {"enum": ["yes", "no", None]} if i % 3 else DIGIT for i in range(16)}),
     ),
-    "dates": (
-        "When was the moon landing?",
-        an_object(**{form: {"type": "string", "format": form} for form in ("date", "time", "uuid")}),
+    "formats": (
+        "When and where was it?",
+        an_object(**{form: {"type": "string", "format": form} for form in ("date", "ipv4", "uuid")}),
     ),
 }
 
