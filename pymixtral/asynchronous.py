@@ -18,6 +18,7 @@ from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.questions import Score, embeddings, generations, logits, scores
 from pymixtral.request_factory import How, Options
+from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -81,6 +82,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.generate().
         """
         self._engine.check_open()
+        await self._compile(options)
         return await ask_async(self._engine, generations(self._factory, prompt, n, best_of, options))
 
     def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
@@ -131,6 +133,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.chat().
         """
         self._engine.check_open()
+        await self._compile(options)
         talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
         return await ask_async(self._engine, talk.question(n, best_of, options))
 
@@ -166,6 +169,11 @@ class AsyncMixtral:
         prompt = talk.prompt()
         request = talk.request(prompt, streams=True, **options)
         return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser(), prompt.continued)
+
+    async def _compile(self, options: Options) -> None:
+        """Compiles a grammar in a thread: other tasks go on."""
+        if any(options.get(name) for name in NAMES):
+            await asyncio.to_thread(self._factory.compile, options)
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token; see Mixtral.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -18,6 +19,8 @@ from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 from pymixtral.ops import PAGE
+from pymixtral.sampling.grammar import NAMES, Form, grammar_of
+from pymixtral.sampling.matcher import Grammars
 from pymixtral.sampling.parameters import Sampling, SamplingParameters
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
@@ -41,13 +44,15 @@ class How(TypedDict, total=False):
     cache_salt: str | None
 
 
-class Options(Sampling, How, total=False):
+class Options(Sampling, Form, How, total=False):
     """The keyword arguments of generate() and stream(), beside the prompt.
 
     Those of sampling are the fields of pymixtral.sampling.parameters.SamplingParameters, which has
     their meaning and defaults: temperature, top_k, top_p, min_p, typical_p, the penalties, DRY, XTC,
     mirostat, logit_bias, min_tokens, allowed_token_ids, bad_words, seed and others. bad_words takes
-    a text or several, too: they are banned as the tokenizer writes them at the beginning of a text and inside.
+    a text or several, too: they are banned as the tokenizer writes them at the beginning of a text
+    and inside. Those of the text's form are in pymixtral.sampling.grammar.Form: json_schema,
+    json_object, regex, choice and lark.
 
     Attributes:
         max_tokens: the most tokens to generate; None: until the model ends the text or the context
@@ -89,6 +94,7 @@ class Options(Sampling, How, total=False):
 OPTIONS = (
     *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
     *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
+    *NAMES,
     *(field.name for field in fields(SamplingParameters)),
 )
 """The names of Options."""
@@ -158,6 +164,7 @@ class RequestFactory:
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
         lookup = integer("prompt_lookup", given.get("prompt_lookup", 0), 0, MAX_LOOKUP)
+        grammar = grammar_of(given)
         processor = given.get("logits_processor")
         if processor is not None and not callable(processor):
             raise InvalidArgumentError(f"expected logits_processor to be a function, found {shown(processor)}")
@@ -189,6 +196,7 @@ class RequestFactory:
             n_prompt_logprobs=_n_logprobs("prompt_logprobs", given.get("prompt_logprobs")),
             processor=processor,
             lookup=PromptLookup(lookup) if lookup else None,
+            matcher=self._grammars.matcher(grammar, eos_ids | stop_ids) if grammar else None,
             streams=streams,
             kept=self._kept(given.get("context_shift")),
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
@@ -231,7 +239,27 @@ class RequestFactory:
             namespace=_salt(cache_salt),
         )
 
+    def compile(self, options: Mapping[str, Any]) -> None:
+        """Compile the grammar that options ask for, if they do, so that continuation() need not.
+
+        This may take seconds, in which other threads go on.
+
+        Args:
+            options: see Options; only those of a text's form are looked at.
+
+        Raises:
+            PymixtralError: as continuation().
+        """
+        grammar = grammar_of(options)
+        if grammar:
+            self._grammars.matcher(grammar)
+
     # --- Parts ------------------------------------------------------------------------------------
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        """What compiles grammars, and keeps them."""
+        return Grammars(self.text_tokenizer())
 
     def text_tokenizer(self) -> Tokenizer:
         """The tokenizer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from support.paths import ROOT
 from support.programs import run
 
 EXAMPLES = ROOT / "examples"
+WORDS = ("good", "angry", "hungry")
 
 
 def output(name: str, folder: Path, *arguments: str) -> str:
@@ -158,6 +160,23 @@ def test_sessions(model: Mixtral, tmp_path: Path) -> None:
     for line, turn in ((one, "One day the king"), (other, "But the youngest")):
         n_new = len(model.tokenize(turn, add_bos=False))
         assert line.startswith(f"after {n_new} more tokens: ... {turn} ")
+
+
+def test_structured(model: Mixtral, tmp_path: Path) -> None:
+    shown, forced, king, wolf, chapter, names = output("structured", tmp_path).splitlines()
+    animal = ast.literal_eval(shown)
+    assert list(animal) == ["name", "kind", "legs", "friends"]
+    assert animal["kind"] in ("wolf", "fox", "cat")
+    n_tokens, n_passes, n_forced = map(int, re.findall(r"\d+", forced))
+    assert n_tokens == n_passes + n_forced
+    assert n_forced > n_passes
+    for line in (king, wolf):
+        prompt, _, word = line.rpartition(" ")
+        ids = {other: model.tokenize(f"{prompt} {other}")[len(model.tokenize(prompt))] for other in WORDS}
+        logits = model.logits(model.tokenize(prompt), last_only=True)
+        assert word == max(WORDS, key=lambda other: float(logits[ids[other]]))
+    assert re.fullmatch(r" [IVX]{1,4}\. The [A-Z][a-z]{2,9}", chapter)
+    assert re.fullmatch(r"( [A-Z][a-z]{2,6},){2} and [A-Z][a-z]{2,6}", names)
 
 
 def test_two_types(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from pymixtral.cli.options import (
     tokens_option,
 )
 from pymixtral.cli.sampling import sampling_options
+from pymixtral.cli.structured import form_of, structured_options
 from pymixtral.cli.text import note, read_prompt, write_data, write_json
 from pymixtral.cli.work import bar, full, n_tokens, note_lines, plain_stats, summary
 
@@ -51,6 +52,7 @@ Examples:
     --seed 7 --stop "THE END" > next.txt
   echo "The wolf said:" | pymixtral generate -n 50
   pymixtral generate -p "The wolf said:" -n 20 --samples 3
+  pymixtral generate -p "The wolf was" --choice " good" --choice " bad"
 
 \b
 Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
@@ -76,6 +78,7 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
     show_default=True,
     help="Write N texts of the prompt.",
 )
+@structured_options
 @sampling_options
 @logprobs_options
 @click.option(
@@ -132,7 +135,7 @@ def generate(
     lock: bool,
     prefault: bool,
     as_json: bool,
-    **sampling: Any,
+    **others: Any,
 ) -> None:
     """Write text that follows a prompt.
 
@@ -164,7 +167,8 @@ def generate(
         "prompt_lookup": prompt_lookup,
         "timeout": timeout,
         "context_shift": context_shift,
-        **sampling,
+        **form_of(ctx, others),
+        **others,
     }
     with (
         bar("weights", "B") as weights_read,

@@ -38,7 +38,7 @@ class Stats:
         generation_seconds: time of the passes after them.
         passes: number of these passes. Each gives a token, or several if drafts are accepted.
         pass_bytes: bytes of weights that a pass of one token reads.
-        drafted_tokens: tokens that prompt lookup proposed.
+        drafted_tokens: tokens that prompt lookup proposed, or a grammar forced.
         accepted_tokens: those of them that were right.
     """
 

@@ -55,10 +55,10 @@ def _logits(model: Model, texts: list[_Rows]) -> list[_Rows]:
 
 
 def _prepared(request: Continuation, logits: F32) -> F32 | None:
-    """A row as the request's processor leaves it; None if that fails."""
+    """A row as the request's processor leaves it; None if that fails, or the text is complete."""
     try:
         return request.prepare(logits)
-    except BaseException as error:  # of a caller's function
+    except BaseException as error:  # of a caller's function, or his grammar
         request.failed = error
         return None
 
@@ -70,7 +70,7 @@ def _drawn(model: Model, ready: list[tuple[Continuation, F32, F32]]) -> Iterable
     try:
         logits = ready[0][2][np.newaxis] if len(ready) == 1 else np.stack([row for _, _, row in ready])
         samplers, texts = [one.sampler for one, _, _ in ready], [one.text_ids for one, _, _ in ready]
-        tokens = draw(model.context, samplers, logits, texts)
+        tokens = draw(model.context, samplers, logits, texts, [one.mask for one, _, _ in ready])
     except Exception as error:
         for request, _, _ in ready:
             request.failed = error

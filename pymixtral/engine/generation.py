@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pymixtral.arrays import F32, I32
+from pymixtral.arrays import F32, I32, U32
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.logprobs import PromptLogprobs, token_logprobs
 from pymixtral.engine.requests import Abort, Event, Request
@@ -17,6 +17,7 @@ from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.kv_cache import n_pages_for
 from pymixtral.ops import PAGE
+from pymixtral.sampling.matcher import Matcher
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.streaming import StreamDecoder
@@ -24,6 +25,9 @@ from pymixtral.text.streaming import StreamDecoder
 LogitsProcessor = Callable[[I32, F32], "F32 | None"]
 """Given all ids so far, int32 [n], and logits, float32 [n_vocab]: changes them in place, or returns
 others of the same shape."""
+
+_MOST_FORCED = 64
+"""Tokens that a grammar forces and that one pass computes. It bounds the memory of their logits."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class Continuation(Request):
         n_prompt_logprobs: likewise of the prompt's tokens.
         processor: changes the logits before each token is drawn.
         lookup: proposes tokens; None: none are proposed.
+        matcher: says which tokens may be drawn; None: all. Tokens that it forces are proposed, too.
         streams: whether pieces are delivered as they come; else only the end is.
         kept: tokens at the beginning that stay when the context is full and the text goes on without
             some of the others; None: it ends then.
@@ -67,6 +72,8 @@ class Continuation(Request):
         tokens: the ids generated so far.
         sampler: see above.
         processor: see above.
+        matcher: see above.
+        mask: the tokens that may be drawn after prepare(), as sampling.sampler.draw() has them.
     """
 
     def __init__(
@@ -84,6 +91,7 @@ class Continuation(Request):
         n_prompt_logprobs: int | None = None,
         processor: LogitsProcessor | None = None,
         lookup: PromptLookup | None = None,
+        matcher: Matcher | None = None,
         streams: bool = True,
         kept: int | None = None,
         **options: Any,
@@ -96,6 +104,8 @@ class Continuation(Request):
         super().__init__(prompt, room=min(self.limit, room), rows=rows, **options)
         self.sampler = sampler
         self.processor = processor
+        self.matcher = matcher
+        self.mask: U32 | None = None
         self.tokens: list[int] = []
         self._decoder = decoder
         self._stop = stop
@@ -104,6 +114,7 @@ class Continuation(Request):
         self._n_logprobs = n_logprobs
         self._prompt_logprobs = None if n_prompt_logprobs is None else PromptLogprobs(prompt, 1, n_prompt_logprobs)
         self._lookup = lookup
+        self._looked_up = False
         self._streams = streams
         self._n_ctx = n_ctx
         self._kept = kept
@@ -124,26 +135,36 @@ class Continuation(Request):
 
     def propose(self) -> int:
         """Put proposed tokens behind those that are certain; see Request."""
-        if self._lookup is None or not self.tokens:
+        if (self._lookup is None and self.matcher is None) or not self.tokens:
             return 0
         most = min(self.limit - len(self.tokens), len(self.ids) - self.n_ids) - 1
-        drafts = self._lookup.propose(self.ids[: self.n_ids], most)
+        drafts: Sequence[int] | I32 = self.matcher.forced()[: min(most, _MOST_FORCED)] if self.matcher else ()
+        self._looked_up = not len(drafts) and self._lookup is not None
+        if self._looked_up:
+            assert self._lookup
+            drafts = self._lookup.propose(self.ids[: self.n_ids], most)
+            if self.matcher and len(drafts):
+                drafts = drafts[: self.matcher.n_allowed(drafts.tolist())]
         self.ids[self.n_ids : self.n_ids + len(drafts)] = drafts
         return len(drafts)
 
-    def prepare(self, logits: F32) -> F32:
-        """Make the logits that a token is drawn from.
+    def prepare(self, logits: F32) -> F32 | None:
+        """Make the logits and the mask that a token is drawn from.
 
         Args:
             logits: of the model, float32 [n_vocab], which are not changed.
 
         Returns:
-            float32 [n_vocab].
+            float32 [n_vocab]; None if the text is complete.
 
         Raises:
-            InvalidArgumentError: if the processor returns something else.
+            InvalidArgumentError: if the processor returns something else, or no token may follow.
             Exception: whatever the processor raises.
         """
+        if self.matcher is not None:
+            self.mask = self.matcher.mask()
+            if self.mask is None:
+                return None
         if self.processor is None:
             return logits
         n, logits = len(logits), logits.copy()
@@ -161,6 +182,10 @@ class Continuation(Request):
             return np.ascontiguousarray(changed, np.float32)
 
     @property
+    def _complete(self) -> bool:
+        return self.matcher is not None and self.matcher.complete
+
+    @property
     def text_ids(self) -> I32:
         """All ids so far, with those drawn in this pass, int32 [n]."""
         return self.ids[: self.n_ids + len(self.drawn)]
@@ -175,7 +200,12 @@ class Continuation(Request):
 
         Returns:
             Whether the token was the proposed one, so that the next row counts too.
+
+        Raises:
+            InvalidArgumentError: if the grammar is beyond its limits after this token.
         """
+        if self.matcher is not None and token not in self._eos_ids:
+            self.matcher.accept(token)
         r = len(self.drawn)
         agreed = r < n_drafted and self.ids[self.n_ids + r] == token and token not in self._eos_ids
         if token not in self._eos_ids and self._n_logprobs is not None:
@@ -183,7 +213,7 @@ class Continuation(Request):
         if self.n_ids + r < len(self.ids):
             self.ids[self.n_ids + r] = token
         self.drawn.append(token)
-        return bool(agreed)
+        return bool(agreed) and not self._complete
 
     def account(self, seconds: float) -> None:
         """Note the time of a pass; see Request."""
@@ -198,16 +228,19 @@ class Continuation(Request):
         assert self.entry
         drawn, self.drawn = self.drawn, []
         if not drawn:
+            if self._complete:
+                return self._end("stop", None)
             if not self.tokens:
                 self.tell_progress()
             return None
         if self._progressed and not self.tokens:
             self.tell_progress()
         n_drafted, self.entry.n_drafted = self.entry.n_drafted, 0
-        if n_drafted and self._lookup:
+        if n_drafted:
             self._n_drafted += n_drafted
             self._n_accepted += len(drawn) - 1
-            self._lookup.learn(n_drafted, len(drawn) - 1)
+            if self._lookup and self._looked_up:
+                self._lookup.learn(n_drafted, len(drawn) - 1)
         text = ""
         for token in drawn:
             if token in self._eos_ids:
@@ -220,8 +253,10 @@ class Continuation(Request):
             if stopped is not None:
                 self._write(text, last=True)
                 return self.finish(self._completion("stop", stopped))
-            if len(self.tokens) == self.limit:
+            if len(self.tokens) == self.limit and not self._complete:
                 return self._end(self._at_limit, None, text)
+        if self._complete:
+            return self._end("stop", None, text)
         self._write(text)
         return None
 

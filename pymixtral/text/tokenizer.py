@@ -180,7 +180,13 @@ class Tokenizer:
     # --- To ids -----------------------------------------------------------------------------------
 
     def encode(
-        self, text: str, add_bos: bool = True, *, parse_special: bool = False, without: Set[int] = frozenset()
+        self,
+        text: str,
+        add_bos: bool = True,
+        *,
+        parse_special: bool = False,
+        without: Set[int] = frozenset(),
+        continued: bool = False,
     ) -> list[int]:
         """Turn text into ids.
 
@@ -197,6 +203,7 @@ class Tokenizer:
                 from a trusted template; by default such names are ordinary text.
             without: tokens of type "user defined" whose names are ordinary text in this text, such
                 as those that a chat format puts between the texts of strangers.
+            continued: the text follows other text, so that no space is put before it.
 
         Returns:
             The ids.
@@ -205,12 +212,17 @@ class Tokenizer:
             InvalidArgumentError: for a str that is not Unicode text (lone surrogates, which Python
                 makes from a command line that is not UTF-8).
         """
-        return [
-            id for part in self.encode_parts(text, add_bos, parse_special=parse_special, without=without) for id in part
-        ]
+        parts = self.encode_parts(text, add_bos, parse_special=parse_special, without=without, continued=continued)
+        return [id for part in parts for id in part]
 
     def encode_parts(
-        self, text: str, add_bos: bool = True, *, parse_special: bool = False, without: Set[int] = frozenset()
+        self,
+        text: str,
+        add_bos: bool = True,
+        *,
+        parse_special: bool = False,
+        without: Set[int] = frozenset(),
+        continued: bool = False,
     ) -> Iterator[list[int]]:
         """Turn text into ids part by part, in memory that does not grow with the text.
 
@@ -219,6 +231,7 @@ class Tokenizer:
             add_bos: as for encode().
             parse_special: as for encode().
             without: as for encode().
+            continued: as for encode().
 
         Yields:
             The ids of one part. All parts together are encode() of the text.
@@ -227,7 +240,7 @@ class Tokenizer:
             InvalidArgumentError: as encode() does.
         """
         first = True
-        for part in self._parts(text, self._all if parse_special else self._added, without):
+        for part in self._parts(text, self._all if parse_special else self._added, without, continued):
             if first and add_bos and not (parse_special and part[:1] == self._before):
                 part = [*self._before, *part]
             if part:
@@ -236,9 +249,8 @@ class Tokenizer:
         if first and add_bos and self._before:
             yield list(self._before)
 
-    def _parts(self, text: str, names: Names, without: Set[int]) -> Iterator[list[int]]:
-        at = 0
-        continued = False  # whether text stands before that place, and not a token
+    def _parts(self, text: str, names: Names, without: Set[int], continued: bool) -> Iterator[list[int]]:
+        at = 0  # continued: whether text stands before that place, and not a token
         while found := next(names.find(text, at), None):
             begin, end, id = found
             if id in without:  # a cut inside the name makes it text

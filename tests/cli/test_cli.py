@@ -442,3 +442,33 @@ def test_a_text_is_not_read_from_a_device(command: list[str]) -> None:
     result = run(*command, "-f", "/dev/zero")
     assert result.exit_code != 0
     assert "/dev/zero: expected a text, found a device" in result.stderr or "/dev/zero" in str(result.exception)
+
+
+def test_a_text_of_a_form(tiny_q8_0: Path, tmp_path: Path) -> None:
+    base = ["generate", "-m", tiny_q8_0, "-p", "The wolf was", "--seed", 1, "-n", 90]
+    schema, lark, wrong = (tmp_path / name for name in ("schema.json", "grammar.lark", "wrong.json"))
+    schema.write_text('{"type": "array", "items": {"enum": ["x", "y"]}, "minItems": 2, "maxItems": 3}')
+    lark.write_text('start: " x" /[a-z]{1,3}/ "!"')
+    wrong.write_text('{"type": "hiccup"}')
+    with Mixtral(tiny_q8_0) as model:
+        want = {
+            form: model.generate("The wolf was", seed=1, max_tokens=90, **{form: value}).text  # type: ignore[call-overload]
+            for form, value in {
+                "json_schema": schema.read_text(),
+                "json_object": True,
+                "regex": "[a-z]{3,9}",
+                "choice": [" good", " bad"],
+                "lark": lark.read_text(),
+            }.items()
+        }
+    assert run(*base, "--json-schema", schema).stdout == want["json_schema"] + "\n"
+    assert run(*base, "--json-object").stdout == want["json_object"] + "\n"
+    assert run(*base, "--regex", "[a-z]{3,9}").stdout == want["regex"] + "\n"
+    assert run(*base, "--choice", " good", "--choice", " bad").stdout == want["choice"] + "\n"
+    assert run(*base, "--lark", lark).stdout == want["lark"] + "\n"
+    refused(run(*base, "--json-schema", wrong), "--json-schema", "Invalid type: hiccup")
+    refused(run(*base, "--regex", "a("), "unclosed group")
+    refused(run(*base, "--regex", ""), "only the empty text")
+    assert "found all of them" in run(*base, "--regex", "a", "--choice", "b").stderr
+    schema.write_bytes(b"\xff")
+    refused(run(*base, "--json-schema", schema), "expected UTF-8")

@@ -56,7 +56,7 @@ def numeric() -> list[tuple[str, str]]:
         for option, param in options(command).items()
         if not param.is_flag
         and not isinstance(param.type, click.Path)
-        and param.name not in ("prompt", "texts", "continuations", "stop", "overrides")
+        and param.name not in ("prompt", "texts", "continuations", "stop", "overrides", "regex", "choice")
     ]
 
 

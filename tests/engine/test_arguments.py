@@ -45,7 +45,7 @@ def refused(found: str, call: Any, *arguments: Any, **named: Any) -> None:
         call(*arguments, **named)
     message = str(error.value)
     assert re.match(rf"expected (an argument of )?.*{found}.*, found ", message), message
-    assert len(message) < 700
+    assert len(message) < 800
     assert "\n" not in message
 
 
