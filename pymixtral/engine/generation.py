@@ -213,7 +213,7 @@ class Continuation(Request):
         if self.n_ids + r < len(self.ids):
             self.ids[self.n_ids + r] = token
         self.drawn.append(token)
-        return bool(agreed) and not self._complete
+        return bool(agreed)
 
     def account(self, seconds: float) -> None:
         """Note the time of a pass; see Request."""

@@ -192,6 +192,18 @@ def test_the_end_is_allowed_where_the_text_may_end(name: str) -> None:
     assert one.complete
 
 
+def test_an_end_that_has_a_text_is_no_part_of_one(name: str) -> None:
+    """Files have the end of a turn as a user-defined token, which is a text, too."""
+    (end,) = TOKENIZERS[name].encode("x", False, continued=True)
+    found = []
+    for pattern in ("[xy]+", "y?[xy]*"):
+        grammar = grammar_of({"regex": pattern})
+        assert grammar
+        found.append(end in allowed(GRAMMARS[name].matcher(grammar, [end])))
+    assert found == [False, True]
+    assert end in allowed(matcher(name, regex="[xy]+"))
+
+
 def test_a_grammar_names_control_tokens() -> None:
     one, end = matcher("sentencepiece", lark='start: "a" <|end|> "b"'), PIECES.index("<|end|>")
     a, b = (PIECES.index(letter) for letter in "ab")
