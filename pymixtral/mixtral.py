@@ -238,7 +238,8 @@ class Mixtral(ModelText):
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
             **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs,
-                logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt, and
+                logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
+                structured output json_schema, json_object, regex, choice and lark; and
                 those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
                 presence_penalty, frequency_penalty, penalty_window, dry_multiplier, dry_base,
                 dry_allowed_length, dry_window, dry_breakers, top_n_sigma, xtc_probability,

