@@ -67,7 +67,7 @@ class Mixtral(ModelText):
         cache_bytes: memory for keys and values of all requests and of the prefix cache, at least
             one context; None: four contexts, or what half of the memory left by the weights allows.
         pace: the longest pass in seconds while texts are generated: a prompt that arrives is cut so
-            that they are not delayed more; None: four times a pass without a prompt.
+            that they are not delayed more; None: eight times a pass without a prompt.
         kv_type: "f16", "f32" or "q8_0", the type of cached keys and values. q8_0 takes 53% of the
             memory of f16; the model's head dimension must be a multiple of 32.
         experts_used: experts for each token; None: as many as the file says.

@@ -179,7 +179,7 @@ engine_options = _all(
         "--pace",
         type=float,
         metavar="SECONDS",
-        help="Longest wait of texts for a prompt that is computed.  [default: four times a pass]",
+        help="Longest wait of texts for a prompt that is computed.  [default: eight times a pass]",
     ),
 )
 """How several texts share the model."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from pymixtral.arrays import F32, I32
+from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.engine.completion import TokenLogprob
+
+_BLOCK = 256
 
 
 def log_normalizers(logits: F32) -> list[float]:
@@ -44,12 +46,24 @@ def token_logprobs(logits: F32, ids: I32, n_top: int) -> list[TokenLogprob]:
     for row, id, normalizer in zip(logits, ids.tolist(), log_normalizers(logits), strict=True):
         top: tuple[tuple[int, float], ...] = ()
         if n_top:
-            n = min(n_top, len(row))
-            best = np.flatnonzero(row >= np.partition(row, len(row) - n)[len(row) - n])  # more, if some are equal
-            best = best[np.argsort(-row[best], kind="stable")][:n]
+            best = _candidates(row, min(n_top, len(row)))
+            best = best[np.argsort(-row[best], kind="stable")][:n_top]
             top = tuple((int(i), float(row[i]) - normalizer) for i in best)
         results.append(TokenLogprob(id, float(row[id]) - normalizer, top))
     return results
+
+
+def _candidates(row: F32, n: int) -> IdArray:
+    """Ids, ascending, with the n largest of a row among them, and few others.
+
+    Each block of the row has its largest number, so the n-th largest of these bounds the n-th largest
+    of all from below. That takes a fifth of the time of a partition.
+    """
+    n_blocks = len(row) // _BLOCK
+    if n_blocks < 2 * n:
+        return np.flatnonzero(row >= np.partition(row, len(row) - n)[len(row) - n])
+    largest = row[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
+    return np.flatnonzero(row >= np.partition(largest, n_blocks - n)[n_blocks - n])
 
 
 class PromptLogprobs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pymixtral.ops import PAGE
 
-_DEFAULT = 4.0
+_DEFAULT = 8.0
 """Without a limit in seconds: a pass with prompt tokens takes this many times one without."""
 
 _FEWEST = PAGE // 4
