@@ -65,7 +65,7 @@ def fetch(
     except Exception as error:  # of many classes, of several packages
         raise ModelFileError(
             f"{shown(repository)}: expected to fetch {shown(filename)}, found {type(error).__name__}: "
-            "check the name and the network, or take what is in the cache with offline=True"
+            "check the name and the network"
         ) from error
     return Path(str(found)) / chosen[0]
 

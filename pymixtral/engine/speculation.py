@@ -13,7 +13,7 @@ from pymixtral.arrays import I32
 _LONGEST, _SHORTEST = 4, 2
 """Tokens at the end of the text that must have occurred before, in the order they are tried."""
 
-_NEW = 0.1
+_NEW = 0.2
 """The weight of a new pass in the running mean of accepted tokens."""
 
 _REST = 32
