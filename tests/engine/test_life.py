@@ -325,7 +325,8 @@ tell(generate)
     assert out == "3\n" if whole else out.startswith(refused), out
 
 
-@pytest.mark.parametrize("kilobytes", [32, 256])
+# Before 3.11 each Python call takes C stack, and 32 KB are too few for Python itself.
+@pytest.mark.parametrize("kilobytes", [32 if sys.version_info >= (3, 11) else 128, 256])
 def test_threads_with_little_stack_work(kilobytes: int) -> None:
     assert run(f"threading.stack_size({kilobytes} << 10); print(generate(2))") == "3\n"
 
