@@ -18,11 +18,18 @@ NAME = "n\udcff\n\x1b[2J\x9b"
 
 NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "\udcff", "1" + "0" * 30, "9" * 5000)
 ACCEPTED = (
-    *(f"generate --{name}" for name in ("max-tokens", "top-k", "penalty-window", "seed")),
-    *(f"generate --{name}" for name in ("dry-allowed-length", "dry-window", "min-tokens")),
+    *(
+        f"{command} --{name}"
+        for command in ("generate", "chat")
+        for name in ("max-tokens", "top-k", "penalty-window", "seed", "dry-allowed-length", "dry-window", "min-tokens")
+    ),
     *("perplexity --windows", "calibrate --windows", "inspect --experts-used"),
 )
 """Where 10^30 means something. inspect says that such a model does not run."""
+
+
+TEXTS = ("prompt", "texts", "continuations", "stop", "overrides", "regex", "choice", "system", "bad_words")
+"""Options that take any text."""
 
 
 @pytest.fixture
@@ -35,6 +42,7 @@ def lines(
     model, text = ["-m", str(tiny_q8_0)], ["-f", "text.txt", "-c", "32", "--windows", "1"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "1"],
+        "chat": ["chat", *model, "-p", "a", "-n", "1", "--chat-format", "mistral-v1"],
         "score": ["score", *model, "-p", "a", "--continuation", "b"],
         "embed": ["embed", *model, "-f", "text.txt", "-o", "vectors.npy"],
         "tokenize": ["tokenize", *model, "-p", "a"],
@@ -54,9 +62,7 @@ def numeric() -> list[tuple[str, str]]:
         (name, option)
         for name, command in commands().items()
         for option, param in options(command).items()
-        if not param.is_flag
-        and not isinstance(param.type, click.Path)
-        and param.name not in ("prompt", "texts", "continuations", "stop", "overrides", "regex", "choice")
+        if not param.is_flag and not isinstance(param.type, click.Path) and param.name not in TEXTS
     ]
 
 

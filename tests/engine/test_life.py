@@ -5,12 +5,15 @@ waits for ever, nothing crashes, and nobody but the program itself writes to sta
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from pymixtral.demo import demo_path
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
 
@@ -315,12 +318,20 @@ def test_too_many_open_files_are_an_error() -> None:
 @pytest.mark.parametrize(("n_more", "whole"), [(0, False), (1, False), (2, True)])
 def test_too_few_threads_are_an_error(n_more: int, whole: bool) -> None:
     program = """
+with Mixtral(n_threads=1) as model:  # imports the rest, which the other user may not read
+    model.generate("The king", max_tokens=3)
+while len(os.listdir("/proc/self/task")) > 1:
+    pass
 os.setuid(65533)
 n = len(os.listdir("/proc/self/task")) + int(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NPROC, (n, n))
-tell(generate)
+tell(lambda: len(Mixtral(sys.argv[2], n_threads=1).generate("The king", max_tokens=3, ignore_eos=True).tokens))
 """
-    out = run(LIMIT + program, str(n_more))
+    with tempfile.TemporaryDirectory() as folder:  # that another user may read
+        Path(folder).chmod(0o755)
+        model = Path(shutil.copy(demo_path(), folder))
+        model.chmod(0o644)
+        out = run(LIMIT + program, str(n_more), str(model))
     refused = "NativeError expected to start a further thread, found that the system allows no more: "
     assert out == "3\n" if whole else out.startswith(refused), out
 
