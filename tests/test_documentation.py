@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 import pymixtral
-from pymixtral import AsyncMixtral, Mixtral
+from pymixtral import AsyncMixtral, Mixtral, ops
 from pymixtral.engine.completion import FinishReason
 from pymixtral.request_factory import Options
 from pymixtral.sampling.parameters import Sampling
@@ -161,3 +161,8 @@ def test_dots_stand_for_a_part_of_a_line_or_for_lines() -> None:
         assert is_output(page, printed)
     for page in ("12 tokens\n...\n", "...\nmore\n", "12 ... more\n...\n", "...\nless\n...\n", ""):
         assert not is_output(page, printed)
+
+
+def test_the_version_of_the_contract_is_told() -> None:
+    page = (ROOT / "docs/numerics.md").read_text(encoding="utf-8")
+    assert f"which is {ops.NUMERICS_VERSION} (`pymixtral.ops.NUMERICS_VERSION`)" in page
