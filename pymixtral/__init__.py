@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
+    from pymixtral.options import ChatOptions, Options
     from pymixtral.questions import Score
-    from pymixtral.request_factory import Options
     from pymixtral.text.messages import ToolCall
     from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, CallFails, TextPiece
 
@@ -60,6 +60,7 @@ __all__ = [
     "CallEnds",
     "CallFails",
     "CanceledError",
+    "ChatOptions",
     "CheckpointError",
     "ClosedError",
     "Completion",
@@ -105,7 +106,8 @@ _HOMES = {
     "Generation": "pymixtral.engine.stream",
     "Stats": "pymixtral.engine.completion",
     "TokenLogprob": "pymixtral.engine.completion",
-    "Options": "pymixtral.request_factory",
+    "ChatOptions": "pymixtral.options",
+    "Options": "pymixtral.options",
     "ToolCall": "pymixtral.text.messages",
     "ArgumentsPiece": "pymixtral.text.tool_calls",
     "CallBegins": "pymixtral.text.tool_calls",

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from pymixtral.arrays import F32, Ids
-from pymixtral.chatting import Answer, AsyncAnswerStream, Messages, Tools
+from pymixtral.chatting import Answer, AsyncAnswerStream, Messages
 from pymixtral.engine.asking import ask_async
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.options import ChatOptions, How, Options
 from pymixtral.questions import Score, embeddings, generations, logits, scores
-from pymixtral.request_factory import How, Options
 from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
@@ -100,31 +100,18 @@ class AsyncMixtral:
             RuntimeError: if no event loop runs.
         """
         self._engine.check_open()
-        return AsyncGeneration(self._engine, self._factory.continuation(prompt, streams=True, **options))
+        return AsyncGeneration(self._engine, self._factory.continuation(prompt, options, streams=True))
 
     async def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None = None,
-        chat_format: str | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final: bool = False,
-        n: int = 1,
-        best_of: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
     ) -> Answer:
         """Answer in a conversation; see Mixtral.
 
         Args:
             messages: the messages so far.
-            tools: functions that the model may call.
-            chat_format: one of pymixtral.text.chat.NAMES; None: the one that fits the model.
-            template_variables: variables of the file's own template.
-            continue_final: continue the last message, which is an assistant's.
             n: how many answers to generate.
             best_of: how many to choose them from; None: n.
-            **options: see pymixtral.Options.
+            **options: see pymixtral.ChatOptions.
 
         Returns:
             The answer.
@@ -134,27 +121,13 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         await self._compile(options)
-        talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
-        return await ask_async(self._engine, talk.question(n, best_of, options))
+        return await ask_async(self._engine, self.model._conversation(messages, options, "chat()").question(n, best_of))
 
-    def stream_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None = None,
-        chat_format: str | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final: bool = False,
-        **options: Unpack[Options],
-    ) -> AsyncAnswerStream:
+    def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
         """Answer as chat() does, piece by piece: `async for piece in model.stream_chat(...)`.
 
         Args:
             messages: as for chat().
-            tools: as for chat().
-            chat_format: as for chat().
-            template_variables: as for chat().
-            continue_final: as for chat().
             **options: as for chat().
 
         Returns:
@@ -165,10 +138,9 @@ class AsyncMixtral:
             RuntimeError: if no event loop runs.
         """
         self._engine.check_open()
-        talk = self.model._conversation(messages, tools, chat_format, template_variables, continue_final)
-        prompt = talk.prompt()
-        request = talk.request(prompt, streams=True, **options)
-        return AsyncAnswerStream(AsyncGeneration(self._engine, request), talk.parser(), prompt.continued)
+        talk = self.model._conversation(messages, options, "stream_chat()")
+        generation = AsyncGeneration(self._engine, talk.request(streams=True))
+        return AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
 
     async def _compile(self, options: Options) -> None:
         """Compiles a grammar in a thread: other tasks go on."""

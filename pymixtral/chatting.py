@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pymixtral.arguments import refuse_unknown
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion, FinishReason, Stats
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.stream import AsyncGeneration, Generation
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.options import Options
 from pymixtral.questions import sampled
-from pymixtral.request_factory import OPTIONS, Options, RequestFactory
+from pymixtral.request_factory import RequestFactory
 from pymixtral.text.chat_format import ChatFormat, Prompt
 from pymixtral.text.messages import ToolCall
 from pymixtral.text.tool_calls import Event, TextPiece, ToolCallParser
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation: messages as OpenAI's interface has them; see pymixtral.text.messages."""
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that a model may call, as OpenAI's interface has them."""
-
-_KEYWORDS = ("tools", "chat_format", "template_variables", "continue_final")
-_ADVICE = "put instructions in a system message; pymixtral.Options lists the options"
 
 
 @dataclass(frozen=True)
@@ -82,6 +79,10 @@ class Conversation:
         messages: the conversation.
         tools: the functions that the model may call; None: none.
         continue_final: continue the last message, which is an assistant's.
+        options: how the answer is written.
+
+    Attributes:
+        prompt: what the model reads.
 
     Raises:
         InvalidArgumentError: for messages and tools that make no sense.
@@ -91,32 +92,31 @@ class Conversation:
     factory: RequestFactory
     format: ChatFormat
     messages: Messages
-    tools: Tools | None = None
-    continue_final: bool = False
+    tools: Tools | None
+    continue_final: bool
+    options: Options
+    prompt: Prompt = field(init=False)
 
-    def prompt(self) -> Prompt:
-        """Make what the model reads."""
+    def __post_init__(self) -> None:
         for i, message in enumerate(self.messages):
             if isinstance(message, Answer):
                 raise InvalidArgumentError(
                     f"expected messages[{i}] to be a message, found an Answer: pass its .message"
                 )
-        return self.format.prompt(self.messages, self.tools, self.continue_final)
+        prompt = self.format.prompt(self.messages, self.tools, self.continue_final)
+        object.__setattr__(self, "prompt", prompt)
 
     def parser(self) -> ToolCallParser:
         """Make what finds the calls in one answer."""
         return self.format.tool_parser() if self.tools else ToolCallParser(None)
 
-    def request(
-        self, prompt: Prompt, *, streams: bool, seed_index: int = 0, **options: Unpack[Options]
-    ) -> Continuation:
+    def request(self, options: Options | None = None, *, streams: bool, seed_index: int = 0) -> Continuation:
         """Make the request for an answer.
 
         Args:
-            prompt: of prompt().
+            options: in place of the conversation's.
             streams: whether pieces are delivered.
             seed_index: which of several answers it is.
-            **options: see Options.
 
         Returns:
             The request.
@@ -124,24 +124,22 @@ class Conversation:
         Raises:
             PymixtralError: as RequestFactory.continuation().
         """
-        refuse_unknown(options, (*OPTIONS, *_KEYWORDS), "stream_chat()" if streams else "chat()", _ADVICE)
         return self.factory.continuation(
-            prompt.ids,
+            self.prompt.ids,
+            self.options if options is None else options,
             streams=streams,
             seed_index=seed_index,
-            begins_text=prompt.begins_text,
+            begins_text=self.prompt.begins_text,
             more_stops=self.format.stops,
             more_stop_ids=self.format.stop_ids,
-            **options,
         )
 
-    def question(self, n: int, best_of: int | None, options: Options) -> Question[Answer]:
+    def question(self, n: int, best_of: int | None) -> Question[Answer]:
         """Make the question for one or several answers.
 
         Args:
             n: how many.
             best_of: how many to choose them from; None: n.
-            options: see Options.
 
         Returns:
             The question.
@@ -149,22 +147,17 @@ class Conversation:
         Raises:
             PymixtralError: as Mixtral.chat().
         """
-        prompt = self.prompt()
         question = sampled(
-            lambda i, chosen: [self.request(prompt, streams=False, seed_index=i, **chosen)], n, best_of, options
+            lambda i, chosen: [self.request(chosen, streams=False, seed_index=i)], n, best_of, self.options
         )
-        return Question(
-            question.stages,
-            lambda results: self._answer(question.answer(results)[0], prompt),
-            question.others,
-        )
+        return Question(question.stages, lambda results: self._answer(question.answer(results)[0]), question.others)
 
-    def _answer(self, completion: Completion, prompt: Prompt) -> Answer:
-        others = tuple(self._answer(other, prompt) for other in completion.others)
+    def _answer(self, completion: Completion) -> Answer:
+        others = tuple(self._answer(other) for other in completion.others)
         completion = replace(completion, others=())
         parser, left = self.parser(), completion.text
         if self.factory.tokenizer and self.tools:
-            decoder = self.factory.tokenizer.stream(begins_text=prompt.begins_text)
+            decoder = self.factory.tokenizer.stream(begins_text=self.prompt.begins_text)
             for id in completion.tokens:
                 text = decoder.push(id)[: len(left)]  # a stop string and what follows is no part of the answer
                 left = left[len(text) :]
@@ -173,7 +166,7 @@ class Conversation:
         parser.finish()
         calls = tuple(parser.calls)
         reason = "tool_calls" if calls else completion.finish_reason
-        return Answer(parser.text, calls, reason, completion, others, prompt.continued)
+        return Answer(parser.text, calls, reason, completion, others, self.prompt.continued)
 
 
 class _AnswerReader:

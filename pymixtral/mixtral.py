@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,17 +15,14 @@ import numpy as np
 from pymixtral import ops
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
 from pymixtral.arrays import F32, I32, Ids
-from pymixtral.chatting import Answer, AnswerStream, Messages, Tools
+from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.demo import demo_path
-from pymixtral.engine import sessions
 from pymixtral.engine.asking import ask
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import Generation
-from pymixtral.files.atomic import check_dest, check_space
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.sessions import Binding, SessionForm
 from pymixtral.files.types import slow_types
 from pymixtral.hub import fetch
 from pymixtral.memory import cache_size
@@ -35,18 +30,19 @@ from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import Override, override
-from pymixtral.model.page import PageForm
 from pymixtral.model.weights import load_weights
+from pymixtral.model_sessions import ModelSessions
 from pymixtral.model_text import ModelText
+from pymixtral.options import ChatOptions, How, Options
 from pymixtral.questions import Score, embeddings, generations, logits, scores
-from pymixtral.request_factory import How, Options, RequestFactory
+from pymixtral.request_factory import RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Mixtral(ModelText):
+class Mixtral(ModelText, ModelSessions):
     """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
     Requests are computed together: each gets the same result to the bit as alone. Keys and values of
@@ -289,36 +285,24 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.check_open()
-        request = self._factory.continuation(prompt, streams=True, **options)
+        request = self._factory.continuation(prompt, options, streams=True)
         return Generation(self._engine, request, progress)
 
     # --- Conversations ----------------------------------------------------------------------------
 
     def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Tools | None = None,
-        chat_format: str | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final: bool = False,
-        n: int = 1,
-        best_of: int | None = None,
-        **options: Unpack[Options],
+        self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
     ) -> Answer:
         """Answer in a conversation.
 
         Args:
             messages: the messages so far, as OpenAI's interface has them:
                 [{"role": "user", "content": "..."}, ...]; see docs/chat.md.
-            tools: functions that the model may call, as OpenAI's interface has them.
-            chat_format: one of pymixtral.text.chat.NAMES; None: the one that fits the model.
-            template_variables: variables of the file's own template.
-            continue_final: continue the last message, which is an assistant's.
             n: how many answers to generate.
             best_of: how many to choose them from; None: n.
-            **options: max_tokens, stop, timeout, temperature, seed and the others that the help of
-                generate() lists and pymixtral.Options explains.
+            **options: tools, chat_format, template_variables and continue_final, which
+                pymixtral.ChatOptions explains; and max_tokens, stop, timeout, temperature, seed and
+                the others that the help of generate() lists and pymixtral.Options explains.
 
         Returns:
             The answer: its text, the calls of tools, and `message`, which is the conversation's next.
@@ -330,28 +314,19 @@ class Mixtral(ModelText):
             PymixtralError: as generate().
         """
         self._engine.check_open()
-        conversation = self._conversation(messages, tools, chat_format, template_variables, continue_final)
-        return ask(self._engine, conversation.question(n, best_of, options))
+        return ask(self._engine, self._conversation(messages, options, "chat()").question(n, best_of))
 
     def stream_chat(
         self,
         messages: Messages,
         *,
-        tools: Tools | None = None,
-        chat_format: str | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        continue_final: bool = False,
         progress: Callable[[int, int], None] | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> AnswerStream:
         """Answer as chat() does, piece by piece.
 
         Args:
             messages: as for chat().
-            tools: as for chat().
-            chat_format: as for chat().
-            template_variables: as for chat().
-            continue_final: as for chat().
             progress: as for stream().
             **options: as for chat().
 
@@ -362,10 +337,9 @@ class Mixtral(ModelText):
             PymixtralError: as chat().
         """
         self._engine.check_open()
-        conversation = self._conversation(messages, tools, chat_format, template_variables, continue_final)
-        prompt = conversation.prompt()
-        request = conversation.request(prompt, streams=True, **options)
-        return AnswerStream(Generation(self._engine, request, progress), conversation.parser(), prompt.continued)
+        talk = self._conversation(messages, options, "stream_chat()")
+        generation = Generation(self._engine, talk.request(streams=True), progress)
+        return AnswerStream(generation, talk.parser(), talk.prompt.continued)
 
     # --- Numbers ----------------------------------------------------------------------------------
 
@@ -487,63 +461,6 @@ class Mixtral(ModelText):
             ClosedError: after close().
         """
         self._engine.forget()
-
-    # --- Sessions ---------------------------------------------------------------------------------
-
-    def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
-        """Write the ids of a text, and their keys and values, to a file.
-
-        What the cache does not have of them is computed. See docs/sessions.md.
-
-        Args:
-            path: the file to write.
-            text: 1 to n_ctx ids, such as those of a prompt and its answer; or a text.
-            force: whether an existing file is replaced.
-
-        Raises:
-            OutputError: if the file cannot be written, or exists.
-            InvalidArgumentError: for no ids, and ids outside the vocabulary.
-            ContextLengthError: for more than n_ctx ids.
-            UnsupportedError: for a text, if the model's file has no tokenizer.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ClosedError: after close().
-        """
-        self._engine.check_open()
-        dest, ids, form = path_of("path", path), self._factory.prompt_ids(text, name="text"), self._session_form()
-        check_dest(dest, self._file.paths, force)
-        check_space(dest, form.n_bytes(len(ids)))
-        sessions.save(self._engine, ids, dest, form, force=force)
-
-    def load_session(self, path: str | os.PathLike[str]) -> list[int]:
-        """Put a session into the prefix cache, as if its text had just been computed.
-
-        A text that begins with the ids then goes on with the same bits as after save_session(), and
-        only what is new of it is computed. Keys and values of a file are taken as they are: load
-        files of people you trust.
-
-        Args:
-            path: a file of save_session(), of the same model, overrides and kv_type.
-
-        Returns:
-            The ids of the text.
-
-        Raises:
-            SessionFileError: for a file that is broken, or of another model.
-            ContextLengthError: for a text longer than n_ctx.
-            ClosedError: after close().
-        """
-        self._engine.check_open()
-        return sessions.load(self._engine, path_of("path", path), self._session_form(), self._page_form)
-
-    @property
-    def _page_form(self) -> PageForm:
-        config = self.config
-        return PageForm(config.n_layers, config.n_kv_heads, config.head_dim, self.kv_type)
-
-    def _session_form(self) -> SessionForm:
-        overrides = hashlib.sha256(json.dumps(self._different, sort_keys=True).encode()).digest()
-        binding = Binding(self._file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
-        return SessionForm(binding, ops.PAGE, self._page_form.n_bytes, self.n_ctx, self.config.n_vocab)
 
     # --- Closing ----------------------------------------------------------------------------------
 

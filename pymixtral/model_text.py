@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
-from pymixtral.arguments import text_of
+from pymixtral.arguments import refuse_unknown, text_of
 from pymixtral.arrays import I32, Ids
-from pymixtral.chatting import Conversation, Messages, Tools
+from pymixtral.chatting import Conversation, Messages
 from pymixtral.engine.engine import Engine
 from pymixtral.files.header import Value
+from pymixtral.options import CHAT_OPTIONS, ChatOptions, Options
 from pymixtral.request_factory import RequestFactory
 from pymixtral.text.chat import choose
 from pymixtral.text.chat_format import ChatFormat
 from pymixtral.text.tokenizer import Tokenizer
+
+_ADVICE = "put instructions in a system message; pymixtral.Options lists the options"
 
 
 class ModelText:
@@ -153,16 +156,14 @@ class ModelText:
 
     _formats: dict[str | None, ChatFormat]
 
-    def _conversation(
-        self,
-        messages: Messages,
-        tools: Tools | None,
-        chat_format: str | None,
-        template_variables: Mapping[str, Any] | None,
-        continue_final: bool,
-    ) -> Conversation:
-        format = self.chat_format(chat_format).with_variables(template_variables or {})
-        return Conversation(self._factory, format, messages, tools or None, continue_final)
+    def _conversation(self, messages: Messages, options: ChatOptions, call: str) -> Conversation:
+        """The conversation of a call, whose unknown arguments are refused in its name."""
+        refuse_unknown(options, CHAT_OPTIONS, call, _ADVICE)
+        given: dict[str, Any] = dict(options)
+        variables = given.pop("template_variables", None) or {}
+        format = self.chat_format(given.pop("chat_format", None)).with_variables(variables)
+        tools, continue_final = given.pop("tools", None) or None, given.pop("continue_final", False)
+        return Conversation(self._factory, format, messages, tools, continue_final, cast("Options", given))
 
     def _text_tokenizer(self) -> Tokenizer:
         self._engine.check_open()

@@ -18,7 +18,8 @@ from pymixtral.engine.generation import Continuation
 from pymixtral.engine.logprobs import PromptLogprobs
 from pymixtral.engine.requests import Request
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.request_factory import How, RequestFactory
+from pymixtral.options import How
+from pymixtral.request_factory import RequestFactory
 
 MAX_SAMPLES = 128
 """The most texts of one prompt."""
@@ -52,7 +53,7 @@ def generations(
     single = not _is_list(prompt)
     prompts: Any = [prompt] if single else prompt
     question = sampled(
-        lambda i, chosen: [factory.continuation(one, streams=False, seed_index=i, **chosen) for one in prompts],
+        lambda i, chosen: [factory.continuation(one, chosen, streams=False, seed_index=i) for one in prompts],
         n,
         best_of,
         options,

@@ -15,7 +15,7 @@ import pytest
 import pymixtral
 from pymixtral import AsyncMixtral, Mixtral, ops
 from pymixtral.engine.completion import FinishReason
-from pymixtral.request_factory import Options
+from pymixtral.options import Options
 from pymixtral.sampling.parameters import Sampling
 from support.fenced import Block, blocks, is_output
 from support.paths import ROOT

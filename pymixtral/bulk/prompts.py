@@ -15,7 +15,7 @@ from pymixtral.arguments import refuse_unknown, shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped_json
 from pymixtral.files.kinds import named
-from pymixtral.request_factory import Options
+from pymixtral.options import Options
 
 MAX_LINE = 1 << 24
 """Bytes of a line: above any prompt that a context holds."""
