@@ -16,11 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +27,18 @@ from engines import timed_library
 from llama_server import batched_bench, completion, server
 from numpy.typing import NDArray
 from peers import cpu_name, read_through
+from readers import RANDOM, Readers, first_token, percentiles
 from serving_report import markdown
+from serving_setting import Bench, Sizes
 
 from pymixtral import Mixtral, __version__
 from pymixtral.engine.stream import Generation
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.inspection.probe import ReadBandwidth, int8_rate
 from pymixtral.model.config import ModelConfig
-from pymixtral.model.weights import load_weights
 
 BATCHES = (1, 2, 4, 8, 16)
 """Requests that decode at once."""
-
-ROUNDS = 3
-"""Turns of each program."""
-
-DOCUMENT = 4000
-"""Tokens of the long prompt."""
 
 PACES = (None, 0.1, 1.0)
 """Seconds of a pass."""
@@ -54,157 +46,8 @@ PACES = (None, 0.1, 1.0)
 PEER_BATCHES = (2048, 128)
 """The server's --batch-size: its default, and one that lets the others decode in between."""
 
-N_CTX = 8192
-RANDOM: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True}
-
-
-@dataclass
-class Bench:
-    """What all parts are given.
-
-    Attributes:
-        model: the file.
-        n_threads: threads of each program.
-        llama: the folder with llama.cpp's programs; None: there are none.
-        rng: draws prompts.
-        n_vocab: ids are below this.
-        short: for trying the script: few tokens, one round.
-    """
-
-    model: Path
-    n_threads: int
-    llama: Path | None
-    rng: np.random.Generator
-    n_vocab: int
-    short: bool
-
-    @property
-    def rounds(self) -> int:
-        return 1 if self.short else ROUNDS
-
-    @property
-    def document(self) -> int:
-        return 400 if self.short else DOCUMENT
-
-    def open(self, **options: Any) -> Mixtral:
-        return Mixtral(self.model, n_ctx=self.n_ctx, n_threads=self.n_threads, **options)
-
-    @property
-    def n_ctx(self) -> int:
-        return 512 if self.short else N_CTX
-
-    def ids(self, n: int) -> list[int]:
-        return [1, *self.rng.integers(3, self.n_vocab, n - 1).tolist()] if n > 1 else [1]
-
-
-# --- Streams that are read by threads ---------------------------------------------------------------------
-
-
-class Readers:
-    """Threads that read a stream each, and note when its pieces come.
-
-    Args:
-        streams: iterators.
-    """
-
-    def __init__(self, streams: Sequence[Iterator[Any]]) -> None:
-        self.times: list[list[float]] = [[] for _ in streams]
-        self.stopping = False
-        self._threads = [
-            threading.Thread(target=self._read, args=pair) for pair in zip(streams, self.times, strict=True)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _read(self, stream: Iterator[Any], times: list[float]) -> None:
-        with closing(stream):  # type: ignore[type-var]
-            for _ in stream:
-                times.append(time.perf_counter())
-                if self.stopping:
-                    return
-
-    def wait_for(self, n: int) -> None:
-        """Waits until each stream has given n pieces, or is over."""
-        for thread, times in zip(self._threads, self.times, strict=True):
-            while thread.is_alive() and len(times) < n:
-                time.sleep(0.01)
-
-    def stop(self) -> None:
-        self.stopping = True
-        self.join()
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-
-    def gaps(self, begin: float, end: float) -> list[float]:
-        """Seconds between pieces of a stream, of those that came after `begin`; a gap that lasts at
-        `end` counts as far as it has come.
-        """
-        found: list[float] = []
-        for times in self.times:
-            inside = [t for t in times if begin < t <= end]
-            before = max((t for t in times if t <= begin), default=begin)
-            found += np.diff([before, *inside]).tolist()
-            if end - (inside or [before])[-1] > max(found, default=0.0):
-                found.append(end - (inside or [before])[-1])
-        return found
-
-
-def first_token(model: Mixtral, prompt: list[int], **options: Any) -> tuple[float, Generation]:
-    """Seconds from the call to the first token, and the stream."""
-    begin = time.perf_counter()
-    stream = model.stream(prompt, **{**RANDOM, "max_tokens": 1, **options})
-    list(stream)
-    return time.perf_counter() - begin, stream
-
-
-def percentiles(values: list[float]) -> dict[str, float]:
-    return {
-        "p50": float(np.percentile(values, 50)),
-        "p95": float(np.percentile(values, 95)),
-        "most": max(values),
-        "n": len(values),
-    }
-
 
 # --- Decoding together ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What a pass reads and computes.
-
-    Attributes:
-        shared: bytes of matrices that every pass reads.
-        expert: bytes of one expert in all layers, the mean.
-        macs: multiply-accumulates of a token.
-        kv: bytes of keys and values of a position.
-    """
-
-    shared: float
-    expert: float
-    macs: float
-    kv: float
-
-    @classmethod
-    def of(cls, path: Path) -> Sizes:
-        with GGUFFile(path) as file:
-            config = ModelConfig.from_gguf(file)
-            weights = load_weights(file, config)
-            experts = sum(
-                matrix.data.nbytes for layer in weights.layers for expert in layer.experts for matrix in expert
-            )
-            last = sum(matrix.rows * matrix.cols for expert in weights.layers[-1].experts for matrix in expert)
-            used = config.n_experts_used
-            return cls(
-                shared=weights.active_bytes(0),
-                expert=experts / config.n_experts,
-                macs=weights.prompt_weights(used)
-                + last * used / config.n_experts
-                + weights.head.rows * weights.head.cols,
-                kv=config.n_layers * config.n_kv_heads * config.head_dim * 2 * 2,
-            )
 
 
 def together(bench: Bench, n: int, n_tokens: int) -> dict[str, float]:

@@ -292,10 +292,6 @@ class Continuation(Request):
             self._end(self._at_limit, None)
         return self.ended
 
-    def aborted(self, reason: Abort) -> Event:
-        """The text so far; see Request."""
-        return self._completion(reason, None)
-
     def stop(self, reason: Abort | BaseException) -> None:
         """End the request before its own end; see Request."""
         if isinstance(reason, BaseException):

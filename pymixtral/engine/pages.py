@@ -32,7 +32,7 @@ class Pages:
 
     @property
     def n_cached(self) -> int:
-        """The number of pages that only the prefix cache holds."""
+        """The number of pages that only the prefix cache holds, so that they can be evicted."""
         return self._prefix.n_evictable
 
     def n_available(self) -> int:
