@@ -55,7 +55,7 @@ class Bulk:
 
     A record that the output has is not computed again, so the same call goes on where an earlier one
     ended, even by SIGKILL. Each record has a digest of its prompt's line, of the options, and of the
-    model's name, size and metadata.
+    model's name, size, n_ctx, kv_type and configuration.
 
     Args:
         model: generates.

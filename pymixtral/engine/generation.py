@@ -12,7 +12,7 @@ import numpy as np
 from pymixtral.arrays import F32, I32, U32
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.logprobs import PromptLogprobs, token_logprobs
-from pymixtral.engine.requests import Abort, Event, Request
+from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.kv_cache import n_pages_for

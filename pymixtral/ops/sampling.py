@@ -60,7 +60,6 @@ class SamplerRow:
         self._keep: list[object] = []
         self._masked = False
         self.struct = struct = ffi.new("pmx_sampler *")
-        self._state = ffi.buffer(ffi.addressof(struct[0], "state"))
         for words, number in zip((struct.state.state, struct.state.increment), random, strict=True):
             words[0], words[1] = number & 0xFFFFFFFFFFFFFFFF, number >> 64
         for name, value in numbers.items():
@@ -77,27 +76,6 @@ class SamplerRow:
         )
         if allowed is not None:
             struct.allowed = self._mask_of(allowed)
-
-    def state(self) -> bytes:
-        """Copy what a draw changes.
-
-        Returns:
-            The state of the generator and of mirostat, for restore() of this sampler or an equal one.
-        """
-        return self._state[:]  # type: ignore[no-any-return]
-
-    def restore(self, state: bytes) -> None:
-        """Go back to a state.
-
-        Args:
-            state: what state() returned.
-
-        Raises:
-            InvalidArgumentError: for bytes of another length.
-        """
-        if len(state) != len(self._state):
-            raise InvalidArgumentError(f"expected a sampler's state of {len(self._state)} bytes, found {len(state)}")
-        self._state[:] = state
 
     def shorten(self, n: int) -> None:
         """Note that the text has lost ids: end tokens stay banned for as many tokens as before.

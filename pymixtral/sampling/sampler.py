@@ -62,22 +62,6 @@ class Sampler:
             **{name: getattr(p, name) for name in _NUMBERS},
         )
 
-    def state(self) -> bytes:
-        """Copy what a draw changes, to go back to it.
-
-        Returns:
-            What restore() takes.
-        """
-        return self.row.state()
-
-    def restore(self, state: bytes) -> None:
-        """Go back to a state, as after tokens that were drawn in vain.
-
-        Args:
-            state: what state() returned.
-        """
-        self.row.restore(state)
-
 
 def draw(
     ctx: ops.Context,

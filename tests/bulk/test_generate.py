@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -329,3 +331,31 @@ def test_a_model_that_is_closed_ends_it_and_what_is_complete_stays(
         with pytest.raises(ClosedError):
             bulk.run(4)
     assert 0 < bulk.n_done == len(read(output)) < 30
+
+
+def test_an_interrupt_leaves_nothing_that_is_still_generated(
+    tiny_q8_0: Path, prompts: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(prompts, [{"prompt": TEXT, "seed": i, "ignore_eos": True} for i in range(8)])
+    receive = Bulk._receive
+
+    def interrupted(self: Bulk, *arguments: Any) -> Any:
+        if self._model.stats().decoding == 8:
+            raise KeyboardInterrupt
+        return receive(self, *arguments)
+
+    monkeypatch.setattr(Bulk, "_receive", interrupted)
+    monkeypatch.setattr(module, "_TICK", 0.001)
+    with Mixtral(tiny_q8_0, n_ctx=2048) as model:
+        bulk = Bulk(model, prompts, output)
+        bulk.check()
+        gc.disable()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                bulk.run(8, progress=False)
+            end = time.monotonic() + 60
+            while model.stats().decoding:
+                assert time.monotonic() < end
+        finally:
+            gc.enable()
+        assert model.stats().generated_tokens < 8 * 1900  # not because the texts were complete

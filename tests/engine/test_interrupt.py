@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pymixtral import Mixtral
-from pymixtral.errors import NativeError
+from pymixtral.errors import ClosedError, NativeError
 from pymixtral.model.kv_cache import Sequence
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
@@ -123,6 +123,40 @@ def test_closing_does_not_wait_for_a_prompt(slow: Mixtral) -> None:
     assert stream.stats.prompt_seconds == 0  # its pass did not end
     with pytest.raises(Exception, match="closed"):
         next(stream)
+
+
+def test_an_interrupt_ends_a_calibration_although_its_traceback_is_kept(slow: Mixtral) -> None:
+    thread = interrupt_after(0.5)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        slow.observe(LONG, slow.observers())
+    thread.join()
+    wait_until(lambda: not computing(slow))
+    assert slow.generate(PROMPT, max_tokens=2).tokens
+    assert kept.tb
+
+
+def test_a_second_close_waits_for_what_the_first_one_waits_for(tiny_q8_0: Path) -> None:
+    model = Mixtral(tiny_q8_0, n_ctx=64)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waits(*_: object) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    stream = model.stream(PROMPT, max_tokens=3, logits_processor=waits)
+    assert begun.wait(60)
+    threads = [threading.Thread(target=model.close) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(0.2)
+        assert thread.is_alive()  # the pass may still read the weights
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    with pytest.raises(ClosedError):
+        list(stream)
 
 
 @pytest.fixture

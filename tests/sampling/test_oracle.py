@@ -181,22 +181,6 @@ def test_a_row_draws_as_it_would_alone(ctx: ops.Context) -> None:
         assert (expected[7], expected[8], expected[9]) == (NonFiniteError, NonFiniteError, InvalidArgumentError)
 
 
-def test_a_sampler_goes_back_to_its_state() -> None:
-    logits = np.random.default_rng(7).standard_normal((1, 100)).astype(np.float32)
-    ctx, sampler = CONTEXTS["scalar-1"], Sampler(SamplingParameters(seed=1, mirostat_tau=3.0), n_vocab=100)
-
-    def some() -> list[Any]:
-        return [draw(ctx, [sampler], logits, [NO_TEXT])[0] for _ in range(10)]
-
-    before = sampler.state()
-    first, second = some(), some()
-    sampler.restore(before)
-    assert (some(), some()) == (first, second)
-    assert first != second
-    with pytest.raises(InvalidArgumentError, match="bytes, found 3"):
-        sampler.restore(b"abc")
-
-
 def test_each_sample_of_a_prompt_has_its_own_generator() -> None:
     logits = np.zeros((1, 1000), np.float32)
 
