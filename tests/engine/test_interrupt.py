@@ -126,12 +126,27 @@ def test_closing_does_not_wait_for_a_prompt(slow: Mixtral) -> None:
 
 
 def test_an_interrupt_ends_a_calibration_although_its_traceback_is_kept(slow: Mixtral) -> None:
+    observers = slow.observers()
     thread = interrupt_after(0.5)
     with pytest.raises(KeyboardInterrupt) as kept:
-        slow.observe(LONG, slow.observers())
+        slow.observe(LONG, observers)
     thread.join()
     wait_until(lambda: not computing(slow))
+    assert observers[-1].n_tokens.sum() == 0  # the pass did not come to its end
     assert slow.generate(PROMPT, max_tokens=2).tokens
+    assert kept.tb
+
+
+@pytest.mark.parametrize("call", ["generate", "next"])
+def test_an_interrupt_ends_a_text_although_its_traceback_and_stream_are_kept(slow: Mixtral, call: str) -> None:
+    passes = slow.stats().passes
+    stream = slow.stream(LONG) if call == "next" else None
+    thread = interrupt_after(0.5)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        next(stream) if stream else slow.generate(LONG)
+    thread.join()
+    wait_until(lambda: not slow.stats().prefilling)
+    assert slow.stats().passes == passes
     assert kept.tb
 
 
@@ -216,7 +231,7 @@ signals = {"alarm": ["ALRM"], "term": ["TERM", "HUP"], "int": ["INT"]}[kind]
 for name in signals:
     signal.signal(getattr(signal, "SIG" + name), strike)
 sender = subprocess.Popen(["sh", "-c", "while kill -0 $1; do for s in $2; do kill -$s $1; done; sleep 0.002; done",
-                           "sh", str(os.getpid()), " ".join(signals)], stderr=subprocess.DEVNULL)
+                           "sh", str(os.getpid()), " ".join(signals)], stderr=subprocess.DEVNULL, env={"PATH": os.defpath})
 for i in range(40):
     left = 1 + i % 4
     while left:

@@ -384,8 +384,11 @@ def test_a_first_token_that_nothing_predicts_has_no_score(tiny_q8_0: Path) -> No
 
 def test_an_empty_text_is_not_the_best(model: Mixtral) -> None:
     (eos,) = model.eos_ids
-    best = model.generate(PROMPT, n=1, best_of=8, seed=1, max_tokens=5, logit_bias={eos: 12.0})
-    assert best.tokens
+    options: dict[str, Any] = {"seed": 1, "max_tokens": 5, "temperature": 1, "top_k": 0, "logit_bias": {eos: 20.5}}
+    lengths = [len(choice.tokens) for choice in model.generate(PROMPT, n=12, **options).choices]
+    assert 0 in lengths
+    assert any(lengths)
+    assert model.generate(PROMPT, n=1, best_of=12, **options).tokens
 
 
 def test_texts_that_all_fail_leave_the_engine_whole(model: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
