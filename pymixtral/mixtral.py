@@ -233,7 +233,7 @@ class Mixtral(ModelText, ModelSessions):
                 the first is the text that n=1 gives.
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
-            **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs,
+            **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs, routing,
                 logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
                 structured output json_schema, json_object, regex, choice and lark; and
                 those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
@@ -249,7 +249,8 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
             ContextLengthError: before anything is computed, if the prompt is longer than n_ctx.
-            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer, and
+                for routing of a dense model.
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
