@@ -152,6 +152,7 @@ class RequestFactory:
         reader: Callable[[int, F32], None],
         *,
         reads_hidden: bool = False,
+        trace: Trace | None = None,
         priority: int = 0,
         timeout: float | None = None,
         cache_salt: str | None = None,
@@ -163,6 +164,7 @@ class RequestFactory:
             first: the first position whose row is wanted.
             reader: takes the rows; see Rows.
             reads_hidden: see Rows.
+            trace: takes the routers' choices; None: nobody wants them.
             priority: see Options.
             timeout: see Options.
             cache_salt: see Options.
@@ -178,6 +180,7 @@ class RequestFactory:
             priority=integer("priority", priority, -(1 << 31)),
             deadline=deadline_of(timeout),
             namespace=_salt(cache_salt),
+            trace=trace,
         )
 
     def trace(self, routing: object) -> Trace | None:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pymixtral import AsyncMixtral, Completion, Mixtral, ModelConfig, Routing
+from pymixtral import AsyncMixtral, Completion, Mixtral, ModelConfig, Routing, demo_chat_path
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.trace import Trace
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.errors import ContextLengthError, DeadlineError, InvalidArgumentError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.routing import Choices
 from pymixtral.model.weights import load_weights
@@ -312,6 +312,49 @@ def test_tasks_and_answers_have_it(model: Mixtral, alone: Mixtral) -> None:
     asyncio.run(ask())
 
 
+# --- Of texts that are there ----------------------------------------------------------------------
+
+
+def test_a_texts_own_routing(model: Mixtral, alone: Mixtral) -> None:
+    ids = model.tokenize(PROMPT)
+    for full in (False, True):
+        expected = lone(alone, ids, full=full)
+        for text in (PROMPT, ids, np.array(ids)):
+            assert model.routing(text, full=full) == expected
+    long = [1, *range(300, 800)][:512]
+    model.logits(long, last_only=True)
+    assert model.routing(long) == lone(alone, long)
+    messages = [{"role": "user", "content": "Who was the king?"}]
+    with Mixtral(demo_chat_path()) as talking:
+        conversation = talking.routing(messages)
+        assert conversation.ids.tolist() == list(talking.chat_format().prompt(messages, None, False).ids)
+        assert conversation == talking.chat(messages, max_tokens=1, routing=True).completion.routing
+
+    async def ask() -> list[Routing]:
+        tasks = AsyncMixtral(model)
+        return await asyncio.gather(*(tasks.routing(ids[:n], full=True) for n in range(1, len(ids) + 1)))
+
+    for n, routing in enumerate(asyncio.run(ask()), 1):
+        assert (routing.n_tokens, routing.n_prompt) == (n, n)
+        assert (routing.experts == lone(alone, ids).experts[:n]).all()
+
+
+def test_what_a_texts_routing_refuses(model: Mixtral) -> None:
+    for bad, error in (([], "at least one token"), ([5000], "4095"), (None, "text"), (b"text", "decode")):
+        with pytest.raises(InvalidArgumentError, match=error):
+            model.routing(bad)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="full to be True or False, found 1"):
+        model.routing(PROMPT, full=1)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match=r"routing\(\)"):
+        model.routing(PROMPT, seed=1)  # type: ignore[call-arg]
+    with pytest.raises(ContextLengthError):
+        model.routing([5] * 513)
+    with pytest.raises(DeadlineError):
+        model.routing([5] * 512, timeout=0)
+    with pytest.raises(UnsupportedError, match="expected a chat template"):
+        model.routing([{"role": "user", "content": "Who?"}])
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
@@ -325,6 +368,8 @@ def test_a_dense_model_routes_nothing(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "hf", Shape(n_experts=0, n_vocab=96), seed=1)
     quantize(tmp_path / "hf", tmp_path / "m.gguf", "f32", progress=False)
     with Mixtral(tmp_path / "m.gguf") as model:
+        with pytest.raises(UnsupportedError, match="found a dense one"):
+            model.routing([5])
         assert model.generate([5], max_tokens=1).routing is None
         with pytest.raises(UnsupportedError, match=r"m\.gguf: expected a model with experts, found a dense one"):
             model.generate([5], max_tokens=1, routing=True)
