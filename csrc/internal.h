@@ -96,7 +96,8 @@ pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows,
 pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens);
 
 /* --- moe.c */
-pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used);
+pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used, int32_t n_experts_dropped,
+                                  float expert_min_p);
 
 /* --- threads.c: the only owner of threads */
 typedef void (*pmx_task)(void *arg, int64_t item, int32_t thread);

@@ -27,6 +27,7 @@ from support.variants import (
     TYPES,
     every_context,
     every_type,
+    generator,
     key_pages,
     model_matrix,
     normal,
@@ -299,6 +300,25 @@ def test_attention_and_router(ctx: ops.Context, shape: Shape, cache_dtype: Any) 
             run_attention(ctx, example(shape), cache_dtype, pieces), attention_output(shape, cache_dtype), strict=True
         ):
             np.testing.assert_array_equal(got, want)
+
+
+# --- Experts of weight 0 -----------------------------------------------------------------------------------------
+
+
+@every_context
+@pytest.mark.parametrize(
+    "shape", [Shape(n_experts=8, n_used=3), Shape(n_experts=5, n_used=4, hidden=33, ffn=67, kinds=(KINDS.F32,))]
+)
+def test_experts_of_weight_0_are_not_computed(ctx: ops.Context, shape: Shape) -> None:
+    e = example(shape)
+    weights = np.where(generator(7).random(e.route_weights.shape) < 0.5, 0, e.route_weights).astype(np.float32)
+    expected = oracle.experts(e.x, e.normed, e.ids, weights, e.weights.experts)
+    observer = ops.Observer(e.layer)
+    found = run_experts(ctx, e.layer, e.x, e.normed, e.ids, weights, observer)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(observer.n_tokens, np.bincount(e.ids[weights > 0], minlength=shape.n_experts))
+    nothing = run_experts(ctx, e.layer, e.x, e.normed, e.ids, np.zeros_like(weights))
+    np.testing.assert_array_equal(nothing, e.x)
 
 
 # --- Observers ---------------------------------------------------------------------------------------------------
