@@ -28,7 +28,8 @@ typedef enum {
     PMX_SCRATCH_THREAD, /* one block per thread, pmx_thread_scratch */
     PMX_SCRATCH_Q32,    /* activations in blocks of 32 */
     PMX_SCRATCH_Q256,   /* activations in blocks of 256 */
-    PMX_SCRATCH_HIDDEN, /* between the experts' two regions */
+    PMX_SCRATCH_HIDDEN,
+    PMX_SCRATCH_SQUARES, /* between the experts' two regions */
     PMX_SCRATCH_QKV,
     PMX_SCRATCH_ATTENTION,
     PMX_SCRATCH_PARTIALS,

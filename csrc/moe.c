@@ -114,6 +114,7 @@ typedef struct {
     pmx_acts acts;                 /* the tokens */
     float *hidden;                 /* the experts' hidden activations [n_pairs][ffn] */
     pmx_acts hidden_acts;          /* the same, down's input */
+    double *squares;               /* [n_pairs][blocks of DOWN_ROWS] of the outputs, if they are observed */
 } experts_args;
 
 static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) {
@@ -123,6 +124,14 @@ static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, in
 static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
 }
+
+static double square_sum(const float *x, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+static int64_t down_blocks(const experts_args *p) { return (p->width + DOWN_ROWS - 1) / DOWN_ROWS; }
 
 static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const experts_args *p = arg;
@@ -178,6 +187,9 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
                                          .n_tokens = n,
                                          .scratch = scratch};
             pmx_multiply_rows(p->ctx->kernels, expert_weight(p, g->expert, 2), first_row, product);
+            if (p->squares)
+                for (int64_t j = 0; j < n; j++)
+                    p->squares[(first + j) * down_blocks(p) + item] = square_sum(out + j * DOWN_ROWS, n_rows);
             for (int64_t j = 0; j < n; j++)
                 p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS,
                                       n_rows);
@@ -233,6 +245,11 @@ static pmx_status prepare(experts_args *p) {
     const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
     p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN, (size_t)(p->n_pairs * p->ffn) * sizeof *p->hidden);
     if (!p->hidden) return PMX_ENOMEM;
+    if (p->observer && p->observer->output_norms) {
+        p->squares =
+            pmx_scratch(p->ctx, PMX_SCRATCH_SQUARES, (size_t)(p->n_pairs * down_blocks(p)) * sizeof *p->squares);
+        if (!p->squares) return PMX_ENOMEM;
+    }
     p->rows_scratch = pmx_rows_scratch(p->width > p->ffn ? p->width : p->ffn);
     size_t tile = (size_t)p->batch->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
@@ -258,6 +275,16 @@ static void observe_inputs(const experts_args *p) {
         for (int32_t j = 0; j < p->groups[i].n_tokens; j++)
             add_squares(p->observer->expert_input + p->groups[i].expert * p->width,
                         p->batch->normed + p->tokens[p->groups[i].first + j] * p->width, p->width);
+}
+
+/* Blocks of an output, then tokens, in ascending order: the same sums for any number of threads. */
+static void observe_outputs(const experts_args *p) {
+    for (int32_t i = 0; i < p->n_groups; i++)
+        for (int32_t j = p->groups[i].first; j < p->groups[i].first + p->groups[i].n_tokens; j++) {
+            double sum = 0.0;
+            for (int64_t b = 0; b < down_blocks(p); b++) sum += p->squares[j * down_blocks(p) + b];
+            p->observer->output_norms[p->groups[i].expert] += (double)p->weights[j] * sqrt(sum);
+        }
 }
 
 static pmx_status check_experts(const pmx_layer *layer) {
@@ -309,9 +336,9 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
     }
     if (status == PMX_OK && some) status = prepare_hidden(&args);
     if (status == PMX_OK && some)
-        status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
-                              DOWN_ROWS * args.ffn * args.n_pairs);
+        status = pmx_parallel(ctx, down_task, &args, down_blocks(&args), DOWN_ROWS * args.ffn * args.n_pairs);
     if (status == PMX_OK) status = pmx_check_finite("batch->x", batch->x, n_tokens, args.width);
+    if (status == PMX_OK && args.squares) observe_outputs(&args);
     pmx_leave(ctx, call);
     return status;
 }

@@ -154,13 +154,15 @@ typedef struct {
 } pmx_batch;
 
 /* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in
- * ascending order, and the number of tokens each expert saw. Any pointer may be NULL. */
+ * ascending order; the number of tokens each expert saw; and the sum of their weights times the
+ * Euclidean norms of the expert's outputs. Any pointer may be NULL. */
 typedef struct {
     double *qkv_input;    /* [hidden] */
     double *output_input; /* [n_heads*head_dim] */
     double *expert_input; /* [n_experts][hidden], gate and up */
     double *down_input;   /* [n_experts][ffn] */
     int64_t *n_tokens;    /* [n_experts] */
+    double *output_norms; /* [n_experts] */
 } pmx_observer;
 
 /* What a sampler carries from token to token: NumPy's PCG64, whose words of 128 bits have the low

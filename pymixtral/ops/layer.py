@@ -93,7 +93,8 @@ class Layer:
 
 
 class Observer:
-    """Sums, for calibration, the squared inputs of each matrix of a layer, column by column.
+    """Sums, for calibration, the squared inputs of each matrix of a layer, column by column, and
+    what each expert adds to the residual stream.
 
     Args:
         layer: the layer to observe.
@@ -104,6 +105,8 @@ class Observer:
         expert_input: sums of squares for gate and up, float64 [n_experts, hidden].
         down_input: sums of squares for down, float64 [n_experts, ffn].
         n_tokens: tokens that each expert saw, int64 [n_experts].
+        output_norms: sums of each expert's weight times the Euclidean norm of its output, float64
+            [n_experts].
         struct: the C struct pmx_observer.
     """
 
@@ -113,8 +116,9 @@ class Observer:
         self.expert_input = np.zeros((layer.n_experts, layer.hidden))
         self.down_input = np.zeros((layer.n_experts, layer.ffn))
         self.n_tokens = np.zeros(layer.n_experts, np.int64)
+        self.output_norms = np.zeros(layer.n_experts)
         self.struct = ffi.new("pmx_observer *")
-        for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens"):
+        for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens", "output_norms"):
             setattr(self.struct, name, pointer(getattr(self, name)))
 
 

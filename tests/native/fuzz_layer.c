@@ -258,10 +258,15 @@ void fuzz_layer_experts(input *in) {
         if (below(in, 4) == 0) weights[i] = 0.0f;
     const result x = written(f32(n * hidden), initial, FINITE);
     const result input_sums = observed(in, layer->n_experts * hidden), down = observed(in, layer->n_experts * m.ffn);
-    const result counts = observed(in, layer->n_experts);
-    const pmx_observer observers[2] = {
-        {.expert_input = input_sums.of[0], .down_input = down.of[0], .n_tokens = counts.of[0]},
-        {.expert_input = input_sums.of[1], .down_input = down.of[1], .n_tokens = counts.of[1]}};
+    const result counts = observed(in, layer->n_experts), norms = observed(in, layer->n_experts);
+    const pmx_observer observers[2] = {{.expert_input = input_sums.of[0],
+                                        .down_input = down.of[0],
+                                        .n_tokens = counts.of[0],
+                                        .output_norms = norms.of[0]},
+                                       {.expert_input = input_sums.of[1],
+                                        .down_input = down.of[1],
+                                        .n_tokens = counts.of[1],
+                                        .output_norms = norms.of[1]}};
     int broken = breaks(in, 8);
     if (n == 0 && broken == 3) broken = 0;
     if (broken == 1) normed = NULL;
