@@ -165,6 +165,21 @@ typedef struct {
     double *output_norms; /* [n_experts] */
 } pmx_observer;
 
+/* Consecutive layers of a pass. All have the same hidden, n_experts and n_experts_used. */
+typedef struct {
+    const pmx_layer *const *layers;       /* [n_layers] */
+    const pmx_cache *const *caches;       /* [n_layers] */
+    const pmx_observer *const *observers; /* [n_layers], or NULL */
+    int64_t n_layers;
+    const int64_t *kept; /* [n_kept], ascending: the only rows that the experts of the last layer take. They become
+                          * the first n_kept rows of x, normed, ids and weights. NULL: all rows */
+    int64_t n_kept;
+    /* What the routers chose, before any row is dropped; each may be NULL. */
+    uint8_t *choices;       /* [n_tokens][n_layers][n_experts_used], as ids */
+    float *choices_weights; /* [n_tokens][n_layers][n_experts_used], as weights */
+    float *choices_logits;  /* [n_tokens][n_layers][n_experts], of all experts; 0 in a layer without a router */
+} pmx_layers;
+
 /* What a sampler carries from token to token: NumPy's PCG64, whose words of 128 bits have the low
  * half first, and the surprise that mirostat allows. */
 typedef struct {
@@ -319,6 +334,10 @@ pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_l
  * runs are not read. observer may be NULL. After a failure x is undefined. */
 pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer,
                              const pmx_observer *observer);
+
+/* Both halves of several layers in one call: its caller waits for his own thread once a pass, not twice a layer. After
+ * a failure x, the caches' new positions and the choices are undefined. */
+pmx_status pmx_run_layers(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layers *layers);
 
 /* cdef end */
 

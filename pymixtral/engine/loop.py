@@ -19,9 +19,8 @@ from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
 from pymixtral.errors import CanceledError, ClosedError, NativeError
-from pymixtral.model.forward import EVERY, Model
-from pymixtral.model.routing import Choices
-from pymixtral.ops import PAGE
+from pymixtral.model.forward import Model
+from pymixtral.ops import EVERY, PAGE, Choices
 
 _LOGITS = 1 << 22
 """Logits that are computed at once where rows of a text are read: 16 MB of float32."""

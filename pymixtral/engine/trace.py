@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral.arrays import F16, F32, I32, U8
-from pymixtral.model.routing import Choices, Routing
+from pymixtral.model.routing import Routing, probabilities
+from pymixtral.ops import Choices
 
 T = TypeVar("T", bound=np.generic)
 
@@ -58,7 +59,8 @@ class Trace:
         self._experts[begin:end] = choices.experts[rows]
         self._weights[begin:end] = choices.weights[rows]
         if self.full:
-            self._probabilities[begin:end] = choices.probabilities(rows)
+            assert choices.logits is not None
+            self._probabilities[begin:end] = probabilities(choices.logits[rows])
         self.n_tokens = max(self.n_tokens, end)
 
     def truncate(self, n_tokens: int) -> None:

@@ -18,15 +18,11 @@ from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
-from pymixtral.model.routing import Choices
 from pymixtral.model.weights import ModelWeights
 from pymixtral.ops import PAGE
 
 Rows = slice | IdArray
 """A choice of rows: a slice or indices."""
-
-EVERY = slice(None)
-"""All rows."""
 
 _COUNTED = 8
 """Of so many passes one counts the experts that it reads."""
@@ -80,6 +76,7 @@ class Model:
             )
             for layer, n_used in zip(weights.layers, config.experts_used, strict=True)
         ]
+        self._stack = ops.Stack(self.layers)
         self._embedding, self._head = ops.BoundMatrix(weights.embedding), ops.BoundMatrix(weights.head)
         self._passes = self._counted = 0
         self._experts = 0.0
@@ -109,9 +106,9 @@ class Model:
         cache: KVCache,
         *,
         layers: range | None = None,
-        rows: Rows = EVERY,
+        rows: Rows = ops.EVERY,
         observers: Seq[ops.Observer] | None = None,
-        choices: Choices | None = None,
+        choices: ops.Choices | None = None,
     ) -> F32:
         """Compute one pass over a ragged batch.
 
@@ -124,7 +121,7 @@ class Model:
                 sequences belong to `cache`, and each occurs at most once.
             cache: the keys and values of all layers, read and written.
             layers: the layers to run; None: all.
-            rows: the rows whose result is wanted, a slice or indices. Rows not wanted skip the
+            rows: the rows whose result is wanted, a slice or indices, ascending. Rows not wanted skip the
                 experts of the last layer; a NonFiniteError from there counts the wanted rows only.
             observers: for calibration, one for each layer of the model. After an exception they
                 hold a part of the pass.
@@ -179,7 +176,7 @@ class Model:
         layers: range,
         rows: Rows,
         observers: Seq[ops.Observer] | None,
-        choices: Choices | None,
+        choices: ops.Choices | None,
     ) -> F32:
         batch = self._batch
         batch.begin(self.context, [(count, sequence.length, sequence.pages) for sequence, count in runs])
@@ -189,42 +186,41 @@ class Model:
             batch.embed(self.context, self._embedding, cast("I32", inputs))
         counted = self._passes % _COUNTED == 0 and len(inputs) <= PAGE
         self._passes += 1
-        n_experts = 0
-        for i in layers:
-            observer = observers[i] if observers else None
-            ops.layer_attention(self.context, batch, self.layers[i], cache.layers[i], observer)
-            if counted:
-                n_experts += len(np.unique(batch.ids[batch.weights > 0]))
-            if choices is not None:
-                self._note(choices, i)
-            if i == layers[-1]:
-                batch.keep(rows)
-            ops.layer_experts(self.context, batch, self.layers[i], observer)
-        if counted:
+        if counted and choices is None:
+            choices = self.new_choices(len(inputs), full=False, n_layers=len(layers))
+        ops.run_layers(
+            self.context,
+            batch,
+            self._stack,
+            cache.stack,
+            layers,
+            rows=rows,
+            observers=observers,
+            choices=choices,
+        )
+        if counted and choices is not None:
             self._counted += 1
-            self._experts += n_experts / max(len(layers), 1)
+            different = [
+                len(np.unique(experts[weights > 0]))
+                for experts, weights in zip(choices.experts.swapaxes(0, 1), choices.weights.swapaxes(0, 1), strict=True)
+            ]
+            self._experts += sum(different) / len(layers)
         hidden: F32 = batch.x.copy()
         return hidden
 
-    def new_choices(self, n_tokens: int, *, full: bool) -> Choices:
+    def new_choices(self, n_tokens: int, *, full: bool, n_layers: int | None = None) -> ops.Choices:
         """Make what forward() fills with the routers' choices.
 
         Args:
             n_tokens: tokens of the pass.
-            full: whether their logits are wanted, too, which are computed once more for it.
+            full: whether their logits are wanted, too.
+            n_layers: layers of the pass; None: all.
 
         Returns:
             The choices, not yet filled.
         """
         c = self.config
-        return Choices(n_tokens, c.n_layers, c.n_experts, c.n_experts_used, full=full)
-
-    def _note(self, choices: Choices, layer: int) -> None:
-        choices.experts[:, layer] = self._batch.ids
-        choices.weights[:, layer] = self._batch.weights
-        router = self.weights.layers[layer].router
-        if choices.logits is not None and router is not None:
-            choices.logits[:, layer] = ops.matmul(self.context, self._batch.normed, router)
+        return ops.Choices(n_tokens, n_layers or c.n_layers, c.n_experts, c.n_experts_used, full=full)
 
     @property
     def experts_read(self) -> float:

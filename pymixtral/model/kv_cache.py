@@ -13,7 +13,7 @@ from pymixtral.arguments import integer, shown
 from pymixtral.arrays import F32, F64, I32, U8
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, NativeError
 from pymixtral.model.page import PageForm, keys
-from pymixtral.ops import PAGE, CacheLayer
+from pymixtral.ops import PAGE, CacheLayer, Stack
 
 KV_TYPES = {"f16": 64, "f32": 128, "q8_0": 34}
 """The types of a cache, and the bytes that 32 elements of a key or value take. In q8_0 they are 32
@@ -73,6 +73,7 @@ class KVCache:
         v: values, of the same type: [n_layers, n_pages, n_kv_heads, 64, head_dim], or in q8_0 the
             shape of k.
         layers: the part of each layer, as C sees it.
+        stack: the same, for ops.run_layers().
 
     Raises:
         InvalidArgumentError: for sizes out of range, and an unknown type.
@@ -100,6 +101,7 @@ class KVCache:
                 "ask for a shorter context"
             ) from error
         self.layers = [CacheLayer(k, v) for k, v in zip(self.k, self.v, strict=True)]
+        self.stack = Stack(self.layers)
         self.references: I32 = np.zeros(n_pages, np.int32)
         self._free = list(range(n_pages - 1, -1, -1))
 

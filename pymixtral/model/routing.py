@@ -73,38 +73,15 @@ class Routing:
         )
 
 
-class Choices:
-    """What the routers chose in one pass, as the model leaves it.
+def probabilities(logits: F32) -> F16:
+    """Make routers' probabilities.
 
     Args:
-        n_tokens: tokens of the pass.
-        n_layers: layers of the model.
-        n_experts: experts of each layer.
-        n_experts_used: experts of each token.
-        full: whether the routers' logits are wanted.
+        logits: of all experts, float32 [..., n_experts].
 
-    Attributes:
-        experts: ascending for each token and layer, uint8 [n_tokens, n_layers, n_experts_used].
-        weights: theirs, float32 of the same shape.
-        logits: of all experts, float32 [n_tokens, n_layers, n_experts]; None without `full`.
+    Returns:
+        float16 of the same shape.
     """
-
-    def __init__(self, n_tokens: int, n_layers: int, n_experts: int, n_experts_used: int, *, full: bool) -> None:
-        self.experts: U8 = np.empty((n_tokens, n_layers, n_experts_used), np.uint8)
-        self.weights: F32 = np.empty((n_tokens, n_layers, n_experts_used), np.float32)
-        self.logits: F32 | None = np.empty((n_tokens, n_layers, n_experts), np.float32) if full else None
-
-    def probabilities(self, rows: slice) -> F16:
-        """Make the routers' probabilities.
-
-        Args:
-            rows: the tokens; `logits` must be there.
-
-        Returns:
-            float16 [n, n_layers, n_experts].
-        """
-        assert self.logits is not None
-        logits = self.logits[rows]
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        rounded: F16 = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float16)
-        return rounded
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    rounded: F16 = (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float16)
+    return rounded

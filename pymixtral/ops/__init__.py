@@ -1,12 +1,13 @@
 """The C library as NumPy functions; the only package that imports the extension.
 
-`operations`, `layer` and `sampling` have a function for each entry point, `context` has the threads and the
+`operations`, `layer`, `layers` and `sampling` have a function for each entry point, `context` has the threads and the
 instruction set that they run with, `prefetch` chooses a context's hint, `views` has the arrays as C
 sees them, and `native` the extension.
 """
 
 from pymixtral.ops.context import Context, available_isas, built_isas
 from pymixtral.ops.layer import Batch, Layer, Observer, layer_attention, layer_experts
+from pymixtral.ops.layers import EVERY, Choices, Stack, run_layers
 from pymixtral.ops.operations import (
     attention,
     cache_write,
@@ -27,6 +28,7 @@ from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
+    "EVERY",
     "MAX_THREADS",
     "NEVER",
     "NUMERICS_VERSION",
@@ -34,12 +36,14 @@ __all__ = [
     "Batch",
     "BoundMatrix",
     "CacheLayer",
+    "Choices",
     "Context",
     "Layer",
     "Observer",
     "PrefetchTrial",
     "Runs",
     "SamplerRow",
+    "Stack",
     "Threads",
     "asked_prefetch",
     "attention",
@@ -58,6 +62,7 @@ __all__ = [
     "rope",
     "rope_table",
     "route",
+    "run_layers",
     "sample",
     "silu_mul",
     "thread_limits",

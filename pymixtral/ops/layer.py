@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pymixtral.arrays import F32, F64, I32, IdArray
+from pymixtral.arrays import F32, F64, I32
 from pymixtral.files.types import Matrix
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
@@ -192,7 +192,7 @@ class Batch:
         if n_tokens > self._capacity:
             self._grow(n_tokens)
         if n_tokens != self.n_tokens:
-            self._show(n_tokens)
+            self.show(n_tokens)
 
     def _grow(self, n_tokens: int) -> None:
         """Makes room for more rows.
@@ -242,22 +242,27 @@ class Batch:
         check_shape("x", x.shape, self.x.shape)
         self.x[:] = x
 
-    def keep(self, rows: slice | IdArray) -> None:
-        """Drop all rows but some, before the experts of the last layer.
-
-        The rows left belong to no run, so layer_attention() does not take them.
+    def check(self, layer: Layer, cache: CacheLayer) -> None:
+        """Check that a layer and its cache fit.
 
         Args:
-            rows: the rows to keep, a slice or indices.
-        """
-        if isinstance(rows, slice) and rows == slice(None):
-            return
-        n_kept = len(self.ids[rows])
-        for array in (self.x, self.normed, self.ids, self.weights):
-            array[:n_kept] = array[rows]
-        self._show(n_kept)
+            layer: a layer.
+            cache: its keys and values.
 
-    def _show(self, n_tokens: int) -> None:
+        Raises:
+            InvalidArgumentError: if the batch has another shape than they.
+        """
+        if self.width != layer.width or self.n_pairs != cache.n_pairs or self.n_tokens != self.runs.n_tokens:
+            check_shape("a batch for this layer", self.width, layer.width)
+            check_shape("rope's frequencies", (self.n_pairs,), (cache.n_pairs,))
+            check_shape("rows of the batch's runs", (self.n_tokens,), (self.runs.n_tokens,))
+
+    def show(self, n_tokens: int) -> None:
+        """Show the first rows alone.
+
+        Args:
+            n_tokens: how many.
+        """
         self.n_tokens = self.struct.n_tokens = n_tokens
         self.x, self.normed = self._x[:n_tokens], self._normed[:n_tokens]
         self.ids, self.weights = self._ids[:n_tokens], self._weights[:n_tokens]
@@ -286,13 +291,8 @@ def layer_attention(
         CanceledError: after Context.cancel().
         NativeError: if there is no memory.
     """
-    runs = batch.runs
-    if batch.width != layer.width or batch.n_pairs != cache.n_pairs or batch.n_tokens != runs.n_tokens:
-        check_shape("a batch for this layer", batch.width, layer.width)
-        check_shape("rope's frequencies", (batch.n_pairs,), (cache.n_pairs,))
-        check_shape("rows of the batch's runs", (batch.n_tokens,), (runs.n_tokens,))
-    observed = ffi.NULL if observer is None else _observed(observer, layer)
-    check(lib.pmx_layer_attention(ctx.pointer, batch.struct, layer.struct, cache.struct, observed))
+    batch.check(layer, cache)
+    check(lib.pmx_layer_attention(ctx.pointer, batch.struct, layer.struct, cache.struct, observed(observer, layer)))
 
 
 def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer | None = None) -> None:
@@ -313,12 +313,24 @@ def layer_experts(ctx: Context, batch: Batch, layer: Layer, observer: Observer |
     """
     if batch.width != layer.width:
         check_shape("a batch for this layer", batch.width, layer.width)
-    observed = ffi.NULL if observer is None else _observed(observer, layer)
-    check(lib.pmx_layer_experts(ctx.pointer, batch.struct, layer.struct, observed))
+    check(lib.pmx_layer_experts(ctx.pointer, batch.struct, layer.struct, observed(observer, layer)))
 
 
-def _observed(observer: Observer, layer: Layer) -> Any:
-    """The C struct of an observer, whose sizes are checked against the layer's."""
+def observed(observer: Observer | None, layer: Layer) -> Any:
+    """Give the C struct of an observer, whose sizes are checked.
+
+    Args:
+        observer: an observer, or None.
+        layer: what it was made for.
+
+    Returns:
+        The struct; NULL for None.
+
+    Raises:
+        InvalidArgumentError: if it was made for a layer of another shape.
+    """
+    if observer is None:
+        return ffi.NULL
     check_shape("observer", observer.expert_input.shape, (layer.n_experts, layer.hidden))
     check_shape("observer", observer.down_input.shape, (layer.n_experts, layer.ffn))
     check_shape("observer", observer.output_input.shape, (layer.q_dim,))

@@ -18,8 +18,8 @@ from pymixtral.arrays import F32, I32
 from pymixtral.engine.trace import Trace
 from pymixtral.errors import ContextLengthError, DeadlineError, InvalidArgumentError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.model.routing import Choices
 from pymixtral.model.weights import load_weights
+from pymixtral.ops import Choices
 from pymixtral.quantize import quantize
 from pymixtral.reference import oracle
 from support.checkpoints import Shape, make_checkpoint

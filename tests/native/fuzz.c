@@ -276,6 +276,7 @@ static target *const targets[] = {
     fuzz_attention,       fuzz_attention,     fuzz_layer_attention,
     fuzz_layer_attention, fuzz_layer_experts, fuzz_layer_experts,
     fuzz_sample,          fuzz_sample,        fuzz_sample,
+    fuzz_run_layers,      fuzz_run_layers,
 };
 
 /* A context for the second call; NULL when the input made it fail, as it then must. */

@@ -1,4 +1,5 @@
-/* fuzz_layer.c: fuzz targets of the cache, of attention, and of a decoder layer's two calls. */
+/* fuzz_layer.c: fuzz targets of the cache, of attention, of a decoder layer's two calls, and of
+ * several layers in one. */
 #include <string.h>
 
 #include "fuzz.h"
@@ -156,8 +157,10 @@ static int64_t width(input *in) {
     }
 }
 
-static model make_layer(input *in, int attention) {
-    model m = {.ffn = attention ? 1 : width(in)};
+enum { ATTENTION = 1, EXPERTS = 2 };
+
+static model make_layer(input *in, int parts) {
+    model m = {.ffn = parts & EXPERTS ? width(in) : 1};
     pmx_layer *layer = &m.layer;
     layer->n_experts = (int32_t)PICK(in, 8, 1, 2, 3, 5, 64);
     layer->n_experts_used = 1 + (int32_t)below(in, (uint32_t)(layer->n_experts < 4 ? layer->n_experts : 4));
@@ -165,15 +168,15 @@ static model make_layer(input *in, int attention) {
     layer->expert_min_p = (float)PICK(in, 0, 0, 1, 4) / 4;
     layer->hidden = (int32_t)width(in);
     layer->eps = 1e-5f;
-    if (!attention) {
+    if (parts & EXPERTS) {
         m.experts = buffer((size_t)layer->n_experts * 3 * sizeof *m.experts);
         for (int32_t i = 0; i < layer->n_experts * 3; i++) {
             const int64_t rows = i % 3 == 2 ? layer->hidden : m.ffn, cols = i % 3 == 2 ? m.ffn : layer->hidden;
             m.experts[i] = i < 6 ? weight(in, rows, cols) : m.experts[i - 3]; /* two different experts are enough */
         }
         layer->experts = m.experts;
-        return m;
     }
+    if (!(parts & ATTENTION)) return m;
     layer->n_kv_heads = 1 + (int32_t)below(in, 2);
     layer->n_heads = layer->n_kv_heads * (1 + (int32_t)below(in, 3));
     layer->head_dim = (int32_t)PICK(in, 8, 16, 32, 40);
@@ -197,7 +200,7 @@ static result observed(input *in, int64_t n) {
 }
 
 void fuzz_layer_attention(input *in) {
-    model m = make_layer(in, 1);
+    model m = make_layer(in, ATTENTION);
     pmx_layer *layer = &m.layer;
     const int64_t hidden = layer->hidden, n_used = layer->n_experts_used, q_dim = layer->n_heads * layer->head_dim;
     batch b = make_batch(in, layer->n_kv_heads, layer->head_dim, 0);
@@ -240,7 +243,7 @@ void fuzz_layer_attention(input *in) {
 }
 
 void fuzz_layer_experts(input *in) {
-    model m = make_layer(in, 0);
+    model m = make_layer(in, EXPERTS);
     pmx_layer *layer = &m.layer;
     const int64_t hidden = layer->hidden, n_used = layer->n_experts_used;
     int64_t n_tokens = PICK(in, 1, 2, 3, 5, 0, 8, 9);
@@ -282,5 +285,66 @@ void fuzz_layer_experts(input *in) {
     for (int v = 0; v < 2; v++)
         batches[v] = (pmx_batch){.x = x.of[v], .normed = normed, .ids = ids, .weights = weights, .n_tokens = n_tokens};
     CALL(pmx_layer_experts(ctx, &batches[v], layer, &observers[v]))
+    verdict(broken, n);
+}
+
+void fuzz_run_layers(input *in) {
+    model m = make_layer(in, ATTENTION | EXPERTS);
+    pmx_layer *first = &m.layer, second = m.layer;
+    const int64_t hidden = first->hidden, n_used = first->n_experts_used, n_layers = PICK(in, 1, 2);
+    batch b = make_batch(in, first->n_kv_heads, first->head_dim, 0);
+    fill_cache(in, &b, 1);
+    b.cache.k = b.k.of[0];
+    const int64_t n = b.n_tokens, n_choices = n * n_layers * n_used;
+    const float *initial = floats(in, n * hidden);
+    const float *cosines = floats(in, n * first->head_dim / 2), *sines = floats(in, n * first->head_dim / 2);
+    int64_t *kept = buffer((size_t)n * sizeof *kept), n_kept = 0;
+    for (int64_t t = 0; t < n; t++)
+        if (below(in, 2)) kept[n_kept++] = t;
+    const int some = below(in, 2) > 0, noted = below(in, 2) > 0;
+    const result x = written(f32(n * hidden), initial, FINITE), normed = written(f32(n * hidden), NULL, FINITE);
+    const result ids = written((size_t)(n * n_used) * sizeof(int32_t), NULL, BITS),
+                 weights = written(f32(n * n_used), NULL, FINITE);
+    result choices = {{NULL, NULL}}, chosen = choices, logits = choices;
+    if (noted) {
+        choices = written((size_t)n_choices, NULL, BITS);
+        chosen = written(f32(n_choices), NULL, FINITE);
+        logits = written(f32(n * n_layers * first->n_experts), NULL, FINITE);
+    }
+    const pmx_layer *layers[2] = {first, &second};
+    int64_t counts[2] = {n_layers, n_kept};
+    int broken = breaks(in, 7);
+    if ((broken == 4 || broken == 5) && (!some || n_kept == 0)) broken = 0;
+    if (broken == 1) layers[below(in, (uint32_t)n_layers)] = NULL;
+    if (broken == 2) counts[0] = PICK(in, 0, -1, INT64_MIN);
+    if (broken == 3 && n_layers == 1) broken = 0;
+    if (broken == 3) second.hidden++;
+    if (broken == 4) counts[1] = PICK(in, -1, n + 1, INT64_MAX, INT64_MIN);
+    if (broken == 5) kept[below(in, (uint32_t)n_kept)] = PICK(in, -1, n, INT64_MAX, INT64_MIN);
+    if (broken == 6) broken = break_batch(in, &b);
+    if (broken == 7) break_weight(in, &m.experts[below(in, (uint32_t)first->n_experts * 3)]);
+    pmx_batch batches[2];
+    pmx_layers passes[2];
+    pmx_cache caches[2];
+    const pmx_cache *pairs[2][2];
+    for (int v = 0; v < 2; v++) {
+        caches[v] = *cache_of(&b, v);
+        pairs[v][0] = pairs[v][1] = &caches[v]; /* the second layer writes over the first one's */
+        batches[v] = (pmx_batch){.x = x.of[v],
+                                 .normed = normed.of[v],
+                                 .ids = ids.of[v],
+                                 .weights = weights.of[v],
+                                 .n_tokens = n,
+                                 .cosines = cosines,
+                                 .sines = sines,
+                                 .runs = b.runs,
+                                 .n_runs = b.n_runs};
+        passes[v] = (pmx_layers){.layers = layers, .caches = pairs[v], .n_layers = counts[0]};
+        if (some) passes[v].kept = kept, passes[v].n_kept = counts[1];
+        passes[v].choices = choices.of[v];
+        passes[v].choices_weights = chosen.of[v];
+        passes[v].choices_logits = logits.of[v];
+    }
+    CALL(pmx_run_layers(ctx, &batches[v], &passes[v]))
     verdict(broken, n);
 }

@@ -4,8 +4,6 @@ oracle, observed or not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -18,10 +16,10 @@ from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.types import Matrix, block_weights
-from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import Expert, LayerWeights
 from pymixtral.ops.native import ffi
 from pymixtral.reference import oracle
+from support.layers import HEAD_DIM, Example, Shape, example, layer_of
 from support.variants import (
     FIRST_CONTEXT,
     TYPES,
@@ -30,98 +28,12 @@ from support.variants import (
     generator,
     key_pages,
     model_matrix,
-    normal,
     row_of,
     stored_bytes,
     value_pages,
 )
 
 KINDS = GGMLQuantizationType
-HEAD_DIM = 32
-
-
-@dataclass(frozen=True)
-class Shape:
-    hidden: int = 64
-    ffn: int = 96
-    n_experts: int = 4
-    n_used: int = 2
-    kinds: tuple[GGMLQuantizationType, ...] = (KINDS.Q8_0,)
-    """Types of the matrices, by turns."""
-    window: int = 0
-
-
-class Example:
-    """A layer of random weights, and 140 tokens' inputs for it."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        hidden, ffn = shape.hidden, shape.ffn
-        kinds = self._kinds()
-
-        def matrix(rows: int, cols: int) -> Matrix:
-            kind, number = next(kinds)
-            return model_matrix(kind if cols % block_weights(kind) == 0 else KINDS.F32, rows, cols, 100 + number)
-
-        self.weights = LayerWeights(
-            attn_norm=np.float32(1) + normal(1, hidden) * np.float32(0.1),
-            ffn_norm=np.float32(1) + normal(2, hidden) * np.float32(0.1),
-            q=matrix(4 * HEAD_DIM, hidden),
-            k=matrix(2 * HEAD_DIM, hidden),
-            v=matrix(2 * HEAD_DIM, hidden),
-            output=matrix(hidden, 4 * HEAD_DIM),
-            router=Matrix.from_float(normal(3, shape.n_experts, hidden) / np.float32(4))
-            if shape.n_experts > 1
-            else None,
-            experts=[(matrix(ffn, hidden), matrix(ffn, hidden), matrix(hidden, ffn)) for _ in range(shape.n_experts)],
-        )
-        self.config = ModelConfig(
-            name="layer",
-            n_vocab=1,
-            n_ctx_train=1,
-            hidden=hidden,
-            n_layers=1,
-            ffn=ffn,
-            n_heads=4,
-            n_kv_heads=2,
-            head_dim=HEAD_DIM,
-            n_experts=shape.n_experts,
-            n_experts_used=shape.n_used,
-            rms_eps=1e-5,
-            rope_base=1e4,
-            window=shape.window,
-        )
-        self.layer = layer_of(self.weights, self.config)
-        self.x, self.normed = normal(4, 140, hidden), normal(5, 140, hidden)
-        self.ids, self.route_weights = oracle.route(normal(6, 140, shape.n_experts) * np.float32(2), shape.n_used)
-        self.tables = oracle.rope_table(self.config.rope_frequencies(), np.arange(140, dtype=np.int32))
-
-    def _kinds(self) -> Iterator[tuple[GGMLQuantizationType, int]]:
-        number = 0
-        while True:
-            yield self.shape.kinds[number % len(self.shape.kinds)], number
-            number += 1
-
-
-def layer_of(weights: LayerWeights, config: ModelConfig) -> ops.Layer:
-    return ops.Layer(
-        attn_norm=weights.attn_norm,
-        ffn_norm=weights.ffn_norm,
-        q=weights.q,
-        k=weights.k,
-        v=weights.v,
-        output=weights.output,
-        router=weights.router,
-        experts=weights.experts,
-        n_experts_used=config.n_experts_used,
-        n_heads=config.n_heads,
-        n_kv_heads=config.n_kv_heads,
-        window=config.window,
-        eps=config.rms_eps,
-    )
-
-
-example = cache(Example)
 FREQUENCIES = np.ones(HEAD_DIM // 2)  # of no importance to experts
 
 
@@ -429,20 +341,9 @@ def test_frequencies_or_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="rope's frequencies: expected shape"):
         ops.layer_attention(FIRST_CONTEXT, batch, e.layer, kv)
     batch = begun(e, 3)
-    batch.keep(slice(1, None))
+    batch.show(2)
     with pytest.raises(InvalidArgumentError, match="rows of the batch's runs"):
         ops.layer_attention(FIRST_CONTEXT, batch, e.layer, kv)
-
-
-@pytest.mark.parametrize(
-    "rows", [slice(None), slice(2, None), slice(-1, None), slice(0, 0), slice(1, 9, 3), np.array([7, 0, 3, 3])], ids=str
-)
-def test_rows_that_are_kept(rows: Any) -> None:
-    e, n = example(Shape()), 9
-    batch = begun(e, n)
-    batch.keep(rows)
-    ops.layer_experts(FIRST_CONTEXT, batch, e.layer)
-    np.testing.assert_array_equal(batch.x, experts_output(Shape())[:n][rows])
 
 
 def test_a_batch_serves_one_pass_after_the_other() -> None:

@@ -33,6 +33,7 @@ from support.calls import (
     rope,
     rope_table,
     route,
+    run_layers,
     sample,
     set_members,
     silu_mul,
@@ -62,6 +63,7 @@ UNREAD = {
         *("batch->cosines", "batch->sines", "runs", "layer->attn_norm", "layer->ffn_norm"),
         *(f"layer->{name}." for name in MATRICES),
     ],
+    "pmx_run_layers": ["layers->observers", "layers->kept", "layers->choices"],
     "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask", "samplers[0]->dry_breaker_tokens"],
 }
 """Beginnings of the pointers that an entry point is given and does not read."""
@@ -138,6 +140,8 @@ def test_no_pointer_is_forgotten() -> None:
         "cache->v",
     }
     assert inside == batch | matrices | rest
+    inside = {name for name, _, _ in pointers(run_layers(FIRST_CONTEXT)) if not name.isidentifier()}
+    assert inside == batch | {"layers->layers", "layers->caches", "batch->cosines", "batch->sines", "runs[0].pages"}
     inside = {name for name, _, _ in pointers(layer_experts(FIRST_CONTEXT)) if not name.isidentifier()}
     assert inside == batch | {"layer->experts"} | {f"layer->experts[{i}].data" for i in range(9)}
 
@@ -196,6 +200,29 @@ def test_nothing_to_do(ctx: ops.Context, make: Callable[[ops.Context], Call]) ->
     assert call.status(**dict.fromkeys(counts, 0)) == lib.PMX_OK
     for output, contents in zip(call.outputs, before, strict=True):
         np.testing.assert_array_equal(output.array, contents)
+
+
+def test_passes_that_make_no_sense() -> None:
+    rows = np.array([0, N - 1, N, -1, 3, 3], np.int64)
+    kept = ffi.from_buffer("int64_t[]", rows)
+    wrong = [
+        *(({"n_layers": n}, "n_layers") for n in (0, -1, -LARGEST)),
+        *(({"kept": kept, "n_kept": n}, "n_kept") for n in (-1, N + 1, LARGEST)),
+        ({"kept": kept, "n_kept": 3}, "kept[2]"),
+        ({"kept": kept + 3, "n_kept": 1}, "kept[0]"),
+        ({"kept": kept + 4, "n_kept": 2}, "kept[1]"),
+        ({"layers": ffi.new("pmx_layer *[1]")}, "layers[0]"),
+        ({"caches": ffi.new("pmx_cache *[1]")}, "caches[0]"),
+    ]
+    call = run_layers(FIRST_CONTEXT)
+    before = [output.array.copy() for output in call.outputs]
+    for changed, name in wrong:
+        call = run_layers(FIRST_CONTEXT)
+        set_members(call.args["layers"], changed)
+        assert refused(call.status()).startswith(f"layers->{name}: expected ")
+        for output, contents in zip(call.outputs, before, strict=True):
+            assert output.guards_intact
+            np.testing.assert_array_equal(output.array, contents)
 
 
 # --- Weights -----------------------------------------------------------------------------------------------------

@@ -314,6 +314,30 @@ def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> 
     return call.value("observer", ffi.NULL)
 
 
+def run_layers(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Call:
+    """One layer, both halves."""
+    half, call = layer_attention(ctx, kind), Call("pmx_run_layers", ctx)
+    x, normed, ids, weights, *kv = half.want
+    _, m, _ = layer_struct(Call("", ctx), kind)
+    y = oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)])
+    call.outputs, call.want = half.outputs, [y, normed, ids, weights, *kv]
+    struct = ffi.new("pmx_layers *")
+    one_layer, one_cache = (
+        ffi.new("pmx_layer *[]", [half.args["layer"]]),
+        ffi.new("pmx_cache *[]", [half.args["cache"]]),
+    )
+    struct.layers, struct.caches, struct.n_layers = one_layer, one_cache, 1
+    chosen = [(ids.astype(np.uint8), "uint8_t *"), (weights, "float *"), (oracle.matmul(normed, m[4]), "float *")]
+    for name, (want, ctype) in zip(("choices", "choices_weights", "choices_logits"), chosen, strict=True):
+        output = Guarded(want.shape, want.dtype)
+        call.outputs.append(output)
+        call.want.append(want)
+        setattr(struct, name, pointer(output.array, ctype))
+    call.value("batch", half.args["batch"], half)
+    call._members = half._members
+    return call.value("layers", struct, one_layer, one_cache)
+
+
 N_VOCAB, ALL_BANNED = 70, 3
 
 
@@ -376,5 +400,5 @@ def sample(ctx: ops.Context) -> Call:
 
 CALLS: list[Callable[[ops.Context], Call]] = [
     *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
-    *(cache_write, attention, route, encode, sample, layer_attention, layer_experts),
+    *(cache_write, attention, route, encode, sample, layer_attention, layer_experts, run_layers),
 ]
