@@ -54,8 +54,8 @@ class Talk:
         if options.get("seed") is not None:
             options["seed"] += seed_shift
         with bar("prompt", " tokens") as progress:
-            self.asked = list(self.history.messages)
-            self.last = self.model.stream_chat(self.asked, progress=progress, **options)
+            asked = list(self.history.messages)
+            self.last, self.asked = self.model.stream_chat(asked, progress=progress, **options), asked
             self.writing = True
             try:
                 self._write(self.last)
@@ -88,10 +88,10 @@ class Talk:
         """
         import numpy as np
 
-        answer = self.last.tokens if self.last else []
+        ids = self.model.chat_format(self.options["chat_format"]).ids(self.asked) if self.last else []
+        answer = self.last.tokens[: self.model.n_ctx - len(ids)] if self.last else []  # no pass reads one beyond that
         if not answer:
             raise InvalidArgumentError("expected an answer of the model, found none yet: say something first")
-        ids = self.model.chat_format(self.options["chat_format"]).ids(self.asked)
         routing = self.model.routing([*ids, *answer])
         experts = routing.experts[len(ids) :].swapaxes(0, 1).reshape(routing.n_layers, -1)
         counts = np.array([np.bincount(layer, minlength=routing.n_experts) for layer in experts])

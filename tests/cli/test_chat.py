@@ -313,10 +313,13 @@ def test_tables_of_experts_fit_a_terminal(parts: NDArray[np.float64]) -> None:
 def test_a_full_context_is_named_with_the_way_out(start: Start) -> None:
     session = start("-c", 64, "--min-tokens", 100, "--seed", 1)
     assert "The context of 64 tokens is full; --context makes it longer, up to 2048." in say(session, FIRST)
+    routing = say(session, "/routing")
+    assert "Percent of what went to each expert" in routing
     assert say(session, SECOND) == (
         "The conversation is longer than the context of 64 tokens: /reset begins a new one, "
         "--context makes it longer, up to 2048.\n"
     )
+    assert say(session, "/routing") == routing  # still of the answer before
     say(session, "/reset")
     assert "longer than" not in say(session, SECOND)
     leave(session)
