@@ -121,8 +121,9 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.chat().
         """
         self._engine.check_open()
-        await self._compile(options)
-        return await ask_async(self._engine, self.model._conversation(messages, options, "chat()").question(n, best_of))
+        talk = self.model._conversation(messages, options, "chat()")
+        await self._compile(options, talk.prompt.begins_text)
+        return await ask_async(self._engine, talk.question(n, best_of))
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
         """Answer as chat() does, piece by piece: `async for piece in model.stream_chat(...)`.
@@ -143,10 +144,10 @@ class AsyncMixtral:
         generation = AsyncGeneration(self._engine, talk.request(streams=True))
         return AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
 
-    async def _compile(self, options: Options) -> None:
+    async def _compile(self, options: Options, begins_text: bool = False) -> None:
         """Compiles a grammar in a thread: other tasks go on."""
-        if any(options.get(name) for name in NAMES):
-            await asyncio.to_thread(self._factory.compile, options)
+        if any(options.get(name) is not None for name in NAMES):
+            await asyncio.to_thread(self._factory.compile, options, begins_text)
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token; see Mixtral.

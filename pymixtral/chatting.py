@@ -99,11 +99,12 @@ class Conversation:
     prompt: Prompt = field(init=False)
 
     def __post_init__(self) -> None:
-        for i, message in enumerate(self.messages):
-            if isinstance(message, Answer):
-                raise InvalidArgumentError(
-                    f"expected messages[{i}] to be a message, found an Answer: pass its .message"
-                )
+        if isinstance(self.messages, Sequence):  # what else they are is found with their prompt
+            for i, message in enumerate(self.messages):
+                if isinstance(message, Answer):
+                    raise InvalidArgumentError(
+                        f"expected messages[{i}] to be a message, found an Answer: pass its .message"
+                    )
         prompt = self.format.prompt(self.messages, self.tools, self.continue_final)
         object.__setattr__(self, "prompt", prompt)
 

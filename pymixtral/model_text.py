@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-from pymixtral.arguments import refuse_unknown, text_of
+from pymixtral.arguments import refuse_unknown, shown, text_of
 from pymixtral.arrays import I32, Ids
 from pymixtral.chatting import Conversation, Messages
 from pymixtral.engine.engine import Engine
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.header import Value
 from pymixtral.options import CHAT_OPTIONS, ChatOptions, Options
 from pymixtral.request_factory import RequestFactory
@@ -167,6 +168,10 @@ class ModelText:
         refuse_unknown(options, CHAT_OPTIONS, call, _ADVICE)
         given: dict[str, Any] = dict(options)
         variables = given.pop("template_variables", None) or {}
+        if not isinstance(variables, Mapping):
+            raise InvalidArgumentError(
+                f"expected template_variables to be a mapping of names to values, found {shown(variables)}"
+            )
         format = self.chat_format(given.pop("chat_format", None)).with_variables(variables)
         tools, continue_final = given.pop("tools", None) or None, given.pop("continue_final", False)
         return Conversation(self._factory, format, messages, tools, continue_final, cast("Options", given))

@@ -123,6 +123,9 @@ class RequestFactory:
             if begins_text is None:
                 begins_text = not any(tokenizer.has_text(i) for i in ids.tolist())
             decoder = tokenizer.stream(begins_text=begins_text)
+        matcher = None
+        if grammar:
+            matcher = self._grammars.matcher(grammar, eos_ids | stop_ids, begins_text=bool(begins_text))
         return Continuation(
             ids,
             n_ctx=self.n_ctx,
@@ -136,7 +139,7 @@ class RequestFactory:
             n_prompt_logprobs=_n_logprobs("prompt_logprobs", given.get("prompt_logprobs")),
             processor=processor,
             lookup=PromptLookup(lookup) if lookup else None,
-            matcher=self._grammars.matcher(grammar, eos_ids | stop_ids) if grammar else None,
+            matcher=matcher,
             streams=streams,
             kept=self._kept(given.get("context_shift")),
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
@@ -209,20 +212,21 @@ class RequestFactory:
             )
         return Trace(c.n_layers, c.n_experts, c.n_experts_used, full=full)
 
-    def compile(self, options: Mapping[str, Any]) -> None:
+    def compile(self, options: Mapping[str, Any], begins_text: bool = False) -> None:
         """Compile the grammar that options ask for, if they do, so that continuation() need not.
 
         This may take seconds, in which other threads go on.
 
         Args:
             options: see Options; only those of a text's form are looked at.
+            begins_text: as for continuation().
 
         Raises:
             PymixtralError: as continuation().
         """
         grammar = grammar_of(options)
         if grammar:
-            self._grammars.matcher(grammar)
+            self._grammars.matcher(grammar, begins_text=begins_text)
 
     # --- Parts ------------------------------------------------------------------------------------
 

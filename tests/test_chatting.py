@@ -197,6 +197,18 @@ def test_what_makes_no_sense_is_refused_before_anything_is_computed(demo: Mixtra
         model.stream_chat(USER, chat_format="mistral-v1")
 
 
+@pytest.mark.parametrize("wrong", [None, 5, "text", {"role": "user"}, object()])
+def test_what_is_no_list_of_messages_is_refused(demo: Mixtral, wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected messages to be a list of messages"):
+        demo.chat(wrong)
+
+
+@pytest.mark.parametrize("wrong", [5, "text", [1]])
+def test_what_is_no_mapping_of_variables_is_refused(demo: Mixtral, wrong: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expected template_variables to be a mapping"):
+        demo.chat([{"role": "user", "content": "a"}], template_variables=wrong)
+
+
 def test_an_exception_in_a_processor_reaches_its_caller(demo: Mixtral) -> None:
     def fail(_: I32, __: F32) -> None:
         raise ZeroDivisionError

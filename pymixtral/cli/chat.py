@@ -23,6 +23,7 @@ from pymixtral.cli.options import (
     tokens_option,
 )
 from pymixtral.cli.sampling import sampling_options
+from pymixtral.cli.structured import form_of, structured_options
 from pymixtral.cli.text import read_prompt
 from pymixtral.errors import InvalidArgumentError
 
@@ -36,6 +37,7 @@ Examples:
   pymixtral chat
   pymixtral chat -m mixtral-instruct.gguf --system "Answer in one sentence."
   pymixtral chat -m mixtral-instruct.gguf -p "Why is the sky blue?"
+  pymixtral chat -p "Is the wolf good?" --choice yes --choice no
   printf 'Who are you?\\nAnd who am I?\\n' | pymixtral chat --seed 1 --json"""
 )
 @model_option
@@ -48,6 +50,7 @@ Examples:
     help=f"The form of the conversation: {', '.join(CHAT_FORMATS)}.  [default: the one that fits the model]",
 )
 @tokens_option("max_tokens", 1, default=1024, show_default=True, help="Tokens of an answer at most.")
+@structured_options
 @sampling_options
 @context_option(runs=True)
 @threads_option
@@ -72,7 +75,7 @@ def chat(
     expert_min_p: float,
     overrides: dict[str, Override],
     as_json: bool,
-    **sampling: Any,
+    **others: Any,
 ) -> None:
     """Talk with a model.
 
@@ -84,8 +87,11 @@ def chat(
     a line is a command. Answers go to standard output, all else to standard error. With --json each
     answer is a line of JSON.
 
+    With --json-schema, --json-object, --regex, --choice or --lark every answer has that form.
+
     Without a model, a demo answers that knows nothing but the words of tales.
     """
+    form = form_of(ctx, others)
     messages: Iterable[str] | None = None  # those that are typed
     if prompt is not None or file is not None:
         messages = [read_prompt(ctx, prompt, file)]
@@ -108,7 +114,7 @@ def chat(
         overrides=overrides,
     ) as engine:
         engine.chat_format(chat_format)  # a model without one is refused before anything is read
-        options = {"chat_format": chat_format, "max_tokens": max_tokens, **sampling}
+        options = {"chat_format": chat_format, "max_tokens": max_tokens, **form, **others}
         talk = Talk(engine, history, options, as_json=as_json)
         if messages is None:
             converse(talk, ctx.command)

@@ -14,6 +14,7 @@ from types import FrameType
 import click
 
 from pymixtral.cli import in_options
+from pymixtral.cli.routing import table
 from pymixtral.cli.talk import Talk
 from pymixtral.cli.text import note
 from pymixtral.cli.work import n_tokens, note_lines, summary
@@ -34,6 +35,7 @@ _COMMANDS = {
     "/save": ("[FILE]", "write the messages to a file; without FILE, to the last one"),
     "/load": ("FILE", "go on with the messages of a file"),
     "/stats": ("", "show the length of the conversation and the last speed"),
+    "/routing": ("", "show how often each expert was chosen for the last answer"),
 }
 
 _MORE_HELP = '''
@@ -176,6 +178,15 @@ class _Terminal:
             n = stats.prompt_tokens + stats.generated_tokens
             note(f"context: {n} of {n_tokens(self._talk.model.n_ctx)}, {stats.cached_tokens} of them from the cache")
             note_lines(summary(self._talk.last.generation))
+        return False
+
+    def _routing(self, _: str) -> bool:
+        config = self._talk.model.config
+        if config.n_experts == 1:
+            note("The model is dense: it has no experts to choose from.")
+            return False
+        note_lines(table(self._talk.shares()))
+        note(f"Percent of what went to each expert; every token has {config.n_experts_used} of them in a layer.")
         return False
 
     def _n_messages(self) -> str:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 from pymixtral.cli.history import History
 from pymixtral.cli.text import note, write_data, write_json
 from pymixtral.cli.work import bar, full, n_tokens, plain_stats
+from pymixtral.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from pymixtral.arrays import F64
     from pymixtral.chatting import AnswerStream
     from pymixtral.mixtral import Mixtral
 
@@ -28,12 +30,14 @@ class Talk:
         history: see above.
         options: see above.
         last: the last answer, which may still be written; None before the first.
+        asked: the messages that it answers.
         writing: whether it is.
     """
 
     def __init__(self, model: Mixtral, history: History, options: Mapping[str, Any], *, as_json: bool) -> None:
         self.model, self.history, self.options, self._as_json = model, history, options, as_json
         self.last: AnswerStream | None = None
+        self.asked: list[dict[str, str]] = []
         self.writing = False
 
     def answer(self, seed_shift: int = 0) -> None:
@@ -50,7 +54,8 @@ class Talk:
         if options.get("seed") is not None:
             options["seed"] += seed_shift
         with bar("prompt", " tokens") as progress:
-            self.last = self.model.stream_chat(self.history.messages, progress=progress, **options)
+            asked = list(self.history.messages)
+            self.last, self.asked = self.model.stream_chat(asked, progress=progress, **options), asked
             self.writing = True
             try:
                 self._write(self.last)
@@ -68,6 +73,30 @@ class Talk:
             note(f"The answer ends after {n_tokens(self.options['max_tokens'])}; -n makes it longer.")
         elif answer.finish_reason == "stop" and not answer.content:
             note("The model has nothing to say.")
+
+    def shares(self) -> F64:
+        """Compute how often each expert was chosen for the tokens of the last answer.
+
+        The answer is read once more: its prompt may have been in the cache, which has no experts.
+
+        Returns:
+            float64 [n_layers, n_experts]; each layer adds up to 1.
+
+        Raises:
+            InvalidArgumentError: if there is no answer, or nothing in it.
+            UnsupportedError: for a dense model.
+        """
+        import numpy as np
+
+        ids = self.model.chat_format(self.options["chat_format"]).ids(self.asked) if self.last else []
+        answer = self.last.tokens[: self.model.n_ctx - len(ids)] if self.last else []  # no pass reads one beyond that
+        if not answer:
+            raise InvalidArgumentError("expected an answer of the model, found none yet: say something first")
+        routing = self.model.routing([*ids, *answer])
+        experts = routing.experts[len(ids) :].swapaxes(0, 1).reshape(routing.n_layers, -1)
+        counts = np.array([np.bincount(layer, minlength=routing.n_experts) for layer in experts])
+        shares: F64 = counts / experts.shape[1]
+        return shares
 
     def stop(self) -> None:
         """End the answer soon, where it is. A signal handler may call this."""

@@ -66,7 +66,8 @@ def grammar_of(options: Mapping[str, Any]) -> Grammar | None:
         InvalidArgumentError: for several of the arguments, another type, what is no JSON, and more than
             MAX_TEXT characters.
     """
-    given = [name for name in NAMES if options.get(name) is not None and options[name] is not False]
+    none: dict[str, Any] = {"json_object": False}
+    given = [name for name in NAMES if options.get(name) is not None and options[name] is not none.get(name)]
     if not given:
         return None
     if len(given) > 1:

@@ -6,6 +6,7 @@ tokens, and one id beyond them that ends a text, so that the ends of texts are t
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -53,6 +54,7 @@ class Matcher:
         n_vocab: size of the vocabulary.
         end_ids: tokens that end the text. They may do so where the grammar allows an end.
         spelled_ids: those of them that have a text, which a grammar could mean.
+        first_ids: the only ones that may come first; none: all that the grammar allows.
 
     Attributes:
         complete: whether the text is complete and nothing can follow.
@@ -65,6 +67,7 @@ class Matcher:
         n_vocab: int,
         end_ids: Iterable[int] = (),
         spelled_ids: Iterable[int] = (),
+        first_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.complete = False
         self._matcher = matcher
@@ -73,6 +76,7 @@ class Matcher:
         self._address, self._n_bytes = self._buffer.ctypes.data, self._buffer.nbytes
         self._words = self._buffer[: (n_vocab + 31) // 32]
         self._ends = _bits(end_ids, len(self._words))
+        self._first = _bits(first_ids, len(self._buffer)) if first_ids else None
         self._no_text = ~_bits([*spelled_ids, n_vocab], len(self._buffer))  # n_vocab is the library's end
 
     def mask(self) -> U32 | None:
@@ -90,6 +94,8 @@ class Matcher:
         if self._matcher.is_error():
             raise self._error()
         self._buffer &= self._no_text
+        if self._first is not None:
+            self._buffer &= self._first
         accepts = self._matcher.is_accepting()
         if not self._words.any():
             if not accepts:
@@ -111,17 +117,18 @@ class Matcher:
         """
         if not self._matcher.consume_token(token):
             raise self._error()
+        self._first = None
         self.complete = self._matcher.is_stopped()
         if self.complete and self._matcher.is_error():
             raise self._error()
 
     def forced(self) -> list[int]:
         """The next tokens, as far as the grammar leaves no choice. mask() allows just these."""
-        return self._matcher.compute_ff_tokens()
+        return self._matcher.compute_ff_tokens() if self._first is None else []
 
     def n_allowed(self, tokens: list[int]) -> int:
         """Count how many of some tokens may follow one after the other."""
-        return self._matcher.validate_tokens(tokens)
+        return self._matcher.validate_tokens(tokens) if self._first is None else 0
 
     def _error(self) -> InvalidArgumentError:
         return refused(self._grammar, self._matcher.get_error())
@@ -138,14 +145,16 @@ class Grammars:
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._vocabulary: LLTokenizer | None = None
-        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Grammar, bool], LLMatcher] = OrderedDict()
 
-    def matcher(self, grammar: Grammar, end_ids: Iterable[int] = ()) -> Matcher:
+    def matcher(self, grammar: Grammar, end_ids: Iterable[int] = (), *, begins_text: bool = False) -> Matcher:
         """Make what follows a text through a grammar. The model's first one takes a second.
 
         Args:
             grammar: what the text has to match.
             end_ids: tokens that end the text. They may do so where the grammar allows an end.
+            begins_text: whether the space that the tokenizer puts before a text is none of the text's.
+                The tokens then begin with that space, as the model was trained.
 
         Returns:
             A new matcher.
@@ -156,20 +165,24 @@ class Grammars:
             UnsupportedError: if llguidance is not installed.
             NativeError: if the system has no thread or memory left.
         """
+        prefix_ids = self._tokenizer.prefix_ids if begins_text else frozenset()
+        spaced = any(self._tokenizer.token_bytes(id) == b" " for id in prefix_ids)
+        key = grammar, spaced
         with self._lock:
             vocabulary = self._vocabulary = self._vocabulary or _vocabulary(self._tokenizer, grammar.option)
-            compiled = self._compiled.get(grammar)
+            compiled = self._compiled.get(key)
         if compiled is None:
-            compiled = _compiled(vocabulary, grammar, self._tokenizer.n_vocab)
+            compiled = _compiled(vocabulary, grammar, self._tokenizer.n_vocab, spaced=spaced)
         with self._lock:
-            self._compiled[grammar] = compiled
-            self._compiled.move_to_end(grammar)
+            self._compiled[key] = compiled
+            self._compiled.move_to_end(key)
             if len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
             copy = compiled.deep_copy()
         end_ids = list(end_ids)
         spelled_ids = [id for id in end_ids if self._tokenizer.has_text(id)]
-        return Matcher(copy, grammar, self._tokenizer.n_vocab, end_ids, spelled_ids)
+        first_ids = prefix_ids if spaced else frozenset()
+        return Matcher(copy, grammar, self._tokenizer.n_vocab, end_ids, spelled_ids, first_ids)
 
 
 class _Vocabulary:
@@ -256,8 +269,15 @@ def _limits() -> LLParserLimits:
     )
 
 
-def _compiled(vocabulary: LLTokenizer, grammar: Grammar, n_vocab: int) -> LLMatcher:
-    """A grammar at the beginning of a text, with its first mask, which shows whether there is a text."""
+def _compiled(vocabulary: LLTokenizer, grammar: Grammar, n_vocab: int, *, spaced: bool) -> LLMatcher:
+    """A grammar at the beginning of a text, with its first mask, which shows whether there is a text.
+
+    Args:
+        vocabulary: the model's.
+        grammar: what to compile.
+        n_vocab: size of the vocabulary.
+        spaced: whether a space comes first.
+    """
     from llguidance import LLMatcher
 
     results: list[LLMatcher | BaseException] = []
@@ -275,6 +295,10 @@ def _compiled(vocabulary: LLTokenizer, grammar: Grammar, n_vocab: int) -> LLMatc
                 raise refused(grammar, matcher.get_error())
             if Matcher(matcher, grammar, n_vocab).mask() is None:
                 raise refused(grammar, "only the empty text matches it")
+            if spaced:
+                matcher = LLMatcher(vocabulary, _behind_a_space(text), log_level=0, limits=_limits())
+                if matcher.is_error():
+                    raise refused(grammar, matcher.get_error())
             results.append(matcher)
         except BaseException as error:  # a panic of the library is none of Exception
             results.append(error)
@@ -297,6 +321,17 @@ def _compiled(vocabulary: LLTokenizer, grammar: Grammar, n_vocab: int) -> LLMatc
     if isinstance(result, BaseException):
         raise refused(grammar, str(result)) from result
     return result
+
+
+def _behind_a_space(text: str) -> str:
+    """The library's grammar of the texts of another, each behind a space."""
+    try:
+        grammars = json.loads(text)["grammars"]
+    except ValueError:  # that of a Lark grammar is the grammar itself
+        grammars = [{"lark_grammar": text}]
+    first, *others = grammars
+    space = {"name": "space", "lark_grammar": 'start: " " @text'}
+    return json.dumps({"grammars": [space, first | {"name": "text"}, *others]})
 
 
 @contextmanager

@@ -8,6 +8,7 @@ names of tokens. Names, the begin of a text and decoding are the same for both, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -370,6 +371,11 @@ class Tokenizer:
             The decoder.
         """
         return StreamDecoder(self.token_bytes, self._model.has_prefix, begins_text and self._dummy_prefix)
+
+    @cached_property
+    def prefix_ids(self) -> frozenset[int]:
+        """The ids that lose a space where they begin a text; none if the model wants no space there."""
+        return frozenset(id for id, has in enumerate(self._model.has_prefix) if has and self._dummy_prefix)
 
     def has_text(self, id: int) -> bool:
         """Say whether an id has text.

@@ -144,9 +144,10 @@ class ToolCallParser:
             self._tokens = {id: name for name, id in ids.items() if id is not None}
         self._mark = syntax.begin if syntax and not syntax.token else ""  # that text may spell out
         self._take_one = self._between if syntax and not syntax.begin else self._in_text
-        self._held = ""  # text that may begin the mark, or space that may stand before a call
+        self._part = ""  # text that may begin the mark
+        self._space: list[str] = []  # what stands before that and may stand before a call
         self._raw = ""  # what was written since the mark, or since the last call
-        self._behind = ""  # what was written since the object of a call
+        self._behind = ""  # what was written since the object of a call, from the first that is no space on
         self._call: _Call | None = None
         self._n_begun = 0
         self._after_call = False
@@ -199,8 +200,7 @@ class ToolCallParser:
             self._complete()
         elif self._take_one != self._in_text:
             self._fail()
-        self._write(self._held)
-        self._held = ""
+        self._write(self._held())
         return self._flushed()
 
     def _take(self, text: str) -> None:
@@ -210,28 +210,35 @@ class ToolCallParser:
     # --- Text -------------------------------------------------------------------------------------
 
     def _in_text(self, character: str) -> None:
-        self._held += character
-        if self._mark and self._held.endswith(self._mark):
-            self._held = self._held[: -len(self._mark)]
+        self._part += character
+        if self._mark and self._part == self._mark:
+            self._part = ""
             self._begin()
             return
-        longest = min(len(self._held), max(len(self._mark) - 1, 0))
-        kept = next((n for n in range(longest, 0, -1) if self._mark.startswith(self._held[-n:])), 0)
-        certain = self._held[: len(self._held) - kept]
-        if self._syntax and self._syntax.begin:
-            certain = certain.rstrip()  # space that a call may follow
-        self._write(certain)
-        self._held = self._held[len(certain) :]
+        longest = min(len(self._part), max(len(self._mark) - 1, 0))
+        kept = next((n for n in range(longest, 0, -1) if self._mark.startswith(self._part[-n:])), 0)
+        at = len(self._part) - kept
+        certain, self._part = self._part[:at], self._part[at:]
+        text = certain.rstrip() if self._syntax and self._syntax.begin else certain  # a call may follow space
+        if text:
+            self._write("".join(self._space) + text)
+            self._space = []
+        if len(text) < len(certain):
+            self._space.append(certain[len(text) :])
+
+    def _held(self) -> str:
+        """Takes what is held back."""
+        text = "".join(self._space) + self._part
+        self._space, self._part = [], ""
+        return text
 
     def _begin(self) -> None:
         """The mark of calls was found."""
         assert self._syntax
         if self._take_one != self._in_text:  # a second one
             self._fail()
-        text = self._held.rstrip()
-        self._write(text)
-        self._raw = self._held[len(text) :] + self._syntax.begin
-        self._held, self._take_one = "", self._between
+        self._raw = self._held() + self._syntax.begin
+        self._take_one = self._between
 
     # --- Calls ------------------------------------------------------------------------------------
 
@@ -256,11 +263,11 @@ class ToolCallParser:
         assert call
         self._raw += character
         if call.ended():
-            self._behind += character
-            behind = self._behind.lstrip()
-            if behind == call.syntax.end:
+            if self._behind or not character.isspace():
+                self._behind += character
+            if self._behind == call.syntax.end:
                 self._complete()
-            elif not call.syntax.end.startswith(behind):
+            elif not call.syntax.end.startswith(self._behind):
                 self._fail(character)
             return
         events = call.feed(character)

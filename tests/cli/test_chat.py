@@ -5,22 +5,31 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
 from pymixtral import InvalidArgumentError, Mixtral, OutputError
 from pymixtral.cli.history import History
+from pymixtral.cli.routing import table
 from pymixtral.demo import demo_chat_path
+from pymixtral.escapes import escaped
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.quantize import quantize
+from support.checkpoints import Shape, make_checkpoint
 from support.command_line import COMMAND, DEMO_NOTE, refused, run
 from support.ggufs import rewrite
+from support.paths import DATA
 from support.terminal import Session
 
 HOSTILE = "\x1b[2J\x9b31m\x7f\u202e\u2066"
@@ -257,13 +266,60 @@ def test_what_makes_no_sense_is_a_line_and_nothing_is_lost(start: Start) -> None
     leave(session)
 
 
+def test_routing_shows_the_experts_of_the_last_answer(start: Start, demo: Mixtral) -> None:
+    session = start(*LINE)
+    assert "found none yet" in say(session, "/routing")
+    say(session, FIRST)
+    found = say(session, "/routing").splitlines()
+    tokens = demo.chat(told(FIRST), max_tokens=40, seed=5).completion.tokens
+    experts = demo.routing([*demo.chat_format().ids(told(FIRST)), *tokens]).experts[-len(tokens) :]
+    assert re.fullmatch("expert( +[0-7]){8}", found[0])
+    assert len(found) == demo.config.n_layers + 2
+    assert max(map(len, found)) < 80
+    for i, line in enumerate(found[1:-1]):
+        layer, *percents = map(int, re.findall(r"\d+", line))
+        answer = experts[:, i].ravel().tolist()
+        assert layer == i
+        assert percents == [round(100 * answer.count(expert) / len(answer)) for expert in range(8)]
+    leave(session)
+
+
+def test_a_dense_model_routes_nothing(start: Start, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_experts=0, n_vocab=4096), seed=1)
+    shutil.copy(DATA / "tiny-mixtral" / "tokenizer.model", tmp_path / "hf")
+    quantize(tmp_path / "hf", tmp_path / "m.gguf", "f16", progress=False)
+    session = start("-m", tmp_path / "m.gguf", "--chat-format", "mistral-v1")
+    assert say(session, "/routing") == "The model is dense: it has no experts to choose from."
+    leave(session)
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 256)), elements=st.floats(1e-9, 1)))
+def test_tables_of_experts_fit_a_terminal(parts: NDArray[np.float64]) -> None:
+    shares = parts / parts.sum(axis=1, keepdims=True)
+    head, *lines = table(shares).splitlines()
+    assert max(map(len, (head, *lines))) < 80
+    assert escaped(table(shares), keep="\n") == table(shares)
+    n_layers, n_experts = shares.shape
+    if n_experts > 12:
+        rows = re.findall(r"^ +\d+  ((?:.*)(?:\n {7}.*)*)", "\n".join(lines), re.M)
+        assert len(rows) == n_layers
+    else:
+        assert [int(line.split()[0]) for line in lines] == list(range(n_layers))
+        for line, layer in zip(lines, shares, strict=True):
+            found = [int(number) for number in re.findall(r"\d+", line)[1:]]
+            assert found == [round(100 * share) for share in layer.tolist()]
+
+
 def test_a_full_context_is_named_with_the_way_out(start: Start) -> None:
     session = start("-c", 64, "--min-tokens", 100, "--seed", 1)
     assert "The context of 64 tokens is full; --context makes it longer, up to 2048." in say(session, FIRST)
+    routing = say(session, "/routing")
+    assert "Percent of what went to each expert" in routing
     assert say(session, SECOND) == (
         "The conversation is longer than the context of 64 tokens: /reset begins a new one, "
         "--context makes it longer, up to 2048.\n"
     )
+    assert say(session, "/routing") == routing  # still of the answer before
     say(session, "/reset")
     assert "longer than" not in say(session, SECOND)
     leave(session)
@@ -366,6 +422,27 @@ def test_each_answer_is_a_line_of_json(demo: Mixtral) -> None:
     assert (first["content"], first["finish_reason"]) == (expected.content, expected.finish_reason)
     assert second["content"] == answer(demo, told(FIRST, first["content"], SECOND))
     assert second["stats"]["cached_tokens"] > first["stats"]["prompt_tokens"]
+
+
+def test_answers_have_the_form_that_is_asked_for(start: Start, demo: Mixtral, tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
+    schema["additionalProperties"] = False
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    result = run("chat", "--json-schema", tmp_path / "schema.json", "--seed", 1, input=f"{FIRST}\n{SECOND}\n")
+    first, second = map(json.loads, result.stdout.splitlines())
+    assert {first["legs"], second["legs"]} <= {2, 4}
+    session = start("--choice", "yes", "--choice", "no", "--seed", 1)
+    expected = demo.chat(told(FIRST), choice=["yes", "no"], seed=1).content
+    assert say(session, FIRST) == f"{expected}\n"
+    assert say(session, "/retry") in ("yes\n", "no\n")
+    leave(session)
+    ask = ["chat", "-m", demo_chat_path(), "-p", FIRST]
+    refused(run(*ask, "--choice", "a", "--regex", "b"), "--regex and --choice")
+    refused(run(*ask, "--regex", "("), "expected regex to be a grammar")
+    (tmp_path / "schema.json").write_text('{"type": "hiccup"}', encoding="utf-8")
+    refused(run(*ask, "--json-schema", tmp_path / "schema.json"), "--json-schema", "hiccup")
+    (tmp_path / "schema.json").write_text("none", encoding="utf-8")
+    refused(run(*ask, "--json-schema", tmp_path / "schema.json", "-m", tmp_path / "none"), "no JSON")
 
 
 def test_an_answer_comes_before_the_next_line_is_read() -> None:

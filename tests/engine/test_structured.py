@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 from jsonschema import validate
 
 from pymixtral import AsyncMixtral, Completion, InvalidArgumentError, Mixtral
 from pymixtral.demo import demo_path
 from pymixtral.engine import generation
 from pymixtral.quantize import quantize
+from pymixtral.sampling.grammar import grammar_of
 from support.bpe import tokenizer_json, trained
 from support.checkpoints import Shape, make_checkpoint
 
@@ -205,6 +207,51 @@ def test_conversations_have_it_too(demo: Mixtral) -> None:
     )
     validate(json.loads(answer.content), PERSON)
     assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"regex": " [a-z]{3,9}"},
+        {"regex": "[^a-z]{4}"},
+        {"regex": " {0,2}[a-z]{3}"},
+        {"choice": [" yes", "  no"]},
+        {"lark": 'start: " " /[a-z]{2}/ " "'},
+        {"json_schema": {"enum": [1, "one", None]}},
+    ],
+    ids=str,
+)
+def test_the_space_before_a_text_is_none_of_its_form(demo: Mixtral, form: dict[str, Any]) -> None:
+    """A SentencePiece model begins a text with a space, which is not shown; what is shown has the form."""
+    chat: dict[str, Any] = {"chat_format": "mistral-v1"}
+    grammar = grammar_of(form)
+    assert grammar
+    pattern = grammar.text if "regex" in form else None
+    for seed in range(5):
+        for text in (
+            demo.chat([{"role": "user", "content": "Who is it?"}], seed=seed, **form, **chat).content,
+            demo.generate("", seed=seed, **form).text,
+            "".join(demo.stream_chat([{"role": "user", "content": "Who is it?"}], seed=seed, **form, **chat)),
+            demo.generate("Who is it?", seed=seed, **form).text,  # no text begins here
+        ):
+            if pattern:
+                assert regex.fullmatch(pattern, text), text
+            elif "choice" in form:
+                assert text in form["choice"]
+            elif "lark" in form:
+                assert regex.fullmatch(" [a-z]{2} ", text), text
+            else:
+                assert json.loads(text) in (1, "one", None)
+
+
+def test_an_answer_begins_with_the_space_that_the_model_was_trained_with(demo: Mixtral) -> None:
+    messages = [{"role": "user", "content": "Who is it?"}]
+    form = {"choice": ["yes"], "chat_format": "mistral-v1", "temperature": 0}
+    answer = demo.chat(messages, **form)
+    assert (answer.content, answer.finish_reason) == ("yes", "stop")
+    assert answer.completion.tokens == demo.tokenize("yes", add_bos=False)
+    same = asyncio.run(AsyncMixtral(demo).chat(messages, **form))
+    assert same.completion.tokens == answer.completion.tokens
 
 
 # --- The same bits ------------------------------------------------------------------------------------------------

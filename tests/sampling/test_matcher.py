@@ -398,3 +398,10 @@ def test_a_schema_is_the_same_as_its_text() -> None:
     assert grammar_of({"json_schema": schema}) == grammar_of(
         {"json_schema": ' {"type": "object",\n"properties":{"b":{},"a":{}}} '}
     )
+
+
+@pytest.mark.parametrize("name", ["json_schema", "regex", "choice", "lark"])
+def test_false_is_no_grammar_and_not_none_either(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"expected {name} to be"):
+        grammar_of({name: False})
+    assert grammar_of({"json_object": False}) is None

@@ -19,6 +19,10 @@ def run(arguments: list[str], folder: Path) -> str:
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": commands, "PYTHONUTF8": "1"}
     environment.pop("PYMIXTRAL_MODEL", None)  # the reader has set none
+    environment |= {
+        "LLM_USER_PATH": str(folder / "llm"),
+        "LLM_LOAD_PLUGINS": "pymixtral",
+    }  # and uses llm for this alone
     done = subprocess.run(
         arguments, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=SECONDS
     )

@@ -320,3 +320,22 @@ def test_what_is_no_json_is_refused(text: str) -> None:
 def test_depth_is_bounded() -> None:
     assert scanned("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert not scanned("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize(
+    ("syntax", "text"),
+    [
+        (HERMES, "a" + " \n" * 500_000 + "b"),
+        (HERMES, " " * 1_000_000),
+        (HERMES, CALL + "\t" * 1_000_000),
+        (HERMES, f"<tool_call>{CALL}" + " " * 1_000_000 + "x"),
+        (MISTRAL, "a" + " " * 1_000_000 + "b"),
+    ],
+    ids=["between", "alone", "behind text", "behind a call", "mistral"],
+)
+def test_long_space_takes_no_longer_than_other_text(syntax: Syntax, text: str) -> None:
+    """One step of each character that looked at all space before it would take hours here."""
+    parser = ToolCallParser(syntax)
+    parser.push_text(text)
+    parser.finish()
+    assert (parser.text, parser.calls) == (text, [])
