@@ -35,6 +35,7 @@ _COMMANDS = {
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits, and how fast it can be."),
+    "deploy": ("pymixtral.cli.deploy", "Show the smallest machines of clouds that hold a model."),
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "quantize": ("pymixtral.cli.quantize", "Write a checkpoint as a GGUF file."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize --imatrix."),

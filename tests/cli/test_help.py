@@ -211,6 +211,7 @@ def completed(words: str, more: str = "") -> list[str]:
         ("pymixtral generate --kv-type q", ["plain,q8_0"]),
         ("pymixtral quantize --type q2", ["plain,q2_k"]),
         ("pymixtral plan --params 8", ["plain,8x7b", "plain,8x22b"]),
+        ("pymixtral deploy --for 8x22b-q4_k", ["plain,8x22b-q4_k_m", "plain,8x22b-q4_k_s"]),
         ("pymixtral generate -m ", ["file,"]),
         ("pymixtral inspect ", ["file,"]),
     ],

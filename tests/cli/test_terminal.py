@@ -74,6 +74,7 @@ LINES = {
     "bench": ["-m", MODEL, "--prompt-tokens", 2, "-n", 1, "-r", 1],
     "inspect": [MODEL],
     "plan": [MODEL],
+    "deploy": ["--for", MODEL],
     "doctor": [],
     "quantize": [NAME, f"{NAME}.q8_0", "--force"],
     "calibrate": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "-o", f"{NAME}.imatrix", "--force"],

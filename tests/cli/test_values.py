@@ -50,6 +50,7 @@ def lines(
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
         "inspect": ["inspect", str(tiny_q8_0)],
         "plan": ["plan", str(tiny_q8_0)],
+        "deploy": ["deploy", "--for", str(tiny_q8_0)],
         "quantize": ["quantize", str(tiny_checkpoint), "model.gguf"],
         "calibrate": ["calibrate", *model, *text, "-o", "imatrix"],
         "convert-layout": ["convert-layout", str(tiny_q8_0), "parts.gguf"],
