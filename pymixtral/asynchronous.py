@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from pymixtral.arguments import integer
 from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AsyncAnswerStream, Messages
 from pymixtral.engine.asking import ask_async
@@ -17,7 +18,7 @@ from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import Score, embeddings, generations, logits, scores
+from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, scores
 from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
@@ -102,6 +103,30 @@ class AsyncMixtral:
         self._engine.check_open()
         return AsyncGeneration(self._engine, self._factory.continuation(prompt, options, streams=True))
 
+    def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
+        """Generate several texts of a prompt at the same time, piece by piece.
+
+        Args:
+            prompt: a text, or token ids. It is computed once.
+            n: how many texts, 1 to 128.
+            **options: see pymixtral.Options.
+
+        Returns:
+            An asynchronous iterator for each of the texts that generate() gives with this n.
+
+        Raises:
+            PymixtralError: as stream().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        return AsyncGeneration.several(
+            self._engine,
+            [
+                self._factory.continuation(prompt, options, streams=True, seed_index=i)
+                for i in range(integer("n", n, 1, MAX_SAMPLES))
+            ],
+        )
+
     async def chat(
         self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
     ) -> Answer:
@@ -138,9 +163,30 @@ class AsyncMixtral:
             RuntimeError: if no event loop runs.
         """
         self._engine.check_open()
+        return self.stream_chats(messages, 1, **options)[0]
+
+    def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
+        """Write several answers at the same time, piece by piece.
+
+        Args:
+            messages: as for chat(). The conversation is computed once.
+            n: how many answers, 1 to 128.
+            **options: as for chat().
+
+        Returns:
+            An asynchronous iterator for each of the answers that chat() gives with this n.
+
+        Raises:
+            PymixtralError: as stream_chat().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
         talk = self.model._conversation(messages, options, "stream_chat()")
-        generation = AsyncGeneration(self._engine, talk.request(streams=True))
-        return AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+        requests = [talk.request(streams=True, seed_index=i) for i in range(integer("n", n, 1, MAX_SAMPLES))]
+        return [
+            AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+            for generation in AsyncGeneration.several(self._engine, requests)
+        ]
 
     async def _compile(self, options: Options) -> None:
         """Compiles a grammar in a thread: other tasks go on."""
