@@ -83,7 +83,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.generate().
         """
         self._engine.check_open()
-        await self._compile(options)
+        await self.compile(options)
         return await ask_async(self._engine, generations(self._factory, prompt, n, best_of, options))
 
     def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
@@ -145,7 +145,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.chat().
         """
         self._engine.check_open()
-        await self._compile(options)
+        await self.compile(options)
         return await ask_async(self._engine, self.model._conversation(messages, options, "chat()").question(n, best_of))
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
@@ -188,8 +188,17 @@ class AsyncMixtral:
             for generation in AsyncGeneration.several(self._engine, requests)
         ]
 
-    async def _compile(self, options: Options) -> None:
-        """Compiles a grammar in a thread: other tasks go on."""
+    async def compile(self, options: Options) -> None:
+        """Compile the grammar that options ask for, in a thread, so that other tasks go on.
+
+        generate() and chat() do so themselves. stream() and stream_chat() find what is compiled.
+
+        Args:
+            options: see pymixtral.Options; only those of a text's form are looked at.
+
+        Raises:
+            PymixtralError: for a grammar that is not right.
+        """
         if any(options.get(name) for name in NAMES):
             await asyncio.to_thread(self._factory.compile, options)
 

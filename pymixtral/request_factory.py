@@ -344,7 +344,8 @@ class RequestFactory:
         most = self.config.n_ctx_train
         advice = f"or raise n_ctx, up to {most}" if self.n_ctx < most else "as the model was trained for no more"
         return ContextLengthError(
-            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {n_tokens}{or_more}: shorten the text, {advice}",
+            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {n_tokens}{or_more}: shorten the text, "
+            f"{advice}",
             n_tokens,
             self.n_ctx,
         )
