@@ -40,6 +40,32 @@ def calls_of(answer: Answer, plan: ToolPlan) -> tuple[str, list[dict[str, Any]]]
     return answer.content, [call_of(call.id, call.name, call.arguments) for call in calls]
 
 
+async def events_of(answer: AsyncAnswerStream, plan: ToolPlan) -> AsyncIterator[Event]:
+    """Read an answer as pieces of text and of calls.
+
+    Args:
+        answer: the model's.
+        plan: what the request wants of tools. If it wants one call at most, the answer ends with it.
+
+    Yields:
+        The events.
+    """
+    if not plan.forced:
+        async for event in answer.events():
+            yield event
+            if isinstance(event, CallEnds) and not plan.parallel:
+                answer.cancel()
+                async for _ in answer.events():
+                    pass
+        return
+    reader = ForcedCalls(plan)
+    async for text in answer.generation:
+        for event in reader.push(text):
+            yield event
+    for event in reader.finish():
+        yield event
+
+
 def _choice(index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names: TokenTexts) -> dict[str, Any]:
     completion = answer.completion
     content, calls = calls_of(answer, plan)
@@ -65,7 +91,7 @@ def _ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, A
     if called and end["finish_reason"] == "stop":
         end["finish_reason"] = "stop" if plan.name is not None else "tool_calls"
     elif called and not plan.forced:
-        end["finish_reason"] = "tool_calls"
+        end = {"finish_reason": "tool_calls", "stop_reason": None}
     return end
 
 
@@ -103,7 +129,7 @@ class _Deltas:
             far as "n".
         """
         yield self._choice({"role": "assistant", "content": None})
-        async for event in self._forced() if self._plan.forced else self._answer.events():
+        async for event in events_of(self._answer, self._plan):
             if isinstance(event, TextPiece):
                 yield self._choice({"content": event.text})
             elif isinstance(event, CallBegins):
@@ -111,24 +137,12 @@ class _Deltas:
                 yield self._choice({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
             elif isinstance(event, ArgumentsPiece):
                 yield self._choice({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
-            elif isinstance(event, CallEnds) and not self._plan.parallel:
-                self._answer.cancel()
-                yield self._choice({}) | {"finish_reason": "tool_calls", "stop_reason": None}
-                return
             else:
                 self._n_calls -= not isinstance(event, CallEnds)
         completion = self._answer.generation.completion
         assert completion
         self._work.finished(completion)
         yield self._choice({}) | _ending(completion, self._n_calls > 0, self._plan)
-
-    async def _forced(self) -> AsyncIterator[Event]:
-        reader = ForcedCalls(self._plan)
-        async for text in self._answer.generation:
-            for event in reader.push(text):
-                yield event
-        for event in reader.finish():
-            yield event
 
     def _choice(self, delta: dict[str, Any]) -> dict[str, Any]:
         body, generation = self._body, self._answer.generation

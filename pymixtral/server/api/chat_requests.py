@@ -216,7 +216,7 @@ class ChatRequest(TemplateFields, WritingBody):
                     400, f"expected {needs[name]}, found {getattr(self, name)}", param=name, code="invalid_value"
                 )
 
-    def arguments(self, service: Service) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    def arguments(self, service: Service) -> tuple[list[dict[str, Any]], Any]:
         """Turn the request into the arguments of Mixtral.chat().
 
         Args:

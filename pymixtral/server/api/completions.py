@@ -228,7 +228,7 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     """
     body.check()
     model = service.model
-    prompts = await body.prompts(model.model)
+    prompts: Any = await body.prompts(model.model)
     options = body.options(service)
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")
     results: Any = await model.generate(prompts, n=body.n or 1, best_of=body.best_of, **options)
@@ -260,7 +260,7 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
     body.check()
     model, n = service.model, body.n or 1
     prompts = await body.prompts(model.model)
-    options = body.options(service)
+    options: Any = body.options(service)
     await model.compile(options)
     streams = [model.streams(prompt, n, **options) for prompt in prompts]
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")

@@ -48,7 +48,7 @@ REFUSED = {
     "conversation": "no conversation is kept; send the whole conversation",
     "background": "no answer is kept",
     "include": "answers hold all that there is",
-    "prompt_template": "no prompt is kept",
+    "prompt": "no prompt is kept",
     "max_tool_calls": "the server calls no tools itself",
     "context_management": "`truncation` says what happens to a conversation that is too long",
     "dimensions": "vectors have the model's width",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -66,7 +66,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 class JSONRoute(APIRoute):
     """A route whose body is JSON, read by parse_json() and checked as its Body says."""
 
-    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Make what answers a request; see FastAPI."""
         handle = super().get_route_handler()
         kind = self.body_field.field_info.annotation if self.body_field else None

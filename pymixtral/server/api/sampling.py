@@ -26,6 +26,7 @@ _SAME = (
 """Fields that are options of the same name and meaning."""
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+StopTexts = _Stop | Annotated[list[_Stop], Field(max_length=64)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=100)]
 _Count = Annotated[Integer, Field(ge=0, lt=1 << 31)]
@@ -71,7 +72,7 @@ class WritingBody(Body):
         ]
         | None
     ) = None
-    stop: _Stop | Annotated[list[_Stop], Field(max_length=64)] | None = None
+    stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=1 << 18)] | None = None
     bad_words: Annotated[list[_Stop], Field(max_length=256)] | None = None

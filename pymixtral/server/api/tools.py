@@ -144,12 +144,13 @@ def tool_plan(tools: Sequence[Tool] | None, choice: Any, parallel: bool | None) 
     """
     chosen = list(tools or [])
     names = [tool.function.name for tool in chosen]
-    for name in names:
-        if names.count(name) > 1:
-            raise APIError(400, f"expected each tool once, found {name!r} twice", param="tools", code="invalid_value")
+    for one in names:
+        if names.count(one) > 1:
+            raise APIError(400, f"expected each tool once, found {one!r} twice", param="tools", code="invalid_value")
     if choice == "none":
         return ToolPlan()
-    forced, name = choice == "required", None
+    forced = choice == "required"
+    name: str | None = None
     if isinstance(choice, AllowedTools):
         wanted = [one.function.name for one in choice.allowed_tools.tools]
         forced = choice.allowed_tools.mode == "required"
