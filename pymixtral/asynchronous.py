@@ -17,8 +17,9 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.model.routing import Routing
 from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, scores
+from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, routings, scores
 from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
@@ -256,6 +257,23 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+
+    async def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
+        """Compute which experts the tokens of a text go to, in every layer; see Mixtral.
+
+        Args:
+            text: a text, token ids, or the messages of a conversation.
+            full: give the router's probability of every expert, too.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
+
+        Returns:
+            The experts of every token.
+
+        Raises:
+            PymixtralError: as Mixtral.routing().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, routings(self._factory, self.model._ids_of(text), full, how))
 
     async def forget(self) -> None:
         """Empty the prefix cache; see Mixtral.

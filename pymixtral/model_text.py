@@ -173,6 +173,12 @@ class ModelText:
 
     _formats: dict[str | None, ChatFormat]
 
+    def _ids_of(self, text: str | Ids | Messages) -> str | Ids:
+        """A text or ids as they are; the ids of a conversation's messages."""
+        if isinstance(text, (list, tuple)) and text and isinstance(text[0], Mapping):
+            return self._conversation(text, {}, "routing()").prompt.ids
+        return cast("str | Ids", text)
+
     def _conversation(self, messages: Messages, options: ChatOptions, call: str) -> Conversation:
         """The conversation of a call, whose unknown arguments are refused in its name."""
         refuse_unknown(options, CHAT_OPTIONS, call, _ADVICE)

@@ -16,6 +16,7 @@ from pymixtral.arrays import F32, I32, Ids
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.requests import Rows
 from pymixtral.engine.speculation import PromptLookup
+from pymixtral.engine.trace import Trace
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 from pymixtral.ops import PAGE
@@ -87,7 +88,8 @@ class RequestFactory:
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
             ContextLengthError: if the prompt is longer than n_ctx.
-            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer, and
+                for routing of a dense model.
         """
         refuse_unknown(options, OPTIONS, "stream()" if streams else "generate()", "pymixtral.Options lists the options")
         given: dict[str, Any] = dict(options)
@@ -141,6 +143,7 @@ class RequestFactory:
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
             deadline=deadline_of(given.get("timeout")),
             namespace=_salt(given.get("cache_salt")),
+            trace=self.trace(given.get("routing", False)),
         )
 
     def rows(
@@ -150,6 +153,7 @@ class RequestFactory:
         reader: Callable[[int, F32], None],
         *,
         reads_hidden: bool = False,
+        trace: Trace | None = None,
         priority: int = 0,
         timeout: float | None = None,
         cache_salt: str | None = None,
@@ -161,6 +165,7 @@ class RequestFactory:
             first: the first position whose row is wanted.
             reader: takes the rows; see Rows.
             reads_hidden: see Rows.
+            trace: takes the routers' choices; None: nobody wants them.
             priority: see Options.
             timeout: see Options.
             cache_salt: see Options.
@@ -176,7 +181,34 @@ class RequestFactory:
             priority=integer("priority", priority, -(1 << 31)),
             deadline=deadline_of(timeout),
             namespace=_salt(cache_salt),
+            trace=trace,
         )
+
+    def trace(self, routing: object) -> Trace | None:
+        """Make what takes the routers' choices for a text.
+
+        Args:
+            routing: see Options.
+
+        Returns:
+            The trace, still empty; None if none is wanted.
+
+        Raises:
+            InvalidArgumentError: for another value.
+            UnsupportedError: for a dense model.
+        """
+        full = isinstance(routing, str) and routing == "full"
+        if not full and not isinstance(routing, (bool, np.bool_)):
+            raise InvalidArgumentError(f'expected routing to be True, False or "full", found {shown(routing)}')
+        if not routing:
+            return None
+        c = self.config
+        if c.n_experts == 1:
+            raise UnsupportedError(
+                f"{self.source}: expected a model with experts, found a dense one, in which nothing is routed: leave "
+                "routing out"
+            )
+        return Trace(c.n_layers, c.n_experts, c.n_experts_used, full=full)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compile the grammar that options ask for, if they do, so that continuation() need not.

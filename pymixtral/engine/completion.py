@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pymixtral.model.routing import Routing
+
 FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
 """Why a text ends: an end token or stop string, max_tokens, a full context, its caller's wish, or a
 deadline."""
@@ -92,6 +94,7 @@ class Completion:
         prompt_logprobs: of each prompt token, if they were asked for. The first is None: nothing
             predicts it.
         others: the other texts, if several of one prompt were asked for.
+        routing: the experts of each token, if they were asked for.
     """
 
     text: str
@@ -102,6 +105,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     others: tuple[Completion, ...] = ()
+    routing: Routing | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -17,6 +17,7 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.model.routing import Routing
 from pymixtral.ops import PAGE
 from pymixtral.sampling.matcher import Matcher
 from pymixtral.sampling.sampler import Sampler
@@ -319,7 +320,22 @@ class Continuation(Request):
             stop_reason,
             None if self._n_logprobs is None else self._logprobs[: len(self.tokens)],
             None if logprobs is None else [None, *logprobs.tokens],
+            routing=self.routing(len(self.tokens) + (stop_reason in self._eos_ids)),
         )
+
+    def routing(self, n_tokens: int) -> Routing | None:
+        """Make the experts of the tokens that were read to draw some of the text's.
+
+        Args:
+            n_tokens: how many tokens were drawn, with the end token if there was one.
+
+        Returns:
+            Those of the prompt, as far as it is computed, and of the tokens but the last; None if
+            nobody asked for them.
+        """
+        if self.trace is None:
+            return None
+        return self.trace.routing(self.n_prompt, self.n_prompt + max(n_tokens - 1, 0))
 
     @property
     def stats(self) -> Stats:

@@ -14,6 +14,7 @@ from pymixtral.engine.engine import Engine
 from pymixtral.engine.generation import Continuation, Piece
 from pymixtral.engine.requests import Event, Finished, Progress, Request
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.routing import Routing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +44,13 @@ class _Reader:
     def stats(self) -> Stats:
         """The work and the time so far."""
         return self._request.stats
+
+    @property
+    def routing(self) -> Routing | None:
+        """The experts of the prompt, as far as it is computed, and of the tokens that were read but the
+        last; those of the whole text once its end was read. None if they were not asked for.
+        """
+        return self.completion.routing if self.completion else self._request.routing(len(self.tokens))
 
     def cancel(self) -> None:
         """End the text soon: its finish_reason becomes "cancelled". Any thread may call this."""
