@@ -109,7 +109,9 @@ def invalid(errors: Sequence[Mapping[str, Any]], data: Any) -> APIError:
         An error with status 400 that names the first field that is wrong.
     """
     found = [(_place(error, data), error) for error in errors]
-    place, first = found[0]
+    begin = found[0][0]
+    # Of a union each kind has an error: the one that went furthest is what was meant.
+    place, first = max((one for one in found if one[0][: len(begin)] == begin), key=lambda one: _depth(one[0]))
     param = _written(place) or None
     name = param or "the body"
     if first["type"] == "extra_forbidden":
@@ -142,11 +144,33 @@ def _place(error: Mapping[str, Any], data: Any) -> tuple[str | int, ...]:
     return tuple(place)
 
 
+def _depth(place: Sequence[str | int]) -> tuple[int, list[int]]:
+    return len(place), [part for part in place if isinstance(part, int)]
+
+
 def _written(place: Sequence[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
+_WANTED = {
+    "string_type": "text",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
 def _wanted(error: Mapping[str, Any]) -> str:
+    if error["type"] in _WANTED:
+        return _WANTED[error["type"]]
+    if error["type"] == "union_tag_invalid":
+        return f"of the type {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "an object with a type"
     message = str(error["msg"])
     for before in ("Value error, expected ", "Value error, ", "Input should be "):
         if message.startswith(before):

@@ -108,12 +108,18 @@ class TextOptions(Part):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class ResponseStreamOptions(Part):
+    """There is nothing to choose."""
+
+    include_obfuscation: bool | None = None
+
+
 class ResponseRequest(Body):
     """What /v1/responses takes: the part that needs nothing that is kept between requests."""
 
     ignored = (
         *("user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_options"),
-        *("prompt_cache_retention", "safety_identifier", "moderation", "reasoning", "stream_options"),
+        *("prompt_cache_retention", "safety_identifier", "moderation", "reasoning"),
     )
     refused = (
         *("previous_response_id", "conversation", "background", "include", "prompt", "max_tool_calls"),
@@ -136,6 +142,7 @@ class ResponseRequest(Body):
     seed: Annotated[Integer, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: StopTexts | None = None
     stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None

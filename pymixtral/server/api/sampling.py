@@ -38,6 +38,7 @@ class StreamOptions(Part):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class WritingBody(Body):
