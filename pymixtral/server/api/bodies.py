@@ -6,24 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from pymixtral.arguments import shown
-from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
+from pymixtral.errors import ContextLengthError, DeadlineError, InvalidArgumentError, UnsupportedError
 from pymixtral.server.api.fields import IGNORED, REFUSED
 from pymixtral.server.errors import APIError
 
 
-def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema, and to clients that have floats alone."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[Integer, Field(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 23)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+
+
+_NULL = {"type": "null"}
 
 
 def _schema_of(schema: dict[str, Any], model: type[BaseModel]) -> None:
@@ -34,6 +31,8 @@ def _schema_of(schema: dict[str, Any], model: type[BaseModel]) -> None:
             properties[name] = {"description": f"Has no effect: {IGNORED[name]}."}
         for name in model.refused:
             properties[name] = {"type": "null", "description": f"Is refused: {REFUSED[name]}."}
+        if model.one_of:
+            schema["oneOf"] = [{"required": [name], "properties": {name: {"not": _NULL}}} for name in model.one_of]
 
 
 class Part(BaseModel):
@@ -48,10 +47,12 @@ class Body(Part):
     Attributes:
         ignored: names of IGNORED that it may have.
         refused: names of REFUSED that clients may send.
+        one_of: fields of which a request has one.
     """
 
     ignored: ClassVar[tuple[str, ...]] = ()
     refused: ClassVar[tuple[str, ...]] = ()
+    one_of: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def prepared(cls, data: Any) -> Any:
@@ -216,6 +217,8 @@ def of_library(error: BaseException, body: Body) -> BaseException:
             n_prompt_tokens=error.n_tokens,
             n_ctx=error.n_ctx,
         )
+    if isinstance(error, DeadlineError) and getattr(body, "timeout", None) is not None:
+        return APIError(408, str(error), param="timeout", code="deadline", headers={"x-should-retry": "false"})
     if not isinstance(error, (InvalidArgumentError, UnsupportedError)):
         return error
     param = _param(str(error), body)

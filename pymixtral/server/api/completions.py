@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import Field
@@ -14,7 +14,7 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.answers import Usage, ending, head, merged, new_id, routing_of
-from pymixtral.server.api.bodies import Integer, Text, TokenIds
+from pymixtral.server.api.bodies import Text, TokenIds
 from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
 from pymixtral.server.api.sampling import Several, WritingBody
 from pymixtral.server.api.token_texts import Offsets, TokenTexts
@@ -45,12 +45,12 @@ class CompletionRequest(WritingBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[Integer, Field(ge=0, lt=1 << 31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     best_of: Several | None = None
     echo: bool | None = None
-    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool | None = None
-    truncate_prompt_tokens: Annotated[Integer, Field(ge=-1, lt=1 << 31)] | None = None
+    truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
 
     @property
     def n_texts(self) -> int:
@@ -89,8 +89,6 @@ class CompletionRequest(WritingBody):
         if add_bos and self.truncate_prompt_tokens is None:
             return prompts
         most = model.n_ctx - 1 if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
-        if most == 0:
-            _refuse("truncate_prompt_tokens", "truncate_prompt_tokens of at least 1, or -1, found 0")
         cut: list[str | list[int]] = []
         for prompt in prompts:
             ids = await asyncio.to_thread(model.tokenize, prompt, add_bos) if isinstance(prompt, str) else prompt

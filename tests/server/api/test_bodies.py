@@ -13,6 +13,7 @@ from pymixtral import ContextLengthError, InvalidArgumentError, NonFiniteError, 
 from pymixtral.server.api.bodies import Body, of_library
 from pymixtral.server.api.chat_requests import ChatRequest
 from pymixtral.server.api.completions import CompletionRequest
+from pymixtral.server.api.json_body import parse_json
 from pymixtral.server.api.fields import IGNORED, REFUSED
 from pymixtral.server.api.responses_requests import ResponseRequest
 from pymixtral.server.api.tokenization import DetokenizeRequest, TemplateRequest, TokenizeRequest
@@ -115,7 +116,7 @@ def test_the_field_that_is_wrong_is_named(body: dict[str, Any], param: str, want
     ("body", "param"),
     [
         ({"messages": []}, "messages"),
-        ({"messages": [{"role": "king", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "king", "content": "a"}]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": "a", "mood": "bad"}]}, "messages[0].mood"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -130,7 +131,7 @@ def test_the_place_in_a_conversation_is_named(body: dict[str, Any], param: str) 
 
 
 def test_integers_may_be_written_as_floats() -> None:
-    body = CompletionRequest.read({"prompt": [1.0, 2.0], "max_tokens": 3.0, "seed": -1.0})
+    body = CompletionRequest.read(parse_json(b'{"prompt": [1.0, 2e0], "max_tokens": 3.0, "seed": -1.0}'))
     assert (body.prompt, body.max_tokens, body.seed) == ([1, 2], 3, -1)
 
 
