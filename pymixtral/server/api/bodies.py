@@ -14,7 +14,6 @@ from pymixtral.errors import ContextLengthError, DeadlineError, InvalidArgumentE
 from pymixtral.server.api.fields import IGNORED, REFUSED
 from pymixtral.server.errors import APIError
 
-
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 23)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
