@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -110,7 +111,14 @@ class CompletionRequest(WritingBody):
             options["logprobs"] = self.logprobs
             if self.echo:
                 options["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        if self.reads_alone and "prompt_logprobs" in options:
+            options["max_tokens"] = 1  # without any, nothing is computed
         return options
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether no token is wanted."""
+        return self.max_tokens == 0
 
 
 def _is_ids(prompt: Any) -> bool:
@@ -138,7 +146,8 @@ class _Writer:
         self.echoed = ""
         if body.echo:
             self.echoed = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-        self._offsets: Offsets | None = None
+        has_text = bool(prompt) if isinstance(prompt, str) else any(map(model.token_bytes, prompt))
+        self._begins_text = bool(body.echo) or not has_text
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         """Write a whole text.
@@ -153,7 +162,7 @@ class _Writer:
             ids, tokens = list(completion.tokens), list[Any](completion.logprobs or [])
             if body.echo:
                 ids, tokens = self.ids + ids, [self._cut(one) for one in completion.prompt_logprobs or []] + tokens
-            offsets = Offsets(self._model, text)
+            offsets = Offsets(self._model, self._begins_text)
             choice["logprobs"] = self._names.of_completion(tokens, ids, [offsets.take(id) for id in ids])
         if body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = self._names.of_prompt(completion.prompt_logprobs or [])
@@ -178,8 +187,8 @@ class _Writer:
         Yields:
             Choices, the last with finish_reason; each with the number of tokens so far as "n".
         """
-        body, model = self._body, self._model
-        offsets: Offsets | None = None
+        body = self._body
+        offsets = Offsets(self._model, self._begins_text, len(self.echoed))
         n = n_routed = 0
         first: dict[str, Any] = {"prompt_token_ids": self.ids} if body.return_token_ids else {}
         if body.echo:
@@ -187,7 +196,6 @@ class _Writer:
             first = {}
         while True:
             text = await anext(generation, None)
-            offsets = offsets or Offsets(model, text or "", len(self.echoed))
             choice: dict[str, Any] = {"index": index, "text": text or "", "logprobs": None, "finish_reason": None}
             choice |= first
             ids, first = generation.tokens[n:], {}
@@ -207,6 +215,14 @@ class _Writer:
                 yield {**choice, **ending(completion), "n": n}
                 return
             yield {**choice, "n": n}
+
+
+def _unwritten(completion: Completion) -> Completion:
+    others = tuple(_unwritten(other) for other in completion.others)
+    logprobs = None if completion.logprobs is None else []
+    return replace(
+        completion, text="", tokens=[], finish_reason="length", stop_reason=None, logprobs=logprobs, others=others
+    )
 
 
 async def complete(service: Service, body: CompletionRequest, work: Work) -> dict[str, Any]:
@@ -230,6 +246,8 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     options = body.options(service)
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")
     results: Any = await model.generate(prompts, n=body.n or 1, best_of=body.best_of, **options)
+    if body.reads_alone:
+        results = [_unwritten(result) for result in results]
     choices: list[dict[str, Any]] = []
     for prompt, result in zip(prompts, results, strict=True):
         writer = _Writer(model.model, body, prompt)
