@@ -71,20 +71,21 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(model: Mixtral, **settings: Any) -> Iterator[Served]:
+def serving(model: Mixtral | AsyncMixtral, **settings: Any) -> Iterator[Served]:
     """Serve a model while a block runs.
 
     Args:
         model: an open model.
         **settings: those of pymixtral.server.settings.Settings.
     """
-    service = Service(Settings(**settings), AsyncMixtral(model))
+    waiting = model if isinstance(model, AsyncMixtral) else AsyncMixtral(model)
+    service = Service(Settings(**settings), waiting)
     server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning", lifespan="off"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Served(model, service, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            yield Served(waiting.model, service, f"http://127.0.0.1:{listener.getsockname()[1]}")
         finally:
             server.should_exit = True
             thread.join()
