@@ -187,7 +187,7 @@ _NAMES = {
     "template": ("chat_template_kwargs",),
     "variables": ("chat_template_kwargs",),
     "texts": ("input",),
-    "tokens": ("prompt", "tokens"),
+    "token": ("tokens",),
     "prompt": ("prompt", "messages", "input"),
     "messages": ("messages", "input"),
     "max_tokens": ("max_completion_tokens", "max_output_tokens"),
