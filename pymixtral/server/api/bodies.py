@@ -230,8 +230,10 @@ def of_library(error: BaseException, body: Body) -> BaseException:
 def _param(message: str, body: Body) -> str | None:
     """The field of a request that a message is about: the first that it names."""
     place = re.search(r"\b(messages|tools|continuations|texts)\[\d+\](\.\w+|\[\d+\])*", message)
-    if place and hasattr(body, place[1]):
-        return place[0]
+    if place:
+        name = "input" if place[1] in ("texts", "messages") and not hasattr(body, place[1]) else place[1]
+        if name in body.model_fields_set:
+            return place[0].replace(place[1], name, 1)
     for word in re.findall(r"\w+", message.partition(", found ")[0]) + re.findall(r"\w+", message):
         for name in (word, *_NAMES.get(word, ())):
             if name in body.model_fields_set:
