@@ -17,9 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -68,7 +70,7 @@ CLIENTS = {
 @contextmanager
 def server() -> Iterator[str]:
     """The address of a server that is ready."""
-    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", "--name", "mixtral", "--log", "off"]
+    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", "--name", "mixtral"]
     environment = {**os.environ, "PYMIXTRAL_API_KEYS": KEY}
     environment.pop("PYMIXTRAL_MODEL", None)
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -80,6 +82,8 @@ def server() -> Iterator[str]:
             if not lines[-1]:
                 sys.exit(f"expected a server, found that it ended: {''.join(lines)}")
         address = found[0].rstrip("/")
+        # The log, which else fills the pipe.
+        threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             try:
@@ -91,7 +95,6 @@ def server() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(SECONDS)
-        process.stderr.close()
 
 
 def expected() -> str:
