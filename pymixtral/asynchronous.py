@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from pymixtral.arguments import integer
 from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AsyncAnswerStream, Messages
 from pymixtral.engine.asking import ask_async
@@ -18,7 +19,7 @@ from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.model.routing import Routing
 from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import Score, embeddings, generations, logits, routings, scores
+from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, routings, scores
 from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
@@ -103,6 +104,30 @@ class AsyncMixtral:
         self._engine.check_open()
         return AsyncGeneration(self._engine, self._factory.continuation(prompt, options, streams=True))
 
+    def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
+        """Generate several texts of a prompt at the same time, piece by piece.
+
+        Args:
+            prompt: a text, or token ids. It is computed once.
+            n: how many texts, 1 to 128.
+            **options: see pymixtral.Options.
+
+        Returns:
+            An asynchronous iterator for each of the texts that generate() gives with this n.
+
+        Raises:
+            PymixtralError: as stream().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        return AsyncGeneration.several(
+            self._engine,
+            [
+                self._factory.continuation(prompt, options, streams=True, seed_index=i)
+                for i in range(integer("n", n, 1, MAX_SAMPLES))
+            ],
+        )
+
     async def chat(
         self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
     ) -> Answer:
@@ -140,12 +165,47 @@ class AsyncMixtral:
             RuntimeError: if no event loop runs.
         """
         self._engine.check_open()
+        return self.stream_chats(messages, 1, **options)[0]
+
+    def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
+        """Write several answers at the same time, piece by piece.
+
+        Args:
+            messages: as for chat(). The conversation is computed once.
+            n: how many answers, 1 to 128.
+            **options: as for chat().
+
+        Returns:
+            An asynchronous iterator for each of the answers that chat() gives with this n.
+
+        Raises:
+            PymixtralError: as stream_chat().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
         talk = self.model._conversation(messages, options, "stream_chat()")
-        generation = AsyncGeneration(self._engine, talk.request(streams=True))
-        return AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+        requests = [talk.request(streams=True, seed_index=i) for i in range(integer("n", n, 1, MAX_SAMPLES))]
+        return [
+            AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+            for generation in AsyncGeneration.several(self._engine, requests)
+        ]
+
+    async def compile(self, options: Options, messages: Messages | None = None) -> None:
+        """Compile the grammar that options ask for, in a thread, so that other tasks go on.
+
+        generate() and chat() do so themselves. stream() and stream_chat() find what is compiled.
+
+        Args:
+            options: see pymixtral.ChatOptions; only those of a text's form are looked at.
+            messages: the conversation that the text answers; None: it follows a prompt.
+
+        Raises:
+            PymixtralError: for a grammar that is not right, and as chat() for messages.
+        """
+        talk = None if messages is None else self.model._conversation(messages, options, "compile()")
+        await self._compile(options, talk is not None and talk.prompt.begins_text)
 
     async def _compile(self, options: Options, begins_text: bool = False) -> None:
-        """Compiles a grammar in a thread: other tasks go on."""
         if any(options.get(name) is not None for name in NAMES):
             await asyncio.to_thread(self._factory.compile, options, begins_text)
 

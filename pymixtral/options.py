@@ -34,6 +34,8 @@ class Options(Sampling, Form, How, total=False):
             is full.
         stop: one or several strings that end the text and are not part of it. The name of a control
             token, such as "</s>", stands for that token, which has no text.
+        stop_token_ids: tokens that end the text as the model's end tokens do: they are no part of it.
+            ignore_eos and min_tokens do not keep them out.
         ignore_eos: never draw an end token, so that the model goes on.
         parse_special: names of control tokens in the prompt become those tokens; see tokenize().
         logprobs: give the log-probability of each generated token and of this many of the most
@@ -60,6 +62,7 @@ class Options(Sampling, Form, How, total=False):
 
     max_tokens: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
     ignore_eos: bool
     parse_special: bool
     logprobs: int | None
@@ -71,7 +74,7 @@ class Options(Sampling, Form, How, total=False):
 
 
 OPTIONS = (
-    *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
+    *("max_tokens", "stop", "stop_token_ids", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
     *("routing", "logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
     *NAMES,
     *(field.name for field in fields(SamplingParameters)),

@@ -99,6 +99,7 @@ class RequestFactory:
         parameters = SamplingParameters(**sampling)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
         stop_strings, stop_ids = self._stops(given.get("stop"), more_stops)
+        stop_ids |= self._stop_ids(given.get("stop_token_ids"))
         eos_ids |= more_stop_ids
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
@@ -267,7 +268,7 @@ class RequestFactory:
             tokenizer = self.text_tokenizer()
             fewest = tokenizer.fewest_tokens(prompt)  # tokenizing takes seconds for some megabytes
             if fewest > self.n_ctx:
-                raise self.too_long(name, f"{fewest} or more")
+                raise self.too_long(name, fewest, " or more")
             prompt = tokenizer.encode(text_of(name, prompt), True, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of(name, prompt)  # says what to do with bytes, None and the like
@@ -320,6 +321,12 @@ class RequestFactory:
             id for id in ids.values() if id is not None
         )
 
+    def _stop_ids(self, ids: object) -> frozenset[int]:
+        """The tokens that end this text, beside the model's end tokens."""
+        if ids is None or (isinstance(ids, (list, tuple)) and not ids):
+            return frozenset()
+        return frozenset(self.checked_ids("stop_token_ids", ids).tolist())
+
     def checked_ids(self, name: str, tokens: object) -> I32:
         """Check token ids that a caller gives.
 
@@ -341,7 +348,7 @@ class RequestFactory:
         if isinstance(tokens, np.ndarray) and tokens.ndim == 0:
             raise InvalidArgumentError(f"expected {name} to be a list of token ids, found one number {shown(tokens)}")
         if len(tokens) > self.n_ctx:  # before they are copied
-            raise self.too_long(name, str(len(tokens)))
+            raise self.too_long(name, len(tokens))
         ids: NDArray[Any]
         try:
             ids = np.asarray(tokens)
@@ -362,17 +369,21 @@ class RequestFactory:
             )
         return ids.astype(np.int32)
 
-    def too_long(self, name: str, found: str) -> ContextLengthError:
+    def too_long(self, name: str, n_tokens: int, or_more: str = "") -> ContextLengthError:
         """Make the error of a text that does not fit, which says whether a longer context helps.
 
         Args:
             name: the argument's name.
-            found: its length.
+            n_tokens: its length.
+            or_more: what is said of that.
         """
         most = self.config.n_ctx_train
         advice = f"or raise n_ctx, up to {most}" if self.n_ctx < most else "as the model was trained for no more"
         return ContextLengthError(
-            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {found}: shorten the text, {advice}"
+            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {n_tokens}{or_more}: shorten the text, "
+            f"{advice}",
+            n_tokens,
+            self.n_ctx,
         )
 
 

@@ -28,6 +28,8 @@ from pymixtral.errors import PymixtralError
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
     "chat": ("pymixtral.cli.chat", "Talk with a model."),
+    "serve": ("pymixtral.cli.serve", "Serve a model over HTTP, with OpenAI's interface and a page to chat."),
+    "batch": ("pymixtral.cli.batch", "Answer a file of requests, in the form of OpenAI's batches."),
     "score": ("pymixtral.cli.score", "Say how likely texts are to follow another one."),
     "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
@@ -35,6 +37,7 @@ _COMMANDS = {
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits, and how fast it can be."),
+    "deploy": ("pymixtral.cli.deploy", "Show the smallest machines of clouds that hold a model."),
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "quantize": ("pymixtral.cli.quantize", "Write a checkpoint as a GGUF file."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize --imatrix."),

@@ -165,6 +165,15 @@ def context_option(
     )
 
 
+whole_context_option = click.option(
+    "-c",
+    "--context",
+    "n_ctx",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens of context.  [default: the model's]",
+)
+
 threads_option = click.option(
     "-t",
     "--threads",

@@ -84,7 +84,7 @@ def plan(
     from pymixtral.inspection import plan as planning
     from pymixtral.model.config import context_length
 
-    config, inventory, problem = _published(params) if params else _of_file(model_path(model))
+    config, inventory, problem = of_published(params) if params else of_file(model_path(model))
     n_ctx = context_length(config, n_ctx)
     memory = machine.memory()
     note_threads(n_threads)
@@ -110,8 +110,8 @@ def plan(
         write("\n".join(_one(one, choices, best, n_threads)))
 
 
-def _published(name: str) -> tuple[ModelConfig, Inventory, str | None]:
-    """What _of_file() returns, of a published model."""
+def of_published(name: str) -> tuple[ModelConfig, Inventory, str | None]:
+    """What of_file() returns, of a published model."""
     from pymixtral.inspection import published
     from pymixtral.inspection.inventory import Inventory
 
@@ -119,7 +119,7 @@ def _published(name: str) -> tuple[ModelConfig, Inventory, str | None]:
     return config, Inventory.of_model(config), None
 
 
-def _of_file(path: Path) -> tuple[ModelConfig, Inventory, str | None]:
+def of_file(path: Path) -> tuple[ModelConfig, Inventory, str | None]:
     """The config and the tensors of a file, and why pymixtral cannot run it, or None."""
     from pymixtral.errors import UnsupportedError
     from pymixtral.inspection.inspect import inspect

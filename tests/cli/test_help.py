@@ -30,11 +30,14 @@ WRITTEN = ("dest", "output", "report", "heatmap", "save_base")  # the parameters
 
 
 def examples() -> list[str]:
-    """The commands of all examples, as a shell takes them."""
+    """The commands of all examples, as a shell takes them, but for those that serve, which have no end:
+    tests/server runs them.
+    """
     found = []
     for command in (main, *COMMANDS.values()):
         lines = (command.epilog or "").replace("\\\n", " ").splitlines()
         found += [" ".join(line.split()) for line in lines if line.startswith("  ") and "_COMPLETE" not in line]
+    found = [line for line in found if "pymixtral serve" not in line]
     return list(dict.fromkeys(found))
 
 
@@ -211,6 +214,7 @@ def completed(words: str, more: str = "") -> list[str]:
         ("pymixtral generate --kv-type q", ["plain,q8_0"]),
         ("pymixtral quantize --type q2", ["plain,q2_k"]),
         ("pymixtral plan --params 8", ["plain,8x7b", "plain,8x22b"]),
+        ("pymixtral deploy --for 8x22b-q4_k", ["plain,8x22b-q4_k_m", "plain,8x22b-q4_k_s"]),
         ("pymixtral generate -m ", ["file,"]),
         ("pymixtral inspect ", ["file,"]),
     ],

@@ -58,7 +58,7 @@ def hole(path: Path, mix: str) -> Path:
     return write_hole(path, CONFIG, mixed(Inventory.of_model(CONFIG), mix).parts)
 
 
-@pytest.mark.parametrize("command", ["inspect", "plan", "tokenize", "doctor", "calibrate", "quantize"])
+@pytest.mark.parametrize("command", ["inspect", "plan", "deploy", "tokenize", "doctor", "calibrate", "quantize"])
 def test_help_has_examples(command: str) -> None:
     text = output(command, "--help")
     assert f"Examples:\n    pymixtral {command}" in text

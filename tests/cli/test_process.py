@@ -40,6 +40,7 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
         "inspect": ["inspect", "--verify", str(tiny_q8_0)],
         "plan": ["plan", str(tiny_q8_0)],
+        "deploy": ["deploy", "--for", str(tiny_q8_0)],
         "doctor": ["doctor"],
         "quantize": ["quantize", str(tiny_checkpoint), f"{out}/model.gguf"],
         "calibrate": ["calibrate", *model, *text, *windows, "-o", f"{out}/imatrix"],

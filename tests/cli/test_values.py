@@ -50,6 +50,7 @@ def lines(
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
         "inspect": ["inspect", str(tiny_q8_0)],
         "plan": ["plan", str(tiny_q8_0)],
+        "deploy": ["deploy", "--for", str(tiny_q8_0)],
         "quantize": ["quantize", str(tiny_checkpoint), "model.gguf"],
         "calibrate": ["calibrate", *model, *text, "-o", "imatrix"],
         "convert-layout": ["convert-layout", str(tiny_q8_0), "parts.gguf"],
@@ -61,6 +62,7 @@ def numeric() -> list[tuple[str, str]]:
     return [
         (name, option)
         for name, command in commands().items()
+        if name != "serve"  # which has no end: tests/server
         for option, param in options(command).items()
         if not param.is_flag and not isinstance(param.type, click.Path) and param.name not in TEXTS
     ]
@@ -103,7 +105,7 @@ def names(line: list[str]) -> list[int]:
 @pytest.mark.parametrize(
     "name", ["", "n" * 300, "no/such/" + NAME, "/dev/null/x"], ids=["empty", "long", "nowhere", "no folder"]
 )
-@pytest.mark.parametrize("command", [name for name in commands() if name != "doctor"])
+@pytest.mark.parametrize("command", [name for name in commands() if name not in ("doctor", "serve")])
 def test_names_of_files_that_cannot_be(command: str, name: str, lines: dict[str, list[str]]) -> None:
     line = lines[command]
     for i in names(line):
