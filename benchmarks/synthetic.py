@@ -29,6 +29,7 @@ from pymixtral.files.types import block_bytes, block_weights, row_bytes
 from pymixtral.inspection import mixes
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.published import MODELS
+from pymixtral.model.config import ModelConfig
 
 ALIGNMENT = 32  # GGUF's default
 
@@ -136,9 +137,9 @@ class Tensor:
         return row_bytes(self.type, prod(self.shape))
 
 
-def tensors(n_layers: int, name: str) -> list[Tensor]:
+def tensors(model: ModelConfig, name: str) -> list[Tensor]:
     """All tensors of the model, in the file's order; norms and router are f32."""
-    inventory = Inventory.of_model(replace(MODELS["8x7b"], n_layers=n_layers))
+    inventory = Inventory.of_model(model)
     if name.endswith("_k") or name.endswith("_m"):
         kinds = mixes.types(inventory, name)
     else:
@@ -147,14 +148,14 @@ def tensors(n_layers: int, name: str) -> list[Tensor]:
     return [Tensor(part.name, part.shape, kind) for part, kind in zip(inventory.parts, kinds, strict=True)]
 
 
-def write(dest: Path, n_layers: int, name: str, seed: int) -> None:
+def write(dest: Path, model: ModelConfig, name: str, seed: int) -> None:
     """Writes the model; the same arguments give the same bytes. `dest` appears, or is replaced,
     when the file is complete.
     """
-    plan = tensors(n_layers, name)
+    plan = tensors(model, name)
     partial = dest.with_name(f"{dest.name}.partial")
     try:
-        _write_header(partial, n_layers, plan)
+        _write_header(partial, model, plan)
         with partial.open("ab") as file:
             _pad(file)
             data = _RandomData(seed)
@@ -168,11 +169,11 @@ def write(dest: Path, n_layers: int, name: str, seed: int) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _write_header(path: Path, n_layers: int, plan: list[Tensor]) -> None:
+def _write_header(path: Path, model: ModelConfig, plan: list[Tensor]) -> None:
     writer = GGUFWriter(path, "llama")
-    writer.add_name(f"synthetic Mixtral, {n_layers} layers")
+    writer.add_name(f"synthetic {model.name}, {model.n_layers} layers")
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    for key, value in replace(MODELS["8x7b"], n_layers=n_layers).to_gguf().items():
+    for key, value in model.to_gguf().items():
         writer.add_key_value(key, value, GGUFValueType.UINT32 if isinstance(value, int) else GGUFValueType.FLOAT32)
     _add_vocabulary(writer)
     for tensor in plan:
@@ -256,7 +257,7 @@ def _pad(file: BinaryIO) -> None:
 def main(dest: Path, layers: int, name: str, seed: int) -> None:
     """Write a Mixtral of full width with random weights to DEST, a GGUF file."""
     start = time.perf_counter()
-    write(dest, layers, name, seed)
+    write(dest, replace(MODELS["8x7b"], n_layers=layers), name, seed)
     click.echo(f"{dest}: {dest.stat().st_size / 1e9:.2f} GB in {time.perf_counter() - start:.1f} s")
 
 

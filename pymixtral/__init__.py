@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pymixtral.engine.completion import Completion, Stats, TokenLogprob
     from pymixtral.engine.stats import EngineStats
     from pymixtral.engine.stream import AsyncGeneration, Generation
+    from pymixtral.evaluation.pruning import prune
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
@@ -91,6 +92,7 @@ __all__ = [
     "convert_layout",
     "demo_chat_path",
     "demo_path",
+    "prune",
 ]
 
 _HOMES = {
@@ -120,6 +122,7 @@ _HOMES = {
     "demo_chat_path": "pymixtral.demo",
     "demo_path": "pymixtral.demo",
     "convert_layout": "pymixtral.files.layout",
+    "prune": "pymixtral.evaluation.pruning",
 }
 
 

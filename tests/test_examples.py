@@ -13,6 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pymixtral import Mixtral
+from pymixtral.evaluation.perplexity import perplexity
+from pymixtral.evaluation.pruning import expert_use
 from support.paths import ROOT
 from support.programs import run
 
@@ -215,3 +217,23 @@ def test_planning(tmp_path: Path, memory: str, best: str | None) -> None:
     assert [row[0] for row in rows if row[4]] == ([best] if best else [])
     rates = [float(row[3]) for row in rows]
     assert rates == sorted(rates)
+
+
+def test_pruning(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("pruning", tmp_path)
+    topics = ("a king", "a wolf", "a poor fisherman", "three sisters")
+    told = [model.generate(f"Once there was {topic}", max_tokens=300, seed=1).text for topic in topics]
+    calibration, held_out = " ".join(told[:2]), " ".join(told[2:])
+    whole = perplexity(model, held_out, n_ctx=64, progress=False).perplexity
+    assert printed.startswith(f"8 experts: perplexity {whole:.1f}\n")
+    saliency = expert_use(model, [("told", calibration)], n_ctx=64, progress=False).saliency
+    lines = re.findall(
+        r"^(\d) experts, ([\d.]+) MB: perplexity ([\d.]+), divergence ([\d.]+);.* keeps (.*)$", printed, re.M
+    )
+    assert [int(line[0]) for line in lines] == [7, 6, 4]
+    for n, megabytes, worse, divergence, kept in lines:
+        best = sorted(np.argsort(-saliency[0])[: int(n)].tolist())
+        assert kept == ", ".join(map(str, best))
+        assert float(megabytes) * 1e6 < model.path.stat().st_size
+        assert float(worse) > whole
+        assert float(divergence) > 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pymixtral import Mixtral, convert_layout
+from pymixtral import Mixtral, convert_layout, prune
 from pymixtral.quantize import quantize
 from support.checkpoints import GOLDEN_MODELS, make_checkpoint
 from support.paths import GOLDENS
@@ -87,6 +87,18 @@ def test_split_experts_run_here_and_not_there(tiny_q8_0: Path, tmp_path: Path, p
         peer("open", model=split)
     found = agreement(peer, passage, split, tiny_q8_0, tmp_path)
     assert found.mapped
+    assert found.kl < KL
+    assert found.top1 >= TOP1
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_pruned_models_run_there(tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, kind: str) -> None:
+    quantize(tiny_f32, tmp_path / "whole.gguf", kind, progress=False)
+    pruned = tmp_path / "pruned.gguf"
+    prune(tmp_path / "whole.gguf", pruned, n_experts=6, texts=[("tales", passage.text)], n_ctx=128, progress=False)
+    found = agreement(peer, passage, pruned, pruned, tmp_path)
+    assert found.mapped
+    assert found.same_tokens
     assert found.kl < KL
     assert found.top1 >= TOP1
 

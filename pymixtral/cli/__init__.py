@@ -41,6 +41,7 @@ _COMMANDS = {
     "doctor": ("pymixtral.cli.doctor", "Show what pymixtral finds on this machine, and measure it."),
     "quantize": ("pymixtral.cli.quantize", "Write a checkpoint as a GGUF file."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize --imatrix."),
+    "prune": ("pymixtral.cli.prune", "Write a model without the experts that it misses least."),
     "convert-layout": ("pymixtral.cli.convert_layout", "Merge or split the experts or the files of a model."),
 }
 

@@ -26,3 +26,6 @@ RECIPES = (
 
 MIXES = tuple(recipe for recipe in RECIPES if recipe not in ("q5_k", "q4_k", "q3_k"))
 """What plan computes with: pymixtral.inspection.mixes has their rules."""
+
+CRITERIA = ("reap", "frequency", "random")
+"""By what prune chooses experts: pymixtral.evaluation.pruning has them."""

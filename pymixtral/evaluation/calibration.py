@@ -62,7 +62,7 @@ def calibrate(
         UnsupportedError: for a file without a tokenizer.
         NonFiniteError: if the model's weights lead to NaN or infinity.
     """
-    windows = _windows(model, texts, n_ctx)
+    windows = text_windows(model, texts, n_ctx)
     digest = _digest(model, n_ctx, windows)
     windows = windows[:n_windows]
     if resume is None:
@@ -93,7 +93,21 @@ def calibrate(
     return state
 
 
-def _windows(model: Mixtral, texts: Sequence[tuple[str, str]], n_ctx: int) -> list[I32]:
+def text_windows(model: Mixtral, texts: Sequence[tuple[str, str]], n_ctx: int) -> list[I32]:
+    """Cut texts into windows.
+
+    Args:
+        model: the model.
+        texts: as of calibrate().
+        n_ctx: as of calibrate().
+
+    Returns:
+        The ids of each window, int32 [n_ctx].
+
+    Raises:
+        InvalidArgumentError: for a text shorter than a window.
+        UnsupportedError: for a file without a tokenizer.
+    """
     bos = model.tokenize("")
     windows: list[I32] = []
     for name, text in texts:

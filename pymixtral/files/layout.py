@@ -6,42 +6,19 @@ Experts are merged or in one tensor each, the model is in one file or in shards.
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from gguf import GGMLQuantizationType, GGUFValueType
-
 from pymixtral.arguments import path_of, shown
-from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
-from pymixtral.files.atomic import check_dest, check_space, reading_back, replacing_all
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import MAX_TENSORS, Tensor, read_shard
+from pymixtral.files.header import MAX_TENSORS, Tensor
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName, expert_name, merged_name
-from pymixtral.files.shards import MAX_SHARDS, shard_name
-from pymixtral.files.writing import TensorInfo, encode_header, encode_string, padding
-from pymixtral.progress import progress_bar
+from pymixtral.files.rewriting import PlannedTensor, check_shard_bytes, rewrite
 
 LAYOUTS = ("merged", "split")
-
-_CHUNK_BYTES = 1 << 24  # written at a time, between two moves of the bar: some milliseconds
-
-
-@dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A tensor to write; pieces: its data one after the other, views of the source."""
-
-    name: str
-    type: GGMLQuantizationType
-    shape: tuple[int, ...]
-    pieces: list[U8]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(piece.nbytes for piece in self.pieces)
 
 
 def convert_layout(
@@ -79,10 +56,7 @@ def convert_layout(
     """
     if layout is not None and (not isinstance(layout, str) or layout not in LAYOUTS):
         raise InvalidArgumentError(f"expected a layout of {' or '.join(LAYOUTS)}, found {shown(layout)}")
-    if max_shard_bytes is not None and (type(max_shard_bytes) is not int or max_shard_bytes < 1):
-        raise InvalidArgumentError(
-            f"expected max_shard_bytes to be an integer of at least 1, found {shown(max_shard_bytes)}"
-        )
+    check_shard_bytes(max_shard_bytes)
     path = path_of("dest", dest)
     with GGUFFile(path_of("source", source)) as file:
         tensors = list(file.tensors.values())
@@ -98,33 +72,8 @@ def convert_layout(
         elif layout == "split":
             planned = list(_split(file.path, tensors))
         else:
-            planned = [_kept(tensor) for tensor in tensors]
-        shards = _shards(planned, max_shard_bytes)
-        paths = _paths(path, len(shards))
-        for one in paths:
-            check_dest(one, file.paths, force)
-        n_bytes = sum(tensor.n_bytes for tensor in planned)
-        check_space(path, n_bytes + sum(map(len, file.encoded.values())))
-        with (
-            replacing_all(paths, force=force) as temporaries,
-            progress_bar(total=n_bytes, unit="B", unit_scale=True, label=path.name, shown=progress) as bar,
-        ):
-            for number, (temporary, shard) in enumerate(zip(temporaries, shards, strict=True)):
-                with temporary.open("wb") as out:
-                    out.write(_header(file, shard, number, len(shards), len(planned)))
-                    for chunk in _data(shard, file.alignment):
-                        out.write(chunk)
-                        bar.update(len(chunk))
-                with reading_back(paths[number], temporary):
-                    read_shard(str(temporary))
-            file.check_unchanged()
-    return paths
-
-
-def _kept(tensor: Tensor) -> _Tensor:
-    data = tensor.data
-    # Half of a fused tensor is contiguous expert by expert.
-    return _Tensor(tensor.name, tensor.type, tensor.shape, [data] if data.flags.c_contiguous else list(data))
+            planned = [PlannedTensor.kept(tensor) for tensor in tensors]
+        return rewrite(file, planned, path, max_shard_bytes=max_shard_bytes, force=force, progress=progress)
 
 
 def _unfused(path: str, tensor: Tensor) -> list[Tensor]:
@@ -150,7 +99,7 @@ def _unfused(path: str, tensor: Tensor) -> list[Tensor]:
     ]
 
 
-def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
+def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[PlannedTensor]:
     """Each merged tensor as those of its experts, in its place."""
     names = {tensor.name for tensor in tensors}
     parts = (tensor.shape[0] for tensor in tensors if tensor.name.endswith("_exps.weight"))
@@ -161,7 +110,7 @@ def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     for tensor in tensors:
         name = TensorName.parse(tensor.name)
         if name is None or not name.merged:
-            yield _kept(tensor)
+            yield PlannedTensor.kept(tensor)
             continue
         if len(tensor.shape) != 3:
             raise ModelConfigError(
@@ -171,10 +120,10 @@ def _split(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
             one = str(name.of_expert(e))
             if one in names:
                 raise ModelConfigError(f"{path}: tensors '{name}' and '{one}': expected one layout, found both")
-            yield _Tensor(one, tensor.type, tensor.shape[1:], [data])
+            yield PlannedTensor(one, tensor.type, tensor.shape[1:], [data])
 
 
-def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
+def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[PlannedTensor]:
     """The experts' tensors of one layer and kind as one, in the place of the first."""
     groups: dict[str, dict[int, Tensor]] = {}
     for tensor in tensors:
@@ -185,12 +134,12 @@ def _merged(path: str, tensors: Sequence[Tensor]) -> Iterator[_Tensor]:
     for tensor in tensors:
         merged = merged_name(tensor.name)
         if merged == tensor.name:
-            yield _kept(tensor)
+            yield PlannedTensor.kept(tensor)
         elif merged in groups:
             yield _merge(path, merged, groups.pop(merged), names)
 
 
-def _merge(path: str, name: str, experts: dict[int, Tensor], names: set[str]) -> _Tensor:
+def _merge(path: str, name: str, experts: dict[int, Tensor], names: set[str]) -> PlannedTensor:
     if name in names:
         one = expert_name(name, min(experts))
         raise ModelConfigError(f"{path}: tensors '{one}' and '{name}': expected one layout, found both")
@@ -208,56 +157,4 @@ def _merge(path: str, name: str, experts: dict[int, Tensor], names: set[str]) ->
             )
     ordered = [experts[e] for e in range(len(experts))]
     shape = (len(ordered), *ordered[0].shape)
-    return _Tensor(name, ordered[0].type, shape, [tensor.data for tensor in ordered])
-
-
-def _shards(tensors: list[_Tensor], max_bytes: int | None) -> list[list[_Tensor]]:
-    if max_bytes is None:
-        return [tensors]
-    shards: list[list[_Tensor]] = [[]]
-    left = max_bytes
-    for tensor in tensors:
-        if tensor.n_bytes > left and shards[-1]:
-            shards.append([])
-            left = max_bytes
-        shards[-1].append(tensor)
-        left -= tensor.n_bytes
-    if len(shards) > MAX_SHARDS:
-        raise InvalidArgumentError(
-            f"expected at most {MAX_SHARDS} shards, found {len(shards)} of {max_bytes} bytes: ask for larger ones"
-        )
-    return shards
-
-
-def _paths(dest: Path, count: int) -> list[Path]:
-    if count == 1:
-        return [dest]
-    if dest.suffix != ".gguf":
-        raise InvalidArgumentError(
-            f"{dest}: expected a name that ends in .gguf for {count} shards, found one that does not: choose another "
-            "name"
-        )
-    return [dest.with_name(shard_name(dest.stem, number, count)) for number in range(count)]
-
-
-def _header(file: GGUFFile, tensors: list[_Tensor], number: int, count: int, n_tensors: int) -> bytes:
-    """Everything before the data of one shard. The first has the source's metadata as it is."""
-    keys = {key: bytes(view) for key, view in file.encoded.items() if not key.startswith("split.")}
-    if number > 0:
-        keys = {key: view for key, view in keys.items() if key == "general.alignment"}
-    if count > 1:
-        keys["split.no"] = encode_string("split.no") + struct.pack("<IH", GGUFValueType.UINT16, number)
-        keys["split.count"] = encode_string("split.count") + struct.pack("<IH", GGUFValueType.UINT16, count)
-        total = struct.pack("<Ii", GGUFValueType.INT32, n_tensors)
-        keys["split.tensors.count"] = encode_string("split.tensors.count") + total
-    infos = (TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.n_bytes) for tensor in tensors)
-    return encode_header(list(keys.values()), infos, file.alignment)
-
-
-def _data(tensors: list[_Tensor], alignment: int) -> Iterator[memoryview]:
-    for tensor in tensors:
-        for piece in tensor.pieces:
-            flat = piece.reshape(-1)
-            for begin in range(0, flat.size, _CHUNK_BYTES):
-                yield flat[begin : begin + _CHUNK_BYTES].data
-        yield memoryview(bytes(padding(tensor.n_bytes, alignment)))
+    return PlannedTensor(name, ordered[0].type, shape, [tensor.data for tensor in ordered])

@@ -22,6 +22,7 @@ TEXT = "Once upon a time there was a king who had three daughters. " * 4
         (["quantize", "{hf}", "{new}/m.gguf", "--type", "f16", "--heatmap", "{new}/h.png"], "h.png"),
         (["convert-layout", "{model}", "{new}/m.gguf", "--layout", "split"], "m.gguf"),
         (["convert-layout", "{model}", "{new}/m.gguf", "--max-shard-size", "10M"], "m-00002-of-00002.gguf"),
+        (["prune", "{model}", "{new}/m.gguf", "--experts", "6", "--criterion", "random"], "m.gguf"),
         (["perplexity", "-m", "{model}", "-f", "{text}", "-c", "32", "--save-base", "{new}/b"], "b"),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from pymixtral import Mixtral, convert_layout
+from pymixtral import Mixtral, convert_layout, prune
 from pymixtral.cli import _COMMANDS, main
 from pymixtral.demo import demo_chat_path
 from pymixtral.evaluation.calibration import calibrate
@@ -122,6 +122,7 @@ def shelf(
         len(convert_layout(tiny_q8_0, shelf / "mixtral.gguf", max_shard_bytes=7_000_000, force=True, progress=False))
         == 3
     )
+    prune(tiny_q8_0, shelf / "mixtral-6x7b.gguf", n_experts=6, criterion="random", progress=False)
     (shelf / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
@@ -209,7 +210,7 @@ def completed(words: str, more: str = "") -> list[str]:
     ("words", "offered"),
     [
         ("pymixtral ", [f"plain,{name}" for name in COMMANDS]),
-        ("pymixtral p", ["plain,perplexity", "plain,plan"]),
+        ("pymixtral p", ["plain,perplexity", "plain,plan", "plain,prune"]),
         ("pymixtral generate --top", ["plain,--top-k", "plain,--top-p", "plain,--top-n-sigma"]),
         ("pymixtral generate --kv-type q", ["plain,q8_0"]),
         ("pymixtral quantize --type q2", ["plain,q2_k"]),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import pymixtral
-from pymixtral import Mixtral, convert_layout
+from pymixtral import Mixtral, convert_layout, prune
 from pymixtral.cli import in_options
 from pymixtral.evaluation.bench import bench
 from pymixtral.evaluation.calibration import calibrate
@@ -31,6 +31,7 @@ CALLED = (
     Mixtral.stream,
     SamplingParameters,
     convert_layout,
+    prune,
     bench,
     calibrate,
     perplexity,
@@ -79,6 +80,12 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("calibrate -f TEXT -c 64 -o MATRIX --resume", "of the same model, texts and --context"),
         ("quantize CHECKPOINT TEXT", "found one that exists: choose another name, or replace it with --force"),
         ("convert-layout MODEL TEXT", "found one that exists: choose another name, or replace it with --force"),
+        (
+            "prune MODEL TEXT --experts 6 --criterion random",
+            "found one that exists: choose another name, or replace it with",
+        ),
+        ("prune MODEL NEW --experts 8 --calibration TEXT", "--experts to be an integer from 2 to 7, found 8"),
+        ("prune MODEL NEW --experts 6", "expected a text"),
         ("quantize CHECKPOINT NEW --tensor blk.0.ffn_down.3.weight=q8_0", "types of their own with --per-expert"),
         ("quantize BARE NEW", "write a file that takes token ids only, with --no-tokenizer"),
         ("quantize BROKEN NEW", "have such weights written as 0 with --zero-nonfinite"),
@@ -99,7 +106,7 @@ def test_messages_in_the_shell(
         assert run("calibrate", "-m", tiny_q8_0, "-f", text, "-c", 32, "--windows", 1, "-o", matrix).exit_code == 0
         assert read(matrix).n_windows == 1
     command, *rest = (names.get(word, word) for word in re.findall(r"[^\s']+|'[^']*'", line))
-    model = [] if command in ("quantize", "convert-layout") else ["-m", tiny_q8_0]
+    model = [] if command in ("quantize", "convert-layout", "prune") else ["-m", tiny_q8_0]
     result = run(command, *model, *(str(word).strip("'") for word in rest))
     refused(result, words)
     assert not re.search(rf"(?<![\w/.'])(?:{'|'.join(ARGUMENTS)}|\w+=True)(?![\w/.'])", result.stderr)

@@ -17,6 +17,7 @@ from pymixtral import InvalidArgumentError, Mixtral
 from pymixtral.arguments import number
 from pymixtral.cli import choices, sampling
 from pymixtral.demo import demo_path
+from pymixtral.evaluation.pruning import CRITERIA
 from pymixtral.files import imatrix
 from pymixtral.inspection import mixes, probe, published
 from pymixtral.model.kv_cache import KV_TYPES
@@ -99,6 +100,7 @@ def test_choices_are_those_that_there_are() -> None:
     assert tuple(published.MODELS) == choices.MODELS
     assert tuple(mixes.MIXES) == choices.MIXES
     assert recipe.RECIPES == choices.RECIPES
+    assert CRITERIA == choices.CRITERIA
     assert POOLINGS == choices.POOLINGS
     assert chat.NAMES == choices.CHAT_FORMATS
 

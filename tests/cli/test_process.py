@@ -45,6 +45,16 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
         "quantize": ["quantize", str(tiny_checkpoint), f"{out}/model.gguf"],
         "calibrate": ["calibrate", *model, *text, *windows, "-o", f"{out}/imatrix"],
         "convert-layout": ["convert-layout", str(tiny_q8_0), f"{out}/parts.gguf", "--max-shard-size", "6M"],
+        "prune": [
+            "prune",
+            str(tiny_q8_0),
+            f"{out}/pruned.gguf",
+            "--experts",
+            "6",
+            "--calibration",
+            *text[1:],
+            *windows,
+        ],
     }
 
 

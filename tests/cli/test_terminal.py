@@ -79,6 +79,7 @@ LINES = {
     "quantize": [NAME, f"{NAME}.q8_0", "--force"],
     "calibrate": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "-o", f"{NAME}.imatrix", "--force"],
     "convert-layout": [MODEL, f"{NAME}.merged", "--force"],
+    "prune": [MODEL, f"{NAME}.pruned", "--experts", 6, "--calibration", FILE, "-c", 32, "--windows", 1, "--force"],
 }  # fmt: skip
 
 
@@ -94,7 +95,7 @@ def test_no_command_writes_what_a_terminal_obeys(command: str, place: Path) -> N
         assert (code, safe(text)) == (0, True), text
         if more:
             assert json.loads(text[text.index("\r\n{") if "\r\n{" in text else text.index("{") : text.rindex("}") + 1])
-    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", "convert-layout"):
+    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", "convert-layout", "prune"):
         assert "\\x1b[2J" in in_terminal(place, command, *LINES[command])[1]
 
 

@@ -54,6 +54,7 @@ def lines(
         "quantize": ["quantize", str(tiny_checkpoint), "model.gguf"],
         "calibrate": ["calibrate", *model, *text, "-o", "imatrix"],
         "convert-layout": ["convert-layout", str(tiny_q8_0), "parts.gguf"],
+        "prune": ["prune", str(tiny_q8_0), "pruned.gguf", "--experts", "6", "--calibration", *text[1:]],
     }
 
 

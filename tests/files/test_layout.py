@@ -23,7 +23,7 @@ from pymixtral.errors import (
     PymixtralError,
     UnsupportedError,
 )
-from pymixtral.files import layout
+from pymixtral.files import rewriting
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.layout import convert_layout
 from support.gguf_bytes import F32, Q8_0, build, key, string, tensor
@@ -271,13 +271,13 @@ def test_sizes_of_shards_that_make_no_sense(tiny_q8_0: Path, tmp_path: Path, n: 
 
 
 def test_row_19_a_full_disk_leaves_nothing(tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = layout._data
+    real = rewriting._data
 
     def full(*arguments: Any) -> Any:
         yield from list(real(*arguments))[:3]
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(layout, "_data", full)
+    monkeypatch.setattr(rewriting, "_data", full)
     for size in (None, 10**7):
         with pytest.raises(OutputError, match=r"found an error \(No space left"):
             convert(tiny_q8_0, tmp_path / "out.gguf", max_shard_bytes=size)
@@ -290,13 +290,13 @@ def test_row_19_a_source_that_is_overwritten_meanwhile_is_refused(
     source = tmp_path / "source.gguf"
     content = tiny_q8_0.read_bytes()
     source.write_bytes(content)
-    real = layout._data
+    real = rewriting._data
 
     def overwritten(*arguments: Any) -> Any:
         source.write_bytes(content[:-4096] + bytes(4096))
         yield from real(*arguments)
 
-    monkeypatch.setattr(layout, "_data", overwritten)
+    monkeypatch.setattr(rewriting, "_data", overwritten)
     with pytest.raises(
         ModelFileError, match=r"source\.gguf: expected a file that stays as it is .* found that it was changed"
     ):
