@@ -47,6 +47,13 @@ def _named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
     return found
 
 
+_KEY = (
+    "first, any: tokens with the first, or any, expert of the token before; entropy: of the shares, in bits; weight: "
+    "the first expert's, in the mean; of 2: how often a cache of the 2 last used has the next expert; pair: the two "
+    "experts that most tokens have; never: experts of no token."
+)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -145,7 +152,7 @@ def routing(
         write_json({"domains": [usage.plain() for usage in usages], "outputs": [str(path) for path in outputs]})
     else:
         lines = [line for usage in usages for line in _lines(usage, layers or _some(n_layers))]
-        lines += _distances(usages, layers or _some(n_layers))
+        lines += [wrap(_KEY), "", *_distances(usages, layers or _some(n_layers))]
         write("\n".join(lines + [f"{escaped(str(path))}: written" for path in outputs]))
 
 
@@ -182,11 +189,6 @@ def _lines(usage: Usage, layers: Sequence[int]) -> list[str]:
         f"{name}: {usage.n_tokens} tokens. Shares of the experts, in %:",
         *table(shares, ">" * len(shares[0])),
         "",
-        wrap(
-            "Tokens with the first, or any, expert of the token before; the entropy of the shares in bits; the first "
-            "expert's mean weight; how often a cache of so many experts has the next one; the pair used most; "
-            "experts never used:"
-        ),
         *table(numbers, ">" * (len(numbers[0]) - 2) + "<<"),
         "",
     ]

@@ -69,7 +69,7 @@ def draw(usages: Sequence[Usage], title: str, path: Path, *, force: bool = False
                 label=_plain(usage.name),
             )
         axis.axhline(100 * expected[name], color="grey", linestyle="--", label="chance")
-        axis.set(title=label, xlabel="layer", ylabel="% of tokens", xticks=range(0, n_layers, max(1, n_layers // 16)))
+        axis.set(title=label, xlabel="layer", ylabel="% of tokens", xticks=range(0, n_layers, max(1, n_layers // 8)))
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
