@@ -190,7 +190,7 @@ class AsyncMixtral:
             for generation in AsyncGeneration.several(self._engine, requests)
         ]
 
-    async def compile(self, options: Options, messages: Messages | None = None) -> None:
+    async def compile(self, options: ChatOptions, messages: Messages | None = None) -> None:
         """Compile the grammar that options ask for, in a thread, so that other tasks go on.
 
         generate() and chat() do so themselves. stream() and stream_chat() find what is compiled.

@@ -195,6 +195,22 @@ def test_two_types(tmp_path: Path) -> None:
 
 def test_routing(model: Mixtral, tmp_path: Path) -> None:
     printed = output("routing", tmp_path)
+    ids = model.tokenize("The king had a daughter.")
+    chosen = re.findall(r"(\d)\+(\d)", printed)
+    assert len(chosen) == len(ids) * 4
+    observers = model.observers()
+    model.observe(ids, observers)
+    for layer, observer in enumerate(observers):
+        pairs = chosen[layer * len(ids) : (layer + 1) * len(ids)]
+        assert np.bincount(np.array(pairs, int).ravel(), minlength=8).tolist() == observer.n_tokens.tolist()
+    text = model.generate("The king had", max_tokens=6, temperature=0).text
+    rows = re.findall(r"^ *('.*'): expert (\d) \(0\.(\d\d)\)", printed, re.M)
+    assert "".join(ast.literal_eval(piece) for piece, _, _ in rows) in "The king had" + text
+    assert all(int(weight) >= 50 for _, _, weight in rows)
+
+
+def test_layers(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("layers", tmp_path)
     observers = model.observers()
     model.observe(model.tokenize("The king had a daughter."), observers)
     used = np.sum([observer.n_tokens for observer in observers], axis=0).tolist()

@@ -34,6 +34,7 @@ _COMMANDS = {
     "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "perplexity": ("pymixtral.cli.perplexity", "Measure how well a model predicts a text."),
+    "routing": ("pymixtral.cli.routing", "Show which experts the tokens of texts go to."),
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits, and how fast it can be."),

@@ -14,7 +14,7 @@ from types import FrameType
 import click
 
 from pymixtral.cli import in_options
-from pymixtral.cli.routing import table
+from pymixtral.cli.expert_table import table
 from pymixtral.cli.talk import Talk
 from pymixtral.cli.text import note
 from pymixtral.cli.work import n_tokens, note_lines, summary

@@ -1,49 +1,222 @@
-"""How often each expert is chosen, as a table of plain characters for a terminal of 80 columns."""
+"""The command `pymixtral routing`."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+from click.shell_completion import CompletionItem
+
+from pymixtral.cli.model import opened
+from pymixtral.cli.options import (
+    context_option,
+    force_option,
+    json_option,
+    model_option,
+    override_options,
+    path_type,
+    threads_option,
+    windows_option,
+)
+from pymixtral.cli.text import read_text, shorten, table, wrap, write, write_json
+from pymixtral.escapes import escaped
+
 if TYPE_CHECKING:
-    from pymixtral.arrays import F64
+    from pymixtral.evaluation.routing import Usage
+    from pymixtral.model.overrides import Override
 
-_ROOM = 72
-"""Columns for the experts, beside those for the number of the layer."""
+_NAME = 24
+"""Characters of a domain's name in a table."""
 
-_SHADES = " .:-=+*#%@"
+_CACHES = (2, 3, 4)
+"""Experts kept of each layer, of which the hit rates are printed."""
 
 
-def table(shares: F64) -> str:
-    """Draw how often each expert of each layer was chosen.
+def _named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, Path]]:
+    """`NAME=FILE`, or FILE, whose name without its ending is the domain's."""
+    found = []
+    for value in values:
+        name, equals, file = value.partition("=")
+        if not equals or Path(value).exists():
+            name, file = Path(value).stem, value
+        if not name:
+            raise click.BadParameter(f"expected NAME=FILE, such as code=main.py, found {value!r}", ctx, param)
+        found.append((name, Path(str(path_type(exists=True).convert(file, param, ctx)))))
+    return found
 
-    Args:
-        shares: float64 [n_layers, n_experts]; each layer adds up to 1.
 
-    Returns:
-        Lines of at most 80 characters: a head, and one for each layer, in which up to 12 experts have
-            percent and bars, and more have a character each, 72 in a line.
+_KEY = (
+    "first, any: tokens with the first, or any, expert of the token before; entropy: of the shares, in bits; weight: "
+    "the first expert's, in the mean; of 2: how often a cache of the 2 last used has the next expert; pair: the two "
+    "experts that most tokens have; never: experts of no token."
+)
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pymixtral routing -f code=code.txt -f prose=book.txt
+  pymixtral routing -m mixtral.gguf -f code.txt -f prose=book.txt \\
+    -f prose=chapter.txt --layer 0 --layer 3 --html routing.html
+  pymixtral routing -f book.txt --windows 4 --trace trace.npz --json"""
+)
+@model_option
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    callback=_named,
+    shell_complete=lambda _ctx, _param, incomplete: [CompletionItem(incomplete, type="file")],
+    metavar="[NAME=]FILE",
+    multiple=True,
+    help="Read a text from a file; may be repeated. Texts of one NAME are taken together.",
+)
+@click.option(
+    "--layer",
+    "layers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    multiple=True,
+    help="Print this layer; may be repeated.  [default: all of up to 8, else the first, the middle, and the last]",
+)
+@context_option(lowest=2, default=512)
+@windows_option
+@click.option("--trace", type=path_type(), metavar="FILE", help="Write every token's experts to a file of NumPy, npz.")
+@click.option("--full", is_flag=True, help="Add the router's probability of every expert to the trace.")
+@click.option("--html", type=path_type(), metavar="FILE", help="Write a page that shows the texts coloured by expert.")
+@click.option("--png", type=path_type(), metavar="FILE", help="Write a picture; it needs pymixtral[plot].")
+@force_option
+@threads_option
+@override_options
+@json_option
+@click.pass_context
+def routing(
+    ctx: click.Context,
+    /,
+    model: Path | None,
+    files: list[tuple[str, Path]],
+    layers: tuple[int, ...],
+    n_ctx: int,
+    n_windows: int | None,
+    trace: Path | None,
+    full: bool,
+    html: Path | None,
+    png: Path | None,
+    force: bool,
+    n_threads: int | None,
+    experts_used: int | None,
+    overrides: dict[str, Override],
+    as_json: bool,
+) -> None:
+    """Show which experts the tokens of texts go to.
+
+    Texts of several kinds, such as code and prose, are given in files with -f, or one on standard
+    input, in UTF-8. They are cut into windows, which the model reads one by one. For each kind and
+    layer it prints the share of each expert, and beside what chance would give: how often a token
+    has the first expert of the token before it, and any of its experts; the entropy of the shares;
+    which experts nobody used, and which two were used together most; and how often an expert is
+    found in a cache of the experts used last, in each layer.
+
+    The page of --html is one file that loads nothing from elsewhere.
     """
-    n_experts = shares.shape[1]
-    most = shares.max()
-    cell = min(_ROOM // n_experts, 9)
-    if cell < 6:
-        head = f"Of {n_experts} experts, from ' ' (never) to '{_SHADES[-1]}' ({100 * most:.0f}%):"
-        rows = ["".join(_shade(share / most) for share in layer) for layer in shares.tolist()]
+    outputs = [path for path in (trace, html, png) if path]
+    if full and not trace:
+        raise click.UsageError("expected --full with --trace, found it alone", ctx)
+    if force and not outputs:
+        raise click.UsageError("expected --force with --trace, --html or --png, found it alone", ctx)
+    texts = [(name, read_text(ctx, path)) for name, path in files] or [("text", read_text(ctx, None))]
+    from pymixtral.evaluation import routing as evaluation
+    from pymixtral.evaluation import routing_page, routing_plot
+    from pymixtral.files.atomic import check_dest
+
+    read = [path for _, path in files] + ([model] if model else [])
+    for i, path in enumerate(outputs):
+        check_dest(path, [*read, *outputs[:i]], force)
+    if png:
+        routing_plot.check()
+    with opened(model, n_ctx=n_ctx, n_threads=n_threads, experts_used=experts_used, overrides=overrides) as engine:
+        n_layers, title = engine.config.n_layers, f"Which experts: {engine.path.name}"
+        if layers and max(layers) >= n_layers:
+            raise click.UsageError(f"expected --layer from 0 to {n_layers - 1}, found {max(layers)}", ctx)
+        domains = evaluation.trace(engine, texts, n_ctx=n_ctx, n_windows=n_windows, full=full)
+        usages = [evaluation.usage(domain) for domain in domains]
+        if trace:
+            evaluation.save(domains, trace, force=force)
+        if html:
+            routing_page.write(engine, domains, html, force=force)
+    if png:
+        routing_plot.draw(usages, title, png, force=force)
+    if as_json:
+        write_json({"domains": [usage.plain() for usage in usages], "outputs": [str(path) for path in outputs]})
     else:
-        head = "expert " + "".join(f"{i:3}".ljust(cell) for i in range(n_experts))
-        rows = ["".join(_percent(share, most, cell) for share in layer) for layer in shares.tolist()]
-    lines = [head]
-    for i, row in enumerate(rows):
-        first, *more = (row[at : at + _ROOM] for at in range(0, len(row), _ROOM))
-        lines += [f"{i:5}  {first}", *(f"{'':7}{part}" for part in more)]
-    return "\n".join(line.rstrip() for line in lines)
+        lines = [line for usage in usages for line in _lines(usage, layers or _some(n_layers))]
+        lines += [wrap(_KEY), "", *_distances(usages, layers or _some(n_layers))]
+        write("\n".join(lines + [f"{escaped(str(path))}: written" for path in outputs]))
 
 
-def _percent(share: float, most: float, width: int) -> str:
-    bar = "#" * round((width - 5) * share / most)
-    return f"{100 * share:3.0f} {bar}".ljust(width)
+def _some(n_layers: int) -> tuple[int, ...]:
+    """The layers to print where nobody says which: those of the paper, of 32."""
+    return tuple(range(n_layers)) if n_layers <= 8 else (0, (n_layers - 1) // 2, n_layers - 1)
 
 
-def _shade(part: float) -> str:
-    return _SHADES[math.ceil(part * (len(_SHADES) - 1))]
+def _lines(usage: Usage, layers: Sequence[int]) -> list[str]:
+    from pymixtral.evaluation.routing import chance
+
+    lot = chance(usage.n_experts, usage.n_experts_used)
+    sizes = [n for n in _CACHES if usage.n_experts_used <= n < usage.n_experts]
+    shares = [["layer", *map(str, range(usage.n_experts))]]
+    numbers = [["layer", "first", "any", "entropy", "weight", *(f"of {n}" for n in sizes), "pair", "never"]]
+    for layer in layers:
+        shares.append([str(layer), *(f"{100 * share:.1f}" for share in usage.either[layer])])
+        hits = [_percent(usage.hits[layer, n]) for n in sizes]
+        numbers.append(
+            [
+                *(str(layer), _percent(usage.repeats_first[layer]), _percent(usage.repeats_any[layer])),
+                *(f"{usage.entropy[layer]:.2f}", f"{usage.first_weight[layer]:.2f}", *hits),
+                *(_together(usage, layer), shorten(" ".join(map(str, usage.dead[layer])), 12) or "-"),
+            ]
+        )
+    numbers.append(
+        [
+            *("chance", _percent(lot["repeats_first"]), _percent(lot["repeats_any"]), f"{lot['entropy']:.2f}", ""),
+            *(*(_percent(lot["hits"][n]) for n in sizes), "", ""),
+        ]
+    )
+    name = shorten(usage.name, _NAME)
+    return [
+        f"{name}: {usage.n_tokens} tokens. Shares of the experts, in %:",
+        *table(shares, ">" * len(shares[0])),
+        "",
+        *table(numbers, ">" * (len(numbers[0]) - 2) + "<<"),
+        "",
+    ]
+
+
+def _together(usage: Usage, layer: int) -> str:
+    """The two experts that most tokens have both, and how many do."""
+    import numpy as np
+
+    a, b = np.unravel_index(usage.pairs[layer].argmax(), usage.pairs[layer].shape)
+    return f"{a}+{b} {_percent(usage.pairs[layer, a, b])}" if a != b else "-"
+
+
+def _distances(usages: Sequence[Usage], layers: Sequence[int]) -> list[str]:
+    """How different the domains use the experts, each two of them."""
+    from pymixtral.evaluation.routing import distance
+
+    if len(usages) < 2:
+        return []
+    rows = [["layer", *(str(layer) for layer in layers)]]
+    for i, a in enumerate(usages):
+        for b in usages[i + 1 :]:
+            apart = distance(a, b)
+            label = f"{shorten(a.name, _NAME)}, {shorten(b.name, _NAME)}"
+            rows.append([label, *(_percent(apart[layer]) for layer in layers)])
+    text = "Uses that two domains do not share, half of the sum of the differences of their shares:"
+    return [wrap(text), *table(rows, "<" + ">" * len(layers)), ""]
+
+
+def _percent(share: float) -> str:
+    return "-" if share != share else f"{100 * share:.1f}%"

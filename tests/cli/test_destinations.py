@@ -24,12 +24,15 @@ TEXT = "Once upon a time there was a king who had three daughters. " * 4
         (["convert-layout", "{model}", "{new}/m.gguf", "--max-shard-size", "10M"], "m-00002-of-00002.gguf"),
         (["prune", "{model}", "{new}/m.gguf", "--experts", "6", "--criterion", "random"], "m.gguf"),
         (["perplexity", "-m", "{model}", "-f", "{text}", "-c", "32", "--save-base", "{new}/b"], "b"),
+        (["routing", "-m", "{model}", "-f", "{text}", "--trace", "{new}/t.npz"], "t.npz"),
+        (["routing", "-m", "{model}", "-f", "{text}", "--html", "{new}/r.html"], "r.html"),
+        (["routing", "-m", "{model}", "-f", "{text}", "--png", "{new}/r.png"], "r.png"),
     ],
 )
 def test_row_18_a_destination_that_appears_meanwhile_is_kept(
     tiny_q8_0: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], name: str
 ) -> None:
-    if "--heatmap" in arguments:
+    if {"--heatmap", "--png"} & {*arguments}:
         pytest.importorskip("matplotlib")
     make_checkpoint(tmp_path / "hf", Shape(n_layers=1), seed=4)
     (tmp_path / "text").write_text(TEXT)

@@ -26,7 +26,8 @@ from support.ggufs import rewrite
 from support.paths import ROOT
 
 COMMANDS = commands()
-WRITTEN = ("dest", "output", "report", "heatmap", "save_base")  # the parameters that name files to write
+WRITTEN = (*("dest", "output", "report", "heatmap", "save_base"), *("trace", "html", "png"))
+"""The parameters that name files to write."""
 
 
 def examples() -> list[str]:

@@ -117,6 +117,7 @@ def arguments(command: str, text: Path) -> list[object]:
         "embed": ["-p", "Once"],
         "tokenize": ["-p", "Once"],
         "perplexity": ["-f", text, "-c", 32, "--windows", 1],
+        "routing": ["-f", text, "--windows", 1],
         "bench": ["--prompt-tokens", 4, "-n", 1, "-r", 1, "-t", 1],
         "inspect": [],
         "plan": ["-t", 1],
