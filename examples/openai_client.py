@@ -13,7 +13,7 @@ MESSAGES = [{"role": "user", "content": "Who are you?"}]
 @contextmanager
 def server(*model: str) -> Iterator[str]:
     """A server of a GGUF file, or of the demo model, for as long as the block runs."""
-    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", "--log", "none"]
+    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0"]
     process = subprocess.Popen([*command, *(["-m", *model] if model else [])], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
