@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
-MESSAGES = [{"role": "user", "content": "Who are you?"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Who are you?"}]
 
 
 @contextmanager
@@ -32,19 +33,12 @@ def main(*model: str) -> None:
         name = client.models.list().data[0].id
         print(f"model: {name}")
 
-        answer = client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30)
         print(f"whole:  {answer.choices[0].message.content!r}")
 
         print("pieces:", end=" ")
         text = ""
-        chunks = client.chat.completions.create(
-            model=name,
-            messages=MESSAGES,  # type: ignore[arg-type]
-            seed=1,
-            max_tokens=30,
-            stream=True,
-        )
-        for chunk in chunks:
+        for chunk in client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30, stream=True):
             text += chunk.choices[0].delta.content or ""
         print(repr(text))
 
