@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pymixtral.model.routing import Routing
@@ -30,7 +30,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Stats:
-    """The work and the time of a generation. Times are those of the passes that it was part of.
+    """The work and the time of a generation. Times are those of the passes that it was part of, but
+    for the last three, which are a clock's and no part of ==.
 
     Attributes:
         prompt_tokens: ids of the prompt.
@@ -42,6 +43,9 @@ class Stats:
         pass_bytes: bytes of weights that a pass of one token reads.
         drafted_tokens: tokens that prompt lookup proposed, or a grammar forced.
         accepted_tokens: those of them that were right.
+        queue_seconds: from its arrival in the engine to its first pass.
+        first_seconds: from its arrival to its first token; 0 before that.
+        seconds: from its arrival to its end, or until now.
     """
 
     prompt_tokens: int
@@ -53,6 +57,9 @@ class Stats:
     pass_bytes: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    queue_seconds: float = field(default=0.0, compare=False)
+    first_seconds: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def prompt_tokens_per_second(self) -> float:

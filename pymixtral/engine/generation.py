@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,7 @@ class Continuation(Request):
         self._generation_seconds = 0.0
         self._passes = 0
         self._n_drafted = self._n_accepted = 0
+        self._first = self._over = 0.0
 
     # --- The engine's side ------------------------------------------------------------------------
 
@@ -234,6 +236,7 @@ class Continuation(Request):
             if not self.tokens:
                 self.tell_progress()
             return None
+        self._first = self._first or time.perf_counter()
         if self._progressed and not self.tokens:
             self.tell_progress()
         n_drafted, self.entry.n_drafted = self.entry.n_drafted, 0
@@ -308,6 +311,7 @@ class Continuation(Request):
 
     def _completion(self, reason: FinishReason, stop_reason: str | int | None) -> Completion:
         logprobs = self._prompt_logprobs
+        self._over = time.perf_counter()
         return Completion(
             "".join(self._text),
             self.tokens,
@@ -336,6 +340,7 @@ class Continuation(Request):
     @property
     def stats(self) -> Stats:
         """The work and the time so far."""
+        now = self._over or time.perf_counter()
         return Stats(
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
@@ -346,4 +351,7 @@ class Continuation(Request):
             pass_bytes=self._pass_bytes,
             drafted_tokens=self._n_drafted,
             accepted_tokens=self._n_accepted,
+            queue_seconds=(self.began or now) - self.arrived,
+            first_seconds=self._first - self.arrived if self._first else 0.0,
+            seconds=now - self.arrived,
         )

@@ -367,6 +367,7 @@ class Loop:
             assert sequence
             if not request.begun:
                 request.begun = True
+                request.began = time.perf_counter() - seconds
                 request.n_cached = entry.n_computed
                 counts.cached_tokens += entry.n_computed
             counts.prompt_tokens += min(n, max(request.n_prompt - request.n_cut - entry.n_computed, 0))

@@ -74,6 +74,8 @@ class Request:
         failed: what went wrong with this request alone in a pass.
         ended: whether it has ended, for whatever reason.
         begun: whether it has run.
+        arrived: when it was made, as time.perf_counter() counts.
+        began: when its first pass began, likewise; 0 before that.
         drawn: tokens that were drawn in the present pass.
         siblings: requests for other texts of the same prompt, which begin when it is computed.
         dropped: notices that the caller has gone.
@@ -111,6 +113,8 @@ class Request:
         self.failed: BaseException | None = None
         self.ended = False
         self.begun = False
+        self.arrived = time.perf_counter()
+        self.began = 0.0
         self._progressed = False
         self._last: Event = None
         self.drawn: list[int] = []
@@ -164,6 +168,7 @@ class Request:
             other: the request.
         """
         self.begun = True
+        self.began = other.began
         self.n_cached = other.n_prompt
         self.rows = range(0)
         if self.trace is not None and other.trace is not None:

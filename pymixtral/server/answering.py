@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any, TypeVar
 
@@ -12,20 +13,40 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pymixtral.server.errors import APIError, api_error
-from pymixtral.server.service import Service
+from pymixtral.server.service import Service, ending, get_service
 
 T = TypeVar("T")
 
+Chunk = dict[str, Any] | str
+"""What an event holds: an object, sent as JSON, or a text without an end of line."""
+
 _HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
-
-
-def _left() -> APIError:
-    return APIError(499, "expected a client that waits, found that it has left", code="client_left")
 
 
 async def _until_left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _leaving(receive: Receive, service: Service) -> asyncio.Task[None]:
+    """A task that is done when the client has left, and cancelled when the answer must end."""
+    task = asyncio.ensure_future(_until_left(receive))
+    service.until_cut(task)
+    return task
+
+
+def _why(leaving: asyncio.Task[None]) -> APIError:
+    if leaving.cancelled():
+        return ending()
+    return APIError(499, "expected a client that waits, found that it has left", code="client_left")
+
+
+async def _end(*futures: asyncio.Future[Any] | None) -> None:
+    """Cancels futures, and waits until they are over."""
+    those = [future for future in futures if future is not None]
+    for future in those:
+        future.cancel()
+    await asyncio.gather(*those, return_exceptions=True)
 
 
 async def whole(request: Request, work: Awaitable[T]) -> T:
@@ -39,23 +60,22 @@ async def whole(request: Request, work: Awaitable[T]) -> T:
         What work returns.
 
     Raises:
-        APIError: if the client has left.
+        APIError: if the client has left, or the server ends.
         Exception: whatever work raises.
     """
     task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_left(request.receive))
+    leaving = _leaving(request.receive, get_service(request))
+    both: set[asyncio.Future[Any]] = {task, leaving}
     try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _left()
+            raise _why(leaving)
         return task.result()
     finally:
-        for one in (task, leaving):
-            one.cancel()
-        await asyncio.gather(task, leaving, return_exceptions=True)
+        await _end(task, leaving)
 
 
-def events(request: Request, service: Service, chunks: AsyncIterator[dict[str, Any] | str]) -> Response:
+def events(request: Request, service: Service, chunks: AsyncIterator[Chunk]) -> Response:
     """Make the answer that sends each chunk as a server-sent event.
 
     The status is sent with the first chunk, so that an error before it is an answer of its own; but
@@ -65,7 +85,7 @@ def events(request: Request, service: Service, chunks: AsyncIterator[dict[str, A
         request: its body has been read.
         service: of the application.
         chunks: an asynchronous generator: objects are sent as JSON, texts as they are. It is closed
-            when the client has left.
+            when the client has left, or the server ends.
 
     Returns:
         The response to return from an endpoint.
@@ -74,7 +94,7 @@ def events(request: Request, service: Service, chunks: AsyncIterator[dict[str, A
 
 
 class _Events(Response):
-    def __init__(self, receive: Receive, service: Service, chunks: AsyncIterator[dict[str, Any] | str]) -> None:
+    def __init__(self, receive: Receive, service: Service, chunks: AsyncIterator[Chunk]) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
         self._receive = receive
@@ -82,56 +102,68 @@ class _Events(Response):
         self._chunks = chunks
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
-        ping = self._service.settings.ping_seconds
-        leaving = asyncio.ensure_future(_until_left(self._receive))
-        chunk: asyncio.Future[dict[str, Any] | str] | None = None
+        """Send the chunks until they end, the client leaves, or the server ends."""
+        leaving = _leaving(self._receive, self._service)
+        chunk: asyncio.Task[Chunk] | None = None
         started = False
+        last = 0.0
         try:
             while True:
-                chunk = chunk or asyncio.ensure_future(anext_of(self._chunks))
+                chunk = chunk or asyncio.ensure_future(_next(self._chunks))
                 both: set[asyncio.Future[Any]] = {chunk, leaving}
-                await asyncio.wait(both, timeout=ping, return_when=asyncio.FIRST_COMPLETED)
-                if leaving.done():
+                await asyncio.wait(
+                    both, timeout=self._service.settings.ping_seconds, return_when=asyncio.FIRST_COMPLETED
+                )
+                if leaving.done() and not leaving.cancelled():
                     return
-                if chunk.done() and not started:
-                    chunk.result()  # an error is an answer of its own
+                error: BaseException | None = None
+                if leaving.done():
+                    error = ending()
+                elif chunk.done():
+                    error = chunk.exception()
                 if not started:
+                    if error is not None and not isinstance(error, StopAsyncIteration):
+                        raise error  # an answer of its own
                     started = True
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                if isinstance(error, StopAsyncIteration):
+                    break
+                if error is not None:
+                    await _send(send, event(api_error(error).body))
+                    break
                 if not chunk.done():
-                    await send({"type": "http.response.body", "body": b": ping\n\n", "more_body": True})
+                    await _send(send, b": ping\n\n")
                     continue
-                done, chunk = chunk, None
-                try:
-                    value = done.result()
-                except StopAsyncIteration:
-                    break
-                except Exception as error:
-                    value = api_error(error).body
-                    await send({"type": "http.response.body", "body": event(value), "more_body": True})
-                    break
-                await send({"type": "http.response.body", "body": event(value), "more_body": True})
+                now = time.perf_counter()
+                if last and self._service.metrics:
+                    self._service.metrics.gap(now - last)
+                last = now
+                value, chunk = chunk.result(), None
+                await _send(send, event(value))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            for one in (chunk, leaving):
-                if one is not None:
-                    one.cancel()
-                    await asyncio.gather(one, return_exceptions=True)
+            await _end(chunk, leaving)
             close = getattr(self._chunks, "aclose", None)
             if close is not None:
                 await close()
 
 
-async def anext_of(chunks: AsyncIterator[dict[str, Any] | str]) -> dict[str, Any] | str:
-    """The next chunk, as a coroutine that can be a task."""
+async def _next(chunks: AsyncIterator[Chunk]) -> Chunk:
     return await chunks.__anext__()
 
 
-def event(value: dict[str, Any] | str) -> bytes:
-    """A server-sent event.
+async def _send(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def event(value: Chunk) -> bytes:
+    """Write a server-sent event.
 
     Args:
-        value: an object, which becomes JSON, or a text without an end of line.
+        value: what it holds.
+
+    Returns:
+        Its bytes, UTF-8.
     """
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode("utf-8", "surrogatepass")

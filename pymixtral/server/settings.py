@@ -14,6 +14,7 @@ class Settings:
         any_model: answer requests for whatever model; else those for another name are refused.
         keys: the API keys, of which a request needs one; none: everybody may ask.
         cors_origins: origins, such as "https://example.org", whose pages may ask; "*": all.
+        loopback: whether only this machine can connect.
         max_batch: texts that are computed together.
         max_waiting: texts that wait while so many are computed; more are refused.
         timeout: seconds that a request may take from its arrival; None: no limit.
@@ -31,6 +32,7 @@ class Settings:
     any_model: bool = True
     keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    loopback: bool = True
     max_batch: int = 16
     max_waiting: int = 128
     timeout: float | None = None
