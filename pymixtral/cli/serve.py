@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,17 +133,13 @@ def serve(
     being written end first; a second one does not. Only this machine can connect, unless --host
     names another address.
     """
+    _check_packages()
     _refuse_workers()
     keys = _keys(api_key_file)
-    try:
-        from pymixtral.server.log import Log
-        from pymixtral.server.serve import is_loopback, listen, run, url_of
-        from pymixtral.server.settings import Settings
-    except ImportError as error:
-        raise UnsupportedError(
-            f"expected the packages of the extra [server], found no {error.name}: "
-            "install them with `pip install 'pymixtral[server]'`"
-        ) from None
+    from pymixtral.server.log import Log
+    from pymixtral.server.serve import is_loopback, listen, run, url_of
+    from pymixtral.server.settings import Settings
+
     with listen(host, port) as listener:
         loopback = is_loopback(listener)
         note(f"Serving on {url_of(listener)}")
@@ -170,6 +167,15 @@ def serve(
             "pace": pace,
         }
         run(settings, listener, partial(opened, model, chats=True, **options), Log(log_form, trace))
+
+
+def _check_packages() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            f"expected the packages of the extra [server], found no {missing[0]}: "
+            "install them with `pip install 'pymixtral[server]'`"
+        )
 
 
 def _refuse_workers() -> None:

@@ -109,6 +109,7 @@ def run(settings: Settings, listener: socket.socket, open_model: Callable[[], Mi
 def _in_thread(function: Callable[[], Mixtral]) -> Future[Mixtral]:
     """Calls a function in a thread that the end of the program does not wait for."""
     future: Future[Mixtral] = Future()
+    future.set_running_or_notify_cancel()  # nobody can cancel it
 
     def call() -> None:
         try:
