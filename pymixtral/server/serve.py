@@ -42,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         InvalidArgumentError: if there is no such address, or the port is in use.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host or "an empty name", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(
             address[:2],
@@ -189,6 +189,7 @@ async def _serve(
         loop="asyncio",
         lifespan="off",
         log_config=None,
+        log_level="critical",  # the rest is told by service.log
         access_log=False,
         server_header=False,
         proxy_headers=False,

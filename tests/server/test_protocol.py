@@ -137,7 +137,7 @@ def test_old_and_pipelined_requests(server: Server) -> None:
 
 
 def test_idle_connections_give_way(start: Start) -> None:
-    server = start(settings={"max_connections": 20}, probe=True)
+    server = start(settings={"max_connections": 20, "header_seconds": 1000}, probe=True)
     streaming = server.connect(post("/probe/stream", {"prompt": "Once", "max_tokens": None}))
     assert streaming.recv(1)
     many = [server.connect() for _ in range(100)]
