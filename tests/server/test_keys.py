@@ -151,8 +151,12 @@ def test_no_answer_is_guessed_from_its_bytes(server: Server) -> None:
             assert client.get(path).headers["x-content-type-options"] == "nosniff"
 
 
-def test_no_path_is_that_of_another_file(server: Server) -> None:
+def test_the_page_runs_nothing_from_elsewhere(server: Server) -> None:
     with server.client() as client:
+        for path in ("/", "/index.html", "/style.css", "/page.js"):
+            answer = client.get(path)
+            if answer.status_code == 200:
+                assert answer.headers["content-security-policy"].startswith("default-src 'self';")
         for path in (
             "/..%2fsettings.py",
             "/page/../settings.py",
