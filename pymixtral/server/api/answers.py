@@ -91,6 +91,10 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
     Raises:
         Exception: the first of any of them; the others are ended.
     """
+    if len(iterators) == 1:  # without a task for each value
+        async for value in iterators[0]:
+            yield value
+        return
     waiting = {asyncio.ensure_future(_next(one)): one for one in iterators}
     try:
         while waiting:
