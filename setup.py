@@ -25,10 +25,7 @@ setup(
     ],
     package_dir={"pymixtral": "pymixtral", "pymixtral.quantize": "quantize"},
     include_package_data=False,  # only what is named here, not all that the sdist holds
-    package_data={
-        "pymixtral": ["py.typed", "data/*.gguf"],
-        "pymixtral.server.page": ["*.html", "*.css", "*.js", "*.svg"],
-    },
+    package_data={"pymixtral": ["py.typed", "data/*.gguf", "server/page/*"]},
     cffi_modules=["csrc/build_ffi.py:ffibuilder"],
     cmdclass={"build_ext": BuildExt},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
     from pymixtral.model.config import ModelConfig
+    from pymixtral.model.routing import Routing
     from pymixtral.options import ChatOptions, Options
     from pymixtral.questions import Score
     from pymixtral.text.messages import ToolCall
@@ -78,6 +79,7 @@ __all__ = [
     "Options",
     "OutputError",
     "PymixtralError",
+    "Routing",
     "Score",
     "SessionFileError",
     "Stats",
@@ -101,6 +103,7 @@ _HOMES = {
     "Score": "pymixtral.questions",
     "Mixtral": "pymixtral.mixtral",
     "ModelConfig": "pymixtral.model.config",
+    "Routing": "pymixtral.model.routing",
     "Completion": "pymixtral.engine.completion",
     "EngineStats": "pymixtral.engine.stats",
     "Generation": "pymixtral.engine.stream",

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
+from pymixtral.arguments import integer
 from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AsyncAnswerStream, Messages
 from pymixtral.engine.asking import ask_async
@@ -16,8 +17,9 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.model.routing import Routing
 from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import Score, embeddings, generations, logits, scores
+from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, routings, scores
 from pymixtral.sampling.grammar import NAMES
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.generate().
         """
         self._engine.check_open()
-        await self._compile(options)
+        await self.compile(options)
         return await ask_async(self._engine, generations(self._factory, prompt, n, best_of, options))
 
     def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
@@ -102,6 +104,30 @@ class AsyncMixtral:
         self._engine.check_open()
         return AsyncGeneration(self._engine, self._factory.continuation(prompt, options, streams=True))
 
+    def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
+        """Generate several texts of a prompt at the same time, piece by piece.
+
+        Args:
+            prompt: a text, or token ids. It is computed once.
+            n: how many texts, 1 to 128.
+            **options: see pymixtral.Options.
+
+        Returns:
+            An asynchronous iterator for each of the texts that generate() gives with this n.
+
+        Raises:
+            PymixtralError: as stream().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        return AsyncGeneration.several(
+            self._engine,
+            [
+                self._factory.continuation(prompt, options, streams=True, seed_index=i)
+                for i in range(integer("n", n, 1, MAX_SAMPLES))
+            ],
+        )
+
     async def chat(
         self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
     ) -> Answer:
@@ -120,7 +146,7 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.chat().
         """
         self._engine.check_open()
-        await self._compile(options)
+        await self.compile(options)
         return await ask_async(self._engine, self.model._conversation(messages, options, "chat()").question(n, best_of))
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
@@ -138,12 +164,42 @@ class AsyncMixtral:
             RuntimeError: if no event loop runs.
         """
         self._engine.check_open()
-        talk = self.model._conversation(messages, options, "stream_chat()")
-        generation = AsyncGeneration(self._engine, talk.request(streams=True))
-        return AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+        return self.stream_chats(messages, 1, **options)[0]
 
-    async def _compile(self, options: Options) -> None:
-        """Compiles a grammar in a thread: other tasks go on."""
+    def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
+        """Write several answers at the same time, piece by piece.
+
+        Args:
+            messages: as for chat(). The conversation is computed once.
+            n: how many answers, 1 to 128.
+            **options: as for chat().
+
+        Returns:
+            An asynchronous iterator for each of the answers that chat() gives with this n.
+
+        Raises:
+            PymixtralError: as stream_chat().
+            RuntimeError: if no event loop runs.
+        """
+        self._engine.check_open()
+        talk = self.model._conversation(messages, options, "stream_chat()")
+        requests = [talk.request(streams=True, seed_index=i) for i in range(integer("n", n, 1, MAX_SAMPLES))]
+        return [
+            AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
+            for generation in AsyncGeneration.several(self._engine, requests)
+        ]
+
+    async def compile(self, options: Options) -> None:
+        """Compile the grammar that options ask for, in a thread, so that other tasks go on.
+
+        generate() and chat() do so themselves. stream() and stream_chat() find what is compiled.
+
+        Args:
+            options: see pymixtral.Options; only those of a text's form are looked at.
+
+        Raises:
+            PymixtralError: for a grammar that is not right.
+        """
         if any(options.get(name) for name in NAMES):
             await asyncio.to_thread(self._factory.compile, options)
 
@@ -201,6 +257,23 @@ class AsyncMixtral:
         """
         self._engine.check_open()
         return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+
+    async def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
+        """Compute which experts the tokens of a text go to, in every layer; see Mixtral.
+
+        Args:
+            text: a text, token ids, or the messages of a conversation.
+            full: give the router's probability of every expert, too.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
+
+        Returns:
+            The experts of every token.
+
+        Raises:
+            PymixtralError: as Mixtral.routing().
+        """
+        self._engine.check_open()
+        return await ask_async(self._engine, routings(self._factory, self.model._ids_of(text), full, how))
 
     async def forget(self) -> None:
         """Empty the prefix cache; see Mixtral.

@@ -12,6 +12,7 @@ from pymixtral.engine.completion import Completion, FinishReason, Stats
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.stream import AsyncGeneration, Generation
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.routing import Routing
 from pymixtral.options import Options
 from pymixtral.questions import sampled
 from pymixtral.request_factory import RequestFactory
@@ -208,6 +209,11 @@ class _AnswerReader:
     def stats(self) -> Stats:
         """The work and the time so far."""
         return self._read.stats
+
+    @property
+    def routing(self) -> Routing | None:
+        """The experts of what was read, as in Generation; None if they were not asked for."""
+        return self._read.routing
 
     def cancel(self) -> None:
         """End the answer soon. Any thread may call this."""

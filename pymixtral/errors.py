@@ -39,7 +39,22 @@ class OutputError(PymixtralError, OSError):
 
 
 class ContextLengthError(InvalidArgumentError):
-    """More tokens than the context holds."""
+    """More tokens than the context holds.
+
+    Args:
+        message: the sentence for the reader.
+        n_tokens: how many there are at least; -1: unknown.
+        n_ctx: how many the context holds; -1: unknown.
+
+    Attributes:
+        n_tokens: see above.
+        n_ctx: see above.
+    """
+
+    def __init__(self, message: str, n_tokens: int = -1, n_ctx: int = -1) -> None:
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
 
 
 class NonFiniteError(PymixtralError, ArithmeticError):

@@ -30,11 +30,12 @@ from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import Override, override
+from pymixtral.model.routing import Routing
 from pymixtral.model.weights import load_weights
 from pymixtral.model_sessions import ModelSessions
 from pymixtral.model_text import ModelText
 from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import Score, embeddings, generations, logits, scores
+from pymixtral.questions import Score, embeddings, generations, logits, routings, scores
 from pymixtral.request_factory import RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
@@ -233,7 +234,8 @@ class Mixtral(ModelText, ModelSessions):
                 the first is the text that n=1 gives.
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
-            **options: max_tokens, stop, ignore_eos, parse_special, logprobs, prompt_logprobs,
+            **options: max_tokens, stop, stop_token_ids, ignore_eos, parse_special, logprobs, prompt_logprobs,
+                routing,
                 logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
                 structured output json_schema, json_object, regex, choice and lark; and
                 those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
@@ -249,7 +251,8 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
             ContextLengthError: before anything is computed, if the prompt is longer than n_ctx.
-            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer, and
+                for routing of a dense model.
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
@@ -412,6 +415,32 @@ class Mixtral(ModelText, ModelSessions):
         """
         self._engine.check_open()
         return ask(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+
+    def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
+        """Compute which experts the tokens of a text go to, in every layer.
+
+        generate() and the others give the same of what they write with routing=True.
+
+        Args:
+            text: a text or token ids, at least one token; or the messages of a conversation, which the
+                model's own chat format turns into ids.
+            full: give the router's probability of every expert, too.
+            **how: priority, timeout and cache_salt; see pymixtral.Options.
+
+        Returns:
+            The experts of every token and their weights; see docs/routing.md.
+
+        Raises:
+            InvalidArgumentError: for no tokens, ids outside the vocabulary, and messages that make no
+                sense.
+            ContextLengthError: for a text longer than n_ctx.
+            UnsupportedError: for a dense model, for a text if the file has no tokenizer, and for
+                messages if no chat format fits.
+            NonFiniteError: if the model's weights lead to NaN or infinity.
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        return ask(self._engine, routings(self._factory, self._ids_of(text), full, how))
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

@@ -100,6 +100,23 @@ class ModelText:
         """
         return self._text_tokenizer().token_bytes(id)
 
+    def token_piece(self, id: int) -> str:
+        """Show one token to a person.
+
+        Args:
+            id: a token id, 0 to n_vocab - 1.
+
+        Returns:
+            Its name, such as "</s>", if it has no text. Else its text, in which U+2581 stands for a
+            space, and \\xNN or, in a SentencePiece model, <0xNN> for a byte.
+
+        Raises:
+            UnsupportedError: if the file has no tokenizer.
+            InvalidArgumentError: for an id outside the vocabulary.
+            ClosedError: after close().
+        """
+        return self._text_tokenizer().piece(id)
+
     def detokenize(self, ids: Ids) -> str:
         """Turn token ids into text.
 
@@ -155,6 +172,12 @@ class ModelText:
         return self._formats[name]
 
     _formats: dict[str | None, ChatFormat]
+
+    def _ids_of(self, text: str | Ids | Messages) -> str | Ids:
+        """A text or ids as they are; the ids of a conversation's messages."""
+        if isinstance(text, (list, tuple)) and text and isinstance(text[0], Mapping):
+            return self._conversation(text, {}, "routing()").prompt.ids
+        return cast("str | Ids", text)
 
     def _conversation(self, messages: Messages, options: ChatOptions, call: str) -> Conversation:
         """The conversation of a call, whose unknown arguments are refused in its name."""

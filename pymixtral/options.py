@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from pymixtral.engine.generation import LogitsProcessor
 from pymixtral.sampling.grammar import NAMES, Form
@@ -34,11 +34,16 @@ class Options(Sampling, Form, How, total=False):
             is full.
         stop: one or several strings that end the text and are not part of it. The name of a control
             token, such as "</s>", stands for that token, which has no text.
+        stop_token_ids: tokens that end the text as the model's end tokens do: they are no part of it.
+            ignore_eos and min_tokens do not keep them out.
         ignore_eos: never draw an end token, so that the model goes on.
         parse_special: names of control tokens in the prompt become those tokens; see tokenize().
         logprobs: give the log-probability of each generated token and of this many of the most
             likely ones, 0 to 100; None: none.
         prompt_logprobs: the same for the tokens of the prompt. All of it is computed then.
+        routing: give the experts that the router of each layer chose for each token, as
+            Completion.routing; "full": and the router's probability of every expert. All of the
+            prompt is computed then. See docs/routing.md.
         logits_processor: a function of all ids so far, int32 [n], and the logits of the next,
             float32 [n_vocab]. It changes them or returns others, before any sampling step. It runs
             on the engine's thread, where everybody waits for it. An exception in it ends this text
@@ -57,18 +62,20 @@ class Options(Sampling, Form, How, total=False):
 
     max_tokens: int | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
     ignore_eos: bool
     parse_special: bool
     logprobs: int | None
     prompt_logprobs: int | None
+    routing: bool | Literal["full"]
     logits_processor: LogitsProcessor | None
     prompt_lookup: int
     context_shift: int | None
 
 
 OPTIONS = (
-    *("max_tokens", "stop", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
-    *("logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
+    *("max_tokens", "stop", "stop_token_ids", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
+    *("routing", "logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
     *NAMES,
     *(field.name for field in fields(SamplingParameters)),
 )

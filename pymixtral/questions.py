@@ -18,6 +18,7 @@ from pymixtral.engine.generation import Continuation
 from pymixtral.engine.logprobs import PromptLogprobs
 from pymixtral.engine.requests import Request
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.routing import Routing
 from pymixtral.options import How
 from pymixtral.request_factory import RequestFactory
 
@@ -276,10 +277,40 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int, ho
     return Question([[request]], lambda _: rows[0] if last_only else rows)
 
 
+def routings(factory: RequestFactory, text: str | Ids, full: bool, how: How) -> Question[Routing]:
+    """Make the question of Mixtral.routing().
+
+    Args:
+        factory: makes the requests.
+        text: a text or token ids.
+        full: whether the routers' probabilities are wanted.
+        how: priority, timeout and cache_salt.
+
+    Returns:
+        The question.
+
+    Raises:
+        InvalidArgumentError: for no ids, ids outside the vocabulary, and `full` of another type.
+        ContextLengthError: for a text longer than n_ctx.
+        UnsupportedError: for a dense model, and for a text if the file has no tokenizer.
+    """
+    if not isinstance(full, (bool, np.bool_)):
+        raise InvalidArgumentError(f"expected full to be True or False, found {shown(full)}")
+    trace = factory.trace("full" if full else True)
+    assert trace is not None
+    ids = factory.prompt_ids(text, name="text")
+    request = factory.rows(ids, len(ids), _ignore, trace=trace, **_checked(how))
+    return Question([[request]], lambda _: trace.routing(len(ids), len(ids)))
+
+
+def _ignore(position: int, rows: F32) -> None:
+    """Takes no rows: none are asked for."""
+
+
 def _put(rows: F32, first: int, position: int, part: F32) -> None:
     rows[position - first : position - first + len(part)] = part
 
 
 def _checked(how: How) -> How:
-    refuse_unknown(how, How.__annotations__, "logits(), score() and embed()")
+    refuse_unknown(how, How.__annotations__, "logits(), score(), embed() and routing()")
     return how

@@ -16,6 +16,7 @@ from pymixtral.arrays import F32, I32, Ids
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.requests import Rows
 from pymixtral.engine.speculation import PromptLookup
+from pymixtral.engine.trace import Trace
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 from pymixtral.ops import PAGE
@@ -87,7 +88,8 @@ class RequestFactory:
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
             ContextLengthError: if the prompt is longer than n_ctx.
-            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
+            UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer, and
+                for routing of a dense model.
         """
         refuse_unknown(options, OPTIONS, "stream()" if streams else "generate()", "pymixtral.Options lists the options")
         given: dict[str, Any] = dict(options)
@@ -97,6 +99,7 @@ class RequestFactory:
         parameters = SamplingParameters(**sampling)
         eos_ids = self.tokenizer.eos_ids if self.tokenizer else frozenset()
         stop_strings, stop_ids = self._stops(given.get("stop"), more_stops)
+        stop_ids |= self._stop_ids(given.get("stop_token_ids"))
         eos_ids |= more_stop_ids
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
@@ -140,6 +143,7 @@ class RequestFactory:
             priority=integer("priority", given.get("priority", 0), -(1 << 31)),
             deadline=deadline_of(given.get("timeout")),
             namespace=_salt(given.get("cache_salt")),
+            trace=self.trace(given.get("routing", False)),
         )
 
     def rows(
@@ -149,6 +153,7 @@ class RequestFactory:
         reader: Callable[[int, F32], None],
         *,
         reads_hidden: bool = False,
+        trace: Trace | None = None,
         priority: int = 0,
         timeout: float | None = None,
         cache_salt: str | None = None,
@@ -160,6 +165,7 @@ class RequestFactory:
             first: the first position whose row is wanted.
             reader: takes the rows; see Rows.
             reads_hidden: see Rows.
+            trace: takes the routers' choices; None: nobody wants them.
             priority: see Options.
             timeout: see Options.
             cache_salt: see Options.
@@ -175,7 +181,34 @@ class RequestFactory:
             priority=integer("priority", priority, -(1 << 31)),
             deadline=deadline_of(timeout),
             namespace=_salt(cache_salt),
+            trace=trace,
         )
+
+    def trace(self, routing: object) -> Trace | None:
+        """Make what takes the routers' choices for a text.
+
+        Args:
+            routing: see Options.
+
+        Returns:
+            The trace, still empty; None if none is wanted.
+
+        Raises:
+            InvalidArgumentError: for another value.
+            UnsupportedError: for a dense model.
+        """
+        full = isinstance(routing, str) and routing == "full"
+        if not full and not isinstance(routing, (bool, np.bool_)):
+            raise InvalidArgumentError(f'expected routing to be True, False or "full", found {shown(routing)}')
+        if not routing:
+            return None
+        c = self.config
+        if c.n_experts == 1:
+            raise UnsupportedError(
+                f"{self.source}: expected a model with experts, found a dense one, in which nothing is routed: leave "
+                "routing out"
+            )
+        return Trace(c.n_layers, c.n_experts, c.n_experts_used, full=full)
 
     def compile(self, options: Mapping[str, Any]) -> None:
         """Compile the grammar that options ask for, if they do, so that continuation() need not.
@@ -231,7 +264,7 @@ class RequestFactory:
             tokenizer = self.text_tokenizer()
             fewest = tokenizer.fewest_tokens(prompt)  # tokenizing takes seconds for some megabytes
             if fewest > self.n_ctx:
-                raise self.too_long(name, f"{fewest} or more")
+                raise self.too_long(name, fewest, " or more")
             prompt = tokenizer.encode(text_of(name, prompt), True, parse_special=parse_special)
         elif not isinstance(prompt, (Sequence, np.ndarray)) or isinstance(prompt, (bytes, bytearray)):
             text_of(name, prompt)  # says what to do with bytes, None and the like
@@ -284,6 +317,12 @@ class RequestFactory:
             id for id in ids.values() if id is not None
         )
 
+    def _stop_ids(self, ids: object) -> frozenset[int]:
+        """The tokens that end this text, beside the model's end tokens."""
+        if ids is None or (isinstance(ids, (list, tuple)) and not ids):
+            return frozenset()
+        return frozenset(self.checked_ids("stop_token_ids", ids).tolist())
+
     def checked_ids(self, name: str, tokens: object) -> I32:
         """Check token ids that a caller gives.
 
@@ -305,7 +344,7 @@ class RequestFactory:
         if isinstance(tokens, np.ndarray) and tokens.ndim == 0:
             raise InvalidArgumentError(f"expected {name} to be a list of token ids, found one number {shown(tokens)}")
         if len(tokens) > self.n_ctx:  # before they are copied
-            raise self.too_long(name, str(len(tokens)))
+            raise self.too_long(name, len(tokens))
         ids: NDArray[Any]
         try:
             ids = np.asarray(tokens)
@@ -326,17 +365,21 @@ class RequestFactory:
             )
         return ids.astype(np.int32)
 
-    def too_long(self, name: str, found: str) -> ContextLengthError:
+    def too_long(self, name: str, n_tokens: int, or_more: str = "") -> ContextLengthError:
         """Make the error of a text that does not fit, which says whether a longer context helps.
 
         Args:
             name: the argument's name.
-            found: its length.
+            n_tokens: its length.
+            or_more: what is said of that.
         """
         most = self.config.n_ctx_train
         advice = f"or raise n_ctx, up to {most}" if self.n_ctx < most else "as the model was trained for no more"
         return ContextLengthError(
-            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {found}: shorten the text, {advice}"
+            f"expected {name} of at most {self.n_ctx} tokens (n_ctx), found {n_tokens}{or_more}: shorten the text, "
+            f"{advice}",
+            n_tokens,
+            self.n_ctx,
         )
 
 

@@ -20,8 +20,8 @@ from pymixtral.options import Options
 MAX_LINE = 1 << 24
 """Bytes of a line: above any prompt that a context holds."""
 
-_OF_PYTHON = ("logits_processor",)
-"""Options that JSON cannot say."""
+_OF_PYTHON = ("logits_processor", "routing")
+"""Options that JSON cannot say, or whose answer it cannot hold."""
 
 OPTIONS = (*(name for name in Options.__annotations__ if name not in _OF_PYTHON), "n", "best_of")
 """The options of Mixtral.generate() that a line may have."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from pymixtral.model.routing import Routing
 
 FinishReason = Literal["stop", "length", "context", "cancelled", "deadline"]
 """Why a text ends: an end token or stop string, max_tokens, a full context, its caller's wish, or a
@@ -28,7 +30,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Stats:
-    """The work and the time of a generation. Times are those of the passes that it was part of.
+    """The work and the time of a generation. Times are those of the passes that it was part of, but
+    for the last three, which are a clock's and no part of ==.
 
     Attributes:
         prompt_tokens: ids of the prompt.
@@ -40,6 +43,9 @@ class Stats:
         pass_bytes: bytes of weights that a pass of one token reads.
         drafted_tokens: tokens that prompt lookup proposed, or a grammar forced.
         accepted_tokens: those of them that were right.
+        queue_seconds: from its arrival in the engine to its first pass.
+        first_seconds: from its arrival to its first token; 0 before that.
+        seconds: from its arrival to its end, or until now.
     """
 
     prompt_tokens: int
@@ -51,6 +57,9 @@ class Stats:
     pass_bytes: int
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    queue_seconds: float = field(default=0.0, compare=False)
+    first_seconds: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -85,6 +94,7 @@ class Completion:
         prompt_logprobs: of each prompt token, if they were asked for. The first is None: nothing
             predicts it.
         others: the other texts, if several of one prompt were asked for.
+        routing: the experts of each token, if they were asked for.
     """
 
     text: str
@@ -95,6 +105,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
     others: tuple[Completion, ...] = ()
+    routing: Routing | None = None
 
     def __str__(self) -> str:
         return self.text

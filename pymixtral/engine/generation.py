@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.speculation import PromptLookup
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.kv_cache import n_pages_for
+from pymixtral.model.routing import Routing
 from pymixtral.ops import PAGE
 from pymixtral.sampling.matcher import Matcher
 from pymixtral.sampling.sampler import Sampler
@@ -125,6 +127,7 @@ class Continuation(Request):
         self._generation_seconds = 0.0
         self._passes = 0
         self._n_drafted = self._n_accepted = 0
+        self._first = self._over = 0.0
 
     # --- The engine's side ------------------------------------------------------------------------
 
@@ -233,6 +236,7 @@ class Continuation(Request):
             if not self.tokens:
                 self.tell_progress()
             return None
+        self._first = self._first or time.perf_counter()
         if self._progressed and not self.tokens:
             self.tell_progress()
         n_drafted, self.entry.n_drafted = self.entry.n_drafted, 0
@@ -307,6 +311,7 @@ class Continuation(Request):
 
     def _completion(self, reason: FinishReason, stop_reason: str | int | None) -> Completion:
         logprobs = self._prompt_logprobs
+        self._over = time.perf_counter()
         return Completion(
             "".join(self._text),
             self.tokens,
@@ -315,11 +320,27 @@ class Continuation(Request):
             stop_reason,
             None if self._n_logprobs is None else self._logprobs[: len(self.tokens)],
             None if logprobs is None else [None, *logprobs.tokens],
+            routing=self.routing(len(self.tokens) + (stop_reason in self._eos_ids)),
         )
+
+    def routing(self, n_tokens: int) -> Routing | None:
+        """Make the experts of the tokens that were read to draw some of the text's.
+
+        Args:
+            n_tokens: how many tokens were drawn, with the end token if there was one.
+
+        Returns:
+            Those of the prompt, as far as it is computed, and of the tokens but the last; None if
+            nobody asked for them.
+        """
+        if self.trace is None:
+            return None
+        return self.trace.routing(self.n_prompt, self.n_prompt + max(n_tokens - 1, 0))
 
     @property
     def stats(self) -> Stats:
         """The work and the time so far."""
+        now = self._over or time.perf_counter()
         return Stats(
             prompt_tokens=self.n_prompt,
             cached_tokens=self.n_cached,
@@ -330,4 +351,7 @@ class Continuation(Request):
             pass_bytes=self._pass_bytes,
             drafted_tokens=self._n_drafted,
             accepted_tokens=self._n_accepted,
+            queue_seconds=(self.began or now) - self.arrived,
+            first_seconds=self._first - self.arrived if self._first else 0.0,
+            seconds=now - self.arrived,
         )

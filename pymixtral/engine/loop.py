@@ -20,6 +20,7 @@ from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
 from pymixtral.errors import CanceledError, ClosedError, NativeError
 from pymixtral.model.forward import EVERY, Model
+from pymixtral.model.routing import Choices
 from pymixtral.ops import PAGE
 
 _LOGITS = 1 << 22
@@ -265,7 +266,7 @@ class Loop:
         """Computes the next tokens of some texts."""
         begin = time.perf_counter()
         try:
-            hidden = self._forward(batch)
+            hidden, choices = self._forward(batch)
             self._check_file()
         except CanceledError:  # the next turn sees whose pass it was
             return
@@ -276,6 +277,8 @@ class Loop:
             else:
                 self._fail(batch[0][0], error)
             return
+        if choices is not None:
+            _trace(batch, choices)
         drawing: list[tuple[Continuation, F32]] = []
         reading: list[tuple[Request, range, F32]] = []
         at = 0
@@ -294,8 +297,10 @@ class Loop:
             draw_tokens(self._model, drawing)
         self._advance(batch, time.perf_counter() - begin)
 
-    def _forward(self, batch: list[tuple[Request, int]]) -> F32:
-        """The rows that are wanted after the last layer. The sequences advance."""
+    def _forward(self, batch: list[tuple[Request, int]]) -> tuple[F32, Choices | None]:
+        """The rows that are wanted after the last layer, and the routers' choices if any text wants
+        them. The sequences advance.
+        """
         ids: list[I32] = []
         runs = []
         rows: list[range] = []
@@ -316,15 +321,19 @@ class Loop:
             at += n
         self.pages.make_free(n_new)
         every = sum(map(len, rows)) == at
+        traces = [request.trace for request, _ in batch if request.trace is not None]
+        choices = self._model.new_choices(at, full=any(trace.full for trace in traces)) if traces else None
         with self.watch.cancelling([request for request, _ in batch]) as somebody:
             if not somebody:
                 raise CanceledError
-            return self._model.forward(
+            hidden = self._model.forward(
                 ids[0] if len(ids) == 1 else np.concatenate(ids),
                 runs,
                 self.pages.cache,
                 rows=EVERY if every else np.concatenate([np.arange(r.start, r.stop) for r in rows]),
+                choices=choices,
             )
+        return hidden, choices
 
     @staticmethod
     def _wanted(request: Request, n: int) -> tuple[range, int]:
@@ -358,6 +367,7 @@ class Loop:
             assert sequence
             if not request.begun:
                 request.begun = True
+                request.began = time.perf_counter() - seconds
                 request.n_cached = entry.n_computed
                 counts.cached_tokens += entry.n_computed
             counts.prompt_tokens += min(n, max(request.n_prompt - request.n_cut - entry.n_computed, 0))
@@ -400,6 +410,8 @@ class Loop:
                 assert request.sequence
                 entry.n_computed = request.n_ids + n_drawn - 1
                 request.sequence.truncate(entry.n_computed)
+                if request.trace is not None:
+                    request.trace.truncate(request.n_cut + entry.n_computed)
             self._counts.generated_tokens += n_drawn
             if n_drawn or request.failed is None:
                 request.advance()
@@ -427,6 +439,17 @@ class Loop:
             )
         request.failed = error
         self._end(request.entry, request, error)
+
+
+def _trace(batch: list[tuple[Request, int]], choices: Choices) -> None:
+    """Gives each text that wants it its part of a pass's choices."""
+    at = 0
+    for request, n in batch:
+        if request.trace is not None:
+            assert request.entry
+            begin = request.entry.n_computed
+            request.trace.add(request.n_cut + begin, request.ids[begin : begin + n], choices, at)
+        at += n
 
 
 def closed(name: str) -> ClosedError:

@@ -45,6 +45,8 @@ class Pages:
         most = request.n_ids - 1  # the last is computed in any case, for its row
         if request.rows:
             most = min(most, request.rows.start)
+        if request.trace is not None:
+            most = min(most, request.trace.n_tokens - request.n_cut)
         pages, length = self._prefix.match(request.ids[:most], request.namespace)
         request.sequence = self.cache.new_sequence(pages, length)
         request.n_indexed = length

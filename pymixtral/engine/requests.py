@@ -11,6 +11,7 @@ import numpy as np
 
 from pymixtral.arrays import F32, I32
 from pymixtral.engine.scheduler import Entry
+from pymixtral.engine.trace import Trace
 from pymixtral.errors import CanceledError, DeadlineError
 from pymixtral.model.kv_cache import Sequence
 from pymixtral.ops import PAGE
@@ -57,6 +58,8 @@ class Request:
         priority: requests of a lower number come first.
         deadline: when it ends at the latest, as time.monotonic() counts; None: never.
         namespace: what the keys and values depend on beside the ids; see PrefixCache.
+        trace: takes the routers' choices; None: nobody wants them. Tokens that it does not have are
+            computed, whatever the cache has.
 
     Attributes:
         ids: the ids so far and room for more, int32.
@@ -71,6 +74,8 @@ class Request:
         failed: what went wrong with this request alone in a pass.
         ended: whether it has ended, for whatever reason.
         begun: whether it has run.
+        arrived: when it was made, as time.perf_counter() counts.
+        began: when its first pass began, likewise; 0 before that.
         drawn: tokens that were drawn in the present pass.
         siblings: requests for other texts of the same prompt, which begin when it is computed.
         dropped: notices that the caller has gone.
@@ -91,6 +96,7 @@ class Request:
         priority: int = 0,
         deadline: float | None = None,
         namespace: Hashable = None,
+        trace: Trace | None = None,
     ) -> None:
         self.ids: I32 = np.empty(len(ids) + room, np.int32)
         self.ids[: len(ids)] = ids
@@ -100,12 +106,15 @@ class Request:
         self.priority = priority
         self.deadline = deadline
         self.namespace = namespace
+        self.trace = trace
         self.sequence: Sequence | None = None
         self.entry: Entry | None = None
         self.abort: Abort | None = None
         self.failed: BaseException | None = None
         self.ended = False
         self.begun = False
+        self.arrived = time.perf_counter()
+        self.began = 0.0
         self._progressed = False
         self._last: Event = None
         self.drawn: list[int] = []
@@ -159,8 +168,11 @@ class Request:
             other: the request.
         """
         self.begun = True
+        self.began = other.began
         self.n_cached = other.n_prompt
         self.rows = range(0)
+        if self.trace is not None and other.trace is not None:
+            self.trace.follow(other.trace)
         if not self.drawn:
             self.failed = self.failed or other.failed
 

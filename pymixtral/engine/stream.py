@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from pymixtral.engine.completion import Completion, FinishReason, Stats, TokenLogprob
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.generation import Continuation, Piece
-from pymixtral.engine.requests import Event, Finished, Progress
+from pymixtral.engine.requests import Event, Finished, Progress, Request
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.routing import Routing
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +44,13 @@ class _Reader:
     def stats(self) -> Stats:
         """The work and the time so far."""
         return self._request.stats
+
+    @property
+    def routing(self) -> Routing | None:
+        """The experts of the prompt, as far as it is computed, and of the tokens that were read but the
+        last; those of the whole text once its end was read. None if they were not asked for.
+        """
+        return self.completion.routing if self.completion else self._request.routing(len(self.tokens))
 
     def cancel(self) -> None:
         """End the text soon: its finish_reason becomes "cancelled". Any thread may call this."""
@@ -138,6 +146,7 @@ class AsyncGeneration(_Reader, AsyncIterator[str]):
     Args:
         engine: generates.
         request: a new request.
+        submits: send the request to the engine; else several() does.
 
     Attributes:
         tokens: the ids of what was read.
@@ -149,11 +158,35 @@ class AsyncGeneration(_Reader, AsyncIterator[str]):
         RuntimeError: if no event loop runs.
     """
 
-    def __init__(self, engine: Engine, request: Continuation) -> None:
+    def __init__(self, engine: Engine, request: Continuation, *, submits: bool = True) -> None:
         super().__init__(engine, request)
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         request.listen(partial(_post, asyncio.get_running_loop(), self._events))
-        self._interest = engine.submit([request])
+        self._interest = engine.submit([request]) if submits else None
+
+    @classmethod
+    def several(cls, engine: Engine, requests: Sequence[Continuation]) -> list[Self]:
+        """Generate several texts of one prompt, which is computed once.
+
+        Args:
+            engine: generates.
+            requests: new requests of the same prompt.
+
+        Returns:
+            An iterator for each text. One that is dropped, and not closed, goes on as long as another
+            is held.
+
+        Raises:
+            ClosedError: if the model is closed.
+            RuntimeError: if no event loop runs.
+        """
+        leader, *others = requests
+        leader.siblings = list[Request](others)
+        generations = [cls(engine, request, submits=False) for request in requests]
+        interest = engine.submit([leader], others)
+        for generation in generations:
+            generation._interest = interest
+        return generations
 
     async def __anext__(self) -> str:
         self._begin_reading()

@@ -18,6 +18,7 @@ from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
+from pymixtral.model.routing import Choices
 from pymixtral.model.weights import ModelWeights
 from pymixtral.ops import PAGE
 
@@ -108,6 +109,7 @@ class Model:
         layers: range | None = None,
         rows: Rows = EVERY,
         observers: Seq[ops.Observer] | None = None,
+        choices: Choices | None = None,
     ) -> F32:
         """Compute one pass over a ragged batch.
 
@@ -124,6 +126,7 @@ class Model:
                 experts of the last layer; a NonFiniteError from there counts the wanted rows only.
             observers: for calibration, one for each layer of the model. After an exception they
                 hold a part of the pass.
+            choices: is filled with what the routers choose for all rows; see new_choices().
 
         Returns:
             The wanted rows after the last of `layers`, float32 [n wanted, hidden].
@@ -142,7 +145,7 @@ class Model:
                 sequence.reserve(count)
             self._prefetch.begin()
             hidden = self._pass(
-                inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers
+                inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers, choices
             )
             if layers is None and len(inputs) == len(hidden) == 1:
                 self._prefetch.end()
@@ -174,6 +177,7 @@ class Model:
         layers: range,
         rows: Rows,
         observers: Seq[ops.Observer] | None,
+        choices: Choices | None,
     ) -> F32:
         batch = self._batch
         batch.begin(self.context, [(count, sequence.length, sequence.pages) for sequence, count in runs])
@@ -189,6 +193,8 @@ class Model:
             ops.layer_attention(self.context, batch, self.layers[i], cache.layers[i], observer)
             if counted:
                 n_experts += len(np.unique(batch.ids))
+            if choices is not None:
+                self._note(choices, i)
             if i == layers[-1]:
                 batch.keep(rows)
             ops.layer_experts(self.context, batch, self.layers[i], observer)
@@ -197,6 +203,26 @@ class Model:
             self._experts += n_experts / max(len(layers), 1)
         hidden: F32 = batch.x.copy()
         return hidden
+
+    def new_choices(self, n_tokens: int, *, full: bool) -> Choices:
+        """Make what forward() fills with the routers' choices.
+
+        Args:
+            n_tokens: tokens of the pass.
+            full: whether their logits are wanted, too, which are computed once more for it.
+
+        Returns:
+            The choices, not yet filled.
+        """
+        c = self.config
+        return Choices(n_tokens, c.n_layers, c.n_experts, c.n_experts_used, full=full)
+
+    def _note(self, choices: Choices, layer: int) -> None:
+        choices.experts[:, layer] = self._batch.ids
+        choices.weights[:, layer] = self._batch.weights
+        router = self.weights.layers[layer].router
+        if choices.logits is not None and router is not None:
+            choices.logits[:, layer] = ops.matmul(self.context, self._batch.normed, router)
 
     @property
     def experts_read(self) -> float:

@@ -315,5 +315,17 @@ def test_stats_count_passes_and_divide() -> None:
     assert (stats.tokens_per_second, stats.gigabytes_per_second) == (0.0, 0.0)
 
 
+def test_stats_have_the_times_of_a_clock() -> None:
+    writing = Writing(Script([*ids_of("abc"), EOS]))
+    assert writing.request.stats.first_seconds == 0.0
+    writing.step()
+    first = writing.request.stats
+    assert 0 < first.first_seconds <= first.seconds
+    writing.finish()
+    last = writing.request.stats
+    assert (last.first_seconds, last.seconds) == (first.first_seconds, writing.request.stats.seconds)
+    assert last.seconds > first.seconds
+
+
 def test_a_completion_reads_as_its_text() -> None:
     assert f"{Completion(' upon', [5], 'stop', Stats(1, 0, 1, 0.1, 0.0, 0, 1))}" == " upon"

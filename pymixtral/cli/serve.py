@@ -1,0 +1,202 @@
+"""The command `pymixtral serve`."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pymixtral.cli.model import opened
+from pymixtral.cli.options import (
+    context_option,
+    engine_options,
+    kv_type_option,
+    model_option,
+    override_options,
+    path_type,
+    threads_option,
+)
+from pymixtral.cli.text import note
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
+
+if TYPE_CHECKING:
+    from pymixtral.model.overrides import Override
+
+_KEYS = "PYMIXTRAL_API_KEYS"
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  pymixtral serve
+  pymixtral serve -m mixtral-instruct.gguf --port 9000
+  pymixtral serve -m mixtral-instruct.gguf --host 0.0.0.0 \\
+    --api-key-file keys.txt --timeout 300"""
+)
+@model_option
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="HOST",
+    help="Address to listen on; 0.0.0.0 for other machines, too.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    metavar="N",
+    help="Port to listen on; 0 for any that is free.",
+)
+@click.option("--name", metavar="NAME", default="", help="The model's name in answers.  [default: its file's]")
+@click.option("--strict-model", is_flag=True, help="Refuse requests that name another model.")
+@click.option(
+    "--api-key-file",
+    type=path_type(exists=True),
+    metavar="FILE",
+    help=f"API keys, one a line; requests need one of them. {_KEYS} has more, with commas between them.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    metavar="ORIGIN",
+    multiple=True,
+    help="Let pages of this origin ask, such as https://example.org; * for all; may be repeated.",
+)
+@click.option(
+    "--queue",
+    "max_waiting",
+    type=click.IntRange(min=0),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Texts that may wait; more requests are refused.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="End each answer after this time.",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    default=30.0,
+    show_default=True,
+    help="After SIGTERM or Ctrl-C, wait so long for answers to end.",
+)
+@click.option(
+    "--log",
+    "log_form",
+    type=click.Choice(("text", "json", "off")),
+    default="text",
+    show_default=True,
+    help="How requests are logged on standard error.",
+)
+@click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
+@context_option(runs=True)
+@threads_option
+@kv_type_option
+@override_options
+@engine_options
+def serve(
+    model: Path | None,
+    host: str,
+    port: int,
+    name: str,
+    strict_model: bool,
+    api_key_file: Path | None,
+    cors_origins: tuple[str, ...],
+    max_waiting: int,
+    timeout: float | None,
+    drain: float,
+    log_form: str,
+    trace: Path | None,
+    n_ctx: int | None,
+    n_threads: int | None,
+    kv_type: str,
+    experts_used: int | None,
+    overrides: dict[str, Override],
+    max_batch: int,
+    cache_bytes: int | None,
+    pace: float | None,
+) -> None:
+    """Serve a model over HTTP, with OpenAI's interface and a page to chat.
+
+    The first line on standard error is the address. SIGTERM and Ctrl-C let the answers that are
+    being written end first; a second one does not. Only this machine can connect, unless --host
+    names another address.
+    """
+    _refuse_workers()
+    keys = _keys(api_key_file)
+    try:
+        from pymixtral.server.log import Log
+        from pymixtral.server.serve import is_loopback, listen, run, url_of
+        from pymixtral.server.settings import Settings
+    except ImportError as error:
+        raise UnsupportedError(
+            f"expected the packages of the extra [server], found no {error.name}: "
+            "install them with `pip install 'pymixtral[server]'`"
+        ) from None
+    with listen(host, port) as listener:
+        loopback = is_loopback(listener)
+        note(f"Serving on {url_of(listener)}")
+        if not loopback and not keys:
+            note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
+        settings = Settings(
+            name=name,
+            any_model=not strict_model,
+            keys=keys,
+            cors_origins=cors_origins,
+            loopback=loopback,
+            max_batch=max_batch,
+            max_waiting=max_waiting,
+            timeout=timeout,
+            drain=drain,
+        )
+        options: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "n_threads": n_threads,
+            "kv_type": kv_type,
+            "experts_used": experts_used,
+            "overrides": overrides,
+            "max_batch": max_batch,
+            "cache_bytes": cache_bytes,
+            "pace": pace,
+        }
+        run(settings, listener, partial(opened, model, chats=True, **options), Log(log_form, trace))
+
+
+def _refuse_workers() -> None:
+    workers = os.environ.get("WEB_CONCURRENCY", "1")
+    if workers.strip() not in ("", "1"):
+        raise InvalidArgumentError(
+            f"expected one process, found WEB_CONCURRENCY={workers}: each process would need a model, a cache and "
+            "all cores of its own, while one computes all requests together; unset it"
+        )
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """The API keys of a file and of the environment.
+
+    Raises:
+        InvalidArgumentError: if the file has none, or one that no header can carry.
+    """
+    keys = [key.strip() for key in os.environ.get(_KEYS, "").split(",")]
+    if file is not None:
+        lines = file.read_text("utf-8", "replace").splitlines()
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise InvalidArgumentError(f"{file}: expected API keys, one a line, found none: write one into it")
+        keys += found
+    for key in keys:
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise InvalidArgumentError(
+                "expected API keys of ASCII characters without spaces, found another one: no header can carry it"
+            )
+    return tuple(key for key in keys if key)

@@ -1,0 +1,1 @@
+"""The endpoints that compute, a module for each family."""

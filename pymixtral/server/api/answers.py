@@ -1,0 +1,138 @@
+"""What all answers that hold texts have in common: head, usage, the end of a text, its experts."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from pymixtral.engine.completion import Completion, Stats
+from pymixtral.server.service import Service
+
+T = TypeVar("T")
+
+
+def new_id(prefix: str, request_id: str | None = None) -> str:
+    """Make the id of an answer.
+
+    Args:
+        prefix: what kind of answer it is.
+        request_id: the client's own; None: it has none.
+    """
+    return f"{prefix}-{request_id or secrets.token_hex(12)}"
+
+
+def head(service: Service, id: str, kind: str) -> dict[str, Any]:
+    """Make the fields that an answer, and all chunks of a stream, begin with.
+
+    Args:
+        service: the application's.
+        id: the answer's.
+        kind: the value of `object`.
+    """
+    return {
+        "id": id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": service.name,
+        "system_fingerprint": f"pymixtral-{version('pymixtral')}",
+    }
+
+
+def ending(completion: Completion) -> dict[str, Any]:
+    """Say why a text ended. OpenAI has no word for a full context and a deadline: `stop_reason` says so.
+
+    Args:
+        completion: the text.
+    """
+    if completion.finish_reason == "stop":
+        return {"finish_reason": "stop", "stop_reason": completion.stop_reason}
+    reason = None if completion.finish_reason == "length" else completion.finish_reason
+    return {"finish_reason": "length", "stop_reason": reason}
+
+
+class Usage:
+    """Counts the tokens of an answer.
+
+    Args:
+        prompts: what the engine says of each prompt; of several texts of one, the first's.
+        n_generated: tokens of all texts.
+    """
+
+    def __init__(self, prompts: Iterable[Stats], n_generated: int) -> None:
+        prompts = list(prompts)
+        self.prompt = sum(stats.prompt_tokens for stats in prompts)
+        self.cached = sum(stats.cached_tokens for stats in prompts)
+        self.generated = n_generated
+
+    def plain(self) -> dict[str, Any]:
+        """Say it as chat and completions do."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.generated,
+            "total_tokens": self.prompt + self.generated,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
+
+async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
+    """Read several iterators at the same time.
+
+    Args:
+        iterators: asynchronous generators.
+
+    Yields:
+        Whatever comes first.
+
+    Raises:
+        Exception: the first of any of them; the others are ended.
+    """
+    waiting = {asyncio.ensure_future(_next(one)): one for one in iterators}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=list(waiting).index):
+                one = waiting.pop(task)
+                try:
+                    value = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield value
+                waiting[asyncio.ensure_future(_next(one))] = one
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _next(iterator: AsyncIterator[T]) -> T:
+    return await iterator.__anext__()
+
+
+def routing_of(routing: Any, first: int = 0) -> dict[str, Any] | None:
+    """Write the experts of tokens.
+
+    Args:
+        routing: a pymixtral.Routing; None: there is none.
+        first: the first token that is wanted.
+
+    Returns:
+        Their ids; how many of them are the prompt's; the experts, uint8 [tokens, layers, k], and
+        their weights, float16 of the same shape, as base64 of little-endian numbers. None if there
+        is no such token.
+    """
+    if routing is None or first >= routing.n_tokens:
+        return None
+    return {
+        "tokens": routing.ids[first : routing.n_tokens].tolist(),
+        "n_prompt": max(routing.n_prompt - first, 0),
+        "experts": base64.b64encode(routing.experts[first:].tobytes()).decode(),
+        "weights": base64.b64encode(routing.weights[first:].astype("<f2").tobytes()).decode(),
+        "n_layers": routing.n_layers,
+        "k": routing.n_experts_used,
+        "n_experts": routing.n_experts,
+    }

@@ -1,0 +1,254 @@
+"""POST /v1/chat/completions: answers in conversations."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from starlette.responses import Response
+
+from pymixtral.chatting import Answer, AsyncAnswerStream
+from pymixtral.engine.completion import Completion
+from pymixtral.server.api.answers import Usage, ending, head, merged, new_id, routing_of
+from pymixtral.server.api.chat_requests import ChatRequest
+from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.token_texts import TokenTexts
+from pymixtral.server.api.tools import ForcedCalls, ToolPlan, call_of
+from pymixtral.server.service import Service, Work
+from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, Event, TextPiece
+
+router = make_router()
+
+
+def calls_of(answer: Answer, plan: ToolPlan) -> tuple[str, list[dict[str, Any]]]:
+    """Find the text and the calls of an answer.
+
+    Args:
+        answer: the model's.
+        plan: what the request wants of tools.
+
+    Returns:
+        Its text, and its calls as OpenAI's interface has them.
+    """
+    if plan.forced:
+        reader = ForcedCalls(plan)
+        reader.push(answer.completion.text)
+        reader.finish()
+        return reader.content, reader.calls
+    calls = answer.tool_calls if plan.parallel else answer.tool_calls[:1]
+    return answer.content, [call_of(call.id, call.name, call.arguments) for call in calls]
+
+
+async def events_of(answer: AsyncAnswerStream, plan: ToolPlan) -> AsyncIterator[Event]:
+    """Read an answer as pieces of text and of calls.
+
+    Args:
+        answer: the model's.
+        plan: what the request wants of tools. If it wants one call at most, the answer ends with it.
+
+    Yields:
+        The events.
+    """
+    if not plan.forced:
+        async for event in answer.events():
+            yield event
+            if isinstance(event, CallEnds) and not plan.parallel:
+                answer.cancel()
+                async for _ in answer.events():
+                    pass
+        return
+    reader = ForcedCalls(plan)
+    async for text in answer.generation:
+        for event in reader.push(text):
+            yield event
+    for event in reader.finish():
+        yield event
+
+
+def _choice(index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names: TokenTexts) -> dict[str, Any]:
+    completion = answer.completion
+    content, calls = calls_of(answer, plan)
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if calls:
+        message |= {"content": content or None, "tool_calls": calls}
+    choice: dict[str, Any] = {
+        "index": index,
+        "message": message,
+        "logprobs": names.of_chat(completion.logprobs or []) if body.logprobs else None,
+        **_ending(completion, bool(calls), plan),
+    }
+    if body.return_token_ids:
+        choice["token_ids"] = completion.tokens
+    if body.return_routing:
+        choice["routing"] = routing_of(completion.routing)
+    return choice
+
+
+def _ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, Any]:
+    """Why an answer ended. OpenAI says "stop" where a request names the function."""
+    end = ending(completion)
+    if called and end["finish_reason"] == "stop":
+        end["finish_reason"] = "stop" if plan.name is not None else "tool_calls"
+    elif called and not plan.forced:
+        end = {"finish_reason": "tool_calls", "stop_reason": None}
+    return end
+
+
+class _Deltas:
+    """Writes an answer piece by piece.
+
+    Args:
+        index: its number among the choices.
+        answer: the model's.
+        body: the request.
+        plan: what it wants of tools.
+        names: writes tokens.
+        work: is told the end.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        answer: AsyncAnswerStream,
+        body: ChatRequest,
+        plan: ToolPlan,
+        names: TokenTexts,
+        work: Work,
+    ) -> None:
+        self._index, self._answer, self._body, self._plan = index, answer, body, plan
+        self._names, self._work = names, work
+        self._n_tokens = self._n_routed = 0
+        self._n_calls = 0
+
+    async def choices(self) -> AsyncIterator[dict[str, Any]]:
+        """Write the choices of the chunks.
+
+        Yields:
+            The first with the role, the last with finish_reason; each with the number of tokens so
+            far as "n".
+        """
+        yield self._choice({"role": "assistant", "content": None})
+        async for event in events_of(self._answer, self._plan):
+            if isinstance(event, TextPiece):
+                yield self._choice({"content": event.text})
+            elif isinstance(event, CallBegins):
+                self._n_calls += 1
+                yield self._choice({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
+            elif isinstance(event, ArgumentsPiece):
+                yield self._choice({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
+            else:
+                self._n_calls -= not isinstance(event, CallEnds)
+        completion = self._answer.generation.completion
+        assert completion
+        self._work.finished(completion)
+        yield self._choice({}) | _ending(completion, self._n_calls > 0, self._plan)
+
+    def _choice(self, delta: dict[str, Any]) -> dict[str, Any]:
+        body, generation = self._body, self._answer.generation
+        choice: dict[str, Any] = {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
+        ids = generation.tokens[self._n_tokens :]
+        if body.logprobs and ids:
+            choice["logprobs"] = self._names.of_chat(generation.logprobs[self._n_tokens :])
+        if body.return_token_ids:
+            choice["token_ids"] = ids
+        self._n_tokens += len(ids)
+        if body.return_routing and (piece := routing_of(generation.routing, self._n_routed)):
+            choice["routing"] = piece
+            self._n_routed += len(piece["tokens"])
+        choice["n"] = self._n_tokens
+        return choice
+
+
+async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[str, Any]:
+    """Answer whole.
+
+    Args:
+        service: the application's.
+        body: the request.
+        work: is told the texts.
+
+    Returns:
+        The answer.
+
+    Raises:
+        PymixtralError: for what the model refuses.
+        APIError: for fields that contradict each other.
+    """
+    body.check()
+    model, plan = service.model, body.plan()
+    names = TokenTexts(model.model, body.return_tokens_as_token_ids)
+    messages, options = body.arguments(service)
+    answer = head(service, new_id("chatcmpl", body.request_id), "chat.completion")
+    result = await model.chat(messages, n=body.n or 1, **options)
+    for one in result.choices:
+        work.finished(one.completion)
+    answer["choices"] = [_choice(i, one, body, plan, names) for i, one in enumerate(result.choices)]
+    n_generated = sum(len(one.completion.tokens) for one in result.choices)
+    answer["usage"] = Usage([result.completion.stats], n_generated).plain()
+    if body.prompt_logprobs is not None:
+        answer["prompt_logprobs"] = names.of_prompt(result.completion.prompt_logprobs or [])
+    if body.return_token_ids:
+        answer["prompt_token_ids"] = body.prompt_ids(model.model)
+    return answer
+
+
+async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) -> AsyncIterator[Chunk]:
+    """Answer piece by piece.
+
+    Args:
+        service: the application's.
+        body: the request.
+        work: is told the texts.
+
+    Yields:
+        The chunks.
+
+    Raises:
+        PymixtralError: for what the model refuses.
+        APIError: for fields that contradict each other.
+    """
+    body.check()
+    model, plan = service.model, body.plan()
+    names = TokenTexts(model.model, body.return_tokens_as_token_ids)
+    messages, options = body.arguments(service)
+    await model.compile(options)
+    streams = model.stream_chats(messages, body.n or 1, **options)
+    answer = head(service, new_id("chatcmpl", body.request_id), "chat.completion.chunk")
+    wanted = body.stream_options
+    generated: dict[int, int] = {}
+    first: dict[str, Any] = {"prompt_token_ids": body.prompt_ids(model.model)} if body.return_token_ids else {}
+
+    def usage() -> dict[str, Any]:
+        return Usage([streams[0].stats], sum(generated.values())).plain()
+
+    pieces = merged([_Deltas(i, one, body, plan, names, work).choices() for i, one in enumerate(streams)])
+    try:
+        async for choice in pieces:
+            generated[choice["index"]] = choice.pop("n")
+            chunk, first = {**answer, "choices": [choice], **first}, {}
+            if wanted and wanted.continuous_usage_stats:
+                chunk["usage"] = usage()
+            yield chunk
+    finally:
+        for one in streams:
+            one.cancel()
+    if wanted and wanted.include_usage:
+        yield {**answer, "choices": [], "usage": usage()}
+    yield "[DONE]"
+
+
+@post(router, "/v1/chat/completions", "/chat/completions", sse=True)
+async def chat_completions(body: ChatRequest, request: Request, service: Served) -> Response:
+    """Answer in a conversation.
+
+    Args:
+        body: the request.
+        request: its connection.
+        service: the application's.
+    """
+    service.check_model(body.model)
+    n = body.n or 1
+    if body.stream:
+        return stream(request, service, body, n, lambda work: answer_chat_chunks(service, body, work))
+    return await whole(request, service, body, n, lambda work: answer_chat(service, body, work))

@@ -1,0 +1,46 @@
+"""Settings: every name and limit of a server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server is named, what it lets in, and how long it waits.
+
+    Attributes:
+        name: the model's name in answers; "": that of its file.
+        any_model: answer requests for whatever model; else those for another name are refused.
+        keys: the API keys, of which a request needs one; none: everybody may ask.
+        cors_origins: origins, such as "https://example.org", whose pages may ask; "*": all.
+        loopback: whether only this machine can connect.
+        max_batch: texts that are computed together.
+        max_waiting: texts that wait while so many are computed; more are refused.
+        timeout: seconds that a request may take from its arrival; None: no limit.
+        drain: seconds that running answers get after a signal to end.
+        max_body: bytes of a request's body.
+        max_connections: connections at once.
+        header_seconds: how long the head of a request may take.
+        body_seconds: how long the body of a request may take.
+        write_seconds: how long a client may read nothing of its answer.
+        idle_seconds: how long a connection without a request stays open.
+        ping_seconds: how long a stream is silent before a comment says that it lives.
+    """
+
+    name: str = ""
+    any_model: bool = True
+    keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    loopback: bool = True
+    max_batch: int = 16
+    max_waiting: int = 128
+    timeout: float | None = None
+    drain: float = 30.0
+    max_body: int = 8 << 20
+    max_connections: int = 512
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    write_seconds: float = 30.0
+    idle_seconds: float = 75.0
+    ping_seconds: float = 15.0

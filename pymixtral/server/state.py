@@ -1,0 +1,79 @@
+"""Endpoints that say what the server is and how it fares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from pymixtral import __version__
+from pymixtral.server.errors import APIError
+from pymixtral.server.service import Service, TheService
+
+router = APIRouter()
+
+_STATES = {"loading": "Loading model", "draining": "The server ends"}
+
+
+@router.api_route("/health", methods=["GET", "HEAD"], operation_id="health", responses={503: {}})
+@router.api_route("/v1/health", methods=["GET", "HEAD"], operation_id="v1_health", responses={503: {}})
+async def health(service: TheService) -> Response:
+    """Whether the server is ready for requests: 200, or 503 while it is not."""
+    state = service.state
+    if state == "ready":
+        return JSONResponse({"status": "ok"})
+    error = {"code": 503, "message": _STATES[state], "type": "unavailable_error"}
+    return JSONResponse({"status": state, "error": error}, 503, {"retry-after": "1"})
+
+
+@router.api_route("/livez", methods=["GET", "HEAD"])
+async def livez() -> dict[str, str]:
+    """Whether the server answers at all, whatever its model does."""
+    return {"status": "ok"}
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    """The version of pymixtral."""
+    return {"version": __version__}
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(request: Request, service: TheService) -> Response:
+    """What Prometheus reads."""
+    if service.metrics is None:
+        _ = service.model  # raises that it is being opened
+        raise AssertionError
+    text, kind = service.metrics.exposition(request.headers.get("accept", ""))
+    return Response(text, headers={"content-type": kind})
+
+
+@router.get("/v1/models", operation_id="v1_models")
+@router.get("/models", operation_id="models")
+async def models(service: TheService) -> dict[str, Any]:
+    """The list of models, which has one."""
+    return {"object": "list", "data": [_model(service)]}
+
+
+@router.get("/v1/models/{id:path}", operation_id="v1_model")
+@router.get("/models/{id:path}", operation_id="model")
+async def model(id: str, service: TheService) -> dict[str, Any]:
+    """The model of this name."""
+    found = _model(service)
+    if id != service.name:
+        raise APIError(
+            404, f"expected the model {service.name!r}, found {id[:200]!r}", param="model", code="model_not_found"
+        )
+    return found
+
+
+def _model(service: Service) -> dict[str, Any]:
+    model = service.model.model
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "pymixtral",
+        "max_model_len": model.n_ctx,
+    }
