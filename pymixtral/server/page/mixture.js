@@ -178,7 +178,8 @@ export class TokenView {
       added.append(text || end ? space : "", span, end); // space between words has no colour
     }
     this.#rest.before(added);
-    this.#rest.data = content.slice(this.#length);
+    const unsaid = this.trace.texts[0]?.startsWith(" ") && !content.startsWith(" "); // the space before a text is none of it
+    this.#rest.data = content.slice(this.#length - (unsaid ? 1 : 0));
   }
 
   /** Paints by another layer. */
@@ -258,12 +259,14 @@ export class MixtureView {
   #trace = null;
   #cells = [];
   #frame = 0;
+  #tipped = null; // the token that the card is about
 
   /** `changed(layer)` is called when another layer is chosen. */
   constructor(changed) {
     for (const name of ["note", "body"]) this[name] = document.getElementById(`mixture-${name}`);
     for (const name of ["legend", "heat", "strip"]) this[name] = document.getElementById(name);
     this.slider = document.getElementById("layer");
+    this.card = document.getElementById("tip");
     this.changed = changed;
     this.slider.addEventListener("input", () => this.choose(this.layer));
     this.heat.addEventListener("click", (event) => {
@@ -304,14 +307,21 @@ export class MixtureView {
 
   /** Shows what is known of a token beside it; null: hides that. */
   tip(span, trace, token) {
-    const box = document.getElementById("tip");
-    box.hidden = !span;
+    this.#tipped = span;
+    this.card.hidden = !span;
     if (!span) return;
-    box.replaceChildren(tokenCard(trace, token, this.layer));
-    const at = span.getClientRects()[0];
-    const above = at.top - box.offsetHeight - 8;
-    box.style.setProperty("left", `${Math.max(8, Math.min(at.left, innerWidth - box.offsetWidth - 8))}px`);
-    box.style.setProperty("top", `${above > 8 ? above : at.bottom + 8}px`);
+    this.card.replaceChildren(tokenCard(trace, token, this.layer));
+    this.placeTip();
+  }
+
+  /** Moves what is known of a token to where the token is now. */
+  placeTip() {
+    if (!this.#tipped) return;
+    const { left, top, bottom } = this.#tipped.getClientRects()[0];
+    const above = top - this.card.offsetHeight - 8;
+    const right = innerWidth - this.card.offsetWidth - 8;
+    this.card.style.setProperty("left", `${Math.max(8, Math.min(left, right))}px`);
+    this.card.style.setProperty("top", `${above > 8 ? above : bottom + 8}px`);
   }
 
   #build(trace) {

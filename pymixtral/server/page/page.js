@@ -180,11 +180,11 @@ function edit(view) {
 async function run(node) {
   const conversation = current;
   if (runs.has(conversation.id)) return;
-  const body = request(conversation, node, server.model);
+  const body = request(conversation, node, server.model, panel() === "mixture");
   const controller = new AbortController();
   const speaker = new Speaker($("spoken"));
   runs.set(conversation.id, { controller, node });
-  if (!body.return_routing) delete node.trace; // it would end in the middle
+  if (!body.return_routing) delete node.trace; // that of the text so far
   notice("");
   drawList();
   drawComposer();
@@ -237,7 +237,7 @@ function follow(node) {
   const several = [...views.values()].filter((view) => view.tokens).length > 1;
   for (const view of views.values()) view.element.classList.toggle("followed", several && view.node === node);
   const reason = path(current).length
-    ? "These answers came without their experts. Ask again, or retry one."
+    ? "These answers came without their experts. Ask on, or retry one."
     : "Ask something: the experts appear while the answer is written.";
   mixture.show(node?.trace?.length ? node.trace : null, reason);
 }
@@ -341,7 +341,7 @@ $("title").addEventListener("change", () => {
 $("examples").addEventListener("click", ({ target }) => {
   if (target.closest("button") && server.model) send(target.textContent);
 });
-$("messages").addEventListener("scroll", () => mixture.tip(null));
+$("messages").addEventListener("scroll", () => mixture.placeTip());
 
 $("export").addEventListener("click", () => {
   const url = URL.createObjectURL(new Blob([store.exported()], { type: "application/json" }));

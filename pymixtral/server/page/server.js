@@ -49,9 +49,9 @@ async function failure(response) {
   let message = "";
   let code = "";
   try {
-    const { error } = JSON.parse(text);
+    const { error, status } = JSON.parse(text);
     message = String(error.message);
-    code = String(error.code);
+    code = String(status ?? error.code); // the state of the server has a word of its own
   } catch {
     message = text.trim().slice(0, 300) || `The server answered with status ${response.status}.`;
   }

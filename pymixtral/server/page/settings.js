@@ -47,8 +47,11 @@ export function onSettings(changed) {
   });
 }
 
-/** The request for the answer `node`, which is the last of its conversation; one that has a text is continued. */
-export function request(conversation, node, model) {
+/**
+ * The request for the answer `node`, which is the last of its conversation; one that has a text is continued, and comes
+ * without its experts then, whatever `routing` says: they would begin in the middle.
+ */
+export function request(conversation, node, model, routing) {
   const { settings } = conversation;
   const messages = path(conversation).map(({ role, content }) => ({ role, content }));
   if (!node.content) messages.pop();
@@ -65,6 +68,6 @@ export function request(conversation, node, model) {
       json_schema: { name: "answer", schema: JSON.parse(settings.schema) },
     };
   }
-  if (document.getElementById("ask-routing").checked) body.return_routing = true;
+  if (routing && !node.content) body.return_routing = "generated";
   return body;
 }

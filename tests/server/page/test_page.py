@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
-from pymixtral.server import page
+from pymixtral.server import files
+from pymixtral.server.access import PUBLIC
 
-FOLDER = Path(page.__file__).parent
+FOLDER = Path(files.__file__).parent / "page"
 
 
 @pytest.fixture(scope="module")
 def app() -> FastAPI:
     app = FastAPI()
-    app.include_router(page.router)
+    app.include_router(files.router)
     return app
 
 
@@ -47,30 +48,34 @@ def names() -> list[str]:
 def test_each_file_is_served_as_it_is_with_the_policy(app: FastAPI, name: str) -> None:
     status, headers, body = get(app, "/" if name == "index.html" else f"/page/{name}")
     assert (status, body) == (200, (FOLDER / name).read_bytes())
-    for header, value in page.HEADERS.items():
+    for header, value in files.HEADERS.items():
         assert headers[header] == value
     kind = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
     assert headers["content-type"].startswith(kind[Path(name).suffix])
 
 
 def test_policy_allows_this_server_alone() -> None:
-    allowed = dict(rule.split(" ", 1) for rule in page.POLICY.split("; "))
+    allowed = dict(rule.split(" ", 1) for rule in files.POLICY.split("; "))
     assert allowed["default-src"] == "'none'"
     assert {value for name, value in allowed.items() if name.endswith("-src")} == {"'none'", "'self'"}
-    assert "unsafe" not in page.POLICY
+    assert "unsafe" not in files.POLICY
 
 
 def test_unchanged_file_is_not_sent_again(app: FastAPI) -> None:
     _, headers, _ = get(app, "/page/page.js")
     status, again, body = get(app, "/page/page.js", if_none_match=headers["etag"])
     assert (status, body, again["etag"]) == (304, b"", headers["etag"])
-    assert again["content-security-policy"] == page.POLICY
+    assert again["content-security-policy"] == files.POLICY
     assert get(app, "/page/page.js", if_none_match='"other"')[0] == 200
 
 
-@pytest.mark.parametrize("path", ["/page/", "/page/__init__.py", "/page/../app.py", "/page/%2e%2e/app.py", "/page/x"])
+@pytest.mark.parametrize("path", ["/page/", "/page/index.htm", "/page/../app.py", "/page/%2e%2e/app.py", "/page/x"])
 def test_nothing_else_is_served(app: FastAPI, path: str) -> None:
     assert get(app, path)[0] == 404
+
+
+def test_page_needs_no_key() -> None:
+    assert {"/", *(f"/page/{name}" for name in names())} <= PUBLIC
 
 
 def test_head(app: FastAPI) -> None:
