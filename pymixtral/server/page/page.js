@@ -254,6 +254,7 @@ function openPanel(name, focus = true) {
   $("menu").ariaExpanded = String(name === "conversations");
   document.querySelector("main").inert = narrow.matches && ["settings", "conversations"].includes(name);
   if ((before === "mixture") !== (name === "mixture")) {
+    mixture.tip(null);
     const stay = atEnd();
     const followed = shown;
     views.forEach((view) => view.node !== editing && view.draw());

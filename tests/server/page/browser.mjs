@@ -236,6 +236,7 @@ const scenarios = {
     assert.equal(JSON.parse(await answer(page)), ATTACK);
     await page.click("#show-mixture");
     await last(page).getByRole("button", { name: "Retry" }).click();
+    await written(page);
     assert.equal(await page.locator("#list .open").innerText(), ATTACK.slice(0, 60));
     await page.waitForSelector(".token");
     await page.fill("#title", ATTACK);
