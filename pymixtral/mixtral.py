@@ -235,8 +235,7 @@ class Mixtral(ModelText, ModelSessions):
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
             **options: max_tokens, stop, stop_token_ids, ignore_eos, parse_special, logprobs, prompt_logprobs,
-                routing,
-                logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
+                routing, logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
                 structured output json_schema, json_object, regex, choice and lark; and
                 those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
                 presence_penalty, frequency_penalty, penalty_window, dry_multiplier, dry_base,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
     engine_options,
+    json_option,
     kv_type_option,
     model_option,
     override_options,
@@ -78,25 +81,17 @@ Examples:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=float,
     metavar="SECONDS",
     help="End each answer after this time.",
 )
 @click.option(
     "--drain",
-    type=click.FloatRange(0),
+    type=float,
     metavar="SECONDS",
     default=30.0,
     show_default=True,
     help="After SIGTERM or Ctrl-C, wait so long for answers to end.",
-)
-@click.option(
-    "--log",
-    "log_form",
-    type=click.Choice(("text", "json", "off")),
-    default="text",
-    show_default=True,
-    help="How requests are logged on standard error.",
 )
 @click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
 @context_option(runs=True)
@@ -104,6 +99,7 @@ Examples:
 @kv_type_option
 @override_options
 @engine_options
+@json_option
 def serve(
     model: Path | None,
     host: str,
@@ -115,7 +111,6 @@ def serve(
     max_waiting: int,
     timeout: float | None,
     drain: float,
-    log_form: str,
     trace: Path | None,
     n_ctx: int | None,
     n_threads: int | None,
@@ -125,51 +120,57 @@ def serve(
     max_batch: int,
     cache_bytes: int | None,
     pace: float | None,
+    as_json: bool,
 ) -> None:
     """Serve a model over HTTP, with OpenAI's interface and a page to chat.
 
-    The first line on standard error is the address. SIGTERM and Ctrl-C let the answers that are
-    being written end first; a second one does not. Only this machine can connect, unless --host
-    names another address.
+    The first line on standard error is the address; then each request is a line there, with --json
+    an object. SIGTERM and Ctrl-C let the answers that are being written end first; a second one does
+    not. Only this machine can connect, unless --host names another address.
     """
+    _check_packages()
     _refuse_workers()
     keys = _keys(api_key_file)
-    try:
-        from pymixtral.server.log import Log
-        from pymixtral.server.serve import is_loopback, listen, run, url_of
-        from pymixtral.server.settings import Settings
-    except ImportError as error:
-        raise UnsupportedError(
-            f"expected the packages of the extra [server], found no {error.name}: "
-            "install them with `pip install 'pymixtral[server]'`"
-        ) from None
+    from pymixtral.server.log import Log
+    from pymixtral.server.serve import is_loopback, listen, run, url_of
+    from pymixtral.server.settings import Settings
+
+    settings = Settings(
+        name=name,
+        any_model=not strict_model,
+        keys=keys,
+        cors_origins=cors_origins,
+        max_batch=max_batch,
+        max_waiting=max_waiting,
+        timeout=timeout,
+        drain=drain,
+    )
+    options: dict[str, Any] = {
+        "n_ctx": n_ctx,
+        "n_threads": n_threads,
+        "kv_type": kv_type,
+        "experts_used": experts_used,
+        "overrides": overrides,
+        "max_batch": max_batch,
+        "cache_bytes": cache_bytes,
+        "pace": pace,
+    }
     with listen(host, port) as listener:
-        loopback = is_loopback(listener)
+        log = Log("json" if as_json else "text", trace)
+        settings = replace(settings, loopback=is_loopback(listener))
         note(f"Serving on {url_of(listener)}")
-        if not loopback and not keys:
+        if not settings.loopback and not keys:
             note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
-        settings = Settings(
-            name=name,
-            any_model=not strict_model,
-            keys=keys,
-            cors_origins=cors_origins,
-            loopback=loopback,
-            max_batch=max_batch,
-            max_waiting=max_waiting,
-            timeout=timeout,
-            drain=drain,
+        run(settings, listener, partial(opened, model, chats=True, **options), log)
+
+
+def _check_packages() -> None:
+    missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
+    if missing:
+        raise UnsupportedError(
+            f"expected the packages of the extra [server], found no {missing[0]}: "
+            "install them with `pip install 'pymixtral[server]'`"
         )
-        options: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "n_threads": n_threads,
-            "kv_type": kv_type,
-            "experts_used": experts_used,
-            "overrides": overrides,
-            "max_batch": max_batch,
-            "cache_bytes": cache_bytes,
-            "pace": pace,
-        }
-        run(settings, listener, partial(opened, model, chats=True, **options), Log(log_form, trace))
 
 
 def _refuse_workers() -> None:

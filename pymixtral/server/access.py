@@ -55,7 +55,7 @@ class Access:
             raise APIError(
                 403,
                 f"expected localhost or 127.0.0.1 as the host, found {host[:200]!r}: "
-                "allow another name with --cors-origin http://NAME",
+                "start the server with its name among the origins that are let in",
                 code="host_not_allowed",
             )
 
@@ -66,7 +66,8 @@ class Access:
             return
         raise APIError(
             403,
-            f"expected a page of this server, found one of {origin[:200]!r}: allow it with --cors-origin",
+            f"expected a page of this server, found one of {origin[:200]!r}: "
+            "start the server with that among the origins that are let in",
             code="origin_not_allowed",
         )
 

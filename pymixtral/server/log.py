@@ -93,7 +93,7 @@ class Log:
             except OSError as error:
                 raise OutputError(
                     f"{trace}: expected a file that can be written, found that it cannot ({error.strerror}): "
-                    "choose another place for --trace"
+                    "choose another place"
                 ) from error
         self._lines = Lines(sys.stderr)
         self._trace = Lines(self._file) if self._file else None

@@ -68,15 +68,14 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes: the head of a request has a time and a size, whatever else it is."""
-        if not self._answering:  # else the limits are the application's; a body that was refused is dropped here
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
-            if not self._in_message:
-                self._n_head += len(data)
-                if self._n_head > _MAX_HEAD:
-                    self._refuse_head()
-                    return
+        if not self._answering and self._head_timer is None:  # else the time is the application's
+            self._head_timer = self.loop.call_later(self.settings.header_seconds, self.transport.abort)
         super().data_received(data)
+        if self._answering or self._in_message:  # the body of a request that was refused is dropped, in that time
+            return
+        self._n_head += len(data)
+        if self._n_head > _MAX_HEAD and not self.transport.is_closing():
+            self._refuse_head()
 
     def _refuse_head(self) -> None:
         self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\r\n")

@@ -42,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         InvalidArgumentError: if there is no such address, or the port is in use.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host or "an empty name", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(
             address[:2],
@@ -109,6 +109,7 @@ def run(settings: Settings, listener: socket.socket, open_model: Callable[[], Mi
 def _in_thread(function: Callable[[], Mixtral]) -> Future[Mixtral]:
     """Calls a function in a thread that the end of the program does not wait for."""
     future: Future[Mixtral] = Future()
+    future.set_running_or_notify_cancel()  # nobody can cancel it
 
     def call() -> None:
         try:
@@ -188,6 +189,7 @@ async def _serve(
         loop="asyncio",
         lifespan="off",
         log_config=None,
+        log_level="critical",  # the rest is told by service.log
         access_log=False,
         server_header=False,
         proxy_headers=False,

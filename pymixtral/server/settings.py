@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pymixtral.arguments import integer, number
+
+_LONGEST = 1e6
+"""Seconds, eleven days."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,6 +31,9 @@ class Settings:
         write_seconds: how long a client may read nothing of its answer.
         idle_seconds: how long a connection without a request stays open.
         ping_seconds: how long a stream is silent before a comment says that it lives.
+
+    Raises:
+        InvalidArgumentError: for a number out of its range.
     """
 
     name: str = ""
@@ -44,3 +52,9 @@ class Settings:
     write_seconds: float = 30.0
     idle_seconds: float = 75.0
     ping_seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        integer("max_waiting", self.max_waiting, 0, 1_000_000)
+        if self.timeout is not None:
+            number("timeout", self.timeout, 1e-3, _LONGEST)
+        number("drain", self.drain, 0, _LONGEST)

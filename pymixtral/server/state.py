@@ -16,8 +16,10 @@ router = APIRouter()
 _STATES = {"loading": "Loading model", "draining": "The server ends"}
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], operation_id="health", responses={503: {}})
-@router.api_route("/v1/health", methods=["GET", "HEAD"], operation_id="v1_health", responses={503: {}})
+@router.head("/health", include_in_schema=False)
+@router.head("/v1/health", include_in_schema=False)
+@router.get("/health", operation_id="health", responses={503: {"description": "It is not ready."}})
+@router.get("/v1/health", operation_id="v1_health", responses={503: {"description": "It is not ready."}})
 async def health(service: TheService) -> Response:
     """Whether the server is ready for requests: 200, or 503 while it is not."""
     state = service.state
@@ -27,19 +29,20 @@ async def health(service: TheService) -> Response:
     return JSONResponse({"status": state, "error": error}, 503, {"retry-after": "1"})
 
 
-@router.api_route("/livez", methods=["GET", "HEAD"])
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", operation_id="livez")
 async def livez() -> dict[str, str]:
     """Whether the server answers at all, whatever its model does."""
     return {"status": "ok"}
 
 
-@router.get("/version")
+@router.get("/version", operation_id="version")
 async def version() -> dict[str, str]:
     """The version of pymixtral."""
     return {"version": __version__}
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", operation_id="metrics", response_class=Response)
 async def metrics(request: Request, service: TheService) -> Response:
     """What Prometheus reads."""
     if service.metrics is None:

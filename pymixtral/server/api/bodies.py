@@ -6,24 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from pymixtral.arguments import shown
-from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
+from pymixtral.errors import ContextLengthError, DeadlineError, InvalidArgumentError, UnsupportedError
 from pymixtral.server.api.fields import IGNORED, REFUSED
 from pymixtral.server.errors import APIError
 
-
-def _whole(value: Any) -> Any:
-    """1.0 is an integer to JSON Schema, and to clients that have floats alone."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Integer = Annotated[int, BeforeValidator(_whole)]
-TokenId = Annotated[Integer, Field(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 23)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
+
+
+_NULL = {"type": "null"}
 
 
 def _schema_of(schema: dict[str, Any], model: type[BaseModel]) -> None:
@@ -34,6 +30,8 @@ def _schema_of(schema: dict[str, Any], model: type[BaseModel]) -> None:
             properties[name] = {"description": f"Has no effect: {IGNORED[name]}."}
         for name in model.refused:
             properties[name] = {"type": "null", "description": f"Is refused: {REFUSED[name]}."}
+        if model.one_of:
+            schema["oneOf"] = [{"required": [name], "properties": {name: {"not": _NULL}}} for name in model.one_of]
 
 
 class Part(BaseModel):
@@ -48,10 +46,12 @@ class Body(Part):
     Attributes:
         ignored: names of IGNORED that it may have.
         refused: names of REFUSED that clients may send.
+        one_of: fields of which a request has one.
     """
 
     ignored: ClassVar[tuple[str, ...]] = ()
     refused: ClassVar[tuple[str, ...]] = ()
+    one_of: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def prepared(cls, data: Any) -> Any:
@@ -109,7 +109,9 @@ def invalid(errors: Sequence[Mapping[str, Any]], data: Any) -> APIError:
         An error with status 400 that names the first field that is wrong.
     """
     found = [(_place(error, data), error) for error in errors]
-    place, first = found[0]
+    begin = found[0][0]
+    # Of a union each kind has an error: the one that went furthest is what was meant.
+    place, first = max((one for one in found if one[0][: len(begin)] == begin), key=lambda one: _depth(one[0]))
     param = _written(place) or None
     name = param or "the body"
     if first["type"] == "extra_forbidden":
@@ -142,11 +144,33 @@ def _place(error: Mapping[str, Any], data: Any) -> tuple[str | int, ...]:
     return tuple(place)
 
 
+def _depth(place: Sequence[str | int]) -> tuple[int, list[int]]:
+    return len(place), [part for part in place if isinstance(part, int)]
+
+
 def _written(place: Sequence[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
 
 
+_WANTED = {
+    "string_type": "text",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+}
+
+
 def _wanted(error: Mapping[str, Any]) -> str:
+    if error["type"] in _WANTED:
+        return _WANTED[error["type"]]
+    if error["type"] == "union_tag_invalid":
+        return f"of the type {error['ctx']['expected_tags']}"
+    if error["type"] == "union_tag_not_found":
+        return "an object with a type"
     message = str(error["msg"])
     for before in ("Value error, expected ", "Value error, ", "Input should be "):
         if message.startswith(before):
@@ -163,7 +187,7 @@ _NAMES = {
     "template": ("chat_template_kwargs",),
     "variables": ("chat_template_kwargs",),
     "texts": ("input",),
-    "tokens": ("prompt", "tokens"),
+    "token": ("tokens",),
     "prompt": ("prompt", "messages", "input"),
     "messages": ("messages", "input"),
     "max_tokens": ("max_completion_tokens", "max_output_tokens"),
@@ -192,6 +216,8 @@ def of_library(error: BaseException, body: Body) -> BaseException:
             n_prompt_tokens=error.n_tokens,
             n_ctx=error.n_ctx,
         )
+    if isinstance(error, DeadlineError) and getattr(body, "timeout", None) is not None:
+        return APIError(408, str(error), param="timeout", code="deadline", headers={"x-should-retry": "false"})
     if not isinstance(error, (InvalidArgumentError, UnsupportedError)):
         return error
     param = _param(str(error), body)
@@ -204,8 +230,10 @@ def of_library(error: BaseException, body: Body) -> BaseException:
 def _param(message: str, body: Body) -> str | None:
     """The field of a request that a message is about: the first that it names."""
     place = re.search(r"\b(messages|tools|continuations|texts)\[\d+\](\.\w+|\[\d+\])*", message)
-    if place and hasattr(body, place[1]):
-        return place[0]
+    if place:
+        name = "input" if place[1] in ("texts", "messages") and not hasattr(body, place[1]) else place[1]
+        if name in body.model_fields_set:
+            return place[0].replace(place[1], name, 1)
     for word in re.findall(r"\w+", message.partition(", found ")[0]) + re.findall(r"\w+", message):
         for name in (word, *_NAMES.get(word, ())):
             if name in body.model_fields_set:

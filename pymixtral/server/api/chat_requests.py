@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pymixtral.mixtral import Mixtral
-from pymixtral.server.api.bodies import Integer, Part, Text
+from pymixtral.server.api.bodies import Part, Text
 from pymixtral.server.api.sampling import WritingBody
 from pymixtral.server.api.tools import ToolChoice, ToolPlan, Tools, tool_plan
 from pymixtral.server.errors import APIError
@@ -37,18 +37,17 @@ class Call(Part):
     id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
-    index: Integer | None = None
+    index: int | None = None
 
 
-class Message(Part):
+_Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+class MessagePart(Part):
     """A message of a conversation. Fields of answers that are empty may stay in it."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)] | None = None
-    name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
-    tool_call_id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    prefix: bool | None = None
+    name: _Name | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +64,31 @@ class Message(Part):
         return message
 
 
+class GivenMessage(MessagePart):
+    """What the model is told."""
+
+    role: Literal["system", "developer", "user"]
+    content: _Content
+
+
+class AssistantMessage(MessagePart):
+    """What the model has answered."""
+
+    role: Literal["assistant"]
+    content: _Content | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
+    prefix: bool | None = None
+
+
+class ToolMessage(MessagePart):
+    """What a call has given."""
+
+    role: Literal["tool"]
+    content: _Content
+    tool_call_id: _Name | None = None
+
+
+Message = Annotated[GivenMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
 
 
@@ -171,10 +195,10 @@ class ChatRequest(TemplateFields, WritingBody):
 
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tokens: Annotated[Integer, Field(ge=0, lt=1 << 31)] | None = None
-    max_completion_tokens: Annotated[Integer, Field(ge=0, lt=1 << 31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
 
     def plan(self) -> ToolPlan:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from pydantic import Field
@@ -14,7 +15,7 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
-from pymixtral.server.api.bodies import Integer, Text, TokenIds
+from pymixtral.server.api.bodies import Text, TokenIds
 from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.sampling import Several, WritingBody
@@ -46,12 +47,12 @@ class CompletionRequest(WritingBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: Annotated[Integer, Field(ge=0, lt=1 << 31)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
     best_of: Several | None = None
     echo: bool | None = None
-    logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     add_special_tokens: bool | None = None
-    truncate_prompt_tokens: Annotated[Integer, Field(ge=-1, lt=1 << 31)] | None = None
+    truncate_prompt_tokens: Literal[-1] | Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
 
     @property
     def n_texts(self) -> int:
@@ -90,8 +91,6 @@ class CompletionRequest(WritingBody):
         if add_bos and self.truncate_prompt_tokens is None:
             return prompts
         most = model.n_ctx - 1 if self.truncate_prompt_tokens == -1 else self.truncate_prompt_tokens
-        if most == 0:
-            _refuse("truncate_prompt_tokens", "truncate_prompt_tokens of at least 1, or -1, found 0")
         cut: list[str | list[int]] = []
         for prompt in prompts:
             ids = await asyncio.to_thread(model.tokenize, prompt, add_bos) if isinstance(prompt, str) else prompt
@@ -113,7 +112,14 @@ class CompletionRequest(WritingBody):
             options["logprobs"] = self.logprobs
             if self.echo:
                 options["prompt_logprobs"] = max(self.logprobs, self.prompt_logprobs or 0)
+        if self.reads_alone and "prompt_logprobs" in options:
+            options["max_tokens"] = 1  # without any, nothing is computed
         return options
+
+    @property
+    def reads_alone(self) -> bool:
+        """Whether no token is wanted."""
+        return self.max_tokens == 0
 
 
 def _is_ids(prompt: Any) -> bool:
@@ -141,7 +147,8 @@ class _Writer:
         self.echoed = ""
         if body.echo:
             self.echoed = prompt if isinstance(prompt, str) else model.detokenize(prompt)
-        self._offsets: Offsets | None = None
+        has_text = bool(prompt) if isinstance(prompt, str) else any(map(model.token_bytes, prompt))
+        self._begins_text = bool(body.echo) or not has_text
 
     def choice(self, index: int, completion: Completion) -> dict[str, Any]:
         """Write a whole text.
@@ -156,7 +163,7 @@ class _Writer:
             ids, tokens = list(completion.tokens), list[Any](completion.logprobs or [])
             if body.echo:
                 ids, tokens = self.ids + ids, [self._cut(one) for one in completion.prompt_logprobs or []] + tokens
-            offsets = Offsets(self._model, text)
+            offsets = Offsets(self._model, self._begins_text)
             choice["logprobs"] = self._names.of_completion(tokens, ids, [offsets.take(id) for id in ids])
         if body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = self._names.of_prompt(completion.prompt_logprobs or [])
@@ -179,9 +186,9 @@ class _Writer:
         Yields:
             Choices, the last with finish_reason; each with the number of tokens so far as "n".
         """
-        body, model = self._body, self._model
-        offsets: Offsets | None = None
-        routing = RoutingWriter(model, body.return_routing)
+        body = self._body
+        offsets = Offsets(self._model, self._begins_text, len(self.echoed))
+        routing = RoutingWriter(self._model, body.return_routing)
         n = 0
         first: dict[str, Any] = {"prompt_token_ids": self.ids} if body.return_token_ids else {}
         if body.echo:
@@ -189,7 +196,6 @@ class _Writer:
             first = {}
         while True:
             text = await anext(generation, None)
-            offsets = offsets or Offsets(model, text or "", len(self.echoed))
             choice: dict[str, Any] = {"index": index, "text": text or "", "logprobs": None, "finish_reason": None}
             choice |= first
             ids, first = generation.tokens[n:], {}
@@ -208,6 +214,14 @@ class _Writer:
                 yield {**choice, **ending(completion), "n": n}
                 return
             yield {**choice, "n": n}
+
+
+def _unwritten(completion: Completion) -> Completion:
+    others = tuple(_unwritten(other) for other in completion.others)
+    logprobs = None if completion.logprobs is None else []
+    return replace(
+        completion, text="", tokens=[], finish_reason="length", stop_reason=None, logprobs=logprobs, others=others
+    )
 
 
 async def complete(service: Service, body: CompletionRequest, work: Work) -> dict[str, Any]:
@@ -231,6 +245,8 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     options = body.options(service)
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")
     results: Any = await model.generate(prompts, n=body.n or 1, best_of=body.best_of, **options)
+    if body.reads_alone:
+        results = [_unwritten(result) for result in results]
     choices: list[dict[str, Any]] = []
     for prompt, result in zip(prompts, results, strict=True):
         writer = _Writer(model.model, body, prompt)

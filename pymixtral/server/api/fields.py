@@ -19,11 +19,9 @@ IGNORED = {
     "reasoning": "the model does not reason apart from its answer",
     "verbosity": "the model has no such control",
     "prediction": "it would change the speed alone; `prompt_lookup` does so here",
-    "return_progress": "a stream has comments while a prompt is computed",
     "cache_prompt": "every prompt that begins like an earlier one is taken from the cache",
     "skip_special_tokens": "control tokens have no text",
     "spaces_between_special_tokens": "control tokens have no text",
-    "stream_include_usage": "`stream_options` says it",
     "include_obfuscation": "pieces have the length of their text",
 }
 """Fields that are accepted and have no effect, and why that is right."""

@@ -76,10 +76,11 @@ def _integer(text: str) -> int:
 
 
 def _number(text: str) -> float:
+    """A number; 1.0 is an integer, as in JSON Schema, for clients that have floats alone."""
     value = float(text)
     if not math.isfinite(value):
         _fail(f"finite numbers, found {shown(text)}")
-    return value
+    return int(value) if value.is_integer() and abs(value) < 1 << 53 else value
 
 
 def _constant(name: str) -> NoReturn:

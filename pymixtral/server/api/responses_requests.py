@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pymixtral.server.api.bodies import Body, Integer, Part, Text
+from pymixtral.server.api.bodies import Body, Part, Text
 from pymixtral.server.api.chat_requests import MAX_MESSAGES, ChatRequest
 from pymixtral.server.api.forms import Schema
 from pymixtral.server.api.sampling import StopTexts
@@ -108,12 +108,18 @@ class TextOptions(Part):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+class ResponseStreamOptions(Part):
+    """There is nothing to choose."""
+
+    include_obfuscation: bool | None = None
+
+
 class ResponseRequest(Body):
     """What /v1/responses takes: the part that needs nothing that is kept between requests."""
 
     ignored = (
         *("user", "metadata", "store", "service_tier", "prompt_cache_key", "prompt_cache_options"),
-        *("prompt_cache_retention", "safety_identifier", "moderation", "reasoning", "stream_options"),
+        *("prompt_cache_retention", "safety_identifier", "moderation", "reasoning"),
     )
     refused = (
         *("previous_response_id", "conversation", "background", "include", "prompt", "max_tool_calls"),
@@ -128,14 +134,15 @@ class ResponseRequest(Body):
         ]
     )
     instructions: Text | None = None
-    max_output_tokens: Annotated[Integer, Field(ge=1, lt=1 << 31)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     temperature: Annotated[float, Field(ge=0, le=1e9)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[Integer, Field(ge=-1, lt=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[Integer, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     stop: StopTexts | None = None
     stream: bool | None = None
+    stream_options: ResponseStreamOptions | None = None
     text: TextOptions | None = None
     tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None

@@ -46,7 +46,7 @@ _STATUSES = {
     401: "A key is missing or wrong.",
     404: "There is no such model or path.",
     405: "The path has another method.",
-    408: "The body did not come in time.",
+    408: "The body did not come in time, or the time that the request gives itself is over.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     429: "Too many requests wait; Retry-After says how long to wait.",

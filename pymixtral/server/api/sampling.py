@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pymixtral.server.api.bodies import Body, Integer, Part, TokenId
+from pymixtral.server.api.bodies import Body, Part, TokenId
 from pymixtral.server.api.forms import ResponseFormat, StructuredOutputs, form_options
 from pymixtral.server.api.routing import Wanted
 from pymixtral.server.service import Service
@@ -30,8 +30,8 @@ _Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 StopTexts = _Stop | Annotated[list[_Stop], Field(max_length=64)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=100)]
-_Count = Annotated[Integer, Field(ge=0, lt=1 << 31)]
-Several = Annotated[Integer, Field(ge=1, le=MAX_TEXTS)]
+_Count = Annotated[int, Field(ge=0, lt=1 << 31)]
+Several = Annotated[int, Field(ge=1, le=MAX_TEXTS)]
 
 
 class StreamOptions(Part):
@@ -39,6 +39,7 @@ class StreamOptions(Part):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class WritingBody(Body):
@@ -49,7 +50,7 @@ class WritingBody(Body):
     n: Several | None = None
     temperature: Annotated[float, Field(ge=0, le=1e9)] | None = None
     top_p: _Share | None = None
-    top_k: Annotated[Integer, Field(ge=-1, lt=1 << 31)] | None = None
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     min_p: _Share | None = None
     typical_p: _Share | None = None
     top_n_sigma: _Number | None = None
@@ -63,9 +64,9 @@ class WritingBody(Body):
     penalty_window: _Count | None = None
     dry_multiplier: _Number | None = None
     dry_base: Annotated[float, Field(ge=1, le=100)] | None = None
-    dry_allowed_length: Annotated[Integer, Field(ge=1, lt=1 << 31)] | None = None
+    dry_allowed_length: Annotated[int, Field(ge=1, lt=1 << 31)] | None = None
     dry_window: _Count | None = None
-    seed: Annotated[Integer, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
     logit_bias: (
         Annotated[
             dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
@@ -79,19 +80,19 @@ class WritingBody(Body):
     bad_words: Annotated[list[_Stop], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     min_tokens: _Count | None = None
-    prompt_lookup: Annotated[Integer, Field(ge=0, le=16)] | None = None
+    prompt_lookup: Annotated[int, Field(ge=0, le=16)] | None = None
     context_shift: _Count | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream_options: StreamOptions | None = None
-    priority: Annotated[Integer, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
+    priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     timeout: Annotated[float, Field(ge=0, le=1e9)] | None = None
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     return_routing: Wanted | None = None
-    prompt_logprobs: Annotated[Integer, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def common_options(self, service: Service) -> dict[str, Any]:
         """Turn the fields into options.

@@ -117,15 +117,15 @@ class Offsets:
 
     Args:
         model: has the vocabulary.
-        text: the text, or its beginning.
-        at: where it begins.
+        begins_text: whether the tokens begin a text, of which the space that the tokenizer may put
+            before a text is no part.
+        at: where the first begins.
     """
 
-    def __init__(self, model: Mixtral, text: str, at: int = 0) -> None:
+    def __init__(self, model: Mixtral, begins_text: bool, at: int = 0) -> None:
         self._model = model
-        self._text = text
+        self._begins_text = begins_text
         self._at = at
-        self._begun = False
 
     def take(self, id: int) -> int:
         """Find where the next token begins.
@@ -139,9 +139,9 @@ class Offsets:
         data = self._model.token_bytes(id)
         inside = bool(data) and _continues(data[0])
         place = self._at - (inside and self._at > 0)
-        if data and not self._begun:  # the space before a text is none of it
-            self._begun = True
-            data = data[1:] if data[:1] == b" " and self._text[:1] != " " else data
+        if data and self._begins_text:
+            self._begins_text = False
+            data = data[len(data.decode("utf-8", "replace")) - len(self._model.detokenize([id])) :]
         self._at += sum(not _continues(byte) for byte in data)
         return place
 

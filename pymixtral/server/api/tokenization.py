@@ -23,6 +23,7 @@ class TokenizeRequest(TemplateFields, Body):
     """What /tokenize takes: vLLM's `prompt` or `messages`, or llama.cpp's `content`."""
 
     refused = ("chat_template",)
+    one_of = ("prompt", "messages", "content")
 
     model: Annotated[str, Field(max_length=256)] | None = None
     messages: Messages | None = None  # type: ignore[assignment]
@@ -44,7 +45,7 @@ class TokenizeRequest(TemplateFields, Body):
             APIError: if it is not clear what to tokenize.
             PymixtralError: for what the tokenizer refuses.
         """
-        given = [name for name in ("prompt", "messages", "content") if getattr(self, name) is not None]
+        given = [name for name in self.one_of if getattr(self, name) is not None]
         if len(given) != 1:
             raise APIError(
                 400,

@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pymixtral.arrays import F32
-from pymixtral.server.api.bodies import Body, Integer, TokenIds
+from pymixtral.server.api.bodies import Body, TokenIds
 from pymixtral.server.api.completions import MAX_PROMPTS
 from pymixtral.server.api.routes import Served, make_router, post, whole
 from pymixtral.server.service import Service
@@ -24,7 +24,7 @@ class NumbersBody(Body):
     ignored = ("user", "metadata")
 
     model: Annotated[str, Field(max_length=256)] | None = None
-    priority: Annotated[Integer, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
+    priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     timeout: Annotated[float, Field(ge=0, le=1e9)] | None = None
 

@@ -1,0 +1,95 @@
+"""The command `pymixtral serve`: what it refuses, and its examples."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pymixtral.cli.serve import serve
+from pymixtral.demo import demo_chat_path
+from support.command_line import options, refused, run
+from support.serving import LONG, Server, Start
+
+NAME = "n\n\x1b[2J\x9b"
+NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "-1", "1" + "0" * 30, "9" * 5000)
+
+
+def numeric() -> list[str]:
+    """The options that take a number, a size or a choice, and are refused before the model is opened."""
+    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace")
+    return [
+        option
+        for option, param in options(serve).items()
+        if not param.is_flag and not isinstance(param.type, click.Path) and option not in texts
+    ]
+
+
+@pytest.mark.parametrize("option", numeric())
+def test_numbers_that_are_none_or_too_large(option: str) -> None:
+    for value in NUMBERS:
+        if (option, value) not in (("--context", "1" + "0" * 30), ("--experts-used", "1" + "0" * 30)):
+            refused(run("serve", "--port", "0", option, value))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--pace", "nan"),
+        ("-c", "1" + "0" * 30),
+        ("--experts-used", "1" + "0" * 30),
+        ("--cache-size", "1"),
+        ("-m", f"missing{NAME}"),
+        ("--override-kv", "llama.rope.freq_base=float:nan"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_model_that_is_refused(start: Start, words: tuple[str, str]) -> None:
+    model = () if "-m" in words else ("-m", str(demo_chat_path()))
+    server = start(*model, *words, wait=False)
+    assert server.wait() == 2
+    assert server.lines[0].startswith("Serving on ")
+    assert [line.startswith("Error: ") for line in server.lines[1:]] == [True]
+    assert all(line.isprintable() for line in server.lines)
+
+
+def test_addresses_that_are_none() -> None:
+    for host in ("256.1.1.1", "no.such.host.invalid", "192.0.2.1", "", "x" * 300, NAME, "a..b"):
+        refused(run("serve", "--port", "0", "--host", host), "expected an address of this machine")
+
+
+def test_the_model_is_named_or_of_the_environment_or_the_demo(start: Start, tiny_q8_0: Path) -> None:
+    def name(server: Server) -> str:
+        with server.client() as client:
+            found: str = client.get("/v1/models").json()["data"][0]["id"]
+        return found
+
+    assert name(start()) == demo_chat_path().stem
+    assert name(start(env={"PYMIXTRAL_MODEL": str(tiny_q8_0)})) == tiny_q8_0.stem
+    assert name(start("--name", "mine", "-m", str(tiny_q8_0))) == "mine"
+
+
+def examples() -> list[str]:
+    text = (serve.epilog or "").replace("\\\n", " ")
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("line", examples())
+def test_the_examples_serve(line: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("key\n")
+    (tmp_path / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
+    _, command, *words = shlex.split(line)
+    assert command == "serve"
+    words = [word for i, word in enumerate(words) if "--port" not in words[max(i - 1, 0) : i + 1]]
+    program = [sys.executable, "-m", "pymixtral", command, *words, "--port", "0"]
+    process = subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for text in process.stderr:
+        if text.startswith("Ready"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(LONG) == 0
