@@ -240,7 +240,7 @@ const sentence = (trace, token, layer) =>
 function tokenCard(trace, token, layer) {
   const card = document.createDocumentFragment();
   card.append(
-    element("p", "card-text", JSON.stringify(trace.texts[token]).slice(1, -1) || "no text"),
+    element("p", "card-text", JSON.stringify(trace.texts[token]).slice(1, -1).replaceAll(" ", "␣") || "no text"),
     element("p", "note", `token ${trace.tokens[token]}, layer ${layer}`),
   );
   for (const { expert, weight } of trace.chosen(token, layer)) card.append(bar("p", expert, weight));

@@ -136,7 +136,10 @@ function turn(node) {
 function send(text) {
   if (!text.trim() || runs.has(current.id) || !settingsAreRight()) return false;
   const node = append(current, path(current).at(-1)?.id ?? null, "user", text);
-  if (!current.title) current.title = text.trim().split("\n")[0].slice(0, 60);
+  current.title ||= text
+    .trim()
+    .split("\n")[0]
+    .replace(/(?<=^.{60}).+/s, "…");
   answer(node);
   return true;
 }

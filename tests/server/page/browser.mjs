@@ -237,7 +237,7 @@ const scenarios = {
     await page.click("#show-mixture");
     await last(page).getByRole("button", { name: "Retry" }).click();
     await written(page);
-    assert.equal(await page.locator("#list .open").innerText(), ATTACK.slice(0, 60));
+    assert.equal(await page.locator("#list .open").innerText(), `${ATTACK.slice(0, 60)}…`);
     await page.waitForSelector(".token");
     await page.fill("#title", ATTACK);
     await page.press("#title", "Enter");
