@@ -11,6 +11,8 @@ const [scenario, url, extra] = process.argv.slice(2);
 const LIMIT = Number(process.env.LIMIT ?? 120_000); // ms for anything that is waited for: a machine may be busy
 const ATTACK = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script><svg onload=window.hacked=1>';
 
+const ENDLESS = JSON.stringify({ type: "array", items: { type: "string", minLength: 40 }, minItems: 1000 });
+
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
   args: [
@@ -54,7 +56,7 @@ async function open({ prepare, ...options } = {}) {
 }
 
 /** Lets what the server sends come slowly, as from a larger model. */
-async function slowly(page, bytesPerSecond = 20_000) {
+async function slowly(page, bytesPerSecond) {
   const session = await page.context().newCDPSession(page);
   const conditions = { offline: false, latency: 0, downloadThroughput: bytesPerSecond, uploadThroughput: -1 };
   await session.send("Network.emulateNetworkConditions", conditions);
@@ -68,10 +70,10 @@ const written = (page) =>
   );
 const answer = (page) => last(page).locator(".body").innerText();
 
-/** Sets fields of the settings, by their names. */
+/** Sets fields of the settings, by their names. With a seed, an answer is the same on every machine. */
 async function set(page, settings) {
   if (!(await page.isVisible("#settings"))) await page.click("#show-settings");
-  for (const [name, value] of Object.entries(settings)) {
+  for (const [name, value] of Object.entries({ seed: 1, ...settings })) {
     if (name === "format") await page.selectOption("#format", value);
     else await page.fill(`#${name}`, String(value));
   }
@@ -95,7 +97,7 @@ const scenarios = {
     const { page } = await open();
     await ready(page);
     await set(page, { max_tokens: 120 });
-    await slowly(page);
+    await slowly(page, 20_000);
     await page.fill("#entry", "Tell me");
     await page.press("#entry", "Shift+Enter");
     await page.type("#entry", "a long tale.");
@@ -137,8 +139,8 @@ const scenarios = {
     assert.equal(await page.inputValue("#system"), "Answer like a fox.");
 
     // In the middle of an answer, too.
-    await slowly(page);
-    await set(page, { max_tokens: 1000 });
+    await slowly(page, 5_000);
+    await set(page, { max_tokens: 1000, format: "json_schema", schema: ENDLESS });
     await ask(page, "And then?");
     await page.waitForFunction(
       () => document.querySelector(".message.assistant:last-child .body").textContent.length > 20,
@@ -152,8 +154,8 @@ const scenarios = {
   async stop() {
     const { page } = await open();
     await ready(page);
-    await slowly(page);
-    await set(page, { max_tokens: 1500, temperature: 0.9 });
+    await slowly(page, 5_000);
+    await set(page, { max_tokens: 1500, seed: 5 });
     await ask(page, "Tell me everything.");
     await page.waitForFunction(() => document.querySelector(".message.assistant .body").textContent.length > 20);
     await page.keyboard.press("Escape");
@@ -171,7 +173,7 @@ const scenarios = {
   async versions() {
     const { page } = await open();
     await ready(page);
-    await set(page, { max_tokens: 12, temperature: 1.5 });
+    await set(page, { max_tokens: 12, temperature: 1.5, seed: "" });
     await asked(page, "First question");
     const first = await answer(page);
     await last(page).getByRole("button", { name: "Retry" }).click();
@@ -315,7 +317,7 @@ const scenarios = {
   async mixture() {
     const { page } = await open();
     await ready(page);
-    await slowly(page);
+    await slowly(page, 20_000);
     await set(page, { max_tokens: 60, seed: 3 });
     await page.click("#show-mixture");
     await page.evaluate(() => {
@@ -679,8 +681,7 @@ const scenarios = {
     await ready(page); // it asks again by itself
 
     // A server that goes away in the middle of an answer.
-    const schema = '{"type": "array", "items": {"type": "string", "minLength": 40}, "minItems": 1000}'; // it does not end
-    await set(page, { max_tokens: 1900, format: "json_schema", schema });
+    await set(page, { max_tokens: 1900, format: "json_schema", schema: ENDLESS });
     await ask(page, "Tell me everything.");
     await page.waitForFunction(() => document.querySelector(".message.assistant .body").textContent.length > 20);
     process.kill(Number(extra), "SIGKILL");
