@@ -28,7 +28,8 @@ typedef enum {
     PMX_SCRATCH_THREAD, /* one block per thread, pmx_thread_scratch */
     PMX_SCRATCH_Q32,    /* activations in blocks of 32 */
     PMX_SCRATCH_Q256,   /* activations in blocks of 256 */
-    PMX_SCRATCH_HIDDEN, /* between the experts' two regions */
+    PMX_SCRATCH_HIDDEN,
+    PMX_SCRATCH_SQUARES, /* between the experts' two regions */
     PMX_SCRATCH_QKV,
     PMX_SCRATCH_ATTENTION,
     PMX_SCRATCH_PARTIALS,
@@ -96,7 +97,8 @@ pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows,
 pmx_status pmx_check_runs(const pmx_cache *cache, const pmx_run *runs, int64_t n_runs, int64_t *n_tokens);
 
 /* --- moe.c */
-pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used);
+pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used, int32_t n_experts_dropped,
+                                  float expert_min_p);
 
 /* --- threads.c: the only owner of threads */
 typedef void (*pmx_task)(void *arg, int64_t item, int32_t thread);

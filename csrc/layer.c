@@ -26,7 +26,9 @@ static pmx_status check_layer(const pmx_layer *layer, const pmx_cache *cache) {
     if (status == PMX_OK) status = pmx_check_matrix(&layer->k, "layer->k.", kv_dim, hidden);
     if (status == PMX_OK) status = pmx_check_matrix(&layer->v, "layer->v.", kv_dim, hidden);
     if (status == PMX_OK) status = pmx_check_matrix(&layer->output, "layer->output.", hidden, q_dim);
-    if (status == PMX_OK) status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
+    if (status == PMX_OK)
+        status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used, layer->n_experts_dropped,
+                                        layer->expert_min_p);
     if (status == PMX_OK && (layer->router.data || layer->n_experts > 1)) /* a dense layer has none */
         status = pmx_check_matrix(&layer->router, "layer->router.", layer->n_experts, hidden);
     return status;
@@ -83,7 +85,8 @@ static pmx_status route(pmx_ctx *ctx, const pmx_batch *b, const pmx_layer *layer
     if (!logits) return PMX_ENOMEM;
     const pmx_status status = pmx_matmul(ctx, logits, b->normed, &layer->router, n);
     if (status != PMX_OK) return status;
-    return pmx_route(ctx, b->ids, b->weights, logits, n, layer->n_experts, layer->n_experts_used);
+    return pmx_route(ctx, b->ids, b->weights, logits, n, layer->n_experts, layer->n_experts_used,
+                     layer->n_experts_dropped, layer->expert_min_p);
 }
 
 pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layer *layer, const pmx_cache *cache,

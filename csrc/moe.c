@@ -23,7 +23,8 @@ typedef struct {
     int32_t *ids;
     float *weights;
     const float *logits;
-    int32_t n_experts, n_used;
+    int32_t n_experts, n_used, n_dropped;
+    float min_p;
 } route_args;
 
 static void route_task(void *arg, int64_t row, int32_t thread) {
@@ -36,44 +37,54 @@ static void route_task(void *arg, int64_t row, int32_t thread) {
         pmx_fault(p->ctx, PMX_ENONFINITE, "logits", row);
         return;
     }
-    uint64_t chosen = 0;
+    uint64_t chosen = 0, dropped = 0;
     for (int32_t i = 0; i < p->n_used; i++) {
         int32_t best = -1;
         for (int32_t e = 0; e < p->n_experts; e++)
             if (!(chosen >> e & 1) && (best < 0 || logits[e] > logits[best])) best = e;
         chosen |= UINT64_C(1) << best;
+        if (i >= p->n_used - p->n_dropped) dropped |= UINT64_C(1) << best;
     }
     float largest = -INFINITY, e[PMX_MAX_EXPERTS], sum = 0.0f;
     for (int32_t i = 0, expert = 0; expert < p->n_experts; expert++) {
         if (!(chosen >> expert & 1)) continue;
         ids[i] = expert;
-        e[i++] = logits[expert];
+        e[i++] = dropped >> expert & 1 ? -INFINITY : logits[expert]; /* whose exp is 0 */
         if (logits[expert] > largest) largest = logits[expert];
     }
     for (int32_t i = 0; i < p->n_used; i++) e[i] -= largest;
     p->ctx->kernels->exp(e, e, p->n_used);
-    for (int32_t i = 0; i < p->n_used; i++) sum += e[i];
+    for (int32_t i = 0; i < p->n_used; i++) {
+        if (e[i] < p->min_p) e[i] = 0.0f;
+        sum += e[i];
+    }
     for (int32_t i = 0; i < p->n_used; i++) weights[i] = e[i] / sum;
 }
 
-pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used) {
-    if (n_experts >= 1 && n_experts <= PMX_MAX_EXPERTS && n_experts_used >= 1 && n_experts_used <= n_experts)
-        return PMX_OK;
-    return pmx_fail(PMX_EINVAL, "n_experts, n_experts_used: expected 1 to %d, and 1 to as many, found %d, %d",
-                    PMX_MAX_EXPERTS, n_experts, n_experts_used);
+pmx_status pmx_check_experts_used(int32_t n_experts, int32_t n_experts_used, int32_t n_experts_dropped,
+                                  float expert_min_p) {
+    if (n_experts < 1 || n_experts > PMX_MAX_EXPERTS || n_experts_used < 1 || n_experts_used > n_experts)
+        return pmx_fail(PMX_EINVAL, "n_experts, n_experts_used: expected 1 to %d, and 1 to as many, found %d, %d",
+                        PMX_MAX_EXPERTS, n_experts, n_experts_used);
+    if (n_experts_dropped < 0 || n_experts_dropped >= n_experts_used)
+        return pmx_fail(PMX_EINVAL, "n_experts_dropped: expected 0 to %d, fewer than are used, found %d",
+                        n_experts_used - 1, n_experts_dropped);
+    if (!(expert_min_p >= 0.0f && expert_min_p <= 1.0f)) /* NaN is in no range */
+        return pmx_fail(PMX_EINVAL, "expert_min_p: expected 0 to 1, found %g", (double)expert_min_p);
+    return PMX_OK;
 }
 
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
-                     int32_t n_experts, int32_t n_experts_used) {
+                     int32_t n_experts, int32_t n_experts_used, int32_t n_experts_dropped, float expert_min_p) {
     pmx_status status = PMX_NOT_NULL(ctx, ids, weights, logits);
-    if (status == PMX_OK) status = pmx_check_experts_used(n_experts, n_experts_used);
+    if (status == PMX_OK) status = pmx_check_experts_used(n_experts, n_experts_used, n_experts_dropped, expert_min_p);
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
-    route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used};
+    route_args args = {ctx, ids, weights, logits, n_experts, n_experts_used, n_experts_dropped, expert_min_p};
     status = pmx_parallel(ctx, route_task, &args, n_tokens, (int64_t)n_experts * n_experts_used);
     pmx_leave(ctx, call);
     return status;
@@ -97,11 +108,13 @@ typedef struct {
     size_t rows_scratch; /* of pmx_multiply_rows, at the start of each thread's scratch */
     group groups[PMX_MAX_EXPERTS];
     int32_t n_groups;
+    int64_t n_pairs;               /* whose weight is not 0 */
     const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
     const float *weights;          /* [n_pairs] sorted likewise */
     pmx_acts acts;                 /* the tokens */
     float *hidden;                 /* the experts' hidden activations [n_pairs][ffn] */
     pmx_acts hidden_acts;          /* the same, down's input */
+    double *squares;               /* [n_pairs][blocks of DOWN_ROWS] of the outputs, if they are observed */
 } experts_args;
 
 static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) {
@@ -111,6 +124,14 @@ static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, in
 static void add_squares(double *sums, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) sums[i] += (double)x[i] * (double)x[i];
 }
+
+static double square_sum(const float *x, int64_t n) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
+static int64_t down_blocks(const experts_args *p) { return (p->width + DOWN_ROWS - 1) / DOWN_ROWS; }
 
 static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const experts_args *p = arg;
@@ -166,6 +187,9 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
                                          .n_tokens = n,
                                          .scratch = scratch};
             pmx_multiply_rows(p->ctx->kernels, expert_weight(p, g->expert, 2), first_row, product);
+            if (p->squares)
+                for (int64_t j = 0; j < n; j++)
+                    p->squares[(first + j) * down_blocks(p) + item] = square_sum(out + j * DOWN_ROWS, n_rows);
             for (int64_t j = 0; j < n; j++)
                 p->ctx->kernels->axpy(y + p->tokens[first + j] * DOWN_ROWS, p->weights[first + j], out + j * DOWN_ROWS,
                                       n_rows);
@@ -175,7 +199,7 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
         for (int64_t r = 0; r < n_rows; r++) p->batch->x[t * p->width + first_row + r] += y[t * DOWN_ROWS + r];
 }
 
-/* Sorts the pairs by expert, tokens ascending within an expert. */
+/* Sorts the pairs whose weight is not 0 by expert, tokens ascending within an expert. */
 static pmx_status group_pairs(experts_args *p) {
     const int32_t *ids = p->batch->ids;
     const int64_t n_used = p->layer->n_experts_used, n_pairs = p->batch->n_tokens * n_used;
@@ -184,7 +208,7 @@ static pmx_status group_pairs(experts_args *p) {
         if (ids[i] < 0 || ids[i] >= p->layer->n_experts || (i % n_used && ids[i] <= ids[i - 1]))
             return pmx_fail(PMX_EINVAL, "row %lld of batch->ids: expected ascending experts below %d, found %d",
                             (long long)(i / n_used), p->layer->n_experts, ids[i]);
-        counts[ids[i]]++;
+        counts[ids[i]] += p->batch->weights[i] != 0.0f;
     }
     int32_t *tokens = pmx_scratch(p->ctx, PMX_SCRATCH_GROUPS, (size_t)n_pairs * (2 * sizeof(int32_t) + sizeof(float)));
     if (!tokens) return PMX_ENOMEM;
@@ -197,11 +221,13 @@ static pmx_status group_pairs(experts_args *p) {
         first += counts[e];
     }
     for (int64_t i = 0; i < n_pairs; i++) {
+        if (p->batch->weights[i] == 0.0f) continue;
         const int32_t at = next[ids[i]]++;
         tokens[at] = (int32_t)(i / n_used);
         sorted[at] = p->batch->weights[i];
-        pairs[i] = (int32_t)i;
+        pairs[at] = at;
     }
+    p->n_pairs = first;
     p->tokens = tokens;
     p->pairs = pairs;
     p->weights = sorted;
@@ -217,9 +243,13 @@ static int64_t matrices(const experts_args *p, const pmx_weight **out, int which
 static pmx_status prepare(experts_args *p) {
     const pmx_weight *inputs[2 * PMX_MAX_EXPERTS];
     const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
-    p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN,
-                            (size_t)(p->batch->n_tokens * p->layer->n_experts_used * p->ffn) * sizeof *p->hidden);
+    p->hidden = pmx_scratch(p->ctx, PMX_SCRATCH_HIDDEN, (size_t)(p->n_pairs * p->ffn) * sizeof *p->hidden);
     if (!p->hidden) return PMX_ENOMEM;
+    if (p->observer && p->observer->output_norms) {
+        p->squares =
+            pmx_scratch(p->ctx, PMX_SCRATCH_SQUARES, (size_t)(p->n_pairs * down_blocks(p)) * sizeof *p->squares);
+        if (!p->squares) return PMX_ENOMEM;
+    }
     p->rows_scratch = pmx_rows_scratch(p->width > p->ffn ? p->width : p->ffn);
     size_t tile = (size_t)p->batch->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
@@ -231,12 +261,12 @@ static pmx_status prepare(experts_args *p) {
 /* down's input; a hidden row that is not finite is reported as the token it belongs to. */
 static pmx_status prepare_hidden(experts_args *p) {
     const pmx_weight *downs[PMX_MAX_EXPERTS];
-    const int64_t n_pairs = p->batch->n_tokens * p->layer->n_experts_used, n_downs = matrices(p, downs, 2);
-    const int64_t pair = pmx_first_nonfinite(p->hidden, n_pairs, p->ffn);
+    const int64_t n_downs = matrices(p, downs, 2);
+    const int64_t pair = pmx_first_nonfinite(p->hidden, p->n_pairs, p->ffn);
     if (pair >= 0)
         return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], PMX_NONFINITE, (long long)p->tokens[pair],
                             "the experts' hidden values");
-    return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, n_pairs, downs, n_downs);
+    return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, p->n_pairs, downs, n_downs);
 }
 
 static void observe_inputs(const experts_args *p) {
@@ -247,8 +277,19 @@ static void observe_inputs(const experts_args *p) {
                         p->batch->normed + p->tokens[p->groups[i].first + j] * p->width, p->width);
 }
 
+/* Blocks of an output, then tokens, in ascending order: the same sums for any number of threads. */
+static void observe_outputs(const experts_args *p) {
+    for (int32_t i = 0; i < p->n_groups; i++)
+        for (int32_t j = p->groups[i].first; j < p->groups[i].first + p->groups[i].n_tokens; j++) {
+            double sum = 0.0;
+            for (int64_t b = 0; b < down_blocks(p); b++) sum += p->squares[j * down_blocks(p) + b];
+            p->observer->output_norms[p->groups[i].expert] += (double)p->weights[j] * sqrt(sum);
+        }
+}
+
 static pmx_status check_experts(const pmx_layer *layer) {
-    pmx_status status = pmx_check_experts_used(layer->n_experts, layer->n_experts_used);
+    pmx_status status =
+        pmx_check_experts_used(layer->n_experts, layer->n_experts_used, layer->n_experts_dropped, layer->expert_min_p);
     if (status == PMX_OK) status = PMX_NOT_NULL(layer->experts);
     if (status != PMX_OK) return status;
     if (layer->hidden < 1) return pmx_fail(PMX_EINVAL, "layer->hidden: expected 1 or more, found %d", layer->hidden);
@@ -284,19 +325,20 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
                          .ffn = layer->experts[0].rows,
                          .width = layer->hidden};
     status = group_pairs(&args);
-    if (status == PMX_OK) status = prepare(&args);
-    if (status == PMX_OK) {
+    const int some = args.n_pairs > 0; /* a caller's weights may all be 0 */
+    if (status == PMX_OK && some) status = prepare(&args);
+    if (status == PMX_OK && some) {
         observe_inputs(&args);
         const int64_t blocks = (args.ffn + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM;
-        const int64_t tokens_each = n_tokens * layer->n_experts_used / args.n_groups + 1;
+        const int64_t tokens_each = args.n_pairs / args.n_groups + 1;
         status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks,
                               2 * PMX_ROWS_PER_ITEM * args.width * tokens_each);
     }
-    if (status == PMX_OK) status = prepare_hidden(&args);
-    if (status == PMX_OK)
-        status = pmx_parallel(ctx, down_task, &args, (args.width + DOWN_ROWS - 1) / DOWN_ROWS,
-                              DOWN_ROWS * args.ffn * n_tokens * layer->n_experts_used);
+    if (status == PMX_OK && some) status = prepare_hidden(&args);
+    if (status == PMX_OK && some)
+        status = pmx_parallel(ctx, down_task, &args, down_blocks(&args), DOWN_ROWS * args.ffn * args.n_pairs);
     if (status == PMX_OK) status = pmx_check_finite("batch->x", batch->x, n_tokens, args.width);
+    if (status == PMX_OK && args.squares) observe_outputs(&args);
     pmx_leave(ctx, call);
     return status;
 }

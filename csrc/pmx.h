@@ -136,6 +136,9 @@ typedef struct {
     int32_t hidden;
     int32_t window; /* sliding window in positions; 0: none */
     float eps;
+    int32_t n_experts_dropped; /* 0..n_experts_used-1: so many of a token's experts, the last of the router's
+                                * order, have weight 0; with fewer used in one layer than in others */
+    float expert_min_p;        /* 0..1: experts of less than this part of the first one's weight have weight 0 */
 } pmx_layer;
 
 /* The tokens of all runs, and what the layers of a pass hand on about them. */
@@ -143,7 +146,7 @@ typedef struct {
     float *x;       /* [n_tokens][hidden], the residual stream */
     float *normed;  /* [n_tokens][hidden], the experts' input */
     int32_t *ids;   /* [n_tokens][n_experts_used], the router's choice, ascending within a token */
-    float *weights; /* [n_tokens][n_experts_used], what the chosen experts count */
+    float *weights; /* [n_tokens][n_experts_used], what the chosen experts count; those of 0 are not computed */
     int64_t n_tokens;
     const float *cosines, *sines; /* [n_tokens][head_dim/2] */
     const pmx_run *runs;
@@ -151,13 +154,15 @@ typedef struct {
 } pmx_batch;
 
 /* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in
- * ascending order, and the number of tokens each expert saw. Any pointer may be NULL. */
+ * ascending order; the number of tokens each expert saw; and the sum of their weights times the
+ * Euclidean norms of the expert's outputs. Any pointer may be NULL. */
 typedef struct {
     double *qkv_input;    /* [hidden] */
     double *output_input; /* [n_heads*head_dim] */
     double *expert_input; /* [n_experts][hidden], gate and up */
     double *down_input;   /* [n_experts][ffn] */
     int64_t *n_tokens;    /* [n_experts] */
+    double *output_norms; /* [n_experts] */
 } pmx_observer;
 
 /* What a sampler carries from token to token: NumPy's PCG64, whose words of 128 bits have the low
@@ -285,9 +290,10 @@ pmx_status pmx_cache_write(pmx_ctx *ctx, const pmx_cache *cache, const float *k,
 pmx_status pmx_attention(pmx_ctx *ctx, float *y, const float *q, const pmx_cache *cache, const pmx_run *runs,
                          int64_t n_runs, int32_t n_heads, int32_t window);
 
-/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts]. */
+/* ids, weights: [n_tokens][n_experts_used], ascending expert index; logits: [n_tokens][n_experts].
+ * n_experts_dropped, expert_min_p: as in pmx_layer. */
 pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *logits, int64_t n_tokens,
-                     int32_t n_experts, int32_t n_experts_used);
+                     int32_t n_experts, int32_t n_experts_used, int32_t n_experts_dropped, float expert_min_p);
 
 /* y: rows x cols in blocks of type (dense rows); x: [rows][cols] f32. importance: [cols], finite,
  * not negative, what the squared error of a column counts, or NULL: all the same; f32, f16, bf16

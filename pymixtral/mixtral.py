@@ -29,7 +29,7 @@ from pymixtral.memory import cache_size
 from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
-from pymixtral.model.overrides import Override, override
+from pymixtral.model.overrides import ExpertsUsed, Override, override, with_experts
 from pymixtral.model.routing import Routing
 from pymixtral.model.weights import load_weights
 from pymixtral.model_sessions import ModelSessions
@@ -67,7 +67,10 @@ class Mixtral(ModelText, ModelSessions):
             that they are not delayed more; None: eight times a pass without a prompt.
         kv_type: "f16", "f32" or "q8_0", the type of cached keys and values. q8_0 takes 53% of the
             memory of f16; the model's head dimension must be a multiple of 32.
-        experts_used: experts for each token; None: as many as the file says.
+        experts_used: experts for each token, one number or a list of one for each layer; None: as
+            many as the file says.
+        expert_min_p: experts that the router finds less than this part as likely as a token's first
+            one are left out, 0 to 1: the model is faster and less exact. 0: none are.
         overrides: metadata that replaces the file's and is checked like it, such as
             {"llama.attention.sliding_window": 4096}; see pymixtral.model.overrides.
         lock: keep weights in memory once they have been read, so that the system does not evict
@@ -108,7 +111,8 @@ class Mixtral(ModelText, ModelSessions):
         cache_bytes: int | None = None,
         pace: float | None = None,
         kv_type: str = "f16",
-        experts_used: int | None = None,
+        experts_used: ExpertsUsed | None = None,
+        expert_min_p: float = 0.0,
         overrides: Mapping[str, Override] | None = None,
         lock: bool = False,
         prefault: bool | Callable[[int, int], None] = False,
@@ -124,7 +128,7 @@ class Mixtral(ModelText, ModelSessions):
         with ExitStack() as stack:
             file = stack.enter_context(GGUFFile(self.path))
             different = override(file, experts_used, overrides)
-            self.config: ModelConfig = ModelConfig.from_gguf(file)
+            self.config: ModelConfig = with_experts(ModelConfig.from_gguf(file), experts_used, expert_min_p)
             tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             weights = load_weights(file, self.config)
             size = cache_size(
@@ -136,8 +140,8 @@ class Mixtral(ModelText, ModelSessions):
             )
             self.n_ctx, self.kv_type, self.cache_bytes = size.n_ctx, kv_type, size.bytes
             self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
-            self.active_bytes = weights.active_bytes(self.config.n_experts_used)
-            self.prompt_weights = weights.prompt_weights(self.config.n_experts_used)
+            self.active_bytes = weights.active_bytes(self.config.experts_used)
+            self.prompt_weights = weights.prompt_weights(self.config.experts_used)
             model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(model.close)
             self._context, self._n_batch = model.context, n_batch

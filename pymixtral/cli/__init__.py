@@ -29,7 +29,10 @@ _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
     "chat": ("pymixtral.cli.chat", "Talk with a model."),
     "serve": ("pymixtral.cli.serve", "Serve a model over HTTP, with OpenAI's interface and a page to chat."),
+<<<<<<< HEAD
     "batch": ("pymixtral.cli.batch", "Answer a file of requests, in the form of OpenAI's batches."),
+=======
+>>>>>>> 52a771157dafbd1b5a46c44f9c1c8c3d8dfea2db
     "score": ("pymixtral.cli.score", "Say how likely texts are to follow another one."),
     "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),

@@ -13,6 +13,7 @@ from pymixtral.cli.choices import CHAT_FORMATS
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     json_option,
     kv_type_option,
     model_option,
@@ -52,6 +53,7 @@ Examples:
 @threads_option
 @kv_type_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def chat(
@@ -66,7 +68,8 @@ def chat(
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
+    expert_min_p: float,
     overrides: dict[str, Override],
     as_json: bool,
     **sampling: Any,
@@ -101,6 +104,7 @@ def chat(
         max_batch=1,
         kv_type=kv_type,
         experts_used=experts_used,
+        expert_min_p=expert_min_p,
         overrides=overrides,
     ) as engine:
         engine.chat_format(chat_format)  # a model without one is refused before anything is read

@@ -12,6 +12,7 @@ from pymixtral.cli.choices import POOLINGS
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     force_option,
     json_option,
     model_option,
@@ -54,6 +55,7 @@ Examples:
 @context_option(runs=True)
 @threads_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def embed(
@@ -68,7 +70,8 @@ def embed(
     force: bool,
     n_ctx: int | None,
     n_threads: int | None,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
+    expert_min_p: float,
     overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
@@ -91,7 +94,14 @@ def embed(
 
     if output:
         check_dest(output, [path for path in (file, model) if path], force)
-    with opened(model, n_ctx=n_ctx, n_threads=n_threads, experts_used=experts_used, overrides=overrides) as engine:
+    with opened(
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        experts_used=experts_used,
+        expert_min_p=expert_min_p,
+        overrides=overrides,
+    ) as engine:
         vectors = _vectors(engine, lines, pooling, normalize)
     if output:
         _save(vectors, output, force)

@@ -14,6 +14,7 @@ from pymixtral.cli.model import note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
     engine_options,
+    expert_min_p_option,
     force_option,
     json_option,
     kv_type_option,
@@ -100,6 +101,7 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
 @threads_option
 @kv_type_option
 @override_options
+@expert_min_p_option
 @engine_options
 @click.option("--lock", is_flag=True, help="Keep in memory the weights that have been read.")
 @click.option("--prefault", is_flag=True, help="Read all weights before the prompt.")
@@ -127,7 +129,8 @@ def generate(
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
+    expert_min_p: float,
     overrides: dict[str, Override],
     max_batch: int,
     cache_bytes: int | None,
@@ -182,6 +185,7 @@ def generate(
             pace=pace,
             kv_type=kv_type,
             experts_used=experts_used,
+            expert_min_p=expert_min_p,
             overrides=overrides,
             lock=lock,
             prefault=weights_read if prefault else False,

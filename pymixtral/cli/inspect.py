@@ -40,7 +40,7 @@ def inspect(
     model: Path | None,
     n_ctx: int | None,
     verify: bool,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
     overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
@@ -86,7 +86,9 @@ def _model(found: Inspection) -> list[str]:
     if c is None:
         lines.append(f"Model       unknown; {show_count(inventory.n_weights)} parameters")
     else:
-        experts = f"{c.n_experts} experts, {c.n_experts_used} used by a token" if c.n_experts > 1 else "dense"
+        fewest = min(c.experts_used)
+        used = f"{fewest} to {c.n_experts_used}" if fewest < c.n_experts_used else f"{c.n_experts_used}"
+        experts = f"{c.n_experts} experts, {used} used by a token" if c.n_experts > 1 else "dense"
         window = f", window {c.window}" if c.window else ""
         lines += [
             f"Model       {shorten(c.name, WIDTH - 12)}",

@@ -54,6 +54,21 @@ def _overrides(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...
     return found
 
 
+def _experts_used(ctx: click.Context, param: click.Parameter, value: str | None) -> int | list[int] | None:
+    """`N` as a number, `N,N,...` as a list."""
+    if value is None:
+        return None
+    try:
+        numbers = [int(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise click.BadParameter(
+            f"expected a number of at least 1, or such numbers for each layer, as 2,2,1,2, found {value!r}", ctx, param
+        )
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
 def _all(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """Several options as one decorator; the help shows them in this order."""
 
@@ -199,9 +214,9 @@ kv_type_option = click.option(
 override_options = _all(
     click.option(
         "--experts-used",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Experts that each token passes.  [default: the model's]",
+        callback=_experts_used,
+        metavar="N[,N...]",
+        help="Experts that each token passes; several numbers are one for each layer.  [default: the model's]",
     ),
     click.option(
         "--override-kv",
@@ -212,7 +227,15 @@ override_options = _all(
         help="Use VALUE in place of the metadata in the file. TYPE is int, float, bool or str; may be repeated.",
     ),
 )
-"""As parameters `experts_used: int | None` and `overrides: dict`."""
+"""As parameters `experts_used: int | list[int] | None` and `overrides: dict`."""
+
+expert_min_p_option = click.option(
+    "--expert-min-p",
+    type=float,
+    metavar="P",
+    default=0.0,
+    help="Leave out experts less than P times as likely as a token's first: faster, less exact.  [default: 0, none]",
+)
 
 
 def _output(help: str = "The file to write.", **settings: Any) -> Callable[[Function], Function]:

@@ -11,6 +11,7 @@ import click
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     file_option,
     json_option,
     kv_type_option,
@@ -53,6 +54,7 @@ How much does q4_0 lose against f16?
 @threads_option
 @kv_type_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def perplexity(
@@ -67,7 +69,8 @@ def perplexity(
     kl_against: Path | None,
     n_threads: int | None,
     kv_type: str,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
+    expert_min_p: float,
     overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
@@ -86,7 +89,13 @@ def perplexity(
     from pymixtral.evaluation.perplexity import perplexity as measure
 
     with opened(
-        model, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        kv_type=kv_type,
+        experts_used=experts_used,
+        expert_min_p=expert_min_p,
+        overrides=overrides,
     ) as engine:
         result = measure(
             engine, text, n_ctx=n_ctx, stride=stride, n_windows=n_windows, save_base=save_base, kl_against=kl_against

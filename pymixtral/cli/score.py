@@ -11,6 +11,7 @@ import click
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     json_option,
     kv_type_option,
     model_option,
@@ -46,6 +47,7 @@ Examples:
 @threads_option
 @kv_type_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def score(
@@ -58,7 +60,8 @@ def score(
     n_ctx: int | None,
     n_threads: int | None,
     kv_type: str,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
+    expert_min_p: float,
     overrides: dict[str, Override],
     as_json: bool,
 ) -> None:
@@ -73,7 +76,13 @@ def score(
     """
     prompt = read_prompt(ctx, prompt, file)
     with opened(
-        model, n_ctx=n_ctx, n_threads=n_threads, kv_type=kv_type, experts_used=experts_used, overrides=overrides
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        kv_type=kv_type,
+        experts_used=experts_used,
+        expert_min_p=expert_min_p,
+        overrides=overrides,
     ) as engine:
         scores = engine.score(prompt, continuations)
     found = list(zip(continuations, scores, strict=True))

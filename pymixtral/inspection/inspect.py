@@ -19,7 +19,7 @@ from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.model.config import ModelConfig, context_length
 from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
 from pymixtral.model.kv_cache import KV_TYPES
-from pymixtral.model.overrides import Override, override
+from pymixtral.model.overrides import ExpertsUsed, Override, override, with_experts
 from pymixtral.model.weights import load_weights
 from pymixtral.text.tokenizer import has_tokenizer, open_tokenizer
 
@@ -125,7 +125,10 @@ class Inspection:
 
 
 def inspect(
-    path: str | os.PathLike[str], *, experts_used: int | None = None, overrides: Mapping[str, Override] | None = None
+    path: str | os.PathLike[str],
+    *,
+    experts_used: ExpertsUsed | None = None,
+    overrides: Mapping[str, Override] | None = None,
 ) -> Inspection:
     """Reads the header of a GGUF file.
 
@@ -148,7 +151,7 @@ def inspect(
         override(file, experts_used, overrides)
         config, problem, tokenizes = None, None, False
         try:
-            config = ModelConfig.from_gguf(file)
+            config = with_experts(ModelConfig.from_gguf(file), experts_used)
             load_weights(file, config)
         except PymixtralError as error:
             problem = str(error).removeprefix(f"{file.path}: ")
@@ -159,7 +162,7 @@ def inspect(
         except PymixtralError as error:
             problem = problem or str(error).removeprefix(f"{file.path}: ")
         parts = [Part(tensor.name, tensor.type, tensor.shape) for tensor in file.tensors.values()]
-        experts = (config.n_experts, config.n_experts_used) if config else (1, 1)
+        experts = (config.n_experts, config.experts_used) if config else (1, [1])
         return Inspection(
             path=file.path,
             file_bytes=file.n_bytes,

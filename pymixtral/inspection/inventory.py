@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -73,13 +73,14 @@ class Inventory:
     Args:
         parts: the tensors.
         n_experts: experts of a layer; 1 in a dense model.
-        n_experts_used: experts that a token uses; 1 in a dense model.
+        experts_used: experts that a token uses, a number for each layer or one for all; 1 in a
+            dense model.
     """
 
-    def __init__(self, parts: Iterable[Part], n_experts: int = 1, n_experts_used: int = 1) -> None:
+    def __init__(self, parts: Iterable[Part], n_experts: int = 1, experts_used: Sequence[int] = (1,)) -> None:
         self.parts = list(parts)
         self.n_experts = n_experts
-        self.n_experts_used = n_experts_used
+        self.experts_used = experts_used
         groups: dict[str, list[Part]] = {name: [] for name in CLASSES}
         for part in self.parts:
             groups[part.tensor_class].append(part)
@@ -89,7 +90,7 @@ class Inventory:
     def of_model(cls, config: ModelConfig) -> Inventory:
         """The tensors of a model by its numbers: f32, experts merged, in the order of a file."""
         parts = (Part(str(name), GGMLQuantizationType.F32, shape) for name, shape in config.tensors())
-        return cls(parts, config.n_experts, config.n_experts_used)
+        return cls(parts, config.n_experts, config.experts_used)
 
     @property
     def tied(self) -> bool:
@@ -152,7 +153,7 @@ class Inventory:
         return self.classes.get("experts") or ClassTotal("experts", 0, 0, 0, {})
 
     def _unused(self, n: int) -> int:
-        return n - n * self.n_experts_used // self.n_experts
+        return n - n * sum(self.experts_used) // (self.n_experts * len(self.experts_used))
 
 
 def _total(name: str, parts: list[Part]) -> ClassTotal:

@@ -82,7 +82,7 @@ def mixed(inventory: Inventory, mix: str) -> Inventory:
     """
     kinds = [fitting(kind, part.shape[-1]) for kind, part in zip(types(inventory, mix), inventory.parts, strict=True)]
     retyped = [Part(part.name, kind, part.shape) for kind, part in zip(kinds, inventory.parts, strict=True)]
-    return Inventory(retyped, inventory.n_experts, inventory.n_experts_used)
+    return Inventory(retyped, inventory.n_experts, inventory.experts_used)
 
 
 def types(inventory: Inventory, mix: str) -> list[Type]:

@@ -21,7 +21,7 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
 from pymixtral.files.types import WEIGHT_TYPES, block_bytes, block_weights
 from pymixtral.model.config import ModelConfig
-from pymixtral.model.overrides import Override, override
+from pymixtral.model.overrides import ExpertsUsed, Override, override, with_experts
 from pymixtral.model.weights import load_weights
 from pymixtral.progress import progress_bar
 from pymixtral.text.tokenizer import open_tokenizer
@@ -38,7 +38,7 @@ _Type = GGMLQuantizationType
 def verify(
     path: str | os.PathLike[str],
     *,
-    experts_used: int | None = None,
+    experts_used: ExpertsUsed | None = None,
     overrides: Mapping[str, Override] | None = None,
     n_threads: int | None = None,
     progress: bool = True,
@@ -65,7 +65,7 @@ def verify(
     """
     with GGUFFile(path) as file:
         override(file, experts_used, overrides)
-        config = ModelConfig.from_gguf(file)
+        config = with_experts(ModelConfig.from_gguf(file), experts_used)
         load_weights(file, config)
         open_tokenizer(file.metadata, file.path, config.n_vocab)
         n_bytes = sum(tensor.data.nbytes for tensor in file.tensors.values())

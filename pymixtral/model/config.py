@@ -39,11 +39,14 @@ class ModelConfig:
         n_kv_heads: heads of keys and values, a divisor of n_heads.
         head_dim: width of a head, a multiple of 8.
         n_experts: experts of a layer; 1 in a dense model.
-        n_experts_used: experts that a token uses; 1 in a dense model.
+        n_experts_used: experts that a token uses, the most of all layers; 1 in a dense model.
         rms_eps: what the norms add to the mean square.
         rope_base: the base of the frequencies of rotary position embedding.
         window: positions that a token attends to, itself included; 0: all.
         rope_scaling: how the frequencies are scaled to longer contexts.
+        fewer_experts: experts that a token uses in each layer, where layers differ; else empty.
+        expert_min_p: experts that are less than this part as likely as a token's first one are not
+            used; 0: all are.
     """
 
     name: str
@@ -61,6 +64,13 @@ class ModelConfig:
     rope_base: float
     window: int
     rope_scaling: RopeScaling = UNSCALED
+    fewer_experts: tuple[int, ...] = ()
+    expert_min_p: float = 0.0
+
+    @property
+    def experts_used(self) -> tuple[int, ...]:
+        """Experts that a token uses in each layer."""
+        return self.fewer_experts or (self.n_experts_used,) * self.n_layers
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:

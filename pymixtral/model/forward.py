@@ -71,12 +71,14 @@ class Model:
                 router=layer.router,
                 experts=layer.experts,
                 n_experts_used=config.n_experts_used,
+                n_experts_dropped=config.n_experts_used - n_used,
+                expert_min_p=config.expert_min_p,
                 n_heads=config.n_heads,
                 n_kv_heads=config.n_kv_heads,
                 window=config.window,
                 eps=config.rms_eps,
             )
-            for layer in weights.layers
+            for layer, n_used in zip(weights.layers, config.experts_used, strict=True)
         ]
         self._embedding, self._head = ops.BoundMatrix(weights.embedding), ops.BoundMatrix(weights.head)
         self._passes = self._counted = 0
@@ -192,7 +194,7 @@ class Model:
             observer = observers[i] if observers else None
             ops.layer_attention(self.context, batch, self.layers[i], cache.layers[i], observer)
             if counted:
-                n_experts += len(np.unique(batch.ids))
+                n_experts += len(np.unique(batch.ids[batch.weights > 0]))
             if choices is not None:
                 self._note(choices, i)
             if i == layers[-1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,32 +61,34 @@ class ModelWeights:
     head: Matrix
     layers: list[LayerWeights]
 
-    def active_bytes(self, n_experts_used: int) -> int:
+    def active_bytes(self, n_experts_used: int | Sequence[int]) -> int:
         """The bytes of matrices that are read for one generated token.
 
-        These are attention, router, n_experts_used experts of average size in each layer, the
-        output head and one row of the embedding.
+        These are attention, router, n_experts_used experts of average size in each layer (one number,
+        or one for each layer), the output head and one row of the embedding.
         """
         layers = self._per_token(n_experts_used, lambda matrix: matrix.data.nbytes)
         return self.head.data.nbytes + self.embedding.row_bytes + layers
 
-    def prompt_weights(self, n_experts_used: int) -> int:
+    def prompt_weights(self, n_experts_used: int | Sequence[int]) -> int:
         """The weights that each token of a prompt is multiplied with.
 
         These are the weights of the layers without the last layer's experts, which a prompt needs
         for its last token only.
         """
         last = self.layers[-1].experts
-        unused = sum(matrix.rows * matrix.cols for expert in last for matrix in expert) * n_experts_used // len(last)
+        n_last = n_experts_used if isinstance(n_experts_used, int) else n_experts_used[-1]
+        unused = sum(matrix.rows * matrix.cols for expert in last for matrix in expert) * n_last // len(last)
         return self._per_token(n_experts_used, lambda matrix: matrix.rows * matrix.cols) - unused
 
-    def _per_token(self, n_experts_used: int, size: Callable[[Matrix], int]) -> int:
+    def _per_token(self, n_experts_used: int | Sequence[int], size: Callable[[Matrix], int]) -> int:
         total = 0
-        for layer in self.layers:
+        each = [n_experts_used] * len(self.layers) if isinstance(n_experts_used, int) else n_experts_used
+        for layer, n_used in zip(self.layers, each, strict=True):
             total += sum(size(matrix) for matrix in (layer.q, layer.k, layer.v, layer.output))
             total += size(layer.router) if layer.router else 0
             experts = sum(size(matrix) for expert in layer.experts for matrix in expert)
-            total += experts * n_experts_used // len(layer.experts)
+            total += experts * n_used // len(layer.experts)
         return total
 
 

@@ -27,6 +27,10 @@ class Layer:
         router: n_experts x hidden; None in a dense layer.
         experts: gate, up (ffn x hidden) and down (hidden x ffn) of each expert.
         n_experts_used: experts for each token.
+        n_experts_dropped: how many of these, the least likely, have weight 0 and are not computed:
+            with fewer experts in this layer than in others, as all layers of a batch have the same
+            n_experts_used.
+        expert_min_p: experts that are less than this part as likely as the first one have weight 0.
         n_heads: query heads.
         n_kv_heads: key/value heads.
         window: positions that a token attends to, its own included; 0: all.
@@ -57,6 +61,8 @@ class Layer:
         router: Matrix | None,
         experts: Sequence[tuple[Matrix, Matrix, Matrix]],
         n_experts_used: int,
+        n_experts_dropped: int = 0,
+        expert_min_p: float = 0.0,
         n_heads: int,
         n_kv_heads: int,
         window: int,
@@ -83,10 +89,12 @@ class Layer:
         struct.n_experts, struct.n_experts_used = self.n_experts, n_experts_used
         struct.n_heads, struct.n_kv_heads, struct.head_dim = n_heads, n_kv_heads, q.rows // n_heads
         struct.hidden, struct.window, struct.eps = self.hidden, window, eps
+        struct.n_experts_dropped, struct.expert_min_p = n_experts_dropped, expert_min_p
 
 
 class Observer:
-    """Sums, for calibration, the squared inputs of each matrix of a layer, column by column.
+    """Sums, for calibration, the squared inputs of each matrix of a layer, column by column, and
+    what each expert adds to the residual stream.
 
     Args:
         layer: the layer to observe.
@@ -97,6 +105,8 @@ class Observer:
         expert_input: sums of squares for gate and up, float64 [n_experts, hidden].
         down_input: sums of squares for down, float64 [n_experts, ffn].
         n_tokens: tokens that each expert saw, int64 [n_experts].
+        output_norms: sums of each expert's weight times the Euclidean norm of its output, float64
+            [n_experts].
         struct: the C struct pmx_observer.
     """
 
@@ -106,8 +116,9 @@ class Observer:
         self.expert_input = np.zeros((layer.n_experts, layer.hidden))
         self.down_input = np.zeros((layer.n_experts, layer.ffn))
         self.n_tokens = np.zeros(layer.n_experts, np.int64)
+        self.output_norms = np.zeros(layer.n_experts)
         self.struct = ffi.new("pmx_observer *")
-        for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens"):
+        for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens", "output_norms"):
             setattr(self.struct, name, pointer(getattr(self, name)))
 
 
@@ -131,7 +142,8 @@ class Batch:
         x: the residual stream, float32 [n_tokens, hidden]; each layer changes it in place.
         normed: the input of a layer's experts, float32 [n_tokens, hidden].
         ids: the experts that the router chose, int32 [n_tokens, n_experts_used], ascending.
-        weights: the weights of these experts, float32 [n_tokens, n_experts_used].
+        weights: the weights of these experts, float32 [n_tokens, n_experts_used]; those of weight 0
+            are not computed.
         rotation: pointers to the cosines and the sines of the rotary embedding.
         pointers: pointers to x, normed, ids and weights.
     """

@@ -170,24 +170,31 @@ def rope(ctx: Context, x: F32, cosines: F32, sines: F32) -> F32:
     return y
 
 
-def route(ctx: Context, logits: F32, n_used: int) -> tuple[I32, F32]:
+def route(ctx: Context, logits: F32, n_used: int, n_dropped: int = 0, min_p: float = 0.0) -> tuple[I32, F32]:
     """Choose the experts of each token.
 
     Args:
         ctx: threads and instruction set.
         logits: of the router, float32 [n_tokens, n_experts].
         n_used: experts to choose, 1 to n_experts.
+        n_dropped: how many of these, the least likely, have weight 0; 0 to n_used - 1.
+        min_p: experts that are less than this part as likely as the first one have weight 0; 0 to 1.
 
     Returns:
         The chosen experts in ascending order, int32 [n_tokens, n_used], and their weights, float32
-        [n_tokens, n_used]: the softmax of the chosen logits.
+        [n_tokens, n_used]: the softmax of the chosen logits whose weight is not 0.
+
+    Raises:
+        InvalidArgumentError: for numbers out of range.
+        NonFiniteError: for a logit that is NaN or infinite.
     """
     logits = as_input(logits, 2)
     n_tokens, n_experts = logits.shape
     if not 1 <= n_used <= n_experts:
         raise InvalidArgumentError(f"expected 1 to {n_experts} experts used, found {n_used}")
     ids, weights = np.empty((n_tokens, n_used), np.int32), np.empty((n_tokens, n_used), np.float32)
-    check(lib.pmx_route(ctx.pointer, pointer(ids), pointer(weights), pointer(logits), n_tokens, n_experts, n_used))
+    out = pointer(ids), pointer(weights)
+    check(lib.pmx_route(ctx.pointer, *out, pointer(logits), n_tokens, n_experts, n_used, n_dropped, min_p))
     return ids, weights
 
 

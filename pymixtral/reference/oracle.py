@@ -487,16 +487,18 @@ def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
 # --- Router and experts ---------------------------------------------------------------------------
 
 
-def route(logits: F32, n_used: int) -> tuple[I32, F32]:
+def route(logits: F32, n_used: int, n_dropped: int = 0, min_p: float = 0.0) -> tuple[I32, F32]:
     """Choose the experts of each token.
 
     Args:
         logits: of the router, float32 [n_tokens, n_experts].
         n_used: experts to choose, 1 to n_experts.
+        n_dropped: how many of these, the least likely, have weight 0; 0 to n_used - 1.
+        min_p: experts that are less than this part as likely as the first one have weight 0; 0 to 1.
 
     Returns:
         The chosen experts in ascending order, int32 [n_tokens, n_used], and their weights, float32
-        [n_tokens, n_used]: the softmax of the chosen logits.
+        [n_tokens, n_used]: the softmax of the chosen logits whose weight is not 0.
 
     Raises:
         NonFiniteError: with the row.
@@ -504,6 +506,8 @@ def route(logits: F32, n_used: int) -> tuple[I32, F32]:
     order = np.argsort(-_finite(logits, "the router's logits"), axis=1, kind="stable")
     ids = np.sort(order[:, :n_used], axis=1)
     e = exp(np.take_along_axis(logits, ids, axis=1) - logits.max(axis=1, keepdims=True))
+    last = order[:, n_used - n_dropped : n_used]
+    e[(ids[:, :, None] == last[:, None]).any(axis=2) | (e < np.float32(min_p))] = 0
     total = e[:, 0]
     for i in range(1, n_used):
         total = total + e[:, i]
@@ -535,7 +539,7 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
         x: the residual stream, float32 [n_tokens, hidden].
         normed: the experts' input, float32 [n_tokens, hidden].
         ids: the chosen experts, int32 [n_tokens, n_used], ascending.
-        weights: their weights, float32 [n_tokens, n_used].
+        weights: their weights, float32 [n_tokens, n_used]; experts of weight 0 are not computed.
         matrices: gate, up (ffn x hidden) and down (hidden x ffn) of each expert.
 
     Returns:
@@ -544,9 +548,9 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
     Raises:
         NonFiniteError: with the row.
     """
-    out = np.empty((*ids.shape, x.shape[1]), np.float32)
+    out = np.zeros((*ids.shape, x.shape[1]), np.float32)
     for e, (gate, up, down) in enumerate(matrices):
-        rows, slots = np.nonzero(ids == e)
+        rows, slots = np.nonzero((ids == e) & (weights != 0))
         if not len(rows):
             continue
         try:
@@ -594,7 +598,15 @@ def layer_attention(
     return _finite(x + matmul(seen.reshape(n_tokens, -1), w.output), "the residual stream")
 
 
-def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32) -> F32:
+def layer(
+    x: F32,
+    w: LayerWeights,
+    config: ModelConfig,
+    cosines: F32,
+    sines: F32,
+    cache_dtype: Any = np.float32,
+    n_experts_used: int | None = None,
+) -> F32:
     """Compute one decoder layer.
 
     Args:
@@ -604,6 +616,7 @@ def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32
         cosines: of rope_table(), float32 [n_tokens, head_dim/2].
         sines: of rope_table(), float32 [n_tokens, head_dim/2].
         cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+        n_experts_used: experts that a token uses in this layer; None: config.n_experts_used.
 
     Returns:
         float32 [n_tokens, hidden].
@@ -615,7 +628,7 @@ def layer(x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
     if w.router is None:
         return experts(x, n, np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32), w.experts)
-    ids, weights = route(matmul(n, w.router), config.n_experts_used)
+    ids, weights = route(matmul(n, w.router), n_experts_used or config.n_experts_used, min_p=config.expert_min_p)
     return experts(x, n, ids, weights, w.experts)
 
 
@@ -638,8 +651,8 @@ def forward(
     """
     x = embed(weights.embedding, np.asarray(tokens, np.int32))
     cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())
-    for w in weights.layers:
-        x = layer(x, w, config, cosines, sines, cache_dtype)
+    for w, n_used in zip(weights.layers, config.experts_used, strict=True):
+        x = layer(x, w, config, cosines, sines, cache_dtype, n_used)
     return x
 
 

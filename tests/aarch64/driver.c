@@ -123,11 +123,12 @@ static pmx_status rope(pmx_ctx *ctx, call *c) {
     return pmx_rope(ctx, x, input(c, 1), input(c, 2), c->ints[0], (int32_t)c->ints[1], (int32_t)c->ints[2]);
 }
 
-/* tokens, experts, used; logits: ids, weights */
+/* tokens, experts, used, dropped; logits, min_p: ids, weights */
 static pmx_status route(pmx_ctx *ctx, call *c) {
     int32_t *ids = output(c, c->ints[0] * c->ints[2] * 4);
     float *weights = output(c, c->ints[0] * c->ints[2] * 4);
-    return pmx_route(ctx, ids, weights, input(c, 0), c->ints[0], (int32_t)c->ints[1], (int32_t)c->ints[2]);
+    return pmx_route(ctx, ids, weights, input(c, 0), c->ints[0], (int32_t)c->ints[1], (int32_t)c->ints[2],
+                     (int32_t)c->ints[3], number(c, 1));
 }
 
 /* ints[at..]: type, key/value heads, head_dim, pages. Outputs: k, v, every byte 0xff. */
@@ -188,7 +189,9 @@ static pmx_status layer(pmx_ctx *ctx, call *c) {
                          pages.head_dim,
                          (int32_t)hidden,
                          (int32_t)c->ints[5],
-                         number(c, 3)};
+                         number(c, 3),
+                         0,
+                         0.0f};
     float *x = output(c, n_tokens * hidden * 4);
     memcpy(x, input(c, 0), c->in[0].bytes);
     float *normed = malloc((size_t)(n_tokens * hidden) * 4), *weights = malloc((size_t)(n_tokens * used) * 4);

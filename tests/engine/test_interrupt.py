@@ -231,7 +231,8 @@ signals = {"alarm": ["ALRM"], "term": ["TERM", "HUP"], "int": ["INT"]}[kind]
 for name in signals:
     signal.signal(getattr(signal, "SIG" + name), strike)
 sender = subprocess.Popen(["sh", "-c", "while kill -0 $1; do for s in $2; do kill -$s $1; done; sleep 0.002; done",
-                           "sh", str(os.getpid()), " ".join(signals)], stderr=subprocess.DEVNULL, env={"PATH": os.defpath})
+                           "sh", str(os.getpid()), " ".join(signals)],
+                          stderr=subprocess.DEVNULL, env={"PATH": os.defpath})
 for i in range(40):
     left = 1 + i % 4
     while left:

@@ -63,7 +63,7 @@ def test_parameters_are_those_published(model: str, total: int, active: int) -> 
 
 def test_split_experts_count_as_merged_ones() -> None:
     merged = mixed(inventory("8x7b"), "q4_k_m")
-    apart = Inventory(split(merged.parts, 8), 8, 2)
+    apart = Inventory(split(merged.parts, 8), 8, [2])
     assert len(apart.parts) == 995  # as in the files of that time
     assert (apart.n_bytes, apart.active_bytes, apart.active_weights) == (
         merged.n_bytes,
@@ -78,7 +78,7 @@ def test_active_bytes_are_those_that_the_engine_reads(tiny_q8_0: Path, tiny_q4_0
         with GGUFFile(path) as file:
             config = ModelConfig.from_gguf(file)
             found = Inventory(
-                (Part(t.name, t.type, t.shape) for t in file.tensors.values()), config.n_experts, config.n_experts_used
+                (Part(t.name, t.type, t.shape) for t in file.tensors.values()), config.n_experts, config.experts_used
             )
             assert found.n_bytes == sum(tensor.data.nbytes for tensor in file.tensors.values())
             assert found.active_bytes == load_weights(file, config).active_bytes(config.n_experts_used)

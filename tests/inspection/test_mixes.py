@@ -86,7 +86,7 @@ def test_mixtral_is_hardly_larger_than_by_the_rules_of_llama_cpp(mix: str, bits:
 
 def test_what_every_token_passes_is_treated_alike_in_mixtures_of_more_experts_alone() -> None:
     few, eight, many = (
-        {part.name: part.type for part in mixed(Inventory(inventory("8x7b").parts, n, 2), "q2_k").parts}
+        {part.name: part.type for part in mixed(Inventory(inventory("8x7b").parts, n, [2]), "q2_k").parts}
         for n in (4, 8, 16)
     )
     assert eight == many

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pymixtral import Mixtral
+from pymixtral import Mixtral, ModelConfig
+from pymixtral.arrays import F32
 from pymixtral.cli import main
 from pymixtral.errors import InvalidArgumentError, ModelConfigError, UnsupportedError
+from pymixtral.files.gguf import GGUFFile
 from pymixtral.inspection.inspect import inspect
 from pymixtral.model.overrides import KEYS
+from pymixtral.model.weights import load_weights
+from pymixtral.quantize import quantize
+from pymixtral.reference import oracle
+from support.checkpoints import Shape, make_checkpoint
 from support.ggufs import rewrite
 
 PROMPT = "Once upon a time there was a king"
@@ -51,6 +58,73 @@ def test_experts_used(tiny_q8_0: Path) -> None:
     with Mixtral(tiny_q8_0, experts_used=1) as one, Mixtral(tiny_q8_0) as two:
         assert (one.config.n_experts_used, two.config.n_experts_used) == (1, 2)
     assert inspect(tiny_q8_0, experts_used=4).inventory.active_weights > inspect(tiny_q8_0).inventory.active_weights
+
+
+def expected_logits(path: Path, **changes: Any) -> F32:
+    with GGUFFile(path) as file:
+        config = replace(ModelConfig.from_gguf(file), **changes)
+        weights = load_weights(file, config)
+        with Mixtral(path) as model:
+            ids = model.tokenize(PROMPT)
+        return oracle.logits(oracle.forward(weights, config, ids, np.float16), weights, config)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+@pytest.mark.parametrize("n_batch", [3, 512])
+def test_experts_used_by_layer(tiny_q8_0: Path, n_threads: int, n_batch: int) -> None:
+    found = logits(tiny_q8_0, experts_used=[3, 1, 2, 3], n_threads=n_threads, n_batch=n_batch)
+    expected = expected_logits(tiny_q8_0, n_experts_used=3, fewer_experts=(3, 1, 2, 3))
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, logits(tiny_q8_0, experts_used=3))
+    np.testing.assert_array_equal(logits(tiny_q8_0, experts_used=[1] * 4), logits(tiny_q8_0, experts_used=1))
+
+
+@pytest.mark.parametrize("min_p", [0.3, 1.0])
+def test_unlikely_experts_are_left_out(tiny_q8_0: Path, min_p: float) -> None:
+    found = logits(tiny_q8_0, experts_used=4, expert_min_p=min_p)
+    np.testing.assert_array_equal(found, expected_logits(tiny_q8_0, n_experts_used=4, expert_min_p=min_p))
+    assert not np.array_equal(found, logits(tiny_q8_0, experts_used=4))
+
+
+def test_figures_of_experts_used_by_layer(tiny_q8_0: Path) -> None:
+    each = [4, 1, 2, 1]
+    with Mixtral(tiny_q8_0, experts_used=each) as model, Mixtral(tiny_q8_0) as two:
+        assert (model.config.n_experts_used, model.config.experts_used) == (4, (4, 1, 2, 1))
+        assert model.active_bytes == two.active_bytes  # 8 in all, as with 2 in each
+        assert model.prompt_weights > two.prompt_weights  # whose last layer, of which a prompt skips the experts, has 2
+        assert inspect(tiny_q8_0, experts_used=each).inventory.active_bytes == model.active_bytes
+
+
+@pytest.mark.parametrize(
+    ("each", "words"),
+    [
+        ([2, 2, 2], "one for each of the 4 layers, found 3"),
+        ([], "experts_used"),
+        ([2, 0, 2, 2], "experts_used"),
+        ([2, True, 2, 2], "experts_used"),
+        ([2, 2.0, 2, 2], "experts_used"),
+        ("2222", "experts_used"),
+    ],
+)
+def test_lists_of_experts_used_that_make_no_sense(tiny_q8_0: Path, each: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        Mixtral(tiny_q8_0, experts_used=each)
+    with pytest.raises(ModelConfigError, match=USED):
+        Mixtral(tiny_q8_0, experts_used=[2, 9, 2, 2])
+
+
+@pytest.mark.parametrize("min_p", [-0.1, 1.1, math.nan, "0.1", None])
+def test_an_expert_min_p_that_makes_no_sense(tiny_q8_0: Path, min_p: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="expert_min_p"):
+        Mixtral(tiny_q8_0, expert_min_p=min_p)
+
+
+def test_a_dense_model_has_no_experts_to_leave_out(tmp_path: Path) -> None:
+    path = tmp_path / "dense.gguf"
+    make_checkpoint(tmp_path / "dense", Shape(n_experts=0), seed=1)
+    quantize(tmp_path / "dense", path, "q8_0", progress=False)
+    with pytest.raises(InvalidArgumentError, match="expert_min_p of 0 for a dense model"):
+        Mixtral(path, expert_min_p=0.5)
 
 
 def test_a_window_for_a_file_that_has_none(tiny_q8_0: Path) -> None:
@@ -178,6 +252,10 @@ def test_the_commands(tiny_q8_0: Path) -> None:
     for option in (["--experts-used", 1], ["--override-kv", f"{USED}=int:1"]):
         assert run(*generate, *option).stdout == expected + "\n"
     assert run(*generate).stdout != expected + "\n"
+    with Mixtral(tiny_q8_0, experts_used=[2, 1, 2, 1], expert_min_p=0.5) as model:
+        expected = model.generate(PROMPT, max_tokens=12, temperature=0).text
+    assert run(*generate, "--experts-used", "2,1,2,1", "--expert-min-p", 0.5).stdout == expected + "\n"
+    assert "1 to 2 used by a token" in run("inspect", tiny_q8_0, "--experts-used", "2,1,2,1").stdout
 
     text = PROMPT * 8
     plain, one_expert = (
@@ -190,6 +268,13 @@ def test_the_commands(tiny_q8_0: Path) -> None:
         run("inspect", tiny_q8_0, "--json", "--experts-used", 4, "--override-kv", "general.name=str:a=b:c").stdout
     )
     assert (found["model"]["n_experts_used"], found["model"]["name"]) == (4, "a=b:c")
+
+
+@pytest.mark.parametrize("text", ["", "0", "a", "2,", "2,0", "1.5", "2;2", "-1"])
+def test_experts_used_that_cannot_be_read(tiny_q8_0: Path, text: str) -> None:
+    result = run("inspect", tiny_q8_0, "--experts-used", text)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--experts-used" in result.stderr
 
 
 def test_types_on_the_command_line(tiny_q8_0: Path) -> None:

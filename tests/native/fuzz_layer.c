@@ -161,6 +161,8 @@ static model make_layer(input *in, int attention) {
     pmx_layer *layer = &m.layer;
     layer->n_experts = (int32_t)PICK(in, 8, 1, 2, 3, 5, 64);
     layer->n_experts_used = 1 + (int32_t)below(in, (uint32_t)(layer->n_experts < 4 ? layer->n_experts : 4));
+    layer->n_experts_dropped = (int32_t)below(in, (uint32_t)layer->n_experts_used);
+    layer->expert_min_p = (float)PICK(in, 0, 0, 1, 4) / 4;
     layer->hidden = (int32_t)width(in);
     layer->eps = 1e-5f;
     if (!attention) {
@@ -252,13 +254,20 @@ void fuzz_layer_experts(input *in) {
             at += number(in) % (uint64_t)(layer->n_experts - (n_used - 1 - j) - at);
             ids[i * n_used + j] = (int32_t)at;
         }
+    for (int64_t i = 0; i < n * n_used; i++)
+        if (below(in, 4) == 0) weights[i] = 0.0f;
     const result x = written(f32(n * hidden), initial, FINITE);
     const result input_sums = observed(in, layer->n_experts * hidden), down = observed(in, layer->n_experts * m.ffn);
-    const result counts = observed(in, layer->n_experts);
-    const pmx_observer observers[2] = {
-        {.expert_input = input_sums.of[0], .down_input = down.of[0], .n_tokens = counts.of[0]},
-        {.expert_input = input_sums.of[1], .down_input = down.of[1], .n_tokens = counts.of[1]}};
-    int broken = breaks(in, 7);
+    const result counts = observed(in, layer->n_experts), norms = observed(in, layer->n_experts);
+    const pmx_observer observers[2] = {{.expert_input = input_sums.of[0],
+                                        .down_input = down.of[0],
+                                        .n_tokens = counts.of[0],
+                                        .output_norms = norms.of[0]},
+                                       {.expert_input = input_sums.of[1],
+                                        .down_input = down.of[1],
+                                        .n_tokens = counts.of[1],
+                                        .output_norms = norms.of[1]}};
+    int broken = breaks(in, 8);
     if (n == 0 && broken == 3) broken = 0;
     if (broken == 1) normed = NULL;
     if (broken == 2) n_tokens = no_count(in);
@@ -268,6 +277,7 @@ void fuzz_layer_experts(input *in) {
     if (broken == 5) layer->n_experts_used = (int32_t)PICK(in, 0, -1, layer->n_experts + 1, INT32_MAX, INT32_MIN);
     if (broken == 6) layer->n_experts = (int32_t)PICK(in, 0, -1, 65, INT32_MAX, INT32_MIN);
     if (broken == 7) m.experts[layer->n_experts * 3 - 1].rows++;
+    if (broken == 8) layer->n_experts_dropped = (int32_t)PICK(in, -1, n_used, INT32_MAX, INT32_MIN);
     pmx_batch batches[2];
     for (int v = 0; v < 2; v++)
         batches[v] = (pmx_batch){.x = x.of[v], .normed = normed, .ids = ids, .weights = weights, .n_tokens = n_tokens};

@@ -162,13 +162,17 @@ void fuzz_route(input *in) {
     const float *logits = floats(in, n_tokens * n_experts);
     const result ids = written((size_t)(n_tokens * n_used) * sizeof(int32_t), NULL, BITS);
     const result weights = written(f32(n_tokens * n_used), NULL, FINITE);
-    const int broken = breaks(in, 4);
+    int32_t n_dropped = (int32_t)below(in, (uint32_t)n_used);
+    float min_p = (float)PICK(in, 0, 0, 1, 3, 4) / 4;
+    const int broken = breaks(in, 6);
     const int64_t n_rows = n_tokens;
     if (broken == 1) logits = NULL;
     if (broken == 2) n_tokens = no_count(in);
     if (broken == 3) n_experts = (int32_t)PICK(in, 0, -1, 65, INT32_MAX, INT32_MIN);
     if (broken == 4) n_used = (int32_t)PICK(in, 0, -1, n_experts + 1, INT32_MAX, INT32_MIN);
-    CALL(pmx_route(ctx, ids.of[v], weights.of[v], logits, n_tokens, n_experts, n_used))
+    if (broken == 5) n_dropped = (int32_t)PICK(in, -1, n_used, INT32_MAX, INT32_MIN);
+    if (broken == 6) min_p = (float)PICK(in, -1, 2, INT32_MAX) * (below(in, 2) ? 1.0f : INFINITY);
+    CALL(pmx_route(ctx, ids.of[v], weights.of[v], logits, n_tokens, n_experts, n_used, n_dropped, min_p))
     verdict(broken, n_rows);
 }
 

@@ -27,6 +27,7 @@ from support.variants import (
     TYPES,
     every_context,
     every_type,
+    generator,
     key_pages,
     model_matrix,
     normal,
@@ -301,12 +302,44 @@ def test_attention_and_router(ctx: ops.Context, shape: Shape, cache_dtype: Any) 
             np.testing.assert_array_equal(got, want)
 
 
+# --- Experts of weight 0 -----------------------------------------------------------------------------------------
+
+
+@every_context
+@pytest.mark.parametrize(
+    "shape", [Shape(n_experts=8, n_used=3), Shape(n_experts=5, n_used=4, hidden=33, ffn=67, kinds=(KINDS.F32,))]
+)
+def test_experts_of_weight_0_are_not_computed(ctx: ops.Context, shape: Shape) -> None:
+    e = example(shape)
+    weights = np.where(generator(7).random(e.route_weights.shape) < 0.5, 0, e.route_weights).astype(np.float32)
+    expected = oracle.experts(e.x, e.normed, e.ids, weights, e.weights.experts)
+    observer = ops.Observer(e.layer)
+    found = run_experts(ctx, e.layer, e.x, e.normed, e.ids, weights, observer)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(observer.n_tokens, np.bincount(e.ids[weights > 0], minlength=shape.n_experts))
+    nothing = run_experts(ctx, e.layer, e.x, e.normed, e.ids, np.zeros_like(weights))
+    np.testing.assert_array_equal(nothing, e.x)
+
+
 # --- Observers ---------------------------------------------------------------------------------------------------
+
+
+OBSERVED = ["qkv_input", "output_input", "expert_input", "down_input", "n_tokens", "output_norms"]
 
 
 def squares(x: F32) -> NDArray[np.float64]:
     result: NDArray[np.float64] = (x.astype(np.float64) ** 2).sum(axis=0)
     return result
+
+
+def weighted_norms(e: Example) -> NDArray[np.float64]:
+    """Of each expert, the sum over its tokens of weight times norm of the output."""
+    sums = np.zeros(e.shape.n_experts)
+    for i, expert in enumerate(e.weights.experts):
+        rows, slots = np.nonzero(e.ids == i)
+        norms = np.linalg.norm(oracle.feed_forward(e.normed[rows], *expert).astype(np.float64), axis=1)
+        sums[i] = e.route_weights[rows, slots].astype(np.float64) @ norms
+    return sums
 
 
 @every_context
@@ -326,6 +359,11 @@ def test_an_observer_sums_squares_and_counts(ctx: ops.Context, shape: Shape) -> 
         hidden = oracle.silu_mul(oracle.matmul(seen, gate), oracle.matmul(seen, up))
         np.testing.assert_allclose(observer.expert_input[i], 2 * squares(seen), rtol=1e-12)
         np.testing.assert_allclose(observer.down_input[i], 2 * squares(hidden), rtol=1e-12)
+    one = ops.Observer(e.layer)
+    for _ in range(2):
+        run_experts(FIRST_CONTEXT, e.layer, e.x, e.normed, e.ids, e.route_weights, one)
+    np.testing.assert_array_equal(observer.output_norms, one.output_norms)
+    np.testing.assert_allclose(observer.output_norms, 2 * weighted_norms(e), rtol=1e-12)
 
 
 @every_context
@@ -349,7 +387,7 @@ def test_an_observer_of_attention_sums_squares(ctx: ops.Context) -> None:
 
 
 @every_context
-@pytest.mark.parametrize("left_out", ["qkv_input", "output_input", "expert_input", "down_input", "n_tokens"])
+@pytest.mark.parametrize("left_out", OBSERVED)
 def test_any_part_of_an_observer_may_be_absent(ctx: ops.Context, left_out: str) -> None:
     e = example(Shape())
     whole, part = ops.Observer(e.layer), ops.Observer(e.layer)
@@ -357,7 +395,7 @@ def test_any_part_of_an_observer_may_be_absent(ctx: ops.Context, left_out: str) 
     for observer in (whole, part):
         run_attention(ctx, e, np.float32, [9], observer)
         run_experts(ctx, e.layer, e.x, e.normed, e.ids, e.route_weights, observer)
-    for name in ("qkv_input", "output_input", "expert_input", "down_input", "n_tokens"):
+    for name in OBSERVED:
         np.testing.assert_array_equal(getattr(part, name), 0 if name == left_out else getattr(whole, name))
         assert getattr(whole, name).any()
 

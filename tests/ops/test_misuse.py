@@ -165,6 +165,8 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (route, "n_tokens", [-1, 1 << 31]),
     (route, "n_experts", [0, -1, 65, 1 << 30]),
     (route, "n_experts_used", [0, -1, 8, 1 << 30]),
+    (route, "n_experts_dropped", [-1, 3, 1 << 30]),
+    (route, "expert_min_p", [-0.5, 1.5, np.nan, np.inf]),
     (encode, "rows", [-1, LARGEST, 1 << 58]),
     (encode, "cols", [0, -32, 63, LARGEST]),
     (sample, "n_rows", [-1, -LARGEST - 1, LARGEST, 1 << 58]),
@@ -347,6 +349,8 @@ LAYERS: list[dict[str, Any]] = [
     {"n_experts_used": 0},
     {"n_experts_used": 4},
     {"n_experts_used": -1},
+    *[{"n_experts_dropped": n} for n in (-1, 2)],
+    *[{"expert_min_p": p} for p in (-0.5, 1.5, np.nan)],
 ]
 
 
@@ -391,6 +395,8 @@ def test_layers_without_a_router() -> None:
         {"experts": ffi.NULL},
         *[{"n_experts": n} for n in (0, 1, -1, 65)],
         *[{"n_experts_used": n} for n in (0, 4)],
+        {"n_experts_dropped": 2},
+        {"expert_min_p": np.inf},
     ],
     ids=str,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,11 @@ def test_route(ctx: ops.Context, n_experts: int) -> None:
             assert got[0].dtype == np.int32
             for a, b in zip(got, want, strict=True):
                 np.testing.assert_array_equal(a, b)
+        for n_dropped, min_p in ((0, 0.25), (n_used - 1, 0.0), (n_used // 2, 0.7), (0, 1.0)):
+            got, want = (route(logits, n_used, n_dropped, min_p) for route in (partial(ops.route, ctx), oracle.route))
+            for a, b in zip(got, want, strict=True):
+                np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(got[0], ops.route(ctx, logits, n_used)[0])
 
 
 @every_context

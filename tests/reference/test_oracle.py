@@ -353,6 +353,27 @@ def test_route_breaks_ties_by_the_lower_index() -> None:
         assert chosen == sorted(sorted(range(64), key=lambda e: -row[e])[:20])
 
 
+def test_dropped_experts_have_no_weight_and_the_others_are_as_with_fewer() -> None:
+    logits = np.round(normal(72, 200, 8) * np.float32(2))  # with ties
+    (few, few_weights), (ids, weights) = oracle.route(logits, 2), oracle.route(logits, 4, 2)
+    np.testing.assert_array_equal(ids, oracle.route(logits, 4)[0])
+    for row in range(200):
+        used = weights[row] != 0
+        np.testing.assert_array_equal(ids[row, used], few[row])
+        np.testing.assert_array_equal(weights[row, used], few_weights[row])
+
+
+def test_unlikely_experts_are_dropped() -> None:
+    ratios = np.array([[1, 0.5, 0.25, 0.1], [0.26, 0.24, 1, 0.01], [1, 1, 1, 1]])
+    ids, weights = oracle.route(np.log(ratios).astype(np.float32), 3, min_p=0.25 - 1e-6)
+    assert ids.tolist() == [[0, 1, 2], [0, 1, 2], [0, 1, 2]]
+    want = [[1 / 1.75, 0.5 / 1.75, 0.25 / 1.75], [0.26 / 1.26, 0, 1 / 1.26], [1 / 3] * 3]
+    np.testing.assert_allclose(weights, want, rtol=1e-5)
+    best_weights = oracle.route(normal(73, 99, 8), 3, min_p=1.0)[1]
+    np.testing.assert_array_equal(best_weights.max(axis=1), 1)
+    np.testing.assert_array_equal(best_weights.sum(axis=1), 1)
+
+
 def test_route_refuses_nan() -> None:
     with pytest.raises(NonFiniteError) as caught:
         oracle.route(np.array([[0, 1], [np.nan, 1]], np.float32), 1)

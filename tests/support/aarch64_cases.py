@@ -162,7 +162,9 @@ def ropes() -> Iterator[Case]:
 def routes() -> Iterator[Case]:
     for n_experts, used in ((1, 1), (5, 3), (8, 2)):
         logits = np.round(normal(11, 50, n_experts) * np.float32(2))  # with ties
-        yield Case("route", [50, n_experts, used], [logits], list(oracle.route(logits, used)))
+        for dropped, min_p in ((0, 0.0), (used - 1, 0.0), (0, 0.25)):
+            expected = oracle.route(logits, used, dropped, min_p)
+            yield Case("route", [50, n_experts, used, dropped], [logits, _float(min_p)], list(expected))
 
 
 Text = tuple[int, int]

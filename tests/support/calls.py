@@ -235,7 +235,8 @@ def route(ctx: ops.Context) -> Call:
     logits = normal(18, N, 7)
     ids, weights = oracle.route(logits, 3)
     call = Call("pmx_route", ctx).out("ids", "int32_t *", np.int32, ids).out("weights", "float *", np.float32, weights)
-    return call.array("logits", "float *", logits).value("n_tokens", N).value("n_experts", 7).value("n_experts_used", 3)
+    call.array("logits", "float *", logits).value("n_tokens", N).value("n_experts", 7).value("n_experts_used", 3)
+    return call.value("n_experts_dropped", 0).value("expert_min_p", 0.0)
 
 
 def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 64, weighted: bool = False) -> Call:
