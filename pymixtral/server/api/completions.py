@@ -218,7 +218,7 @@ class _Writer:
 
 def _unwritten(completion: Completion) -> Completion:
     others = tuple(_unwritten(other) for other in completion.others)
-    logprobs = None if completion.logprobs is None else []
+    logprobs: list[Any] | None = None if completion.logprobs is None else []
     return replace(
         completion, text="", tokens=[], finish_reason="length", stop_reason=None, logprobs=logprobs, others=others
     )
