@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionMessageParam
 
-MESSAGES = [{"role": "user", "content": "Who are you?"}]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Who are you?"}]
 
 
 @contextmanager
 def server(*model: str) -> Iterator[str]:
     """A server of a GGUF file, or of the demo model, for as long as the block runs."""
-    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", "--log", "none"]
+    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0"]
     process = subprocess.Popen([*command, *(["-m", *model] if model else [])], stderr=subprocess.PIPE, text=True)
     assert process.stderr
     try:
@@ -32,19 +33,12 @@ def main(*model: str) -> None:
         name = client.models.list().data[0].id
         print(f"model: {name}")
 
-        answer = client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30)
         print(f"whole:  {answer.choices[0].message.content!r}")
 
         print("pieces:", end=" ")
         text = ""
-        chunks = client.chat.completions.create(
-            model=name,
-            messages=MESSAGES,  # type: ignore[arg-type]
-            seed=1,
-            max_tokens=30,
-            stream=True,
-        )
-        for chunk in chunks:
+        for chunk in client.chat.completions.create(model=name, messages=MESSAGES, seed=1, max_tokens=30, stream=True):
             text += chunk.choices[0].delta.content or ""
         print(repr(text))
 

@@ -7,12 +7,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pymixtral import Mixtral
+from pymixtral import Mixtral, demo_chat_path
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.evaluation.pruning import expert_use
 from support.paths import ROOT
@@ -253,3 +254,14 @@ def test_pruning(model: Mixtral, tmp_path: Path) -> None:
         assert float(megabytes) * 1e6 < model.path.stat().st_size
         assert float(worse) > whole
         assert float(divergence) > 0
+
+
+def test_openai_client(tmp_path: Path) -> None:
+    printed = dict(re.findall(r"^(\w+): +(.*)$", output("openai_client", tmp_path), re.M))
+    with Mixtral(demo_chat_path(), n_threads=1) as model:
+        openai: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "penalty_window": 0, "seed": 1}
+        answer = model.chat([{"role": "user", "content": "Who are you?"}], max_tokens=30, **openai)
+        mood = model.generate("The wolf was", choice=["good", "angry"], **openai)
+    assert printed["model"] == demo_chat_path().stem
+    assert printed["whole"] == printed["pieces"] == repr(answer.content)
+    assert printed["choice"] == mood.text

@@ -37,9 +37,8 @@ Examples:
     --max-batch 32
 
 \b
-A line of requests.jsonl, as OpenAI's batches have it:
-  {"custom_id": "1", "method": "POST", "url": "/v1/completions",
-   "body": {"prompt": "Once upon a time", "max_tokens": 20}}"""
+A line of requests.jsonl is {"custom_id": "1",
+"url": "/v1/completions", "body": {"prompt": "Once", "max_tokens": 9}}."""
 )
 @click.argument("requests", type=path_type(exists=True))
 @click.argument("output", type=path_type())

@@ -8,11 +8,10 @@ from hashlib import sha256
 from urllib.parse import urlsplit
 
 from pymixtral.server.errors import APIError
+from pymixtral.server.files import FILES
 from pymixtral.server.settings import Settings
 
-PUBLIC = frozenset(
-    ("/", "/index.html", "/style.css", "/page.js", "/favicon.ico", "/favicon.svg", "/health", "/v1/health", "/livez")
-)
+PUBLIC = frozenset((*FILES, "/health", "/v1/health", "/livez"))
 """Paths that anybody may read: the state, and the page, which holds nothing secret."""
 
 _LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))

@@ -1,44 +1,73 @@
-"""The page: a few files of this package, and nothing else."""
+"""The page: files that are read once, and headers that keep it to itself.
+
+The page is written by hand and built by nothing: index.html, style.css, and modules of which page.js
+is the first. It loads nothing from other hosts, sets text as text alone, and talks to the server that
+it came from.
+"""
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
-from fastapi import APIRouter, Response
-
-from pymixtral.server.errors import APIError
+from fastapi import APIRouter, Request, Response
 
 router = APIRouter(include_in_schema=False)
 
+POLICY = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",  # no text becomes markup, even where the page had a fault
+        "trusted-types 'none'",
+    ]
+)
+"""The Content-Security-Policy of the page."""
+
+HEADERS = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # asked for again by its etag, so that a new version is seen at once
+}
+"""The headers of each file."""
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
 _FOLDER = Path(__file__).parent / "page"
 
-_FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/index.html": ("index.html", "text/html; charset=utf-8"),
-    "/style.css": ("style.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/favicon.ico": ("favicon.ico", "image/x-icon"),
-    "/favicon.svg": ("favicon.svg", "image/svg+xml"),
+FILES = {
+    "/": "index.html",
+    "/index.html": "index.html",
+    "/favicon.ico": "icon.svg",
+    **{f"/page/{path.name}": path.name for path in sorted(_FOLDER.iterdir()) if path.suffix in _TYPES},
 }
-"""No part of a request becomes the name of a file: these are all that there are."""
-
-_HEADERS = {
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",
-}
+"""Paths and their files. No part of a request becomes the name of a file: these are all that there are."""
 
 
-def _add(path: str, name: str, kind: str) -> None:
-    async def file() -> Response:
-        try:
-            content = (_FOLDER / name).read_bytes()
-        except OSError:
-            raise APIError(404, f"expected the file {name} of the page, found none") from None
-        return Response(content, headers={**_HEADERS, "content-type": kind})
+def _add(path: str, file: Path) -> None:
+    content, kind = file.read_bytes(), _TYPES[file.suffix]
+    headers = {**HEADERS, "content-type": kind, "etag": f'"{sha256(content).hexdigest()[:32]}"'}
 
-    router.add_api_route(path, file, methods=["GET", "HEAD"])
+    async def give(request: Request) -> Response:
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, headers=headers)
+
+    router.add_api_route(path, give, methods=["GET", "HEAD"])
 
 
-for _path, (_name, _kind) in _FILES.items():
-    _add(_path, _name, _kind)
+for _path, _name in FILES.items():
+    _add(_path, _FOLDER / _name)

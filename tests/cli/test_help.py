@@ -110,6 +110,8 @@ def shelf(
             (shelf / name).write_text(text, encoding="utf-8")
         lines = [json.dumps({"prompt": story[i : i + 40], "max_tokens": 9}) for i in range(0, 400, 40)]
         (shelf / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        request = {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": "Once", "max_tokens": 9}}
+        (shelf / "requests.jsonl").write_text(json.dumps(request), encoding="utf-8")
         (shelf / "chapter.txt").write_text(story, encoding="utf-8")
         matrix = calibrate(model, [("book.txt", text)], n_windows=2, progress=False)
         for name in ("imatrix.gguf", "prose.gguf", "old.dat"):

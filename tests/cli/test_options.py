@@ -110,7 +110,10 @@ def test_choices_are_those_that_there_are() -> None:
 
 def arguments(command: str, text: Path) -> list[object]:
     """A quick run of a command that takes a model, which is not named."""
+    requests = text.with_name("requests.jsonl")
+    requests.write_text('{"custom_id": "1", "url": "/v1/completions", "body": {"prompt": "Once", "max_tokens": 1}}')
     return {
+        "batch": [requests, text.with_name("answers.jsonl"), "--force"],
         "generate": ["-p", "Once", "-n", 1],
         "chat": ["-p", "Once", "-n", 1, "--chat-format", "mistral-v1"],
         "score": ["-p", "Once", "--continuation", " upon"],
@@ -141,7 +144,7 @@ def test_the_model_is_named_or_of_the_environment_or_the_demo(command: str, text
 
 
 @pytest.mark.parametrize(
-    "command", [name for name in OF_A_MODEL if any(isinstance(p, click.Argument) for p in COMMANDS[name].params)]
+    "command", [name for name in OF_A_MODEL if any(p.name == "subject" for p in COMMANDS[name].params)]
 )
 def test_the_model_may_stand_alone_and_be_named_twice_if_both_are_equal(
     command: str, text: Path, tiny_q8_0: Path

@@ -39,6 +39,8 @@ def place(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     (place / "model").rename(place / f"{NAME}.gguf")
     shutil.copytree(tiny_checkpoint, place / NAME)
     (place / f"{NAME}.txt").write_text(TEXT)
+    request = {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": f"a{HOSTILE}", "max_tokens": 2}}
+    (place / f"{NAME}.jsonl").write_text(json.dumps(request))
     return place
 
 
@@ -67,6 +69,7 @@ MODEL, FILE = f"{NAME}.gguf", f"{NAME}.txt"
 LINES = {
     "generate": ["-m", MODEL, "-p", "a", "-n", 5],
     "chat": ["-m", MODEL, "-p", f"a{HOSTILE}", "--system", HOSTILE, "-n", 5, "--chat-format", "mistral-v1"],
+    "batch": ["-m", MODEL, f"{NAME}.jsonl", f"{NAME}.answers", "--force"],
     "score": ["-m", MODEL, "-p", f"a{HOSTILE}", "--continuation", f"b{HOSTILE}"],
     "embed": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "tokenize": ["-m", MODEL, "-p", f"a{HOSTILE}"],

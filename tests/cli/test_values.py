@@ -48,6 +48,7 @@ def lines(
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text],
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
+        "batch": ["batch", *model, "text.txt", "answers.jsonl"],
         "inspect": ["inspect", str(tiny_q8_0)],
         "plan": ["plan", str(tiny_q8_0)],
         "deploy": ["deploy", "--for", str(tiny_q8_0)],

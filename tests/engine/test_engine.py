@@ -451,3 +451,27 @@ def test_progress_that_raises_stop_iteration_does_not_end_the_text(tiny_q8_0: Pa
 
     with Mixtral(tiny_q8_0, n_ctx=256, n_batch=16) as engine, pytest.raises(RuntimeError, match="StopIteration"):
         list(engine.stream([5] * 100, progress=stop, max_tokens=3))
+
+
+def test_tokens_that_end_a_text_are_none_of_it(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_threads=1) as model:
+        whole = model.generate("Once upon a time", max_tokens=30, seed=1, ignore_eos=True)
+        end = whole.tokens[12]
+        n = whole.tokens.index(end)
+        for more in ({}, {"ignore_eos": True, "min_tokens": 30}):
+            text = model.generate("Once upon a time", max_tokens=30, seed=1, stop_token_ids=[end], **more)
+            assert (text.tokens, text.finish_reason, text.stop_reason) == (whole.tokens[:n], "stop", end)
+            assert whole.text.startswith(text.text)
+        assert model.generate("Once", max_tokens=3, seed=1, stop_token_ids=[]).tokens
+        with pytest.raises(InvalidArgumentError, match=r"from 0 to 4095 in stop_token_ids, found 4096"):
+            model.generate("Once", stop_token_ids=[4096])
+
+
+def test_a_text_that_is_too_long_has_both_numbers(tiny_q8_0: Path) -> None:
+    with Mixtral(tiny_q8_0, n_threads=1, n_ctx=64) as model:
+        with pytest.raises(ContextLengthError) as caught:
+            model.generate([300] * 70)
+        assert (caught.value.n_tokens, caught.value.n_ctx) == (70, 64)
+        with pytest.raises(ContextLengthError) as caught:
+            model.generate("word " * 5000)
+        assert caught.value.n_tokens > caught.value.n_ctx == 64

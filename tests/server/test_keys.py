@@ -8,6 +8,7 @@ import pytest
 
 from pymixtral.server.access import PUBLIC, Access
 from pymixtral.server.errors import APIError
+from pymixtral.server.files import FILES, POLICY
 from pymixtral.server.settings import Settings
 from support.serving import Server, Start, read_all
 
@@ -153,10 +154,8 @@ def test_no_answer_is_guessed_from_its_bytes(server: Server) -> None:
 
 def test_the_page_runs_nothing_from_elsewhere(server: Server) -> None:
     with server.client() as client:
-        for path in ("/", "/index.html", "/style.css", "/page.js"):
-            answer = client.get(path)
-            if answer.status_code == 200:
-                assert answer.headers["content-security-policy"].startswith("default-src 'self';")
+        for path in FILES:
+            assert client.get(path).headers["content-security-policy"] == POLICY
         for path in (
             "/..%2fsettings.py",
             "/page/../settings.py",

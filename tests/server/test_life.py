@@ -57,6 +57,14 @@ def test_a_signal_while_the_model_is_opened_ends_it(start: Start, tmp_path: Path
     assert server.wait() == 0
 
 
+def test_a_signal_while_it_begins_ends_it(start: Start) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        server = start(wait=False)
+        server.send(number)  # perhaps before its own handling of signals
+        assert server.wait() in (0, 128 + number)
+        assert not [line for line in server.lines if "Traceback" in line]
+
+
 def test_a_model_that_cannot_be_opened_ends_it(start: Start, tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     server = start("-m", str(tmp_path / "bad.gguf"), wait=False)

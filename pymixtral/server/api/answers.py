@@ -1,9 +1,8 @@
-"""What all answers that hold texts have in common: head, usage, the end of a text, its experts."""
+"""What all answers that hold texts have in common: head, usage, the end of a text."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -91,6 +90,10 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
     Raises:
         Exception: the first of any of them; the others are ended.
     """
+    if len(iterators) == 1:  # without a task for each value
+        async for value in iterators[0]:
+            yield value
+        return
     waiting = {asyncio.ensure_future(_next(one)): one for one in iterators}
     try:
         while waiting:
@@ -111,28 +114,3 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
 
 async def _next(iterator: AsyncIterator[T]) -> T:
     return await iterator.__anext__()
-
-
-def routing_of(routing: Any, first: int = 0) -> dict[str, Any] | None:
-    """Write the experts of tokens.
-
-    Args:
-        routing: a pymixtral.Routing; None: there is none.
-        first: the first token that is wanted.
-
-    Returns:
-        Their ids; how many of them are the prompt's; the experts, uint8 [tokens, layers, k], and
-        their weights, float16 of the same shape, as base64 of little-endian numbers. None if there
-        is no such token.
-    """
-    if routing is None or first >= routing.n_tokens:
-        return None
-    return {
-        "tokens": routing.ids[first : routing.n_tokens].tolist(),
-        "n_prompt": max(routing.n_prompt - first, 0),
-        "experts": base64.b64encode(routing.experts[first:].tobytes()).decode(),
-        "weights": base64.b64encode(routing.weights[first:].astype("<f2").tobytes()).decode(),
-        "n_layers": routing.n_layers,
-        "k": routing.n_experts_used,
-        "n_experts": routing.n_experts,
-    }

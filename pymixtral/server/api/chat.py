@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from pymixtral.chatting import Answer, AsyncAnswerStream
 from pymixtral.engine.completion import Completion
-from pymixtral.server.api.answers import Usage, ending, head, merged, new_id, routing_of
+from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
 from pymixtral.server.api.chat_requests import ChatRequest
 from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.token_texts import TokenTexts
 from pymixtral.server.api.tools import ForcedCalls, ToolPlan, call_of
 from pymixtral.server.service import Service, Work
@@ -66,7 +67,9 @@ async def events_of(answer: AsyncAnswerStream, plan: ToolPlan) -> AsyncIterator[
         yield event
 
 
-def _choice(index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names: TokenTexts) -> dict[str, Any]:
+def _choice(
+    index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names: TokenTexts, routing: RoutingWriter
+) -> dict[str, Any]:
     completion = answer.completion
     content, calls = calls_of(answer, plan)
     message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
@@ -80,9 +83,7 @@ def _choice(index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names
     }
     if body.return_token_ids:
         choice["token_ids"] = completion.tokens
-    if body.return_routing:
-        choice["routing"] = routing_of(completion.routing)
-    return choice
+    return choice | routing.field(completion.routing)
 
 
 def _ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, Any]:
@@ -104,6 +105,7 @@ class _Deltas:
         body: the request.
         plan: what it wants of tools.
         names: writes tokens.
+        routing: writes their experts.
         work: is told the end.
     """
 
@@ -114,12 +116,12 @@ class _Deltas:
         body: ChatRequest,
         plan: ToolPlan,
         names: TokenTexts,
+        routing: RoutingWriter,
         work: Work,
     ) -> None:
         self._index, self._answer, self._body, self._plan = index, answer, body, plan
-        self._names, self._work = names, work
-        self._n_tokens = self._n_routed = 0
-        self._n_calls = 0
+        self._names, self._routing, self._work = names, routing, work
+        self._n_tokens = self._n_calls = 0
 
     async def choices(self) -> AsyncIterator[dict[str, Any]]:
         """Write the choices of the chunks.
@@ -153,9 +155,8 @@ class _Deltas:
         if body.return_token_ids:
             choice["token_ids"] = ids
         self._n_tokens += len(ids)
-        if body.return_routing and (piece := routing_of(generation.routing, self._n_routed)):
-            choice["routing"] = piece
-            self._n_routed += len(piece["tokens"])
+        if body.return_routing:
+            choice |= self._routing.field(generation.routing)
         choice["n"] = self._n_tokens
         return choice
 
@@ -183,7 +184,10 @@ async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[s
     result = await model.chat(messages, n=body.n or 1, **options)
     for one in result.choices:
         work.finished(one.completion)
-    answer["choices"] = [_choice(i, one, body, plan, names) for i, one in enumerate(result.choices)]
+    answer["choices"] = [
+        _choice(i, one, body, plan, names, RoutingWriter(model.model, body.return_routing))
+        for i, one in enumerate(result.choices)
+    ]
     n_generated = sum(len(one.completion.tokens) for one in result.choices)
     answer["usage"] = Usage([result.completion.stats], n_generated).plain()
     if body.prompt_logprobs is not None:
@@ -222,7 +226,10 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
     def usage() -> dict[str, Any]:
         return Usage([streams[0].stats], sum(generated.values())).plain()
 
-    pieces = merged([_Deltas(i, one, body, plan, names, work).choices() for i, one in enumerate(streams)])
+    writers = [RoutingWriter(model.model, body.return_routing) for _ in streams]
+    pieces = merged(
+        [_Deltas(i, streams[i], body, plan, names, writers[i], work).choices() for i in range(len(streams))]
+    )
     try:
         async for choice in pieces:
             generated[choice["index"]] = choice.pop("n")

@@ -14,9 +14,10 @@ from starlette.responses import Response
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
-from pymixtral.server.api.answers import Usage, ending, head, merged, new_id, routing_of
+from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
 from pymixtral.server.api.bodies import Text, TokenIds
 from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.sampling import Several, WritingBody
 from pymixtral.server.api.token_texts import Offsets, TokenTexts
 from pymixtral.server.errors import APIError
@@ -168,9 +169,7 @@ class _Writer:
             choice["prompt_logprobs"] = self._names.of_prompt(completion.prompt_logprobs or [])
         if body.return_token_ids:
             choice |= {"prompt_token_ids": self.ids, "token_ids": completion.tokens}
-        if body.return_routing:
-            choice["routing"] = routing_of(completion.routing)
-        return choice
+        return choice | RoutingWriter(self._model, body.return_routing).field(completion.routing)
 
     def _cut(self, token: Any) -> Any:
         """The log-probability of a prompt's token, with as many likely ones as `logprobs` says."""
@@ -189,7 +188,8 @@ class _Writer:
         """
         body = self._body
         offsets = Offsets(self._model, self._begins_text, len(self.echoed))
-        n = n_routed = 0
+        routing = RoutingWriter(self._model, body.return_routing)
+        n = 0
         first: dict[str, Any] = {"prompt_token_ids": self.ids} if body.return_token_ids else {}
         if body.echo:
             yield {"index": index, "text": self.echoed, "logprobs": None, "finish_reason": None, **first, "n": 0}
@@ -205,9 +205,8 @@ class _Writer:
             if body.return_token_ids:
                 choice["token_ids"] = ids
             n += len(ids)
-            if body.return_routing and (piece := routing_of(generation.routing, n_routed)):
-                choice["routing"] = piece
-                n_routed += len(piece["tokens"])
+            if body.return_routing:
+                choice |= routing.field(generation.routing)
             if text is None:
                 completion = generation.completion
                 assert completion
@@ -219,7 +218,7 @@ class _Writer:
 
 def _unwritten(completion: Completion) -> Completion:
     others = tuple(_unwritten(other) for other in completion.others)
-    logprobs = None if completion.logprobs is None else []
+    logprobs: list[Any] | None = None if completion.logprobs is None else []
     return replace(
         completion, text="", tokens=[], finish_reason="length", stop_reason=None, logprobs=logprobs, others=others
     )

@@ -15,7 +15,6 @@ from pymixtral.errors import PymixtralError
 from pymixtral.server import answering
 from pymixtral.server.api.bodies import Body, invalid, of_library
 from pymixtral.server.api.json_body import parse_json
-from pymixtral.server.errors import APIError
 from pymixtral.server.service import Service, Work, get_service
 
 Chunk = dict[str, Any] | str
@@ -74,13 +73,6 @@ class JSONRoute(APIRoute):
         async def read_and_handle(request: Request) -> Response:
             if not (isinstance(kind, type) and issubclass(kind, Body)):
                 return await handle(request)
-            content = request.headers.get("content-type", "")
-            if content.partition(";")[0].strip().lower() != "application/json":
-                raise APIError(
-                    415,
-                    f"expected the content-type application/json, found {content[:100]!r}: set the header",
-                    code="unsupported_media_type",
-                )
             data = kind.prepared(parse_json(await request.body()))
             request._json = data  # what request.json() gives
             try:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pymixtral.server.api.bodies import Body, Part, TokenId
 from pymixtral.server.api.forms import ResponseFormat, StructuredOutputs, form_options
+from pymixtral.server.api.routing import Wanted
 from pymixtral.server.service import Service
 
 MAX_TEXTS = 128
@@ -90,7 +91,7 @@ class WritingBody(Body):
     request_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
-    return_routing: bool | None = None
+    return_routing: Wanted | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     def common_options(self, service: Service) -> dict[str, Any]:

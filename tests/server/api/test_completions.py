@@ -276,3 +276,20 @@ def test_offsets_are_those_of_the_characters(story: Served, text: str) -> None:
     assert [offsets.take(id) for id in ids] == [
         len(model.detokenize(ids[:i]).rstrip("\ufffd")) for i in range(len(ids))
     ]
+
+
+def test_what_lm_eval_asks_for_gives_the_scores_in_process(story: Served) -> None:
+    model = story.model
+    context, continuations = PROMPT, [" who had three sons", " of the wolves"]
+    expected = model.score(context, continuations)
+    ids = [model.tokenize(context + continuation) for continuation in continuations]
+    answer = story.ok(PATH, prompt=ids, max_tokens=1, logprobs=1, echo=True, temperature=0, seed=1234)
+    for choice, score in zip(answer["choices"], expected, strict=True):
+        logprobs = choice["logprobs"]
+        mine = slice(-1 - len(score.tokens), -1)
+        assert logprobs["token_logprobs"][mine] == score.tokens
+        greedy = [
+            max(likely, key=likely.__getitem__) == token
+            for token, likely in zip(logprobs["tokens"][mine], logprobs["top_logprobs"][mine], strict=True)
+        ]
+        assert all(greedy) == score.greedy
