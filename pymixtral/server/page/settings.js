@@ -53,8 +53,8 @@ export function onSettings(changed) {
  */
 export function request(conversation, node, model, routing) {
   const { settings } = conversation;
-  const messages = path(conversation).map(({ role, content }) => ({ role, content }));
-  if (!node.content) messages.pop();
+  const written = path(conversation).filter(({ content }) => content); // answers that failed have none, nor has a new one
+  const messages = written.map(({ role, content }) => ({ role, content }));
   if (settings.system.trim()) messages.unshift({ role: "system", content: settings.system });
   const body = { model, messages, stream: true, stream_options: { include_usage: true } };
   if (node.content) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });

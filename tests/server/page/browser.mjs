@@ -520,6 +520,11 @@ const scenarios = {
     await asked(page, "Again");
     assert.ok((await last(page).locator(".error").innerText()).length > 10);
     assert.ok(faults.splice(0).every((fault) => fault.includes("400"))); // Chromium logs refusals
+
+    // The conversation goes on after it.
+    await set(page, { format: "text", max_tokens: 10 });
+    await asked(page, "And now?");
+    assert.ok((await answer(page)).length > 0);
   },
 
   async files() {
