@@ -13,13 +13,12 @@ with Mixtral(sys.argv[1] if len(sys.argv) > 1 else None) as model:
         print(f"{layer:5}  {'  '.join(f'{experts:>8}' for experts in chosen)}")
 
     print("\nWhile it writes, in the last layer:")
-    completion = model.generate("The king had", max_tokens=6, temperature=0, routing=True)
-    routing = completion.routing
-    assert routing is not None  # as it was asked for
+    written = model.generate("The king had", max_tokens=6, temperature=0, routing=True).routing
+    assert written is not None  # as it was asked for
     for token, experts, weights in zip(
-        routing.ids[routing.n_prompt :].tolist(),
-        routing.experts[routing.n_prompt :, -1].tolist(),
-        routing.weights[routing.n_prompt :, -1].tolist(),
+        written.ids[written.n_prompt :].tolist(),
+        written.experts[written.n_prompt :, -1].tolist(),
+        written.weights[written.n_prompt :, -1].tolist(),
         strict=True,
     ):
         print(f"{model.token_bytes(token).decode()!r:>12}: expert {experts[0]} ({weights[0]:.2f}) before {experts[1]}")

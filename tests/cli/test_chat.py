@@ -20,8 +20,8 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from pymixtral import InvalidArgumentError, Mixtral, OutputError
-from pymixtral.cli.history import History
 from pymixtral.cli.expert_table import table
+from pymixtral.cli.history import History
 from pymixtral.demo import demo_chat_path
 from pymixtral.escapes import escaped
 from pymixtral.files.gguf import GGUFFile
