@@ -80,6 +80,7 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {
         "p50": float(np.percentile(values, 50)),
         "p95": float(np.percentile(values, 95)),
+        "p99": float(np.percentile(values, 99)),
         "most": max(values),
         "n": len(values),
     }
