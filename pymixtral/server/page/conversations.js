@@ -3,9 +3,9 @@
 // A conversation is a tree of messages, because an edited or retried message stands beside the old one:
 //   { id, title, created, changed, leaf, settings, nodes: [{ id, parent, role, content, ... }] }
 // What is read is the path from the root to `leaf`. A node of the assistant may also have: finish, error,
-// usage {prompt, cached, completion}, times {first, rate}, trace (mixture.js).
+// usage {prompt, cached, completion}, times {first, rate}, trace (trace.js).
 
-import { Trace } from "./mixture.js";
+import { Trace } from "./trace.js";
 
 const PREFIX = "pymixtral.conversation.";
 const FORMAT = "pymixtral-conversations";

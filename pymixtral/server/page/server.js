@@ -1,6 +1,6 @@
 // What the page asks of the server: its state, the name of its model, and answers as streams.
 
-import { Trace } from "./mixture.js";
+import { Trace } from "./trace.js";
 
 const KEY = "pymixtral.key";
 const LONGEST_EVENT = 16 * 1024 * 1024; // characters: more than any event, less than the memory of a phone

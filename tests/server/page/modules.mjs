@@ -19,7 +19,7 @@ class Storage {
 globalThis.localStorage = new Storage();
 
 const { EventParser } = await import(`${page}server.js`);
-const { Trace } = await import(`${page}mixture.js`);
+const { Trace } = await import(`${page}trace.js`);
 const { Conversations, append, choose, newConversation, path, versions } = await import(`${page}conversations.js`);
 
 /** Numbers below `n` that are the same in every run. */

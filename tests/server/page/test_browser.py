@@ -12,12 +12,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from support.serving import Server, Start
 
 pytestmark = pytest.mark.browser
 
@@ -46,34 +46,6 @@ def folder() -> str:
     return folder
 
 
-@pytest.fixture(scope="module")
-def serve() -> Iterator[Callable[..., tuple[str, int]]]:
-    """Starts servers: the address and the process id of one with these options."""
-    running = []
-
-    def serve(**environment: str) -> tuple[str, int]:
-        command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-        running.append(process)
-        assert process.stderr
-        lines = []
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+/?", line):
-                return found[0].rstrip("/") + "/", process.pid
-        raise AssertionError("the server did not say where it listens:\n" + "".join(lines))
-
-    yield serve
-    for process in running:
-        process.kill()
-        process.communicate()
-
-
-@pytest.fixture(scope="module")
-def server(serve: Callable[..., tuple[str, int]]) -> str:
-    return serve()[0]
-
-
 def play(node: str, folder: str, scenario: str, *arguments: str) -> None:
     """Plays a scenario of browser.mjs, which fails with what it says."""
     command = [node, str(HERE / "browser.mjs"), scenario, *arguments]
@@ -85,17 +57,17 @@ SCENARIOS = re.findall(r"(?m)^  async (\w+)\(\) \{", (HERE / "browser.mjs").read
 
 
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("key", "server")])
-def test_scenario(node: str, folder: str, server: str, scenario: str) -> None:
-    play(node, folder, scenario, server)
+def test_scenario(node: str, folder: str, server: Server, scenario: str) -> None:
+    play(node, folder, scenario, f"{server.url}/")
 
 
-def test_key(node: str, folder: str, serve: Callable[..., tuple[str, int]]) -> None:
-    play(node, folder, "key", serve(PYMIXTRAL_API_KEYS=KEY)[0], KEY)
+def test_key(node: str, folder: str, start: Start) -> None:
+    play(node, folder, "key", f"{start(env={'PYMIXTRAL_API_KEYS': KEY}).url}/", KEY)
 
 
-def test_server_that_goes_away(node: str, folder: str, serve: Callable[..., tuple[str, int]]) -> None:
-    url, pid = serve()
-    play(node, folder, "server", url, str(pid))
+def test_server_that_goes_away(node: str, folder: str, start: Start) -> None:
+    server = start()
+    play(node, folder, "server", f"{server.url}/", str(server.process.pid))
 
 
 def test_modules(node: str, tmp_path: Path) -> None:
