@@ -59,7 +59,7 @@ Examples:
 @click.option("--strict-model", is_flag=True, help="Refuse requests that name another model.")
 @click.option(
     "--api-key-file",
-    type=path_type(exists=True),
+    type=path_type(),
     metavar="FILE",
     help=f"API keys, one a line; requests need one of them. {_KEYS} has more, with commas between them.",
 )
@@ -186,11 +186,16 @@ def _keys(file: Path | None) -> tuple[str, ...]:
     """The API keys of a file and of the environment.
 
     Raises:
-        InvalidArgumentError: if the file has none, or one that no header can carry.
+        InvalidArgumentError: if the file cannot be read, has none, or one that no header can carry.
     """
     keys = [key.strip() for key in os.environ.get(_KEYS, "").split(",")]
     if file is not None:
-        lines = file.read_text("utf-8", "replace").splitlines()
+        try:
+            lines = file.read_text("utf-8", "replace").splitlines()
+        except OSError as error:
+            raise InvalidArgumentError(
+                f"{file}: expected a file of API keys, found none that can be read ({error.strerror}): write one"
+            ) from None
         found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
         if not found:
             raise InvalidArgumentError(f"{file}: expected API keys, one a line, found none: write one into it")

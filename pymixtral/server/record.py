@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"[\w.:@/+=-]{1,128}", re.ASCII)
 
+_MOST_PATH = 500
+"""Characters of a path that are logged."""
+
 
 @dataclass
 class Record:
@@ -61,7 +64,7 @@ class Record:
             "id": self.id,
             "client": self.client,
             "method": self.method,
-            "path": self.path,
+            "path": self.path[:_MOST_PATH],
             "status": self.status,
             "seconds": round(self.end - self.begin, 6),
         }

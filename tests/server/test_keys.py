@@ -10,6 +10,8 @@ from pymixtral.server.access import PUBLIC, Access
 from pymixtral.server.errors import APIError
 from pymixtral.server.files import FILES, POLICY
 from pymixtral.server.settings import Settings
+from support.command_line import refused as refused_command
+from support.command_line import run
 from support.serving import Server, Start, read_all
 
 
@@ -64,6 +66,11 @@ def test_files_without_a_key_are_refused(start: Start, tmp_path: Path, text: str
     (line,) = server.lines
     assert word in line
     assert "a b" not in line
+
+
+def test_a_file_of_keys_that_is_none(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none"):
+        refused_command(run("serve", "--port", "0", "--api-key-file", path), "expected a file of API keys")
 
 
 def test_all_keys_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
