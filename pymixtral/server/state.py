@@ -59,8 +59,8 @@ async def models(service: TheService) -> dict[str, Any]:
     return {"object": "list", "data": [_model(service)]}
 
 
-@router.get("/v1/models/{id:path}", operation_id="v1_model")
-@router.get("/models/{id:path}", operation_id="model")
+@router.get("/v1/models/{id:path}", operation_id="v1_model", responses={404: {}})
+@router.get("/models/{id:path}", operation_id="model", responses={404: {}})
 async def model(id: str, service: TheService) -> dict[str, Any]:
     """The model of this name."""
     found = _model(service)

@@ -231,7 +231,7 @@ def _param(message: str, body: Body) -> str | None:
     """The field of a request that a message is about: the first that it names."""
     place = re.search(r"\b(messages|tools|continuations|texts)\[\d+\](\.\w+|\[\d+\])*", message)
     if place:
-        name = "input" if place[1] in ("texts", "messages") and not hasattr(body, place[1]) else place[1]
+        name = "input" if place[1] not in type(body).model_fields else place[1]
         if name in body.model_fields_set:
             return place[0].replace(place[1], name, 1)
     for word in re.findall(r"\w+", message.partition(", found ")[0]) + re.findall(r"\w+", message):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -84,3 +88,35 @@ def test_the_document_has_every_endpoint_and_what_it_may_answer(chat: Served) ->
     assert (number["minimum"], number["maximum"]) == (0, 1)
     ids = next(one for one in fields["prompt"]["anyOf"] if one.get("items", {}).get("type") == "integer")
     assert (ids["minItems"], ids["items"]["minimum"]) == (1, 0)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses"])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_ends_its_texts(chat: Served, path: str, stream: bool, n: int) -> None:
+    body: dict[str, Any] = {**BODIES[path], "stream": stream, "temperature": 1}
+    if path == "/v1/responses":
+        long = {"type": "array", "items": {"const": 1}, "minItems": 800}
+        body |= {"max_output_tokens": 1900, "text": {"format": {"type": "json_schema", "schema": long}}}
+    else:
+        body |= {"max_tokens": 1900, "ignore_eos": True, "n": n}
+    data = json.dumps(body).encode()
+    fields = f"host: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+    head = f"POST {path} HTTP/1.1\r\n{fields}\r\n"
+    host, port = chat.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + data)
+        if stream:
+            assert connection.recv(1000)
+        else:
+            until(lambda: chat.service.n_admitted > 0)
+    until(lambda: chat.service.n_admitted == 0)
+    until(lambda: not (chat.model.stats().decoding or chat.model.stats().prefilling or chat.model.stats().waiting))
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Waits for something that happens in another thread."""
+    end = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.001)

@@ -165,6 +165,13 @@ def test_embeddings(client: OpenAI, chat: Served) -> None:
     assert (np.frombuffer(base64.b64decode(row["embedding"]), "<f4") == expected[1]).all()
 
 
+def test_the_text_that_is_wrong_is_named(chat: Served) -> None:
+    assert chat.refused("/v1/embeddings", input=[[300], [99999]])["param"] == "input[1]"
+    assert chat.refused("/v1/embeddings", input=["a", ""])["param"] == "input[1]"
+    answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert chat.refused("/v1/responses", input=answered)["param"] == "input[1]"
+
+
 def test_models(client: OpenAI, chat: Served) -> None:
     (model,) = client.models.list().data
     valid(model, Model)
