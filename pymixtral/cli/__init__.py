@@ -28,7 +28,7 @@ from pymixtral.errors import PymixtralError
 _COMMANDS = {
     "generate": ("pymixtral.cli.generate", "Write text that follows a prompt."),
     "chat": ("pymixtral.cli.chat", "Talk with a model."),
-    "serve": ("pymixtral.cli.serve", "Serve a model over HTTP, with OpenAI's interface and a page to chat."),
+    "serve": ("pymixtral.cli.serve", "Serve a model over HTTP, as OpenAI's service does."),
     "batch": ("pymixtral.cli.batch", "Answer a file of requests, in the form of OpenAI's batches."),
     "score": ("pymixtral.cli.score", "Say how likely texts are to follow another one."),
     "embed": ("pymixtral.cli.embed", "Turn texts into vectors."),

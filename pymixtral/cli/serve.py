@@ -122,11 +122,12 @@ def serve(
     pace: float | None,
     as_json: bool,
 ) -> None:
-    """Serve a model over HTTP, with OpenAI's interface and a page to chat.
+    """Serve a model over HTTP, as OpenAI's service does.
 
-    The first line on standard error is the address; then each request is a line there, with --json
-    an object. SIGTERM and Ctrl-C let the answers that are being written end first; a second one does
-    not. Only this machine can connect, unless --host names another address.
+    It has a page to chat, too. The first line on standard error is its address; then each request
+    is a line there, with --json an object. SIGTERM and Ctrl-C let the answers that are being written
+    end first; a second one does not. Only this machine can connect, unless --host names another
+    address.
     """
     _check_packages()
     _refuse_workers()
