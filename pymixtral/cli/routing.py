@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     force_option,
     json_option,
     model_option,
@@ -90,6 +91,7 @@ Examples:
 @force_option
 @threads_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def routing(
@@ -106,8 +108,9 @@ def routing(
     png: Path | None,
     force: bool,
     n_threads: int | None,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
     overrides: dict[str, Override],
+    expert_min_p: float,
     as_json: bool,
 ) -> None:
     """Show which experts the tokens of texts go to.
@@ -136,7 +139,14 @@ def routing(
         check_dest(path, [*read, *outputs[:i]], force)
     if png:
         routing_plot.check()
-    with opened(model, n_ctx=n_ctx, n_threads=n_threads, experts_used=experts_used, overrides=overrides) as engine:
+    with opened(
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        experts_used=experts_used,
+        overrides=overrides,
+        expert_min_p=expert_min_p,
+    ) as engine:
         n_layers, title = engine.config.n_layers, f"Which experts: {engine.path.name}"
         if layers and max(layers) >= n_layers:
             raise click.UsageError(f"expected --layer from 0 to {n_layers - 1}, found {max(layers)}", ctx)

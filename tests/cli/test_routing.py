@@ -86,6 +86,11 @@ def test_programs_read_json(tiny_q8_0: Path, usages: list[Usage]) -> None:
     used = json.loads(run("-m", tiny_q8_0, "-f", TALE, "--json", "-c", 64, "--windows", 2, "--experts-used", 3).stdout)
     (one,) = used["domains"]
     assert (one["name"], one["n_tokens"], one["n_experts_used"]) == ("tale", 2 * 63, 3)
+    left = ["--experts-used", "1,2,2,3", "--expert-min-p", "0.2"]
+    (one,) = json.loads(run("-m", tiny_q8_0, "-f", TALE, "--json", "--windows", 1, *left).stdout)["domains"]
+    assert one["used"][0] == 1
+    assert 1 < one["used"][1] < 2
+    assert 1 < one["used"][3] < 3
     (one,) = json.loads(run("-m", tiny_q8_0, "--json", input="Once\n").stdout)["domains"]
     assert (one["name"], one["n_tokens"], one["repeats_first"]) == ("text", 1, [None] * 4)
 
