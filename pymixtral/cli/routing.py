@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
+    expert_min_p_option,
     force_option,
     json_option,
     model_option,
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from pymixtral.evaluation.routing import Usage
     from pymixtral.model.overrides import Override
 
-_NAME = 24
-"""Characters of a domain's name in a table."""
+_NAME = 32
+"""Characters of a domain's name."""
+
+_WIDE = 10
+"""Experts that a table of 80 columns has room for."""
+
+_MOST = 6
+"""Experts that it names of more."""
 
 _CACHES = (2, 3, 4)
 """Experts kept of each layer, of which the hit rates are printed."""
@@ -50,7 +57,7 @@ def _named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 _KEY = (
     "first, any: tokens with the first, or any, expert of the token before; entropy: of the shares, in bits; weight: "
     "the first expert's, in the mean; of 2: how often a cache of the 2 last used has the next expert; pair: the two "
-    "experts that most tokens have; never: experts of no token."
+    "experts that most tokens have."
 )
 
 
@@ -90,6 +97,7 @@ Examples:
 @force_option
 @threads_option
 @override_options
+@expert_min_p_option
 @json_option
 @click.pass_context
 def routing(
@@ -106,8 +114,9 @@ def routing(
     png: Path | None,
     force: bool,
     n_threads: int | None,
-    experts_used: int | None,
+    experts_used: int | list[int] | None,
     overrides: dict[str, Override],
+    expert_min_p: float,
     as_json: bool,
 ) -> None:
     """Show which experts the tokens of texts go to.
@@ -136,7 +145,14 @@ def routing(
         check_dest(path, [*read, *outputs[:i]], force)
     if png:
         routing_plot.check()
-    with opened(model, n_ctx=n_ctx, n_threads=n_threads, experts_used=experts_used, overrides=overrides) as engine:
+    with opened(
+        model,
+        n_ctx=n_ctx,
+        n_threads=n_threads,
+        experts_used=experts_used,
+        overrides=overrides,
+        expert_min_p=expert_min_p,
+    ) as engine:
         n_layers, title = engine.config.n_layers, f"Which experts: {engine.path.name}"
         if layers and max(layers) >= n_layers:
             raise click.UsageError(f"expected --layer from 0 to {n_layers - 1}, found {max(layers)}", ctx)
@@ -166,32 +182,46 @@ def _lines(usage: Usage, layers: Sequence[int]) -> list[str]:
 
     lot = chance(usage.n_experts, usage.n_experts_used)
     sizes = [n for n in _CACHES if usage.n_experts_used <= n < usage.n_experts]
-    shares = [["layer", *map(str, range(usage.n_experts))]]
-    numbers = [["layer", "first", "any", "entropy", "weight", *(f"of {n}" for n in sizes), "pair", "never"]]
+    numbers = [["layer", "first", "any", "entropy", "weight", *(f"of {n}" for n in sizes), "pair"]]
     for layer in layers:
-        shares.append([str(layer), *(f"{100 * share:.1f}" for share in usage.either[layer])])
         hits = [_percent(usage.hits[layer, n]) for n in sizes]
         numbers.append(
             [
                 *(str(layer), _percent(usage.repeats_first[layer]), _percent(usage.repeats_any[layer])),
-                *(f"{usage.entropy[layer]:.2f}", f"{usage.first_weight[layer]:.2f}", *hits),
-                *(_together(usage, layer), shorten(" ".join(map(str, usage.dead[layer])), 12) or "-"),
+                *(f"{usage.entropy[layer]:.2f}", f"{usage.first_weight[layer]:.2f}", *hits, _together(usage, layer)),
             ]
         )
     numbers.append(
         [
             *("chance", _percent(lot["repeats_first"]), _percent(lot["repeats_any"]), f"{lot['entropy']:.2f}", ""),
-            *(*(_percent(lot["hits"][n]) for n in sizes), "", ""),
+            *(*(_percent(lot["hits"][n]) for n in sizes), ""),
         ]
     )
-    name = shorten(usage.name, _NAME)
+    never = [f"layer {layer}: {', '.join(map(str, usage.dead[layer]))}" for layer in layers if usage.dead[layer]]
     return [
-        f"{name}: {usage.n_tokens} tokens. Shares of the experts, in %:",
-        *table(shares, ">" * len(shares[0])),
+        f"{shorten(usage.name, _NAME)}: {usage.n_tokens} tokens. Shares of the experts, in %:",
+        *_shares(usage, layers),
+        *([wrap(f"never used: {'; '.join(never)}", "  ")] if never else []),
         "",
-        *table(numbers, ">" * (len(numbers[0]) - 2) + "<<"),
+        *table(numbers, ">" * (len(numbers[0]) - 1) + "<"),
         "",
     ]
+
+
+def _shares(usage: Usage, layers: Sequence[int]) -> list[str]:
+    """A table of all experts, or of those that are used most where it would be too wide."""
+    import numpy as np
+
+    if usage.n_experts <= _WIDE:
+        rows = [["layer", *map(str, range(usage.n_experts))]]
+        rows += [[str(layer), *(f"{100 * share:.1f}" for share in usage.either[layer])] for layer in layers]
+        return table(rows, ">" * len(rows[0]))
+    rows = [["layer", "most used", *[""] * (_MOST - 1), "least"]]
+    for layer in layers:
+        shares = usage.either[layer]
+        order = np.argsort(-shares, kind="stable")
+        rows.append([str(layer), *(f"{e}: {100 * shares[e]:.1f}" for e in (*order[:_MOST], order[-1]))])
+    return table(rows, ">" + "<" * (_MOST + 1))
 
 
 def _together(usage: Usage, layer: int) -> str:
@@ -212,7 +242,7 @@ def _distances(usages: Sequence[Usage], layers: Sequence[int]) -> list[str]:
     for i, a in enumerate(usages):
         for b in usages[i + 1 :]:
             apart = distance(a, b)
-            label = f"{shorten(a.name, _NAME)}, {shorten(b.name, _NAME)}"
+            label = f"{shorten(a.name, 10)}, {shorten(b.name, 10)}"
             rows.append([label, *(_percent(apart[layer]) for layer in layers)])
     text = "Uses that two domains do not share, half of the sum of the differences of their shares:"
     return [wrap(text), *table(rows, "<" + ">" * len(layers)), ""]

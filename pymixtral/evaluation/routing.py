@@ -68,6 +68,8 @@ class Usage:
         n_tokens: its tokens.
         n_experts: experts of each layer.
         n_experts_used: experts of each token.
+        used: the mean number of experts of a token, float64 [n_layers]; less than n_experts_used where
+            experts were left out, which have the weight 0 and count for nothing.
         first: of the tokens, the share whose first expert is this one, float64 [n_layers, n_experts].
         second: likewise the second; None if a token has one expert only.
         either: of all uses, the share of each expert, float64 [n_layers, n_experts].
@@ -87,6 +89,7 @@ class Usage:
     n_tokens: int
     n_experts: int
     n_experts_used: int
+    used: F64
     first: F64
     second: F64 | None
     either: F64
@@ -248,11 +251,12 @@ def usage(domain: Domain) -> Usage:
     Returns:
         The numbers.
     """
-    experts: U8 = domain.joined("experts")
     n_experts = domain.windows[0].n_experts
+    experts = np.concatenate([_used(window) for window in domain.windows])
     n_tokens, _, n_used = experts.shape
-    first = _counts(experts[:, :, :1], n_experts) / n_tokens
-    either = _counts(experts, n_experts) / (n_tokens * n_used)
+    counts = _counts(experts, n_experts)
+    uses = counts.sum(axis=1)
+    either = counts / uses[:, None]
     repeats_first, repeats_any = _repeats(domain.windows)
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = np.where(either > 0, either * np.log2(either), 0)
@@ -261,7 +265,8 @@ def usage(domain: Domain) -> Usage:
         n_tokens=n_tokens,
         n_experts=n_experts,
         n_experts_used=n_used,
-        first=first,
+        used=uses / n_tokens,
+        first=_counts(experts[:, :, :1], n_experts) / n_tokens,
         second=_counts(experts[:, :, 1:2], n_experts) / n_tokens if n_used > 1 else None,
         either=either,
         repeats_first=repeats_first,
@@ -287,11 +292,16 @@ def distance(a: Usage, b: Usage) -> F64:
     return apart
 
 
+def _used(routing: Routing) -> U8:
+    """The experts, with n_experts in the place of those that were left out."""
+    return np.where(routing.weights > 0, routing.experts, np.uint8(routing.n_experts))
+
+
 def _counts(experts: NDArray[np.integer[Any]], n_experts: int) -> I64:
     """How often each expert occurs, int64 [n_layers, n_experts]."""
-    n_layers = experts.shape[1]
-    places = experts.astype(np.int64) + n_experts * np.arange(n_layers)[:, None]
-    return np.bincount(places.ravel(), minlength=n_layers * n_experts).reshape(n_layers, n_experts)
+    n_layers, n = experts.shape[1], n_experts + 1
+    places = experts.astype(np.int64) + n * np.arange(n_layers)[:, None]
+    return np.bincount(places.ravel(), minlength=n_layers * n).reshape(n_layers, n)[:, :-1]
 
 
 def _repeats(windows: Sequence[Routing]) -> tuple[F64, F64]:
@@ -299,9 +309,11 @@ def _repeats(windows: Sequence[Routing]) -> tuple[F64, F64]:
     n_layers = windows[0].n_layers
     first, either, n = np.zeros(n_layers), np.zeros(n_layers), 0
     for window in windows:
-        before, after = window.experts[:-1], window.experts[1:]
+        experts = _used(window)
+        before, after = experts[:-1], experts[1:]
         first += (before[:, :, 0] == after[:, :, 0]).sum(axis=0)
-        either += (before[:, :, :, None] == after[:, :, None, :]).any(axis=(2, 3)).sum(axis=0)
+        same = (before[:, :, :, None] == after[:, :, None, :]) & (before < window.n_experts)[:, :, :, None]
+        either += same.any(axis=(2, 3)).sum(axis=0)
         n += len(before)
     with np.errstate(invalid="ignore"):
         return first / n, either / n
@@ -310,13 +322,14 @@ def _repeats(windows: Sequence[Routing]) -> tuple[F64, F64]:
 def _pairs(experts: U8, n_experts: int) -> I64:
     """How many tokens have two experts both, int64 [n_layers, n_experts, n_experts]."""
     _, n_layers, n_used = experts.shape
-    counts: I64 = np.zeros((n_layers, n_experts, n_experts), np.int64)
+    n = n_experts + 1
+    counts: I64 = np.zeros((n_layers, n, n), np.int64)
     for i in range(n_used):
         for j in range(i):
-            places = experts[:, :, i].astype(np.int64) * n_experts + experts[:, :, j]
-            one = _counts(places[:, :, None], n_experts * n_experts).reshape(counts.shape)
+            places = experts[:, :, i].astype(np.int64) * n + experts[:, :, j]
+            one = _counts(places[:, :, None], n * n).reshape(counts.shape)
             counts += one + one.transpose(0, 2, 1)
-    return counts
+    return counts[:, :-1, :-1]
 
 
 def _hits(experts: U8, n_experts: int) -> F64:
@@ -334,12 +347,13 @@ def _hits(experts: U8, n_experts: int) -> F64:
         used = np.where(part[:, :, None] == np.arange(n_experts), now, -1)
         used = np.maximum.accumulate(np.concatenate([last[None], used]), axis=0)  # the last use of each, by time
         before, last = used[:-1], used[-1]
-        mine = np.take_along_axis(before, part[:, :, None].astype(np.int64), -1)
+        mine = np.take_along_axis(before, np.minimum(part, n_experts - 1)[:, :, None].astype(np.int64), -1)
         since = (before > mine).sum(axis=-1)
-        smallest = np.where(mine[:, :, 0] >= 0, since + 1, n_experts + 1)  # cache that finds it
+        found_at_all = (mine[:, :, 0] >= 0) & (part < n_experts)
+        smallest = np.where(found_at_all, since + 1, n_experts + 1)  # cache that finds it
         for layer in range(n_layers):
             found[layer] += np.bincount(smallest[:, layer], minlength=n_experts + 2)[: n_experts + 1]
-    rates: F64 = found.cumsum(axis=1) / len(uses)
+    rates: F64 = found.cumsum(axis=1) / (uses < n_experts).sum(axis=0)[:, None]
     return rates
 
 

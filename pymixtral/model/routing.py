@@ -24,7 +24,8 @@ class Routing:
         experts: the experts of each token and layer, the one with the highest weight first, and of
             equal weights the lower number; uint8 [n_tokens, n_layers, n_experts_used].
         weights: the weights that their outputs are multiplied with, in the same order, rounded;
-            float16 [n_tokens, n_layers, n_experts_used]. Those of a token and layer add up to 1.
+            float16 [n_tokens, n_layers, n_experts_used]. Those of a token and layer add up to 1. 0 stands
+            beside an expert that was left out, where layers use fewer or unlikely ones are dropped.
         probabilities: the router's probability of every expert, before it chose, rounded; float16
             [n_tokens, n_layers, n_experts]. None if it was not asked for.
     """

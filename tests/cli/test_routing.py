@@ -86,6 +86,11 @@ def test_programs_read_json(tiny_q8_0: Path, usages: list[Usage]) -> None:
     used = json.loads(run("-m", tiny_q8_0, "-f", TALE, "--json", "-c", 64, "--windows", 2, "--experts-used", 3).stdout)
     (one,) = used["domains"]
     assert (one["name"], one["n_tokens"], one["n_experts_used"]) == ("tale", 2 * 63, 3)
+    left = ["--experts-used", "1,2,2,3", "--expert-min-p", "0.2"]
+    (one,) = json.loads(run("-m", tiny_q8_0, "-f", TALE, "--json", "--windows", 1, *left).stdout)["domains"]
+    assert one["used"][0] == 1
+    assert 1 < one["used"][1] < 2
+    assert 1 < one["used"][3] < 3
     (one,) = json.loads(run("-m", tiny_q8_0, "--json", input="Once\n").stdout)["domains"]
     assert (one["name"], one["n_tokens"], one["repeats_first"]) == ("text", 1, [None] * 4)
 
@@ -106,6 +111,21 @@ def test_layers_are_chosen(tiny_q8_0: Path, tmp_path: Path) -> None:
     assert rows == ["0", "5", "11"]
     rows = re.findall(r"^ +(\d+) .*%", run("-m", tiny_q8_0, "-f", TALE, "--layer", 3, "--layer", 1).stdout, re.M)
     assert rows == ["3", "1"]
+
+
+def test_many_experts_fit_into_80_columns(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "hf", Shape(n_layers=9, n_experts=40, n_experts_used=3), seed=1)
+    quantize(tmp_path / "hf", tmp_path / "m.gguf", "f16", progress=False)
+    arguments = ["-m", tmp_path / "m.gguf", "-f", f"{'long' * 20}={TALE}", "-f", PROGRAM, "-c", 32, "--windows", 1]
+    shown = run(*arguments, "--layer", 8).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    used = json.loads(run(*arguments, "--json").stdout)["domains"][0]
+    shares = used["either"][8]
+    most = sorted(range(40), key=lambda e: -shares[e])
+    row = " +".join(rf"{e}: {100 * shares[e]:.1f}" for e in (*most[:6], most[-1]))
+    assert re.search(rf"^ +8  {row}$", shown, re.M)
+    assert used["dead"][8]
+    assert f"never used: layer 8: {', '.join(map(str, used['dead'][8]))}"[:60] in shown
 
 
 @pytest.mark.parametrize(

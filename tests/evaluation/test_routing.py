@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ TALE = (DATA / "texts" / "tale.txt").read_text(encoding="utf-8")
 PROGRAM = (DATA / "texts" / "program.txt").read_text(encoding="utf-8")
 
 
-def made(n_tokens: int, n_layers: int, n_experts: int, n_used: int, seed: int, *, skew: float = 1.0) -> Routing:
-    """A trace of a router that prefers some experts."""
+def made(
+    n_tokens: int, n_layers: int, n_experts: int, n_used: int, seed: int, *, skew: float = 1.0, least: float = 0.0
+) -> Routing:
+    """A trace of a router that prefers some experts, and leaves out those with too little weight."""
     draw = np.random.default_rng(seed)
     scores = draw.standard_normal((n_tokens, n_layers, n_experts)) + skew * draw.standard_normal((n_layers, n_experts))
     experts = np.argsort(-scores, axis=-1)[:, :, :n_used].astype(np.uint8)
     weights = np.sort(draw.dirichlet(np.ones(n_used), (n_tokens, n_layers)))[:, :, ::-1].astype(np.float16)
+    weights[:, :, 1:][weights[:, :, 1:] < least] = 0
     return Routing(np.arange(n_tokens, dtype=np.int32), n_tokens, n_experts, experts, weights)
 
 
@@ -40,34 +43,33 @@ shapes = st.tuples(
     st.integers(1, 3),
     st.integers(2, 9).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))),
     st.integers(0, 1000),
+    st.sampled_from([0.0, 0.3, 1.0]),
 )
 
 
 @settings(max_examples=60, deadline=None)
 @given(shapes)
 def test_the_numbers_are_those_of_their_definitions(shape: Any) -> None:
-    lengths, n_layers, (n_experts, n_used), seed = shape
-    windows = [made(n, n_layers, n_experts, n_used, seed + i) for i, n in enumerate(lengths)]
+    lengths, n_layers, (n_experts, n_used), seed, least = shape
+    windows = [made(n, n_layers, n_experts, n_used, seed + i, least=least) for i, n in enumerate(lengths)]
     found = usage(Domain("d", windows))
     n = sum(lengths)
     assert (found.n_tokens, found.n_layers, found.n_experts, found.n_experts_used) == (n, n_layers, n_experts, n_used)
     for layer in range(n_layers):
-        rows = [row[layer].tolist() for window in windows for row in window.experts]
-        first, second = Counter(row[0] for row in rows), Counter(row[1] for row in rows if n_used > 1)
+        used = [list(map(chosen, window.experts[:, layer], window.weights[:, layer])) for window in windows]
+        rows = [row for window in used for row in window]
+        first, second = Counter(row[0] for row in rows), Counter(row[1] for row in rows if len(row) > 1)
         either = Counter(expert for row in rows for expert in row)
         assert found.first[layer].tolist() == [first[e] / n for e in range(n_experts)]
         assert (found.second is None) == (n_used == 1)
         if found.second is not None:
             assert found.second[layer].tolist() == [second[e] / n for e in range(n_experts)]
-        shares = [either[e] / (n * n_used) for e in range(n_experts)]
+        assert found.used[layer] == either.total() / n
+        shares = [either[e] / either.total() for e in range(n_experts)]
         assert found.either[layer].tolist() == shares
         assert found.dead[layer] == [e for e in range(n_experts) if not either[e]]
         assert found.entropy[layer] == pytest.approx(-sum(p * math.log2(p) for p in shares if p), abs=1e-12)
-        steps = [
-            (a[layer].tolist(), b[layer].tolist())
-            for window in windows
-            for a, b in zip(window.experts[:-1], window.experts[1:], strict=True)
-        ]
+        steps = [pair for window in used for pair in pairwise(window)]
         if steps:
             assert found.repeats_first[layer] == sum(a[0] == b[0] for a, b in steps) / len(steps)
             assert found.repeats_any[layer] == sum(bool({*a} & {*b}) for a, b in steps) / len(steps)
@@ -85,6 +87,11 @@ def test_the_numbers_are_those_of_their_definitions(shape: Any) -> None:
     json.dumps(found.plain(), allow_nan=False)
 
 
+def chosen(experts: Any, weights: Any) -> list[int]:
+    """The experts of a token that were not left out."""
+    return [int(expert) for expert, weight in zip(experts, weights, strict=True) if weight > 0]
+
+
 def least_recently_used(rows: list[list[int]], size: int) -> float:
     """The hit rate of a cache that drops what was used longest ago, by running one."""
     cache: list[int] = []
@@ -95,7 +102,7 @@ def least_recently_used(rows: list[list[int]], size: int) -> float:
             cache.remove(expert)
         cache.append(expert)
         del cache[: max(len(cache) - size, 0)]
-    return hits / (len(rows) * len(rows[0]))
+    return hits / sum(map(len, rows))
 
 
 def test_hit_rates_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch) -> None:
