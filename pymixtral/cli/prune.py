@@ -58,7 +58,7 @@ What did it cost?
     show_default=True,
     help="Keep the experts that add most, or that the router chooses most often, or any.",
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", default=0, help="For --criterion random.")
+@click.option("--seed", type=click.IntRange(0, (1 << 64) - 1), metavar="N", default=0, help="For --criterion random.")
 @context_option(lowest=3, default=512)
 @windows_option
 @click.option(

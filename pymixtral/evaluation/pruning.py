@@ -139,7 +139,7 @@ def prune(
         texts: (name, text) of texts like those that the model will be used for.
         criterion: "reap" keeps the experts of the highest saliency, "frequency" those that the router
             chooses most often, "random" any, for comparison, which needs no texts.
-        seed: of the criterion "random".
+        seed: of the criterion "random", 0 to 2^64 - 1.
         n_ctx: tokens of a window.
         n_windows: use only the first windows of all texts together; None: all.
         n_threads: as of Mixtral.
@@ -161,7 +161,7 @@ def prune(
         raise InvalidArgumentError(f"expected a criterion of {', '.join(CRITERIA)}, found {shown(criterion)}")
     if not texts and criterion != "random":
         raise InvalidArgumentError(f"expected texts for the criterion {criterion}, found none")
-    seed = integer("seed", seed, 0)
+    seed = integer("seed", seed, 0, (1 << 64) - 1)
     path = path_of("dest", dest)
     with GGUFFile(path_of("source", source)) as file:
         config = ModelConfig.from_gguf(file)

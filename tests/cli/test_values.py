@@ -23,7 +23,7 @@ ACCEPTED = (
         for command in ("generate", "chat")
         for name in ("max-tokens", "top-k", "penalty-window", "seed", "dry-allowed-length", "dry-window", "min-tokens")
     ),
-    *("perplexity --windows", "calibrate --windows", "inspect --experts-used"),
+    *("perplexity --windows", "calibrate --windows", "prune --windows", "inspect --experts-used"),
 )
 """Where 10^30 means something. inspect says that such a model does not run."""
 
@@ -82,7 +82,7 @@ def test_numbers_that_are_none_or_too_large(command: str, option: str, lines: di
         else:
             refused(result)
             assert len(result.stderr) < 2100
-    assert {path.name for path in Path().iterdir()} <= {"text.txt", "imatrix"}
+    assert {path.name for path in Path().iterdir()} <= {"text.txt", "imatrix", "pruned.gguf"}
 
 
 def test_a_target_that_is_no_number_is_refused_in_python(tiny_checkpoint: Path) -> None:
