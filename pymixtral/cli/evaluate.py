@@ -64,7 +64,7 @@ def _settings(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
 @click.command(
     epilog="""\b
 Examples:
-  pymixtral evaluate mixtral-q4_0.gguf --tasks "mmlu,hellaswag" --limit 20
+  pymixtral evaluate mixtral-q4_0.gguf --tasks mmlu,hellaswag --limit 20
   pymixtral evaluate mixtral-q4_0.gguf --tasks mmlu --data data --limit 2 \\
     --setting mmlu.shots=0 -o answers.jsonl --json
 

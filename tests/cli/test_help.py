@@ -45,7 +45,9 @@ def examples() -> list[str]:
 
 def parsed(line: str) -> click.Context:
     """What click makes of the command in a line of a shell; raises what it raises."""
-    words = list(shlex.shlex(line, posix=True, punctuation_chars="|>"))
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>")
+    lexer.whitespace_split = True  # a word may be a URL, or a list with commas
+    words = list(lexer)
     begin = words.index("pymixtral")
     end = next((i for i, word in enumerate(words) if i > begin and word in ("|", ">")), len(words))
     name, *arguments = shlex.split(" ".join(map(shlex.quote, words[begin + 1 : end])))
