@@ -97,7 +97,7 @@ Does q4_0 cost answers?
 @click.option(
     "--compare",
     "others",
-    type=path_type(exists=True),
+    type=path_type(),
     metavar="FILE",
     multiple=True,
     help="Compare with another model, or with answers of -o; may be repeated.",
