@@ -101,7 +101,7 @@ def _questions(path: Path) -> list[dict[str, Any]]:
     for i, (question, *choices, answer) in enumerate(rows(path, 6)):
         if i == 0 and question == "question":
             continue
-        if answer in LETTERS and answer:
+        if answer in tuple(LETTERS):
             index = LETTERS.index(answer)
         elif answer in ("0", "1", "2", "3"):
             index = int(answer)

@@ -94,6 +94,7 @@ def test_shots_that_the_context_has_no_room_for_are_left_out(tmp_path: Path) -> 
         ("test/wolves_test.csv", "a,b,c,d\n", "row 1: expected 6 fields, found 4"),
         ("test/wolves_test.csv", "q,a,b,c,d,E\n", "expected an answer from A to D or from 0 to 3, found 'E'"),
         ("test/wolves_test.csv", "q,a,b,c,d,\n", "found ''"),
+        ("test/wolves_test.csv", "q,a,b,c,d,AB\n", "found 'AB'"),
         ("dev/wolves_dev.csv", "q,a,b,c,d,A\n", "expected 5 questions in dev/wolves_dev.csv, found 1"),
         ("test/wolves_test.csv", b"caf\xe9", "expected UTF-8, found the byte 0xe9 at offset 3"),
     ],
