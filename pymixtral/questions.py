@@ -142,6 +142,9 @@ def scores(
 ) -> Question[list[Score]]:
     """Make the question of Mixtral.score(): the first request computes the context for the others.
 
+    The last token of a text predicts nothing and is not computed. So continuations that differ in
+    their last token alone, such as the letters of a choice, are one request.
+
     Args:
         factory: makes the requests.
         context: a text or token ids.
@@ -160,6 +163,7 @@ def scores(
         raise InvalidArgumentError(f"expected continuations to be a list, found {shown(continuations)}")
     before = factory.prompt_ids(context, name="context")
     readers: list[PromptLogprobs] = []
+    readers_of: dict[tuple[bytes, int], list[PromptLogprobs]] = {}
     requests: list[Request] = []
     for i, continuation in enumerate(continuations):
         name = f"continuations[{i}]"
@@ -182,7 +186,10 @@ def scores(
         if n_before == len(ids):
             raise InvalidArgumentError(f"expected {name} of at least one token, found {shown(continuation)}")
         readers.append(PromptLogprobs(ids, n_before))
-        requests.append(factory.rows(ids, n_before - 1, readers[-1], **_checked(how)))
+        alike = readers_of.setdefault((ids[:-1].tobytes(), n_before), [])
+        if not alike:
+            requests.append(factory.rows(ids[:-1], n_before - 1, partial(_read_all, alike), **_checked(how)))
+        alike.append(readers[-1])
 
     def answer(_: list[Any]) -> list[Score]:
         return [
@@ -191,6 +198,11 @@ def scores(
         ]
 
     return Question([requests[:1], requests[1:]], answer)
+
+
+def _read_all(readers: Sequence[PromptLogprobs], position: int, rows: F32) -> None:
+    for reader in readers:
+        reader(position, rows)
 
 
 def embeddings(

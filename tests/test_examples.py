@@ -265,3 +265,20 @@ def test_openai_client(tmp_path: Path) -> None:
     assert printed["model"] == demo_chat_path().stem
     assert printed["whole"] == printed["pieces"] == repr(answer.content)
     assert printed["choice"] == mood.text
+
+
+def test_evaluation(model: Mixtral, tmp_path: Path) -> None:
+    two, one, difference, again = output("evaluation", tmp_path).splitlines()
+    text = (EXAMPLES / "evaluation.py").read_text(encoding="utf-8")
+    tales = ast.literal_eval(text[text.index("TALES = ") + 8 : text.index("}\n") + 1])
+    endings = list(tales.values())
+    right = []
+    for i, who in enumerate(tales):
+        choices = [f" {ending}" for ending in (endings * 2)[i : i + 4]]
+        logprobs = [score.logprob for score in model.score(f"A tale: {who}", choices)]
+        right.append(logprobs.index(max(logprobs)) == 0)
+    error = np.std(right, ddof=1) / 8**0.5
+    assert two == f"2 experts: accuracy {np.mean(right):.3f} ± {error:.3f}"
+    changed = float(one.split()[3]) - np.mean(right)
+    assert difference.startswith(f"difference {changed:+.3f}, between ")
+    assert again == "asked again: 0 of 8 questions"

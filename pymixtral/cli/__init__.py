@@ -35,6 +35,7 @@ _COMMANDS = {
     "tokenize": ("pymixtral.cli.tokenize", "Show the tokens of a text."),
     "perplexity": ("pymixtral.cli.perplexity", "Measure how well a model predicts a text."),
     "routing": ("pymixtral.cli.routing", "Show which experts the tokens of texts go to."),
+    "evaluate": ("pymixtral.cli.evaluate", "Ask a model the questions of well-known tasks."),
     "bench": ("pymixtral.cli.bench", "Measure the speed of a model on this machine."),
     "inspect": ("pymixtral.cli.inspect", "Show what a model file holds."),
     "plan": ("pymixtral.cli.plan", "Say whether a model fits, and how fast it can be."),

@@ -29,3 +29,6 @@ MIXES = tuple(recipe for recipe in RECIPES if recipe not in ("q5_k", "q4_k", "q3
 
 CRITERIA = ("reap", "frequency", "random")
 """By what prune chooses experts: pymixtral.evaluation.pruning has them."""
+
+TASKS = ("mmlu", "hellaswag", "gsm8k", "humaneval", "mbpp", "bbq", "bold", "mt_bench")
+"""What evaluate asks: pymixtral.evaluation.tasks.catalogue has them."""

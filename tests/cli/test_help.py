@@ -20,6 +20,7 @@ from pymixtral.demo import demo_chat_path
 from pymixtral.evaluation.calibration import calibrate
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.files import imatrix
+from support import tasks
 from support.command_line import COMMAND, commands, refused, run
 from support.fenced import blocks
 from support.ggufs import rewrite
@@ -44,7 +45,9 @@ def examples() -> list[str]:
 
 def parsed(line: str) -> click.Context:
     """What click makes of the command in a line of a shell; raises what it raises."""
-    words = list(shlex.shlex(line, posix=True, punctuation_chars="|>"))
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|>")
+    lexer.whitespace_split = True  # a word may be a URL, or a list with commas
+    words = list(lexer)
     begin = words.index("pymixtral")
     end = next((i for i, word in enumerate(words) if i > begin and word in ("|", ">")), len(words))
     name, *arguments = shlex.split(" ".join(map(shlex.quote, words[begin + 1 : end])))
@@ -127,6 +130,7 @@ def shelf(
     )
     prune(tiny_q8_0, shelf / "mixtral-6x7b.gguf", n_experts=6, criterion="random", progress=False)
     (shelf / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
+    tasks.write_all(shelf / "data")
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
     return shelf

@@ -18,6 +18,7 @@ from pymixtral.arguments import number
 from pymixtral.cli import choices, sampling
 from pymixtral.demo import demo_path
 from pymixtral.evaluation.pruning import CRITERIA
+from pymixtral.evaluation.tasks import catalogue
 from pymixtral.files import imatrix
 from pymixtral.inspection import mixes, probe, published
 from pymixtral.model.kv_cache import KV_TYPES
@@ -25,6 +26,7 @@ from pymixtral.quantize import recipe
 from pymixtral.questions import POOLINGS
 from pymixtral.sampling.parameters import SamplingParameters
 from pymixtral.text import chat
+from support import tasks
 from support.command_line import DEMO_NOTE, commands, options, refused, run
 
 COMMANDS = commands()
@@ -103,9 +105,16 @@ def test_choices_are_those_that_there_are() -> None:
     assert CRITERIA == choices.CRITERIA
     assert POOLINGS == choices.POOLINGS
     assert chat.NAMES == choices.CHAT_FORMATS
+    assert tuple(catalogue.TASKS) == choices.TASKS
 
 
 # --- The model ----------------------------------------------------------------------------------------------------
+
+
+def data(folder: Path) -> Path:
+    """A folder of data for evaluate."""
+    tasks.hellaswag(folder / "data" / "hellaswag")
+    return folder / "data"
 
 
 def arguments(command: str, text: Path) -> list[object]:
@@ -121,6 +130,7 @@ def arguments(command: str, text: Path) -> list[object]:
         "tokenize": ["-p", "Once"],
         "perplexity": ["-f", text, "-c", 32, "--windows", 1],
         "routing": ["-f", text, "--windows", 1],
+        "evaluate": ["--tasks", "hellaswag", "--data", data(text.parent), "--limit", 1],
         "bench": ["--prompt-tokens", 4, "-n", 1, "-r", 1, "-t", 1],
         "inspect": [],
         "plan": ["-t", 1],

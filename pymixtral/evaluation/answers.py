@@ -1,0 +1,222 @@
+"""The file of answers: JSON lines that say who was asked what, each answer, and what it is worth.
+
+    {"run": ID, "task": NAME, "settings": {...}, "model": {...}, ...}     begins a run
+    {"run": ID, "item": ID, "group": NAME, "marks": {...}, "answer": ...}  an answer of that run
+    {"run": ID, "items": N, "seconds": N, "figures": {...}}                what came out
+
+A run is one model's work on one task with one setting, and its ID is a digest of all that. The file
+may have several runs. It grows a line at a time, so a program that was killed leaves all lines but
+perhaps the last complete, and another one goes on behind them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pymixtral.errors import InvalidArgumentError, OutputError, PymixtralError
+from pymixtral.escapes import escaped_json
+from pymixtral.evaluation.tasks.task import Answer, Marks
+from pymixtral.files.kinds import named
+
+
+class Answers:
+    """Answers, in a file that others cannot write meanwhile, or in memory alone.
+
+    Args:
+        path: the file; None: memory.
+        force: empty it. Otherwise what it holds is kept, and not asked again.
+
+    Attributes:
+        runs: the first line of each run, by its ID.
+        marks: of each answer, by the IDs of run and item.
+        groups: of each answer, likewise.
+        texts: the answers themselves.
+
+    Raises:
+        OutputError: if the file cannot be written, is written by another program, or is none of answers.
+    """
+
+    def __init__(self, path: Path | None = None, *, force: bool = False) -> None:
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.marks: dict[str, dict[str, Marks]] = {}
+        self.groups: dict[str, dict[str, str]] = {}
+        self.texts: dict[str, dict[str, Answer]] = {}
+        self._path = path
+        if path is None:
+            return
+        with self._errors():
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        try:
+            self._lock()
+            with self._errors():
+                if force:
+                    self._file.truncate(0)
+                end = self._load(self._file.read())
+                self._file.truncate(end)
+                self._file.seek(end)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def read(cls, path: Path) -> Answers:
+        """Read a file of answers.
+
+        Args:
+            path: the file; it is not changed.
+
+        Raises:
+            InvalidArgumentError: if it holds anything else.
+            OSError: if it cannot be read.
+        """
+        answers = cls()
+        try:
+            answers._path = path
+            answers._load(path.read_bytes())
+        except OutputError as error:
+            raise InvalidArgumentError(str(error)) from None
+        answers._path = None
+        return answers
+
+    def begin(self, run: str, head: Mapping[str, Any]) -> None:
+        """Begin a run, or go on with it.
+
+        Args:
+            run: its ID.
+            head: what its first line says beside the ID.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        if run not in self.runs:
+            self._take({"run": run, **head})
+            self._write({"run": run, **head})
+
+    def add(self, run: str, item: str, group: str, marks: Marks, answer: Answer) -> None:
+        """Write an answer.
+
+        Args:
+            run: the ID of a run that has begun.
+            item: the item's ID.
+            group: its group.
+            marks: what the answer is worth.
+            answer: the answer, as JSON has it.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        line = {"run": run, "item": item, "group": group, "marks": dict(marks), "answer": answer}
+        self._write(line)
+        self._take(line)
+
+    def end(self, run: str, summary: Mapping[str, Any]) -> None:
+        """Write what came out of a run.
+
+        Args:
+            run: its ID.
+            summary: figures and the like.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        self._write({"run": run, **summary})
+
+    def close(self) -> None:
+        """Bring everything to the disk, and let others write the file.
+
+        Raises:
+            OutputError: if that fails.
+        """
+        if self._path is not None:
+            with self._errors(), self._file:
+                os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            return self.close()
+        with suppress(OutputError):  # the first error counts
+            self.close()
+        return None
+
+    # --- Parts ------------------------------------------------------------------------------------
+
+    def _load(self, data: bytes) -> int:
+        """Takes the lines of a file; gives the end of the last complete one."""
+        end = data.rfind(b"\n") + 1
+        for i, line in enumerate(data[:end].splitlines(), 1):
+            try:
+                self._take(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                raise OutputError(self._strange(i)) from None
+        if data[end:] and not (data[end:].startswith(b'{"run": "') or b'{"run": "'.startswith(data[end:])):
+            raise OutputError(self._strange(data[:end].count(b"\n") + 1))
+        return end
+
+    def _take(self, line: dict[str, Any]) -> None:
+        run = line["run"]
+        if "task" in line:
+            self.runs[run] = {name: value for name, value in line.items() if name != "run"}
+            self.marks[run], self.groups[run], self.texts[run] = {}, {}, {}
+        elif "item" in line:
+            item = line["item"]
+            self.marks[run][item] = dict(line["marks"])
+            self.groups[run][item], self.texts[run][item] = line["group"], line["answer"]
+        elif "figures" not in line:
+            raise KeyError("figures")
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        if self._path is None:
+            return
+        text = escaped_json(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n"
+        data = memoryview(text.encode("utf-8"))
+        with self._errors():
+            while data:
+                data = data[self._file.write(data) :]
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"{named(self._file_path)}: expected a file that nobody else writes, found that another program does: "
+                "wait for its end, or choose another name"
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise OutputError(f"{named(self._file_path)}: expected to lock it, found an error ({error})") from error
+
+    @property
+    def _file_path(self) -> Path:
+        assert self._path is not None
+        return self._path
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except PymixtralError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"{named(self._file_path)}: expected to write it, found an error ({error.strerror}): "
+                "free some space or choose another place, then go on with the same command"
+            ) from error
+
+    def _strange(self, line: int) -> str:
+        return (
+            f"{named(self._file_path)}, line {line}: expected answers of an evaluation, found something else: "
+            "choose another name, or replace it with force=True"
+        )
