@@ -6,7 +6,7 @@
 FOLDER has llama.cpp's llama-server, PYTHON is an interpreter whose llama_cpp has its server; without
 them their rows are missing. Each of 1, 4 and 16 clients sends requests one after the other, each after
 a pause of exponential length, with prompts and answers of mixed lengths: the same plan, seeded, for
-every server. Prompts are random ids, answers are drawn at temperature 1. The servers take turns.
+every server. Prompts are random words, answers are drawn at temperature 1. The servers take turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ PAUSE = 1.0
 """Seconds between two requests of a client, in the mean."""
 
 N_CTX = 32768
+"""Positions of all texts together."""
+
 START_SECONDS = 120
 
 
@@ -53,8 +55,13 @@ class Setting:
     n_threads: int
     llama: Path | None
     llama_python: Path | None
-    n_vocab: int
+    n_ctx: int
+    words: Sequence[str]
     eos: int
+
+    def prompt(self, numbers: Iterable[int]) -> str:
+        """Words, some one token each: llama-cpp-python's server takes no ids."""
+        return " ".join(self.words[number % len(self.words)] for number in numbers)
 
     def servers(self) -> dict[str, Callable[[], Any]]:
         """What starts each server; it yields its address."""
@@ -68,12 +75,12 @@ class Setting:
 
     def _pymixtral(self) -> Any:
         command = [sys.executable, "-m", "pymixtral", "serve", "-m", str(self.model), "-t", str(self.n_threads)]
-        return _process([*command, "-c", str(N_CTX), "--cache-size", _cache_size(self.model), "--port"], "/health")
+        return _process([*command, "-c", str(self.n_ctx), "--cache-size", _cache_size(self.model), "--port"], "/health")
 
     def _llama_python(self) -> Any:
         command = [str(self.llama_python), "-m", "llama_cpp.server", "--model", str(self.model)]
         return _process(
-            [*command, "--n_ctx", str(N_CTX), "--n_threads", str(self.n_threads), "--cache", "false", "--port"],
+            [*command, "--n_ctx", str(self.n_ctx), "--n_threads", str(self.n_threads), "--cache", "false", "--port"],
             "/v1/models",
         )
 
@@ -123,7 +130,7 @@ class Sent:
     n_tokens: int
 
 
-async def ask(http: httpx.AsyncClient, setting: Setting, prompt: list[int], n_tokens: int, seed: int) -> Sent:
+async def ask(http: httpx.AsyncClient, setting: Setting, prompt: str, n_tokens: int, seed: int) -> Sent:
     body = {
         "model": "any",
         "prompt": prompt,
@@ -147,13 +154,13 @@ async def ask(http: httpx.AsyncClient, setting: Setting, prompt: list[int], n_to
 async def clients(address: str, setting: Setting, n: int, n_requests: int) -> dict[str, float]:
     """What n clients see who send n_requests each."""
     async with httpx.AsyncClient(base_url=address, timeout=600) as http:
-        await ask(http, setting, list(range(300, 340)), 4, 0)  # maps the file's pages
+        await ask(http, setting, setting.prompt(range(40)), 4, 0)  # maps the file's pages
 
         async def client(i: int) -> list[Sent]:
             random, sent = np.random.default_rng([n, i]), []
             for k in range(n_requests):
                 await asyncio.sleep(random.exponential(PAUSE))
-                prompt = random.integers(300, setting.n_vocab, random.choice(PROMPTS)).tolist()
+                prompt = setting.prompt(random.integers(0, len(setting.words), random.choice(PROMPTS)).tolist())
                 sent.append(await ask(http, setting, prompt, int(random.choice(ANSWERS)), 1000 * i + k))
             return sent
 
@@ -175,7 +182,8 @@ async def clients(address: str, setting: Setting, n: int, n_requests: int) -> di
 
 def http_cost(setting: Setting, n_tokens: int = 300, turns: int = 5) -> dict[str, float]:
     """Microseconds a token of one stream: in the process, and over HTTP."""
-    prompt, found = list(range(300, 316)), {"process": [], "http": []}
+    prompt = setting.prompt(range(16))
+    found: dict[str, list[float]] = {"process": [], "http": []}
 
     async def stream(address: str) -> float:
         async with httpx.AsyncClient(base_url=address, timeout=600) as http:
@@ -220,7 +228,10 @@ def main(
 ) -> None:
     """Measure servers as their clients see them."""
     with Mixtral(model, n_ctx=64) as opened:
-        setting = Setting(model, n_threads, llama, llama_python, opened.config.n_vocab, min(opened.eos_ids))
+        pieces = [opened.detokenize([token]) for token in range(opened.config.n_vocab)]
+        words = [piece for piece in pieces if piece.isascii() and piece.isalpha() and len(piece) > 2]
+        n_ctx = min(opened.config.n_ctx_train, N_CTX)
+        setting = Setting(model, n_threads, llama, llama_python, n_ctx, words, min(opened.eos_ids))
     servers = setting.servers()
     report: dict[str, Any] = {"cpu": cpu_name(), "version": __version__, "model": model.name, "threads": n_threads}
     report["start"] = {name: start(begin) for name, begin in servers.items()}
