@@ -120,7 +120,7 @@ class Model:
             runs: (sequence, number of rows that continue it), in the order of the rows. The
                 sequences belong to `cache`, and each occurs at most once.
             cache: the keys and values of all layers, read and written.
-            layers: the layers to run; None: all.
+            layers: the layers to run, perhaps none; None: all.
             rows: the rows whose result is wanted, a slice or indices, ascending. Rows not wanted skip the
                 experts of the last layer; a NonFiniteError from there counts the wanted rows only.
             observers: for calibration, one for each layer of the model. After an exception they
@@ -184,20 +184,21 @@ class Model:
             batch.fill(cast("F32", inputs))
         else:
             batch.embed(self.context, self._embedding, cast("I32", inputs))
-        counted = self._passes % _COUNTED == 0 and len(inputs) <= PAGE
+        counted = self._passes % _COUNTED == 0 and len(layers) > 0 and len(inputs) <= PAGE
         self._passes += 1
         if counted and choices is None:
             choices = self.new_choices(len(inputs), full=False, n_layers=len(layers))
-        ops.run_layers(
-            self.context,
-            batch,
-            self._stack,
-            cache.stack,
-            layers,
-            rows=rows,
-            observers=observers,
-            choices=choices,
-        )
+        if layers:
+            ops.run_layers(
+                self.context,
+                batch,
+                self._stack,
+                cache.stack,
+                layers,
+                rows=rows,
+                observers=observers,
+                choices=choices,
+            )
         if counted and choices is not None:
             self._counted += 1
             different = [
@@ -205,7 +206,7 @@ class Model:
                 for experts, weights in zip(choices.experts.swapaxes(0, 1), choices.weights.swapaxes(0, 1), strict=True)
             ]
             self._experts += sum(different) / len(layers)
-        hidden: F32 = batch.x.copy()
+        hidden: F32 = (batch.x if layers else batch.x[rows]).copy()  # without layers nobody has dropped rows
         return hidden
 
     def new_choices(self, n_tokens: int, *, full: bool, n_layers: int | None = None) -> ops.Choices:

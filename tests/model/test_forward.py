@@ -319,6 +319,23 @@ def test_layers_in_two_calls(load: Load, name: str) -> None:
     back.close()
 
 
+@pytest.mark.parametrize("name", ["tiny-q4_0", "dense-q4_0"])
+def test_no_layers_at_all(load: Load, name: str) -> None:
+    """The embeddings alone, also in a pass whose experts would be counted."""
+    e = load(name)
+    model = e.model()
+    kv = model.new_cache(len(e.tokens), "f32")
+    want = oracle.embed(e.weights.embedding, e.tokens)
+    for rows in (slice(None), slice(3, 9), np.array([1, 4])):
+        sequence = kv.new_sequence()
+        found = model.forward(e.tokens, [(sequence, len(e.tokens))], kv, layers=range(0), rows=rows)
+        np.testing.assert_array_equal(found, want[rows])
+        assert sequence.length == len(e.tokens)
+        sequence.free()
+    assert model.experts_read == 0
+    model.close()
+
+
 @pytest.mark.parametrize("name", ["tiny-q4_0", "odd-q8_0", "dense-q4_0"])
 def test_some_rows(load: Load, name: str) -> None:
     """The others stay in the cache, for what follows."""
