@@ -78,6 +78,24 @@ def test_requests_are_counted(start: Start) -> None:
     assert metric("http_requests_total", method="POST", status="400") == 1
 
 
+def test_the_endpoints_tell_what_they_were_asked_for(start: Start) -> None:
+    server = start()
+    messages = [{"role": "user", "content": "Who?"}]
+    bodies = {
+        "/v1/completions": {"prompt": ["Once", "Then"], "max_tokens": 3},
+        "/v1/chat/completions": {"messages": messages, "max_tokens": 100, "max_completion_tokens": 5},
+        "/v1/responses": {"input": "Who?", "max_output_tokens": 16},
+    }
+    with server.client() as client:
+        for path, body in bodies.items():
+            for stream in (False, True):
+                assert client.post(path, json={**body, "stream": stream}).status_code == 200
+    assert server.metric("request_params_max_tokens_sum") == 2 * (3 + 5 + 16)
+    assert server.metric("request_params_n_sum") == 2 * (2 + 1 + 1)
+    texts = sum(server.metric("request_success_total", finished_reason=reason) for reason in ("stop", "length"))
+    assert texts == 2 * (2 + 1 + 1)
+
+
 def test_times_go_to_the_buckets_that_they_belong_to() -> None:
     metrics = Metrics("m", 4096, lambda: None)
     stats = Stats(100, 0, 11, 0.0, 0.0, 10, 1, queue_seconds=0.4, first_seconds=1.0, seconds=3.0)

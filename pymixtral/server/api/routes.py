@@ -136,7 +136,7 @@ async def whole(
     """
 
     async def admitted() -> dict[str, Any]:
-        async with service.admission(n) as place:
+        async with service.admission(n, _most_tokens(body)) as place:
             return await work(place)
 
     try:
@@ -162,7 +162,7 @@ def stream(
     """
 
     async def admitted() -> AsyncIterator[Chunk]:
-        async with service.admission(n) as place:
+        async with service.admission(n, _most_tokens(body)) as place:
             chunks = work(place)
             try:
                 async for chunk in chunks:
@@ -173,3 +173,9 @@ def stream(
                 await chunks.aclose()  # type: ignore[attr-defined]
 
     return answering.events(request, service, admitted())
+
+
+def _most_tokens(body: Body) -> int | None:
+    """The most tokens that a request asks for, whatever its endpoint calls them; None: no limit."""
+    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+    return next((value for name in names if (value := getattr(body, name, None)) is not None), None)
