@@ -80,7 +80,18 @@ class Setting:
     def _llama_python(self) -> Any:
         command = [str(self.llama_python), "-m", "llama_cpp.server", "--model", str(self.model)]
         return _process(
-            [*command, "--n_ctx", str(self.n_ctx), "--n_threads", str(self.n_threads), "--cache", "false", "--port"],
+            [
+                *command,
+                "--n_ctx",
+                str(self.n_ctx),
+                "--n_threads",
+                str(self.n_threads),
+                "--cache",
+                "false",
+                "--interrupt_requests",
+                "false",
+                "--port",
+            ],
             "/v1/models",
         )
 
