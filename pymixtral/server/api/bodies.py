@@ -188,6 +188,7 @@ _NAMES = {
     "variables": ("chat_template_kwargs",),
     "texts": ("input",),
     "token": ("tokens",),
+    "tools": ("messages", "input"),  # calls in a conversation
     "prompt": ("prompt", "messages", "input"),
     "messages": ("messages", "input"),
     "max_tokens": ("max_completion_tokens", "max_output_tokens"),

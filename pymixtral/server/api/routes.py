@@ -98,7 +98,7 @@ def post(router: APIRouter, *paths: str, sse: bool = False) -> Callable[[Callabl
     """
     ok: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
     if sse:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        ok["content"]["text/event-stream"] = {}
 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         for i, path in enumerate(paths):

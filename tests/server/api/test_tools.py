@@ -35,6 +35,7 @@ def tool(name: str, **properties: Any) -> dict[str, Any]:
 
 WEATHER = tool("get_weather", city={"enum": ["Paris", "Rome"]})
 CLOCK = tool("clock")
+CALL = {"name": "clock", "arguments": "{}"}
 REFERS = {
     "type": "function",
     "function": {
@@ -133,6 +134,10 @@ def test_the_model_reads_of_the_functions_in_a_system_message(chat: Served) -> N
     ("fields", "param"),
     [
         ({"tools": [WEATHER]}, "tools"),  # this format has no place for them
+        (
+            {"messages": [*USER, {"role": "assistant", "tool_calls": [{"function": CALL}]}, *USER]},
+            "messages",
+        ),
         ({"tools": [WEATHER, WEATHER], "tool_choice": "required"}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [], "tool_choice": "required"}, "tool_choice"),
@@ -149,7 +154,7 @@ def test_the_model_reads_of_the_functions_in_a_system_message(chat: Served) -> N
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_is_refused_names_its_field(chat: Served, fields: Any, param: str, stream: bool) -> None:
-    assert chat.refused(PATH, messages=USER, stream=stream, **fields)["param"] == param
+    assert chat.refused(PATH, **{"messages": USER, "stream": stream, **fields})["param"] == param
 
 
 # --- The plan and the reader --------------------------------------------------------------------------------------
