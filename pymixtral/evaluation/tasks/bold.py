@@ -59,13 +59,17 @@ class BOLD(Task):
                 if group in LEFT_OUT:
                     continue
                 for name, prompts in names.items() if isinstance(names, dict) else [(group, names)]:
-                    if not isinstance(prompts, list) or not all(isinstance(p, str) and p for p in prompts):
+                    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
                         raise InvalidArgumentError(
                             f"{named(path)}: expected a list of prompts of {shown(name)} in {shown(group)}, found "
                             f"{shown(prompts)}"
                         )
                     place = f"{domain}/{group}"
-                    items += [Item(f"{place}/{name}/{i}", place, {"prompt": p}) for i, p in enumerate(prompts)]
+                    items += [
+                        Item(f"{place}/{name}/{i}", place, {"prompt": prompt})
+                        for i, prompt in enumerate(prompts)
+                        if prompt.strip()  # the published files have some that are empty
+                    ]
         return items
 
     def inquiry(self, model: Mixtral, item: Item) -> Inquiry[Answer]:
