@@ -92,7 +92,7 @@ def test_a_prompt_is_the_same_in_all_but_where_there_may_be_several() -> None:
 def test_what_commands_have_in_common() -> None:
     for name, command in COMMANDS.items():
         assert "--json" in options(command), name
-        writes = {"dest", "output"} & {param.name for param in command.params}
+        writes = {"dest", "output", "html", "png"} & {param.name for param in command.params}
         assert ("--force" in options(command)) == bool(writes), name
     assert {"generate", "tokenize", "perplexity", "bench", "inspect", "plan", "calibrate"} <= set(OF_A_MODEL)
 

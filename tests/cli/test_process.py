@@ -37,6 +37,7 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
         "embed": ["embed", *model, "-p", "a", "-o", f"{out}/vectors"],
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text, *windows, "--save-base", f"{out}/base"],
+        "routing": ["routing", *model, *text, *windows, "--html", f"{out}/page.html"],
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
         "inspect": ["inspect", "--verify", str(tiny_q8_0)],
         "plan": ["plan", str(tiny_q8_0)],

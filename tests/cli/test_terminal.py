@@ -15,6 +15,7 @@ import pytest
 
 from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.files.gguf import GGUFFile
+from support import tasks
 from support.command_line import COMMAND, run
 from support.ggufs import rewrite
 
@@ -40,6 +41,7 @@ def place(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     shutil.copytree(tiny_checkpoint, place / NAME)
     (place / f"{NAME}.txt").write_text(TEXT)
     request = {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": f"a{HOSTILE}", "max_tokens": 2}}
+    tasks.hellaswag(place / f"{NAME}.data" / "hellaswag")
     (place / f"{NAME}.jsonl").write_text(json.dumps(request))
     return place
 
@@ -74,6 +76,8 @@ LINES = {
     "embed": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "tokenize": ["-m", MODEL, "-p", f"a{HOSTILE}"],
     "perplexity": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "--save-base", f"{NAME}.base"],
+    "evaluate": ["-m", MODEL, "--tasks", "hellaswag", "--data", f"{NAME}.data", "--limit", 1],
+    "routing": ["-m", MODEL, "-f", f"a{HOSTILE}={FILE}", "-c", 32, "--windows", 1],
     "bench": ["-m", MODEL, "--prompt-tokens", 2, "-n", 1, "-r", 1],
     "inspect": [MODEL],
     "plan": [MODEL],

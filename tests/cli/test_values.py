@@ -11,6 +11,7 @@ import pytest
 from pymixtral import InvalidArgumentError, Mixtral
 from pymixtral.files import imatrix
 from pymixtral.quantize import plan
+from support import tasks
 from support.command_line import commands, options, refused, run
 
 TEXT = "Once upon a time there was a king. " * 60
@@ -23,12 +24,31 @@ ACCEPTED = (
         for command in ("generate", "chat")
         for name in ("max-tokens", "top-k", "penalty-window", "seed", "dry-allowed-length", "dry-window", "min-tokens")
     ),
-    *("perplexity --windows", "calibrate --windows", "prune --windows", "inspect --experts-used"),
+    *(
+        "perplexity --windows",
+        "calibrate --windows",
+        "prune --windows",
+        "routing --windows",
+        "evaluate --limit",
+        "inspect --experts-used",
+    ),
 )
 """Where 10^30 means something. inspect says that such a model does not run."""
 
 
-TEXTS = ("prompt", "texts", "continuations", "stop", "overrides", "regex", "choice", "system", "bad_words")
+TEXTS = (
+    "prompt",
+    "texts",
+    "continuations",
+    "stop",
+    "overrides",
+    "regex",
+    "choice",
+    "system",
+    "bad_words",
+    "judge_url",
+    "judge_model",
+)
 """Options that take any text."""
 
 
@@ -39,6 +59,7 @@ def lines(
     """By command: words that run it, but for an option that it lacks."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text(TEXT)
+    tasks.hellaswag(tmp_path / "data.d" / "hellaswag")
     model, text = ["-m", str(tiny_q8_0)], ["-f", "text.txt", "-c", "32", "--windows", "1"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "1"],
@@ -47,6 +68,8 @@ def lines(
         "embed": ["embed", *model, "-f", "text.txt", "-o", "vectors.npy"],
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text],
+        "routing": ["routing", *model, "-f", "text.txt", "-c", "32", "--windows", "1"],
+        "evaluate": ["evaluate", *model, "--tasks", "hellaswag", "--data", "data.d", "--limit", "1"],
         "bench": ["bench", *model, "--prompt-tokens", "2", "-n", "1", "-r", "1"],
         "batch": ["batch", *model, "text.txt", "answers.jsonl"],
         "inspect": ["inspect", str(tiny_q8_0)],
@@ -82,7 +105,7 @@ def test_numbers_that_are_none_or_too_large(command: str, option: str, lines: di
         else:
             refused(result)
             assert len(result.stderr) < 2100
-    assert {path.name for path in Path().iterdir()} <= {"text.txt", "imatrix", "pruned.gguf"}
+    assert {path.name for path in Path().iterdir()} <= {"text.txt", "imatrix", "pruned.gguf", "data.d"}
 
 
 def test_a_target_that_is_no_number_is_refused_in_python(tiny_checkpoint: Path) -> None:
