@@ -1,5 +1,6 @@
 """What a model's answers are worth: tasks, their items answered together, and the figures.
 
+from importlib.metadata import version
 from pathlib import Path
 
 from pymixtral import Mixtral
@@ -212,13 +213,11 @@ def evaluate(
 def _evaluated(
     model: Mixtral, card: Card, task: Task, limit: int | None, kept: Answers, n_in_flight: int, progress: bool
 ) -> Result:
-    from pymixtral import __version__
-
     questions = task.digest()
     state = json.dumps([asdict(card) | {"name": ""}, ops.NUMERICS_VERSION, questions], sort_keys=True)
     run = hashlib.sha256(state.encode()).hexdigest()[:16]
     head = {"task": task.name, "questions": questions, "settings": task.settings, "model": asdict(card)}
-    kept.begin(run, head | {"version": __version__})
+    kept.begin(run, head | {"version": version("pymixtral")})
     items = sample(task, limit)
     there = kept.marks[run]
     missing = [item for item in items if item.id not in there]
@@ -241,7 +240,7 @@ def _evaluated(
         questions=questions,
         limit=limit,
         model=card,
-        version=__version__,
+        version=version("pymixtral"),
         run=run,
         items=[item.id for item in items],
         answers=[kept.texts[run][item.id] for item in items],
