@@ -1,6 +1,5 @@
 """What a model's answers are worth: tasks, their items answered together, and the figures.
 
-from importlib.metadata import version
 from pathlib import Path
 
 from pymixtral import Mixtral
