@@ -28,7 +28,7 @@ class InputMessage(Part):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[InputText], Field(min_length=1, max_length=1024)]
+    content: Text | Annotated[list[InputText], Field(min_length=1, max_length=1024, fail_fast=True)]
     id: Annotated[str, Field(max_length=256)] | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
@@ -130,7 +130,8 @@ class ResponseRequest(Body):
     input: (
         Text
         | Annotated[
-            list[InputMessage | FunctionCall | FunctionCallOutput], Field(min_length=1, max_length=MAX_MESSAGES)
+            list[InputMessage | FunctionCall | FunctionCallOutput],
+            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
         ]
     )
     instructions: Text | None = None
@@ -144,7 +145,7 @@ class ResponseRequest(Body):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None

@@ -78,7 +78,7 @@ class DetokenizeRequest(Body):
     """What /detokenize takes."""
 
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class TemplateRequest(TemplateFields, Body):
