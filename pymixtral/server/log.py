@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -78,7 +79,7 @@ class Log:
 
     Args:
         form: one of FORMS.
-        trace: a new file for the phases of requests; None: there is none.
+        trace: a file that the phases of requests are added to; None: there is none.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -118,6 +119,15 @@ class Log:
             text: one or several lines.
         """
         self._lines.write(escaped(text, keep="\n"))
+
+    def fault(self, id: str, error: BaseException) -> None:
+        """Write where an exception came from that nobody expected. Its client learns nothing.
+
+        Args:
+            id: the name of the request.
+            error: the exception.
+        """
+        self.note(f"request {id}: {''.join(traceback.format_exception(error))}")
 
     def close(self) -> None:
         """Write what waits, and close the trace."""
