@@ -29,7 +29,7 @@ _LAST_SECONDS = 2.0
 
 
 class Lines:
-    """A file that a thread writes lines to.
+    """A file that a thread writes lines to. It begins with the first line: a batch, which tells nothing, has none.
 
     Args:
         file: is written, and not closed.
@@ -43,7 +43,6 @@ class Lines:
         self._file = file
         self._waiting: queue.Queue[str | None] = queue.Queue(_MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="pymixtral-log", daemon=True)
-        self._thread.start()
 
     def write(self, line: str) -> None:
         """Have a line written soon.
@@ -51,6 +50,8 @@ class Lines:
         Args:
             line: without its end.
         """
+        if self._thread.ident is None:
+            self._thread.start()
         try:
             self._waiting.put_nowait(line)
         except queue.Full:
@@ -58,6 +59,8 @@ class Lines:
 
     def close(self) -> None:
         """Have all lines written, unless that takes long."""
+        if self._thread.ident is None:
+            return
         with suppress(queue.Full):
             self._waiting.put(None, timeout=_LAST_SECONDS)
         self._thread.join(_LAST_SECONDS)
