@@ -14,14 +14,15 @@ from starlette.responses import Response
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
 from pymixtral.server.api.bodies import Text, TokenIds
-from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.routes import make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.sampling import Several, WritingBody
 from pymixtral.server.api.token_texts import Offsets, TokenTexts
 from pymixtral.server.errors import APIError
-from pymixtral.server.service import Service, Work
+from pymixtral.server.service import Service, TheService, Work
 
 router = make_router()
 
@@ -309,7 +310,7 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
 
 
 @post(router, "/v1/completions", "/completions", sse=True)
-async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
+async def completions(body: CompletionRequest, request: Request, service: TheService) -> Response:
     """Write the texts that follow prompts.
 
     Args:

@@ -13,8 +13,9 @@ from pymixtral.errors import PymixtralError
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.bodies import Body, Text, TokenId, of_library
 from pymixtral.server.api.chat_requests import ChatRequest, Messages, TemplateFields
-from pymixtral.server.api.routes import RESPONSES, Served, make_router, post
+from pymixtral.server.api.routes import RESPONSES, make_router, post
 from pymixtral.server.errors import APIError
+from pymixtral.server.service import TheService
 
 router = make_router()
 
@@ -127,7 +128,7 @@ def spelled(model: Mixtral, ids: list[int]) -> str:
 
 
 @post(router, "/v1/tokenize", "/tokenize")
-async def tokenize(body: TokenizeRequest, service: Served) -> Response:
+async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
     """Turn a text or a conversation into tokens.
 
     Args:
@@ -146,7 +147,7 @@ async def tokenize(body: TokenizeRequest, service: Served) -> Response:
 
 
 @post(router, "/v1/detokenize", "/detokenize")
-async def detokenize(body: DetokenizeRequest, service: Served) -> Response:
+async def detokenize(body: DetokenizeRequest, service: TheService) -> Response:
     """Turn tokens into text, under the names that it has in both dialects.
 
     Args:
@@ -159,7 +160,7 @@ async def detokenize(body: DetokenizeRequest, service: Served) -> Response:
 
 
 @post(router, "/v1/apply-template", "/apply-template")
-async def apply_template(body: TemplateRequest, service: Served) -> Response:
+async def apply_template(body: TemplateRequest, service: TheService) -> Response:
     """Write the prompt of a conversation.
 
     Args:
@@ -173,7 +174,7 @@ async def apply_template(body: TemplateRequest, service: Served) -> Response:
 
 
 @post(router, "/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
-async def input_tokens(body: ChatRequest, service: Served) -> Response:
+async def input_tokens(body: ChatRequest, service: TheService) -> Response:
     """Count the tokens of the prompt of a request for a chat.
 
     Args:
@@ -185,7 +186,7 @@ async def input_tokens(body: ChatRequest, service: Served) -> Response:
     return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
 
 
-async def tokenizer_info(service: Served, request: Request) -> Response:  # noqa: ARG001
+async def tokenizer_info(service: TheService, request: Request) -> Response:  # noqa: ARG001
     """Describe the tokenizer, as vLLM does.
 
     Args:
