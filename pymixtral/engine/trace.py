@@ -77,9 +77,10 @@ class Trace:
         Args:
             other: its trace.
         """
-        n = self.n_tokens = other.n_tokens
+        n = other.n_tokens
         self._ids, self._experts = other._ids[:n].copy(), other._experts[:n].copy()
         self._weights, self._probabilities = other._weights[:n].copy(), other._probabilities[:n].copy()
+        self.n_tokens = n  # last: a reader meanwhile takes as many rows of each array
 
     def routing(self, n_prompt: int, n_tokens: int) -> Routing:
         """Make what a caller is given.
