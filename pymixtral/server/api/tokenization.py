@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -137,13 +138,17 @@ async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
     """
     service.check_model(body.model)
     model = service.model.model
-    ids = await _threaded(body, body.ids, model)
-    answer: dict[str, Any] = {"count": len(ids), "max_model_len": model.n_ctx, "tokens": ids}
-    if body.return_token_strs:
-        answer["token_strs"] = [model.token_piece(id) for id in ids]
-    if body.with_pieces:
-        answer["tokens"] = pieces_of(model, ids)
-    return JSONResponse(answer)
+
+    def answer() -> Response:
+        ids = body.ids(model)
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": model.n_ctx, "tokens": ids}
+        if body.return_token_strs:
+            found["token_strs"] = [model.token_piece(id) for id in ids]
+        if body.with_pieces:
+            found["tokens"] = pieces_of(model, ids)
+        return JSONResponse(found)
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/detokenize", "/detokenize")
@@ -155,8 +160,13 @@ async def detokenize(body: DetokenizeRequest, service: TheService) -> Response:
         service: the application's.
     """
     service.check_model(body.model)
-    text = await _threaded(body, service.model.model.detokenize, body.tokens)
-    return JSONResponse({"prompt": text, "content": text})
+    model = service.model.model
+
+    def answer() -> Response:
+        text = model.detokenize(body.tokens)
+        return JSONResponse({"prompt": text, "content": text})
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/apply-template", "/apply-template")
@@ -169,8 +179,12 @@ async def apply_template(body: TemplateRequest, service: TheService) -> Response
     """
     service.check_model(body.model)
     model = service.model.model
-    ids = await _threaded(body, body.prompt_ids, model)
-    return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
+
+    def answer() -> Response:
+        ids = body.prompt_ids(model)
+        return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
@@ -182,8 +196,12 @@ async def input_tokens(body: ChatRequest, service: TheService) -> Response:
         service: the application's.
     """
     service.check_model(body.model)
-    ids = await _threaded(body, body.prompt_ids, service.model.model)
-    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
+    model = service.model.model
+
+    def answer() -> Response:
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(body.prompt_ids(model))})
+
+    return await _threaded(body, answer)
 
 
 async def tokenizer_info(service: TheService, request: Request) -> Response:  # noqa: ARG001
@@ -219,9 +237,9 @@ for _path in ("/v1/tokenizer_info", "/tokenizer_info"):
     )
 
 
-async def _threaded(body: Body, function: Any, *arguments: Any) -> Any:
-    """Calls a function in a thread, so that long texts delay nobody."""
+async def _threaded(body: Body, answer: Callable[[], Response]) -> Response:
+    """Makes an answer in a thread, all of it, so that long texts delay nobody."""
     try:
-        return await asyncio.to_thread(function, *arguments)
+        return await asyncio.to_thread(answer)
     except PymixtralError as error:
         raise of_library(error, body) from error
