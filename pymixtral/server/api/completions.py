@@ -29,6 +29,9 @@ router = make_router()
 MAX_PROMPTS = 1024
 """Prompts of one request."""
 
+MAX_CHOICES = 2048
+"""Texts of one request: to make so many takes half a second, in which nobody else is answered."""
+
 
 class CompletionRequest(WritingBody):
     """What /v1/completions takes."""
@@ -70,6 +73,9 @@ class CompletionRequest(WritingBody):
         n = self.n or 1
         if self.best_of is not None and self.best_of < n:
             _refuse("best_of", f"best_of of at least n, which is {n}, found {self.best_of}")
+        if self.n_texts > MAX_CHOICES:
+            what = "n" if self.best_of is None else "best_of"
+            _refuse(what, f"{what} to make at most {MAX_CHOICES} texts of all prompts, found {self.n_texts}: ask twice")
         if self.stream:
             if self.best_of is not None and self.best_of > n:
                 _refuse("best_of", "best_of of n in a stream, found more: nobody knows the best before the end")
