@@ -319,10 +319,9 @@ def test_the_document_of_the_interface(server: Server) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_without_its_packages_it_says_what_to_install() -> None:
-    program = (
-        "import sys; sys.modules['fastapi'] = None; from pymixtral.cli import main; main(['serve', '--port', '0'])"
-    )
+@pytest.mark.parametrize("command", [["serve", "--port", "0"], ["batch", __file__, "no/answers.jsonl"]])
+def test_without_its_packages_it_says_what_to_install(command: list[str]) -> None:
+    program = f"import sys; sys.modules['fastapi'] = None; from pymixtral.cli import main; main({command!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 2
     assert "pip install 'pymixtral[server]'" in done.stderr
