@@ -23,7 +23,18 @@ class InputText(Part):
     logprobs: list[Any] | None = None
 
 
-class InputMessage(Part):
+class _Earlier(Part):
+    """What an earlier answer may have had: fields that are null may stay in it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in data.items() if key in cls.model_fields or value is not None}
+
+
+class InputMessage(_Earlier):
     """A message of the conversation: one that is given, or an earlier answer."""
 
     type: Literal["message"] = "message"
@@ -32,15 +43,8 @@ class InputMessage(Part):
     id: Annotated[str, Field(max_length=256)] | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value is not None}
 
-
-class FunctionCall(Part):
+class FunctionCall(_Earlier):
     """A call that an earlier answer asked for."""
 
     type: Literal["function_call"]
@@ -49,13 +53,6 @@ class FunctionCall(Part):
     arguments: Text
     id: Annotated[str, Field(max_length=256)] | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value is not None}
 
 
 class FunctionCallOutput(Part):
