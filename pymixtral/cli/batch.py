@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,9 @@ from pymixtral.cli.options import (
     path_type,
     threads_option,
 )
+from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note, write, write_json
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
@@ -73,12 +73,7 @@ def batch(
     an earlier one ended. A request that is refused has a line that says why; the exit code is 1
     then.
     """
-    missing = [name for name in ("fastapi", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise UnsupportedError(
-            f"expected the packages of the extra [server], found no {missing[0]}: "
-            "install them with `pip install 'pymixtral[server]'`"
-        )
+    check_packages("server", "fastapi", "prometheus_client")
     from pymixtral.server.batch import Batch
 
     with opened(

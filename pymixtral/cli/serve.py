@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,9 @@ from pymixtral.cli.options import (
     path_type,
     threads_option,
 )
+from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from pymixtral.model.overrides import Override
@@ -129,7 +129,7 @@ def serve(
     end first; a second one does not. Only this machine can connect, unless --host names another
     address.
     """
-    _check_packages()
+    check_packages("server", "fastapi", "uvicorn", "httptools", "prometheus_client")
     _refuse_workers()
     keys = _keys(api_key_file)
     from pymixtral.server.log import Log
@@ -163,15 +163,6 @@ def serve(
         if not settings.loopback and not keys:
             note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
         run(settings, listener, partial(opened, model, chats=True, **options), log)
-
-
-def _check_packages() -> None:
-    missing = [name for name in ("fastapi", "uvicorn", "httptools", "prometheus_client") if find_spec(name) is None]
-    if missing:
-        raise UnsupportedError(
-            f"expected the packages of the extra [server], found no {missing[0]}: "
-            "install them with `pip install 'pymixtral[server]'`"
-        )
 
 
 def _refuse_workers() -> None:

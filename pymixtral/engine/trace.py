@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pymixtral.arrays import F16, F32, I32, U8
+from pymixtral.arrays import F16, I32, U8
 from pymixtral.model.routing import Routing, probabilities
 from pymixtral.ops import Choices
 
@@ -37,7 +37,7 @@ class Trace:
         self._n_experts = n_experts
         self._ids: I32 = np.empty(0, np.int32)
         self._experts: U8 = np.empty((0, n_layers, n_experts_used), np.uint8)
-        self._weights: F32 = np.empty((0, n_layers, n_experts_used), np.float32)
+        self._weights: F16 = np.empty((0, n_layers, n_experts_used), np.float16)
         self._probabilities: F16 = np.empty((0, n_layers, n_experts if full else 0), np.float16)
 
     def add(self, position: int, ids: I32, choices: Choices, first: int) -> None:
@@ -56,8 +56,10 @@ class Trace:
         if end > len(self._ids):
             self._grow(end)
         self._ids[begin:end] = ids[n_known:]
-        self._experts[begin:end] = choices.experts[rows]
-        self._weights[begin:end] = choices.weights[rows]
+        # In order here, once: a stream reads the trace with each of its pieces.
+        order = np.argsort(-choices.weights[rows], axis=-1, kind="stable")
+        self._experts[begin:end] = np.take_along_axis(choices.experts[rows], order, -1)
+        self._weights[begin:end] = np.take_along_axis(choices.weights[rows], order, -1)
         if self.full:
             assert choices.logits is not None
             self._probabilities[begin:end] = probabilities(choices.logits[rows])
@@ -77,9 +79,10 @@ class Trace:
         Args:
             other: its trace.
         """
-        n = self.n_tokens = other.n_tokens
+        n = other.n_tokens
         self._ids, self._experts = other._ids[:n].copy(), other._experts[:n].copy()
         self._weights, self._probabilities = other._weights[:n].copy(), other._probabilities[:n].copy()
+        self.n_tokens = n  # last: a reader meanwhile takes as many rows of each array
 
     def routing(self, n_prompt: int, n_tokens: int) -> Routing:
         """Make what a caller is given.
@@ -92,14 +95,12 @@ class Trace:
             The routing, with arrays of its own.
         """
         n = min(self.n_tokens, n_tokens)
-        experts, weights = self._experts[:n], self._weights[:n]
-        order = np.argsort(-weights, axis=-1, kind="stable")
         return Routing(
             self._ids[:n].copy(),
             min(n, n_prompt),
             self._n_experts,
-            np.take_along_axis(experts, order, -1),
-            np.take_along_axis(weights, order, -1).astype(np.float16),
+            self._experts[:n].copy(),
+            self._weights[:n].copy(),
             self._probabilities[:n].copy() if self.full else None,
         )
 

@@ -11,19 +11,16 @@ perhaps the last complete, and another one goes on behind them.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pymixtral.errors import InvalidArgumentError, OutputError, PymixtralError
+from pymixtral.errors import InvalidArgumentError, OutputError
 from pymixtral.escapes import escaped_json
 from pymixtral.evaluation.tasks.task import Answer, Marks
+from pymixtral.files.growing import GrowingFile
 from pymixtral.files.kinds import named
 
 
@@ -49,21 +46,16 @@ class Answers:
         self.marks: dict[str, dict[str, Marks]] = {}
         self.groups: dict[str, dict[str, str]] = {}
         self.texts: dict[str, dict[str, Answer]] = {}
-        self._path = path
+        self._file: GrowingFile | None = None
         if path is None:
             return
-        with self._errors():
-            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        file = self._file = GrowingFile(path, force=force)
         try:
-            self._lock()
-            with self._errors():
-                if force:
-                    self._file.truncate(0)
-                end = self._load(self._file.read())
-                self._file.truncate(end)
-                self._file.seek(end)
-        except BaseException:
-            self._file.close()
+            with file.reading() as there:
+                data = there.read()
+            file.cut(self._load(data, path))
+        except BaseException as error:
+            file.__exit__(type(error), error, error.__traceback__)
             raise
 
     @classmethod
@@ -79,11 +71,9 @@ class Answers:
         """
         answers = cls()
         try:
-            answers._path = path
-            answers._load(path.read_bytes())
+            answers._load(path.read_bytes(), path)
         except OutputError as error:
             raise InvalidArgumentError(str(error)) from None
-        answers._path = None
         return answers
 
     def begin(self, run: str, head: Mapping[str, Any]) -> None:
@@ -135,9 +125,8 @@ class Answers:
         Raises:
             OutputError: if that fails.
         """
-        if self._path is not None:
-            with self._errors(), self._file:
-                os.fsync(self._file.fileno())
+        if self._file is not None:
+            self._file.close()
 
     def __enter__(self) -> Answers:
         return self
@@ -145,24 +134,21 @@ class Answers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None:
-            return self.close()
-        with suppress(OutputError):  # the first error counts
-            self.close()
-        return None
+        if self._file is not None:
+            self._file.__exit__(kind, error, trace)
 
     # --- Parts ------------------------------------------------------------------------------------
 
-    def _load(self, data: bytes) -> int:
+    def _load(self, data: bytes, path: Path) -> int:
         """Takes the lines of a file; gives the end of the last complete one."""
         end = data.rfind(b"\n") + 1
         for i, line in enumerate(data[:end].splitlines(), 1):
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                raise OutputError(self._strange(i)) from None
+                raise OutputError(_strange(path, i)) from None
         if data[end:] and not (data[end:].startswith(b'{"run": "') or b'{"run": "'.startswith(data[end:])):
-            raise OutputError(self._strange(data[:end].count(b"\n") + 1))
+            raise OutputError(_strange(path, data[:end].count(b"\n") + 1))
         return end
 
     def _take(self, line: dict[str, Any]) -> None:
@@ -178,45 +164,12 @@ class Answers:
             raise KeyError("figures")
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        text = escaped_json(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n"
-        data = memoryview(text.encode("utf-8"))
-        with self._errors():
-            while data:
-                data = data[self._file.write(data) :]
+        if self._file is not None:
+            self._file.append(escaped_json(json.dumps(line, ensure_ascii=False, allow_nan=False)) + "\n")
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"{named(self._file_path)}: expected a file that nobody else writes, found that another program does: "
-                "wait for its end, or choose another name"
-            ) from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise OutputError(f"{named(self._file_path)}: expected to lock it, found an error ({error})") from error
 
-    @property
-    def _file_path(self) -> Path:
-        assert self._path is not None
-        return self._path
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except PymixtralError:
-            raise
-        except OSError as error:
-            raise OutputError(
-                f"{named(self._file_path)}: expected to write it, found an error ({error.strerror}): "
-                "free some space or choose another place, then go on with the same command"
-            ) from error
-
-    def _strange(self, line: int) -> str:
-        return (
-            f"{named(self._file_path)}, line {line}: expected answers of an evaluation, found something else: "
-            "choose another name, or replace it with force=True"
-        )
+def _strange(path: Path, line: int) -> str:
+    return (
+        f"{named(path)}, line {line}: expected answers of an evaluation, found something else: "
+        "choose another name, or replace it with force=True"
+    )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pymixtral import ops
+from pymixtral.arguments import integer
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
@@ -57,14 +58,15 @@ def calibrate(
         The importance matrix.
 
     Raises:
-        InvalidArgumentError: for a text shorter than a window, and a `resume` of other texts,
-            another model or another n_ctx.
+        InvalidArgumentError: for a text shorter than a window, `n_windows` out of its range, and a
+            `resume` of other texts, another model or another n_ctx.
         UnsupportedError: for a file without a tokenizer.
         NonFiniteError: if the model's weights lead to NaN or infinity.
     """
+    most = None if n_windows is None else integer("n_windows", n_windows, 1)
     windows = text_windows(model, texts, n_ctx)
     digest = _digest(model, n_ctx, windows)
-    windows = windows[:n_windows]
+    windows = windows[:most]
     if resume is None:
         state = ImportanceMatrix({}, [escaped(name) for name, _ in texts], 0, n_ctx, digest)
     elif resume.digest == digest:

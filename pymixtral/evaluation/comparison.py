@@ -117,6 +117,7 @@ def results(answers: Answers) -> list[Result]:
             card = Card(**head["model"])
             table = Table(list(answers.groups[run].values()), list(marks.values()))
             figures = task.figures(table)
+            questions, version = head["questions"], head["version"]
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidArgumentError(
                 f"expected answers that this version of pymixtral can read, found others in run {run} ({error}): "
@@ -125,10 +126,10 @@ def results(answers: Answers) -> list[Result]:
         found.append(
             Result(
                 task=task,
-                questions=head["questions"],
+                questions=questions,
                 limit=None,
                 model=card,
-                version=head["version"],
+                version=version,
                 run=run,
                 items=list(marks),
                 answers=list(answers.texts[run].values()),

@@ -51,8 +51,12 @@ class Judge:
     pause: float = 2.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(self.url)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:  # of a host in brackets that is no address
+            valid = False
+        if not valid:
             raise InvalidArgumentError(
                 f"expected the judge's URL to be such as http://localhost:8000/v1, found {shown(self.url)}"
             )

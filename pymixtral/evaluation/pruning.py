@@ -23,6 +23,7 @@ from pymixtral.evaluation.calibration import text_windows
 from pymixtral.files.atomic import check_dest
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.pruning import drop_experts
+from pymixtral.files.rewriting import check_shard_bytes
 from pymixtral.mixtral import Mixtral
 from pymixtral.model.config import ModelConfig
 from pymixtral.progress import progress_bar
@@ -99,11 +100,12 @@ def expert_use(
         The sums over all windows.
 
     Raises:
-        InvalidArgumentError: for a text shorter than a window.
+        InvalidArgumentError: for a text shorter than a window, and `n_windows` out of its range.
         UnsupportedError: for a file without a tokenizer.
         NonFiniteError: if the model's weights lead to NaN or infinity.
     """
-    windows = text_windows(model, texts, n_ctx)[:n_windows]
+    most = None if n_windows is None else integer("n_windows", n_windows, 1)
+    windows = text_windows(model, texts, n_ctx)[:most]
     observers = model.observers()
     with progress_bar(total=len(windows) * n_ctx, unit=" tokens", unit_scale=True, shown=progress) as bar:
         for window in windows:
@@ -155,6 +157,7 @@ def prune(
         ModelConfigError: its metadata or tensors make no sense.
         UnsupportedError: pymixtral does not run the model, or it is dense.
         InvalidArgumentError: an argument is out of its range, or a text shorter than a window.
+        NonFiniteError: the model's weights lead to NaN or infinity.
         OutputError: a file cannot be written.
     """
     if criterion not in CRITERIA:
@@ -162,6 +165,7 @@ def prune(
     if not texts and criterion != "random":
         raise InvalidArgumentError(f"expected texts for the criterion {criterion}, found none")
     seed = integer("seed", seed, 0, (1 << 64) - 1)
+    check_shard_bytes(max_shard_bytes)
     path = path_of("dest", dest)
     with GGUFFile(path_of("source", source)) as file:
         config = ModelConfig.from_gguf(file)

@@ -14,6 +14,7 @@ from pymixtral.files.names import TensorName
 from pymixtral.files.rewriting import PlannedTensor, check_shard_bytes, rewrite
 
 _COUNT, _USED, _LABEL = "llama.expert_count", "llama.expert_used_count", "general.size_label"
+_LAYERS = "llama.block_count"
 
 
 def drop_experts(
@@ -58,7 +59,10 @@ def drop_experts(
                 f"{file.path}: expected a mixture of at least 2 experts, found {quoted(n_experts)} as '{_COUNT}' and "
                 f"{quoted(n_used)} as '{_USED}'"
             )
-        _check(kept, n_experts, file.metadata.get("llama.block_count"))
+        n_layers = file.metadata.get(_LAYERS)
+        if type(n_layers) is not int or n_layers < 1:
+            raise ModelConfigError(f"{file.path}: expected at least 1 as '{_LAYERS}', found {quoted(n_layers)}")
+        _check(kept, n_experts, n_layers)
         planned = [one for tensor in file.tensors.values() for one in _planned(file.path, tensor, kept, n_experts)]
         n_kept = len(kept[0])
         changed: dict[str, int | str] = {_COUNT: n_kept, _USED: min(n_used, n_kept)}
@@ -70,9 +74,9 @@ def drop_experts(
         )
 
 
-def _check(kept: Sequence[Sequence[int]], n_experts: int, n_layers: object) -> None:
+def _check(kept: Sequence[Sequence[int]], n_experts: int, n_layers: int) -> None:
     if len(kept) != n_layers:
-        raise InvalidArgumentError(f"expected experts to keep for each of {quoted(n_layers)} layers, found {len(kept)}")
+        raise InvalidArgumentError(f"expected experts to keep for each of {n_layers} layers, found {len(kept)}")
     for layer, experts in enumerate(kept):
         if len(experts) != len(kept[0]) or len(experts) < 2 or list(experts) != sorted(set(experts)):
             raise InvalidArgumentError(

@@ -26,7 +26,7 @@ class Access:
 
     def __init__(self, settings: Settings) -> None:
         self._keys = [sha256(key.encode()).digest() for key in settings.keys]
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.cors_origins)
+        self._origins = frozenset(settings.origins)
         self._hosts: frozenset[str] | None = None
         if settings.loopback:
             self._hosts = _LOOPBACK | {urlsplit(origin).hostname or "" for origin in self._origins}

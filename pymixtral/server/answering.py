@@ -12,7 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pymixtral.errors import PymixtralError
 from pymixtral.server.errors import APIError, api_error
+from pymixtral.server.record import current
 from pymixtral.server.service import Service, ending, get_service
 
 T = TypeVar("T")
@@ -129,6 +131,9 @@ class _Events(Response):
                 if isinstance(error, StopAsyncIteration):
                     break
                 if error is not None:
+                    if not isinstance(error, (APIError, PymixtralError)):
+                        record = current.get()
+                        self._service.log.fault(record.id if record else "", error)
                     await _send(send, event(api_error(error).body))
                     break
                 if not chunk.done():

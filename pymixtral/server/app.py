@@ -51,7 +51,7 @@ def make_app(service: Service) -> FastAPI:
     if service.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.settings.cors_origins,
+            allow_origins=service.settings.origins,
             allow_methods=["GET", "POST", "OPTIONS"],
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],

@@ -7,6 +7,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -28,7 +29,7 @@ _LAST_SECONDS = 2.0
 
 
 class Lines:
-    """A file that a thread writes lines to.
+    """A file that a thread writes lines to. It begins with the first line: a batch, which tells nothing, has none.
 
     Args:
         file: is written, and not closed.
@@ -42,7 +43,6 @@ class Lines:
         self._file = file
         self._waiting: queue.Queue[str | None] = queue.Queue(_MOST_WAITING)
         self._thread = threading.Thread(target=self._run, name="pymixtral-log", daemon=True)
-        self._thread.start()
 
     def write(self, line: str) -> None:
         """Have a line written soon.
@@ -50,6 +50,8 @@ class Lines:
         Args:
             line: without its end.
         """
+        if self._thread.ident is None:
+            self._thread.start()
         try:
             self._waiting.put_nowait(line)
         except queue.Full:
@@ -57,6 +59,8 @@ class Lines:
 
     def close(self) -> None:
         """Have all lines written, unless that takes long."""
+        if self._thread.ident is None:
+            return
         with suppress(queue.Full):
             self._waiting.put(None, timeout=_LAST_SECONDS)
         self._thread.join(_LAST_SECONDS)
@@ -78,7 +82,7 @@ class Log:
 
     Args:
         form: one of FORMS.
-        trace: a new file for the phases of requests; None: there is none.
+        trace: a file that the phases of requests are added to; None: there is none.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -118,6 +122,15 @@ class Log:
             text: one or several lines.
         """
         self._lines.write(escaped(text, keep="\n"))
+
+    def fault(self, id: str, error: BaseException) -> None:
+        """Write where an exception came from that nobody expected. Its client learns nothing.
+
+        Args:
+            id: the name of the request.
+            error: the exception.
+        """
+        self.note(f"request {id}: {''.join(traceback.format_exception(error))}")
 
     def close(self) -> None:
         """Write what waits, and close the trace."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import traceback
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -60,7 +59,7 @@ class Door:
                 await self._app(scope, await self._with_body(headers, receive), send_named)
             except Exception as error:
                 if not isinstance(error, APIError):
-                    self._service.log.note(f"request {record.id}: {traceback.format_exc()}")
+                    self._service.log.fault(record.id, error)
                 if record.status:  # too late for another answer: the connection breaks off
                     raise
                 await answer(error)(scope, receive, send_named)

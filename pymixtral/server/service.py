@@ -139,9 +139,17 @@ class Service:
             APIError: if it is another one, and the settings are strict.
         """
         if name is not None and name != self.name and not self.settings.any_model:
-            raise APIError(
-                404, f"expected the model {self.name!r}, found {name[:200]!r}", param="model", code="model_not_found"
-            )
+            raise self.unknown_model(name)
+
+    def unknown_model(self, name: str) -> APIError:
+        """Make the error of a request for another model.
+
+        Args:
+            name: the model that it names.
+        """
+        return APIError(
+            404, f"expected the model {self.name!r}, found {name[:200]!r}", param="model", code="model_not_found"
+        )
 
     def timeout(self, asked: float | None = None) -> float | None:
         """How long a request may compute: what `timeout` of pymixtral.Options becomes.

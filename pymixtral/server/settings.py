@@ -58,3 +58,8 @@ class Settings:
         if self.timeout is not None:
             number("timeout", self.timeout, 1e-3, _LONGEST)
         number("drain", self.drain, 0, _LONGEST)
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """The origins as browsers write them: in lower case, without a slash at the end."""
+        return tuple(origin.lower().rstrip("/") for origin in self.cors_origins)

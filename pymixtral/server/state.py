@@ -8,7 +8,6 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from pymixtral import __version__
-from pymixtral.server.errors import APIError
 from pymixtral.server.service import Service, TheService
 
 router = APIRouter()
@@ -65,9 +64,7 @@ async def model(id: str, service: TheService) -> dict[str, Any]:
     """The model of this name."""
     found = _model(service)
     if id != service.name:
-        raise APIError(
-            404, f"expected the model {service.name!r}, found {id[:200]!r}", param="model", code="model_not_found"
-        )
+        raise service.unknown_model(id)
     return found
 
 

@@ -411,6 +411,30 @@ def test_parts_give_the_whole_and_known_tokens_stay() -> None:
         assert parts.routing(7, 5).n_prompt == 5
 
 
+def test_a_reader_meets_whole_rows_at_each_step() -> None:
+    class Read(Trace):
+        """Is read after each step of a change."""
+
+        watched = False
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if self.watched:
+                read = self.routing(20, 100)
+                lengths = {len(read.ids), read.n_tokens, len(read.weights)}
+                assert read.probabilities is not None
+                assert lengths | {len(read.probabilities)} in ({0}, {30}, {100})
+
+    ids = np.arange(100, dtype=np.int32)
+    other, trace = Trace(2, 4, 2, full=True), Read(2, 4, 2, full=True)
+    other.add(0, ids[:30], choices(ids), 0)
+    trace.watched = True
+    trace.follow(other)
+    trace.add(30, ids[30:], choices(ids), 30)
+    other.add(30, ids[30:], choices(ids), 30)
+    assert trace.routing(20, 100) == other.routing(20, 100)
+
+
 def test_routings_are_equal_if_all_numbers_are() -> None:
     ids = np.arange(9, dtype=np.int32)
     trace, plain = Trace(2, 4, 2, full=True), Trace(2, 4, 2)

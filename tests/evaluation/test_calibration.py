@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,12 @@ def test_sums_are_those_of_the_layers_inputs(model: Mixtral, whole: ImportanceMa
     np.testing.assert_allclose(whole.entries["output.weight"].sums[0], total, rtol=1e-12)
     gate, up = (whole.entries[f"blk.1.ffn_{name}_exps.weight"] for name in ("gate", "up"))
     np.testing.assert_array_equal(gate.sums, up.sums)
+
+
+@pytest.mark.parametrize("n_windows", [0, -1, 1.5])
+def test_numbers_of_windows_that_are_none(model: Mixtral, n_windows: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="n_windows"):
+        calibrate(model, [("t", TEXT)], n_ctx=32, n_windows=n_windows, progress=False)
 
 
 def head(model: Mixtral) -> np.ndarray:  # type: ignore[type-arg]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from pymixtral.evaluation.evaluate import Result, evaluate
 from pymixtral.evaluation.paper import FIGURES, published
 from pymixtral.evaluation.tasks.bbq import BBQ
 from pymixtral.evaluation.tasks.catalogue import TASKS
+from pymixtral.evaluation.tasks.gsm8k import GSM8K
 from pymixtral.evaluation.tasks.hellaswag import HellaSwag
 from pymixtral.evaluation.tasks.mmlu import MMLU
-from pymixtral.evaluation.tasks.task import Table, sample
+from pymixtral.evaluation.tasks.mt_bench import MTBench
+from pymixtral.evaluation.tasks.task import Table, Task, sample
 from pymixtral.quantize import quantize
 from support import tasks as files
 from support.ggufs import rewrite
@@ -246,10 +248,29 @@ def test_a_file_of_answers_is_as_good_as_a_model(model: Mixtral, worse: Mixtral,
         differences = compare(before, again).differences
         for name, figure in compare(before, result).differences.items():
             assert differences[name].value == pytest.approx(figure.value, nan_ok=True)
-    text = path.read_text(encoding="utf-8").replace('"task": "bbq"', '"task": "bcq"')
-    path.write_text(text, encoding="utf-8")
-    with pytest.raises(InvalidArgumentError, match="expected answers that this version of pymixtral can read"):
-        results(Answers.read(path))
+    text = path.read_text(encoding="utf-8")
+    for name, other in (('"task": "bbq"', '"task": "bcq"'), ('"version": ', '"edition": '), ('"questions": ', '"q": ')):
+        path.write_text(text.replace(name, other), encoding="utf-8")
+        with pytest.raises(InvalidArgumentError, match="expected answers that this version of pymixtral can read"):
+            results(Answers.read(path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "write", "name"),
+    [
+        (MMLU, files.mmlu, "dev/wolves_dev.csv"),
+        (GSM8K, files.gsm8k, "train.jsonl"),
+        (MTBench, files.mt_bench, "judge_prompts.jsonl"),
+    ],
+)
+def test_the_digest_is_of_examples_and_prompts_too(
+    tmp_path: Path, kind: type[Task], write: Callable[[Path], Path], name: str
+) -> None:
+    before = kind(write(tmp_path)).digest()
+    assert kind(tmp_path).digest() == before
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    (tmp_path / name).write_text(text.replace("?", "!").replace("Judge", "Judge well"), encoding="utf-8")
+    assert kind(tmp_path).digest() != before
 
 
 # --- The paper ----------------------------------------------------------------------------------------------------

@@ -59,7 +59,9 @@ def test_a_server_that_is_not_there_is_named() -> None:
         Judge(url, "wise", tries=2, pause=0.001).ask(MESSAGES)
 
 
-@pytest.mark.parametrize("url", ["", "localhost:8000", "file:///etc/passwd", "ftp://a/v1", "http://"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:8000", "file:///etc/passwd", "ftp://a/v1", "http://", "http://[a", "http://[a]"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(InvalidArgumentError, match="expected the judge's URL"):
         Judge(url, "wise")

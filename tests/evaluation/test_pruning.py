@@ -115,6 +115,9 @@ def test_a_model_with_fewer_experts(model: Mixtral, tiny_q8_0: Path, tmp_path: P
         ({"texts": []}, "texts for the criterion reap"),
         ({"texts": [("short", "a")]}, "short: expected a text with at least one window"),
         ({"seed": -1}, "seed"),
+        ({"n_windows": 0}, "n_windows"),
+        ({"n_windows": -1}, "n_windows"),
+        ({"max_shard_bytes": 0, "texts": [("short", "a")]}, "max_shard_bytes"),  # before anything is measured
     ],
 )
 def test_arguments_that_make_no_sense(tiny_q8_0: Path, tmp_path: Path, changed: Any, words: str) -> None:

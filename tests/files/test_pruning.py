@@ -131,6 +131,9 @@ def test_files_that_contradict_themselves(tiny_q8_0: Path, tmp_path: Path) -> No
         source = rewrite(tiny_q8_0, tmp_path / f"{count}.gguf", keys={"llama.expert_count": count})
         with pytest.raises(error, match=words):
             drop(source, tmp_path / "pruned.gguf", [[0, 1]] * 4)
+    empty = rewrite(tiny_q8_0, tmp_path / "empty.gguf", keys={"llama.block_count": 0})
+    with pytest.raises(ModelConfigError, match=r"at least 1 as 'llama\.block_count', found 0"):
+        drop(empty, tmp_path / "pruned.gguf", [])
     split = rewrite(tiny_q8_0, tmp_path / "split.gguf", split=True, keys={"llama.expert_count": 7})
     with pytest.raises(ModelConfigError, match=r"expected (7 experts|experts below 7)"):
         drop(split, tmp_path / "pruned.gguf", [[0, 1]] * 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def test_each_request_has_its_answer_in_order(model: Mixtral, tmp_path: Path) ->
     requests, output = write(tmp_path / "in.jsonl", REQUESTS), tmp_path / "out.jsonl"
     batch = Batch(model, requests, output)
     batch.run(4, progress=False)
+    assert "pymixtral-log" not in [thread.name for thread in threading.enumerate()]
     answers = read(output)
     assert [answer["custom_id"] for answer in answers] == [one["custom_id"] for one in REQUESTS]
     assert (batch.n_requests, batch.n_done, batch.n_failed, batch.n_resumed) == (len(REQUESTS), len(REQUESTS), 3, 0)

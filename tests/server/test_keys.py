@@ -124,7 +124,7 @@ def test_other_names_of_the_host_are_refused_on_loopback() -> None:
 
 
 def test_browsers_are_answered(start: Start) -> None:
-    server = start("--cors-origin", "https://a.org", env={"PYMIXTRAL_API_KEYS": "key"})
+    server = start("--cors-origin", "https://A.org/", env={"PYMIXTRAL_API_KEYS": "key"})
     ask = {"origin": "https://a.org", "access-control-request-method": "POST"}
     ask["access-control-request-headers"] = "authorization,content-type"
     with server.client() as client:

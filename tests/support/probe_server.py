@@ -83,7 +83,7 @@ async def flood(request: Request, service: TheService) -> Response:
 async def fault(late: bool, request: Request, service: TheService) -> Response:
     async def chunks() -> AsyncIterator[str]:
         yield "first"
-        raise RuntimeError("the secret of the house")
+        raise RuntimeError("the secret of the stream")
 
     if late:
         return events(request, service, chunks())

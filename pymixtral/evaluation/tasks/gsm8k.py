@@ -110,6 +110,10 @@ class GSM8K(Task):
         """See Task. `accuracy_of_one` is the mean over all answers, as if k were 1 at this temperature."""
         return {"accuracy": mean(table.column("correct")), "accuracy_of_one": mean(table.column("correct_of_one"))}
 
+    def beside(self) -> list[tuple[str, str]]:
+        """See Task."""
+        return self._examples
+
     def check(self) -> None:
         """See Task."""
         _ = self._examples

@@ -91,6 +91,10 @@ class MMLU(Task):
                 )
         return examples
 
+    def beside(self) -> dict[str, list[dict[str, Any]]]:
+        """See Task."""
+        return self._examples
+
     def check(self) -> None:
         """See Task."""
         _ = self._examples

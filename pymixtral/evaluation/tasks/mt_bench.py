@@ -170,6 +170,10 @@ class MTBench(Task):
             f"score_turn_{turn}": mean(table.column(f"score_{turn}")) for turn in (1, 2)
         }
 
+    def beside(self) -> dict[str, dict[str, Any]]:
+        """See Task: the judge's prompts."""
+        return self._prompts
+
     def check(self) -> None:
         """See Task.
 

@@ -151,6 +151,10 @@ class Task(ABC):
             UnsupportedError: if something is missing.
         """
 
+    def beside(self) -> Any:
+        """What stands beside the items in what is asked, such as examples, as JSON has it; None: nothing."""
+        return None
+
     def seed_of(self, item: Item) -> int:
         """The item's own seed, which no other item changes."""
         text = f"{self.seed} {self.name} {item.id}"
@@ -158,7 +162,7 @@ class Task(ABC):
 
     def digest(self) -> str:
         """What tells the task's settings and files from others, as 16 hexadecimal digits."""
-        found = hashlib.sha256(json.dumps([self.name, self.settings], sort_keys=True).encode())
+        found = hashlib.sha256(json.dumps([self.name, self.settings, self.beside()], sort_keys=True).encode())
         for item in self.items:
             found.update(json.dumps([item.id, item.group, item.fields], sort_keys=True).encode())
         return found.hexdigest()[:16]

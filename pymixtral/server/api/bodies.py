@@ -16,8 +16,8 @@ from pymixtral.server.errors import APIError
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Text = Annotated[str, Field(max_length=1 << 23)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20)]
-
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1 << 20, fail_fast=True)]
+"""Of long lists, and of lists of objects, the first error ends the check: a million take seconds and gigabytes."""
 
 _NULL = {"type": "null"}
 

@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from pymixtral.chatting import Answer, AsyncAnswerStream
 from pymixtral.engine.completion import Completion
+from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
 from pymixtral.server.api.chat_requests import ChatRequest
-from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.routes import make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.token_texts import TokenTexts
 from pymixtral.server.api.tools import ForcedCalls, ToolPlan, call_of
-from pymixtral.server.service import Service, Work
+from pymixtral.server.service import Service, TheService, Work
 from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, Event, TextPiece
 
 router = make_router()
@@ -246,7 +247,7 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
 
 
 @post(router, "/v1/chat/completions", "/chat/completions", sse=True)
-async def chat_completions(body: ChatRequest, request: Request, service: Served) -> Response:
+async def chat_completions(body: ChatRequest, request: Request, service: TheService) -> Response:
     """Answer in a conversation.
 
     Args:

@@ -40,7 +40,7 @@ class Call(Part):
     index: int | None = None
 
 
-_Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+_Content = Text | Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -76,7 +76,7 @@ class AssistantMessage(MessagePart):
 
     role: Literal["assistant"]
     content: _Content | None = None
-    tool_calls: Annotated[list[Call], Field(max_length=128)] | None = None
+    tool_calls: Annotated[list[Call], Field(max_length=128, fail_fast=True)] | None = None
     prefix: bool | None = None
 
 
@@ -89,7 +89,7 @@ class ToolMessage(MessagePart):
 
 
 Message = Annotated[GivenMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
 
 
 class TemplateFields(Part):

@@ -14,19 +14,23 @@ from starlette.responses import Response
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
 from pymixtral.server.api.bodies import Text, TokenIds
-from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
+from pymixtral.server.api.routes import make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
 from pymixtral.server.api.sampling import Several, WritingBody
 from pymixtral.server.api.token_texts import Offsets, TokenTexts
 from pymixtral.server.errors import APIError
-from pymixtral.server.service import Service, Work
+from pymixtral.server.service import Service, TheService, Work
 
 router = make_router()
 
 MAX_PROMPTS = 1024
 """Prompts of one request."""
+
+MAX_CHOICES = 2048
+"""Texts of one request: to make so many takes half a second, in which nobody else is answered."""
 
 
 class CompletionRequest(WritingBody):
@@ -69,6 +73,9 @@ class CompletionRequest(WritingBody):
         n = self.n or 1
         if self.best_of is not None and self.best_of < n:
             _refuse("best_of", f"best_of of at least n, which is {n}, found {self.best_of}")
+        if self.n_texts > MAX_CHOICES:
+            what = "n" if self.best_of is None else "best_of"
+            _refuse(what, f"{what} to make at most {MAX_CHOICES} texts of all prompts, found {self.n_texts}: ask twice")
         if self.stream:
             if self.best_of is not None and self.best_of > n:
                 _refuse("best_of", "best_of of n in a stream, found more: nobody knows the best before the end")
@@ -309,7 +316,7 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
 
 
 @post(router, "/v1/completions", "/completions", sse=True)
-async def completions(body: CompletionRequest, request: Request, service: Served) -> Response:
+async def completions(body: CompletionRequest, request: Request, service: TheService) -> Response:
     """Write the texts that follow prompts.
 
     Args:

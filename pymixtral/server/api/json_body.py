@@ -13,6 +13,9 @@ from pymixtral.server.errors import APIError
 MAX_DEPTH = 100
 """Containers inside one another: above any JSON schema that people write."""
 
+MAX_KEYS = 1 << 14
+"""Keys of an object: four times what any field takes. Each one that is wrong costs an error's time and memory."""
+
 _MAX_DIGITS = 20
 """Digits of an integer: 64 bits have as many."""
 
@@ -28,7 +31,7 @@ def parse_json(data: bytes) -> Any:
 
     Returns:
         The value. Its numbers are finite, its integers have at most 20 digits, its texts are Unicode,
-        its containers are at most MAX_DEPTH deep, and no object has a key twice.
+        its containers are at most MAX_DEPTH deep, and no object has more than MAX_KEYS keys, or one twice.
 
     Raises:
         APIError: with status 400, for anything else.
@@ -88,11 +91,13 @@ def _constant(name: str) -> NoReturn:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        _fail(f"each key once, found {shown(twice)} twice")
+    if len(pairs) > MAX_KEYS:
+        _fail(f"objects of at most {MAX_KEYS} keys, found one of {len(pairs)}")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            _fail(f"each key once, found {shown(name)} twice")
+        found[name] = value
     return found
 
 

@@ -11,11 +11,12 @@ from fastapi import Request
 from starlette.responses import Response
 
 from pymixtral.engine.completion import Completion
+from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage
 from pymixtral.server.api.chat import calls_of, events_of
 from pymixtral.server.api.responses_requests import ResponseRequest
-from pymixtral.server.api.routes import Chunk, Served, make_router, post, stream, whole
-from pymixtral.server.service import Service, Work
+from pymixtral.server.api.routes import make_router, post, stream, whole
+from pymixtral.server.service import Service, TheService, Work
 from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, CallFails, TextPiece
 
 router = make_router()
@@ -257,7 +258,7 @@ async def respond_events(service: Service, body: ResponseRequest, work: Work) ->
 
 
 @post(router, "/v1/responses", "/responses", sse=True)
-async def responses(body: ResponseRequest, request: Request, service: Served) -> Response:
+async def responses(body: ResponseRequest, request: Request, service: TheService) -> Response:
     """Answer, as OpenAI's newer interface does.
 
     Args:

@@ -23,14 +23,8 @@ class InputText(Part):
     logprobs: list[Any] | None = None
 
 
-class InputMessage(Part):
-    """A message of the conversation: one that is given, or an earlier answer."""
-
-    type: Literal["message"] = "message"
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[InputText], Field(min_length=1, max_length=1024)]
-    id: Annotated[str, Field(max_length=256)] | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | None = None
+class _Earlier(Part):
+    """What an earlier answer may have had: fields that are null may stay in it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +34,17 @@ class InputMessage(Part):
         return {key: value for key, value in data.items() if key in cls.model_fields or value is not None}
 
 
-class FunctionCall(Part):
+class InputMessage(_Earlier):
+    """A message of the conversation: one that is given, or an earlier answer."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[InputText], Field(min_length=1, max_length=1024, fail_fast=True)]
+    id: Annotated[str, Field(max_length=256)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+
+class FunctionCall(_Earlier):
     """A call that an earlier answer asked for."""
 
     type: Literal["function_call"]
@@ -49,13 +53,6 @@ class FunctionCall(Part):
     arguments: Text
     id: Annotated[str, Field(max_length=256)] | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        return {key: value for key, value in data.items() if key in cls.model_fields or value is not None}
 
 
 class FunctionCallOutput(Part):
@@ -130,7 +127,8 @@ class ResponseRequest(Body):
     input: (
         Text
         | Annotated[
-            list[InputMessage | FunctionCall | FunctionCallOutput], Field(min_length=1, max_length=MAX_MESSAGES)
+            list[InputMessage | FunctionCall | FunctionCallOutput],
+            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
         ]
     )
     instructions: Text | None = None
@@ -144,7 +142,7 @@ class ResponseRequest(Body):
     stream: bool | None = None
     stream_options: ResponseStreamOptions | None = None
     text: TextOptions | None = None
-    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = None

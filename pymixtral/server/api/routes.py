@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -15,13 +15,7 @@ from pymixtral.errors import PymixtralError
 from pymixtral.server import answering
 from pymixtral.server.api.bodies import Body, invalid, of_library
 from pymixtral.server.api.json_body import parse_json
-from pymixtral.server.service import Service, Work, get_service
-
-Chunk = dict[str, Any] | str
-"""A chunk of a stream: an object, or a text that is sent as it is."""
-
-Served = Annotated[Service, Depends(get_service)]
-"""The application's service, as a parameter of an endpoint."""
+from pymixtral.server.service import Service, Work
 
 _ERROR = {
     "type": "object",
@@ -146,7 +140,7 @@ async def whole(
 
 
 def stream(
-    request: Request, service: Service, body: Body, n: int, work: Callable[[Work], AsyncIterator[Chunk]]
+    request: Request, service: Service, body: Body, n: int, work: Callable[[Work], AsyncIterator[answering.Chunk]]
 ) -> Response:
     """Answer with a stream of events.
 
@@ -161,7 +155,7 @@ def stream(
         The response.
     """
 
-    async def admitted() -> AsyncIterator[Chunk]:
+    async def admitted() -> AsyncIterator[answering.Chunk]:
         async with service.admission(n, _most_tokens(body)) as place:
             chunks = work(place)
             try:

@@ -76,7 +76,7 @@ class WritingBody(Body):
     ) = None
     stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
-    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=1 << 18)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=1 << 18, fail_fast=True)] | None = None
     bad_words: Annotated[list[_Stop], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     min_tokens: _Count | None = None

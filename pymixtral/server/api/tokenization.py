@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -13,8 +14,9 @@ from pymixtral.errors import PymixtralError
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.bodies import Body, Text, TokenId, of_library
 from pymixtral.server.api.chat_requests import ChatRequest, Messages, TemplateFields
-from pymixtral.server.api.routes import RESPONSES, Served, make_router, post
+from pymixtral.server.api.routes import RESPONSES, make_router, post
 from pymixtral.server.errors import APIError
+from pymixtral.server.service import TheService
 
 router = make_router()
 
@@ -78,7 +80,7 @@ class DetokenizeRequest(Body):
     """What /detokenize takes."""
 
     model: Annotated[str, Field(max_length=256)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
 
 
 class TemplateRequest(TemplateFields, Body):
@@ -127,7 +129,7 @@ def spelled(model: Mixtral, ids: list[int]) -> str:
 
 
 @post(router, "/v1/tokenize", "/tokenize")
-async def tokenize(body: TokenizeRequest, service: Served) -> Response:
+async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
     """Turn a text or a conversation into tokens.
 
     Args:
@@ -136,17 +138,21 @@ async def tokenize(body: TokenizeRequest, service: Served) -> Response:
     """
     service.check_model(body.model)
     model = service.model.model
-    ids = await _threaded(body, body.ids, model)
-    answer: dict[str, Any] = {"count": len(ids), "max_model_len": model.n_ctx, "tokens": ids}
-    if body.return_token_strs:
-        answer["token_strs"] = [model.token_piece(id) for id in ids]
-    if body.with_pieces:
-        answer["tokens"] = pieces_of(model, ids)
-    return JSONResponse(answer)
+
+    def answer() -> Response:
+        ids = body.ids(model)
+        found: dict[str, Any] = {"count": len(ids), "max_model_len": model.n_ctx, "tokens": ids}
+        if body.return_token_strs:
+            found["token_strs"] = [model.token_piece(id) for id in ids]
+        if body.with_pieces:
+            found["tokens"] = pieces_of(model, ids)
+        return JSONResponse(found)
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/detokenize", "/detokenize")
-async def detokenize(body: DetokenizeRequest, service: Served) -> Response:
+async def detokenize(body: DetokenizeRequest, service: TheService) -> Response:
     """Turn tokens into text, under the names that it has in both dialects.
 
     Args:
@@ -154,12 +160,17 @@ async def detokenize(body: DetokenizeRequest, service: Served) -> Response:
         service: the application's.
     """
     service.check_model(body.model)
-    text = await _threaded(body, service.model.model.detokenize, body.tokens)
-    return JSONResponse({"prompt": text, "content": text})
+    model = service.model.model
+
+    def answer() -> Response:
+        text = model.detokenize(body.tokens)
+        return JSONResponse({"prompt": text, "content": text})
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/apply-template", "/apply-template")
-async def apply_template(body: TemplateRequest, service: Served) -> Response:
+async def apply_template(body: TemplateRequest, service: TheService) -> Response:
     """Write the prompt of a conversation.
 
     Args:
@@ -168,12 +179,16 @@ async def apply_template(body: TemplateRequest, service: Served) -> Response:
     """
     service.check_model(body.model)
     model = service.model.model
-    ids = await _threaded(body, body.prompt_ids, model)
-    return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
+
+    def answer() -> Response:
+        ids = body.prompt_ids(model)
+        return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
+
+    return await _threaded(body, answer)
 
 
 @post(router, "/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
-async def input_tokens(body: ChatRequest, service: Served) -> Response:
+async def input_tokens(body: ChatRequest, service: TheService) -> Response:
     """Count the tokens of the prompt of a request for a chat.
 
     Args:
@@ -181,11 +196,15 @@ async def input_tokens(body: ChatRequest, service: Served) -> Response:
         service: the application's.
     """
     service.check_model(body.model)
-    ids = await _threaded(body, body.prompt_ids, service.model.model)
-    return JSONResponse({"object": "response.input_tokens", "input_tokens": len(ids)})
+    model = service.model.model
+
+    def answer() -> Response:
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": len(body.prompt_ids(model))})
+
+    return await _threaded(body, answer)
 
 
-async def tokenizer_info(service: Served, request: Request) -> Response:  # noqa: ARG001
+async def tokenizer_info(service: TheService, request: Request) -> Response:  # noqa: ARG001
     """Describe the tokenizer, as vLLM does.
 
     Args:
@@ -218,9 +237,9 @@ for _path in ("/v1/tokenizer_info", "/tokenizer_info"):
     )
 
 
-async def _threaded(body: Body, function: Any, *arguments: Any) -> Any:
-    """Calls a function in a thread, so that long texts delay nobody."""
+async def _threaded(body: Body, answer: Callable[[], Response]) -> Response:
+    """Makes an answer in a thread, all of it, so that long texts delay nobody."""
     try:
-        return await asyncio.to_thread(function, *arguments)
+        return await asyncio.to_thread(answer)
     except PymixtralError as error:
         raise of_library(error, body) from error

@@ -12,8 +12,8 @@ from starlette.responses import Response
 from pymixtral.arrays import F32
 from pymixtral.server.api.bodies import Body, TokenIds
 from pymixtral.server.api.completions import MAX_PROMPTS
-from pymixtral.server.api.routes import Served, make_router, post, whole
-from pymixtral.server.service import Service
+from pymixtral.server.api.routes import make_router, post, whole
+from pymixtral.server.service import Service, TheService
 
 router = make_router()
 
@@ -132,7 +132,7 @@ async def score(service: Service, body: ScoreRequest) -> dict[str, Any]:
 
 
 @post(router, "/v1/embeddings", "/embeddings")
-async def embeddings(body: EmbeddingRequest, request: Request, service: Served) -> Response:
+async def embeddings(body: EmbeddingRequest, request: Request, service: TheService) -> Response:
     """Compute vectors of texts.
 
     Args:
@@ -145,7 +145,7 @@ async def embeddings(body: EmbeddingRequest, request: Request, service: Served) 
 
 
 @post(router, "/v1/score", "/score")
-async def scores(body: ScoreRequest, request: Request, service: Served) -> Response:
+async def scores(body: ScoreRequest, request: Request, service: TheService) -> Response:
     """Compute how likely texts are to follow another one.
 
     Args:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from pymixtral import ContextLengthError, InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.server.api.bodies import Body, of_library
@@ -128,6 +129,29 @@ def test_the_field_that_is_wrong_is_named(body: dict[str, Any], param: str, want
 )
 def test_the_place_in_a_conversation_is_named(body: dict[str, Any], param: str) -> None:
     assert wrong(ChatRequest, **body)["param"] == param
+
+
+MANY: Any = [None] * 5000
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": MANY}),
+        (CompletionRequest, {"prompt": [MANY]}),
+        (CompletionRequest, {"prompt": "a", "allowed_token_ids": MANY}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{str(i): 0 for i in range(100)}] * 50}] * 50}),
+        (ChatRequest, {**CHAT, "tools": [{str(i): 0 for i in range(500)}] * 100}),
+        (ResponseRequest, {"input": [{str(i): 0 for i in range(500)}] * 100}),
+        (EmbeddingRequest, {"input": MANY}),
+        (ScoreRequest, {"context": MANY, "continuations": ["a"]}),
+        (DetokenizeRequest, {"tokens": MANY}),
+    ],
+)
+def test_the_first_errors_end_the_check(kind: type[Body], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() < 2000
 
 
 def test_integers_may_be_written_as_floats() -> None:

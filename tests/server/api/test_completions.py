@@ -222,6 +222,8 @@ def test_a_full_context_and_a_deadline_are_lengths_with_a_reason(story: Served) 
     [
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 17, "n": 128, "max_tokens": 1}, "n"),
+        ({"prompt": ["a"] * 17, "best_of": 128, "max_tokens": 1}, "best_of"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"echo": True, "logprobs": 1, "stream": True}, "echo"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymixtral.server.api.json_body import MAX_DEPTH, parse_json
+from pymixtral.server.api.json_body import MAX_DEPTH, MAX_KEYS, parse_json
 from pymixtral.server.errors import APIError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -53,6 +53,7 @@ def nested(n: int) -> bytes:
         (b"1e999", "'1e999'"),
         (b"1" * 5000, "one of 5000"),
         (b'{"a": 1, "a": 2}', "'a' twice"),
+        (json.dumps({str(i): 0 for i in range(MAX_KEYS + 1)}).encode(), f"one of {MAX_KEYS + 1}"),
         (b'"\\ud800"', "half of a surrogate pair"),
         (b'{"\\udfff": 1}', "half of a surrogate pair"),
         (nested(MAX_DEPTH + 1), "one that is deeper"),
@@ -68,5 +69,7 @@ def test_the_error_says_what_was_found(data: bytes, found: str) -> None:
 
 def test_the_limits_themselves_are_let_in() -> None:
     assert parse_json(nested(MAX_DEPTH)) == json.loads(nested(MAX_DEPTH))
+    most = {str(i): i for i in range(MAX_KEYS)}
+    assert parse_json(json.dumps(most).encode()) == most
     assert parse_json(b"-" + b"9" * 20) == -(10**20 - 1)
     assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"

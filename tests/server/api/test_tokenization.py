@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pymixtral.server.api import tokenization
 from support.api_servers import Served
 
 USER = [{"role": "user", "content": "Who are you?"}]
@@ -48,6 +52,28 @@ def test_pieces_are_texts_or_bytes(chat: Served, text: str) -> None:
     )
     assert data.decode().removeprefix(" ") == text.removeprefix(" ") or data.decode() == " " + text
     assert [piece["id"] for piece in pieces] == chat.model.tokenize(text, False)
+
+
+def test_no_answer_is_made_on_the_event_loop(chat: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops: list[bool] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            with contextlib.suppress(RuntimeError):  # there is none in this thread
+                asyncio.get_running_loop()
+                loops.append(True)
+            loops.append(False)
+            return function(*arguments)
+
+        return call
+
+    for name in ("pieces_of", "spelled", "JSONResponse"):
+        monkeypatch.setattr(tokenization, name, watched(getattr(tokenization, name)))
+    chat.ok("/tokenize", content="a", with_pieces=True)
+    chat.ok("/apply-template", messages=USER)
+    chat.ok("/detokenize", tokens=[5])
+    chat.ok("/v1/chat/completions/input_tokens", messages=USER)
+    assert loops == [False] * 6
 
 
 def test_conversations(chat: Served) -> None:
