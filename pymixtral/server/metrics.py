@@ -169,7 +169,10 @@ class Metrics:
         Returns:
             The text, and its content type.
         """
-        encode, kind = choose_encoder(accept)
+        try:
+            encode, kind = choose_encoder(accept)
+        except ValueError:  # of a version that is none, such as "version=abc"
+            encode, kind = choose_encoder("")
         return encode(self.registry), kind
 
     def _observe(self, what: str, value: float) -> None:

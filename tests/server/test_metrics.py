@@ -55,6 +55,14 @@ def test_the_metrics_of_vllm(probe: Server) -> None:
         assert all(sample.labels["model_name"] == "tiny-mixtral-instruct-q4_k_m" for sample in family.samples)
 
 
+@pytest.mark.parametrize("version", ["abc", "1e9", "", "1.0.0; escaping=abc", "1; version=2=3"])
+def test_metrics_for_whoever_accepts_nonsense(probe: Server, version: str) -> None:
+    with probe.client() as client:
+        answer = client.get("/metrics", headers={"accept": f"application/openmetrics-text; version={version}"})
+    assert answer.status_code == 200
+    assert "pymixtral:passes" in answer.text
+
+
 def test_requests_are_counted(start: Start) -> None:
     server = start(probe=True)
     with server.client() as client:

@@ -221,3 +221,21 @@ def test_any_object_is_a_request_or_a_400(kind: type[Body], data: dict[str, Any]
         assert refusal.status == 400
         json.dumps(refusal.body)
         assert refusal.body["error"]["message"].startswith("expected ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": [1.5] * 1_000_000}),
+        (CompletionRequest, {"prompt": "a", "allowed_token_ids": ["a"] * (1 << 18)}),
+        (EmbeddingRequest, {"input": [-1] * 1_000_000}),
+        (ScoreRequest, {"context": [-1] * 1_000_000, "continuations": ["a"]}),
+        (DetokenizeRequest, {"tokens": [None] * 1_000_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 1024}] * 4096}),
+        (ResponseRequest, {"input": [{"role": "user", "content": [1] * 1024}] * 4096}),
+    ],
+)
+def test_a_million_wrong_items_are_not_a_million_errors(kind: type[Body], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(kind.prepared(body))
+    assert caught.value.error_count() < 10_000
