@@ -171,7 +171,7 @@ class Metrics:
         """
         try:
             encode, kind = choose_encoder(accept)
-        except ValueError:  # of a version that is none, such as "version=abc"
+        except (TypeError, ValueError):  # of a version that is none, such as "version=abc"
             encode, kind = choose_encoder("")
         return encode(self.registry), kind
 

@@ -98,7 +98,8 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=list(waiting).index):
+            order = {task: i for i, task in enumerate(waiting)}
+            for task in sorted(done, key=order.__getitem__):
                 one = waiting.pop(task)
                 try:
                     value = task.result()

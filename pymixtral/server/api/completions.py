@@ -284,7 +284,7 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
     prompts = await body.prompts(model.model)
     options: Any = body.options(service)
     await model.compile(options)
-    streams = [model.streams(prompt, n, **options) for prompt in prompts]
+    streams: list[list[AsyncGeneration]] = []
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")
     wanted = body.stream_options
     generated: dict[int, int] = {}
@@ -292,15 +292,18 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
     def usage() -> dict[str, Any]:
         return Usage([texts[0].stats for texts in streams], sum(generated.values())).plain()
 
-    pieces = merged(
-        [
-            writer.choices(i * n + j, text, work)
-            for i, (prompt, texts) in enumerate(zip(prompts, streams, strict=True))
-            for writer in [_Writer(model.model, body, prompt)]
-            for j, text in enumerate(texts)
-        ]
-    )
     try:
+        for prompt in prompts:
+            streams.append(model.streams(prompt, n, **options))
+            await asyncio.sleep(0)  # for others: of 1024 prompts it takes seconds
+        pieces = merged(
+            [
+                writer.choices(i * n + j, text, work)
+                for i, (prompt, texts) in enumerate(zip(prompts, streams, strict=True))
+                for writer in [_Writer(model.model, body, prompt)]
+                for j, text in enumerate(texts)
+            ]
+        )
         async for choice in pieces:
             generated[choice["index"]] = choice.pop("n")
             chunk = {**answer, "choices": [choice]}

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections import defaultdict
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pymixtral import Mixtral
+from pymixtral.asynchronous import AsyncMixtral
+from pymixtral.server.api.answers import merged
+from pymixtral.server.api.completions import CompletionRequest, complete_chunks
 from pymixtral.server.api.token_texts import Offsets, TokenTexts
+from pymixtral.server.service import Service, Work
+from pymixtral.server.settings import Settings
 from support.api_servers import Served
 
 PATH = "/v1/completions"
@@ -295,3 +302,34 @@ def test_what_lm_eval_asks_for_gives_the_scores_in_process(story: Served) -> Non
             for token, likely in zip(logprobs["tokens"][mine], logprobs["top_logprobs"][mine], strict=True)
         ]
         assert all(greedy) == score.greedy
+
+
+def test_others_have_turns_while_a_thousand_prompts_are_taken(story: Served) -> None:
+    body = CompletionRequest.read({"prompt": ["a"] * 1000, "max_tokens": 1, "stream": True})
+
+    async def turns() -> int:
+        service = Service(Settings(), AsyncMixtral(story.model))
+        chunks = complete_chunks(service, body, Work(service))
+        first = asyncio.ensure_future(anext(chunks))
+        n = 0
+        while not first.done():
+            await asyncio.sleep(0)
+            n += 1
+        await chunks.aclose()  # type: ignore[attr-defined]
+        service.log.close()
+        return n
+
+    assert asyncio.run(turns()) > 500
+
+
+def test_what_is_ready_at_once_comes_in_order() -> None:
+    async def two(i: int) -> AsyncIterator[int]:
+        yield i
+        yield -i
+
+    async def read() -> list[int]:
+        return [value async for value in merged([two(i) for i in range(1, 20_001)])]
+
+    values = asyncio.run(read())
+    assert values[:20_000] == list(range(1, 20_001))
+    assert sorted(values) == [*range(-20_000, 0), *range(1, 20_001)]
