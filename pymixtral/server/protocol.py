@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -34,6 +35,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.parser: Any = _Parser(self)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._n_head = 0
@@ -82,8 +84,25 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
         self.loop.call_later(self.settings.write_seconds, self.transport.abort)
 
+    def on_message_begin(self) -> None:
+        """Begin a head."""
+        if not self.parser.repeats:
+            super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a line of a head."""
+        if not self.parser.repeats:
+            super().on_header(name, value)
+
+    def on_url(self, url: bytes) -> None:
+        """Take the address in a head."""
+        if not self.parser.repeats:
+            super().on_url(url)
+
     def on_headers_complete(self) -> None:
         """Begin a request."""
+        if self.parser.repeats:
+            return
         self._stop_head_timer()
         self._n_head = 0
         self._in_message = True
@@ -91,6 +110,8 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request's body."""
+        if self.parser.should_upgrade():  # it has not come yet
+            return
         self._in_message = False
         super().on_message_complete()
 
@@ -116,9 +137,6 @@ class Connection(HttpToolsProtocol):
         self._stop_write_timer()
         super().resume_writing()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Answers as if there were no header Upgrade, and says nothing."""
-
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -128,6 +146,46 @@ class Connection(HttpToolsProtocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+class _Parser:
+    """httptools' parser, for which a request with a header Upgrade has no body: as if there were no such header.
+
+    Java's client, for one, sends it with each request, to be answered in HTTP/2 if the server can.
+
+    Args:
+        connection: is told what is parsed.
+
+    Attributes:
+        repeats: whether the connection knows already what it is told.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.repeats = False
+        self._connection = connection
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self._connection)
+        with suppress(AttributeError):  # httptools 0.6.3
+            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse bytes; see httptools."""
+        while True:
+            try:
+                return self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as error:
+                data = data[error.args[0] :]
+            lengths = (b"content-length", b"transfer-encoding")
+            head = [b"%s: %s\r\n" % header for header in self._connection.headers if header[0] in lengths]
+            self._begin()
+            self.repeats = True
+            self._parser.feed_data(b"".join([b"POST / HTTP/1.1\r\n", *head, b"\r\n"]))
+            self.repeats = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._parser, name)
 
 
 def _notice_lost_machines(transport: asyncio.Transport) -> None:

@@ -129,6 +129,28 @@ def test_an_upgrade_is_not_made(server: Server) -> None:
     assert not [line for line in server.lines if "pgrade" in line]
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_body_behind_an_upgrade_is_read(probe: Server, chunked: bool, at_once: bool) -> None:
+    """As Java's client sends it; and what is pipelined behind it."""
+    body = json.dumps(SHORT).encode()
+    upgrade = {"connection": "Upgrade, HTTP2-Settings", "upgrade": "h2c", "http2-settings": "AAEAAEAA"}
+    data = post("/probe/whole", body, **upgrade)
+    if chunked:
+        data = data.replace(b"content-length: %d" % len(body), b"transfer-encoding: chunked")
+        data = (
+            data.removesuffix(body) + b"5\r\n" + body[:5] + b"\r\n%x\r\n" % len(body[5:]) + body[5:] + b"\r\n0\r\n\r\n"
+        )
+    data += data + GET.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    connection = probe.connect(data if at_once else b"")
+    if not at_once:
+        for i in range(len(data)):
+            connection.sendall(data[i : i + 1])
+    answer = read_all(connection)
+    assert answer.count(b"HTTP/1.1 200 OK") == 3
+    assert answer.endswith(b'{"status":"ok"}')
+
+
 def test_old_and_pipelined_requests(server: Server) -> None:
     old = server.connect(b"GET /livez HTTP/1.0\r\n\r\n")
     assert read_all(old).startswith(b"HTTP/1.1 200")
