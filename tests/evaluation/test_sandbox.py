@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -13,6 +14,10 @@ from pymixtral import UnsupportedError
 from pymixtral.evaluation import sandbox
 
 needs_sandbox = pytest.mark.skipif(bool(sandbox._problem()), reason=f"no sandbox here: {sandbox._problem()}")
+
+
+LIBC = "import ctypes; libc = ctypes.CDLL(None, use_errno=True)"
+CLONE = {"x86_64": 56, "aarch64": 220}.get(os.uname().machine)
 
 
 @needs_sandbox
@@ -29,6 +34,8 @@ needs_sandbox = pytest.mark.skipif(bool(sandbox._problem()), reason=f"no sandbox
         ("raise SystemExit(3)", False, "exit code 3"),
         ("bytearray(1 << 31)", False, "MemoryError"),
         ("'caf\\xe9 \u263a'.encode()", True, ""),
+        ("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()", True, ""),
+        ("import os\nos.waitpid(os.fork() or os._exit(0), 0)", True, ""),
     ],
 )
 def test_how_programs_end(program: str, passed: bool, detail: str) -> None:
@@ -58,6 +65,12 @@ def test_a_program_without_an_end_is_ended() -> None:
             "import ctypes; libc = ctypes.CDLL(None); assert libc.mount(b'a', b'/tmp', b'tmpfs', 0, None) == 0",
             "Assertion",
         ),
+        (f"{LIBC}; assert libc.unshare(0x10000000) == 0, 'refused'", "refused"),
+        (f"{LIBC}; assert libc.syscall({CLONE}, 0x10000011, 0, 0, 0, 0) >= 0, 'refused'", "refused"),
+        (f"{LIBC}; assert libc.syscall(435, bytes(88), 88) >= 0, ctypes.get_errno()", "AssertionError: 38"),
+        (f"{LIBC}; assert libc.shmget(0, 1 << 20, 0o1600) >= 0, 'refused'", "refused"),
+        (f"{LIBC}; assert libc.syscall(425, 8, bytes(120)) >= 0, 'refused'", "refused"),
+        ("import os\nos.write(2, b'sandbox: broken')\nos._exit(97)", "sandbox: broken"),
         ("import os\nfor _ in range(100):\n    os.fork() or __import__('time').sleep(30)", ""),
     ],
 )
