@@ -144,7 +144,7 @@ class Answers:
         end = data.rfind(b"\n") + 1
         for i, line in enumerate(data[:end].splitlines(), 1):
             try:
-                self._take(json.loads(line))
+                self._take(_checked(json.loads(line)))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise OutputError(_strange(path, i)) from None
         if data[end:] and not (data[end:].startswith(b'{"run": "') or b'{"run": "'.startswith(data[end:])):
@@ -173,3 +173,28 @@ def _strange(path: Path, line: int) -> str:
         f"{named(path)}, line {line}: expected answers of an evaluation, found something else: "
         "choose another name, or replace it with force=True"
     )
+
+
+_LARGEST = 1e100
+"""Above every mark, and below those of which the squares are infinite."""
+
+
+def _checked(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a file, which anybody may have edited.
+
+    Raises:
+        KeyError, TypeError, ValueError: for another one than Answers writes.
+    """
+    json.dumps(line, allow_nan=False)
+    marks: Any = ()
+    texts = ["run"]
+    if "task" in line:
+        texts += ["task"]
+    elif "item" in line:
+        texts += ["item", "group"]
+        marks = line["marks"].values()
+    if not all(isinstance(line[name], str) for name in texts):
+        raise TypeError
+    if not all(isinstance(mark, str) or abs(mark) < _LARGEST for mark in marks):
+        raise ValueError
+    return line

@@ -7,12 +7,13 @@ more than two figures with an error each.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.evaluation.answers import Answers
 from pymixtral.evaluation.estimates import Estimate
@@ -81,6 +82,10 @@ def compare(base: Result, other: Result) -> Comparison:
     pairs = [(i, theirs[item]) for i, item in enumerate(base.items) if item in theirs]
     if not pairs:
         raise InvalidArgumentError(f"expected items of {base.task.name} that both models have answered, found none")
+    if any(base.table.groups[i] != other.table.groups[j] for i, j in pairs):
+        raise InvalidArgumentError(
+            f"expected items of {base.task.name} in the same groups in both results, found others: ask again"
+        )
     tables = [result.table.rows([pair[k] for pair in pairs]) for k, result in enumerate((base, other))]
     before, after = (base.task.figures(table) for table in tables)
     right, now_right = (table.column("correct") for table in tables)
@@ -114,7 +119,8 @@ def results(answers: Answers) -> list[Result]:
             continue
         try:
             task = TASKS[head["task"]](Path(), **head["settings"])
-            card = Card(**head["model"])
+            card = _card(head["model"])
+            questions, version = str(head["questions"]), str(head["version"])
             table = Table(list(answers.groups[run].values()), list(marks.values()))
             figures = task.figures(table)
             questions, version = head["questions"], head["version"]
@@ -140,3 +146,19 @@ def results(answers: Answers) -> list[Result]:
             )
         )
     return found
+
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "Mapping[str, Any]": Mapping}
+
+
+def _card(model: Mapping[str, Any]) -> Card:
+    """The card that a file has.
+
+    Raises:
+        TypeError: for other fields or values than those of a card.
+    """
+    card = Card(**model)
+    for field in fields(card):
+        if not isinstance(getattr(card, field.name), _KINDS[str(field.type)]):
+            raise TypeError(f"the model's {field.name} is {shown(getattr(card, field.name))}")
+    return card

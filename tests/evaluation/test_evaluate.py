@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pymixtral import InvalidArgumentError, Mixtral, OutputError, UnsupportedError, __version__
 from pymixtral.evaluation import inquiries
@@ -234,6 +236,46 @@ def test_only_items_that_both_have_are_compared(model: Mixtral, worse: Mixtral, 
         compare(few, replace(all_of_them, items=["x"] * 80))
     with pytest.raises(InvalidArgumentError, match="expected two results of the same task"):
         compare(few, replace(all_of_them, questions="other"))
+    elsewhere = Table(["elsewhere"] * len(all_of_them.items), all_of_them.table._marks)
+    with pytest.raises(InvalidArgumentError, match="expected items of bbq in the same groups in both results"):
+        compare(few, replace(all_of_them, table=elsewhere))
+
+
+STRANGE = [None, True, "x", "", [], {}, 1e308, -1, 10**400, math.nan, math.inf, "\x1b[31m", [1], {"a": 1}]
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_results_that_somebody_has_edited(edited: tuple[Result, Path], data: st.DataObject) -> None:
+    base, path = edited
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    place: Any = lines[data.draw(st.integers(0, 2))]
+    while True:
+        name = data.draw(st.sampled_from(sorted(place)))
+        if not (isinstance(place[name], dict) and place[name] and data.draw(st.booleans())):
+            break
+        place = place[name]
+    if data.draw(st.booleans()):
+        del place[name]
+    else:
+        place[name] = data.draw(st.sampled_from(STRANGE))
+    other = path.with_name("edited.jsonl")
+    other.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    try:
+        for result in results(Answers.read(other)):
+            json.dumps(result.to_json(), allow_nan=False)
+            if result.questions == base.questions:
+                json.dumps(compare(base, result).to_json(), allow_nan=False)
+    except InvalidArgumentError:
+        pass
+
+
+@pytest.fixture(scope="module")
+def edited(model: Mixtral, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
+    folder = tmp_path_factory.mktemp("edited")
+    with Answers(folder / "answers.jsonl") as answers:
+        (result,) = evaluate(model, [BBQ(files.bbq(folder, n=8))], answers=answers, progress=False)
+    return result, folder / "answers.jsonl"
 
 
 def test_a_file_of_answers_is_as_good_as_a_model(model: Mixtral, worse: Mixtral, tmp_path: Path) -> None:
