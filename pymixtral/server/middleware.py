@@ -74,12 +74,19 @@ class Door:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > settings.max_body:
             raise _too_large(settings.max_body)
+        reading = asyncio.ensure_future(_read(receive, settings.max_body))
+        self._service.until_cut(reading)
         try:
-            body = await asyncio.wait_for(_read(receive, settings.max_body), settings.body_seconds)
-        except asyncio.TimeoutError:
-            raise APIError(
-                408, f"expected the body of the request within {settings.body_seconds:g} s, found it not complete"
-            ) from None
+            await asyncio.wait({reading}, timeout=settings.body_seconds)
+            if not reading.done():
+                raise APIError(
+                    408, f"expected the body of the request within {settings.body_seconds:g} s, found it not complete"
+                )
+            if reading.cancelled():
+                raise ending()
+            body = reading.result()
+        finally:
+            reading.cancel()
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if body and kind != "application/json" and not kind.endswith("+json"):
             raise APIError(

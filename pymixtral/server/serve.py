@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
     from pymixtral.mixtral import Mixtral
@@ -207,7 +208,7 @@ async def _serve(
         if opened.done():
             model = opened.result()
             service.open(AsyncMixtral(model))
-            log.note(f"Ready: {service.name}, {model.n_ctx} tokens of context.")
+            log.note(f"Ready: {escaped(service.name)}, {model.n_ctx} tokens of context.")
             await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
         service.draining = True
         if service.n_requests:

@@ -136,6 +136,17 @@ def test_answers_that_last_too_long_are_cut(start: Start) -> None:
     assert server.wait() == 0
 
 
+def test_bodies_that_do_not_come_are_cut(start: Start) -> None:
+    server = start("--drain", "0.1", probe=True)
+    half = server.connect(post("/probe/whole", ENDLESS, expect="100-continue")[:-1])
+    assert half.recv(1 << 16).startswith(b"HTTP/1.1 100")  # it waits for the body
+    server.send(signal.SIGTERM)
+    answer = read_all(half)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b'"draining"' in answer
+    assert server.wait() == 0
+
+
 def test_a_second_signal_waits_for_nobody(start: Start) -> None:
     server = start("--drain", "100000", probe=True)
     whole = server.connect(post("/probe/whole", ENDLESS))
@@ -325,3 +336,8 @@ def test_without_its_packages_it_says_what_to_install(command: list[str]) -> Non
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 2
     assert "pip install 'pymixtral[server]'" in done.stderr
+
+
+def test_a_name_is_a_part_of_a_line(start: Start) -> None:
+    server = start("--name", "a\nb\x1b[31m", wait=False)
+    assert "tokens of context" in server.until(r"^Ready: a\\nb\\x1b\[31m, ")

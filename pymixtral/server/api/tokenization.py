@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -19,6 +20,9 @@ from pymixtral.server.errors import APIError
 from pymixtral.server.service import TheService
 
 router = make_router()
+
+_PART = 1000
+"""Items of a list that are written as JSON at once."""
 
 
 class TokenizeRequest(TemplateFields, Body):
@@ -146,7 +150,7 @@ async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
             found["token_strs"] = [model.token_piece(id) for id in ids]
         if body.with_pieces:
             found["tokens"] = pieces_of(model, ids)
-        return JSONResponse(found)
+        return Response(_json(found), media_type="application/json")
 
     return await _threaded(body, answer)
 
@@ -235,6 +239,17 @@ for _path in ("/v1/tokenizer_info", "/tokenizer_info"):
         responses={status: RESPONSES[status] for status in (401, 500, 501, 503)},
         include_in_schema=_path.startswith("/v1"),
     )
+
+
+def _json(answer: dict[str, Any]) -> str:
+    """JSON as JSONResponse writes it, but long lists in several calls: no other thread runs during one."""
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+    fields = []
+    for name, value in answer.items():
+        values = value if isinstance(value, list) else []
+        parts = ",".join(encode(values[i : i + _PART])[1:-1] for i in range(0, len(values), _PART))
+        fields.append(f"{encode(name)}:" + (f"[{parts}]" if isinstance(value, list) else encode(value)))
+    return f"{{{','.join(fields)}}}"
 
 
 async def _threaded(body: Body, answer: Callable[[], Response]) -> Response:

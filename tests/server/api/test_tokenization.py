@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.responses import JSONResponse
 
 from pymixtral.server.api import tokenization
+from pymixtral.server.api.tokenization import _json
 from support.api_servers import Served
 
 USER = [{"role": "user", "content": "Who are you?"}]
@@ -67,7 +69,7 @@ def test_no_answer_is_made_on_the_event_loop(chat: Served, monkeypatch: pytest.M
 
         return call
 
-    for name in ("pieces_of", "spelled", "JSONResponse"):
+    for name in ("pieces_of", "spelled", "_json", "JSONResponse"):
         monkeypatch.setattr(tokenization, name, watched(getattr(tokenization, name)))
     chat.ok("/tokenize", content="a", with_pieces=True)
     chat.ok("/apply-template", messages=USER)
@@ -113,3 +115,9 @@ def test_the_tokenizer_describes_itself(chat: Served) -> None:
 )
 def test_what_is_refused_names_its_field(chat: Served, path: str, body: Any, param: str) -> None:
     assert chat.refused(path, **body)["param"] == param
+
+
+@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 2500])
+def test_long_answers_are_written_in_parts(n: int) -> None:
+    answer = {"count": n, "tokens": [{"id": i, "piece": '\u263a"'} for i in range(n)], "token_strs": ["a"] * n}
+    assert _json(answer).encode() == JSONResponse(answer).body
