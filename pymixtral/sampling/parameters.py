@@ -66,7 +66,15 @@ def _ids(name: str, value: Any) -> tuple[int, ...] | None:
         return None
     if not _is_list(value):
         raise InvalidArgumentError(f"expected {name} to be a list of token ids, at least one, found {shown(value)}")
-    return tuple(_count(f"a token id in {name}", id) for id in value)
+    return _counts(name, value)
+
+
+def _counts(name: str, ids: Sequence[Any]) -> tuple[int, ...]:
+    """Token ids; plain ones, of which there may be hundreds of thousands, without a call for each."""
+    ids = tuple(ids)
+    if set(map(type, ids)) == {int} and min(ids) >= 0:
+        return ids
+    return tuple(_count(f"a token id in {name}", id) for id in ids)
 
 
 def _sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
@@ -76,7 +84,7 @@ def _sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
         raise InvalidArgumentError(
             f"expected {name} to be a list of lists of token ids, none of them empty, found {shown(value)}"
         )
-    return tuple(tuple(_count(f"a token id in {name}", id) for id in sequence) for sequence in value)
+    return tuple(_counts(name, sequence) for sequence in value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, asdict, fields
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -50,3 +50,19 @@ def test_a_value_of_another_type_is_refused_by_name(name: str, value: object) ->
         return
     with pytest.raises(InvalidArgumentError, match=f"expected {name} to be"):
         SamplingParameters(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [-1, True, 1.5, "1", None, np.float32(1)])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_wrong_token_among_right_ones(wrong: Any, place: int) -> None:
+    ids: list[Any] = [1, 2]
+    ids.insert(place, wrong)
+    for options in ({"bad_words": [[3], ids]}, {"allowed_token_ids": ids}, {"dry_breakers": [ids]}):
+        with pytest.raises(InvalidArgumentError, match=f"a token id in {next(iter(options))}"):
+            SamplingParameters(**options)
+
+
+def test_tokens_of_numpy_are_python_s_afterwards() -> None:
+    ids = SamplingParameters(allowed_token_ids=[np.int64(3), 4]).allowed_token_ids
+    assert ids == (3, 4)
+    assert {type(id) for id in ids} == {int}

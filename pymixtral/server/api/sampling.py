@@ -27,6 +27,7 @@ _SAME = (
 """Fields that are options of the same name and meaning."""
 
 _Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+_BadWord = Annotated[str, Field(min_length=1, max_length=128)]  # each is looked for in each text of a request
 StopTexts = _Stop | Annotated[list[_Stop], Field(max_length=64)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=100)]
@@ -77,7 +78,7 @@ class WritingBody(Body):
     stop: StopTexts | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=256)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, max_length=1 << 18, fail_fast=True)] | None = None
-    bad_words: Annotated[list[_Stop], Field(max_length=256)] | None = None
+    bad_words: Annotated[list[_BadWord], Field(max_length=256)] | None = None
     ignore_eos: bool | None = None
     min_tokens: _Count | None = None
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] | None = None
