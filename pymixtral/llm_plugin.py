@@ -258,7 +258,7 @@ def _named() -> dict[str, Path]:
     try:
         names = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): Path(file) for name, file in names.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
         click.echo(escaped(f"{path}: expected names of models as JSON, found something else ({error})"), err=True)
         return {}
 

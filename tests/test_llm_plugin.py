@@ -109,8 +109,9 @@ def test_files_have_names(tmp_path: Path) -> None:
     assert "expected a name of small" in run("pymixtral", "remove", "large", code=1)
     run("pymixtral", "remove", "pymixtral/small")
     assert run("pymixtral", "list") == ""
-    (tmp_path / "llm" / "pymixtral.json").write_text("[1]", encoding="utf-8")
-    assert "pymixtral" in run("models")  # llm starts
+    for strange in ("[1]", "[" * 100_000):
+        (tmp_path / "llm" / "pymixtral.json").write_text(strange, encoding="utf-8")
+        assert "pymixtral" in run("models")  # llm starts
 
 
 def test_the_environment_names_a_model(tmp_path: Path) -> None:
