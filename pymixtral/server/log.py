@@ -61,8 +61,13 @@ class Lines:
         """Have all lines written, unless that takes long."""
         if self._thread.ident is None:
             return
-        with suppress(queue.Full):
+        try:
             self._waiting.put(None, timeout=_LAST_SECONDS)
+        except queue.Full:  # nobody reads, or slowly: one line less, so that the thread ends in any case
+            with suppress(queue.Empty):
+                self._waiting.get_nowait()
+                self.dropped += 1
+            self._waiting.put(None)
         self._thread.join(_LAST_SECONDS)
 
     def _run(self) -> None:
