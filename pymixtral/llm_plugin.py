@@ -329,7 +329,7 @@ def register_commands(cli: click.Group) -> None:
         named = _named()
         if named.pop(name.removeprefix(f"{MODEL_ID}/"), None) is None:
             there = ", ".join(named) or "none"
-            raise click.ClickException(escaped(f"expected a name of {there}, found {name}"))
+            raise click.ClickException(escaped(f"expected one of the names {there}, found {name}"))
         with _for_click():
             _write(named)
 

@@ -106,7 +106,7 @@ def test_files_have_names(tmp_path: Path) -> None:
     no_model = tmp_path / "no.gguf"
     no_model.write_text("none", encoding="utf-8")
     assert "GGUF" in run("pymixtral", "add", no_model, "--name", "no", code=1)
-    assert "expected a name of small" in run("pymixtral", "remove", "large", code=1)
+    assert "expected one of the names small, found large" in run("pymixtral", "remove", "large", code=1)
     run("pymixtral", "remove", "pymixtral/small")
     assert run("pymixtral", "list") == ""
     (tmp_path / "llm" / "pymixtral.json").write_text("[1]", encoding="utf-8")
