@@ -202,9 +202,14 @@ def _question(prompt: llm.Prompt) -> dict[str, Any]:
     return {
         "messages": messages,
         "tools": tools,
-        "json_schema": prompt.schema,
+        "json_schema": _closed(prompt.schema),
         **prompt.options.model_dump(exclude_none=True),
     }
+
+
+def _closed(schema: Any) -> Any:
+    """A schema whose object has no other properties unless it says so: llm's short form cannot say it."""
+    return {"additionalProperties": False, **schema} if isinstance(schema, dict) and "properties" in schema else schema
 
 
 def _messages(given: Message) -> Iterator[dict[str, Any]]:
@@ -329,7 +334,7 @@ def register_commands(cli: click.Group) -> None:
         named = _named()
         if named.pop(name.removeprefix(f"{MODEL_ID}/"), None) is None:
             there = ", ".join(named) or "none"
-            raise click.ClickException(escaped(f"expected a name of {there}, found {name}"))
+            raise click.ClickException(escaped(f"expected one of the names {there}, found {name}"))
         with _for_click():
             _write(named)
 

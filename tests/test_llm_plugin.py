@@ -85,6 +85,16 @@ def test_the_command_answers_and_goes_on(demo: Mixtral) -> None:
     assert logged["resolved_model"] == demo_chat_path().name
 
 
+def test_an_object_has_the_fields_of_its_schema_alone() -> None:
+    schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
+    for seed in range(3):
+        found = run("-m", "pymixtral", "--schema", json.dumps(schema), "How many?", "-o", "seed", seed)
+        assert list(json.loads(found)) == ["legs"]
+    more = json.dumps({**schema, "additionalProperties": {"enum": [1]}, "minProperties": 2})
+    found = run("-m", "pymixtral", "--schema", more, "How many?", "-o", "seed", 1, "-o", "max_tokens", 60)
+    assert not found.startswith(('{"legs":2}', '{"legs":4}'))
+
+
 def test_a_schema_of_the_command_line(demo: Mixtral) -> None:
     schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
     schema["additionalProperties"] = False
@@ -106,7 +116,7 @@ def test_files_have_names(tmp_path: Path) -> None:
     no_model = tmp_path / "no.gguf"
     no_model.write_text("none", encoding="utf-8")
     assert "GGUF" in run("pymixtral", "add", no_model, "--name", "no", code=1)
-    assert "expected a name of small" in run("pymixtral", "remove", "large", code=1)
+    assert "expected one of the names small, found large" in run("pymixtral", "remove", "large", code=1)
     run("pymixtral", "remove", "pymixtral/small")
     assert run("pymixtral", "list") == ""
     for strange in ("[1]", "[" * 100_000):

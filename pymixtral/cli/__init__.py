@@ -156,12 +156,16 @@ def in_options(message: str, command: click.Command) -> str:
     """A message of the library, which names Python's arguments, for users of a command.
 
     A name with an underscore and a flag that is true become the option: n_ctx becomes --context,
-    force=True becomes --force. Names in quotes and in paths stay: they are not the library's words.
+    force=True becomes --force. So does a name of one word that the message begins with, as in
+    "expected stop to be": elsewhere it may be a word. Names in quotes and in paths stay: they are
+    not the library's words.
     """
     for param in command.params:
         if isinstance(param, click.Option) and param.name:
             name = re.escape(param.name) + ("(?:=True)?" if "_" in param.name else "=True")
-            message = re.sub(rf"(?<![\w/.'\"-]){name}(?![\w/.'\"=-])", max(param.opts, key=len), message)
+            option = max(param.opts, key=len)
+            message = re.sub(rf"(?<![\w/.'\"-]){name}(?![\w/.'\"=-])", option, message)
+            message = re.sub(rf"^(expected ){re.escape(param.name)}(?= to be )", rf"\g<1>{option}", message)
     return message
 
 

@@ -38,6 +38,9 @@ _COMMANDS = {
     "/routing": ("", "show how often each expert was chosen for the last answer"),
 }
 
+_ENDS = ("/quit", "/exit", "/bye", "/q")
+"""What other programs call their end."""
+
 _MORE_HELP = '''
 A line that ends with \\ goes on in the next one. A message of several lines may
 also stand between """ and """; nothing in it is a command. The arrow keys bring
@@ -123,6 +126,8 @@ class _Terminal:
         if name not in _COMMANDS:
             near = get_close_matches(name, _COMMANDS, 1)
             advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_COMMANDS)}"
+            if name in _ENDS:
+                advice = "Ctrl-D leaves"
             raise InvalidArgumentError(
                 f'expected a command, found {name}: {advice}; a message goes between """ and """'
             )
@@ -160,7 +165,7 @@ class _Terminal:
 
     def _save(self, name: str) -> bool:
         path = self._talk.history.save(_path(name) if name else None)
-        note(f"{self._n_messages()} are in {path}.")
+        note(f"Saved {self._n_messages()} in {path}.")
         return False
 
     def _load(self, name: str) -> bool:

@@ -25,6 +25,7 @@ from pymixtral.cli.options import (
     threads_option,
 )
 from pymixtral.cli.text import note, shorten, table, wrap, write, write_json
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
@@ -224,8 +225,14 @@ def _tasks(names: Sequence[str], data: Path, settings: dict[str, dict[str, Any]]
 
 
 def _is_model(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"GGUF"
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError as error:
+        raise InvalidArgumentError(
+            f"{escaped(str(path))}: expected a model or a file of answers, found an error ({error.strerror}): "
+            "check the path"
+        ) from error
 
 
 def _result_lines(result: Result, groups: bool) -> list[str]:

@@ -56,7 +56,7 @@ def _named(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) 
 
 _KEY = (
     "first, any: tokens with the first, or any, expert of the token before; entropy: of the shares, in bits; weight: "
-    "the first expert's, in the mean; of 2: how often a cache of the 2 last used has the next expert; pair: the two "
+    "the first expert's, on average; of 2: how often a cache of the 2 last used has the next expert; pair: the two "
     "experts that most tokens have."
 )
 

@@ -170,11 +170,11 @@ class SamplingParameters:
     frequency_penalty: float = _field(
         0.0, "Subtract X once for each time that the text has the token.", _number(-100, 100)
     )
-    penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all.", _count)
+    penalty_window: int = _field(64, "The penalties look at the last N tokens of the text; 0: at all of them.", _count)
     dry_multiplier: float = _field(0.0, "If above 0, penalize what continues a repetition (DRY).", _number(0, 100))
     dry_base: float = _field(1.75, "DRY grows by this factor with each repeated token.", _number(1, 100))
     dry_allowed_length: int = _field(2, "DRY penalizes repetitions from N tokens on.", _positive)
-    dry_window: int = _field(0, "DRY looks at the last N tokens of the text; 0: at all.", _count)
+    dry_window: int = _field(0, "DRY looks at the last N tokens of the text; 0: at all of them.", _count)
     dry_breakers: Sequence[Sequence[int]] | None = _field(
         None, "No repetition crosses these tokens, as ids. May be repeated.", _sequences
     )

@@ -55,7 +55,7 @@ class Access:
             raise APIError(
                 403,
                 f"expected localhost or 127.0.0.1 as the host, found {host[:200]!r}: "
-                "start the server with its name among the origins that are let in",
+                "start the server with the address of its pages among the cors_origins",
                 code="host_not_allowed",
             )
 
@@ -67,7 +67,7 @@ class Access:
         raise APIError(
             403,
             f"expected a page of this server, found one of {origin[:200]!r}: "
-            "start the server with that among the origins that are let in",
+            "start the server with that address among the cors_origins",
             code="origin_not_allowed",
         )
 

@@ -90,7 +90,7 @@ def api_error(error: BaseException) -> APIError:
     if isinstance(error, RequestValidationError):
         return _of_validation(error)
     if isinstance(error, HTTPException):
-        return APIError(error.status_code, str(error.detail), headers=error.headers)
+        return APIError(error.status_code, _of_routing(error), headers=error.headers)
     message = str(error)
     if isinstance(error, ContextLengthError):
         return APIError(400, message, code="context_length_exceeded")
@@ -107,6 +107,15 @@ def api_error(error: BaseException) -> APIError:
     if isinstance(error, PymixtralError):
         return APIError(500, message, headers=_NO_RETRY)
     return APIError(500, "expected an answer, found a fault of the server: its log has more", headers=_NO_RETRY)
+
+
+def _of_routing(error: HTTPException) -> str:
+    if error.status_code == 404:
+        return "expected an endpoint of this server, found another path: /openapi.json lists the endpoints"
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow") or (error.headers or {}).get("allow") or "another one"
+        return f"expected the method {allowed} for this path, found one that it does not have: use that"
+    return str(error.detail)
 
 
 def _of_validation(error: RequestValidationError) -> APIError:

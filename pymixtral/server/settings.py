@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-from pymixtral.arguments import integer, number
+from pymixtral.arguments import integer, number, shown
+from pymixtral.errors import InvalidArgumentError
 
 _LONGEST = 1e6
 """Seconds, eleven days."""
@@ -33,7 +35,8 @@ class Settings:
         ping_seconds: how long a stream is silent before a comment says that it lives.
 
     Raises:
-        InvalidArgumentError: for a number out of its range.
+        InvalidArgumentError: for a number out of its range, and for an origin without http:// or
+            https://, which no page has.
     """
 
     name: str = ""
@@ -58,6 +61,11 @@ class Settings:
         if self.timeout is not None:
             number("timeout", self.timeout, 1e-3, _LONGEST)
         number("drain", self.drain, 0, _LONGEST)
+        for origin in self.cors_origins:
+            if origin != "*" and not re.fullmatch(r"(?i)https?://[^/\s]+/?", origin):
+                raise InvalidArgumentError(
+                    f"expected cors_origins to be * or addresses such as https://example.org, found {shown(origin)}"
+                )
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -232,14 +232,14 @@ def test_system_and_reset(start: Start, demo: Mixtral, tmp_path: Path) -> None:
 def test_save_and_load_go_on_where_it_was(start: Start, demo: Mixtral, tmp_path: Path) -> None:
     session = start(*LINE)
     say(session, FIRST)
-    assert say(session, "/save a talk.json") == "2 messages are in a talk.json."
+    assert say(session, "/save a talk.json") == "Saved 2 messages in a talk.json."
     leave(session)
     again = start(*LINE)
     assert say(again, "/load a talk.json") == "Going on after 2 messages."
     found = say(again, SECOND)
     messages = told(FIRST, answer(demo, told(FIRST)), SECOND)
     assert found.replace(CUT + "\n", "") == shown(answer(demo, messages))
-    assert say(again, "/save") == "4 messages are in a talk.json."
+    assert say(again, "/save") == "Saved 4 messages in a talk.json."
     (tmp_path / "other").write_text("mine", encoding="utf-8")
     assert "other" in say(again, "/save other")
     assert (tmp_path / "other").read_text(encoding="utf-8") == "mine"
@@ -253,6 +253,7 @@ def test_save_and_load_go_on_where_it_was(start: Start, demo: Mixtral, tmp_path:
 def test_what_makes_no_sense_is_a_line_and_nothing_is_lost(start: Start) -> None:
     session = start("-n", 1)
     assert "did you mean /retry?" in say(session, "/rety")
+    assert "found /quit: Ctrl-D leaves; a message" in say(session, "/quit")
     assert "there are /help, /system" in say(session, "/zzz")
     for line in ("/retry", "/edit x", "/save t"):
         assert re.fullmatch(r"expected [^\n]+", say(session, line))
@@ -438,7 +439,7 @@ def test_answers_have_the_form_that_is_asked_for(start: Start, demo: Mixtral, tm
     leave(session)
     ask = ["chat", "-m", demo_chat_path(), "-p", FIRST]
     refused(run(*ask, "--choice", "a", "--regex", "b"), "--regex and --choice")
-    refused(run(*ask, "--regex", "("), "expected regex to be a grammar")
+    refused(run(*ask, "--regex", "("), "expected --regex to be a grammar")
     (tmp_path / "schema.json").write_text('{"type": "hiccup"}', encoding="utf-8")
     refused(run(*ask, "--json-schema", tmp_path / "schema.json"), "--json-schema", "hiccup")
     (tmp_path / "schema.json").write_text("none", encoding="utf-8")

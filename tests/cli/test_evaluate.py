@@ -140,7 +140,10 @@ def test_pairs_are_shown(data: Path, tmp_path: Path) -> None:
         (["--tasks", "mmlu", "--setting", "mmlu.shots=-1"], "expected mmlu.shots to be an integer from 0"),
         (["--tasks", "mmlu", "--setting", "mmlu.shots=1.5"], "expected mmlu.shots to be an integer"),
         (["--tasks", "mmlu", "--limit", "0"], "--limit"),
-        (["--tasks", "mmlu", "--compare", "missing"], "missing"),
+        (
+            ["--tasks", "mmlu", "--compare", "missing"],
+            "missing: expected a model or a file of answers, found an error",
+        ),
         (["--tasks", "mmlu", "--compare", __file__], "line 1: expected answers of an evaluation"),
         (["--tasks", "mmlu", "-o", "no/such/file"], "no/such"),
         (["--tasks", "mmlu", "-o", __file__], "line 1: expected answers of an evaluation"),

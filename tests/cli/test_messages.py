@@ -75,7 +75,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "expected --experts-used or an override of",
         ),
         ("perplexity -f TEXT -c 4096", "expected --context of at most 2048"),
-        ("perplexity -f TEXT -c 32 --stride 32", "expected stride to be an integer from 1 to 31"),
+        ("perplexity -f TEXT -c 32 --stride 32", "expected --stride to be an integer from 1 to 31"),
         ("perplexity -f TEXT -c 32 --kl-against TEXT", "save one with --save-base"),
         ("calibrate -f TEXT -c 64 -o MATRIX --resume", "of the same model, texts and --context"),
         ("quantize CHECKPOINT TEXT", "found one that exists: choose another name, or replace it with --force"),
@@ -120,6 +120,9 @@ def test_only_the_words_of_the_library_become_options() -> None:
     quoted = ("a/n_threads/b", "'n_threads'", "n_threads.gguf", "my-n_threads", "n_threads=3", "no_n_threads_here")
     for text in (*quoted, "force", "a force of 3"):
         assert in_options(text, command) == text
+    generate = COMMANDS["generate"]
+    assert in_options("expected stop to be a text, found stop", generate) == "expected --stop to be a text, found stop"
+    assert in_options("a.txt: expected stop to be a text", generate) == "a.txt: expected stop to be a text"
     for n_bytes in (1, 1 << 60):
         message = in_options(_refusal(n_bytes, "no"), COMMANDS["generate"])
         assert message.endswith("leave out --lock")

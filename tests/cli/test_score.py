@@ -177,7 +177,7 @@ def test_the_memory_and_the_sharing_of_the_model_are_checked(tiny_q8_0: Path) ->
     assert run(*line, "--cache-size", "20MB", "--max-batch", 2, "--pace", 0.5).exit_code == 0
     refused(run(*line, "--cache-size", "1kB"), "expected --cache-size of at least")
     refused(run(*line, "--cache-size", "many"), "--cache-size", "expected a size such as")
-    refused(run(*line, "--pace", 0), "expected pace to be a number")
+    refused(run(*line, "--pace", 0), "expected --pace to be a number")
     refused(run(*line, "--max-batch", 0), "--max-batch")
 
 

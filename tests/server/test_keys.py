@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.server.access import PUBLIC, Access
 from pymixtral.server.errors import APIError
 from pymixtral.server.files import FILES, POLICY
@@ -142,6 +143,15 @@ def test_browsers_are_answered(start: Start) -> None:
         assert (unknown.status_code, unknown.headers["access-control-allow-origin"]) == (401, "https://a.org")
         foreign = client.get("/v1/models", headers={"origin": "https://b.org", "authorization": "Bearer key"})
         assert (foreign.status_code, foreign.json()["error"]["code"]) == (403, "origin_not_allowed")
+        assert "among the cors_origins" in foreign.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.org", "", "https://", "https://a.org/page", "null", "ftp://a.org", "https://a b"]
+)
+def test_an_origin_that_no_page_has_is_refused(origin: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"expected cors_origins to be \* or addresses such as https://"):
+        Settings(cors_origins=("*", "https://a.org", origin))
 
 
 def test_other_machines_are_told_of(start: Start, server: Server) -> None:

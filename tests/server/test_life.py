@@ -312,12 +312,16 @@ def test_a_fault_of_the_server_tells_no_secrets(probe: Server) -> None:
 
 def test_unknown_paths_and_methods(server: Server) -> None:
     with server.client() as client:
-        assert client.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+        missing = client.get("/v1/nothing").json()["error"]
+        assert missing["type"] == "not_found_error"
+        assert "/openapi.json lists the endpoints" in missing["message"]
         assert client.get("/v1/models/").status_code == 404
         assert client.get("/v1/models/a/b").json()["error"]["code"] == "model_not_found"
         (model,) = client.get("/v1/models").json()["data"]
         assert client.get(f"/v1/models/{model['id']}").json() == client.get(f"/models/{model['id']}").json() == model
-        assert client.delete("/v1/models").status_code == 405
+        refused = client.delete("/v1/models")
+        assert refused.status_code == 405
+        assert "expected the method GET" in refused.json()["error"]["message"]
         assert isinstance(client.get("/version").json()["version"], str)
 
 

@@ -167,10 +167,18 @@ _WANTED = {
 def _wanted(error: Mapping[str, Any]) -> str:
     if error["type"] in _WANTED:
         return _WANTED[error["type"]]
+    context = error.get("ctx", {})
+    tag = str(context.get("discriminator", "type")).strip("'")
     if error["type"] == "union_tag_invalid":
-        return f"of the type {error['ctx']['expected_tags']}"
+        return f"an object whose {tag} is one of {context['expected_tags']}"
     if error["type"] == "union_tag_not_found":
-        return "an object with a type"
+        return f"an object with a {tag}"
+    if error["type"] in ("too_short", "string_too_short"):
+        return f"a {context.get('field_type', 'text').lower()} of the length {context['min_length']} or more"
+    if error["type"] in ("too_long", "string_too_long"):
+        return f"a {context.get('field_type', 'text').lower()} of the length {context['max_length']} or less"
+    if error["type"] == "string_pattern_mismatch":
+        return f"a text of the pattern {context['pattern']}"
     message = str(error["msg"])
     for before in ("Value error, expected ", "Value error, ", "Input should be "):
         if message.startswith(before):

@@ -231,14 +231,17 @@ class ChatRequest(TemplateFields, WritingBody):
         }
         needs = {
             "top_logprobs": "logprobs to be true where top_logprobs says how many",
-            "stream_options": "stream_options in a stream alone",
+            "stream_options": "stream to be true where there are stream_options",
             "prompt_logprobs": "no prompt_logprobs in a stream",
+        }
+        found = {
+            "top_logprobs": "no logprobs",
+            "stream_options": "no stream",
+            "prompt_logprobs": f"{self.prompt_logprobs}: leave out one of them",
         }
         for name, refused in refusals.items():
             if refused:
-                raise APIError(
-                    400, f"expected {needs[name]}, found {getattr(self, name)}", param=name, code="invalid_value"
-                )
+                raise APIError(400, f"expected {needs[name]}, found {found[name]}", param=name, code="invalid_value")
 
     def arguments(self, service: Service) -> tuple[list[dict[str, Any]], Any]:
         """Turn the request into the arguments of Mixtral.chat().
