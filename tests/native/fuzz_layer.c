@@ -313,7 +313,7 @@ void fuzz_run_layers(input *in) {
     }
     const pmx_layer *layers[2] = {first, &second};
     int64_t counts[2] = {n_layers, n_kept};
-    int broken = breaks(in, 7);
+    int broken = breaks(in, 6); /* those that are refused before anything is computed */
     if ((broken == 4 || broken == 5) && (!some || n_kept == 0)) broken = 0;
     if (broken == 1) layers[below(in, (uint32_t)n_layers)] = NULL;
     if (broken == 2) counts[0] = PICK(in, 0, -1, INT64_MIN);
@@ -322,7 +322,6 @@ void fuzz_run_layers(input *in) {
     if (broken == 4) counts[1] = PICK(in, -1, n + 1, INT64_MAX, INT64_MIN);
     if (broken == 5) kept[below(in, (uint32_t)n_kept)] = PICK(in, -1, n, INT64_MAX, INT64_MIN);
     if (broken == 6) broken = break_batch(in, &b);
-    if (broken == 7) break_weight(in, &m.experts[below(in, (uint32_t)first->n_experts * 3)]);
     pmx_batch batches[2];
     pmx_layers passes[2];
     pmx_cache caches[2];
