@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,11 +57,15 @@ class Setting:
     llama_python: Path | None
     n_ctx: int
     words: Sequence[str]
+    each: int
+    """Tokens of a word."""
+
     eos: int
 
-    def prompt(self, numbers: Iterable[int]) -> str:
-        """Words, some one token each: llama-cpp-python's server takes no ids."""
-        return " ".join(self.words[number % len(self.words)] for number in numbers)
+    def prompt(self, n_tokens: int, seed: int) -> str:
+        """Random words of about so many tokens: llama-cpp-python's server takes no ids."""
+        numbers = np.random.default_rng(seed).integers(0, len(self.words), max(1, n_tokens // self.each))
+        return " ".join(self.words[number] for number in numbers.tolist())
 
     def servers(self) -> dict[str, Callable[[], Any]]:
         """What starts each server; it yields its address."""
@@ -165,13 +169,13 @@ async def ask(http: httpx.AsyncClient, setting: Setting, prompt: str, n_tokens: 
 async def clients(address: str, setting: Setting, n: int, n_requests: int) -> dict[str, float]:
     """What n clients see who send n_requests each."""
     async with httpx.AsyncClient(base_url=address, timeout=600) as http:
-        await ask(http, setting, setting.prompt(range(40)), 4, 0)  # maps the file's pages
+        await ask(http, setting, setting.prompt(40, 0), 4, 0)  # maps the file's pages
 
         async def client(i: int) -> list[Sent]:
             random, sent = np.random.default_rng([n, i]), []
             for k in range(n_requests):
                 await asyncio.sleep(random.exponential(PAUSE))
-                prompt = setting.prompt(random.integers(0, len(setting.words), random.choice(PROMPTS)).tolist())
+                prompt = setting.prompt(int(random.choice(PROMPTS)), 1000 * i + k)
                 sent.append(await ask(http, setting, prompt, int(random.choice(ANSWERS)), 1000 * i + k))
             return sent
 
@@ -193,7 +197,7 @@ async def clients(address: str, setting: Setting, n: int, n_requests: int) -> di
 
 def http_cost(setting: Setting, n_tokens: int = 300, turns: int = 5) -> dict[str, float]:
     """Microseconds a token of one stream: in the process, and over HTTP."""
-    prompt = setting.prompt(range(16))
+    prompt = setting.prompt(16, 0)
     found: dict[str, list[float]] = {"process": [], "http": []}
 
     async def stream(address: str) -> float:
@@ -240,9 +244,10 @@ def main(
     """Measure servers as their clients see them."""
     with Mixtral(model, n_ctx=64) as opened:
         pieces = [opened.detokenize([token]) for token in range(opened.config.n_vocab)]
-        words = [piece for piece in pieces if piece.isascii() and piece.isalpha() and len(piece) > 2]
-        n_ctx = min(opened.config.n_ctx_train, N_CTX)
-        setting = Setting(model, n_threads, llama, llama_python, n_ctx, words, min(opened.eos_ids))
+        words = [piece for piece in pieces if piece.isascii() and piece.isalnum() and len(piece) > 2]
+        each = max(1, len(opened.tokenize(" ".join(words[:20]))) // 20)
+        n_ctx = min(opened.config.n_ctx_train, N_CTX // 4)
+        setting = Setting(model, n_threads, llama, llama_python, n_ctx, words, each, min(opened.eos_ids))
     servers = setting.servers()
     report: dict[str, Any] = {"cpu": cpu_name(), "version": __version__, "model": model.name, "threads": n_threads}
     report["start"] = {name: start(begin) for name, begin in servers.items()}
