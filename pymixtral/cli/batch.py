@@ -10,14 +10,11 @@ import click
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    engine_options,
     force_option,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     path_type,
-    threads_option,
 )
 from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note, write, write_json
@@ -25,7 +22,6 @@ from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
-    from pymixtral.model.overrides import Override
     from pymixtral.server.batch import Batch
 
 
@@ -45,10 +41,7 @@ A line of requests.jsonl is {"custom_id": "1",
 @model_option
 @force_option
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
-@engine_options
+@opening_options(shared=True)
 @json_option
 @click.pass_context
 def batch(
@@ -57,14 +50,7 @@ def batch(
     output: Path,
     model: Path | None,
     force: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | None,
-    overrides: dict[str, Override],
-    max_batch: int,
-    cache_bytes: int | None,
-    pace: float | None,
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Answer a file of requests, in the form of OpenAI's batches.
@@ -78,15 +64,8 @@ def batch(
 
     with opened(
         model,
+        **opening,
         chats=True,
-        n_threads=n_threads,
-        n_ctx=n_ctx,
-        kv_type=kv_type,
-        experts_used=experts_used,
-        overrides=overrides,
-        max_batch=max_batch,
-        cache_bytes=cache_bytes,
-        pace=pace,
     ) as opened_model:
         work = Batch(opened_model, requests, output, force=force)
         try:
@@ -95,7 +74,7 @@ def batch(
             raise click.ClickException(str(error)) from error
         code = 0
         try:
-            work.run(2 * max_batch)
+            work.run(2 * opening["max_batch"])
             code = 1 if work.n_failed else 0
         except KeyboardInterrupt:
             code = 130

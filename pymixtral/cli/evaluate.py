@@ -16,13 +16,11 @@ from pymixtral.cli.options import (
     context_option,
     force_option,
     json_option,
-    kv_type_option,
     model_argument,
     model_option,
+    opening_options,
     optional_output_option,
-    override_options,
     path_type,
-    threads_option,
 )
 from pymixtral.cli.text import note, shorten, table, wrap, write, write_json
 from pymixtral.errors import InvalidArgumentError
@@ -119,9 +117,7 @@ Does q4_0 cost answers?
 @optional_output_option
 @force_option
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
+@opening_options()
 @json_option
 @click.pass_context
 def evaluate(
@@ -141,8 +137,8 @@ def evaluate(
     groups: bool,
     output: Path | None,
     force: bool,
+    opening: dict[str, Any],
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Ask a model the questions of well-known tasks.
 
@@ -178,7 +174,7 @@ def evaluate(
         kept = stack.enter_context(Answers(output, force=force))
         try:
             for one in (path, *models):
-                with opened(one, **options) as engine:
+                with opened(one, **opening) as engine:
                     found += measure(engine, tasks, limit=limit, answers=kept)
             asked = {result.questions for result in found}
             found += [result for answers in read for result in results(answers) if result.questions in asked]
