@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pymixtral.cli.bulk import run_job
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
@@ -17,12 +18,6 @@ from pymixtral.cli.options import (
     path_type,
 )
 from pymixtral.cli.packages import check_packages
-from pymixtral.cli.text import note, write, write_json
-from pymixtral.errors import InvalidArgumentError
-from pymixtral.escapes import escaped
-
-if TYPE_CHECKING:
-    from pymixtral.server.batch import Batch
 
 
 @click.command(
@@ -62,45 +57,7 @@ def batch(
     check_packages("server", "fastapi", "prometheus_client")
     from pymixtral.server.batch import Batch
 
-    with opened(
-        model,
-        **opening,
-        chats=True,
-    ) as opened_model:
-        work = Batch(opened_model, requests, output, force=force)
-        try:
-            work.check()
-        except InvalidArgumentError as error:  # of a line, whose fields are no options
-            raise click.ClickException(str(error)) from error
-        code = 0
-        try:
-            work.run(2 * opening["max_batch"])
-            code = 1 if work.n_failed else 0
-        except KeyboardInterrupt:
-            code = 130
-            if not as_json:
-                note(f"{work.n_done} of {work.n_requests} requests are done; the same command goes on from there.")
-        if as_json:
-            write_json(_plain(work, output))
-        elif code != 130:
-            write("\n".join(_lines(work, output)))
+    with opened(model, **opening, chats=True) as opened_model:
+        job = Batch(opened_model, requests, output, force=force)
+        code = run_job(job, output, 2 * opening["max_batch"], as_json=as_json, failed="refused")
     ctx.exit(code)
-
-
-def _plain(work: Batch, output: Path) -> dict[str, Any]:
-    return {
-        "output": str(output),
-        "requests": work.n_requests,
-        "done": work.n_done,
-        "resumed": work.n_resumed,
-        "failed": work.n_failed,
-        "seconds": work.seconds,
-    }
-
-
-def _lines(work: Batch, output: Path) -> list[str]:
-    before = f", {work.n_resumed} of them from before" if work.n_resumed else ""
-    lines = [f"{escaped(str(output))}: {work.n_done} requests in {work.seconds:.1f} s{before}"]
-    if work.n_failed:
-        lines.append(f"refused: {work.n_failed} of them, whose answers say why")
-    return lines

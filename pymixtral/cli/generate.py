@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.bulk import generate_all
+from pymixtral.cli.bulk import run_job
 from pymixtral.cli.model import note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
@@ -167,12 +167,12 @@ def generate(
         ) as engine,
     ):
         if prompts:
+            from pymixtral.bulk.generate import Bulk
+
             assert output
-            ctx.exit(
-                generate_all(
-                    engine, prompts, output, 2 * opening["max_batch"], force=force, as_json=as_json, n=n, **options
-                )
-            )
+            bulk = Bulk(engine, prompts, output, force=force, n=n, **options)
+            n_in_flight = 2 * opening["max_batch"]
+            ctx.exit(run_job(bulk, output, n_in_flight, as_json=as_json, failed="without a text", with_tokens=True))
         assert prompt is not None
         if n > 1:
             texts = engine.generate(prompt, n=n, **options).choices

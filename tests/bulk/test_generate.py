@@ -155,13 +155,13 @@ def test_the_texts_of_other_prompts_options_or_models_are_kept(
     rewrite(tiny_q8_0, tmp_path / "other" / tiny_q8_0.name, keys={"llama.rope.freq_base": 5e5})
     with Mixtral(tmp_path / "other" / tiny_q8_0.name, n_ctx=128) as other:
         for bulk in (Bulk(model, prompts, output, temperature=0.1), Bulk(other, prompts, output)):
-            with pytest.raises(OutputError, match=r"line 1: expected the text of prompt 0, .* choose another name"):
+            with pytest.raises(OutputError, match=r"line 1: expected the record of prompt 0, .* choose another name"):
                 bulk.run()
     write(prompts, [*lines[:2], {**lines[2], "seed": 77}, lines[3]])
-    with pytest.raises(OutputError, match="line 3: expected the text of prompt 2"):
+    with pytest.raises(OutputError, match="line 3: expected the record of prompt 2"):
         Bulk(model, prompts, output).run()
     write(prompts, lines[:3])
-    with pytest.raises(OutputError, match="line 4: expected no more texts than prompts"):
+    with pytest.raises(OutputError, match="line 4: expected no more records than prompts"):
         Bulk(model, prompts, output).run()
     assert output.read_bytes() == before
     expected = read(output)[:3]
