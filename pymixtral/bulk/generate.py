@@ -122,6 +122,7 @@ class Bulk(Job[Prompt]):
                     asked[prompt.index] = self._ask(prompt, events)
                 except _OF_A_PROMPT as error:
                     waiting[prompt.index] = _failure(prompt, error)
+                    n_bytes += len(waiting[prompt.index].text)
             if turn not in waiting and asked and (record := self._receive(events, asked, speed)):
                 waiting[record.index] = record
                 n_bytes += len(record.text)

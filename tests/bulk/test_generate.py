@@ -118,6 +118,31 @@ def test_texts_that_wait_for_a_long_one_are_bounded(
         assert [record["index"] for record in read(output)] == list(range(40))
 
 
+def test_errors_that_wait_for_a_long_text_are_bounded_too(
+    model: Mixtral, prompts: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(prompts, [{"prompt": TEXT, "max_tokens": 90}, *[{"prompt": []}] * 40])
+    failure, write_record = module._failure, Bulk._write
+    made: list[int] = []
+    ahead: list[int] = []
+
+    def counted(prompt: Any, error: BaseException) -> Any:
+        made.append(prompt.index)
+        return failure(prompt, error)
+
+    def noted(self: Bulk, record: Any) -> None:
+        ahead.append(len(made))
+        write_record(self, record)
+
+    monkeypatch.setattr(module, "_failure", counted)
+    monkeypatch.setattr(Bulk, "_write", noted)
+    monkeypatch.setattr(module, "_AHEAD_BYTES", 300)
+    bulk = Bulk(model, prompts, output, ignore_eos=True)
+    bulk.run(4)
+    assert 1 <= ahead[0] <= 300 // 100
+    assert (bulk.n_done, bulk.n_failed) == (41, 40)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 700, 1500, -1])
 def test_another_run_goes_on_where_the_first_ended(model: Mixtral, prompts: Path, output: Path, cut: int) -> None:
     write(prompts, some(20))
