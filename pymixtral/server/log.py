@@ -138,12 +138,16 @@ class Log:
         self.note(f"request {id}: {''.join(traceback.format_exception(error))}")
 
     def close(self) -> None:
-        """Write what waits, and close the trace."""
-        self._lines.close()
+        """Write what waits, and how many lines were lost; close the trace."""
+        lost = self._lines.dropped
         if self._trace and self._file:
             self._trace.close()
             with suppress(OSError):
                 self._file.close()
+            lost += self._trace.dropped
+        if lost:
+            self.note(f"Lost lines of the log and the trace: {lost}, for which there was no reader or no room.")
+        self._lines.close()
 
 
 def _json(value: dict[str, Any]) -> str:
