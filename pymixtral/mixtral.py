@@ -291,7 +291,7 @@ class Mixtral(ModelText, ModelSessions):
             ClosedError: after close().
         """
         self._engine.check_open()
-        request = self._factory.continuation(prompt, options, streams=True)
+        [[request]] = self._factory.continuations([prompt], options, streams=True)
         return Generation(self._engine, request, progress)
 
     # --- Conversations ----------------------------------------------------------------------------
@@ -344,7 +344,7 @@ class Mixtral(ModelText, ModelSessions):
         """
         self._engine.check_open()
         talk = self._conversation(messages, options, "stream_chat()")
-        generation = Generation(self._engine, talk.request(streams=True), progress)
+        generation = Generation(self._engine, talk.requests(1)[0], progress)
         return AnswerStream(generation, talk.parser(), talk.prompt.continued)
 
     # --- Numbers ----------------------------------------------------------------------------------

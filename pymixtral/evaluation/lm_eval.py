@@ -247,12 +247,7 @@ class MixtralLM(TemplateLM):  # type: ignore[misc]  # it has no types
         if chat:
             format = self.model.chat_format(self._chat_format)
             more = {"begins_text": chat.begins_text, "more_stops": format.stops, "more_stop_ids": format.stop_ids}
-        question = sampled(
-            lambda i, chosen: [self.model._factory.continuation(ids, chosen, streams=False, seed_index=i, **more)],
-            1,
-            None,
-            options | {"max_tokens": max_tokens},
-        )
+        question = sampled(self.model._factory, [ids], 1, None, options | {"max_tokens": max_tokens}, **more)
         (completion,) = yield question
         return str(completion.text)
 

@@ -409,7 +409,7 @@ def test_texts_that_all_fail_leave_the_engine_whole(model: Mixtral, monkeypatch:
 def test_a_stream_takes_no_argument_that_it_would_not_use(model: Mixtral, name: str) -> None:
     wrong: Any = {name: 3}
     with pytest.raises(InvalidArgumentError, match=r"expected an argument of stream\(\)"):
-        model._factory.continuation(PROMPT, wrong, streams=True)
+        model._factory.continuations([PROMPT], wrong, streams=True)
 
 
 @pytest.mark.parametrize("name", ["ignore_eos", "parse_special"])
