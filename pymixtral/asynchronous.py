@@ -55,7 +55,7 @@ class AsyncMixtral:
 
     def __init__(self, model: str | os.PathLike[str] | Mixtral | None = None, **options: Any) -> None:
         self.model = model if isinstance(model, Mixtral) and not options else Mixtral(model, **options)  # type: ignore[arg-type]
-        self._engine, self._factory = self.model._engine, self.model._factory
+        self._core = self.model.core
 
     @overload
     async def generate(  # type: ignore[overload-overlap]
@@ -94,9 +94,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.generate().
         """
-        self._engine.check_open()
-        question = await _threaded(partial(generations, self._factory, prompt, n, best_of, options))
-        return await ask_async(self._engine, question)
+        self._core.engine.check_open()
+        question = await _threaded(partial(generations, self._core.factory, prompt, n, best_of, options))
+        return await ask_async(self._core.engine, question)
 
     def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
         """Generate text as generate() does, piece by piece: `async for piece in model.stream(...)`.
@@ -112,9 +112,9 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.stream().
             RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        [[request]] = self._factory.continuations([prompt], options, streams=True)
-        return AsyncGeneration(self._engine, request)
+        self._core.engine.check_open()
+        [[request]] = self._core.factory.continuations([prompt], options, streams=True)
+        return AsyncGeneration(self._core.engine, request)
 
     async def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
         """Begin several texts of a prompt at the same time, to be read piece by piece.
@@ -130,10 +130,10 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as stream().
         """
-        self._engine.check_open()
+        self._core.engine.check_open()
         n = integer("n", n, 1, MAX_SAMPLES)
-        found = await _threaded(partial(self._factory.continuations, [prompt], options, n, streams=True))
-        return AsyncGeneration.several(self._engine, [request for (request,) in found])
+        found = await _threaded(partial(self._core.factory.continuations, [prompt], options, n, streams=True))
+        return AsyncGeneration.several(self._core.engine, [request for (request,) in found])
 
     async def chat(
         self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
@@ -152,12 +152,12 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.chat().
         """
-        self._engine.check_open()
+        self._core.engine.check_open()
 
         def made() -> Question[Answer]:
-            return self.model._conversation(messages, options, "chat()").question(n, best_of)
+            return self._core.conversation(messages, options, "chat()").question(n, best_of)
 
-        return await ask_async(self._engine, await _threaded(made))
+        return await ask_async(self._core.engine, await _threaded(made))
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
         """Answer as chat() does, piece by piece: `async for piece in model.stream_chat(...)`.
@@ -173,8 +173,8 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.stream_chat().
             RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        talk = self.model._conversation(messages, options, "stream_chat()")
+        self._core.engine.check_open()
+        talk = self._core.conversation(messages, options, "stream_chat()")
         return self._answers(talk, talk.requests(1))[0]
 
     async def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
@@ -191,11 +191,11 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as stream_chat().
         """
-        self._engine.check_open()
+        self._core.engine.check_open()
         n = integer("n", n, 1, MAX_SAMPLES)
 
         def made() -> tuple[Conversation, list[Continuation]]:
-            talk = self.model._conversation(messages, options, "stream_chats()")
+            talk = self._core.conversation(messages, options, "stream_chats()")
             return talk, talk.requests(n)
 
         return self._answers(*await _threaded(made))
@@ -203,7 +203,7 @@ class AsyncMixtral:
     def _answers(self, talk: Conversation, requests: Sequence[Continuation]) -> list[AsyncAnswerStream]:
         return [
             AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
-            for generation in AsyncGeneration.several(self._engine, requests)
+            for generation in AsyncGeneration.several(self._core.engine, requests)
         ]
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
@@ -221,8 +221,8 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.logits().
         """
-        self._engine.check_open()
-        return await ask_async(self._engine, logits(self._factory, tokens, last_only, first, how))
+        self._core.engine.check_open()
+        return await ask_async(self._core.engine, logits(self._core.factory, tokens, last_only, first, how))
 
     async def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
         """Compute how likely texts are to follow another one; see Mixtral.
@@ -238,9 +238,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.score().
         """
-        self._engine.check_open()
-        question = await _threaded(partial(scores, self._factory, context, continuations, how))
-        return await ask_async(self._engine, question)
+        self._core.engine.check_open()
+        question = await _threaded(partial(scores, self._core.factory, context, continuations, how))
+        return await ask_async(self._core.engine, question)
 
     async def embed(
         self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
@@ -259,9 +259,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.embed().
         """
-        self._engine.check_open()
-        question = await _threaded(partial(embeddings, self._factory, texts, pooling, normalize, how))
-        return await ask_async(self._engine, question)
+        self._core.engine.check_open()
+        question = await _threaded(partial(embeddings, self._core.factory, texts, pooling, normalize, how))
+        return await ask_async(self._core.engine, question)
 
     async def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
         """Compute which experts the tokens of a text go to, in every layer; see Mixtral.
@@ -277,9 +277,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.routing().
         """
-        self._engine.check_open()
-        question = await _threaded(lambda: routings(self._factory, self.model._ids_of(text), full, how))
-        return await ask_async(self._engine, question)
+        self._core.engine.check_open()
+        question = await _threaded(lambda: routings(self._core.factory, self._core.ids_of(text), full, how))
+        return await ask_async(self._core.engine, question)
 
     async def forget(self) -> None:
         """Empty the prefix cache; see Mixtral.
@@ -322,14 +322,14 @@ class AsyncMixtral:
         Raises:
             ClosedError: after aclose().
         """
-        return self._engine.stats()
+        return self._core.engine.stats()
 
     async def aclose(self) -> None:
         """End all computations, and free threads and memory; see Mixtral.close()."""
         await asyncio.to_thread(self.model.close)
 
     async def __aenter__(self) -> AsyncMixtral:
-        self._engine.check_open()
+        self._core.engine.check_open()
         return self
 
     async def __aexit__(
