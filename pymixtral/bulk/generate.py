@@ -137,13 +137,13 @@ class Bulk(Job[Prompt]):
     def _question(self, prompt: str | list[int], own: Mapping[str, Any]) -> Question[Any]:
         options = {**self._options, **own}
         n, best_of = options.pop("n", 1), options.pop("best_of", None)
-        return generations(self._model._factory, prompt, n, best_of, options)
+        return generations(self._model.core.factory, prompt, n, best_of, options)
 
     def _ask(self, prompt: Prompt, events: queue.SimpleQueue[tuple[int, Request, Event]]) -> _Asked:
         asked = _Asked(prompt, self._question(prompt.prompt, prompt.options))
         for request in asked.question.requests:
             request.listen(partial(_post, events, prompt.index, request))
-        asked.interest = self._model._engine.submit(asked.question.stages[0], asked.question.others)
+        asked.interest = self._model.core.engine.submit(asked.question.stages[0], asked.question.others)
         return asked
 
     def _receive(

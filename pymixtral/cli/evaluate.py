@@ -22,7 +22,7 @@ from pymixtral.cli.options import (
     optional_output_option,
     path_type,
 )
-from pymixtral.cli.text import note, shorten, table, wrap, write, write_json
+from pymixtral.cli.text import counted, note, shorten, table, wrap, write, write_json
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
@@ -239,7 +239,7 @@ def _result_lines(result: Result, groups: bool) -> list[str]:
     speed = f"; {result.items_per_second:.2f} items/s" if result.items_per_second else ""
     lines = [
         f"{result.task.name}: {shorten(card.name, 40)}, {card.type}, {card.bits_per_weight:.2f} bits per weight",
-        f"{len(result.items)} items; {settings}{speed}",
+        f"{counted(len(result.items), 'item')}; {settings}{speed}",
     ]
     rows = [["figure", "value", "error", "items", MODEL]]
     settings_of = []
@@ -258,7 +258,7 @@ def _comparison_lines(comparison: Comparison, groups: bool) -> list[str]:
     base, other = comparison.base, comparison.other
     lines = [
         f"{base.task.name}: {shorten(other.model.name, 30)} minus {shorten(base.model.name, 30)}",
-        f"{comparison.n_items} items that both answered",
+        f"{counted(comparison.n_items, 'item')} that both answered",
     ]
     if comparison.gained is not None:
         lines[-1] += f"; right in the first alone {comparison.gained}, in the second alone {comparison.lost}"
@@ -274,7 +274,7 @@ def _pair_lines(pair: Pairs) -> list[str]:
     value, error = _numbers(pair.win_rate)
     return [
         f"mt_bench in pairs: {shorten(pair.other.model.name, 30)} against {shorten(pair.base.model.name, 30)}",
-        f"{pair.n_items} items that both answered",
+        f"{counted(pair.n_items, 'item')} that both answered",
         *table([["figure", "value", "error"], ["win_rate", value, error]], "<>>"),
     ]
 

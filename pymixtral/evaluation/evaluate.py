@@ -73,21 +73,21 @@ class Card:
         """The card of an open model."""
         weights: dict[str, int] = {}
         n_bytes = 0
-        for tensor in model._file.tensors.values():
+        for tensor in model.core.file.tensors.values():
             name = show_type(tensor.type)
             weights[name] = weights.get(name, 0) + math.prod(tensor.shape)
             n_bytes += tensor.data.nbytes
         total = sum(weights.values())
         return cls(
             name=model.path.name,
-            digest=model._file.digest().hex(),
+            digest=model.core.file.digest().hex(),
             type=max(weights, key=lambda name: weights[name]),
             bits_per_weight=round(8 * n_bytes / total, 4),
             parameters=total,
             experts_used=model.config.n_experts_used,
             kv_type=model.kv_type,
             n_ctx=model.n_ctx,
-            overrides=dict(model._different),
+            overrides=dict(model.core.different),
         )
 
 

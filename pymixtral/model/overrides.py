@@ -33,6 +33,7 @@ KEYS: dict[str, type] = {
 """The keys that can be given and their types: all that pymixtral reads, but for arrays and for the
 keys of the file's own form."""
 
+_EXPERTS = "llama.expert_count"
 _EXPERTS_USED = "llama.expert_used_count"
 
 
@@ -55,7 +56,7 @@ def override(
 
     Raises:
         InvalidArgumentError: overrides is no mapping, a key is not in KEYS, a value is not of its
-            type, or experts_used contradicts the overrides.
+            type, or experts_used contradicts the overrides or is more than there are experts.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise InvalidArgumentError(
@@ -77,6 +78,14 @@ def override(
         raise InvalidArgumentError(
             f"expected experts_used or an override of '{_EXPERTS_USED}', found both, and different"
         )
+    if experts_used is not None:
+        n_experts = changes.get(_EXPERTS, file.metadata.get(_EXPERTS, 0))
+        if type(n_experts) is int and n_experts < most:  # what is no integer is refused with the file
+            raise InvalidArgumentError(
+                f"expected experts_used of at most the model's {n_experts} experts, found {most}"
+                if n_experts
+                else f"expected no experts_used for a dense model, which has no experts, found {most}"
+            )
     different = {
         key: value
         for key, value in changes.items()

@@ -42,7 +42,7 @@ def test_rates_are_medians_of_tokens_per_second(monkeypatch: pytest.MonkeyPatch)
 def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     with Mixtral(n_ctx=24, n_threads=1) as model:
         sizes: list[int] = []
-        inner = model._engine._loop._model
+        inner = model.core.engine._loop._model
         forward = inner.forward
         monkeypatch.setattr(
             inner, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1]
