@@ -48,6 +48,7 @@ pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
     if (!made) return pmx_fail(PMX_ENOMEM, "ctx: expected memory for a context, found none");
     made->kernels = kernels;
     made->n_threads = n_threads;
+    made->planes = 1;
     status = pmx_pool_create(&made->pool, n_threads);
     if (status != PMX_OK) {
         free(made);
@@ -118,6 +119,18 @@ pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint) {
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
     ctx->prefetch = (pmx_prefetch)hint;
+    pmx_leave(ctx, call);
+    return PMX_OK;
+}
+
+pmx_status pmx_ctx_planes(pmx_ctx *ctx, int32_t planes) {
+    pmx_status status = PMX_NOT_NULL(ctx);
+    if (status != PMX_OK) return status;
+    if (planes != 1 && planes != 2) return pmx_fail(PMX_EINVAL, "planes: expected 1 or 2, found %d", planes);
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
+    ctx->planes = planes;
     pmx_leave(ctx, call);
     return PMX_OK;
 }

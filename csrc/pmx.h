@@ -258,6 +258,9 @@ void pmx_ctx_destroy(pmx_ctx *ctx);
 void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on);
 /* hint: a pmx_prefetch, for the calls that follow; at first PMX_PREFETCH_NEAR. No result depends on it. */
 pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint);
+/* How finely the calls that follow round activations: 1 plane of int8, as at first, or 2, of which the
+ * second rounds what the first leaves. */
+pmx_status pmx_ctx_planes(pmx_ctx *ctx, int32_t planes);
 const char *pmx_ctx_isa(const pmx_ctx *ctx);
 int32_t pmx_ctx_threads(const pmx_ctx *ctx);
 

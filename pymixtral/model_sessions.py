@@ -57,8 +57,8 @@ class ModelSessions:
         files of people you trust.
 
         Args:
-            path: a file of save_session(), of the same model, overrides, experts_used, expert_min_p and
-                kv_type.
+            path: a file of save_session(), of the same model, overrides, experts_used, expert_min_p,
+                activations and kv_type.
 
         Returns:
             The ids of the text.
@@ -77,11 +77,7 @@ class ModelSessions:
         return PageForm(config.n_layers, config.n_kv_heads, config.head_dim, self.kv_type)
 
     def _session_form(self) -> SessionForm:
-        different: dict[str, object] = dict(self.core.different)
-        if self.config.fewer_experts:
-            different["experts_used"] = self.config.fewer_experts
-        if self.config.expert_min_p:
-            different["expert_min_p"] = self.config.expert_min_p
+        different = {**self.core.different, **self.config.choices}
         overrides = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).digest()
         binding = Binding(self.core.file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
         return SessionForm(binding, ops.PAGE, self._page_form.n_bytes, self.n_ctx, self.config.n_vocab)

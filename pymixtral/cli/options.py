@@ -247,9 +247,16 @@ _expert_min_p_option = click.option(
     help="Leave out experts less than P times as likely as a token's first: faster, less exact.  [default: 0, none]",
 )
 
+_activations_option = click.option(
+    "--activations",
+    type=click.Choice(("int8", "int16")),
+    default="int8",
+    show_default=True,
+    help="How finely activations are rounded. int16 is closer to the original model, and takes prompts twice the time.",
+)
 
 _OPENING = (
-    *("n_ctx", "n_threads", "kv_type", "experts_used", "overrides", "expert_min_p"),
+    *("n_ctx", "n_threads", "kv_type", "experts_used", "overrides", "expert_min_p", "activations"),
     *("max_batch", "cache_bytes", "pace"),
 )
 
@@ -264,7 +271,8 @@ def opening_options(
         kv_type: whether the type of the cache is one of them.
         shared: whether texts of the command share the model.
     """
-    options = [threads_option, *([kv_type_option] if kv_type else []), override_options, _expert_min_p_option]
+    kv = [kv_type_option] if kv_type else []
+    options = [threads_option, *kv, override_options, _expert_min_p_option, _activations_option]
 
     def decorate(function: Function) -> Function:
         @wraps(function)

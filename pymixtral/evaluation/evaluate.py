@@ -55,7 +55,7 @@ class Card:
         experts_used: experts for each token.
         kv_type: the type of cached keys and values.
         n_ctx: most tokens of prompt and answer.
-        overrides: metadata that replaced the file's.
+        overrides: metadata that replaced the file's, and other choices of when it was opened.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Card:
             experts_used=model.config.n_experts_used,
             kv_type=model.kv_type,
             n_ctx=model.n_ctx,
-            overrides=dict(model.core.different),
+            overrides={**model.core.different, **model.config.choices},
         )
 
 

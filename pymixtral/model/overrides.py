@@ -17,6 +17,9 @@ Override = int | float | bool | str
 ExpertsUsed = int | Sequence[int]
 """Experts that a token uses: one number, or one for each layer."""
 
+ACTIVATIONS = ("int8", "int16")
+"""How activations are rounded before products with quantized weights; int16 is two planes of int8."""
+
 _TOKENIZER: dict[str, type] = {
     **dict.fromkeys((f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "eot", "eom", "unknown")), int),
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"), bool),
@@ -123,6 +126,24 @@ def with_experts(config: ModelConfig, experts_used: ExpertsUsed | None, expert_m
             f"found {len(each)}"
         )
     return replace(config, fewer_experts=each if len(set(each)) > 1 else (), expert_min_p=least)
+
+
+def with_activations(config: ModelConfig, activations: str) -> ModelConfig:
+    """The numbers of a model whose activations are rounded so finely.
+
+    Args:
+        config: the model's numbers.
+        activations: "int8" or "int16".
+
+    Returns:
+        The model's numbers.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    if activations not in ACTIVATIONS:
+        raise InvalidArgumentError(f"expected activations to be 'int8' or 'int16', found {shown(activations)}")
+    return replace(config, planes=1 + ACTIVATIONS.index(activations))
 
 
 def _most(experts_used: ExpertsUsed) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pymixtral.arrays import F32, F64, I32
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
 from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, Matrix
-from pymixtral.reference.blocks import decode
+from pymixtral.reference.blocks import Blocks, decode
 from pymixtral.reference.blocks import dequantize as dequantize
 
 if TYPE_CHECKING:
@@ -140,12 +140,13 @@ def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32
     return q.reshape(x.shape), d, q.reshape(len(x), -1, 32 if block == 32 else 16).sum(axis=-1, dtype=np.int32)
 
 
-def matmul(x: F32, w: Matrix) -> F32:
+def matmul(x: F32, w: Matrix, planes: int = 1) -> F32:
     """Multiply rows by a matrix.
 
     Args:
         x: float32 [n_tokens, cols].
         w: the matrix, one row for each output.
+        planes: int8 numbers that stand for an activation, 1 or 2, where they are quantized.
 
     Returns:
         float32 [n_tokens, rows].
@@ -161,9 +162,19 @@ def matmul(x: F32, w: Matrix) -> F32:
         return _finite(np.concatenate(y, axis=1), "a matrix product")
     blocks = decode(w)
     xq, dx, sums = quantize_activations(x, blocks.size)
+    acc = _multiply(xq, dx, sums, blocks)
+    if planes == 2:
+        rest = fma(-dx.repeat(blocks.size, axis=1), xq.astype(np.float32), x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            acc = acc + _multiply(*quantize_activations(rest, blocks.size), blocks)
+    return _finite(acc, "a matrix product")
+
+
+def _multiply(xq: NDArray[np.int8], dx: F32, sums: I32, blocks: Blocks) -> F32:
+    """The product of one plane, float32 [n_tokens, rows]."""
     xi = xq.reshape(*dx.shape, blocks.size).astype(np.int32)
     sums = sums.reshape(*dx.shape, -1)
-    acc: F32 = np.zeros((len(x), w.rows), np.float32)
+    acc: F32 = np.zeros((len(xq), len(blocks.q)), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for b in range(dx.shape[1]):
             wi, d = blocks.q[:, b], dx[:, b, None]
@@ -175,7 +186,7 @@ def matmul(x: F32, w: Matrix) -> F32:
             elif blocks.m is not None and blocks.mins is not None:
                 mins = blocks.mins[:, b].repeat(16 // blocks.mins.shape[2], axis=1)
                 acc = fma(-(blocks.m[:, b] * d), (sums[:, b] @ mins.T).astype(np.float32), acc)
-    return _finite(acc, "a matrix product")
+    return acc
 
 
 # --- Elementwise ----------------------------------------------------------------------------------
@@ -514,7 +525,7 @@ def route(logits: F32, n_used: int, n_dropped: int = 0, min_p: float = 0.0) -> t
     return ids.astype(np.int32), e / total[:, None]
 
 
-def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix) -> F32:
+def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix, planes: int = 1) -> F32:
     """Compute one expert.
 
     Args:
@@ -522,6 +533,7 @@ def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix) -> F32:
         gate: ffn x hidden.
         up: ffn x hidden.
         down: hidden x ffn.
+        planes: as of matmul().
 
     Returns:
         float32 [n_tokens, hidden].
@@ -529,10 +541,17 @@ def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix) -> F32:
     Raises:
         NonFiniteError: with the row.
     """
-    return matmul(silu_mul(matmul(x, gate), matmul(x, up)), down)
+    return matmul(silu_mul(matmul(x, gate, planes), matmul(x, up, planes)), down, planes)
 
 
-def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tuple[Matrix, Matrix, Matrix]]) -> F32:
+def experts(
+    x: F32,
+    normed: F32,
+    ids: I32,
+    weights: F32,
+    matrices: Sequence[tuple[Matrix, Matrix, Matrix]],
+    planes: int = 1,
+) -> F32:
     """Add the weighted outputs of the chosen experts to the residual stream.
 
     Args:
@@ -541,6 +560,7 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
         ids: the chosen experts, int32 [n_tokens, n_used], ascending.
         weights: their weights, float32 [n_tokens, n_used]; experts of weight 0 are not computed.
         matrices: gate, up (ffn x hidden) and down (hidden x ffn) of each expert.
+        planes: as of matmul().
 
     Returns:
         float32 [n_tokens, hidden].
@@ -554,7 +574,7 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
         if not len(rows):
             continue
         try:
-            out[rows, slots] = feed_forward(normed[rows], gate, up, down)
+            out[rows, slots] = feed_forward(normed[rows], gate, up, down, planes)
         except NonFiniteError as error:
             row = int(rows[error.row])
             raise NonFiniteError(
@@ -591,11 +611,11 @@ def layer_attention(
     """
     n_tokens = len(x)
     n = rms_norm(x, w.attn_norm, config.rms_eps)
-    q = rope(matmul(n, w.q).reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
-    k = rope(matmul(n, w.k).reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
-    v = matmul(n, w.v).reshape(n_tokens, config.n_kv_heads, config.head_dim)
+    q = rope(matmul(n, w.q, config.planes).reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
+    k = rope(matmul(n, w.k, config.planes).reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
+    v = matmul(n, w.v, config.planes).reshape(n_tokens, config.n_kv_heads, config.head_dim)
     seen = attention(q, round_to_cache(k, cache_dtype), round_to_cache(v, cache_dtype), window=config.window)
-    return _finite(x + matmul(seen.reshape(n_tokens, -1), w.output), "the residual stream")
+    return _finite(x + matmul(seen.reshape(n_tokens, -1), w.output, config.planes), "the residual stream")
 
 
 def layer(
@@ -627,9 +647,11 @@ def layer(
     x = layer_attention(x, w, config, cosines, sines, cache_dtype)
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
     if w.router is None:
-        return experts(x, n, np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32), w.experts)
-    ids, weights = route(matmul(n, w.router), n_experts_used or config.n_experts_used, min_p=config.expert_min_p)
-    return experts(x, n, ids, weights, w.experts)
+        ids, weights = np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32)
+    else:
+        routed = matmul(n, w.router, config.planes)
+        ids, weights = route(routed, n_experts_used or config.n_experts_used, min_p=config.expert_min_p)
+    return experts(x, n, ids, weights, w.experts, config.planes)
 
 
 def forward(
@@ -670,4 +692,4 @@ def logits(hidden: F32, weights: ModelWeights, config: ModelConfig) -> F32:
     Raises:
         NonFiniteError: with the row.
     """
-    return matmul(rms_norm(hidden, weights.output_norm, config.rms_eps), weights.head)
+    return matmul(rms_norm(hidden, weights.output_norm, config.rms_eps), weights.head, config.planes)

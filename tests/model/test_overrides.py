@@ -86,6 +86,20 @@ def test_unlikely_experts_are_left_out(tiny_q8_0: Path, min_p: float) -> None:
     assert not np.array_equal(found, logits(tiny_q8_0, experts_used=4))
 
 
+@pytest.mark.parametrize("n_batch", [3, 512])
+def test_finer_activations(tiny_q4_0: Path, tiny_q8_0: Path, n_batch: int) -> None:
+    for path in (tiny_q4_0, tiny_q8_0):
+        found = logits(path, activations="int16", n_batch=n_batch)
+        np.testing.assert_array_equal(found, expected_logits(path, planes=2))
+        assert not np.array_equal(found, logits(path))
+
+
+@pytest.mark.parametrize("activations", ["int4", "INT8", 16, None, ""])
+def test_activations_that_are_none(tiny_q8_0: Path, activations: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="activations to be 'int8' or 'int16', found"):
+        Mixtral(tiny_q8_0, activations=activations)
+
+
 def test_figures_of_experts_used_by_layer(tiny_q8_0: Path) -> None:
     each = [4, 1, 2, 1]
     with Mixtral(tiny_q8_0, experts_used=each) as model, Mixtral(tiny_q8_0) as two:

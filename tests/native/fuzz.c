@@ -305,6 +305,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     contexts[1] = create(&in);
     if (!contexts[1]) return 0;
     expect(pmx_ctx_create(&contexts[0], 1, "scalar") == PMX_OK, "no scalar context");
+    const int32_t planes = 1 + (int32_t)(below(&in, 4) == 3);
+    for (int i = 0; i < 2; i++) expect(pmx_ctx_planes(contexts[i], planes) == PMX_OK, "planes were refused");
     for (int calls = 1 + (int)below(&in, 3); calls > 0; calls--) {
         fp_bits = fp_modes[below(&in, sizeof fp_modes / sizeof *fp_modes)];
         fail_at = below(&in, 16) == 15 ? 1 + (int)below(&in, 6) : 0;

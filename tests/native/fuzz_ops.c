@@ -319,6 +319,8 @@ void fuzz_queries(input *in) {
     refused &= pmx_ctx_create(NULL, 1, NULL) == PMX_EINVAL;
     refused &= pmx_ctx_prefetch(NULL, PMX_PREFETCH_FAR) == PMX_EINVAL;
     refused &= pmx_ctx_prefetch(contexts[1], (int32_t)PICK(in, 2, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
+    refused &= pmx_ctx_planes(NULL, 1) == PMX_EINVAL;
+    refused &= pmx_ctx_planes(contexts[1], (int32_t)PICK(in, 0, 3, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
     refused &= pmx_ctx_create(&none, 1, "no such thing") == PMX_EUNSUPPORTED && !none;
     refused &= bytes >= -1 && (bytes == -1 || n >= 0) && (name || !pmx_isa_available(i));
     pmx_ctx_destroy(NULL);

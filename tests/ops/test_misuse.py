@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from pymixtral import ops
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.native import ffi, lib
 from support.calls import (
     CALLS,
@@ -471,6 +472,15 @@ def test_prefetch_hints_that_are_none() -> None:
     with ops.Context(1) as ctx:
         for hint in (-1, 2, (1 << 31) - 1, -(1 << 31)):
             refused(lib.pmx_ctx_prefetch(ctx.pointer, hint))
+
+
+def test_planes_that_are_none() -> None:
+    refused(lib.pmx_ctx_planes(ffi.NULL, 1))
+    with ops.Context(1) as ctx:
+        for n in (-1, 0, 3, (1 << 31) - 1, -(1 << 31)):
+            refused(lib.pmx_ctx_planes(ctx.pointer, n))
+        with pytest.raises(InvalidArgumentError, match="planes"):
+            ctx.planes = 3
 
 
 def test_instruction_sets_past_the_ends() -> None:
