@@ -32,11 +32,20 @@ if TYPE_CHECKING:
 PAGE = 64
 """Positions of a cache page: the contract computes attention page by page."""
 
-_ZERO, _ONE = np.float32(0), np.float32(1)
 
+def finite(y: F32, what: str) -> F32:
+    """Refuse NaN and infinity.
 
-def _finite(y: F32, what: str) -> F32:
-    """y itself; raises NonFiniteError with the row if it holds NaN or infinity."""
+    Args:
+        y: float, of any shape with a first axis.
+        what: names y in the message.
+
+    Returns:
+        y itself.
+
+    Raises:
+        NonFiniteError: with the row, the index along the first axis.
+    """
     bad = ~np.isfinite(y.reshape(len(y), -1)).all(axis=1)
     if bad.any():
         row = int(bad.argmax())
@@ -130,12 +139,12 @@ def quantize_activations(x: F32, block: int = 32) -> tuple[NDArray[np.int8], F32
     Raises:
         NonFiniteError: with the row.
     """
-    blocks = _finite(x, "the activations").reshape(len(x), -1, block)
+    blocks = finite(x, "the activations").reshape(len(x), -1, block)
     amax = np.abs(blocks).max(axis=-1)
     zero = amax < np.float32(2.0**-100)
-    scaled = np.where(zero, _ONE, amax)
-    d = np.where(zero, _ZERO, scaled / np.float32(127))
-    inverse = np.where(zero, _ZERO, np.float32(127) / scaled)
+    scaled = np.where(zero, np.float32(1), amax)
+    d = np.where(zero, np.float32(0), scaled / np.float32(127))
+    inverse = np.where(zero, np.float32(0), np.float32(127) / scaled)
     q = np.rint(blocks * inverse[..., None]).astype(np.int8)
     return q.reshape(x.shape), d, q.reshape(len(x), -1, 32 if block == 32 else 16).sum(axis=-1, dtype=np.int32)
 
@@ -158,7 +167,7 @@ def matmul(x: F32, w: Matrix) -> F32:
         widened = dequantize(w)
         strip = 1 + 2048 // max(1, len(x))  # outputs at a time, so that their sums stay in the CPU's cache
         y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]
-        return _finite(np.concatenate(y, axis=1), "a matrix product")
+        return finite(np.concatenate(y, axis=1), "a matrix product")
     blocks = decode(w)
     xq, dx, sums = quantize_activations(x, blocks.size)
     xi = xq.reshape(*dx.shape, blocks.size).astype(np.int32)
@@ -175,7 +184,7 @@ def matmul(x: F32, w: Matrix) -> F32:
             elif blocks.m is not None and blocks.mins is not None:
                 mins = blocks.mins[:, b].repeat(16 // blocks.mins.shape[2], axis=1)
                 acc = fma(-(blocks.m[:, b] * d), (sums[:, b] @ mins.T).astype(np.float32), acc)
-    return _finite(acc, "a matrix product")
+    return finite(acc, "a matrix product")
 
 
 # --- Elementwise ----------------------------------------------------------------------------------
@@ -198,9 +207,9 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
         NonFiniteError: with the row.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = _finite(sum8(x, x), "a sum of squares")
-        r = _ONE / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps))
-        return _finite((x * r[:, None]) * weight, "a normalised vector")
+        squares = finite(sum8(x, x), "a sum of squares")
+        r = np.float32(1) / np.sqrt(squares / np.float32(x.shape[-1]) + np.float32(eps))
+        return finite((x * r[:, None]) * weight, "a normalised vector")
 
 
 _LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
@@ -259,7 +268,7 @@ def silu_mul(gate: F32, up: F32) -> F32:
         NonFiniteError: with the row.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return _finite((gate / (_ONE + exp(-gate))) * up, "a gated product")
+        return finite((gate / (np.float32(1) + exp(-gate))) * up, "a gated product")
 
 
 # --- Rotary positions -----------------------------------------------------------------------------
@@ -336,7 +345,7 @@ def rope(x: F32, cosines: F32, sines: F32) -> F32:
     y = np.empty_like(x)
     y[..., 0::2] = fma(even, c, -(odd * s))
     y[..., 1::2] = fma(even, s, odd * c)
-    return _finite(y, "the rotated vectors")
+    return finite(y, "the rotated vectors")
 
 
 # --- Attention ------------------------------------------------------------------------------------
@@ -363,12 +372,12 @@ def round_to_cache(x: F32, dtype: Any) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         if np.dtype(dtype) != Q8_0:
             stored = x.astype(dtype)
-            _finite(stored, what)
+            finite(stored, what)
             return stored
         q, d, _ = quantize_activations(x.reshape(len(x), -1))
         blocks = np.empty((*x.shape[:2], x.shape[2] // 32), Q8_0)
         blocks["q"] = q.reshape(*blocks.shape, 32)
-        blocks["d"] = _finite(d.astype(np.float16), what).reshape(blocks.shape)
+        blocks["d"] = finite(d.astype(np.float16), what).reshape(blocks.shape)
         return blocks
 
 
@@ -432,7 +441,7 @@ def attention(q: F32, k: NDArray[Any], v: NDArray[Any], first_position: int = 0,
             m = np.where(some, top, m)
             l = np.where(some, fma(l_c, b, l * a), l)  # noqa: E741
             o = np.where(some[..., None], fma(o_c, b[..., None], o * a[..., None]), o)
-        return _finite(o * (_ONE / l)[..., None], "the attention")
+        return finite(o * (np.float32(1) / l)[..., None], "the attention")
 
 
 def _attend_page(q: F32, k: NDArray[Any], v: NDArray[Any], seen: NDArray[np.bool_]) -> tuple[F32, F32, F32]:
@@ -443,7 +452,7 @@ def _attend_page(q: F32, k: NDArray[Any], v: NDArray[Any], seen: NDArray[np.bool
     """
     s = np.where(seen, _scores_q8_0(q, k) if k.dtype == Q8_0 else _scores(q, k.astype(np.float32)), np.float32(-np.inf))
     m = s.max(axis=-1)
-    p = np.where(seen, exp(s - m[..., None]), _ZERO)
+    p = np.where(seen, exp(s - m[..., None]), np.float32(0))
     if v.dtype == Q8_0:
         scale, values = (
             v["d"].astype(np.float32).repeat(32, axis=2),
@@ -470,11 +479,11 @@ def _scores_q8_0(q: F32, k: NDArray[Any]) -> F32:
 
     A query that is not finite gives NaN.
     """
-    finite = np.isfinite(q).all(axis=2, keepdims=True)
-    xq, d, _ = quantize_activations(np.where(finite, q, _ZERO).reshape(len(q), -1))
+    sound = np.isfinite(q).all(axis=2, keepdims=True)
+    xq, d, _ = quantize_activations(np.where(sound, q, np.float32(0)).reshape(len(q), -1))
     xi, dq = (
         xq.reshape(*q.shape[:2], -1, 32).astype(np.int32),
-        np.where(finite, d.reshape(*q.shape[:2], -1), np.float32(np.nan)),
+        np.where(sound, d.reshape(*q.shape[:2], -1), np.float32(np.nan)),
     )
     dk = k["d"].astype(np.float32)
     s = np.zeros((*q.shape[:2], len(k)), np.float32)
@@ -503,7 +512,7 @@ def route(logits: F32, n_used: int, n_dropped: int = 0, min_p: float = 0.0) -> t
     Raises:
         NonFiniteError: with the row.
     """
-    order = np.argsort(-_finite(logits, "the router's logits"), axis=1, kind="stable")
+    order = np.argsort(-finite(logits, "the router's logits"), axis=1, kind="stable")
     ids = np.sort(order[:, :n_used], axis=1)
     e = exp(np.take_along_axis(logits, ids, axis=1) - logits.max(axis=1, keepdims=True))
     last = order[:, n_used - n_dropped : n_used]
@@ -564,7 +573,7 @@ def experts(x: F32, normed: F32, ids: I32, weights: F32, matrices: Sequence[tupl
         y = weights[:, 0, None] * out[:, 0]
         for i in range(1, ids.shape[1]):
             y = fma(weights[:, i, None], out[:, i], y)
-        return _finite(x + y, "the experts' sum")
+        return finite(x + y, "the experts' sum")
 
 
 # --- Model ----------------------------------------------------------------------------------------
@@ -595,7 +604,7 @@ def layer_attention(
     k = rope(matmul(n, w.k).reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
     v = matmul(n, w.v).reshape(n_tokens, config.n_kv_heads, config.head_dim)
     seen = attention(q, round_to_cache(k, cache_dtype), round_to_cache(v, cache_dtype), window=config.window)
-    return _finite(x + matmul(seen.reshape(n_tokens, -1), w.output), "the residual stream")
+    return finite(x + matmul(seen.reshape(n_tokens, -1), w.output), "the residual stream")
 
 
 def layer(
