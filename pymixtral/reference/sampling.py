@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, F64, I32, U32, IdArray
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.reference.oracle import exp
+from pymixtral.reference.arithmetic import exp
 from pymixtral.sampling.parameters import SamplingParameters
 
 _LARGEST = np.finfo(np.float32).max  # what a product beyond float32 becomes, so that logits stay finite

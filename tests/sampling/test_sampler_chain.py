@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.reference.oracle import exp
+from pymixtral.reference.arithmetic import exp
 from pymixtral.sampling.parameters import SamplingParameters
 from support.samplers import OneText, mask_of, sampler_of
 from support.variants import FIRST_CONTEXT
