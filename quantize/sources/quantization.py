@@ -71,10 +71,6 @@ def unpacked(
         f"the source is quantized already ({len(stems)} matrices by {packing.method}, in {packing.groups}), and its "
         "errors stay"
     ]
-    if packing.symmetric:
-        notes.append(
-            "the quantization is symmetric, so that q4_0 keeps its codes too, in a tenth fewer bytes than q4_1"
-        )
     if n_biases:
         notes.append(f"{n_biases} biases of packed matrices are 0 and were left out")
     return tensors, packing, tuple(notes)
