@@ -194,7 +194,7 @@ class Sampler:
         ids = ids[self.weights(logits[ids]) >= p.min_p]
         if p.xtc_probability > 0 and self.uniform() < p.xtc_probability:
             weights = self.weights(logits[ids])
-            n_top = _n_before(weights < p.xtc_threshold * np.cumsum(weights)[-1])
+            n_top = _n_before((weights < p.xtc_threshold * np.cumsum(weights)[-1]) | (weights == 0))
             ids = ids[max(n_top - 1, 0) :]
         return ids
 

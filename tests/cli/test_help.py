@@ -21,9 +21,11 @@ from pymixtral.evaluation.calibration import calibrate
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.files import imatrix
 from support import tasks
+from support.checkpoints import Shape
 from support.command_line import COMMAND, commands, refused, run
 from support.fenced import blocks
 from support.ggufs import rewrite
+from support.packed import Form, make_packed
 from support.paths import ROOT
 
 COMMANDS = commands()
@@ -133,6 +135,7 @@ def shelf(
     tasks.write_all(shelf / "data")
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
+    make_packed(shelf / "Mixtral-8x7B-AWQ", Shape(n_vocab=64), Form(32))
     return shelf
 
 

@@ -307,6 +307,11 @@ def test_a_token_at_the_threshold_is_a_top_choice() -> None:
     assert drawn([0.25] * 4, xtc_probability=1.0, xtc_threshold=0.25 + 1e-12) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("banned", [{3: -math.inf}, {3: -math.inf, 0: -math.inf}])
+def test_xtc_with_banned_tokens(banned: dict[int, float]) -> None:
+    assert drawn([0.4, 0.3, 0.2, 0.1], xtc_probability=1.0, xtc_threshold=0.0, logit_bias=banned) == {2}
+
+
 def test_xtc_works_at_some_tokens_only() -> None:
     sampler = sampler_of(**OFF, xtc_probability=0.25, xtc_threshold=0.1, seed=1)
     logits = np.log(np.array([0.5, 0.5 - 1e-6], F32))  # without XTC both, with it the second
