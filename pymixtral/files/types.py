@@ -93,7 +93,7 @@ WEIGHT_TYPES = {
     _Type.IQ3_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
     _Type.TQ1_0: WeightType(kernels=False, encoder=False, f16_at=(52,)),
     _Type.TQ2_0: WeightType(kernels=False, encoder=False, f16_at=(64,)),
-    _Type.MXFP4: WeightType(kernels=False, encoder=False),  # its scale is the exponent of a power of two
+    _Type.MXFP4: WeightType(kernels=True, encoder=False),  # its scale is the exponent of a power of two
 }
 """The types that a model may have. Those with an encoder come first, from the largest to the
 smallest; of bf16 and f16, which are as large, bf16 first, since published weights are bf16."""

@@ -19,6 +19,9 @@ from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, MATRIX_TYPES, 
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
 """The 16 values of iq4_nl and iq4_xs, from ggml."""
 
+FOURS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)
+"""The 16 values of mxfp4, twice those of the 4-bit floats of the OCP Microscaling formats."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -60,6 +63,11 @@ def f16(raw: U8, at: int) -> F32:
     """
     widened: F32 = np.ascontiguousarray(raw[..., at : at + 2]).view(np.dtype("<f2"))[..., 0].astype(np.float32)
     return widened
+
+
+def power(raw: U8) -> F32:
+    """The powers of two 2^(e - 128) of bytes e, float32 of the same shape; two are subnormal."""
+    return np.ldexp(np.float32(1), raw.astype(np.int32) - 128).astype(np.float32)
 
 
 def _nibbles(packed: U8) -> I32:
@@ -138,6 +146,7 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     ),
     GGMLQuantizationType.Q8_0: lambda raw: Blocks(f16(raw, 0), raw[..., 2:].view(np.int8).astype(np.int32)),
     GGMLQuantizationType.IQ4_NL: lambda raw: Blocks(f16(raw, 0), TABLE[_nibbles(raw[..., 2:])]),
+    GGMLQuantizationType.MXFP4: lambda raw: Blocks(power(raw[..., 0]), FOURS[_nibbles(raw[..., 1:])]),
     GGMLQuantizationType.Q2_K: _q2_k,
     GGMLQuantizationType.Q3_K: _q3_k,
     GGMLQuantizationType.Q4_K: _q4_k,

@@ -53,7 +53,7 @@ PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const neon_t
                     dots[i] = dot32(v.val[0], v.val[1], x0, x1);
                 }
                 const int32x4_t isum = vaddq_s32(sum_across(dots), vdupq_n_s32(-T.offset * token.sums[b]));
-                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at), token.d[b]);
+                const float32x4_t scale = vmulq_n_f32(load_scales_of_4(rows + 4 * h, at, T.is_power), token.d[b]);
                 acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(isum));
                 if (!T.has_min) continue;
                 const float32x4_t minimum = load_f16_of_4(rows + 4 * h, at + 2);

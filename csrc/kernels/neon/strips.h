@@ -31,6 +31,19 @@ PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset)
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 
+/* The powers of two whose exponents are the bytes at `offset` of four rows: pmx_e8m0_to_f32. */
+PMX_INLINE float32x4_t load_powers_of_4(const uint8_t *const *rows, int64_t offset) {
+    const uint32_t bytes[4] = {rows[0][offset], rows[1][offset], rows[2][offset], rows[3][offset]};
+    const uint32x4_t e = vld1q_u32(bytes), normal = vshlq_n_u32(vsubq_u32(e, vdupq_n_u32(1)), 23);
+    const uint32x4_t small = vshlq_u32(vdupq_n_u32(0x00200000), vreinterpretq_s32_u32(e));
+    return vreinterpretq_f32_u32(vbslq_u32(vcltq_u32(e, vdupq_n_u32(2)), small, normal));
+}
+
+/* The scales at `offset` of four rows; is_power: of mxfp4. */
+PMX_INLINE float32x4_t load_scales_of_4(const uint8_t *const *rows, int64_t offset, const int is_power) {
+    return is_power ? load_powers_of_4(rows, offset) : load_f16_of_4(rows, offset);
+}
+
 /* Eight row pointers from row r on; rows past the end repeat the last one and their results are
  * dropped. */
 PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const pmx_product *p, int64_t r) {
@@ -45,7 +58,13 @@ PMX_INLINE int8x16_t iq4_values(void) {
     return vld1q_s8(values);
 }
 
-/* --- Blocks of 32: the values before the type's offset is subtracted (iq4_nl: from its table) */
+PMX_INLINE int8x16_t mxfp4_values(void) {
+    static const int8_t values[16] = {PMX_MXFP4_VALUES};
+    return vld1q_s8(values);
+}
+
+/* --- Blocks of 32: the values before the type's offset is subtracted (iq4_nl, mxfp4: from their
+ * tables) */
 
 typedef int8x16x2_t (*unpack32)(const uint8_t *block);
 
@@ -76,12 +95,13 @@ PMX_INLINE int8x16x2_t unpack_q8_0(const uint8_t *block) {
     return (int8x16x2_t){{vld1q_s8(q), vld1q_s8(q + 16)}};
 }
 
-PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) {
-    const int8x16x2_t v = unpack_nibbles(block + 2);
-    const int8x16_t table = iq4_values();
+PMX_INLINE int8x16x2_t look_up(int8x16_t table, int8x16x2_t v) {
     return (int8x16x2_t){
         {vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[1]))}};
 }
+
+PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) { return look_up(iq4_values(), unpack_nibbles(block + 2)); }
+PMX_INLINE int8x16x2_t unpack_mxfp4(const uint8_t *block) { return look_up(mxfp4_values(), unpack_nibbles(block + 1)); }
 
 /* --- Blocks of 256: offsets subtracted */
 
@@ -223,6 +243,7 @@ typedef struct {
     int has_min;
     unpack32 unpack;  /* blocks of 32 */
     int offset;       /* subtracted from what it unpacks */
+    int is_power;     /* the scale is a byte, the exponent of a power of two */
     decode256 decode; /* blocks of 256 */
     int n_sub;        /* their sub-blocks, 8 or 16; 0: blocks of 32 */
 } neon_type;
@@ -239,6 +260,7 @@ BLOCKS32(q5_0, .offset = 16)
 BLOCKS32(q5_1, .has_min = 1)
 BLOCKS32(q8_0, .offset = 0)
 BLOCKS32(iq4_nl, .offset = 0)
+BLOCKS32(mxfp4, .offset = 0, .is_power = 1)
 BLOCKS256(q2_k, .n_sub = 16, .has_min = 1)
 BLOCKS256(q3_k, .n_sub = 16)
 BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
@@ -274,9 +296,10 @@ PMX_INLINE void store_of_4(float *out, float32x4_t x, const int copies) {
     if (copies == 2) vst1q_f32(out + 4, vzip2q_f32(x, x));
 }
 
-PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t offset, const int copies) {
-    store_of_4(out, load_f16_of_4(rows, offset), copies);
-    store_of_4(out + 4 * copies, load_f16_of_4(rows + 4, offset), copies);
+PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t offset, const int copies,
+                             const int is_power) {
+    store_of_4(out, load_scales_of_4(rows, offset, is_power), copies);
+    store_of_4(out + 4 * copies, load_scales_of_4(rows + 4, offset, is_power), copies);
 }
 
 /* Block b of the strip, from `at` in each row. */
@@ -290,8 +313,8 @@ PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, in
     }
     O.pack(s->q + b * PMX_BLOCK * STRIP_ROWS, v[0]);
     O.pack(s->q + (b * PMX_BLOCK + 16) * STRIP_ROWS, v[1]);
-    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at, O.copies);
-    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + 2, O.copies);
+    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at, O.copies, T.is_power);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + 2, O.copies, 0);
 }
 
 PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, const strip_order O,
@@ -313,8 +336,8 @@ PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, i
         for (int i = 0; i < STRIP_ROWS; i++) v[i] = block[i].q[j];
         O.pack(s->q + (b * PMX_BLOCK256 + 16 * j) * STRIP_ROWS, v);
     }
-    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at + T.d_at, O.copies);
-    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies);
+    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at + T.d_at, O.copies, 0);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies, 0);
 }
 
 /* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h ..

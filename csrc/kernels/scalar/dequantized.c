@@ -119,13 +119,6 @@ static void decode_tq2_0(float *y, const void *block) {
         y[i] = pmx_f16_to_f32(b->d) * (float)((b->qs[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3) - 1);
 }
 
-static void decode_mxfp4(float *y, const void *block) {
-    static const float values[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-    const pmx_block_mxfp4 *b = block;
-    const float d = pmx_f32_from_bits(b->e < 2 ? 0x00200000u << b->e : (uint32_t)(b->e - 1) << 23); /* 2^(e - 128) */
-    for (int i = 0; i < PMX_BLOCK; i++) y[i] = d * values[b->qs[i % 16] >> 4 * (i / 16) & 15];
-}
-
 #define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
     void pmx_scalar_dequantize_##T(float *y, const uint8_t *w, int64_t n) {                                            \
         for (int64_t b = 0; b < n / ELEMENTS; b++)                                                                     \
