@@ -5,14 +5,15 @@
  * a block of 8 rows, in about 14 cycles. Here each row's four blocks are one register of nibbles,
  * block i in 128-bit lane i, so that a vpdpbusd of the low and one of the high nibbles leave four
  * partial sums a block, and 16 rows are reduced together: 44 vector operations for 64 blocks. The
- * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Permutations of words
- * (AVX-512BW) suffice: a block is a multiple of words, or one byte longer; then every second block's
- * nibbles lie at words of the row from an odd byte on. */
+ * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples
+ * of words, so word permutations (AVX-512BW) suffice. Those of mxfp4 have 17 bytes: its nibbles are
+ * loaded block by block. Two loads of 64 bytes and a permutation of words took 1.3 times as long,
+ * since nearly every such load crosses a line; the other types lose a seventh by block by block. */
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <string.h>
 
-#include "../avx2/blocks32.h"
+#include "../avx2/kquants.h"
 #include "avx512vnni.h"
 
 enum { ROWS = 16, BLOCKS = 4 };
@@ -24,7 +25,7 @@ typedef struct {
     __m128i (*table)(void);      /* of the integers plus the offset; NULL: nibbles are integers */
     int32_t offset;              /* subtracted from the integers */
     int has_min;
-    int is_power; /* the scale is a byte, the exponent of a power of two, and a block's size odd */
+    int is_power; /* the scale is a byte, the exponent of a power of two; a block's size is odd */
 } type4;
 
 /* The activations of four blocks. */
@@ -55,16 +56,15 @@ PMX_INLINE __m512i load_first(const uint8_t *p, const int64_t n) {
 /* The nibbles of n blocks, n <= 4, one a 128-bit lane. head: the first 64 bytes of these. */
 PMX_INLINE __m512i load_nibbles4(__m512i head, const uint8_t *row, const int64_t n, const type4 T) {
     const int size = T.block_bytes, at = T.nibbles_at;
-    if (T.is_power) { /* words of the row from byte 1 on have blocks 0 and 2, those from byte 4 on 1 and 3 */
-        const __m512i even = load_first(row + 1, n * size - 1), odd = load_first(row + 4, n * size - 4);
-        const __m512i index =
-            word_pattern((at - 1) / 2, 32 + (at + size - 4) / 2, (at + 2 * size - 1) / 2, 32 + (at + 3 * size - 4) / 2);
-        return _mm512_permutex2var_epi16(even, index, odd);
+    if (T.is_power) {
+        __m512i v = _mm512_setzero_si512();
+        for (int b = 0; b < BLOCKS; b++)
+            if (b < n) v = _mm512_mask_broadcast_i32x4(v, (__mmask16)(0xf << 4 * b), load16(row + b * size + at));
+        return v;
     }
     /* The last 16 bytes of four blocks are the last one's nibbles. */
     const __m512i last =
-        n == BLOCKS ? _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(row + BLOCKS * size - 16)))
-                    : _mm512_setzero_si512();
+        n == BLOCKS ? _mm512_castsi128_si512(load16(row + BLOCKS * size - 16)) : _mm512_setzero_si512();
     return _mm512_permutex2var_epi16(head, word_pattern(at / 2, (at + size) / 2, (at + 2 * size) / 2, 32), last);
 }
 
@@ -97,15 +97,19 @@ PMX_INLINE void transpose_lanes(__m512i v[4]) {
     v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
 }
 
-/* 16 numbers of block b: f16 widened, or powers of two, their exponents the byte of a word that
- * belongs to the block. */
-PMX_INLINE __m512 widen_scales(__m256i words, const int b, const type4 T) {
-    if (!T.is_power) return _mm512_cvtph_ps(words);
-    const __m256i bytes = b % 2 ? _mm256_srli_epi16(words, 8) : _mm256_and_si256(words, _mm256_set1_epi16(255));
-    const __m512i e = _mm512_cvtepu16_epi32(bytes), two = _mm512_set1_epi32(2);
-    const __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
-    return _mm512_castsi512_ps(
-        _mm512_mask_sllv_epi32(normal, _mm512_cmplt_epi32_mask(e, two), _mm512_set1_epi32(0x00200000), e));
+/* Powers of two as bf16, which is exact, of words that hold the exponent of an even block in the
+ * first byte, that of an odd one in the second; odd ones are in the upper half. */
+PMX_INLINE __m512i powers(__m512i words) {
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
+    const __m512i e = _mm512_and_si512(_mm512_srlv_epi16(words, shifts), _mm512_set1_epi16(255));
+    const __m512i normal = _mm512_slli_epi16(_mm512_sub_epi16(e, _mm512_set1_epi16(1)), 7);
+    const __mmask32 small = _mm512_cmplt_epu16_mask(e, _mm512_set1_epi16(2));
+    return _mm512_mask_sllv_epi16(normal, small, _mm512_set1_epi16(0x20), e);
+}
+
+PMX_INLINE __m512 widen(__m256i words, const type4 T) {
+    return T.is_power ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))
+                      : _mm512_cvtph_ps(words);
 }
 
 /* The number in word `at` of each block of 16 rows: scales[b] of 16 rows. */
@@ -131,11 +135,15 @@ PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], 
     const __m512i first = _mm512_shuffle_i32x4(eights[0], eights[1], 0x88);  /* b0 b1 of rows 0..7, then of 8..15 */
     const __m512i second = _mm512_shuffle_i32x4(eights[0], eights[1], 0xdd); /* b2 b3 */
     const __m512i order = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
-    const __m512i b01 = _mm512_permutexvar_epi64(order, first), b23 = _mm512_permutexvar_epi64(order, second);
-    scales[0] = widen_scales(_mm512_castsi512_si256(b01), 0, T);
-    scales[1] = widen_scales(_mm512_extracti64x4_epi64(b01, 1), 1, T);
-    scales[2] = widen_scales(_mm512_castsi512_si256(b23), 2, T);
-    scales[3] = widen_scales(_mm512_extracti64x4_epi64(b23, 1), 3, T);
+    __m512i b01 = _mm512_permutexvar_epi64(order, first), b23 = _mm512_permutexvar_epi64(order, second);
+    if (T.is_power) {
+        b01 = powers(b01);
+        b23 = powers(b23);
+    }
+    scales[0] = widen(_mm512_castsi512_si256(b01), T);
+    scales[1] = widen(_mm512_extracti64x4_epi64(b01, 1), T);
+    scales[2] = widen(_mm512_castsi512_si256(b23), T);
+    scales[3] = widen(_mm512_extracti64x4_epi64(b23, 1), T);
 }
 
 PMX_INLINE acts4 load_acts(const pmx_quantized token, int64_t b, const int64_t n, const type4 T) {
