@@ -119,6 +119,22 @@ typedef struct {
 } pmx_block_iq4_xs;
 _Static_assert(sizeof(pmx_block_iq4_xs) == 136, "iq4_xs block");
 
+/* No sub-blocks. */
+
+typedef struct {
+    uint8_t qs[48]; /* digits of base 3, digit k of a byte the high byte of 3 * (byte * 3^k mod 256): element
+                       32*k + i is digit k of byte i < 32, element 160 + 16*k + i that of byte 32 + i */
+    uint8_t qh[4];  /* element 240 + 4*k + i is digit k of byte i */
+    uint16_t d;
+} pmx_block_tq1_0;
+_Static_assert(sizeof(pmx_block_tq1_0) == 54, "tq1_0 block");
+
+typedef struct {
+    uint8_t qs[64]; /* crumbs */
+    uint16_t d;
+} pmx_block_tq2_0;
+_Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
+
 /* The values of the 4-bit codes of iq4_nl and iq4_xs, and of mxfp4, in order; each initializes an
  * array of 16. */
 #define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
@@ -178,18 +194,6 @@ typedef struct {
     uint8_t scales[4]; /* of each 32, a nibble */
 } pmx_block_iq3_s;
 _Static_assert(sizeof(pmx_block_iq3_s) == 110, "iq3_s block");
-
-typedef struct {
-    uint8_t qs[48], qh[4]; /* five and four ternary digits a byte */
-    uint16_t d;
-} pmx_block_tq1_0;
-_Static_assert(sizeof(pmx_block_tq1_0) == 54, "tq1_0 block");
-
-typedef struct {
-    uint8_t qs[64]; /* crumbs */
-    uint16_t d;
-} pmx_block_tq2_0;
-_Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
 
 /* --- Numbers */
 

@@ -91,8 +91,8 @@ WEIGHT_TYPES = {
     _Type.IQ2_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
     _Type.IQ3_XXS: WeightType(kernels=False, encoder=False, f16_at=(0,)),
     _Type.IQ3_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
-    _Type.TQ1_0: WeightType(kernels=False, encoder=False, f16_at=(52,)),
-    _Type.TQ2_0: WeightType(kernels=False, encoder=False, f16_at=(64,)),
+    _Type.TQ1_0: WeightType(kernels=True, encoder=False, f16_at=(52,)),
+    _Type.TQ2_0: WeightType(kernels=True, encoder=False, f16_at=(64,)),
     _Type.MXFP4: WeightType(kernels=True, encoder=False),  # its scale is the exponent of a power of two
 }
 """The types that a model may have. Those with an encoder come first, from the largest to the

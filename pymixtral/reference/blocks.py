@@ -135,6 +135,21 @@ def _iq4_xs(raw: U8) -> Blocks:
     return Blocks(f16(raw, 0), TABLE[_fields(raw[..., 8:], 16, 4)], sc=scales - 32)
 
 
+def _digits(packed: U8, n: int) -> I32:
+    """int32 [..., n * m] of bytes [..., m]: the first digit of each in base 3, then the second ones.
+
+    A byte b has the n digits of floor(3^n * b / 256); b * 3 mod 256 has them from the second one on.
+    """
+    moved = packed[..., None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:n, None]
+    return (moved.astype(np.int32) * 3 >> 8).reshape(*packed.shape[:-1], -1)
+
+
+def _tq1_0(raw: U8) -> Blocks:
+    """Five digits of base 3 a byte (32 bytes, then 16), four a byte (4 bytes), d."""
+    digits = [_digits(raw[..., :32], 5), _digits(raw[..., 32:48], 5), _digits(raw[..., 48:52], 4)]
+    return Blocks(f16(raw, 52), np.concatenate(digits, axis=-1) - 1)
+
+
 DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_0: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 2:]) - 8),
     GGMLQuantizationType.Q4_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 4:]), f16(raw, 2)),
@@ -153,6 +168,8 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q5_K: _q5_k,
     GGMLQuantizationType.Q6_K: _q6_k,
     GGMLQuantizationType.IQ4_XS: _iq4_xs,
+    GGMLQuantizationType.TQ1_0: _tq1_0,
+    GGMLQuantizationType.TQ2_0: lambda raw: Blocks(f16(raw, 64), _fields(raw[..., :64], 32, 2) - 1),
 }
 """For each type in blocks, from the raw bytes, uint8 [rows, n_blocks, block bytes], to Blocks."""
 

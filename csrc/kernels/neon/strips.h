@@ -234,6 +234,40 @@ PMX_INLINE void decode_iq4_xs(decoded256 *out, const uint8_t *block) {
     }
 }
 
+/* Without sub-blocks. */
+PMX_INLINE void decode_tq2_0(decoded256 *out, const uint8_t *block) {
+    uint8x16_t q[16];
+    decode_crumbs(q, block + offsetof(pmx_block_tq2_0, qs));
+    for (int i = 0; i < 16; i++) out->q[i] = vreinterpretq_s8_u8(vsubq_u8(q[i], vdupq_n_u8(1)));
+    out->scales = vdupq_n_s8(1);
+    out->mins = vdupq_n_s8(0);
+}
+
+/* The highest digit of each byte in base 3, which counts how many of 86 and 171 it reaches, minus 1. */
+PMX_INLINE int8x16_t digit_minus_1(uint8x16_t v) {
+    const uint8x16_t first = vcgeq_u8(v, vdupq_n_u8(86)), second = vcgeq_u8(v, vdupq_n_u8(171)); /* -1 where so */
+    return vreinterpretq_s8_u8(vsubq_u8(vsubq_u8(vdupq_n_u8(255), first), second));
+}
+
+PMX_INLINE void decode_tq1_0(decoded256 *out, const uint8_t *block) {
+    static const uint8_t powers[16] = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
+    uint8x16_t a = vld1q_u8(block), b = vld1q_u8(block + 16), c = vld1q_u8(block + 32);
+    const uint8x16_t three = vdupq_n_u8(3);
+#pragma GCC unroll 5
+    for (int k = 0; k < 5; k++) {
+        out->q[2 * k] = digit_minus_1(a);
+        out->q[2 * k + 1] = digit_minus_1(b);
+        out->q[10 + k] = digit_minus_1(c);
+        a = vmulq_u8(a, three);
+        b = vmulq_u8(b, three);
+        c = vmulq_u8(c, three);
+    }
+    const uint8x16_t last = vreinterpretq_u8_u32(vdupq_n_u32(load_u32(block + offsetof(pmx_block_tq1_0, qh))));
+    out->q[15] = digit_minus_1(vmulq_u8(last, vld1q_u8(powers)));
+    out->scales = vdupq_n_s8(1);
+    out->mins = vdupq_n_s8(0);
+}
+
 /* --- The types */
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
@@ -245,7 +279,7 @@ typedef struct {
     int offset;       /* subtracted from what it unpacks */
     int is_power;     /* the scale is a byte, the exponent of a power of two */
     decode256 decode; /* blocks of 256 */
-    int n_sub;        /* their sub-blocks, 8 or 16; 0: blocks of 32 */
+    int n_sub;        /* their sub-blocks, 8, 16, or 1, whose scale is 1; 0: blocks of 32 */
 } neon_type;
 
 #define BLOCKS32(T, ...)                                                                                               \
@@ -267,6 +301,8 @@ BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q5_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q6_k, .n_sub = 16)
 BLOCKS256(iq4_xs, .n_sub = 8)
+BLOCKS256(tq1_0, .n_sub = 1)
+BLOCKS256(tq2_0, .n_sub = 1)
 
 /* --- Strips */
 

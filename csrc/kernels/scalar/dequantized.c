@@ -31,12 +31,6 @@ static inline void eight_shifted(float *y, float d, int index, int negative) {
     for (int i = 0; i < 8; i++) y[i] = d * ((float)((entry >> 2 * i & 3) - 1) + flip(0.125f, negative));
 }
 
-/* A third of a digit: byte * 3^power holds it in its top bits. */
-static inline float ternary(uint8_t byte, int power) {
-    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
-    return (float)(((uint8_t)(byte * powers[power]) * 3 >> 8) - 1);
-}
-
 static void decode_iq1_s(float *y, const void *block) {
     const pmx_block_iq1_s *b = block;
     for (int i = 0; i < 32; i++) {
@@ -103,20 +97,6 @@ static void decode_iq3_s(float *y, const void *block) {
         const int index = b->qs[i] | (b->qh[i / 8] >> i % 8 & 1) << 8;
         four(y + 4 * i, d, values, pmx_lattice_iq3_s[index], b->signs[i / 2] >> 4 * (i % 2));
     }
-}
-
-static void decode_tq1_0(float *y, const void *block) {
-    const pmx_block_tq1_0 *b = block;
-    const float d = pmx_f16_to_f32(b->d);
-    for (int i = 0; i < 160; i++) y[i] = d * ternary(b->qs[i % 32], i / 32);
-    for (int i = 0; i < 80; i++) y[160 + i] = d * ternary(b->qs[32 + i % 16], i / 16);
-    for (int i = 0; i < 16; i++) y[240 + i] = d * ternary(b->qh[i % 4], i / 4);
-}
-
-static void decode_tq2_0(float *y, const void *block) {
-    const pmx_block_tq2_0 *b = block;
-    for (int i = 0; i < PMX_BLOCK256; i++)
-        y[i] = pmx_f16_to_f32(b->d) * (float)((b->qs[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3) - 1);
 }
 
 #define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
