@@ -131,23 +131,23 @@ PMX_INLINE __m512i move_bits512(__m512i v, const int from, const int to, const i
 }
 
 /* 128 bytes of nibbles. */
-PMX_INLINE void load_nibbles256(__m512i *q, const uint8_t *qs) {
+PMX_INLINE void load_nibbles256(__m512i q[4], const uint8_t *qs) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = move_bits512(_mm512_loadu_si512(qs + 64 * (i / 2)), i % 2 * 4, 0, 15);
 }
 
 /* 64 bytes of crumbs. */
-PMX_INLINE void load_crumbs256(__m512i *q, const uint8_t *qs) {
+PMX_INLINE void load_crumbs256(__m512i q[4], const uint8_t *qs) {
     const __m512i crumbs = _mm512_loadu_si512(qs);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = move_bits512(crumbs, 2 * i, 0, 3);
 }
 
-PMX_INLINE void unpack_q2_k(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_q2_k(__m512i q[4], const uint8_t *block) {
     load_crumbs256(q, block + offsetof(pmx_block_q2_k, qs));
 }
 
-PMX_INLINE void unpack_tq2_0(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_tq2_0(__m512i q[4], const uint8_t *block) {
     load_crumbs256(q, block + offsetof(pmx_block_tq2_0, qs));
 }
 
@@ -163,18 +163,18 @@ PMX_INLINE __m512i load_bits(const uint8_t *bits) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 4), 1);
 }
 
-PMX_INLINE void unpack_q3_k(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_q3_k(__m512i q[4], const uint8_t *block) {
     const __m512i crumbs = _mm512_loadu_si512(block + offsetof(pmx_block_q3_k, qs));
     const __m512i bits = load_bits(block + offsetof(pmx_block_q3_k, hmask));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(move_bits512(crumbs, 2 * i, 0, 3), move_bits512(bits, i, 2, 1));
 }
 
-PMX_INLINE void unpack_q4_k(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_q4_k(__m512i q[4], const uint8_t *block) {
     load_nibbles256(q, block + offsetof(pmx_block_q4_k, qs));
 }
 
-PMX_INLINE void unpack_q5_k(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_q5_k(__m512i q[4], const uint8_t *block) {
     const __m256i v = load32(block + offsetof(pmx_block_q5_k, qh));
     const __m512i bits = _mm512_inserti64x4(_mm512_castsi256_si512(v), _mm256_srli_epi16(v, 2), 1);
     load_nibbles256(q, block + offsetof(pmx_block_q5_k, qs));
@@ -182,7 +182,7 @@ PMX_INLINE void unpack_q5_k(__m512i *q, const uint8_t *block) {
     for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(q[i], move_bits512(bits, i / 2 * 4 + i % 2, 4, 1));
 }
 
-PMX_INLINE void unpack_q6_k(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_q6_k(__m512i q[4], const uint8_t *block) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         const __m512i low =
@@ -193,7 +193,7 @@ PMX_INLINE void unpack_q6_k(__m512i *q, const uint8_t *block) {
     }
 }
 
-PMX_INLINE void unpack_iq4_xs(__m512i *q, const uint8_t *block) {
+PMX_INLINE void unpack_iq4_xs(__m512i q[4], const uint8_t *block) {
     const __m128i values = _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); /* plus 128 */
     load_nibbles256(q, block + offsetof(pmx_block_iq4_xs, qs));
 #pragma GCC unroll 4
