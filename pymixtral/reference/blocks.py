@@ -67,7 +67,8 @@ def f16(raw: U8, at: int) -> F32:
 
 def power(raw: U8) -> F32:
     """The powers of two 2^(e - 128) of bytes e, float32 of the same shape; two are subnormal."""
-    return np.ldexp(np.float32(1), raw.astype(np.int32) - 128).astype(np.float32)
+    powers: F32 = np.ldexp(np.float32(1), raw.astype(np.int32) - 128)
+    return powers
 
 
 def _nibbles(packed: U8) -> I32:
