@@ -74,6 +74,7 @@ static uint64_t this_thread(void) {
 static void free_context(pmx_ctx *ctx) {
     pmx_pool_destroy(ctx->pool);
     for (int i = 0; i < PMX_SCRATCH_SLOTS; i++) free(ctx->scratch[i].data);
+    free(ctx->timing);
     free(ctx);
 }
 
@@ -90,12 +91,17 @@ pmx_status pmx_enter(pmx_ctx *ctx, pmx_call *call) {
         }
     }
     call->mode = pmx_fp_enter();
+    if (!call->inner && ctx->timing) {
+        ctx->timing->since = pmx_now();
+        ctx->timing->part = PMX_PART_OTHER;
+    }
     return PMX_OK;
 }
 
 void pmx_leave(pmx_ctx *ctx, pmx_call call) {
     pmx_fp_leave(call.mode);
     if (call.inner) return;
+    pmx_begin_part(ctx, PMX_PART_OTHER); /* ends the last one */
     uint64_t user = this_thread();
     if (!atomic_compare_exchange_strong(&ctx->user, &user, 0)) free_context(ctx);
 }

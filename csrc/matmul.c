@@ -208,7 +208,10 @@ pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t 
     const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
-    for (int32_t i = 0; i < n_projections; i++) n_items += items_of(projections[i].w);
+    for (int32_t i = 0; i < n_projections; i++) {
+        n_items += items_of(projections[i].w);
+        pmx_reads(ctx, &projections[i].w, 1);
+    }
     project_args args = {ctx, projections, acts, n_tokens};
     return pmx_parallel(ctx, project_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
 }
@@ -222,6 +225,7 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    if (!call.inner) pmx_begin_part(ctx, PMX_PART_HEAD); /* a layer's router is a part of its own */
     pmx_acts acts;
     const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);

@@ -156,6 +156,9 @@ def test_every_entry_point_is_refused_in_a_busy_context(make: Callable[[ops.Cont
         with in_a_long_call(ctx):
             assert call.status() == lib.PMX_EBUSY
             assert lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR) == lib.PMX_EBUSY
+            assert lib.pmx_ctx_timing(ctx.pointer, 1) == lib.PMX_EBUSY
+            times = ffi.new("pmx_part_time[]", lib.PMX_PARTS), ffi.new("pmx_thread_time[]", 2 * lib.PMX_PARTS)
+            assert lib.pmx_ctx_times(ctx.pointer, *times) == lib.PMX_EBUSY
             assert (ctx.isa, ctx.n_threads) == ("scalar", 2)
         for output, contents in zip(call.outputs, before, strict=True):
             np.testing.assert_array_equal(output.array, contents)
