@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from types import MappingProxyType, TracebackType
@@ -14,7 +14,7 @@ import numpy as np
 
 from pymixtral import ops
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
-from pymixtral.arrays import F32, I32, Ids
+from pymixtral.arrays import F32, I32, U8, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.core import Core
 from pymixtral.demo import demo_path
@@ -492,6 +492,37 @@ class Mixtral(ModelText, ModelSessions):
         self.core.engine.check_open()
         ids = self.core.factory.checked_ids("tokens", tokens)
         return self.core.engine.call(partial(_observe, ids, observers, self._n_batch, self.kv_type))
+
+    @contextmanager
+    def timed(self) -> Iterator[list[ops.PartTime]]:
+        """Divide the time that C takes in a `with` block among the parts of a pass.
+
+        Returns:
+            The manager of a list, which has what each part took when the block ends. What other
+            callers ask of the model meanwhile is in it.
+
+        Raises:
+            InvalidArgumentError: at the end, if another such block has ended meanwhile.
+            ClosedError: after close().
+        """
+        parts: list[ops.PartTime] = []
+        self._engine.call(lambda model: ops.start_timing(model.context))
+        try:
+            yield parts
+        finally:
+            parts += self._engine.call(lambda model: ops.stop_timing(model.context))
+
+    def mapped(self) -> list[U8]:
+        """Show the model's files as they are mapped into memory, to measure how fast they are read.
+
+        Returns:
+            The bytes of each file, read-only. A file stays mapped as long as somebody has its bytes.
+
+        Raises:
+            ClosedError: after close().
+        """
+        self._engine.check_open()
+        return [np.frombuffer(mapped, np.uint8) for mapped in self._file.maps.values()]
 
     def forget(self) -> None:
         """Empty the prefix cache: the next text is computed from its first token.
