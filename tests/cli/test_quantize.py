@@ -172,7 +172,7 @@ def test_help_shows_examples_line_by_line() -> None:
     text = CliRunner().invoke(quantize, ["--help"]).stdout
     assert "Examples:\n    pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf\n    pymixtral quantize" in text
     assert "--type q4_k_m \\\n      --imatrix imatrix.gguf\n" in text
-    told = r"--type TYPE .*fewest f32,\s+bf16,.*q3_k,\s+q2_k\.\s+\[default:\s+q8_0;\s+q4_1\s+of"
+    told = r"--type TYPE .*fewest f32,\s+bf16,.*q3_k,.*iq2_xs,\s+iq2_xxs\.\s+\[default:\s+q8_0;\s+q4_1\s+of"
     assert re.search(told, text, re.DOTALL)
     assert max(map(len, text.splitlines())) <= 80
 
