@@ -38,7 +38,7 @@ PMX_INLINE void take_signs(pmx_tile *t, const pmx_grid *g) {
                 signs ^= at;
                 for (int i = 0; i < 8; i++) {
                     const ivec wrong = (at & one << i) != 0;
-                    const ivec flipped = (ivec)load(x[i] + j) ^ (wrong & (one << 31));
+                    const ivec flipped = (ivec)load(x[i] + j) ^ (wrong & INT32_MIN);
                     store(x[i] + j, (vec)flipped);
                 }
             }
