@@ -58,7 +58,7 @@ def test_types_are_in_the_order_of_their_bits() -> None:
 
 def test_slow_types_are_those_that_are_dequantized() -> None:
     assert {show_type(kind) for kind in FLOAT_TYPES} == {"f32", "f16", "bf16"}
-    assert slow_types([Type.Q4_0, Type.F32, Type.IQ2_S, Type.IQ1_S, Type.IQ2_S]) == ("iq1_s", "iq2_s")
+    assert slow_types([Type.Q4_0, Type.F32, Type.IQ2_S, Type.IQ1_S, Type.IQ2_S]) == ("iq2_s", "iq1_s")
     assert len(DEQUANTIZED_TYPES) == len(set(DEQUANTIZED_TYPES)) > 0
 
 
