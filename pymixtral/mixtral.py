@@ -506,11 +506,11 @@ class Mixtral(ModelText, ModelSessions):
             ClosedError: after close().
         """
         parts: list[ops.PartTime] = []
-        self._engine.call(lambda model: ops.start_timing(model.context))
+        self.core.engine.call(lambda model: ops.start_timing(model.context))
         try:
             yield parts
         finally:
-            parts += self._engine.call(lambda model: ops.stop_timing(model.context))
+            parts += self.core.engine.call(lambda model: ops.stop_timing(model.context))
 
     def mapped(self) -> list[U8]:
         """Show the model's files as they are mapped into memory, to measure how fast they are read.
@@ -521,8 +521,8 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return [np.frombuffer(mapped, np.uint8) for mapped in self._file.maps.values()]
+        self.core.engine.check_open()
+        return [np.frombuffer(mapped, np.uint8) for mapped in self.core.file.maps.values()]
 
     def forget(self) -> None:
         """Empty the prefix cache: the next text is computed from its first token.
