@@ -22,7 +22,7 @@ NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "-1", "1" + 
 
 def numeric() -> list[str]:
     """The options that take a number, a size or a choice, and are refused before the model is opened."""
-    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace")
+    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace", "--expert-min-p")
     return [
         option
         for option, param in options(serve).items()
@@ -41,6 +41,8 @@ def test_numbers_that_are_none_or_too_large(option: str) -> None:
     "words",
     [
         ("--pace", "nan"),
+        ("--expert-min-p", "nan"),
+        ("--expert-min-p", "1.1"),
         ("-c", "1" + "0" * 30),
         ("--experts-used", "1" + "0" * 30),
         ("--cache-size", "1"),
