@@ -138,9 +138,9 @@ _LATTICE_VALUES = {
 def _lattice(kind: GGMLQuantizationType) -> I32:
     """The table of an IQ2 or IQ3 type: int32 [entries, 8], of IQ3 [entries, 4]."""
     codes = np.frombuffer(bytes.fromhex(getattr(quants, kind.name).grid_hex.decode()), "<u2")
-    if kind.name.startswith("IQ2"):
-        return _LATTICE_VALUES["IQ2"][codes[:, None] >> np.arange(0, 16, 2) & 3]
-    return _LATTICE_VALUES[kind.name][codes[:, None] >> np.arange(0, 16, 4) & 7]
+    name, bits, mask = ("IQ2", 2, 3) if kind.name.startswith("IQ2") else (kind.name, 4, 7)
+    entries: I32 = _LATTICE_VALUES[name][codes[:, None] >> np.arange(0, 16, bits) & mask]
+    return entries
 
 
 def _even(seven: I32) -> U8:
