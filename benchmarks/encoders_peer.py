@@ -4,7 +4,8 @@ and times.
     python benchmarks/encoders_peer.py LIBGGML_BASE [CHECKPOINT ...] [--rows 256] [--threads 2] [--isa ISA]
 
 LIBGGML_BASE is llama.cpp's libggml-base.so (llama-cpp-python ships it), whose ggml_quantize_chunk
-is called. Data: Gaussian and Laplacian weights, and every CHECKPOINT's matrices (safetensors), each
+is called. Types that it refuses without an importance matrix get one of ones. Data: Gaussian and Laplacian
+weights, and every CHECKPOINT's matrices (safetensors), each
 without and with an importance matrix (gamma-distributed), with which errors are the
 importance-weighted ones. A ratio below 1 means that ours is smaller. Times are per weight, on the
 Gaussian data, the peer's rows divided evenly among the threads.
@@ -34,7 +35,10 @@ COLS = 2048
 
 class Peer:
     def __init__(self, path: Path, n_threads: int) -> None:
-        self._quantize = ctypes.CDLL(str(path)).ggml_quantize_chunk
+        library = ctypes.CDLL(str(path))
+        self._init, self._wants_importance = library.ggml_quantize_init, library.ggml_quantize_requires_imatrix
+        self._wants_importance.restype = ctypes.c_bool
+        self._quantize = library.ggml_quantize_chunk
         self._quantize.restype = ctypes.c_size_t
         self._quantize.argtypes = [
             ctypes.c_int,
@@ -49,6 +53,9 @@ class Peer:
     def encode(self, kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> U8:
         row_bytes = lib.pmx_row_bytes(kind, x.shape[1])
         y = np.empty((len(x), row_bytes), np.uint8)
+        self._init(int(kind))  # tables of some types, made once
+        if importance is None and self._wants_importance(int(kind)):
+            importance = np.ones(x.shape[1], np.float32)
         bounds = np.linspace(0, len(x), self._n_threads + 1, dtype=int)
 
         def part(first: int, last: int) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import click
-
-START_SECONDS = 120
-"""How long the server may take to read and repack a model."""
+from server_process import running
 
 
 def batched_bench(folder: Path, model: Path, n_threads: int, batches: Sequence[int], n_tokens: int) -> dict[int, float]:
@@ -41,8 +36,9 @@ def batched_bench(folder: Path, model: Path, n_threads: int, batches: Sequence[i
     return {line["pl"]: line["speed_tg"] for line in lines}
 
 
-@contextmanager
-def server(folder: Path, model: Path, n_threads: int, n_slots: int, n_ctx: int, *options: str) -> Iterator[str]:
+def server(
+    folder: Path, model: Path, n_threads: int, n_slots: int, n_ctx: int, *options: str
+) -> AbstractContextManager[str]:
     """Runs llama-server.
 
     Args:
@@ -53,34 +49,12 @@ def server(folder: Path, model: Path, n_threads: int, n_slots: int, n_ctx: int, 
         n_ctx: positions of that cache.
         *options: more of the server's own.
 
-    Yields:
-        Its address.
+    Returns:
+        A context with its address.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [str(folder / "llama-server"), "-m", str(model), "-t", str(n_threads), "-c", str(n_ctx), "-kvu"]
-    command += ["-np", str(n_slots), "--port", str(port), "--no-webui", "-cram", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not _is_ready(address):
-            if process.poll() is not None or time.monotonic() > end:
-                raise click.ClickException(f"llama-server does not answer, status {process.poll()}")
-            time.sleep(0.1)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _is_ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    command += ["-np", str(n_slots), "--no-webui", "-cram", "0", *options, "--port"]
+    return running("llama-server", command, "/health")
 
 
 def completion(address: str, prompt: Sequence[int], n_tokens: int, seed: int) -> Iterator[None]:

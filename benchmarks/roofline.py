@@ -3,8 +3,8 @@ be compared with.
 
     python benchmarks/roofline.py [-t THREADS]
 
-The table shows each reduction from the cache as well: one that is not well faster there than from
-memory would measure itself.
+The table shows each pattern of reading from the cache as well: one that is not well faster there
+than from memory would measure itself.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 
 import click
 
-from pymixtral.inspection.probe import REDUCTIONS, ReadBandwidth, cache_rate
+from pymixtral.inspection.probe import PATTERNS, ReadBandwidth, cache_rate
 
 
 @click.command()
@@ -22,12 +22,12 @@ def main(threads: int) -> None:
     """Print the memory read bandwidth of one and of several threads."""
     one, several = ReadBandwidth(1), ReadBandwidth(threads)
     click.echo(
-        f"read, GB/s        cache, 1 thread   memory, 1 thread   memory, {threads} threads   "
+        f"read, GB/s             cache, 1 thread   memory, 1 thread   memory, {threads} threads   "
         f"(load {os.getloadavg()[0]:.2f})"
     )
-    for name in REDUCTIONS:
+    for name in PATTERNS:
         rates = cache_rate(name), one.measure(name), several.measure(name)
-        click.echo(f"{name:16}  {rates[0]:15.1f}   {rates[1]:16.1f}   {rates[2]:17.1f}")
+        click.echo(f"{name:21}  {rates[0]:15.1f}   {rates[1]:16.1f}   {rates[2]:17.1f}")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ import numpy as np
 from llama_server import server as llama_server
 from peers import cpu_name
 from readers import RANDOM, percentiles
+from server_process import running
 
 from pymixtral import Mixtral, __version__
 
@@ -43,8 +41,6 @@ PAUSE = 1.0
 
 N_CTX = 32768
 """Positions of all texts together."""
-
-START_SECONDS = 120
 
 
 @dataclass(frozen=True)
@@ -79,25 +75,14 @@ class Setting:
 
     def _pymixtral(self) -> Any:
         command = [sys.executable, "-m", "pymixtral", "serve", "-m", str(self.model), "-t", str(self.n_threads)]
-        return _process([*command, "-c", str(self.n_ctx), "--cache-size", _cache_size(self.model), "--port"], "/health")
+        command += ["-c", str(self.n_ctx), "--cache-size", _cache_size(self.model), "--port"]
+        return running("pymixtral", command, "/health")
 
     def _llama_python(self) -> Any:
         command = [str(self.llama_python), "-m", "llama_cpp.server", "--model", str(self.model)]
-        return _process(
-            [
-                *command,
-                "--n_ctx",
-                str(self.n_ctx),
-                "--n_threads",
-                str(self.n_threads),
-                "--cache",
-                "false",
-                "--interrupt_requests",
-                "false",
-                "--port",
-            ],
-            "/v1/models",
-        )
+        command += ["--n_ctx", str(self.n_ctx), "--n_threads", str(self.n_threads), "--cache", "false"]
+        command += ["--interrupt_requests", "false", "--port"]
+        return running("llama-cpp-python", command, "/v1/models")
 
 
 def _cache_size(model: Path) -> str:
@@ -105,32 +90,6 @@ def _cache_size(model: Path) -> str:
     with Mixtral(model, n_ctx=64) as opened:
         c = opened.config
         return str(N_CTX * c.n_layers * c.n_kv_heads * c.head_dim * 2 * 2)
-
-
-@contextmanager
-def _process(command: list[str], path: str) -> Iterator[str]:
-    """Runs a server on a free port until the block ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address, end = f"http://127.0.0.1:{port}", time.monotonic() + START_SECONDS
-    try:
-        while not _answers(address + path):
-            if process.poll() is not None or time.monotonic() > end:
-                raise click.ClickException(f"{command[2]} does not answer, status {process.poll()}")
-            time.sleep(0.005)
-        yield address
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 # --- Clients ----------------------------------------------------------------------------------------------

@@ -57,9 +57,9 @@ def together(bench: Bench, n: int, n_tokens: int) -> dict[str, float]:
         prompts = [bench.ids(16) for _ in range(n)]
         readers = Readers([model.stream(p, max_tokens=n_tokens, seed=i, **RANDOM) for i, p in enumerate(prompts)])
         readers.wait_for(2)  # what passes with prompts read does not count
-        before = model._engine.call(lambda inner: (inner._experts, inner._counted))
+        before = model.core.engine.call(lambda inner: (inner._experts, inner._counted))
         readers.join()
-        after = model._engine.call(lambda inner: (inner._experts, inner._counted))
+        after = model.core.engine.call(lambda inner: (inner._experts, inner._counted))
         begin, end = max(times[1] for times in readers.times), min(times[-1] for times in readers.times)
         tokens = sum(begin < t <= end for times in readers.times for t in times)
     experts = (after[0] - before[0]) / max(after[1] - before[1], 1)

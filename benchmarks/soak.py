@@ -295,7 +295,7 @@ def lost_pages(model: Mixtral) -> list[str]:
     state = stats.waiting, stats.prefilling, stats.decoding, stats.used_pages
     found = [f"expected an idle engine, found {stats}"] if any(state) else []
     model.forget()
-    n_free, has_references = model._engine.call_with_pages(
+    n_free, has_references = model.core.engine.call_with_pages(
         lambda pages: (pages.cache.n_free_pages, bool(pages.cache.references.any()))
     )
     if n_free != stats.pages or has_references:

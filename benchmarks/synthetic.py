@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import prod, sqrt
+from math import log2, prod, sqrt
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +67,14 @@ def _q4_0(rng: Rng, n: int, std: float) -> Blocks:
     return blocks
 
 
+def _mxfp4(rng: Rng, n: int, std: float) -> Blocks:
+    blocks = np.empty(n, [("e", np.uint8), ("q", np.uint8, 16)])
+    middle = 128 + round(log2(std / sqrt(274 / 8)))  # the mean square of 0, 1, 2, 3, 4, 6, 8, 12
+    blocks["e"] = rng.integers(middle - 1, middle + 2, n)
+    blocks["q"] = rng.integers(0, 256, (n, 16), np.uint8)
+    return blocks
+
+
 def _scales(rng: Rng, n: int, scale: float) -> Blocks:
     """Around `scale`, of either sign, as q4_0 has them: sums then have mean zero whatever the
     integers' mean.
@@ -114,11 +122,17 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
     _T.IQ2_S: _kquant(_T.IQ2_S, 0, None, 0),
     _T.IQ3_XXS: _kquant(_T.IQ3_XXS, 0, None, 0),
     _T.IQ3_S: _kquant(_T.IQ3_S, 0, None, 0),
+    _T.TQ1_0: _kquant(_T.TQ1_0, 52, None, 0),
+    _T.TQ2_0: _kquant(_T.TQ2_0, 64, None, 0),
+    _T.MXFP4: _mxfp4,
 }
 
 # What the command offers: one type for every matrix, or a mix of types as quantizers choose them.
-TYPES = ["q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"]
-TYPES += ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"]
+TYPES = [
+    *("q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"),
+    *("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+    *("mxfp4", "tq1_0", "tq2_0"),
+]
 
 
 # --- The file ---------------------------------------------------------------------------------------------

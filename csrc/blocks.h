@@ -54,6 +54,12 @@ typedef struct {
 } pmx_block_iq4_nl;
 _Static_assert(sizeof(pmx_block_iq4_nl) == 18, "iq4_nl block");
 
+typedef struct {
+    uint8_t e; /* the scale is 2^(e - 128) */
+    uint8_t qs[16];
+} pmx_block_mxfp4;
+_Static_assert(sizeof(pmx_block_mxfp4) == 17, "mxfp4 block");
+
 /* --- Blocks of 256 in sub-blocks of 16 or 32. d, dmin: f16.
  *
  * Crumbs (2 bits) of 64 bytes: element 128*h + 32*s + i is bits 2*s of byte 32*h + i. Bits of 32
@@ -113,8 +119,26 @@ typedef struct {
 } pmx_block_iq4_xs;
 _Static_assert(sizeof(pmx_block_iq4_xs) == 136, "iq4_xs block");
 
-/* The values of the 4-bit codes of iq4_nl and iq4_xs, in order; initializes an array of 16. */
+/* No sub-blocks. */
+
+typedef struct {
+    uint8_t qs[48]; /* digits of base 3, digit k of a byte the high byte of 3 * (byte * 3^k mod 256): element
+                       32*k + i is digit k of byte i < 32, element 160 + 16*k + i that of byte 32 + i */
+    uint8_t qh[4];  /* element 240 + 4*k + i is digit k of byte i */
+    uint16_t d;
+} pmx_block_tq1_0;
+_Static_assert(sizeof(pmx_block_tq1_0) == 54, "tq1_0 block");
+
+typedef struct {
+    uint8_t qs[64]; /* crumbs */
+    uint16_t d;
+} pmx_block_tq2_0;
+_Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
+
+/* The values of the 4-bit codes of iq4_nl and iq4_xs, and of mxfp4, in order; each initializes an
+ * array of 16. */
 #define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
+#define PMX_MXFP4_VALUES 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 
 /* Entries are indices into the tables of kernels/lattices.h, each for 8 elements (IQ3: 4). */
 
@@ -172,24 +196,6 @@ typedef struct {
 } pmx_block_iq1_m;
 _Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
 
-typedef struct {
-    uint8_t qs[48], qh[4]; /* five and four ternary digits a byte */
-    uint16_t d;
-} pmx_block_tq1_0;
-_Static_assert(sizeof(pmx_block_tq1_0) == 54, "tq1_0 block");
-
-typedef struct {
-    uint8_t qs[64]; /* crumbs */
-    uint16_t d;
-} pmx_block_tq2_0;
-_Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
-
-typedef struct {
-    uint8_t e;      /* the scale is 2^(e - 128) */
-    uint8_t qs[16]; /* as in q4_0 */
-} pmx_block_mxfp4;
-_Static_assert(sizeof(pmx_block_mxfp4) == 17, "mxfp4 block");
-
 /* --- Numbers */
 
 static inline uint32_t pmx_f32_bits(float x) {
@@ -230,6 +236,11 @@ static inline uint16_t pmx_f32_to_f16(float x) {
     }
     const uint32_t rounded = a - 0x38000000u + 0xfffu + (a >> 13 & 1u);
     return (uint16_t)(sign | rounded >> 13);
+}
+
+/* The power of two 2^(e - 128), exact; the two smallest are subnormal. */
+static inline float pmx_e8m0_to_f32(uint8_t e) {
+    return pmx_f32_from_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
 }
 
 /* bf16 to f32, exact. */

@@ -48,6 +48,7 @@ pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
     if (!made) return pmx_fail(PMX_ENOMEM, "ctx: expected memory for a context, found none");
     made->kernels = kernels;
     made->n_threads = n_threads;
+    made->planes = 1;
     status = pmx_pool_create(&made->pool, n_threads);
     if (status != PMX_OK) {
         free(made);
@@ -73,6 +74,7 @@ static uint64_t this_thread(void) {
 static void free_context(pmx_ctx *ctx) {
     pmx_pool_destroy(ctx->pool);
     for (int i = 0; i < PMX_SCRATCH_SLOTS; i++) free(ctx->scratch[i].data);
+    free(ctx->timing);
     free(ctx);
 }
 
@@ -89,12 +91,17 @@ pmx_status pmx_enter(pmx_ctx *ctx, pmx_call *call) {
         }
     }
     call->mode = pmx_fp_enter();
+    if (!call->inner && ctx->timing) {
+        ctx->timing->since = pmx_now();
+        ctx->timing->part = PMX_PART_OTHER;
+    }
     return PMX_OK;
 }
 
 void pmx_leave(pmx_ctx *ctx, pmx_call call) {
     pmx_fp_leave(call.mode);
     if (call.inner) return;
+    pmx_begin_part(ctx, PMX_PART_OTHER); /* ends the last one */
     uint64_t user = this_thread();
     if (!atomic_compare_exchange_strong(&ctx->user, &user, 0)) free_context(ctx);
 }
@@ -118,6 +125,18 @@ pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint) {
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
     ctx->prefetch = (pmx_prefetch)hint;
+    pmx_leave(ctx, call);
+    return PMX_OK;
+}
+
+pmx_status pmx_ctx_planes(pmx_ctx *ctx, int32_t planes) {
+    pmx_status status = PMX_NOT_NULL(ctx);
+    if (status != PMX_OK) return status;
+    if (planes != 1 && planes != 2) return pmx_fail(PMX_EINVAL, "planes: expected 1 or 2, found %d", planes);
+    pmx_call call;
+    status = pmx_enter(ctx, &call);
+    if (status != PMX_OK) return status;
+    ctx->planes = planes;
     pmx_leave(ctx, call);
     return PMX_OK;
 }

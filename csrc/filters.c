@@ -197,9 +197,9 @@ static void xtc(pmx_row *r, double threshold) {
         for (; rank < r->end; rank++) {
             look(r, rank);
             weight = weight_at(r, rank);
-            if (weight < high) break;
+            if (weight < high || weight == 0.0) break; /* a banned token is no choice */
         }
-        if (rank < r->end && weight >= low) { /* the bounds disagree */
+        if (rank < r->end && weight > 0.0 && weight >= low) { /* the bounds disagree */
             settle(r);
             continue;
         }

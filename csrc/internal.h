@@ -42,6 +42,7 @@ typedef enum {
 } pmx_scratch_slot;
 
 typedef struct pmx_pool pmx_pool;
+typedef struct pmx_timing pmx_timing;
 
 struct pmx_ctx {
     const pmx_kernels *kernels;
@@ -49,6 +50,8 @@ struct pmx_ctx {
     _Atomic uint64_t user; /* the number of the thread whose call is running, or 0; its lowest bit: destroyed */
     int32_t n_threads;
     pmx_prefetch prefetch;
+    int32_t planes;     /* of quantized activations */
+    pmx_timing *timing; /* NULL: off */
     struct {
         void *data;
         size_t bytes;
@@ -111,6 +114,26 @@ void pmx_pool_cancel(pmx_pool *pool, int32_t on);
 pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items, int64_t work);
 /* Called by a task: this row of an argument failed. The lowest row is reported when the region ends. */
 void pmx_fault(pmx_ctx *ctx, pmx_status status, const char *name, int64_t row);
+
+/* --- timing.c: the time of the calls of a context that is timed, by parts. Times are nanoseconds of a
+ * clock that only goes forward. */
+struct pmx_timing {
+    pmx_part part; /* that the caller's thread is in */
+    int64_t since;
+    pmx_part_time parts[PMX_PARTS];
+    pmx_thread_time threads[]; /* [PMX_PARTS][n_threads] */
+};
+int64_t pmx_now(void);
+void pmx_switch_part(pmx_timing *timing, pmx_part part);
+void pmx_count_bytes(pmx_timing *timing, const pmx_weight *const *weights, int64_t n);
+/* What follows belongs to this part. */
+static inline void pmx_begin_part(const pmx_ctx *ctx, pmx_part part) {
+    if (ctx->timing) pmx_switch_part(ctx->timing, part);
+}
+/* All rows of these weights are read in this part. */
+static inline void pmx_reads(const pmx_ctx *ctx, const pmx_weight *const *weights, int64_t n) {
+    if (ctx->timing) pmx_count_bytes(ctx->timing, weights, n);
+}
 
 /* --- The floating-point mode of the contract: nearest even, subnormals kept. Every entry point and
  * every worker runs inside. */

@@ -34,11 +34,13 @@ typedef struct {
     const int32_t *sums;
 } pmx_quantized;
 
-/* Activations [n_tokens][cols], in the forms that were prepared. */
+/* Activations [n_tokens][cols], in the forms that were prepared. With 2 planes, quantized ones have
+ * 2 * n_tokens rows: behind those of the tokens, what the rounding of each left, quantized likewise. */
 typedef struct {
     const float *x;
     pmx_quantized q32, q256;
-    int64_t cols;
+    int64_t cols, n_tokens;
+    int32_t planes;
     pmx_prefetch prefetch; /* of the rows that they are multiplied with */
 } pmx_acts;
 

@@ -57,16 +57,20 @@ static pmx_status attend(pmx_ctx *ctx, const pmx_batch *b, const pmx_layer *laye
     pmx_acts acts;
     const pmx_weight *qkv[3] = {&layer->q, &layer->k, &layer->v}, *output = &layer->output;
     const pmx_projection projections[3] = {{&layer->q, q, 0}, {&layer->k, k, 0}, {&layer->v, v, 0}};
+    pmx_begin_part(ctx, PMX_PART_QKV);
     status = pmx_acts_prepare(ctx, &acts, b->normed, n, qkv, 3);
     if (status == PMX_OK) status = pmx_project(ctx, projections, 3, &acts, n);
+    pmx_begin_part(ctx, PMX_PART_ROPE);
     if (status == PMX_OK) status = pmx_rope(ctx, q, b->cosines, b->sines, n, layer->n_heads, layer->head_dim);
     if (status == PMX_OK) status = pmx_rope(ctx, k, b->cosines, b->sines, n, layer->n_kv_heads, layer->head_dim);
     if (status == PMX_OK) status = pmx_cache_write(ctx, cache, k, v, b->runs, b->n_runs);
+    pmx_begin_part(ctx, PMX_PART_ATTENTION);
     if (status == PMX_OK)
         status = pmx_attention(ctx, attended, q, cache, b->runs, b->n_runs, layer->n_heads, layer->window);
     if (status != PMX_OK) return status;
     if (observer) observe(observer->output_input, attended, n, q_dim);
     const pmx_projection projection = {output, b->x, 1};
+    pmx_begin_part(ctx, PMX_PART_OUTPUT);
     status = pmx_acts_prepare(ctx, &acts, attended, n, &output, 1);
     if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n);
     return status;
@@ -107,6 +111,7 @@ pmx_status pmx_layer_attention(pmx_ctx *ctx, const pmx_batch *batch, const pmx_l
     status = attend(ctx, batch, layer, cache, observer);
     if (status == PMX_OK)
         status = pmx_rms_norm(ctx, batch->normed, batch->x, layer->ffn_norm, n, layer->hidden, layer->eps);
+    pmx_begin_part(ctx, PMX_PART_ROUTER);
     if (status == PMX_OK) status = route(ctx, batch, layer);
     pmx_leave(ctx, call);
     return status;

@@ -74,8 +74,10 @@ pmx_status pmx_run_layers(pmx_ctx *ctx, const pmx_batch *batch, const pmx_layers
     pmx_batch b = *batch;
     for (int64_t i = 0; status == PMX_OK && i < layers->n_layers; i++) {
         const pmx_observer *observer = layers->observers ? layers->observers[i] : NULL;
+        pmx_begin_part(ctx, PMX_PART_OTHER);
         status = pmx_layer_attention(ctx, &b, layers->layers[i], layers->caches[i], observer);
         if (status != PMX_OK) break;
+        pmx_begin_part(ctx, PMX_PART_OTHER);
         note_choices(ctx, &b, layers, i);
         if (layers->kept && i == layers->n_layers - 1) keep_rows(&b, layers->layers[i], layers);
         status = pmx_layer_experts(ctx, &b, layers->layers[i], observer);

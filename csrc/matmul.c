@@ -12,36 +12,61 @@ typedef struct {
     int8_t *q;
     float *d;
     int32_t *sums;
-    int64_t cols, block, n_sum;
+    int64_t n_rows, cols, block, n_sum;
+    int32_t planes;
 } quantize_args;
+
+/* n numbers x, which are those of the row from i on. */
+static int quantize_part(const quantize_args *p, int64_t row, int64_t i, const float *x, int64_t n) {
+    const int64_t at = row * p->cols + i;
+    return (p->block == 32 ? p->ctx->kernels->quantize32 : p->ctx->kernels->quantize256)(
+        p->q + at, p->d + at / p->block, p->sums + at / p->n_sum, x, n);
+}
+
+/* What the rounding of a row left becomes its row of the second plane. */
+static void quantize_rest(const quantize_args *p, int64_t row) {
+    enum { N = 256 }; /* of both blocks a multiple */
+    float q[N], rest[N];
+    for (int64_t first = 0; first < p->cols; first += N) {
+        const int64_t n = p->cols - first < N ? p->cols - first : N, at = row * p->cols + first;
+        memcpy(rest, p->x + at, (size_t)n * sizeof *rest);
+        for (int64_t i = 0; i < n; i++) q[i] = (float)p->q[at + i];
+        for (int64_t i = 0; i < n; i += p->block)
+            p->ctx->kernels->axpy(rest + i, -p->d[(at + i) / p->block], q + i, p->block);
+        quantize_part(p, p->n_rows + row, first, rest, n);
+    }
+}
 
 static void quantize_task(void *arg, int64_t row, int32_t thread) {
     (void)thread;
     const quantize_args *p = arg;
-    const pmx_kernels *kernels = p->ctx->kernels;
-    if ((p->block == 32 ? kernels->quantize32
-                        : kernels->quantize256)(p->q + row * p->cols, p->d + row * (p->cols / p->block),
-                                                p->sums + row * (p->cols / p->n_sum), p->x + row * p->cols, p->cols))
+    if (quantize_part(p, row, 0, p->x + row * p->cols, p->cols))
         pmx_fault(p->ctx, PMX_ENONFINITE, "x", row);
+    else if (p->planes == 2)
+        quantize_rest(p, row);
 }
 
 /* Into one scratch slot: values, then scales, then sums. */
 static pmx_status quantize(pmx_ctx *ctx, pmx_quantized *out, const float *x, int64_t n_tokens, int64_t cols,
                            int64_t block) {
-    const int64_t n_sum = block == 32 ? 32 : 16, n = n_tokens * cols;
+    const int64_t n_sum = block == 32 ? 32 : 16, n = ctx->planes * n_tokens * cols;
     const size_t bytes = (size_t)n + (size_t)(n / block) * sizeof(float) + (size_t)(n / n_sum) * sizeof(int32_t);
     int8_t *q = pmx_scratch(ctx, block == 32 ? PMX_SCRATCH_Q32 : PMX_SCRATCH_Q256, bytes);
     if (!q) return PMX_ENOMEM;
     float *d = (float *)(void *)(q + n);
     int32_t *sums = (int32_t *)(void *)(d + n / block);
     *out = (pmx_quantized){q, d, sums};
-    quantize_args args = {ctx, x, q, d, sums, cols, block, n_sum};
-    return pmx_parallel(ctx, quantize_task, &args, n_tokens, cols);
+    quantize_args args = {ctx, x, q, d, sums, n_tokens, cols, block, n_sum, ctx->planes};
+    return pmx_parallel(ctx, quantize_task, &args, n_tokens, ctx->planes * cols);
 }
 
 pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens,
                             const pmx_weight *const *weights, int64_t n_weights) {
-    *acts = (pmx_acts){.x = x, .cols = weights[0]->cols, .prefetch = ctx->prefetch};
+    if (n_tokens > INT32_MAX / ctx->planes) /* kernels count rows in 32 bits */
+        return pmx_fail(PMX_EINVAL, "n_tokens: expected at most %d, found %lld: use smaller batches",
+                        INT32_MAX / ctx->planes, (long long)n_tokens);
+    *acts = (pmx_acts){
+        .x = x, .cols = weights[0]->cols, .n_tokens = n_tokens, .planes = ctx->planes, .prefetch = ctx->prefetch};
     int wanted[PMX_FORMS] = {0};
     for (int64_t i = 0; i < n_weights; i++) wanted[ctx->kernels->types[weights[i]->type].form] = 1;
     pmx_status status = PMX_OK;
@@ -61,7 +86,7 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
-    quantize_args args = {ctx, x, q, d, sums, n, block, block == 32 ? 32 : 16};
+    quantize_args args = {ctx, x, q, d, sums, n_tokens, n, block, block == 32 ? 32 : 16, 1};
     status = pmx_parallel(ctx, quantize_task, &args, n_tokens, n);
     pmx_leave(ctx, call);
     return status;
@@ -111,10 +136,36 @@ static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product
         }
 }
 
+/* Both planes are rows of one product, so that weights are read once; then they are added. */
+static void multiply_planes(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
+    float *tile = (float *)(void *)((char *)p->scratch + PMX_MAT_SCRATCH);
+    int32_t tokens[PMX_TOKEN_BLOCK];
+    for (int64_t t = 0; t < p->n_tokens; t += PMX_TOKEN_BLOCK / 2) {
+        pmx_product part = pmx_product_from(*p, 0, t);
+        const int64_t n = part.n_tokens < PMX_TOKEN_BLOCK / 2 ? part.n_tokens : PMX_TOKEN_BLOCK / 2;
+        for (int64_t i = 0; i < n; i++) {
+            tokens[i] = part.tokens[i];
+            tokens[n + i] = part.tokens[i] + (int32_t)p->acts->n_tokens;
+        }
+        float *y = part.y;
+        part.y = tile;
+        part.ldy = p->n_rows;
+        part.tokens = tokens;
+        part.n_tokens = 2 * n;
+        multiply(kernels, type, &part);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t r = 0; r < p->n_rows; r++)
+                y[i * p->ldy + r] = tile[i * p->n_rows + r] + tile[(n + i) * p->n_rows + r];
+    }
+}
+
 void pmx_multiply_rows(const pmx_kernels *kernels, const pmx_weight *w, int64_t first_row, pmx_product p) {
     p.w = (const uint8_t *)w->data + first_row * w->row_bytes;
     p.row_bytes = w->row_bytes;
-    multiply(kernels, w->type, &p);
+    if (p.acts->planes == 2 && kernels->types[w->type].form != PMX_FORM_F32)
+        multiply_planes(kernels, w->type, &p);
+    else
+        multiply(kernels, w->type, &p);
 }
 
 typedef struct {
@@ -157,7 +208,10 @@ pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t 
     const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
-    for (int32_t i = 0; i < n_projections; i++) n_items += items_of(projections[i].w);
+    for (int32_t i = 0; i < n_projections; i++) {
+        n_items += items_of(projections[i].w);
+        pmx_reads(ctx, &projections[i].w, 1);
+    }
     project_args args = {ctx, projections, acts, n_tokens};
     return pmx_parallel(ctx, project_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
 }
@@ -171,6 +225,7 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    if (!call.inner) pmx_begin_part(ctx, PMX_PART_HEAD); /* a layer's router is a part of its own */
     pmx_acts acts;
     const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);

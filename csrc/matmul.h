@@ -12,7 +12,7 @@ enum {
      * go one by one, prompts take 2 to 5 times as long; 16 rows of 14336 columns leave L2, and
      * take 4 to 11% longer. */
     PMX_DEQUANTIZED_ROWS = 8,
-    /* One tile of results, in each thread's scratch after what pmx_multiply_rows needs. */
+    /* One tile of results. Each thread's scratch has those of its task after what pmx_multiply_rows needs. */
     PMX_TILE_BYTES = PMX_TOKEN_BLOCK * PMX_ROWS_PER_ITEM * (int)sizeof(float)
 };
 
@@ -22,10 +22,10 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
                             const pmx_weight *const *weights, int64_t n_weights);
 
 /* Of each thread's scratch, what pmx_multiply_rows needs at its start for rows of `cols` weights: a
- * mat kernel's, or dequantized rows. */
+ * mat kernel's and the results of two planes, or dequantized rows. */
 static inline size_t pmx_rows_scratch(int64_t cols) {
-    const size_t rows = PMX_DEQUANTIZED_ROWS * (size_t)cols * sizeof(float);
-    return rows > PMX_MAT_SCRATCH ? (rows + 63) & ~(size_t)63 : PMX_MAT_SCRATCH;
+    const size_t rows = PMX_DEQUANTIZED_ROWS * (size_t)cols * sizeof(float), planes = PMX_MAT_SCRATCH + PMX_TILE_BYTES;
+    return rows > planes ? (rows + 63) & ~(size_t)63 : planes;
 }
 
 /* Rows of a weight from first_row on times tokens, by the kernel that is fastest for so many tokens.

@@ -255,6 +255,7 @@ static pmx_status prepare(experts_args *p) {
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
     const pmx_status status = pmx_thread_scratch_reserve(p->ctx, p->rows_scratch + PMX_TILE_BYTES + tile);
     if (status != PMX_OK) return status;
+    pmx_reads(p->ctx, inputs, n_gates + n_ups);
     return pmx_acts_prepare(p->ctx, &p->acts, p->batch->normed, p->batch->n_tokens, inputs, n_gates + n_ups);
 }
 
@@ -266,6 +267,7 @@ static pmx_status prepare_hidden(experts_args *p) {
     if (pair >= 0)
         return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], PMX_NONFINITE, (long long)p->tokens[pair],
                             "the experts' hidden values");
+    pmx_reads(p->ctx, downs, n_downs);
     return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, p->n_pairs, downs, n_downs);
 }
 
@@ -324,6 +326,7 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
                          .batch = batch,
                          .ffn = layer->experts[0].rows,
                          .width = layer->hidden};
+    pmx_begin_part(ctx, PMX_PART_GATE_UP);
     status = group_pairs(&args);
     const int some = args.n_pairs > 0; /* a caller's weights may all be 0 */
     if (status == PMX_OK && some) status = prepare(&args);
@@ -334,6 +337,7 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
         status = pmx_parallel(ctx, gate_up_task, &args, args.n_groups * blocks,
                               2 * PMX_ROWS_PER_ITEM * args.width * tokens_each);
     }
+    pmx_begin_part(ctx, PMX_PART_DOWN);
     if (status == PMX_OK && some) status = prepare_hidden(&args);
     if (status == PMX_OK && some)
         status = pmx_parallel(ctx, down_task, &args, down_blocks(&args), DOWN_ROWS * args.ffn * args.n_pairs);

@@ -49,6 +49,7 @@ pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *wei
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    pmx_begin_part(ctx, PMX_PART_NORM);
     row_args args = {.ctx = ctx, .y = y, .x = x, .a = weight, .n = n, .eps = eps};
     status = pmx_parallel(ctx, rms_norm_task, &args, n_tokens, n);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, n);
@@ -77,6 +78,8 @@ pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t 
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    pmx_begin_part(ctx, PMX_PART_EMBEDDING);
+    if (ctx->timing) ctx->timing->parts[PMX_PART_EMBEDDING].bytes += n_ids * w->row_bytes;
     row_args args = {.ctx = ctx, .y = y, .w = w, .ids = ids, .n = w->cols};
     status = pmx_parallel(ctx, embed_task, &args, n_ids, w->cols);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_ids, w->cols);
@@ -190,6 +193,7 @@ pmx_status pmx_rope_table(pmx_ctx *ctx, float *cosines, float *sines, const doub
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    pmx_begin_part(ctx, PMX_PART_ROPE);
     row_args args = {.ctx = ctx,
                      .y = cosines,
                      .sines = sines,

@@ -58,12 +58,12 @@ typedef enum {
     PMX_IQ2_S = 22,
     PMX_IQ4_XS = 23,
     PMX_BF16 = 30,
-    /* Dequantized first, then as f32: slow */
-    PMX_IQ1_S = 19,
-    PMX_IQ1_M = 29,
     PMX_TQ1_0 = 34,
     PMX_TQ2_0 = 35,
-    PMX_MXFP4 = 39
+    PMX_MXFP4 = 39,
+    /* Dequantized first, then as f32: slow */
+    PMX_IQ1_S = 19,
+    PMX_IQ1_M = 29
 } pmx_type;
 
 /* Where a product of one token puts the rows that it is about to read. Which is faster
@@ -74,6 +74,39 @@ typedef enum {
 } pmx_prefetch;
 
 typedef struct pmx_ctx pmx_ctx;
+
+/* The parts of a pass, among which the time of a context is divided. */
+typedef enum {
+    PMX_PART_OTHER = 0, /* checks and notes between the others, and calls that belong to none */
+    PMX_PART_EMBEDDING = 1,
+    PMX_PART_NORM = 2,
+    PMX_PART_QKV = 3,  /* activations rounded, and three projections */
+    PMX_PART_ROPE = 4, /* angles, rotation, and keys and values into the cache */
+    PMX_PART_ATTENTION = 5,
+    PMX_PART_OUTPUT = 6, /* activations rounded, and the output projection */
+    PMX_PART_ROUTER = 7,
+    PMX_PART_GATE_UP = 8, /* tokens sorted by expert, activations rounded, and gate and up with SiLU */
+    PMX_PART_DOWN = 9,    /* activations rounded, and down with the sum over the experts */
+    PMX_PART_HEAD = 10,   /* pmx_matmul by itself */
+    PMX_PART_SAMPLING = 11,
+    PMX_PARTS = 12
+} pmx_part;
+
+/* What a part took. Threads share the work of a region; outside of regions the caller's thread works
+ * alone. With one thread all its work on items counts as regions. */
+typedef struct {
+    int64_t ns;        /* nanoseconds on the caller's thread */
+    int64_t region_ns; /* of them, in regions */
+    int64_t n_regions;
+    int64_t bytes; /* of the weights whose rows were read, each row once a call */
+} pmx_part_time;
+
+/* A thread in the regions of a part: its three members add up to region_ns. */
+typedef struct {
+    int64_t late_ns;    /* before its first item; all of a region in which it came too late for any */
+    int64_t busy_ns;    /* from its first item to the end of its last one */
+    int64_t waiting_ns; /* from there to the end of the region */
+} pmx_thread_time;
 
 /* A matrix of rows x cols weights, stored by row in GGUF's own blocks; borrowed, usually
  * memory-mapped. data may have any alignment that GGUF gives (32 bytes at the start; blocks inside
@@ -258,6 +291,15 @@ void pmx_ctx_destroy(pmx_ctx *ctx);
 void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on);
 /* hint: a pmx_prefetch, for the calls that follow; at first PMX_PREFETCH_NEAR. No result depends on it. */
 pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint);
+/* How finely the calls that follow round activations: 1 plane of int8, as at first, or 2, of which the
+ * second rounds what the first leaves. */
+pmx_status pmx_ctx_planes(pmx_ctx *ctx, int32_t planes);
+/* on != 0: from here on the time of the calls is divided among the parts, beginning at zero; 0: no
+ * longer, as at first. No result depends on it. While it is off it costs a branch a region. */
+pmx_status pmx_ctx_timing(pmx_ctx *ctx, int32_t on);
+/* What the calls have taken since the timing was switched on; refused while it is off. parts:
+ * [PMX_PARTS]; threads: [PMX_PARTS][n_threads], the caller's first. */
+pmx_status pmx_ctx_times(pmx_ctx *ctx, pmx_part_time *parts, pmx_thread_time *threads);
 const char *pmx_ctx_isa(const pmx_ctx *ctx);
 int32_t pmx_ctx_threads(const pmx_ctx *ctx);
 
@@ -315,6 +357,12 @@ pmx_status pmx_route(pmx_ctx *ctx, int32_t *ids, float *weights, const float *lo
  * and q8_0 ignore it. PMX_ENONFINITE for NaN, infinity, and values that overflow the type. */
 pmx_status pmx_encode(pmx_ctx *ctx, void *y, int32_t type, const float *x, const float *importance, int64_t rows,
                       int64_t cols);
+
+/* Reads n lines of 64 bytes, to find how fast memory is read; data may have any alignment. Of each
+ * line the first 4 bytes are added to *sum, modulo 2^32, as the memory hands over whole lines.
+ * n_streams: 1, 2 or 4, the places that a thread reads at once; hint: a pmx_prefetch, where lines
+ * that come next are put, or -1: nobody asks for them. */
+pmx_status pmx_read(pmx_ctx *ctx, uint32_t *sum, const void *data, int64_t n, int32_t n_streams, int32_t hint);
 
 /* Draws a token for each row. ids: [n_rows]; statuses: [n_rows], of each row by itself: PMX_OK;
  * PMX_ENONFINITE, with ids the token whose logit is NaN, or the largest one, which is infinite;

@@ -233,6 +233,7 @@ pmx_status pmx_sample(pmx_ctx *ctx, int32_t *ids, int32_t *statuses, const float
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
+    pmx_begin_part(ctx, PMX_PART_SAMPLING);
     args.states = pmx_scratch(ctx, PMX_SCRATCH_STATES, (size_t)n_rows * sizeof *args.states);
     if (!args.states) status = PMX_ENOMEM;
     if (status == PMX_OK) status = pmx_thread_scratch_reserve(ctx, row_bytes(n_vocab, args.n_seen));

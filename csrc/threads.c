@@ -68,9 +68,12 @@ struct pmx_pool {
     _Atomic int64_t fault;            /* lowest of row * 16 + status, INT64_MAX for none */
     _Atomic(const char *) fault_name; /* of the argument that the row is of */
     pthread_t *threads;
+    int32_t timed; /* as long as a region lasts */
     struct worker {
         pmx_pool *pool;
         int32_t index;
+        uint32_t timed_epoch; /* of the last region that was timed, and when it worked on it */
+        int64_t begin, end;
     } *workers;
 };
 
@@ -142,7 +145,7 @@ static void take_items(pmx_pool *pool, int32_t thread) {
 }
 
 static void *worker_main(void *arg) {
-    const struct worker *self = arg;
+    struct worker *self = arg;
     pmx_pool *pool = self->pool;
     uint32_t done = 0; /* epoch of the last region taken part in */
     pmx_fp_enter();
@@ -152,7 +155,13 @@ static void *worker_main(void *arg) {
         if ((gate & OPEN) && EPOCH(gate) != done) {
             if (!atomic_compare_exchange_weak(&pool->gate, &gate, gate + 1)) continue;
             done = EPOCH(gate);
+            const int64_t begin = pool->timed ? pmx_now() : 0;
             take_items(pool, self->index);
+            if (pool->timed) {
+                self->begin = begin;
+                self->end = pmx_now();
+                self->timed_epoch = done;
+            }
             gate = atomic_fetch_sub(&pool->gate, 1);
             if (ACTIVE(gate) == 1) event_signal(&pool->finished);
             spins = 0;
@@ -181,6 +190,7 @@ static pmx_status start_threads(pmx_pool *pool) {
     for (; i < pool->n_threads; i++) {
         pool->workers[i].pool = pool;
         pool->workers[i].index = i;
+        pool->workers[i].timed_epoch = 0;
         if (pthread_create(&pool->threads[i], NULL, worker_main, &pool->workers[i]) != 0) break;
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -252,6 +262,35 @@ static void close_gate(pmx_pool *pool) {
     }
 }
 
+/* Adds up the region that lasted from `opened` to `closed`, with all times of all threads. */
+static void note_region(const pmx_ctx *ctx, int64_t opened, int64_t closed) {
+    const pmx_pool *pool = ctx->pool;
+    pmx_thread_time *times = ctx->timing->threads + (int64_t)ctx->timing->part * ctx->n_threads;
+    ctx->timing->parts[ctx->timing->part].region_ns += closed - opened;
+    ctx->timing->parts[ctx->timing->part].n_regions++;
+    for (int32_t i = 0; i < pool->n_threads; i++) {
+        const struct worker *w = &pool->workers[i];
+        const int took_part = i == 0 || w->timed_epoch == pool->epoch;
+        times[i].late_ns += (took_part ? w->begin : closed) - opened;
+        times[i].busy_ns += took_part ? w->end - w->begin : 0;
+        times[i].waiting_ns += took_part ? closed - w->end : 0;
+    }
+}
+
+/* All items of a region, by the caller alone or by all threads. */
+static void share(pmx_pool *pool, int serial) {
+    if (!serial) {
+        pool->epoch++;
+        atomic_store(&pool->gate, (uint64_t)pool->epoch << 32 | OPEN);
+        event_signal(&pool->opened);
+    }
+    struct worker *caller = pool->workers;
+    if (pool->timed) caller->begin = pmx_now();
+    take_items(pool, 0);
+    if (pool->timed) caller->end = pmx_now();
+    if (!serial) close_gate(pool);
+}
+
 pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items, int64_t work) {
     pmx_pool *pool = ctx->pool;
     if (pool->forks != atomic_load_explicit(&fork_count, memory_order_relaxed)) {
@@ -266,15 +305,10 @@ pmx_status pmx_parallel(pmx_ctx *ctx, pmx_task task, void *arg, int64_t n_items,
     pool->n_items = n_items;
     int64_t total;
     const int serial = n_items < 2 || pool->n_threads == 1 || (!pmx_mul(&total, n_items, work) && total < SERIAL_WORK);
-    if (serial) {
-        take_items(pool, 0);
-    } else {
-        pool->epoch++;
-        atomic_store(&pool->gate, (uint64_t)pool->epoch << 32 | OPEN);
-        event_signal(&pool->opened);
-        take_items(pool, 0);
-        close_gate(pool);
-    }
+    pool->timed = ctx->timing && (!serial || pool->n_threads == 1);
+    const int64_t opened = pool->timed ? pmx_now() : 0;
+    share(pool, serial);
+    if (pool->timed) note_region(ctx, opened, pmx_now());
     if (atomic_load(&pool->stopped) || atomic_load(&pool->cancel))
         return pmx_fail(PMX_ECANCELED, "ctx: expected a context that runs, found it canceled");
     const int64_t fault = atomic_load(&pool->fault);

@@ -16,7 +16,8 @@
     M(Q5_0, q5_0, PMX_FORM_Q32, 32)                                                                                    \
     M(Q5_1, q5_1, PMX_FORM_Q32, 32)                                                                                    \
     M(Q8_0, q8_0, PMX_FORM_Q32, 32)                                                                                    \
-    M(IQ4_NL, iq4_nl, PMX_FORM_Q32, 32)
+    M(IQ4_NL, iq4_nl, PMX_FORM_Q32, 32)                                                                                \
+    M(MXFP4, mxfp4, PMX_FORM_Q32, 32)
 
 /* Blocks of 256, multiplied with integers that have a scale for each 256. */
 #define PMX_TYPES_Q256(M)                                                                                              \
@@ -30,15 +31,14 @@
     M(IQ2_S, iq2_s, PMX_FORM_Q256, 256)                                                                                \
     M(IQ3_XXS, iq3_xxs, PMX_FORM_Q256, 256)                                                                            \
     M(IQ3_S, iq3_s, PMX_FORM_Q256, 256)                                                                                \
-    M(IQ4_XS, iq4_xs, PMX_FORM_Q256, 256)
+    M(IQ4_XS, iq4_xs, PMX_FORM_Q256, 256)                                                                              \
+    M(TQ1_0, tq1_0, PMX_FORM_Q256, 256)                                                                                \
+    M(TQ2_0, tq2_0, PMX_FORM_Q256, 256)
 
 /* No products of their own: rows are dequantized and multiplied as f32. */
 #define PMX_TYPES_DEQUANTIZED(M)                                                                                       \
     M(IQ1_S, iq1_s, PMX_FORM_F32, 256)                                                                                 \
-    M(IQ1_M, iq1_m, PMX_FORM_F32, 256)                                                                                 \
-    M(TQ1_0, tq1_0, PMX_FORM_F32, 256)                                                                                 \
-    M(TQ2_0, tq2_0, PMX_FORM_F32, 256)                                                                                 \
-    M(MXFP4, mxfp4, PMX_FORM_F32, 32)
+    M(IQ1_M, iq1_m, PMX_FORM_F32, 256)
 
 /* Those with products. */
 #define PMX_TYPES_MULTIPLIED(M) PMX_TYPES_F32(M) PMX_TYPES_Q32(M) PMX_TYPES_Q256(M)

@@ -47,6 +47,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _over = True
         status = 128 + signal.SIGINT
+    except Exception:  # of a signal too, where C has put another in its place, as NumPy does in tofile()
+        _over = True
+        if not _first:
+            raise
     signal.pthread_sigmask(signal.SIG_BLOCK, (*_SIGNALS, signal.SIGALRM))  # until the process has ended
     if _first:
         gc.collect()  # what the exception kept: finally blocks that remove unfinished files

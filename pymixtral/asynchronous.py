@@ -4,32 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from pymixtral.arguments import integer
 from pymixtral.arrays import F32, Ids
-from pymixtral.chatting import Answer, AsyncAnswerStream, Messages
-from pymixtral.engine.asking import ask_async
+from pymixtral.chatting import Answer, AsyncAnswerStream, Conversation, Messages
+from pymixtral.engine.asking import Question, ask_async
 from pymixtral.engine.completion import Completion
+from pymixtral.engine.generation import Continuation
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.model.routing import Routing
 from pymixtral.options import ChatOptions, How, Options
 from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, routings, scores
-from pymixtral.sampling.grammar import NAMES
+from pymixtral.threads import starting_threads
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+T = TypeVar("T")
+
+
+async def _threaded(make: Callable[[], T]) -> T:
+    """Calls what may take seconds, such as tokenizing megabytes, in a thread."""
+    with starting_threads():
+        return await asyncio.to_thread(make)
 
 
 class AsyncMixtral:
     """A model of the Mixtral family for any number of tasks, on one or several event loops.
 
-    A task that is cancelled cancels its request. Threads may use `model` at the same time.
+    A task that is cancelled cancels its request. Threads may use `model` at the same time. What is
+    awaited tokenizes texts and compiles grammars in a thread, so that other tasks go on; stream() and
+    stream_chat(), which are not awaited, do so at once.
 
     Args:
         model: a GGUF file, or a Mixtral that is open; None: the demo model.
@@ -44,7 +55,7 @@ class AsyncMixtral:
 
     def __init__(self, model: str | os.PathLike[str] | Mixtral | None = None, **options: Any) -> None:
         self.model = model if isinstance(model, Mixtral) and not options else Mixtral(model, **options)  # type: ignore[arg-type]
-        self._engine, self._factory = self.model._engine, self.model._factory
+        self._core = self.model.core
 
     @overload
     async def generate(  # type: ignore[overload-overlap]
@@ -83,9 +94,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.generate().
         """
-        self._engine.check_open()
-        await self._compile(options)
-        return await ask_async(self._engine, generations(self._factory, prompt, n, best_of, options))
+        self._core.engine.check_open()
+        question = await _threaded(partial(generations, self._core.factory, prompt, n, best_of, options))
+        return await ask_async(self._core.engine, question)
 
     def stream(self, prompt: str | Ids, **options: Unpack[Options]) -> AsyncGeneration:
         """Generate text as generate() does, piece by piece: `async for piece in model.stream(...)`.
@@ -101,11 +112,12 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.stream().
             RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        return AsyncGeneration(self._engine, self._factory.continuation(prompt, options, streams=True))
+        self._core.engine.check_open()
+        [[request]] = self._core.factory.continuations([prompt], options, streams=True)
+        return AsyncGeneration(self._core.engine, request)
 
-    def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
-        """Generate several texts of a prompt at the same time, piece by piece.
+    async def streams(self, prompt: str | Ids, n: int, **options: Unpack[Options]) -> list[AsyncGeneration]:
+        """Begin several texts of a prompt at the same time, to be read piece by piece.
 
         Args:
             prompt: a text, or token ids. It is computed once.
@@ -117,16 +129,11 @@ class AsyncMixtral:
 
         Raises:
             PymixtralError: as stream().
-            RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        return AsyncGeneration.several(
-            self._engine,
-            [
-                self._factory.continuation(prompt, options, streams=True, seed_index=i)
-                for i in range(integer("n", n, 1, MAX_SAMPLES))
-            ],
-        )
+        self._core.engine.check_open()
+        n = integer("n", n, 1, MAX_SAMPLES)
+        found = await _threaded(partial(self._core.factory.continuations, [prompt], options, n, streams=True))
+        return AsyncGeneration.several(self._core.engine, [request for (request,) in found])
 
     async def chat(
         self, messages: Messages, *, n: int = 1, best_of: int | None = None, **options: Unpack[ChatOptions]
@@ -145,10 +152,12 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.chat().
         """
-        self._engine.check_open()
-        talk = self.model._conversation(messages, options, "chat()")
-        await self._compile(options, talk.prompt.begins_text)
-        return await ask_async(self._engine, talk.question(n, best_of))
+        self._core.engine.check_open()
+
+        def made() -> Question[Answer]:
+            return self._core.conversation(messages, options, "chat()").question(n, best_of)
+
+        return await ask_async(self._core.engine, await _threaded(made))
 
     def stream_chat(self, messages: Messages, **options: Unpack[ChatOptions]) -> AsyncAnswerStream:
         """Answer as chat() does, piece by piece: `async for piece in model.stream_chat(...)`.
@@ -164,11 +173,12 @@ class AsyncMixtral:
             PymixtralError: as Mixtral.stream_chat().
             RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        return self.stream_chats(messages, 1, **options)[0]
+        self._core.engine.check_open()
+        talk = self._core.conversation(messages, options, "stream_chat()")
+        return self._answers(talk, talk.requests(1))[0]
 
-    def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
-        """Write several answers at the same time, piece by piece.
+    async def stream_chats(self, messages: Messages, n: int, **options: Unpack[ChatOptions]) -> list[AsyncAnswerStream]:
+        """Begin several answers at the same time, to be read piece by piece.
 
         Args:
             messages: as for chat(). The conversation is computed once.
@@ -180,34 +190,21 @@ class AsyncMixtral:
 
         Raises:
             PymixtralError: as stream_chat().
-            RuntimeError: if no event loop runs.
         """
-        self._engine.check_open()
-        talk = self.model._conversation(messages, options, "stream_chat()")
-        requests = [talk.request(streams=True, seed_index=i) for i in range(integer("n", n, 1, MAX_SAMPLES))]
+        self._core.engine.check_open()
+        n = integer("n", n, 1, MAX_SAMPLES)
+
+        def made() -> tuple[Conversation, list[Continuation]]:
+            talk = self._core.conversation(messages, options, "stream_chats()")
+            return talk, talk.requests(n)
+
+        return self._answers(*await _threaded(made))
+
+    def _answers(self, talk: Conversation, requests: Sequence[Continuation]) -> list[AsyncAnswerStream]:
         return [
             AsyncAnswerStream(generation, talk.parser(), talk.prompt.continued)
-            for generation in AsyncGeneration.several(self._engine, requests)
+            for generation in AsyncGeneration.several(self._core.engine, requests)
         ]
-
-    async def compile(self, options: ChatOptions, messages: Messages | None = None) -> None:
-        """Compile the grammar that options ask for, in a thread, so that other tasks go on.
-
-        generate() and chat() do so themselves. stream() and stream_chat() find what is compiled.
-
-        Args:
-            options: see pymixtral.ChatOptions; only those of a text's form are looked at.
-            messages: the conversation that the text answers; None: it follows a prompt.
-
-        Raises:
-            PymixtralError: for a grammar that is not right, and as chat() for messages.
-        """
-        talk = None if messages is None else self.model._conversation(messages, options, "compile()")
-        await self._compile(options, talk is not None and talk.prompt.begins_text)
-
-    async def _compile(self, options: Options, begins_text: bool = False) -> None:
-        if any(options.get(name) is not None for name in NAMES):
-            await asyncio.to_thread(self._factory.compile, options, begins_text)
 
     async def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
         """Compute the logits of what follows each token; see Mixtral.
@@ -224,8 +221,8 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.logits().
         """
-        self._engine.check_open()
-        return await ask_async(self._engine, logits(self._factory, tokens, last_only, first, how))
+        self._core.engine.check_open()
+        return await ask_async(self._core.engine, logits(self._core.factory, tokens, last_only, first, how))
 
     async def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
         """Compute how likely texts are to follow another one; see Mixtral.
@@ -241,8 +238,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.score().
         """
-        self._engine.check_open()
-        return await ask_async(self._engine, scores(self._factory, context, continuations, how))
+        self._core.engine.check_open()
+        question = await _threaded(partial(scores, self._core.factory, context, continuations, how))
+        return await ask_async(self._core.engine, question)
 
     async def embed(
         self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
@@ -261,8 +259,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.embed().
         """
-        self._engine.check_open()
-        return await ask_async(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+        self._core.engine.check_open()
+        question = await _threaded(partial(embeddings, self._core.factory, texts, pooling, normalize, how))
+        return await ask_async(self._core.engine, question)
 
     async def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
         """Compute which experts the tokens of a text go to, in every layer; see Mixtral.
@@ -278,8 +277,9 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.routing().
         """
-        self._engine.check_open()
-        return await ask_async(self._engine, routings(self._factory, self.model._ids_of(text), full, how))
+        self._core.engine.check_open()
+        question = await _threaded(lambda: routings(self._core.factory, self._core.ids_of(text), full, how))
+        return await ask_async(self._core.engine, question)
 
     async def forget(self) -> None:
         """Empty the prefix cache; see Mixtral.
@@ -322,14 +322,14 @@ class AsyncMixtral:
         Raises:
             ClosedError: after aclose().
         """
-        return self._engine.stats()
+        return self._core.engine.stats()
 
     async def aclose(self) -> None:
         """End all computations, and free threads and memory; see Mixtral.close()."""
         await asyncio.to_thread(self.model.close)
 
     async def __aenter__(self) -> AsyncMixtral:
-        self._engine.check_open()
+        self._core.engine.check_open()
         return self
 
     async def __aexit__(

@@ -112,29 +112,29 @@ class Conversation:
         """Make what finds the calls in one answer."""
         return self.format.tool_parser() if self.tools else ToolCallParser(None)
 
-    def request(self, options: Options | None = None, *, streams: bool, seed_index: int = 0) -> Continuation:
-        """Make the request for an answer.
+    def requests(self, n: int) -> list[Continuation]:
+        """Make the requests for answers that come piece by piece.
 
         Args:
-            options: in place of the conversation's.
-            streams: whether pieces are delivered.
-            seed_index: which of several answers it is.
+            n: how many.
 
         Returns:
-            The request.
+            The requests.
 
         Raises:
-            PymixtralError: as RequestFactory.continuation().
+            PymixtralError: as RequestFactory.continuations().
         """
-        return self.factory.continuation(
-            self.prompt.ids,
-            self.options if options is None else options,
-            streams=streams,
-            seed_index=seed_index,
-            begins_text=self.prompt.begins_text,
-            more_stops=self.format.stops,
-            more_stop_ids=self.format.stop_ids,
-        )
+        found = self.factory.continuations([self.prompt.ids], self.options, n, streams=True, **self._more)
+        return [request for (request,) in found]
+
+    @property
+    def _more(self) -> dict[str, Any]:
+        """What the format says of the text to come."""
+        return {
+            "begins_text": self.prompt.begins_text,
+            "more_stops": self.format.stops,
+            "more_stop_ids": self.format.stop_ids,
+        }
 
     def question(self, n: int, best_of: int | None) -> Question[Answer]:
         """Make the question for one or several answers.
@@ -149,9 +149,7 @@ class Conversation:
         Raises:
             PymixtralError: as Mixtral.chat().
         """
-        question = sampled(
-            lambda i, chosen: [self.request(chosen, streams=False, seed_index=i)], n, best_of, self.options
-        )
+        question = sampled(self.factory, [self.prompt.ids], n, best_of, self.options, **self._more)
         return Question(question.stages, lambda results: self._answer(question.answer(results)[0]), question.others)
 
     def _answer(self, completion: Completion) -> Answer:

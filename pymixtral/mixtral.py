@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from types import MappingProxyType, TracebackType
@@ -14,8 +14,9 @@ import numpy as np
 
 from pymixtral import ops
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
-from pymixtral.arrays import F32, I32, Ids
+from pymixtral.arrays import F32, I32, U8, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
+from pymixtral.core import Core
 from pymixtral.demo import demo_path
 from pymixtral.engine.asking import ask
 from pymixtral.engine.completion import Completion
@@ -29,7 +30,7 @@ from pymixtral.memory import cache_size
 from pymixtral.model import residence
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
-from pymixtral.model.overrides import ExpertsUsed, Override, override, with_experts
+from pymixtral.model.overrides import ExpertsUsed, Override, override, with_activations, with_experts
 from pymixtral.model.routing import Routing
 from pymixtral.model.weights import load_weights
 from pymixtral.model_sessions import ModelSessions
@@ -71,6 +72,9 @@ class Mixtral(ModelText, ModelSessions):
             many as the file says.
         expert_min_p: experts that the router finds less than this part as likely as a token's first
             one are left out, 0 to 1: the model is faster and less exact. 0: none are.
+        activations: "int8" or "int16": how finely activations are rounded where they meet quantized
+            weights. int16 costs prompts about half of their speed, and generation little, since that
+            waits for memory.
         overrides: metadata that replaces the file's and is checked like it, such as
             {"llama.attention.sliding_window": 4096}; see pymixtral.model.overrides.
         lock: keep weights in memory once they have been read, so that the system does not evict
@@ -89,8 +93,9 @@ class Mixtral(ModelText, ModelSessions):
         isa: the instruction set in use.
         active_bytes: bytes of weights that a generated token reads.
         prompt_weights: weights that each token of a prompt is multiplied with.
-        slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs". Models
+        slow_types: names of the file's tensor types that have no kernels, such as "iq1_s". Models
             with such types are several times slower.
+        core: what the other rooms of the package share of it. It is no part of the interface.
 
     Raises:
         ModelFileError: for a file that cannot be read.
@@ -113,6 +118,7 @@ class Mixtral(ModelText, ModelSessions):
         kv_type: str = "f16",
         experts_used: ExpertsUsed | None = None,
         expert_min_p: float = 0.0,
+        activations: str = "int8",
         overrides: Mapping[str, Override] | None = None,
         lock: bool = False,
         prefault: bool | Callable[[int, int], None] = False,
@@ -120,7 +126,6 @@ class Mixtral(ModelText, ModelSessions):
     ) -> None:
         refuse_unknown(unknown, [name for name in signature(Mixtral).parameters if name != "unknown"], "Mixtral()")
         self.is_demo = path is None
-        self._formats = {}
         self.path = demo_path() if path is None else path_of("path", path)
         n_batch = integer("n_batch", n_batch, 1)
         max_batch = integer("max_batch", max_batch, 1, 256)
@@ -128,7 +133,8 @@ class Mixtral(ModelText, ModelSessions):
         with ExitStack() as stack:
             file = stack.enter_context(GGUFFile(self.path))
             different = override(file, experts_used, overrides)
-            self.config: ModelConfig = with_experts(ModelConfig.from_gguf(file), experts_used, expert_min_p)
+            config = with_experts(ModelConfig.from_gguf(file), experts_used, expert_min_p)
+            self.config: ModelConfig = with_activations(config, activations)
             tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             weights = load_weights(file, self.config)
             size = cache_size(
@@ -150,11 +156,10 @@ class Mixtral(ModelText, ModelSessions):
                 residence.lock(file.maps.values())
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
-            self._file, self._different = file, different
             source = str(self.path)
             self.metadata = MappingProxyType(dict(file.metadata))
-            self._factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
-            self._engine = Engine(
+            factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
+            engine = Engine(
                 model,
                 source,
                 n_pages=size.n_pages,
@@ -164,6 +169,7 @@ class Mixtral(ModelText, ModelSessions):
                 pace=pace,
                 check_file=file.check_length,
             )
+            self.core = Core(file, different, factory, engine)
             self._resources = stack.pop_all()
 
     @classmethod
@@ -260,8 +266,8 @@ class Mixtral(ModelText, ModelSessions):
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return ask(self._engine, generations(self._factory, prompt, n, best_of, options))
+        self.core.engine.check_open()
+        return ask(self.core.engine, generations(self.core.factory, prompt, n, best_of, options))
 
     def stream(
         self,
@@ -290,9 +296,9 @@ class Mixtral(ModelText, ModelSessions):
             UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        request = self._factory.continuation(prompt, options, streams=True)
-        return Generation(self._engine, request, progress)
+        self.core.engine.check_open()
+        [[request]] = self.core.factory.continuations([prompt], options, streams=True)
+        return Generation(self.core.engine, request, progress)
 
     # --- Conversations ----------------------------------------------------------------------------
 
@@ -319,8 +325,8 @@ class Mixtral(ModelText, ModelSessions):
             ContextLengthError: if the conversation is longer than n_ctx.
             PymixtralError: as generate().
         """
-        self._engine.check_open()
-        return ask(self._engine, self._conversation(messages, options, "chat()").question(n, best_of))
+        self.core.engine.check_open()
+        return ask(self.core.engine, self.core.conversation(messages, options, "chat()").question(n, best_of))
 
     def stream_chat(
         self,
@@ -342,9 +348,9 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             PymixtralError: as chat().
         """
-        self._engine.check_open()
-        talk = self._conversation(messages, options, "stream_chat()")
-        generation = Generation(self._engine, talk.request(streams=True), progress)
+        self.core.engine.check_open()
+        talk = self.core.conversation(messages, options, "stream_chat()")
+        generation = Generation(self.core.engine, talk.requests(1)[0], progress)
         return AnswerStream(generation, talk.parser(), talk.prompt.continued)
 
     # --- Numbers ----------------------------------------------------------------------------------
@@ -369,8 +375,8 @@ class Mixtral(ModelText, ModelSessions):
             ModelFileError: if the model's file was shortened while in use.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return ask(self._engine, logits(self._factory, tokens, last_only, first, how))
+        self.core.engine.check_open()
+        return ask(self.core.engine, logits(self.core.factory, tokens, last_only, first, how))
 
     def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
         """Compute how likely texts are to follow another one.
@@ -392,8 +398,8 @@ class Mixtral(ModelText, ModelSessions):
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return ask(self._engine, scores(self._factory, context, continuations, how))
+        self.core.engine.check_open()
+        return ask(self.core.engine, scores(self.core.factory, context, continuations, how))
 
     def embed(
         self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
@@ -416,8 +422,8 @@ class Mixtral(ModelText, ModelSessions):
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return ask(self._engine, embeddings(self._factory, texts, pooling, normalize, how))
+        self.core.engine.check_open()
+        return ask(self.core.engine, embeddings(self.core.factory, texts, pooling, normalize, how))
 
     def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
         """Compute which experts the tokens of a text go to, in every layer.
@@ -442,8 +448,8 @@ class Mixtral(ModelText, ModelSessions):
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return ask(self._engine, routings(self._factory, self._ids_of(text), full, how))
+        self.core.engine.check_open()
+        return ask(self.core.engine, routings(self.core.factory, self.core.ids_of(text), full, how))
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.
@@ -451,7 +457,7 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             ClosedError: after close().
         """
-        return self._engine.stats()
+        return self.core.engine.stats()
 
     def observers(self) -> list[ops.Observer]:
         """Make empty observers for observe().
@@ -462,7 +468,7 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             ClosedError: after close().
         """
-        return self._engine.call(lambda model: [ops.Observer(layer) for layer in model.layers])
+        return self.core.engine.call(lambda model: [ops.Observer(layer) for layer in model.layers])
 
     def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
         """Run a text through the model and add up the squared inputs of its matrices.
@@ -483,8 +489,40 @@ class Mixtral(ModelText, ModelSessions):
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        ids = self._checked_ids("tokens", tokens)
-        return self._engine.call(partial(_observe, ids, observers, self._n_batch, self.kv_type))
+        self.core.engine.check_open()
+        ids = self.core.factory.checked_ids("tokens", tokens)
+        return self.core.engine.call(partial(_observe, ids, observers, self._n_batch, self.kv_type))
+
+    @contextmanager
+    def timed(self) -> Iterator[list[ops.PartTime]]:
+        """Divide the time that C takes in a `with` block among the parts of a pass.
+
+        Returns:
+            The manager of a list, which has what each part took when the block ends. What other
+            callers ask of the model meanwhile is in it.
+
+        Raises:
+            InvalidArgumentError: at the end, if another such block has ended meanwhile.
+            ClosedError: after close().
+        """
+        parts: list[ops.PartTime] = []
+        self.core.engine.call(lambda model: ops.start_timing(model.context))
+        try:
+            yield parts
+        finally:
+            parts += self.core.engine.call(lambda model: ops.stop_timing(model.context))
+
+    def mapped(self) -> list[U8]:
+        """Show the model's files as they are mapped into memory, to measure how fast they are read.
+
+        Returns:
+            The bytes of each file, read-only. A file stays mapped as long as somebody has its bytes.
+
+        Raises:
+            ClosedError: after close().
+        """
+        self.core.engine.check_open()
+        return [np.frombuffer(mapped, np.uint8) for mapped in self.core.file.maps.values()]
 
     def forget(self) -> None:
         """Empty the prefix cache: the next text is computed from its first token.
@@ -492,7 +530,7 @@ class Mixtral(ModelText, ModelSessions):
         Raises:
             ClosedError: after close().
         """
-        self._engine.forget()
+        self.core.engine.forget()
 
     # --- Closing ----------------------------------------------------------------------------------
 
@@ -502,11 +540,11 @@ class Mixtral(ModelText, ModelSessions):
         Whoever waits for a text gets ClosedError, and so does everything that needs the model
         afterwards. A second close() does nothing.
         """
-        self._engine.close()
+        self.core.engine.close()
         self._resources.close()
 
     def __enter__(self) -> Mixtral:
-        self._engine.check_open()
+        self.core.engine.check_open()
         return self
 
     def __exit__(

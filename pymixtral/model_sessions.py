@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 
 from pymixtral import ops
 from pymixtral.arguments import path_of
 from pymixtral.arrays import Ids
+from pymixtral.core import Core
 from pymixtral.engine import sessions
-from pymixtral.engine.engine import Engine
 from pymixtral.files.atomic import check_dest, check_space
-from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.sessions import Binding, SessionForm
 from pymixtral.model.config import ModelConfig
-from pymixtral.model.overrides import Override
 from pymixtral.model.page import PageForm
-from pymixtral.request_factory import RequestFactory
 
 
 class ModelSessions:
@@ -27,10 +23,7 @@ class ModelSessions:
     config: ModelConfig
     n_ctx: int
     kv_type: str
-    _engine: Engine
-    _factory: RequestFactory
-    _file: GGUFFile
-    _different: Mapping[str, Override]
+    core: Core
 
     def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
         """Write the ids of a text, and their keys and values, to a file.
@@ -50,11 +43,11 @@ class ModelSessions:
             NonFiniteError: if the model's weights lead to NaN or infinity.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        dest, ids, form = path_of("path", path), self._factory.prompt_ids(text, name="text"), self._session_form()
-        check_dest(dest, self._file.paths, force)
+        self.core.engine.check_open()
+        dest, ids, form = path_of("path", path), self.core.factory.prompt_ids(text, name="text"), self._session_form()
+        check_dest(dest, self.core.file.paths, force)
         check_space(dest, form.n_bytes(len(ids)))
-        sessions.save(self._engine, ids, dest, form, force=force)
+        sessions.save(self.core.engine, ids, dest, form, force=force)
 
     def load_session(self, path: str | os.PathLike[str]) -> list[int]:
         """Put a session into the prefix cache, as if its text had just been computed.
@@ -64,8 +57,8 @@ class ModelSessions:
         files of people you trust.
 
         Args:
-            path: a file of save_session(), of the same model, overrides, experts_used, expert_min_p and
-                kv_type.
+            path: a file of save_session(), of the same model, overrides, experts_used, expert_min_p,
+                activations and kv_type.
 
         Returns:
             The ids of the text.
@@ -75,8 +68,8 @@ class ModelSessions:
             ContextLengthError: for a text longer than n_ctx.
             ClosedError: after close().
         """
-        self._engine.check_open()
-        return sessions.load(self._engine, path_of("path", path), self._session_form(), self._page_form)
+        self.core.engine.check_open()
+        return sessions.load(self.core.engine, path_of("path", path), self._session_form(), self._page_form)
 
     @property
     def _page_form(self) -> PageForm:
@@ -84,11 +77,7 @@ class ModelSessions:
         return PageForm(config.n_layers, config.n_kv_heads, config.head_dim, self.kv_type)
 
     def _session_form(self) -> SessionForm:
-        different: dict[str, object] = dict(self._different)
-        if self.config.fewer_experts:
-            different["experts_used"] = self.config.fewer_experts
-        if self.config.expert_min_p:
-            different["expert_min_p"] = self.config.expert_min_p
+        different = {**self.core.different, **self.config.choices}
         overrides = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).digest()
-        binding = Binding(self._file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
+        binding = Binding(self.core.file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
         return SessionForm(binding, ops.PAGE, self._page_form.n_bytes, self.n_ctx, self.config.n_vocab)

@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
 
-from pymixtral.arguments import refuse_unknown, shown, text_of
-from pymixtral.arrays import I32, Ids
-from pymixtral.chatting import Conversation, Messages
-from pymixtral.engine.engine import Engine
-from pymixtral.errors import InvalidArgumentError
+from pymixtral.arguments import text_of
+from pymixtral.arrays import Ids
+from pymixtral.core import Core
 from pymixtral.files.header import Value
-from pymixtral.options import CHAT_OPTIONS, ChatOptions, Options
-from pymixtral.request_factory import RequestFactory
-from pymixtral.text.chat import choose
 from pymixtral.text.chat_format import ChatFormat
-from pymixtral.text.tokenizer import Tokenizer
-
-_ADVICE = "put instructions in a system message; pymixtral.Options lists the options"
 
 
 class ModelText:
@@ -28,8 +19,7 @@ class ModelText:
     """
 
     metadata: Mapping[str, Value]
-    _engine: Engine
-    _factory: RequestFactory
+    core: Core
 
     def tokenize(self, text: str, add_bos: bool = True, *, parse_special: bool = False) -> list[int]:
         """Turn text into token ids.
@@ -48,7 +38,7 @@ class ModelText:
             InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
             ClosedError: after close().
         """
-        return self._text_tokenizer().encode(text_of("text", text), add_bos, parse_special=parse_special)
+        return self.core.tokenizer().encode(text_of("text", text), add_bos, parse_special=parse_special)
 
     def tokenize_parts(self, text: str) -> Iterator[list[int]]:
         """Turn a long text into token ids part by part, in little memory.
@@ -64,7 +54,7 @@ class ModelText:
             InvalidArgumentError: for anything but a str, and for a str with lone surrogates.
             ClosedError: after close().
         """
-        return self._text_tokenizer().encode_parts(text_of("text", text))
+        return self.core.tokenizer().encode_parts(text_of("text", text))
 
     def control_names(self, text: str) -> list[str]:
         """Find the names of control tokens, such as "</s>", that a text spells out.
@@ -82,7 +72,7 @@ class ModelText:
             InvalidArgumentError: for anything but a str.
             ClosedError: after close().
         """
-        return self._text_tokenizer().control_names(text_of("text", text))
+        return self.core.tokenizer().control_names(text_of("text", text))
 
     def token_bytes(self, id: int) -> bytes:
         """Look up the bytes of one token, such as a grammar needs; for text see detokenize().
@@ -99,7 +89,7 @@ class ModelText:
             InvalidArgumentError: for an id outside the vocabulary.
             ClosedError: after close().
         """
-        return self._text_tokenizer().token_bytes(id)
+        return self.core.tokenizer().token_bytes(id)
 
     def token_piece(self, id: int) -> str:
         """Show one token to a person.
@@ -116,7 +106,7 @@ class ModelText:
             InvalidArgumentError: for an id outside the vocabulary.
             ClosedError: after close().
         """
-        return self._text_tokenizer().piece(id)
+        return self.core.tokenizer().piece(id)
 
     def detokenize(self, ids: Ids) -> str:
         """Turn token ids into text.
@@ -133,17 +123,17 @@ class ModelText:
             InvalidArgumentError: for an id outside the vocabulary.
             ClosedError: after close().
         """
-        return self._text_tokenizer().decode(ids)
+        return self.core.tokenizer().decode(ids)
 
     @property
     def bos_id(self) -> int | None:
         """The begin-of-text token; None if the file names none, or has no tokenizer."""
-        return self._factory.tokenizer.bos_id if self._factory.tokenizer else None
+        return self.core.factory.tokenizer.bos_id if self.core.factory.tokenizer else None
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """The tokens that end a text; empty if the file has no tokenizer."""
-        return self._factory.tokenizer.eos_ids if self._factory.tokenizer else frozenset()
+        return self.core.factory.tokenizer.eos_ids if self.core.factory.tokenizer else frozenset()
 
     @property
     def chat_template(self) -> str | None:
@@ -166,37 +156,4 @@ class ModelText:
             ModelConfigError: if the file's template cannot be read.
             ClosedError: after close().
         """
-        if name is not None:
-            text_of("chat_format", name)
-        if name not in self._formats:
-            self._formats[name] = choose(self._text_tokenizer(), self.chat_template, name)
-        return self._formats[name]
-
-    _formats: dict[str | None, ChatFormat]
-
-    def _ids_of(self, text: str | Ids | Messages) -> str | Ids:
-        """A text or ids as they are; the ids of a conversation's messages."""
-        if isinstance(text, (list, tuple)) and text and isinstance(text[0], Mapping):
-            return self._conversation(text, {}, "routing()").prompt.ids
-        return cast("str | Ids", text)
-
-    def _conversation(self, messages: Messages, options: ChatOptions, call: str) -> Conversation:
-        """The conversation of a call, whose unknown arguments are refused in its name."""
-        refuse_unknown(options, CHAT_OPTIONS, call, _ADVICE)
-        given: dict[str, Any] = dict(options)
-        variables = given.pop("template_variables", None) or {}
-        if not isinstance(variables, Mapping):
-            raise InvalidArgumentError(
-                f"expected template_variables to be a mapping of names to values, found {shown(variables)}"
-            )
-        format = self.chat_format(given.pop("chat_format", None)).with_variables(variables)
-        tools, continue_final = given.pop("tools", None) or None, given.pop("continue_final", False)
-        return Conversation(self._factory, format, messages, tools, continue_final, cast("Options", given))
-
-    def _text_tokenizer(self) -> Tokenizer:
-        self._engine.check_open()
-        return self._factory.text_tokenizer()
-
-    def _checked_ids(self, name: str, tokens: Ids) -> I32:
-        self._engine.check_open()
-        return self._factory.checked_ids(name, tokens)
+        return self.core.chat_format(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,6 @@ from pymixtral.arguments import integer, refuse_unknown, shown
 from pymixtral.arrays import F32, F64, Ids
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion
-from pymixtral.engine.generation import Continuation
 from pymixtral.engine.logprobs import PromptLogprobs
 from pymixtral.engine.requests import Request
 from pymixtral.errors import InvalidArgumentError
@@ -53,12 +52,7 @@ def generations(
     """
     single = not _is_list(prompt)
     prompts: Any = [prompt] if single else prompt
-    question = sampled(
-        lambda i, chosen: [factory.continuation(one, chosen, streams=False, seed_index=i) for one in prompts],
-        n,
-        best_of,
-        options,
-    )
+    question = sampled(factory, prompts, n, best_of, options)
     return Question(
         question.stages,
         lambda results: question.answer(results)[0] if single else question.answer(results),
@@ -67,26 +61,33 @@ def generations(
 
 
 def sampled(
-    requests: Callable[[int, Any], list[Continuation]], n: int, best_of: int | None, options: Mapping[str, Any]
+    factory: RequestFactory,
+    prompts: Sequence[str | Ids],
+    n: int,
+    best_of: int | None,
+    options: Mapping[str, Any],
+    **more: Any,
 ) -> Question[list[Completion]]:
     """Make the question for one or several texts of each of some prompts.
 
     Args:
-        requests: makes a request for each prompt, of the texts with this index and these options.
+        factory: makes the requests.
+        prompts: texts, or token ids.
         n: texts of each prompt.
         best_of: texts of each prompt to choose the n from; None: n.
         options: see pymixtral.Options.
+        **more: of RequestFactory.continuations(): begins_text, more_stops and more_stop_ids.
 
     Returns:
         The question. Each answer has the others of its prompt.
 
     Raises:
-        InvalidArgumentError: for n and best_of out of range, and as the requests.
+        InvalidArgumentError: for n and best_of out of range, and as the factory.
     """
     n = integer("n", n, 1, MAX_SAMPLES)
     of = n if best_of is None else integer("best_of", best_of, n, MAX_SAMPLES)
-    chosen = {**options, "logprobs": 0} if of > n and options.get("logprobs") is None else options
-    leaders, *rest = (requests(i, chosen) for i in range(of))
+    chosen: Any = {**options, "logprobs": 0} if of > n and options.get("logprobs") is None else options
+    leaders, *rest = factory.continuations(prompts, chosen, of, streams=False, **more)
     others: list[Request] = []
     for leader, *siblings in zip(leaders, *rest, strict=True):
         leader.siblings = list[Request](siblings)

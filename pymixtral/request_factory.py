@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,6 @@ from pymixtral.sampling.parameters import SamplingParameters
 from pymixtral.sampling.sampler import Sampler
 from pymixtral.text.stops import StopStrings
 from pymixtral.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    pass
 
 MAX_LOGPROBS = 100
 """The most likely tokens that may be asked for at each place."""
@@ -59,35 +56,38 @@ class RequestFactory:
     pass_bytes: int
     source: str
 
-    def continuation(
+    def continuations(
         self,
-        prompt: str | Ids,
+        prompts: Sequence[str | Ids],
         options: Options,
+        n: int = 1,
         *,
         streams: bool,
-        seed_index: int = 0,
         begins_text: bool | None = None,
         more_stops: Sequence[str] = (),
         more_stop_ids: frozenset[int] = frozenset(),
-    ) -> Continuation:
-        """Make the request for the text that follows a prompt.
+    ) -> list[list[Continuation]]:
+        """Make the requests for the texts that follow prompts.
+
+        The options are checked once, and each prompt is tokenized once, however many texts there are.
 
         Args:
-            prompt: a text, or token ids.
+            prompts: texts, or token ids.
             options: see Options.
-            streams: whether pieces of the text are delivered.
-            seed_index: which of several texts of the same prompt and seed it is.
+            n: texts of each prompt.
+            streams: whether pieces of the texts are delivered.
             begins_text: whether the space that a tokenizer may put before a text is none of what
                 follows; None: if the prompt has no text.
-            more_stops: strings that end the text, beside those of the options.
-            more_stop_ids: tokens that end the text, beside those of the model.
+            more_stops: strings that end a text, beside those of the options.
+            more_stop_ids: tokens that end a text, beside those of the model.
 
         Returns:
-            The request.
+            n lists, each with a request for each prompt. The i-th of one prompt and seed is always
+            the same text.
 
         Raises:
             InvalidArgumentError: for arguments out of range, of another type, or unknown.
-            ContextLengthError: if the prompt is longer than n_ctx.
+            ContextLengthError: if a prompt is longer than n_ctx.
             UnsupportedError: for a prompt or stop strings of text, if the file has no tokenizer, and
                 for routing of a dense model.
         """
@@ -101,6 +101,7 @@ class RequestFactory:
         stop_strings, stop_ids = self._stops(given.get("stop"), more_stops)
         stop_ids |= self._stop_ids(given.get("stop_token_ids"))
         eos_ids |= more_stop_ids
+        ends = eos_ids | stop_ids
         max_tokens = given.get("max_tokens")
         if max_tokens is not None:
             max_tokens = integer("max_tokens", max_tokens, 0)
@@ -109,45 +110,53 @@ class RequestFactory:
         processor = given.get("logits_processor")
         if processor is not None and not callable(processor):
             raise InvalidArgumentError(f"expected logits_processor to be a function, found {shown(processor)}")
-        ids = self.prompt_ids(prompt, parse_special=_flag("parse_special", given.get("parse_special", False)))
-        sampler = Sampler(
-            parameters,
-            n_vocab=self.config.n_vocab,
-            eos_ids=eos_ids,
-            ignore_eos=_flag("ignore_eos", given.get("ignore_eos", False)),
-            n_prompt=len(ids),
-            seed_index=seed_index,
-        )
+        parse_special = _flag("parse_special", given.get("parse_special", False))
+        ignore_eos = _flag("ignore_eos", given.get("ignore_eos", False))
+        same: dict[str, Any] = {
+            "n_ctx": self.n_ctx,
+            "max_tokens": max_tokens,
+            "eos_ids": ends,
+            "pass_bytes": self.pass_bytes,
+            "n_logprobs": _n_logprobs("logprobs", given.get("logprobs")),
+            "n_prompt_logprobs": _n_logprobs("prompt_logprobs", given.get("prompt_logprobs")),
+            "processor": processor,
+            "streams": streams,
+            "kept": self._kept(given.get("context_shift")),
+            "priority": integer("priority", given.get("priority", 0), -(1 << 31)),
+            "deadline": deadline_of(given.get("timeout")),
+            "namespace": _salt(given.get("cache_salt")),
+        }
         tokenizer = self.text_tokenizer() if stop_strings else self.tokenizer
-        decoder = None
-        if tokenizer:
-            if begins_text is None:
-                begins_text = not any(tokenizer.has_text(i) for i in ids.tolist())
-            decoder = tokenizer.stream(begins_text=begins_text)
-        matcher = None
-        if grammar:
-            matcher = self._grammars.matcher(grammar, eos_ids | stop_ids, begins_text=bool(begins_text))
-        return Continuation(
-            ids,
-            n_ctx=self.n_ctx,
-            max_tokens=max_tokens,
-            sampler=sampler,
-            decoder=decoder,
-            stop=stop_strings,
-            eos_ids=eos_ids | stop_ids,
-            pass_bytes=self.pass_bytes,
-            n_logprobs=_n_logprobs("logprobs", given.get("logprobs")),
-            n_prompt_logprobs=_n_logprobs("prompt_logprobs", given.get("prompt_logprobs")),
-            processor=processor,
-            lookup=PromptLookup(lookup) if lookup else None,
-            matcher=matcher,
-            streams=streams,
-            kept=self._kept(given.get("context_shift")),
-            priority=integer("priority", given.get("priority", 0), -(1 << 31)),
-            deadline=deadline_of(given.get("timeout")),
-            namespace=_salt(given.get("cache_salt")),
-            trace=self.trace(given.get("routing", False)),
-        )
+        texts = []
+        for prompt in prompts:
+            ids = self.prompt_ids(prompt, parse_special=parse_special)
+            begins = begins_text
+            if begins is None:
+                begins = tokenizer is not None and not any(tokenizer.has_text(i) for i in ids.tolist())
+            texts.append((ids, begins))
+        return [
+            [
+                Continuation(
+                    ids,
+                    sampler=Sampler(
+                        parameters,
+                        n_vocab=self.config.n_vocab,
+                        eos_ids=eos_ids,
+                        ignore_eos=ignore_eos,
+                        n_prompt=len(ids),
+                        seed_index=i,
+                    ),
+                    decoder=tokenizer.stream(begins_text=begins) if tokenizer else None,
+                    stop=StopStrings(stop_strings.strings),
+                    lookup=PromptLookup(lookup) if lookup else None,
+                    matcher=self._grammars.matcher(grammar, ends, begins_text=begins) if grammar else None,
+                    trace=self.trace(given.get("routing", False)),
+                    **same,
+                )
+                for ids, begins in texts
+            ]
+            for i in range(n)
+        ]
 
     def rows(
         self,
@@ -212,22 +221,6 @@ class RequestFactory:
                 "routing out"
             )
         return Trace(c.n_layers, c.n_experts, c.n_experts_used, full=full)
-
-    def compile(self, options: Mapping[str, Any], begins_text: bool = False) -> None:
-        """Compile the grammar that options ask for, if they do, so that continuation() need not.
-
-        This may take seconds, in which other threads go on.
-
-        Args:
-            options: see Options; only those of a text's form are looked at.
-            begins_text: as for continuation().
-
-        Raises:
-            PymixtralError: as continuation().
-        """
-        grammar = grammar_of(options)
-        if grammar:
-            self._grammars.matcher(grammar, begins_text=begins_text)
 
     # --- Parts ------------------------------------------------------------------------------------
 

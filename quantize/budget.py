@@ -52,7 +52,10 @@ from .sources.targets import Target
 
 Type = GGMLQuantizationType
 
-CANDIDATES = (Type.Q2_K, Type.Q3_K, Type.IQ4_XS, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0)
+CANDIDATES = (
+    *(Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.Q2_K, Type.IQ3_XXS, Type.IQ3_S, Type.Q3_K),
+    *(Type.IQ4_XS, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.Q8_0),
+)
 
 SENSITIVITY = {
     "attn_q": 0.17,

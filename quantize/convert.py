@@ -59,11 +59,13 @@ def quantize(
     Args:
         source: a directory in Hugging Face's form (config.json, safetensors) or in Mistral's own
             (params.json, consolidated.safetensors), or a GGUF file, whose metadata is kept. One
-            that is quantized already keeps its errors, and tensors that stay in their type are
-            copied.
+            that is quantized already, also by GPTQ or AWQ with four bits, keeps its errors. Tensors
+            that stay in their type are copied; that of GPTQ and AWQ is q4_1, or q4_0 where they are
+            symmetric.
         dest: the file to write.
         type: a type for the matrices ("f32", "bf16", "f16", "q8_0") or the name of a mix, such as
-            "q4_k_m" or "q4_0"; None without a target: "q8_0". Norms and the router are f32.
+            "q4_k_m" or "q4_0"; None without a target: "q8_0", or "q4_1" of a source by GPTQ or AWQ,
+            which keeps its codes. Norms and the router are f32.
         tensors: pairs of pattern and type that decide for the GGUF tensors of matching names, such
             as ("blk.*.ffn_down_exps.weight", "q6_k"), or of all, ("*", "q4_0"). The last that
             matches counts.
@@ -103,7 +105,7 @@ def quantize(
     checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
     check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
-        request = _request(type, target_bytes, target_bpw, tensors, imatrix)
+        request = _request(checkpoint, type, target_bytes, target_bpw, tensors, imatrix)
         decided = _plan(checkpoint, vocabulary, request, context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)
         header = make_header(checkpoint, vocabulary, decided.tensors, decided.file_type)
@@ -137,7 +139,7 @@ def quantize(
         seconds=time.monotonic() - started,
         classes=meter.classes(reports),
         tensors=reports,
-        notes=(*notes, *_zeroed_notes(zeroed)),
+        notes=(*notes, *_packing_notes(checkpoint), *_zeroed_notes(zeroed)),
     )
 
 
@@ -178,11 +180,12 @@ def plan(
     """
     checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
     with ops.Context(n_threads) as context:
-        request = _request(type, target_bytes, target_bpw, tensors, imatrix)
+        request = _request(checkpoint, type, target_bytes, target_bpw, tensors, imatrix)
         return _plan(checkpoint, vocabulary, request, context, progress)
 
 
 def _request(
+    checkpoint: Checkpoint,
     type: str | None,
     target_bytes: int | None,
     target_bpw: float | None,
@@ -190,7 +193,7 @@ def _request(
     imatrix: _Path | None,
 ) -> Request:
     if type is None and target_bytes is None and target_bpw is None:
-        type = "q8_0"
+        type = "q4_1" if checkpoint.packing else "q8_0"
     matrix = path_of("imatrix", imatrix) if imatrix is not None else None
     return Request(type, target_bytes, target_bpw, tensors, matrix)
 
@@ -235,6 +238,14 @@ def _measure(meter: ErrorMeter, context: ops.Context, chunk: Chunk) -> None:
 def _report(meter: ErrorMeter, tensor: PlannedTensor, zeroed: Counter[str]) -> TensorReport:
     n_zeroed = sum(zeroed[source] for source in tensor.target.sources)
     return meter.tensor(tensor.target.name, tensor.type, tensor.target.shape, tensor.n_bytes, n_zeroed)
+
+
+def _packing_notes(checkpoint: Checkpoint) -> list[str]:
+    packing = checkpoint.packing
+    if packing is None or not packing.kept:
+        return []
+    rounded = f"changed by {100 * packing.rounding:.3g}% at most" if packing.rounding else "not changed"
+    return [f"the codes of {packing.method} are kept, and scales and their zeros were {rounded} by rounding to f16"]
 
 
 def _zeroed_notes(zeroed: Counter[str]) -> list[str]:

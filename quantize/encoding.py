@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 from pymixtral import ops
 from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError, NonFiniteError
-from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
+from pymixtral.files.types import Matrix, show_type
 from pymixtral.reference.blocks import dequantize
 
 from .sources.checkpoint import Checkpoint
@@ -33,10 +33,7 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
             are not finite, which the checkpoint does not allow.
     """
     tensor = checkpoint.tensors[source]
-    if len(target.part_shape) == 1:
-        rows = slice(None)
-    elif target.rope_heads:
-        rows = rope_order(target.rope_heads, target.rows // target.rope_heads)[rows]
+    rows = _stored_rows(target, rows)
     try:
         weights: F32 = tensor.floats(rows).reshape(-1, target.cols)
     except NonFiniteError:
@@ -48,6 +45,15 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
     wrong = ~np.isfinite(weights)
     weights[wrong] = 0
     return weights, int(np.count_nonzero(wrong))
+
+
+def _stored_rows(target: Target, rows: slice | I64) -> slice | I64:
+    """Rows in the file's order as those of the checkpoint."""
+    if len(target.part_shape) == 1:
+        return slice(None)
+    if target.rope_heads:
+        return rope_order(target.rope_heads, target.rows // target.rope_heads)[rows]
+    return rows
 
 
 def quantized_rows(
@@ -64,11 +70,14 @@ def quantized_rows(
 
     Returns:
         uint8 [rows, row_bytes], or None of a source that is not quantized as `kind`.
+
+    Raises:
+        CheckpointError: the rows cannot be read, or have scales that are not finite.
     """
-    tensor = checkpoint.tensors[source]
-    if tensor.type != kind or tensor.dequantize is None or kind in FLOAT_TYPES or target.rope_heads:
-        return None
-    return tensor.raw(rows)
+    try:
+        return checkpoint.tensors[source].encoded(kind, _stored_rows(target, rows))
+    except NonFiniteError:
+        raise _damaged(source) from None
 
 
 def encode(context: ops.Context, kind: GGMLQuantizationType, weights: F32, source: str, importance: F32 | None) -> U8:

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from pymixtral import ops
 from pymixtral.arguments import integer, number, shown
-from pymixtral.errors import InvalidArgumentError
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.files import imatrix
 from pymixtral.files.importance import Importance
 from pymixtral.files.names import TensorName, merged_name
@@ -24,12 +24,14 @@ from pymixtral.files.writing import padding
 from pymixtral.units import show_bytes
 
 from .budget import CANDIDATES, Choice, choose
-from .recipe import file_type, fit, kept_f32, overrides, wanted_types
+from .recipe import TENSOR_TYPES, file_type, fit, kept_f32, overrides, wanted_types
 from .report import report_row, show_notes
 from .sources.checkpoint import Checkpoint
 from .sources.targets import Target
 
 ALIGNMENT = 32  # GGUF's default
+
+Type = GGMLQuantizationType
 
 _Row = TypeVar("_Row")
 _Types = dict[str, str]
@@ -46,7 +48,7 @@ class PlannedTensor:
     """
 
     target: Target
-    type: GGMLQuantizationType
+    type: Type
     importance: Importance | None = None
 
     @property
@@ -203,6 +205,7 @@ def make_plan(
 
     Raises:
         InvalidArgumentError: the request makes no sense for this checkpoint.
+        UnsupportedError: the type cannot hold the codes of packed matrices as it should.
         ModelFileError: the importance matrix is broken.
         CheckpointError: weights cannot be encoded.
     """
@@ -220,7 +223,7 @@ def make_plan(
     fixed = overrides(targets, request.tensors)
     choice = None
     if request.recipe is not None:
-        types = wanted_types(targets, request.recipe)
+        types = _keeping_codes(checkpoint, request.recipe) or wanted_types(targets, request.recipe)
         wanted = [fixed.get(target.name, kind) for target, kind in zip(targets, types, strict=True)]
         name = request.recipe
     else:
@@ -245,10 +248,52 @@ def make_plan(
         PlannedTensor(target, fit(target, kind), importance.get(target.name))
         for target, kind in zip(targets, wanted, strict=True)
     )
-    by_type: Counter[GGMLQuantizationType] = Counter()
+    notes += _packing_notes(checkpoint, tensors)
+    by_type: Counter[Type] = Counter()
     for tensor in tensors:
         by_type[tensor.type] += tensor.n_bytes
     return Plan(name, tensors, file_type(request.recipe, by_type), choice, (*_unfit(tensors, wanted), *notes))
+
+
+def _keeping_codes(checkpoint: Checkpoint, recipe: str) -> list[Type] | None:
+    """The types of all tensors if a recipe is a type that can hold the codes of the checkpoint's packed matrices.
+
+    These have that type then; other matrices, which were left as floats, are q8_0.
+    """
+    kind = TENSOR_TYPES.get(recipe)
+    if checkpoint.packing is None or kind not in checkpoint.packing.kept_as:
+        return None
+    for target in checkpoint.targets:
+        for tensor in checkpoint.packed(target):
+            if tensor.g_idx is not None and not kept_f32(target):
+                raise UnsupportedError(
+                    f"{checkpoint.path}: {tensor.name}: expected columns in the order of their groups for {recipe}, "
+                    "which keeps their codes, found another order (g_idx, of desc_act): ask for a type that is encoded "
+                    "again, such as q5_k_m"
+                )
+    return [
+        Type.F32 if kept_f32(target) else kind if checkpoint.packed(target) else Type.Q8_0
+        for target in checkpoint.targets
+    ]
+
+
+def _packing_notes(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> list[str]:
+    """Which packed matrices are encoded again, and what would keep their codes."""
+    packing = checkpoint.packing
+    if packing is None:
+        return []
+    packed = [(tensor, parts) for tensor in tensors if (parts := checkpoint.packed(tensor.target))]
+    notes = []
+    if Type.Q4_0 in packing.kept_as and any(tensor.type == Type.Q4_1 for tensor, _ in packed):
+        notes.append("the quantization is symmetric: q4_0 keeps its codes too, in a tenth fewer bytes than q4_1")
+    again = [(tensor, parts) for tensor, parts in packed if tensor.type not in (*packing.kept_as, Type.F32)]
+    if again:
+        ordered = all(part.g_idx is None for _, parts in again for part in parts)
+        notes.append(
+            f"{len(again)} tensors of {packing.method} are encoded again, which adds errors to its own, such as "
+            f"{again[0][0].target.name} in {show_type(again[0][0].type)}" + ": as q4_1 their codes are kept" * ordered
+        )
+    return notes
 
 
 def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str, Importance], list[str]]:
@@ -281,7 +326,7 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
     return present, notes
 
 
-def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[GGMLQuantizationType]) -> list[str]:
+def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[Type]) -> list[str]:
     groups: dict[tuple[str, int], list[str]] = {}
     for tensor, kind in zip(tensors, wanted, strict=True):
         if tensor.type != kind:

@@ -18,7 +18,7 @@
 #define EACH_VEC(j) for (int j = 0; j < N; j += LANES)
 #define ALIGNED __attribute__((aligned(64)))
 
-enum { NONLINEAR = 1, AFFINE = 2, WEIGHTED = 4 };
+enum { NONLINEAR = 1, AFFINE = 2, WEIGHTED = 4, LATTICE = 8, EIGHTS = 16 /* of a lattice's groups of 8 */ };
 
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 

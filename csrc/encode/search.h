@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "codes.h"
+#include "nearest.h"
 
 /* The f16 nearest to d, as f32; what is not zero does not become zero. */
 PMX_INLINE float scale16(float d) {
@@ -49,11 +50,16 @@ PMX_INLINE void lengthen(pmx_tile *t, const explained *e, const pmx_grid *g, int
 
 /* --- Symmetric: x is about scale * code */
 
+PMX_INLINE vec_sums symmetric_sums(const pmx_tile *t, int j, vec inverse, const pmx_grid *g, int kind) {
+    if (kind & LATTICE) return nearest_sums(t, j, inverse, g, NULL, kind & EIGHTS ? 8 : 4);
+    return sums_of(t->x, t, j, inverse, inverse, g, kind);
+}
+
 /* Keeps the scale that least squares gives for the codes of an inverse scale, if it explains more
  * of x. */
 PMX_INLINE void try_scale(vec *scale, vec *best, const pmx_tile *t, int j, vec inverse, const pmx_grid *g, int kind) {
-    const vec_sums s = sums_of(t->x, t, j, inverse, inverse, g, kind);
-    const vec a = ratio(s.xq, s.qq), gain = s.xq * a;
+    const vec_sums s = symmetric_sums(t, j, inverse, g, kind);
+    const vec a = ratio(kind & LATTICE ? vec_max(s.xq, splat(0.0f)) : s.xq, s.qq), gain = s.xq * a;
     const ivec better = gain > *best;
     *best = pick(better, gain, *best);
     *scale = pick(better, a, *scale);
@@ -66,6 +72,7 @@ PMX_INLINE void find_scales(float *scale, const pmx_tile *t, const pmx_grid *g, 
             const vec xi = load(t->x[i] + j);
             extreme = pick(magnitude(xi) > magnitude(extreme), xi, extreme);
         }
+        if (kind & LATTICE) extreme = magnitude(extreme);
         for (int k = 0; k < g->down.count + g->up.count; k++) {
             const int up = k - g->down.count;
             const float c = up < 0 ? -(g->down.first + g->down.step * (float)k) : g->up.first + g->up.step * (float)up;
@@ -84,12 +91,13 @@ typedef struct {
 PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *found, const float *d,
                               const pmx_grid *g, int kind) {
     EACH_VEC(j) {
-        const vec dj = load(d + j), nearest = rounded(load(found + j) * finite_ratio(splat(1.0f), dj));
+        const vec dj = load(d + j), half = splat(kind & LATTICE ? 0.5f : 0.0f);
+        const vec nearest = rounded(load(found + j) * finite_ratio(splat(1.0f), dj) - half) + half;
         vec best = {0}, integer = {0}, qq = {0}, xq = {0};
         for (int k = 0; k < 3; k++) {
             const vec candidate = clamped(nearest + splat(deltas[k]), g->scale_lo, g->scale_hi), a = dj * candidate;
             const vec inverse = finite_ratio(splat(1.0f), a);
-            const vec_sums s = sums_of(t->x, t, j, inverse, inverse, g, kind);
+            const vec_sums s = symmetric_sums(t, j, inverse, g, kind);
             const vec error = a * (a * s.qq - (s.xq + s.xq));
             const ivec better = k == 0 ? (ivec){0} == 0 : error < best;
             best = pick(better, error, best);
@@ -112,7 +120,7 @@ PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, in
     for (int b = 0; b < N; b += g->n_sub) {
         float extreme = found[b];
         for (int j = b + 1; j < b + g->n_sub; j++) extreme = fabsf(found[j]) > fabsf(extreme) ? found[j] : extreme;
-        const float first = scale16(extreme / g->scale_lo);
+        const float first = scale16(extreme / (kind & LATTICE ? g->scale_hi : g->scale_lo));
         overflow |= isinf(first);
         for (int j = b; j < b + g->n_sub; j++) d[j] = first;
     }
@@ -135,7 +143,7 @@ PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, in
                 }
             }
             const float next = scale16(ratio1(above, below));
-            if (!isinf(next))
+            if (!isinf(next) && (next > 0.0f || !(kind & LATTICE)))
                 for (int j = b; j < b + g->n_sub; j++) d[j] = next;
         }
     }
@@ -146,6 +154,7 @@ PMX_INLINE int search_symmetric(pmx_tile *t, const pmx_grid *g, int kind) {
     float found[N] ALIGNED, inverse[N] ALIGNED;
     explained e;
     int overflow = 0;
+    if (kind & LATTICE) take_signs(t, g);
     find_scales(found, t, g, kind);
     if (g->n_sub > 1)
         overflow = fit_scales(t, found, g, kind);
@@ -157,7 +166,10 @@ PMX_INLINE int search_symmetric(pmx_tile *t, const pmx_grid *g, int kind) {
         }
     if (overflow) return 1;
     EACH_VEC(j) store(inverse + j, finite_ratio(splat(1.0f), load(t->d + j) * load(t->scale + j)));
-    codes_of(&e, t, t->x, inverse, inverse, g, kind);
+    if (kind & LATTICE)
+        entries_of(&e, t, inverse, g, kind & EIGHTS ? 8 : 4);
+    else
+        codes_of(&e, t, t->x, inverse, inverse, g, kind);
     lengthen(t, &e, g, kind);
     return 0;
 }
@@ -380,10 +392,13 @@ KIND(plain, search_symmetric, 0)
 KIND(plain_weighted, search_symmetric, WEIGHTED)
 KIND(table, search_symmetric, NONLINEAR)
 KIND(table_weighted, search_symmetric, NONLINEAR | WEIGHTED)
+KIND(fours, search_symmetric, LATTICE | WEIGHTED)
+KIND(eights, search_symmetric, LATTICE | WEIGHTED | EIGHTS)
 KIND(shifted, search_affine, AFFINE)
 KIND(shifted_weighted, search_affine, AFFINE | WEIGHTED)
 
 int SEARCH(pmx_tile *t, const pmx_grid *g) {
+    if (g->lattice) return g->lattice->group == 8 ? eights(t, g) : fours(t, g);
     if (g->affine) return t->weighted ? shifted_weighted(t, g) : shifted(t, g);
     if (g->nonlinear) return t->weighted ? table_weighted(t, g) : table(t, g);
     return t->weighted ? plain_weighted(t, g) : plain(t, g);

@@ -13,6 +13,8 @@ typedef struct {
     uint16_t d, m;
     uint8_t scales[16], minimums[16]; /* scales counted from scale_lo; q6_k: as they are, in two's complement */
     uint8_t codes[PMX_BLOCK256];
+    uint16_t entries[PMX_BLOCK256 / 4]; /* of a lattice: of each group */
+    uint8_t signs[PMX_BLOCK256 / 8];    /* the same: of each 8 */
 } found_block;
 
 /* --- Packing: the layouts of blocks.h */
@@ -136,6 +138,68 @@ static void pack_iq4_xs(void *y, const found_block *f) {
     pack_nibbles(b->qs, f->codes, 256, 16);
 }
 
+static void pack_scales(uint8_t *y, const found_block *f, int n) {
+    for (int j = 0; j < n / 2; j++) y[j] = (uint8_t)(f->scales[2 * j] | f->scales[2 * j + 1] << 4);
+}
+
+/* Of each 32: four times 7 signs, and a scale of 4 bits. */
+static uint32_t signs_and_scale(const found_block *f, int j) {
+    uint32_t word = (uint32_t)f->scales[j] << 28;
+    for (int i = 0; i < 4; i++) word |= (uint32_t)(f->signs[4 * j + i] & 127) << 7 * i;
+    return word;
+}
+
+static void pack_iq2_xxs(void *y, const found_block *f) {
+    pmx_block_iq2_xxs *b = y;
+    b->d = f->d;
+    for (int j = 0; j < 8; j++) {
+        const uint32_t word = signs_and_scale(f, j);
+        for (int i = 0; i < 4; i++) b->qs[8 * j + i] = (uint8_t)f->entries[4 * j + i];
+        memcpy(b->qs + 8 * j + 4, &word, sizeof word);
+    }
+}
+
+static void pack_iq2_xs(void *y, const found_block *f) {
+    pmx_block_iq2_xs *b = y;
+    b->d = f->d;
+    for (int i = 0; i < 32; i++) b->qs[i] = (uint16_t)(f->entries[i] | (f->signs[i] & 127) << 9);
+    pack_scales(b->scales, f, 16);
+}
+
+static void pack_iq2_s(void *y, const found_block *f) {
+    pmx_block_iq2_s *b = y;
+    b->d = f->d;
+    memset(b->qh, 0, sizeof b->qh);
+    for (int i = 0; i < 32; i++) {
+        b->qs[i] = (uint8_t)f->entries[i];
+        b->qh[i / 4] = (uint8_t)(b->qh[i / 4] | f->entries[i] >> 8 << 2 * (i % 4));
+    }
+    memcpy(b->signs, f->signs, sizeof b->signs);
+    pack_scales(b->scales, f, 16);
+}
+
+static void pack_iq3_xxs(void *y, const found_block *f) {
+    pmx_block_iq3_xxs *b = y;
+    b->d = f->d;
+    for (int i = 0; i < 64; i++) b->qs[i] = (uint8_t)f->entries[i];
+    for (int j = 0; j < 8; j++) {
+        const uint32_t word = signs_and_scale(f, j);
+        memcpy(b->scales + 4 * j, &word, sizeof word);
+    }
+}
+
+static void pack_iq3_s(void *y, const found_block *f) {
+    pmx_block_iq3_s *b = y;
+    b->d = f->d;
+    memset(b->qh, 0, sizeof b->qh);
+    for (int i = 0; i < 64; i++) {
+        b->qs[i] = (uint8_t)f->entries[i];
+        b->qh[i / 8] = (uint8_t)(b->qh[i / 8] | f->entries[i] >> 8 << i % 8);
+    }
+    memcpy(b->signs, f->signs, sizeof b->signs);
+    pack_scales(b->scales, f, 8);
+}
+
 typedef void pack_function(void *y, const found_block *f);
 
 /* --- The types. The ranges were chosen by error per time on Gaussian, Laplacian and trained
@@ -146,6 +210,7 @@ typedef void pack_function(void *y, const found_block *f);
 #define CODES(LO, HI) .lo = LO, .hi = HI
 #define DOWN(FIRST, STEP, COUNT) .down = {FIRST, STEP, COUNT}
 #define UP(FIRST, STEP, COUNT) .up = {FIRST, STEP, COUNT}
+#define ENTRIES(LATTICE) .lattice = &pmx_lattices[LATTICE]
 #define AFFINE(FIRST, STEP) .affine = 1, .steps = {FIRST, STEP, 6}, .offsets = {0.125f, -0.3125f, 4}
 
 static const struct {
@@ -163,6 +228,11 @@ static const struct {
     [PMX_Q5_K] = {pack_q5_k, {SUBS(8, 0, 63), CODES(0, 31), AFFINE(30.25f, 0.5f)}},
     [PMX_Q6_K] = {pack_q6_k, {SUBS(16, -128, 127), CODES(-32, 31), DOWN(31, 0.25f, 9)}},
     [PMX_IQ4_XS] = {pack_iq4_xs, {SUBS(8, -32, 31), .nonlinear = 1, DOWN(95, 4, 13), UP(95, 4, 9)}},
+    [PMX_IQ2_XXS] = {pack_iq2_xxs, {SUBS(8, 0.5f, 15.5f), ENTRIES(PMX_LATTICE_IQ2_XXS), UP(2, 3, 7)}},
+    [PMX_IQ2_XS] = {pack_iq2_xs, {SUBS(16, 0.5f, 15.5f), ENTRIES(PMX_LATTICE_IQ2_XS), UP(2, 3, 7)}},
+    [PMX_IQ2_S] = {pack_iq2_s, {SUBS(16, 0.5f, 15.5f), ENTRIES(PMX_LATTICE_IQ2_S), UP(2, 3, 7)}},
+    [PMX_IQ3_XXS] = {pack_iq3_xxs, {SUBS(8, 0.5f, 15.5f), ENTRIES(PMX_LATTICE_IQ3_XXS), UP(2, 6.5f, 8)}},
+    [PMX_IQ3_S] = {pack_iq3_s, {SUBS(8, 0.5f, 15.5f), ENTRIES(PMX_LATTICE_IQ3_S), UP(2, 6.5f, 8)}},
 };
 
 /* --- Rows */
@@ -182,9 +252,13 @@ static void take(found_block *f, const pmx_tile *t, const pmx_grid *g, int lane,
     f->d = pmx_f32_to_f16(t->d[lane]);
     f->m = g->affine ? pmx_f32_to_f16(g->n_sub > 1 ? t->m[lane] : -t->m[lane]) : 0;
     for (int j = 0; j < g->n_sub; j++) {
-        f->scales[j] = (uint8_t)((int)t->scale[lane + j] - offset);
+        f->scales[j] = (uint8_t)((int)t->scale[lane + j] - offset); /* of a lattice without its half */
         f->minimums[j] = g->affine ? (uint8_t)t->minimum[lane + j] : 0;
         for (int i = 0; i < g->sub; i++) f->codes[j * g->sub + i] = t->codes[i][lane + j];
+        if (!g->lattice) continue;
+        const int groups = g->sub / g->lattice->group, eights = g->sub / 8;
+        for (int i = 0; i < groups; i++) f->entries[j * groups + i] = t->entries[i][lane + j];
+        for (int i = 0; i < eights; i++) f->signs[j * eights + i] = t->signs[i][lane + j];
     }
 }
 
@@ -197,6 +271,7 @@ int pmx_encode_searched(const pmx_kernels *kernels, int32_t type, void *y, const
     pmx_tile tile __attribute__((aligned(64)));
     found_block found;
     int large = 0;
+    if (g->lattice) pmx_lattices_prepare();
     tile.weighted = weight != NULL;
     for (int64_t i = 0; i < cols; i++) large |= fabsf(x[i]) >= 0x1p40f;
     if (large) return 1;

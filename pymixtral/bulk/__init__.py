@@ -1,1 +1,1 @@
-"""Many prompts: a file of prompts becomes a file of texts."""
+"""Many prompts or requests: a file of lines becomes a file of records."""

@@ -8,25 +8,21 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from pymixtral.arguments import integer, refuse_unknown
-from pymixtral.bulk.prompts import OPTIONS, Prompt, json_line, read_prompts
-from pymixtral.bulk.records import Records
+from pymixtral.arguments import refuse_unknown
+from pymixtral.bulk.job import Job
+from pymixtral.bulk.prompts import OPTIONS, Prompt, parse_prompt
+from pymixtral.bulk.records import Record
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.requests import Event, Finished, Request
 from pymixtral.engine.watch import Interest
-from pymixtral.errors import InvalidArgumentError, NonFiniteError, PymixtralError, UnsupportedError
-from pymixtral.files.atomic import check_dest
-from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.kinds import named
+from pymixtral.errors import InvalidArgumentError, NonFiniteError, UnsupportedError
 from pymixtral.mixtral import Mixtral
-from pymixtral.progress import progress_bar
 from pymixtral.questions import generations
 from pymixtral.sampling.parameters import SamplingParameters
 
@@ -50,7 +46,7 @@ _MAX_KNOWN = 10_000
 """Different options that are remembered as right."""
 
 
-class Bulk:
+class Bulk(Job[Prompt]):
     """A file of prompts, and the file that their texts are written into.
 
     A record that the output has is not computed again, so the same call goes on where an earlier one
@@ -59,7 +55,7 @@ class Bulk:
 
     Args:
         model: generates.
-        prompts: the file of prompts; see pymixtral.bulk.prompts.read_prompts.
+        prompts: the file of prompts; see pymixtral.bulk.prompts.parse_prompt.
         output: the file of texts. It grows a record at a time, in the order of the prompts.
         force: begin anew, whatever the output holds.
         **options: of Mixtral.generate(), for prompts that have none of their own.
@@ -77,100 +73,48 @@ class Bulk:
         OutputError: if the output is one of the files that are read, or cannot be written.
     """
 
+    noun = "prompt"
+
     def __init__(self, model: Mixtral, prompts: Path, output: Path, *, force: bool = False, **options: Any) -> None:
         refuse_unknown(options, OPTIONS, "generate()")
-        self._model, self._prompts, self._output, self._force, self._options = model, prompts, output, force, options
+        self._model, self._options = model, options
         self._question([0], {})
-        with GGUFFile(model.path) as file:
-            check_dest(output, [prompts, *file.paths], force=True)  # all shards
         defaults = {**vars(SamplingParameters()), "n": 1, "stop": (), "ignore_eos": False, "parse_special": False}
         with_effect = {
             name: value
             for name, value in options.items()
             if name not in _WITHOUT_EFFECT and value is not None and value != defaults.get(name)
         }
-        state = (model.path.name, model.path.stat().st_size, model.n_ctx, model.kv_type, model.config)
-        self._key = f"{state} {json.dumps(with_effect, sort_keys=True)}"
-        self.n_prompts = self.n_done = self.n_resumed = self.n_failed = self.n_tokens = 0
-        self.seconds = 0.0
+        super().__init__(model, prompts, output, force=force, key=f" {json.dumps(with_effect, sort_keys=True)}")
 
-    def check(self) -> None:
-        """Check the whole file of prompts, but for how long they are.
+    @property
+    def n_prompts(self) -> int:
+        return self.n_lines
 
-        Raises:
-            InvalidArgumentError: for a line that is no prompt, or has an option that is not right;
-                it names the file and the line.
-            OSError: if the file cannot be read.
-        """
-        known: set[str] = set()
-        n_prompts = 0
-        for prompt in read_prompts(self._prompts, self._key):
-            try:
-                if prompt.options:
-                    SamplingParameters(seed=prompt.options.get("seed"))
-                    options = json.dumps({**prompt.options, "seed": None}, sort_keys=True)
-                    if options not in known:
-                        self._question([0], prompt.options)
-                        if len(known) < _MAX_KNOWN:
-                            known.add(options)
-            except PymixtralError as error:
-                raise InvalidArgumentError(f"{named(self._prompts)}, line {prompt.line}: {error}") from error
-            n_prompts += 1
-        self.n_prompts = n_prompts
+    # --- Parts of the job -------------------------------------------------------------------------
 
-    def run(self, n_in_flight: int = 32, *, progress: bool = True) -> None:
-        """Generate the texts that the output does not have. An exception, such as KeyboardInterrupt,
-        leaves those that are complete.
+    _parse = staticmethod(parse_prompt)
 
-        An error of one prompt, such as one that is too long, becomes a record with "error", and the
-        others go on.
+    def _check(self, line: Prompt, known: dict[str, int]) -> None:
+        if line.options:
+            SamplingParameters(seed=line.options.get("seed"))
+            options = json.dumps({**line.options, "seed": None}, sort_keys=True)
+            if options not in known:
+                self._question([0], line.options)
+                if len(known) < _MAX_KNOWN:
+                    known[options] = line.number
 
-        Args:
-            n_in_flight: how many prompts the engine has at a time; with twice the most that it
-                computes together there is always one that waits.
-            progress: show a bar where standard error is a terminal.
-
-        Raises:
-            InvalidArgumentError: as check(), which comes first.
-            OutputError: if the output cannot be written, or holds something else.
-            ModelFileError: if the model's file was shortened while in use.
-            ClosedError: if the model is closed.
-        """
-        n_in_flight = integer("n_in_flight", n_in_flight, 1)
-        if not self.n_prompts:
-            self.check()
-        begin = time.perf_counter()
-        with Records(self._output, force=self._force) as records:
-            self.n_resumed, self.n_failed = records.skip(read_prompts(self._prompts, self._key))
-            self.n_done = self.n_resumed
-            prompts = islice(read_prompts(self._prompts, self._key), self.n_done, None)
-            with progress_bar(total=self.n_prompts, initial=self.n_done, unit=" prompts", shown=progress) as bar:
-                for record in self._in_order(prompts, n_in_flight, bar):
-                    records.append(record.line)
-                    self.n_done += 1
-                    self.n_failed += record.failed
-                    self.n_tokens += record.n_tokens
-                    self.seconds = time.perf_counter() - begin
-                    bar.update()
-
-    # --- Parts ------------------------------------------------------------------------------------
-
-    def _question(self, prompt: str | list[int], own: Mapping[str, Any]) -> Question[Any]:
-        options = {**self._options, **own}
-        n, best_of = options.pop("n", 1), options.pop("best_of", None)
-        return generations(self._model._factory, prompt, n, best_of, options)
-
-    def _in_order(self, prompts: Iterator[Prompt], n_in_flight: int, bar: tqdm[Any]) -> Iterator[_Record]:
-        """The records in the order of the prompts. Texts that are complete before their turn wait."""
+    def _answer_all(self, lines: Iterator[Prompt], n_in_flight: int) -> None:
+        """Texts that are complete before their turn wait."""
         events: queue.SimpleQueue[tuple[int, Request, Event]] = queue.SimpleQueue()
         asked: dict[int, _Asked] = {}
-        waiting: dict[int, _Record] = {}
+        waiting: dict[int, Record] = {}
         n_bytes, turn = 0, self.n_done
-        speed = _Speed(self._model, bar)
+        speed = _Speed(self._model, self._bar)
         going = True
         while going or asked:
             while going and len(asked) < n_in_flight and len(waiting) < _AHEAD * n_in_flight and n_bytes < _AHEAD_BYTES:
-                prompt = next(prompts, None)
+                prompt = next(lines, None)
                 if prompt is None:
                     going = False
                     break
@@ -178,22 +122,28 @@ class Bulk:
                     asked[prompt.index] = self._ask(prompt, events)
                 except _OF_A_PROMPT as error:
                     waiting[prompt.index] = _failure(prompt, error)
-            if turn not in waiting and asked:
-                record = self._receive(events, asked, speed)
-                if record:
-                    waiting[record.index] = record
-                    n_bytes += len(record.line)
+                    n_bytes += len(waiting[prompt.index].text)
+            if turn not in waiting and asked and (record := self._receive(events, asked, speed)):
+                waiting[record.index] = record
+                n_bytes += len(record.text)
             while turn in waiting:
                 record = waiting.pop(turn)
-                n_bytes -= len(record.line)
+                n_bytes -= len(record.text)
                 turn += 1
-                yield record
+                self._write(record)
+
+    # --- Parts ------------------------------------------------------------------------------------
+
+    def _question(self, prompt: str | list[int], own: Mapping[str, Any]) -> Question[Any]:
+        options = {**self._options, **own}
+        n, best_of = options.pop("n", 1), options.pop("best_of", None)
+        return generations(self._model.core.factory, prompt, n, best_of, options)
 
     def _ask(self, prompt: Prompt, events: queue.SimpleQueue[tuple[int, Request, Event]]) -> _Asked:
         asked = _Asked(prompt, self._question(prompt.prompt, prompt.options))
         for request in asked.question.requests:
             request.listen(partial(_post, events, prompt.index, request))
-        asked.interest = self._model._engine.submit(asked.question.stages[0], asked.question.others)
+        asked.interest = self._model.core.engine.submit(asked.question.stages[0], asked.question.others)
         return asked
 
     def _receive(
@@ -201,7 +151,7 @@ class Bulk:
         events: queue.SimpleQueue[tuple[int, Request, Event]],
         asked: dict[int, _Asked],
         speed: _Speed,
-    ) -> _Record | None:
+    ) -> Record | None:
         """Waits for an event; gives the record that it completes."""
         try:
             index, request, event = events.get(timeout=_TICK)
@@ -240,30 +190,20 @@ def _post(events: queue.SimpleQueue[tuple[int, Request, Event]], index: int, req
     events.put((index, request, event))
 
 
-@dataclass(frozen=True)
-class _Record:
-    index: int
-    line: str
-    n_tokens: int = 0
-    failed: bool = False
+def _failure(prompt: Prompt, error: BaseException) -> Record:
+    return Record(prompt, {"error": {"type": type(error).__name__, "message": str(error)}}, failed=True)
 
 
-def _failure(prompt: Prompt, error: BaseException) -> _Record:
-    fields = json_line({"error": {"type": type(error).__name__, "message": str(error)}})
-    return _Record(prompt.index, f"{prompt.head}, {fields[1:]}\n", failed=True)
-
-
-def _success(prompt: Prompt, completion: Completion) -> _Record:
+def _success(prompt: Prompt, completion: Completion) -> Record:
     fields = plain(completion)
     others = {"others": fields.pop("others")} if completion.others else {}
+    n_tokens = sum(len(text.tokens) for text in completion.choices)
     fields["usage"] = {
         "prompt_tokens": completion.stats.prompt_tokens,
         "cached_tokens": completion.stats.cached_tokens,
-        "generated_tokens": sum(len(text.tokens) for text in completion.choices),
+        "generated_tokens": n_tokens,
     }
-    return _Record(
-        prompt.index, f"{prompt.head}, {json_line(fields | others)[1:]}\n", fields["usage"]["generated_tokens"]
-    )
+    return Record(prompt, fields | others, n_tokens=n_tokens)
 
 
 def plain(text: Completion) -> dict[str, Any]:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pymixtral.arguments import refuse_unknown, shown
+from pymixtral.bulk.lines import Line, json_line
 from pymixtral.errors import InvalidArgumentError
-from pymixtral.escapes import escaped_json
-from pymixtral.files.kinds import named
 from pymixtral.options import Options
-
-MAX_LINE = 1 << 24
-"""Bytes of a line: above any prompt that a context holds."""
 
 _OF_PYTHON = ("logits_processor", "routing")
 """Options that JSON cannot say, or whose answer it cannot hold."""
@@ -30,66 +23,33 @@ _FLAGS = ("ignore_eos", "parse_special")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """A line of a file of prompts.
+class Prompt(Line):
+    """A line of a file of prompts; see Line.
 
     Attributes:
-        line: its number in the file, from 1.
-        index: its number among the prompts, from 0.
         prompt: a text, or token ids.
         options: those of Mixtral.generate() that the line has.
-        head: how the record of its text begins: index, digest and id as JSON, without the closing
-            brace.
     """
 
-    line: int
-    index: int
     prompt: str | list[int]
     options: dict[str, Any]
-    head: str
 
 
-def read_prompts(path: Path, key: str) -> Iterator[Prompt]:
-    """Read a file of prompts, a line at a time.
-
-    Each line is an object: {"prompt": text or ids, "id": anything, option: value, ...}. Empty lines
-    are left out.
+def parse_prompt(data: bytes, number: int, index: int, digest: str) -> Prompt:
+    """Read a line: {"prompt": text or ids, "id": anything, option: value, ...}.
 
     Args:
-        path: the file, in UTF-8.
-        key: whatever else the texts depend on; the digest of each line covers it.
+        data: the line, in UTF-8.
+        number: see Line.
+        index: see Line.
+        digest: of the line and of what else the text depends on.
 
-    Yields:
-        The prompts, in the order of the file. Their options are not checked further than their
-        names.
+    Returns:
+        The prompt. Its options are not checked further than their names.
 
     Raises:
-        InvalidArgumentError: for a line that is no such object, with the file's name and the line's
-            number; and for what is no regular file, as the file is read more than once.
-        OSError: if it cannot be read.
+        InvalidArgumentError: for a line that is no such object.
     """
-    index = 0
-    with path.open("rb") as file:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise InvalidArgumentError(
-                f"{named(path)}: expected a file of prompts that can be read twice, found something else: "
-                "save the prompts in a file first"
-            )
-        number = 0
-        while data := file.readline(MAX_LINE + 1):
-            number += 1
-            if data.isspace():
-                continue
-            try:
-                yield _parsed(data, number, index, key)
-            except InvalidArgumentError as error:
-                raise InvalidArgumentError(f"{named(path)}, line {number}: {error}") from None
-            index += 1
-
-
-def _parsed(data: bytes, number: int, index: int, key: str) -> Prompt:
-    if len(data) > MAX_LINE:
-        raise InvalidArgumentError(f"expected a line of at most {MAX_LINE} bytes, found more: cut the prompt")
     try:
         fields = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refused, parse_float=_finite
@@ -112,7 +72,7 @@ def _parsed(data: bytes, number: int, index: int, key: str) -> Prompt:
     prompt = fields.pop("prompt")
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(id) is int for id in prompt)):
         raise InvalidArgumentError(f"expected prompt to be a text or a list of token ids, found {shown(prompt)}")
-    head = {"index": index, "digest": digest(key, data)}
+    head = {"index": index, "digest": digest}
     if "id" in fields:
         head["id"] = fields.pop("id")
     for name in _FLAGS:
@@ -120,29 +80,7 @@ def _parsed(data: bytes, number: int, index: int, key: str) -> Prompt:
             raise InvalidArgumentError(f"expected {name} to be true or false, found {shown(fields[name])}")
     if isinstance(bias := fields.get("logit_bias"), Mapping):
         fields["logit_bias"] = {_id(text): number for text, number in bias.items()}
-    return Prompt(number, index, prompt, fields, json_line(head)[:-1])
-
-
-def digest(key: str, line: bytes) -> str:
-    """Make the digest that tells whether a text belongs to a line.
-
-    Args:
-        key: what else the text depends on.
-        line: the line; white space around it does not count.
-
-    Returns:
-        32 characters, of SHA-256.
-    """
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass") + b"\0" + line.strip()).hexdigest()[:32]
-
-
-def json_line(value: Any) -> str:
-    """Make JSON of one line that is safe on a terminal, without an end of line.
-
-    Args:
-        value: what JSON can say.
-    """
-    return escaped_json(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    return Prompt(number, index, json_line(head)[:-1], prompt, fields)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from pymixtral.cli.bulk import run_job
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    engine_options,
     force_option,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     path_type,
-    threads_option,
 )
 from pymixtral.cli.packages import check_packages
-from pymixtral.cli.text import note, write, write_json
-from pymixtral.errors import InvalidArgumentError
-from pymixtral.escapes import escaped
-
-if TYPE_CHECKING:
-    from pymixtral.model.overrides import Override
-    from pymixtral.server.batch import Batch
 
 
 @click.command(
@@ -45,10 +36,7 @@ A line of requests.jsonl is {"custom_id": "1",
 @model_option
 @force_option
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
-@engine_options
+@opening_options(shared=True)
 @json_option
 @click.pass_context
 def batch(
@@ -57,14 +45,7 @@ def batch(
     output: Path,
     model: Path | None,
     force: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | None,
-    overrides: dict[str, Override],
-    max_batch: int,
-    cache_bytes: int | None,
-    pace: float | None,
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Answer a file of requests, in the form of OpenAI's batches.
@@ -76,52 +57,7 @@ def batch(
     check_packages("server", "fastapi", "prometheus_client")
     from pymixtral.server.batch import Batch
 
-    with opened(
-        model,
-        chats=True,
-        n_threads=n_threads,
-        n_ctx=n_ctx,
-        kv_type=kv_type,
-        experts_used=experts_used,
-        overrides=overrides,
-        max_batch=max_batch,
-        cache_bytes=cache_bytes,
-        pace=pace,
-    ) as opened_model:
-        work = Batch(opened_model, requests, output, force=force)
-        try:
-            work.check()
-        except InvalidArgumentError as error:  # of a line, whose fields are no options
-            raise click.ClickException(str(error)) from error
-        code = 0
-        try:
-            work.run(2 * max_batch)
-            code = 1 if work.n_failed else 0
-        except KeyboardInterrupt:
-            code = 130
-            if not as_json:
-                note(f"{work.n_done} of {work.n_requests} requests are done; the same command goes on from there.")
-        if as_json:
-            write_json(_plain(work, output))
-        elif code != 130:
-            write("\n".join(_lines(work, output)))
+    with opened(model, **opening, chats=True) as opened_model:
+        job = Batch(opened_model, requests, output, force=force)
+        code = run_job(job, output, 2 * opening["max_batch"], as_json=as_json, failed="refused")
     ctx.exit(code)
-
-
-def _plain(work: Batch, output: Path) -> dict[str, Any]:
-    return {
-        "output": str(output),
-        "requests": work.n_requests,
-        "done": work.n_done,
-        "resumed": work.n_resumed,
-        "failed": work.n_failed,
-        "seconds": work.seconds,
-    }
-
-
-def _lines(work: Batch, output: Path) -> list[str]:
-    before = f", {work.n_resumed} of them from before" if work.n_resumed else ""
-    lines = [f"{escaped(str(output))}: {work.n_done} requests in {work.seconds:.1f} s{before}"]
-    if work.n_failed:
-        lines.append(f"refused: {work.n_failed} of them, whose answers say why")
-    return lines

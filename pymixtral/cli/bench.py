@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pymixtral.cli.model import model_path, opened
 from pymixtral.cli.options import json_option, model_option, threads_option, tokens_option
-from pymixtral.cli.text import table, write, write_json
+from pymixtral.cli.text import table, wrap, write, write_json
 from pymixtral.escapes import escaped
+
+if TYPE_CHECKING:
+    from pymixtral.evaluation.time_line import TimeLine
 
 
 @click.command(
@@ -18,6 +22,7 @@ from pymixtral.escapes import escaped
 Examples:
   pymixtral bench
   pymixtral bench -m mixtral-q4_0.gguf --prompt-tokens 2048 -n 64 -r 3
+  pymixtral bench -m mixtral-q4_0.gguf --trace
   pymixtral bench -m mixtral-q4_0.gguf -t 8 -r 1 --json > speed.json""",
 )
 @model_option
@@ -40,6 +45,7 @@ Examples:
     show_default=True,
     help="Measure N times, and print the medians.",
 )
+@click.option("--trace", "time_line", is_flag=True, help="Show where the time of a written token goes.")
 @threads_option
 @json_option
 @click.pass_context
@@ -50,6 +56,7 @@ def bench(
     n_prompt: int,
     n_generate: int,
     repetitions: int,
+    time_line: bool,
     n_threads: int | None,
     as_json: bool,
 ) -> None:
@@ -74,7 +81,7 @@ def bench(
             ctx,
         )
     with opened(path, n_ctx=n_prompt + n_generate, n_threads=n_threads) as engine:
-        result = measure(engine, n_prompt=n_prompt, n_generate=n_generate, repetitions=repetitions)
+        result = measure(engine, n_prompt=n_prompt, n_generate=n_generate, repetitions=repetitions, time_line=time_line)
     if as_json:
         write_json(asdict(result))
         return
@@ -99,3 +106,35 @@ def bench(
         ],
     ]
     write("\n".join(table(rows, "<>>>>")))
+    if result.time_line:
+        write("\n".join(["", *_time_line(result.time_line)]))
+
+
+_NAMES = {"qkv": "queries, keys, values", "rope": "rotation, cache", "gate_up": "gate, up", "other": "between (C)"}
+
+
+def _time_line(line: TimeLine) -> list[str]:
+    """A table of the parts of a token's time, and what it lacks, in words."""
+    rows = [["a token", "us", "of it", "GB/s", "of limit", "alone", "late", "waiting"]]
+    parts = sorted(line.parts, key=lambda one: one.name == "other")  # which comes last
+    for one in parts:
+        read = [f"{one.bandwidth:.1f}", f"{one.limit:.0%}"] if one.n_bytes else ["", ""]
+        lost = [f"{part:.1%}" if part else "" for part in (one.alone, one.late, one.waiting)]
+        rows.append([_NAMES.get(one.name, one.name), f"{one.microseconds:.1f}", f"{one.part:.1%}", *read, *lost])
+    loss = line.loss
+    rows.append(["Python", f"{loss.python * line.microseconds:.1f}", f"{loss.python:.1%}", "", "", "", "", ""])
+    read = [f"{line.limit * line.read_bandwidth:.1f}", f"{line.limit:.0%}"]
+    lost = [f"{part:.1%}" for part in (sum(one.alone for one in parts), loss.late, loss.waiting)]
+    rows.append(["sum", f"{line.microseconds:.1f}", "100.0%", *read, *lost])
+    gigabytes, bandwidth = line.n_bytes / 1e9, line.read_bandwidth
+    causes = {
+        "weights are read more slowly": loss.reading,
+        "one thread works alone": loss.alone,
+        "threads share work without weights": loss.other,
+        "threads come late": loss.late,
+        "threads wait for the last one": loss.waiting,
+        "Python": loss.python,
+    }
+    named = ", ".join(f"{part:.1%} {name}" for name, part in sorted(causes.items(), key=lambda one: -one[1]))
+    text = f"Reading {gigabytes:.4g} GB at {bandwidth:.1f} GB/s takes {line.limit:.1%} of that. The others: {named}."
+    return [*table(rows, "<>>>>>>>"), "", wrap(text)]

@@ -1,4 +1,4 @@
-"""`pymixtral generate --prompts`: a file of prompts becomes a file of texts."""
+"""Files of prompts or requests: how `generate --prompts` and `batch` work them off."""
 
 from __future__ import annotations
 
@@ -8,72 +8,53 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pymixtral.cli.text import note, write, write_json
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
-    from pymixtral.bulk.generate import Bulk
-    from pymixtral.mixtral import Mixtral
+    from pymixtral.bulk.job import Job
 
 
-def generate_all(
-    model: Mixtral, prompts: Path, output: Path, n_in_flight: int, *, force: bool, as_json: bool, **options: Any
+def run_job(
+    job: Job[Any], output: Path, n_in_flight: int, *, as_json: bool, failed: str, with_tokens: bool = False
 ) -> int:
-    """Generates the texts of all prompts, and says how it went.
+    """Makes all records of a file, and says how it went.
 
     Args:
-        model: generates.
-        prompts: the file of prompts.
-        output: the file of texts.
-        n_in_flight: prompts that the engine has at a time.
-        force: begin anew.
+        job: the files.
+        output: the file of records.
+        n_in_flight: lines that the engine has at a time.
         as_json: say it in JSON.
-        **options: of Mixtral.generate().
+        failed: what became of lines whose record is an error.
+        with_tokens: say how many tokens were generated.
 
     Returns:
         The exit code.
     """
-    from pymixtral.bulk.generate import Bulk
-    from pymixtral.errors import InvalidArgumentError
-
-    bulk = Bulk(model, prompts, output, force=force, **options)
     try:
-        bulk.check()
-    except InvalidArgumentError as error:  # of a line, whose options have the names that they have in Python
+        job.check()
+    except InvalidArgumentError as error:  # of a line, whose names are not those of options
         raise click.ClickException(str(error)) from error
+    code = 0
     try:
-        bulk.run(n_in_flight)
+        job.run(n_in_flight)
+        code = 1 if job.n_failed else 0
     except KeyboardInterrupt:
-        if as_json:
-            write_json(_plain(bulk, output))
-        else:
-            note(f"{bulk.n_done} of {bulk.n_prompts} prompts are done; the same command goes on from there.")
-        return 130
+        code = 130
+    lines = f"{job.noun}s"
     if as_json:
-        write_json(_plain(bulk, output))
+        counts = {lines: job.n_lines, "done": job.n_done, "resumed": job.n_resumed, "failed": job.n_failed}
+        tokens = {"generated_tokens": job.n_tokens} if with_tokens else {}
+        write_json({"output": str(output), **counts, **tokens, "seconds": job.seconds})
+    elif code == 130:
+        note(f"{job.n_done} of {job.n_lines} {lines} are done; the same command goes on from there.")
     else:
-        write("\n".join(_lines(bulk, output)))
-    return 1 if bulk.n_failed else 0
-
-
-def _plain(bulk: Bulk, output: Path) -> dict[str, Any]:
-    return {
-        "output": str(output),
-        "prompts": bulk.n_prompts,
-        "done": bulk.n_done,
-        "resumed": bulk.n_resumed,
-        "failed": bulk.n_failed,
-        "generated_tokens": bulk.n_tokens,
-        "seconds": bulk.seconds,
-    }
-
-
-def _lines(bulk: Bulk, output: Path) -> list[str]:
-    before = f", {bulk.n_resumed} of them from before" if bulk.n_resumed else ""
-    lines = [f"{escaped(str(output))}: {bulk.n_done} prompts{before}"]
-    if bulk.n_tokens:
-        lines.append(
-            f"generated: {bulk.n_tokens} tokens in {bulk.seconds:.1f} s, {bulk.n_tokens / bulk.seconds:.1f} tokens/s"
-        )
-    if bulk.n_failed:
-        lines.append(f"without a text: {bulk.n_failed} of them, whose records say why")
-    return lines
+        time = "" if with_tokens else f" in {job.seconds:.1f} s"
+        before = f", {job.n_resumed} of them from before" if job.n_resumed else ""
+        write(f"{escaped(str(output))}: {job.n_done} {lines}{time}{before}")
+        if job.n_tokens:
+            rate = job.n_tokens / job.seconds
+            write(f"generated: {job.n_tokens} tokens in {job.seconds:.1f} s, {rate:.1f} tokens/s")
+        if job.n_failed:
+            write(f"{failed}: {job.n_failed} of them, whose records say why")
+    return code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,22 +13,16 @@ from pymixtral.cli.choices import CHAT_FORMATS
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    expert_min_p_option,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     prompt_options,
-    threads_option,
     tokens_option,
 )
 from pymixtral.cli.sampling import sampling_options
 from pymixtral.cli.structured import form_of, structured_options
 from pymixtral.cli.text import read_prompt
 from pymixtral.errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from pymixtral.model.overrides import Override
 
 
 @click.command(
@@ -53,10 +47,7 @@ Examples:
 @structured_options
 @sampling_options
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
-@expert_min_p_option
+@opening_options()
 @json_option
 @click.pass_context
 def chat(
@@ -68,12 +59,7 @@ def chat(
     system: str,
     chat_format: str | None,
     max_tokens: int,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | list[int] | None,
-    expert_min_p: float,
-    overrides: dict[str, Override],
+    opening: dict[str, Any],
     as_json: bool,
     **others: Any,
 ) -> None:
@@ -104,14 +90,9 @@ def chat(
     history = History(system)
     with opened(
         model,
+        **opening,
         chats=True,
-        n_ctx=n_ctx,
-        n_threads=n_threads,
         max_batch=1,
-        kv_type=kv_type,
-        experts_used=experts_used,
-        expert_min_p=expert_min_p,
-        overrides=overrides,
     ) as engine:
         engine.chat_format(chat_format)  # a model without one is refused before anything is read
         options = {"chat_format": chat_format, "max_tokens": max_tokens, **form, **others}

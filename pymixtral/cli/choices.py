@@ -20,7 +20,8 @@ MODELS = ("8x7b", "8x22b", "7b")
 
 RECIPES = (
     *("f32", "bf16", "f16", "q8_0", "q6_k", "q5_1", "q5_k_m", "q5_k_s", "q5_0", "q5_k", "q4_1", "q4_k_m"),
-    *("q4_k_s", "iq4_nl", "q4_0", "q4_k", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q3_k", "q2_k"),
+    *("q4_k_s", "iq4_nl", "q4_0", "q4_k", "iq4_xs", "q3_k_l", "q3_k_m", "iq3_m", "q3_k_s", "iq3_s"),
+    *("q3_k", "iq3_xxs", "q2_k", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"),
 )
 """What quantize makes, from most bits to fewest: pymixtral.quantize.recipe has them."""
 

@@ -158,7 +158,7 @@ def _limits(threads: Threads, memory: Memory) -> list[str]:
 def _measured(probes: dict[str, Any]) -> list[str]:
     read = ", ".join(f"{rate:.1f} GB/s {_with(n)}" for n, rate in probes["read_gb_per_second"].items())
     int8 = ", ".join(f"{rate:.0f} GMAC/s {_with(n)}" for n, rate in probes["int8_gmac_per_second"].items())
-    return [_row("Read", f"{read} (NumPy)"), _row("int8", f"{int8} (q4_0 kernel of {probes['isa']}, in cache)")]
+    return [_row("Read", read), _row("int8", f"{int8} (q4_0 kernel of {probes['isa']}, in cache)")]
 
 
 def _with(n_threads: str) -> str:

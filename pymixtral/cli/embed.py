@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,14 +12,12 @@ from pymixtral.cli.choices import POOLINGS
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    expert_min_p_option,
     force_option,
     json_option,
     model_option,
+    opening_options,
     optional_output_option,
-    override_options,
     prompts_options,
-    threads_option,
 )
 from pymixtral.cli.text import read_text, shorten, table, write, write_json
 from pymixtral.escapes import escaped
@@ -27,7 +25,6 @@ from pymixtral.escapes import escaped
 if TYPE_CHECKING:
     from pymixtral.arrays import F32
     from pymixtral.mixtral import Mixtral
-    from pymixtral.model.overrides import Override
 
 _TEXTS = 64
 """Texts that the engine has at a time."""
@@ -53,9 +50,7 @@ Examples:
 @optional_output_option
 @force_option
 @context_option(runs=True)
-@threads_option
-@override_options
-@expert_min_p_option
+@opening_options(kv_type=False)
 @json_option
 @click.pass_context
 def embed(
@@ -68,11 +63,7 @@ def embed(
     normalize: bool,
     output: Path | None,
     force: bool,
-    n_ctx: int | None,
-    n_threads: int | None,
-    experts_used: int | list[int] | None,
-    expert_min_p: float,
-    overrides: dict[str, Override],
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Turn texts into vectors.
@@ -96,11 +87,7 @@ def embed(
         check_dest(output, [path for path in (file, model) if path], force)
     with opened(
         model,
-        n_ctx=n_ctx,
-        n_threads=n_threads,
-        experts_used=experts_used,
-        expert_min_p=expert_min_p,
-        overrides=overrides,
+        **opening,
     ) as engine:
         vectors = _vectors(engine, lines, pooling, normalize)
     if output:

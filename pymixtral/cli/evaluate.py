@@ -16,15 +16,13 @@ from pymixtral.cli.options import (
     context_option,
     force_option,
     json_option,
-    kv_type_option,
     model_argument,
     model_option,
+    opening_options,
     optional_output_option,
-    override_options,
     path_type,
-    threads_option,
 )
-from pymixtral.cli.text import note, shorten, table, wrap, write, write_json
+from pymixtral.cli.text import counted, note, shorten, table, wrap, write, write_json
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
@@ -119,9 +117,7 @@ Does q4_0 cost answers?
 @optional_output_option
 @force_option
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
+@opening_options()
 @json_option
 @click.pass_context
 def evaluate(
@@ -141,8 +137,8 @@ def evaluate(
     groups: bool,
     output: Path | None,
     force: bool,
+    opening: dict[str, Any],
     as_json: bool,
-    **options: Any,
 ) -> None:
     """Ask a model the questions of well-known tasks.
 
@@ -178,7 +174,7 @@ def evaluate(
         kept = stack.enter_context(Answers(output, force=force))
         try:
             for one in (path, *models):
-                with opened(one, **options) as engine:
+                with opened(one, **opening) as engine:
                     found += measure(engine, tasks, limit=limit, answers=kept)
             asked = {result.questions for result in found}
             found += [result for answers in read for result in results(answers) if result.questions in asked]
@@ -243,7 +239,7 @@ def _result_lines(result: Result, groups: bool) -> list[str]:
     speed = f"; {result.items_per_second:.2f} items/s" if result.items_per_second else ""
     lines = [
         f"{result.task.name}: {shorten(card.name, 40)}, {card.type}, {card.bits_per_weight:.2f} bits per weight",
-        f"{len(result.items)} items; {settings}{speed}",
+        f"{counted(len(result.items), 'item')}; {settings}{speed}",
     ]
     rows = [["figure", "value", "error", "items", MODEL]]
     settings_of = []
@@ -262,7 +258,7 @@ def _comparison_lines(comparison: Comparison, groups: bool) -> list[str]:
     base, other = comparison.base, comparison.other
     lines = [
         f"{base.task.name}: {shorten(other.model.name, 30)} minus {shorten(base.model.name, 30)}",
-        f"{comparison.n_items} items that both answered",
+        f"{counted(comparison.n_items, 'item')} that both answered",
     ]
     if comparison.gained is not None:
         lines[-1] += f"; right in the first alone {comparison.gained}, in the second alone {comparison.lost}"
@@ -278,7 +274,7 @@ def _pair_lines(pair: Pairs) -> list[str]:
     value, error = _numbers(pair.win_rate)
     return [
         f"mt_bench in pairs: {shorten(pair.other.model.name, 30)} against {shorten(pair.base.model.name, 30)}",
-        f"{pair.n_items} items that both answered",
+        f"{counted(pair.n_items, 'item')} that both answered",
         *table([["figure", "value", "error"], ["win_rate", value, error]], "<>>"),
     ]
 

@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.bulk import generate_all
+from pymixtral.cli.bulk import run_job
 from pymixtral.cli.model import note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
-    engine_options,
-    expert_min_p_option,
     force_option,
     json_option,
-    kv_type_option,
     logprobs_options,
     model_option,
-    override_options,
+    opening_options,
     path_type,
     prompt_options,
     special_option,
     texts_output_option,
-    threads_option,
     tokens_option,
 )
 from pymixtral.cli.sampling import sampling_options
@@ -36,7 +32,6 @@ from pymixtral.cli.work import bar, full, n_tokens, note_lines, plain_stats, sum
 if TYPE_CHECKING:
     from pymixtral.engine.completion import Completion
     from pymixtral.engine.stream import Generation
-    from pymixtral.model.overrides import Override
 
 
 _DEMO_TOKENS = 200
@@ -98,11 +93,7 @@ Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
     metavar="N",
     help="When the context is full, keep its first N tokens and drop half of the others.",
 )
-@threads_option
-@kv_type_option
-@override_options
-@expert_min_p_option
-@engine_options
+@opening_options(shared=True)
 @click.option("--lock", is_flag=True, help="Keep in memory the weights that have been read.")
 @click.option("--prefault", is_flag=True, help="Read all weights before the prompt.")
 @json_option
@@ -126,17 +117,9 @@ def generate(
     prompt_lookup: int,
     timeout: float | None,
     context_shift: int | None,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | list[int] | None,
-    expert_min_p: float,
-    overrides: dict[str, Override],
-    max_batch: int,
-    cache_bytes: int | None,
-    pace: float | None,
     lock: bool,
     prefault: bool,
+    opening: dict[str, Any],
     as_json: bool,
     **others: Any,
 ) -> None:
@@ -178,22 +161,18 @@ def generate(
         bar("prompt", " tokens") as prompt_read,
         opened(
             model,
-            n_ctx=n_ctx,
-            n_threads=n_threads,
-            max_batch=max_batch,
-            cache_bytes=cache_bytes,
-            pace=pace,
-            kv_type=kv_type,
-            experts_used=experts_used,
-            expert_min_p=expert_min_p,
-            overrides=overrides,
+            **opening,
             lock=lock,
             prefault=weights_read if prefault else False,
         ) as engine,
     ):
         if prompts:
+            from pymixtral.bulk.generate import Bulk
+
             assert output
-            ctx.exit(generate_all(engine, prompts, output, 2 * max_batch, force=force, as_json=as_json, n=n, **options))
+            bulk = Bulk(engine, prompts, output, force=force, n=n, **options)
+            n_in_flight = 2 * opening["max_batch"]
+            ctx.exit(run_job(bulk, output, n_in_flight, as_json=as_json, failed="without a text", with_tokens=True))
         assert prompt is not None
         if n > 1:
             texts = engine.generate(prompt, n=n, **options).choices

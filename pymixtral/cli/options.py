@@ -7,8 +7,9 @@ becomes, so that errors of the library can be told in options (pymixtral.cli.in_
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -183,7 +184,7 @@ threads_option = click.option(
     help="Threads to use.  [default: one per core]",
 )
 
-engine_options = _all(
+_engine_options = _all(
     click.option(
         "--max-batch",
         type=click.IntRange(1, 256),
@@ -238,13 +239,50 @@ override_options = _all(
 )
 """As parameters `experts_used: int | list[int] | None` and `overrides: dict`."""
 
-expert_min_p_option = click.option(
+_expert_min_p_option = click.option(
     "--expert-min-p",
     type=float,
     metavar="P",
     default=0.0,
     help="Leave out experts less than P times as likely as a token's first: faster, less exact.  [default: 0, none]",
 )
+
+_activations_option = click.option(
+    "--activations",
+    type=click.Choice(("int8", "int16")),
+    default="int8",
+    show_default=True,
+    help="How finely activations are rounded. int16 is closer to the original model, and takes prompts twice the time.",
+)
+
+_OPENING = (
+    *("n_ctx", "n_threads", "kv_type", "experts_used", "overrides", "expert_min_p", "activations"),
+    *("max_batch", "cache_bytes", "pace"),
+)
+
+
+def opening_options(
+    *, kv_type: bool = True, shared: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """How the model is opened. The command has all of it, with its -c, as one argument: `opening`, a
+    dict of arguments of pymixtral.cli.model.opened().
+
+    Args:
+        kv_type: whether the type of the cache is one of them.
+        shared: whether texts of the command share the model.
+    """
+    kv = [kv_type_option] if kv_type else []
+    options = [threads_option, *kv, override_options, _expert_min_p_option, _activations_option]
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def gathered(*args: Any, **params: Any) -> Any:
+            opening = {name: params.pop(name) for name in _OPENING if name in params}
+            return function(*args, opening=opening, **params)
+
+        return _all(*options, *([_engine_options] if shared else []))(cast("Function", gathered))
+
+    return decorate
 
 
 def _output(help: str = "The file to write.", **settings: Any) -> Callable[[Function], Function]:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    expert_min_p_option,
     file_option,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     path_type,
-    threads_option,
     windows_option,
 )
 from pymixtral.cli.text import read_text, write, write_json
 
 if TYPE_CHECKING:
     from pymixtral.evaluation.perplexity import Perplexity
-    from pymixtral.model.overrides import Override
 
 
 @click.command(
@@ -51,10 +47,7 @@ How much does q4_0 lose against f16?
 @windows_option
 @click.option("--save-base", type=path_type(), metavar="FILE", help="Write all predictions to a new file, a base.")
 @click.option("--kl-against", type=path_type(), metavar="FILE", help="Compare the predictions with those of a base.")
-@threads_option
-@kv_type_option
-@override_options
-@expert_min_p_option
+@opening_options()
 @json_option
 @click.pass_context
 def perplexity(
@@ -62,16 +55,11 @@ def perplexity(
     /,
     model: Path | None,
     file: Path | None,
-    n_ctx: int,
     stride: int | None,
     n_windows: int | None,
     save_base: Path | None,
     kl_against: Path | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | list[int] | None,
-    expert_min_p: float,
-    overrides: dict[str, Override],
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Measure how well a model predicts a text.
@@ -90,15 +78,16 @@ def perplexity(
 
     with opened(
         model,
-        n_ctx=n_ctx,
-        n_threads=n_threads,
-        kv_type=kv_type,
-        experts_used=experts_used,
-        expert_min_p=expert_min_p,
-        overrides=overrides,
+        **opening,
     ) as engine:
         result = measure(
-            engine, text, n_ctx=n_ctx, stride=stride, n_windows=n_windows, save_base=save_base, kl_against=kl_against
+            engine,
+            text,
+            n_ctx=opening["n_ctx"],
+            stride=stride,
+            n_windows=n_windows,
+            save_base=save_base,
+            kl_against=kl_against,
         )
     if as_json:
         write_json(asdict(result))

@@ -41,6 +41,7 @@ Examples:
   pymixtral quantize Mixtral-8x7B-v0.1 --target-bpw 3.5 --dry-run
   pymixtral quantize Mixtral-8x7B-v0.1 mixtral-3bit.gguf --target-bpw 3 \\
     --per-expert --imatrix imatrix.gguf
+  pymixtral quantize Mixtral-8x7B-AWQ mixtral-awq.gguf
   pymixtral quantize my-merge my-merge.gguf --type q4_k_m \\
     --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
 )
@@ -50,7 +51,8 @@ Examples:
     "--type",
     type=click.Choice(RECIPES, case_sensitive=False),
     metavar="TYPE",
-    help=f"Type of the matrices, or a mix; from most bits to fewest {', '.join(RECIPES)}.  [default: q8_0]",
+    help=f"Type of the matrices, or a mix; from most bits to fewest {', '.join(RECIPES)}.  "
+    "[default: q8_0; q4_1 of a checkpoint by GPTQ or AWQ]",
 )
 @click.option(
     "--tensor",
@@ -137,6 +139,9 @@ def quantize(
     written. It is better than a mix of the same size. An importance matrix, which pymixtral
     calibrate measures, makes both better, most of all below 4 bits. With --per-expert, a target
     gives more bits to experts that need them.
+
+    SOURCE may be a checkpoint that GPTQ or AWQ made, of 4 bits in groups of 32 or a multiple. As
+    q4_1 its codes are kept; other types encode its weights again, which adds errors.
     """
     if sum(value is not None for value in (type, options["target_bytes"], options["target_bpw"])) > 1:
         raise click.UsageError("expected one of --type, --target-size and --target-bpw, found more", ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -12,13 +12,11 @@ from click.shell_completion import CompletionItem
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    expert_min_p_option,
     force_option,
     json_option,
     model_option,
-    override_options,
+    opening_options,
     path_type,
-    threads_option,
     windows_option,
 )
 from pymixtral.cli.text import read_text, shorten, table, wrap, write, write_json
@@ -26,7 +24,6 @@ from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
     from pymixtral.evaluation.routing import Usage
-    from pymixtral.model.overrides import Override
 
 _NAME = 32
 """Characters of a domain's name."""
@@ -95,9 +92,7 @@ Examples:
 @click.option("--html", type=path_type(), metavar="FILE", help="Write a page that shows the texts coloured by expert.")
 @click.option("--png", type=path_type(), metavar="FILE", help="Write a picture; it needs pymixtral[plot].")
 @force_option
-@threads_option
-@override_options
-@expert_min_p_option
+@opening_options(kv_type=False)
 @json_option
 @click.pass_context
 def routing(
@@ -106,17 +101,13 @@ def routing(
     model: Path | None,
     files: list[tuple[str, Path]],
     layers: tuple[int, ...],
-    n_ctx: int,
     n_windows: int | None,
     trace: Path | None,
     full: bool,
     html: Path | None,
     png: Path | None,
     force: bool,
-    n_threads: int | None,
-    experts_used: int | list[int] | None,
-    overrides: dict[str, Override],
-    expert_min_p: float,
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Show which experts the tokens of texts go to.
@@ -147,16 +138,12 @@ def routing(
         routing_plot.check()
     with opened(
         model,
-        n_ctx=n_ctx,
-        n_threads=n_threads,
-        experts_used=experts_used,
-        overrides=overrides,
-        expert_min_p=expert_min_p,
+        **opening,
     ) as engine:
         n_layers, title = engine.config.n_layers, f"Which experts: {engine.path.name}"
         if layers and max(layers) >= n_layers:
             raise click.UsageError(f"expected --layer from 0 to {n_layers - 1}, found {max(layers)}", ctx)
-        domains = evaluation.trace(engine, texts, n_ctx=n_ctx, n_windows=n_windows, full=full)
+        domains = evaluation.trace(engine, texts, n_ctx=opening["n_ctx"], n_windows=n_windows, full=full)
         usages = [evaluation.usage(domain) for domain in domains]
         if trace:
             evaluation.save(domains, trace, force=force)

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    expert_min_p_option,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     prompt_options,
-    threads_option,
 )
 from pymixtral.cli.text import read_prompt, shorten, table, write, write_json
-
-if TYPE_CHECKING:
-    from pymixtral.model.overrides import Override
 
 
 @click.command(
@@ -44,10 +38,7 @@ Examples:
     help="A text that may follow; may be repeated.",
 )
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
-@expert_min_p_option
+@opening_options()
 @json_option
 @click.pass_context
 def score(
@@ -57,12 +48,7 @@ def score(
     prompt: str | None,
     file: Path | None,
     continuations: tuple[str, ...],
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | list[int] | None,
-    expert_min_p: float,
-    overrides: dict[str, Override],
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Say how likely texts are to follow another one.
@@ -77,12 +63,7 @@ def score(
     prompt = read_prompt(ctx, prompt, file)
     with opened(
         model,
-        n_ctx=n_ctx,
-        n_threads=n_threads,
-        kv_type=kv_type,
-        experts_used=experts_used,
-        expert_min_p=expert_min_p,
-        overrides=overrides,
+        **opening,
     ) as engine:
         scores = engine.score(prompt, continuations)
     found = list(zip(continuations, scores, strict=True))

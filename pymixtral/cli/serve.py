@@ -6,27 +6,21 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pymixtral.cli.model import opened
 from pymixtral.cli.options import (
     context_option,
-    engine_options,
     json_option,
-    kv_type_option,
     model_option,
-    override_options,
+    opening_options,
     path_type,
-    threads_option,
 )
 from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note
 from pymixtral.errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from pymixtral.model.overrides import Override
 
 _KEYS = "PYMIXTRAL_API_KEYS"
 
@@ -95,10 +89,7 @@ Examples:
 )
 @click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
 @context_option(runs=True)
-@threads_option
-@kv_type_option
-@override_options
-@engine_options
+@opening_options(shared=True)
 @json_option
 def serve(
     model: Path | None,
@@ -112,14 +103,7 @@ def serve(
     timeout: float | None,
     drain: float,
     trace: Path | None,
-    n_ctx: int | None,
-    n_threads: int | None,
-    kv_type: str,
-    experts_used: int | None,
-    overrides: dict[str, Override],
-    max_batch: int,
-    cache_bytes: int | None,
-    pace: float | None,
+    opening: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's service does.
@@ -141,28 +125,18 @@ def serve(
         any_model=not strict_model,
         keys=keys,
         cors_origins=cors_origins,
-        max_batch=max_batch,
+        max_batch=opening["max_batch"],
         max_waiting=max_waiting,
         timeout=timeout,
         drain=drain,
     )
-    options: dict[str, Any] = {
-        "n_ctx": n_ctx,
-        "n_threads": n_threads,
-        "kv_type": kv_type,
-        "experts_used": experts_used,
-        "overrides": overrides,
-        "max_batch": max_batch,
-        "cache_bytes": cache_bytes,
-        "pace": pace,
-    }
     with listen(host, port) as listener:
         log = Log("json" if as_json else "text", trace)
         settings = replace(settings, loopback=is_loopback(listener))
         note(f"Serving on {url_of(listener)}")
         if not settings.loopback and not keys:
             note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
-        run(settings, listener, partial(opened, model, chats=True, **options), log)
+        run(settings, listener, partial(opened, model, chats=True, **opening), log)
 
 
 def _refuse_workers() -> None:

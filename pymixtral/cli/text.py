@@ -37,6 +37,11 @@ def slow_note(types: Sequence[str]) -> str:
     return f"the type{plural} {', '.join(types)} {have} no fast kernels here, so expect a low speed"
 
 
+def counted(n: int, thing: str) -> str:
+    """So many things, such as "1 item" and "2 items"."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
     """Makes lines of columns two spaces apart, indented by two. align: < or > for each column."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(align))]

@@ -2,22 +2,25 @@
 
 The work is that of `Mixtral.generate`: a prompt of n_prompt tokens at once, then n_generate passes
 of one token each. The tokens are random, whatever the model would choose, because repeated ones
-would go to the same experts. The limits, memory read bandwidth and int8 throughput, are measured between the
-repetitions.
+would go to the same experts. The limits, how fast the mapped model file is read and the throughput of int8
+products, are measured between the repetitions.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
+from pymixtral.evaluation.time_line import TimeLine, divide_time
 from pymixtral.inspection import probe
 from pymixtral.mixtral import Mixtral
+from pymixtral.ops import PartTime
 from pymixtral.progress import progress_bar
 
 
@@ -38,10 +41,12 @@ class Bench:
         prompt_limit: prompt_gmacs divided by int8_gmacs.
         generation_rate: tokens/s after the prompt.
         generation_bandwidth: weights read after the prompt, in 10^9 bytes/s.
-        generation_limit: generation_bandwidth divided by read_bandwidth; above 1 perhaps for a
-            model whose weights fit the CPU's caches.
-        read_bandwidth: the machine's memory read bandwidth, in 10^9 bytes/s.
+        generation_limit: generation_bandwidth divided by read_bandwidth.
+        read_bandwidth: how fast the machine reads the mapped model file, in 10^9 bytes/s. That is
+            the bandwidth of the memory, or of the CPU's caches where the file fits them.
         int8_gmacs: the machine's int8 throughput, in 10^9 multiply-accumulates/s.
+        time_line: where the time of a generated token goes, in the repetition of median speed; None
+            if that was not asked for.
     """
 
     model: str
@@ -59,6 +64,7 @@ class Bench:
     generation_limit: float
     read_bandwidth: float
     int8_gmacs: float
+    time_line: TimeLine | None = None
 
 
 def bench(
@@ -68,6 +74,7 @@ def bench(
     n_generate: int = 128,
     repetitions: int = 5,
     seed: int = 0,
+    time_line: bool = False,
     progress: bool = True,
 ) -> Bench:
     """Measure the speed of a model.
@@ -78,6 +85,8 @@ def bench(
         n_generate: tokens after it, at least 1.
         repetitions: how often to measure, at least 1.
         seed: of the random tokens.
+        time_line: whether to find out where the time of a generated token goes. It takes some 1% of the
+            demo model's speed, and less of that of larger models.
         progress: show a bar on stderr if that is a terminal.
 
     Returns:
@@ -96,18 +105,21 @@ def bench(
             "measure fewer or ask for a longer context"
         )
     ids = np.random.default_rng(seed).integers(0, model.config.n_vocab, n_prompt + n_generate, np.int32)
-    prompts, generations, bandwidths, int8_rates = [], [], [], []
+    prompts, bandwidths, int8_rates = [], [], []
+    generations: list[tuple[float, Sequence[PartTime]]] = []
+    file = max(model.mapped(), key=len)
     _prompt(model, ids[:n_prompt])  # pages the weights in and sizes the scratch memory
     for _ in progress_bar(range(repetitions), unit=" repetitions", shown=progress):
         prompts.append(_prompt(model, ids[:n_prompt]))
-        generations.append(_generate(model, ids, n_prompt))
-        bandwidths.append(probe.read_bandwidth([model.n_threads])[model.n_threads])
+        generations.append(_timed(model, ids, n_prompt) if time_line else (_generate(model, ids, n_prompt), []))
+        bandwidths.append(probe.read_bandwidth([model.n_threads], mapped=file)[model.n_threads])
         int8_rates.append(probe.int8_rate(model.n_threads).gmacs)
     prompt_rate = n_prompt / statistics.median(prompts)
-    generation_rate = n_generate / statistics.median(generations)
+    generation_rate = n_generate / statistics.median(seconds for seconds, _ in generations)
     prompt_gmacs = prompt_rate * model.prompt_weights / 1e9
     generation_bandwidth = generation_rate * model.active_bytes / 1e9
     read_bandwidth, int8_gmacs = statistics.median(bandwidths), statistics.median(int8_rates)
+    seconds, parts = sorted(generations, key=lambda one: one[0])[(repetitions - 1) // 2]
     return Bench(
         model=str(model.path),
         isa=model.isa,
@@ -124,6 +136,7 @@ def bench(
         generation_limit=generation_bandwidth / read_bandwidth,
         read_bandwidth=read_bandwidth,
         int8_gmacs=int8_gmacs,
+        time_line=divide_time(parts, seconds, n_generate, read_bandwidth) if time_line else None,
     )
 
 
@@ -133,6 +146,13 @@ def _prompt(model: Mixtral, ids: I32) -> float:
     begin = time.perf_counter()
     model.logits(ids, last_only=True)
     return time.perf_counter() - begin
+
+
+def _timed(model: Mixtral, ids: I32, n_prompt: int) -> tuple[float, list[PartTime]]:
+    """What _generate() returns, and where C's part of it goes."""
+    with model.timed() as parts:
+        seconds = _generate(model, ids, n_prompt)
+    return seconds, parts
 
 
 def _generate(model: Mixtral, ids: I32, n_prompt: int) -> float:

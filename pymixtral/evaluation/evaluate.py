@@ -55,7 +55,7 @@ class Card:
         experts_used: experts for each token.
         kv_type: the type of cached keys and values.
         n_ctx: most tokens of prompt and answer.
-        overrides: metadata that replaced the file's.
+        overrides: metadata that replaced the file's, and other choices of when it was opened.
     """
 
     name: str
@@ -73,21 +73,21 @@ class Card:
         """The card of an open model."""
         weights: dict[str, int] = {}
         n_bytes = 0
-        for tensor in model._file.tensors.values():
+        for tensor in model.core.file.tensors.values():
             name = show_type(tensor.type)
             weights[name] = weights.get(name, 0) + math.prod(tensor.shape)
             n_bytes += tensor.data.nbytes
         total = sum(weights.values())
         return cls(
             name=model.path.name,
-            digest=model._file.digest().hex(),
+            digest=model.core.file.digest().hex(),
             type=max(weights, key=lambda name: weights[name]),
             bits_per_weight=round(8 * n_bytes / total, 4),
             parameters=total,
             experts_used=model.config.n_experts_used,
             kv_type=model.kv_type,
             n_ctx=model.n_ctx,
-            overrides=dict(model._different),
+            overrides={**model.core.different, **model.config.choices},
         )
 
 

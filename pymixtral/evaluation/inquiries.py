@@ -132,7 +132,7 @@ class _Running(Generic[K, T]):
     def __init__(self, asking: Asking[K, T], model: Mixtral) -> None:
         self.asking = asking
         self.result: Any = None
-        self._engine = model._engine
+        self._engine = model.core.engine
         self._question: Question[Any] | None = None
         self._stages: deque[tuple[Sequence[Request], Sequence[Request]]] = deque()
         self._n_sent = 0

@@ -117,7 +117,7 @@ class MixtralLM(TemplateLM):  # type: ignore[misc]  # it has no types
     @property
     def tokenizer_name(self) -> str:
         """A name for the vocabulary and the chat format, for the harness's caches."""
-        return f"pymixtral-{self.model._file.digest().hex()[:16]}-{self.model.chat_format(self._chat_format).name}"
+        return f"pymixtral-{self.model.core.file.digest().hex()[:16]}-{self.model.chat_format(self._chat_format).name}"
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Write a conversation as the model was trained to read it.
@@ -132,7 +132,7 @@ class MixtralLM(TemplateLM):  # type: ignore[misc]  # it has no types
         prompt = self.model.chat_format(self._chat_format).prompt(
             chat_history, continue_final=not add_generation_prompt
         )
-        tokenizer = self.model._text_tokenizer()
+        tokenizer = self.model.core.tokenizer()
         parts = [
             tokenizer.token_bytes(id) if tokenizer.has_text(id) else tokenizer.special_name(id).encode()
             for id in prompt.ids
@@ -175,7 +175,7 @@ class MixtralLM(TemplateLM):  # type: ignore[misc]  # it has no types
         """Those that begin alike stand together."""
         alike = Counter(context[:_PAGE] for context in continuations)
         for context in sorted(continuations):
-            question = scores(self.model._factory, context, [ids for _, ids in continuations[context]], {})
+            question = scores(self.model.core.factory, context, [ids for _, ids in continuations[context]], {})
             begins = context[:_PAGE]
             yield Asking(context, _once(question), begins if len(begins) == _PAGE and alike[begins] > 1 else None)
 
@@ -247,12 +247,7 @@ class MixtralLM(TemplateLM):  # type: ignore[misc]  # it has no types
         if chat:
             format = self.model.chat_format(self._chat_format)
             more = {"begins_text": chat.begins_text, "more_stops": format.stops, "more_stop_ids": format.stop_ids}
-        question = sampled(
-            lambda i, chosen: [self.model._factory.continuation(ids, chosen, streams=False, seed_index=i, **more)],
-            1,
-            None,
-            options | {"max_tokens": max_tokens},
-        )
+        question = sampled(self.model.core.factory, [ids], 1, None, options | {"max_tokens": max_tokens}, **more)
         (completion,) = yield question
         return str(completion.text)
 

@@ -189,7 +189,7 @@ class SessionFile:
             raise self._error("a session of the open model", "one of another model", "open the model that it is of")
         if overrides != binding.overrides:
             raise self._error(
-                "a session with the overrides, experts_used and expert_min_p of the open model",
+                "a session with the overrides, experts_used, expert_min_p and activations of the open model",
                 "one with others",
                 "open the model with those",
             )

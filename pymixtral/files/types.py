@@ -82,18 +82,18 @@ WEIGHT_TYPES = {
     _Type.Q4_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
     _Type.Q4_K: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
     _Type.IQ4_XS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.IQ3_S: WeightType(kernels=True, encoder=True, f16_at=(0,)),
     _Type.Q3_K: WeightType(kernels=True, encoder=True, f16_at=(108,)),
+    _Type.IQ3_XXS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
     _Type.Q2_K: WeightType(kernels=True, encoder=True, f16_at=(80, 82)),
+    _Type.IQ2_S: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.IQ2_XS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
+    _Type.IQ2_XXS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
     _Type.IQ1_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
     _Type.IQ1_M: WeightType(kernels=False, encoder=False),  # its f16 scale is in four pieces
-    _Type.IQ2_XXS: WeightType(kernels=True, encoder=False, f16_at=(0,)),
-    _Type.IQ2_XS: WeightType(kernels=True, encoder=False, f16_at=(0,)),
-    _Type.IQ2_S: WeightType(kernels=True, encoder=False, f16_at=(0,)),
-    _Type.IQ3_XXS: WeightType(kernels=True, encoder=False, f16_at=(0,)),
-    _Type.IQ3_S: WeightType(kernels=True, encoder=False, f16_at=(0,)),
-    _Type.TQ1_0: WeightType(kernels=False, encoder=False, f16_at=(52,)),
-    _Type.TQ2_0: WeightType(kernels=False, encoder=False, f16_at=(64,)),
-    _Type.MXFP4: WeightType(kernels=False, encoder=False),  # its scale is the exponent of a power of two
+    _Type.TQ1_0: WeightType(kernels=True, encoder=False, f16_at=(52,)),
+    _Type.TQ2_0: WeightType(kernels=True, encoder=False, f16_at=(64,)),
+    _Type.MXFP4: WeightType(kernels=True, encoder=False),  # its scale is the exponent of a power of two
 }
 """The types that a model may have. Those with an encoder come first, from the largest to the
 smallest; of bf16 and f16, which are as large, bf16 first, since published weights are bf16."""

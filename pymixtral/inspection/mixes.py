@@ -27,16 +27,19 @@ _VARIANTS = {
     "q4_k_s": Type.Q4_K,
     "q3_k_l": Type.Q3_K,
     "q3_k_m": Type.Q3_K,
+    "iq3_m": Type.IQ3_S,
     "q3_k_s": Type.Q3_K,
+    "iq2_m": Type.IQ2_S,
 }
-_OWN = {show_type(kind): kind for kind in ENCODED_TYPES if kind not in _VARIANTS.values()}
+_OWN = {show_type(kind): kind for kind in ENCODED_TYPES if f"{show_type(kind)}_s" not in _VARIANTS}
 
 MIXES = dict(sorted((_VARIANTS | _OWN).items(), key=lambda mix: -bits_per_weight(mix[1])))
 """By name, the type of most matrices; from the largest to the smallest file."""
 
 EVERY_TOKEN = {
-    Type.Q2_K: (Type.Q4_K, Type.Q5_K),
-    Type.Q3_K: (Type.Q4_K, Type.Q5_K),
+    **dict.fromkeys(
+        (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.Q2_K, Type.IQ3_XXS, Type.IQ3_S, Type.Q3_K), (Type.Q4_K, Type.Q5_K)
+    ),
     Type.IQ4_XS: (Type.Q5_K, Type.Q5_K),
     Type.IQ4_NL: (Type.Q5_K, Type.Q5_K),
     Type.Q4_0: (Type.Q5_K, Type.Q5_K),
@@ -57,9 +60,10 @@ smaller than with llama.cpp's rules, except in q3_k_l (0.3% larger, attn_output 
 (0.2%), q2_k and iq4_xs (0.03% and less)."""
 
 _NARROW = {
-    Type.Q2_K: Type.IQ4_NL,
-    Type.Q3_K: Type.IQ4_NL,
-    Type.IQ4_XS: Type.IQ4_NL,
+    **dict.fromkeys(
+        (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.Q2_K, Type.IQ3_XXS, Type.IQ3_S, Type.Q3_K, Type.IQ4_XS),
+        Type.IQ4_NL,
+    ),
     Type.Q4_K: Type.Q5_0,
     Type.Q5_K: Type.Q5_1,
     Type.Q6_K: Type.Q8_0,
@@ -154,11 +158,23 @@ def _attn_v(mix: str, i: int, n: int) -> Type | None:
         return Type.Q5_K if i < 2 else Type.Q4_K
     if mix == "q4_k_s":
         return Type.Q5_K if i < 4 else None
+    if MIXES[mix] in (Type.IQ2_XXS, Type.IQ2_XS, Type.IQ2_S, Type.IQ3_XXS, Type.IQ3_S):
+        return Type.Q4_K
     return {"q2_k": Type.Q4_K, "q3_k_l": Type.Q5_K, "iq4_nl": Type.Q5_K, "iq4_xs": Type.Q5_K}.get(mix)
 
 
 def _attn_output(mix: str, i: int, n: int) -> Type | None:  # noqa: ARG001
-    return {"q2_k": Type.Q3_K, "q3_k_m": Type.Q4_K, "q3_k_l": Type.Q5_K}.get(mix)
+    return {
+        "iq2_xxs": Type.IQ3_XXS,
+        "iq2_xs": Type.IQ3_XXS,
+        "iq2_s": Type.IQ3_S,
+        "iq2_m": Type.IQ3_S,
+        "q2_k": Type.Q3_K,
+        "iq3_xxs": Type.IQ3_S,
+        "iq3_m": Type.Q4_K,
+        "q3_k_m": Type.Q4_K,
+        "q3_k_l": Type.Q5_K,
+    }.get(mix)
 
 
 def _ffn_down(mix: str, i: int, n: int) -> Type | None:
@@ -168,6 +184,12 @@ def _ffn_down(mix: str, i: int, n: int) -> Type | None:
         return Type.Q5_K if i < n // 8 else None
     if mix == "q3_k_m":
         return Type.Q5_K if i < n // 16 else Type.Q4_K
+    if mix == "iq3_m":
+        return Type.Q4_K if _more_bits(i, n) else None
+    if mix in ("iq2_xxs", "iq2_xs"):
+        return Type.IQ2_S if i < n // 8 else None
+    if mix in ("iq2_m", "iq3_xxs"):
+        return Type.IQ3_S if i < n // 8 else None
     return {"q2_k": Type.Q3_K, "q3_k_l": Type.Q5_K}.get(mix)
 
 

@@ -47,6 +47,7 @@ class ModelConfig:
         fewer_experts: experts that a token uses in each layer, where layers differ; else empty.
         expert_min_p: experts that are less than this part as likely as a token's first one are not
             used; 0: all are.
+        planes: int8 numbers that stand for an activation: 1, or 2 for some 16 bits.
     """
 
     name: str
@@ -66,11 +67,26 @@ class ModelConfig:
     rope_scaling: RopeScaling = UNSCALED
     fewer_experts: tuple[int, ...] = ()
     expert_min_p: float = 0.0
+    planes: int = 1
 
     @property
     def experts_used(self) -> tuple[int, ...]:
         """Experts that a token uses in each layer."""
         return self.fewer_experts or (self.n_experts_used,) * self.n_layers
+
+    @property
+    def choices(self) -> dict[str, object]:
+        """What was chosen when the model was opened and no metadata can say: arguments of Mixtral and
+        their values, but for those that change nothing.
+        """
+        chosen: dict[str, object] = {}
+        if self.fewer_experts:
+            chosen["experts_used"] = list(self.fewer_experts)
+        if self.expert_min_p:
+            chosen["expert_min_p"] = self.expert_min_p
+        if self.planes == 2:
+            chosen["activations"] = "int16"
+        return chosen
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:

@@ -55,6 +55,7 @@ class Model:
         self.config = config
         self.weights = weights
         self.context = ops.Context(n_threads, isa)
+        self.context.planes = config.planes
         self._prefetch = ops.PrefetchTrial(self.context)
         self.layers = [
             ops.Layer(

@@ -17,6 +17,9 @@ Override = int | float | bool | str
 ExpertsUsed = int | Sequence[int]
 """Experts that a token uses: one number, or one for each layer."""
 
+ACTIVATIONS = ("int8", "int16")
+"""How activations are rounded before products with quantized weights; int16 is two planes of int8."""
+
 _TOKENIZER: dict[str, type] = {
     **dict.fromkeys((f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "eot", "eom", "unknown")), int),
     **dict.fromkeys(("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"), bool),
@@ -33,6 +36,7 @@ KEYS: dict[str, type] = {
 """The keys that can be given and their types: all that pymixtral reads, but for arrays and for the
 keys of the file's own form."""
 
+_EXPERTS = "llama.expert_count"
 _EXPERTS_USED = "llama.expert_used_count"
 
 
@@ -55,7 +59,7 @@ def override(
 
     Raises:
         InvalidArgumentError: overrides is no mapping, a key is not in KEYS, a value is not of its
-            type, or experts_used contradicts the overrides.
+            type, or experts_used contradicts the overrides or is more than there are experts.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise InvalidArgumentError(
@@ -77,6 +81,14 @@ def override(
         raise InvalidArgumentError(
             f"expected experts_used or an override of '{_EXPERTS_USED}', found both, and different"
         )
+    if experts_used is not None:
+        n_experts = changes.get(_EXPERTS, file.metadata.get(_EXPERTS, 0))
+        if type(n_experts) is int and n_experts < most:  # what is no integer is refused with the file
+            raise InvalidArgumentError(
+                f"expected experts_used of at most the model's {n_experts} experts, found {most}"
+                if n_experts
+                else f"expected no experts_used for a dense model, which has no experts, found {most}"
+            )
     different = {
         key: value
         for key, value in changes.items()
@@ -114,6 +126,24 @@ def with_experts(config: ModelConfig, experts_used: ExpertsUsed | None, expert_m
             f"found {len(each)}"
         )
     return replace(config, fewer_experts=each if len(set(each)) > 1 else (), expert_min_p=least)
+
+
+def with_activations(config: ModelConfig, activations: str) -> ModelConfig:
+    """The numbers of a model whose activations are rounded so finely.
+
+    Args:
+        config: the model's numbers.
+        activations: "int8" or "int16".
+
+    Returns:
+        The model's numbers.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    if activations not in ACTIVATIONS:
+        raise InvalidArgumentError(f"expected activations to be 'int8' or 'int16', found {shown(activations)}")
+    return replace(config, planes=1 + ACTIVATIONS.index(activations))
 
 
 def _most(experts_used: ExpertsUsed) -> int:

@@ -1,8 +1,8 @@
 """The C library as NumPy functions; the only package that imports the extension.
 
 `operations`, `layer`, `layers` and `sampling` have a function for each entry point, `context` has the threads and the
-instruction set that they run with, `prefetch` chooses a context's hint, `views` has the arrays as C
-sees them, and `native` the extension.
+instruction set that they run with, `prefetch` chooses a context's hint, `timing` says where its time
+goes, `views` has the arrays as C sees them, and `native` the extension.
 """
 
 from pymixtral.ops.context import Context, available_isas, built_isas
@@ -25,14 +25,17 @@ from pymixtral.ops.operations import (
 from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefetch
 from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
+from pymixtral.ops.timing import LINE, PARTS, PartTime, ThreadTime, read, start_timing, stop_timing
 from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
     "EVERY",
+    "LINE",
     "MAX_THREADS",
     "NEVER",
     "NUMERICS_VERSION",
     "PAGE",
+    "PARTS",
     "Batch",
     "BoundMatrix",
     "CacheLayer",
@@ -40,10 +43,12 @@ __all__ = [
     "Context",
     "Layer",
     "Observer",
+    "PartTime",
     "PrefetchTrial",
     "Runs",
     "SamplerRow",
     "Stack",
+    "ThreadTime",
     "Threads",
     "asked_prefetch",
     "attention",
@@ -58,6 +63,7 @@ __all__ = [
     "layer_experts",
     "matmul",
     "quantize_activations",
+    "read",
     "rms_norm",
     "rope",
     "rope_table",
@@ -65,5 +71,7 @@ __all__ = [
     "run_layers",
     "sample",
     "silu_mul",
+    "start_timing",
+    "stop_timing",
     "thread_limits",
 ]

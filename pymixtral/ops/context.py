@@ -55,6 +55,7 @@ class Context:
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer: Any = None
         self._prefetch = "near"
+        self._planes = 1
         if n_threads is None:
             n_threads = thread_limits().default
         n_threads = integer("n_threads", n_threads, 1, MAX_THREADS)
@@ -107,6 +108,23 @@ class Context:
             raise InvalidArgumentError(f"expected a prefetch hint 'near' or 'far', found '{hint}': set one of them")
         check(lib.pmx_ctx_prefetch(self.pointer, hints[hint]))
         self._prefetch = hint
+
+    @property
+    def planes(self) -> int:
+        """How finely products round activations.
+
+        With 1, as at first, they are int8. With 2, a second int8 rounds what the first left, so that
+        they have some 16 bits.
+
+        Raises:
+            InvalidArgumentError: when it is set to another number.
+        """
+        return self._planes
+
+    @planes.setter
+    def planes(self, n: int) -> None:
+        check(lib.pmx_ctx_planes(self.pointer, integer("planes", n, 1, 2)))
+        self._planes = n
 
     def cancel(self, on: bool = True) -> None:
         """Cancel the call that is running and all later ones: they raise CanceledError.

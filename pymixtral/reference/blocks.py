@@ -19,6 +19,9 @@ from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, MATRIX_TYPES, 
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
 """The 16 values of iq4_nl and iq4_xs, from ggml."""
 
+FOURS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int32)
+"""The 16 values of mxfp4, twice those of the 4-bit floats of the OCP Microscaling formats."""
+
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
@@ -60,6 +63,12 @@ def f16(raw: U8, at: int) -> F32:
     """
     widened: F32 = np.ascontiguousarray(raw[..., at : at + 2]).view(np.dtype("<f2"))[..., 0].astype(np.float32)
     return widened
+
+
+def power(raw: U8) -> F32:
+    """The powers of two 2^(e - 128) of bytes e, float32 of the same shape; two are subnormal."""
+    powers: F32 = np.ldexp(np.float32(1), raw.astype(np.int32) - 128)
+    return powers
 
 
 def _nibbles(packed: U8) -> I32:
@@ -206,6 +215,21 @@ def _iq3_s(raw: U8) -> Blocks:
     return _entries(GGMLQuantizationType.IQ3_S, index, raw[..., 74:106], f16(raw, 0), _fields(raw[..., 106:], 1, 4))
 
 
+def _digits(packed: U8, n: int) -> I32:
+    """int32 [..., n * m] of bytes [..., m]: the first digit of each in base 3, then the second ones.
+
+    A byte b has the n digits of floor(3^n * b / 256); b * 3 mod 256 has them from the second one on.
+    """
+    moved = packed[..., None, :] * np.array([1, 3, 9, 27, 81], np.uint8)[:n, None]
+    return (moved.astype(np.int32) * 3 >> 8).reshape(*packed.shape[:-1], -1)
+
+
+def _tq1_0(raw: U8) -> Blocks:
+    """Five digits of base 3 a byte (32 bytes, then 16), four a byte (4 bytes), d."""
+    digits = [_digits(raw[..., :32], 5), _digits(raw[..., 32:48], 5), _digits(raw[..., 48:52], 4)]
+    return Blocks(f16(raw, 52), np.concatenate(digits, axis=-1) - 1)
+
+
 DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_0: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 2:]) - 8),
     GGMLQuantizationType.Q4_1: lambda raw: Blocks(f16(raw, 0), _nibbles(raw[..., 4:]), f16(raw, 2)),
@@ -217,6 +241,7 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     ),
     GGMLQuantizationType.Q8_0: lambda raw: Blocks(f16(raw, 0), raw[..., 2:].view(np.int8).astype(np.int32)),
     GGMLQuantizationType.IQ4_NL: lambda raw: Blocks(f16(raw, 0), TABLE[_nibbles(raw[..., 2:])]),
+    GGMLQuantizationType.MXFP4: lambda raw: Blocks(power(raw[..., 0]), FOURS[_nibbles(raw[..., 1:])]),
     GGMLQuantizationType.Q2_K: _q2_k,
     GGMLQuantizationType.Q3_K: _q3_k,
     GGMLQuantizationType.Q4_K: _q4_k,
@@ -228,6 +253,8 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.IQ3_XXS: _iq3_xxs,
     GGMLQuantizationType.IQ3_S: _iq3_s,
     GGMLQuantizationType.IQ4_XS: _iq4_xs,
+    GGMLQuantizationType.TQ1_0: _tq1_0,
+    GGMLQuantizationType.TQ2_0: lambda raw: Blocks(f16(raw, 64), _fields(raw[..., :64], 32, 2) - 1),
 }
 """For each type in blocks, from the raw bytes, uint8 [rows, n_blocks, block bytes], to Blocks."""
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, F64, I32, U32, IdArray
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.reference.oracle import exp
+from pymixtral.reference.arithmetic import exp
 from pymixtral.sampling.parameters import SamplingParameters
 
 _LARGEST = np.finfo(np.float32).max  # what a product beyond float32 becomes, so that logits stay finite
@@ -194,7 +194,7 @@ class Sampler:
         ids = ids[self.weights(logits[ids]) >= p.min_p]
         if p.xtc_probability > 0 and self.uniform() < p.xtc_probability:
             weights = self.weights(logits[ids])
-            n_top = _n_before(weights < p.xtc_threshold * np.cumsum(weights)[-1])
+            n_top = _n_before((weights < p.xtc_threshold * np.cumsum(weights)[-1]) | (weights == 0))
             ids = ids[max(n_top - 1, 0) :]
         return ids
 

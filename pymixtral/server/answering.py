@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from pymixtral.errors import PymixtralError
 from pymixtral.server.errors import APIError, api_error
 from pymixtral.server.record import current
-from pymixtral.server.service import Service, ending, get_service
+from pymixtral.server.service import Service, get_service, server_ends
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def _leaving(receive: Receive, service: Service) -> asyncio.Task[None]:
 
 def _why(leaving: asyncio.Task[None]) -> APIError:
     if leaving.cancelled():
-        return ending()
+        return server_ends()
     return APIError(499, "expected a client that waits, found that it has left", code="client_left")
 
 
@@ -111,7 +111,7 @@ class _Events(Response):
         last = 0.0
         try:
             while True:
-                chunk = chunk or asyncio.ensure_future(_next(self._chunks))
+                chunk = chunk or asyncio.ensure_future(next_of(self._chunks))
                 both: set[asyncio.Future[Any]] = {chunk, leaving}
                 await asyncio.wait(
                     both, timeout=self._service.settings.ping_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -120,7 +120,7 @@ class _Events(Response):
                     return
                 error: BaseException | None = None
                 if leaving.done():
-                    error = ending()
+                    error = server_ends()
                 elif chunk.done():
                     error = chunk.exception()
                 if not started:
@@ -153,8 +153,16 @@ class _Events(Response):
                 await close()
 
 
-async def _next(chunks: AsyncIterator[Chunk]) -> Chunk:
-    return await chunks.__anext__()
+async def next_of(iterator: AsyncIterator[T]) -> T:
+    """Await the next value of an iterator, as a coroutine that a task can be made of.
+
+    Args:
+        iterator: what is read.
+
+    Raises:
+        StopAsyncIteration: at its end.
+    """
+    return await iterator.__anext__()
 
 
 async def _send(send: Send, body: bytes) -> None:

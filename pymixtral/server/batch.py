@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import stat
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -13,18 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from pymixtral.arguments import integer, shown
+from pymixtral.arguments import shown
 from pymixtral.asynchronous import AsyncMixtral
-from pymixtral.bulk.prompts import MAX_LINE, Prompt, digest, json_line
-from pymixtral.bulk.records import Records
+from pymixtral.bulk.job import Job
+from pymixtral.bulk.lines import Line, json_line
+from pymixtral.bulk.records import Record
 from pymixtral.errors import InvalidArgumentError, NonFiniteError, PymixtralError, UnsupportedError
-from pymixtral.files.atomic import check_dest
-from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.kinds import named
 from pymixtral.mixtral import Mixtral
-from pymixtral.progress import progress_bar
 from pymixtral.server.api.bodies import Body, of_library
 from pymixtral.server.api.chat import answer_chat
 from pymixtral.server.api.chat_requests import ChatRequest
@@ -61,143 +54,80 @@ URLS = tuple(_ENDPOINTS)
 """The endpoints that a batch may ask."""
 
 
-class Batch:
-    """A file of requests, and the file that their answers are written into.
+@dataclass(frozen=True)
+class _Request(Line):
+    id: str
+    custom_id: str
+    url: str
+    body: dict[str, Any]
+
+
+class Batch(Job[_Request]):
+    """A file of requests, and the file that their answers are written into; see Job.
 
     Each line of the requests is {"custom_id": ..., "method": "POST", "url": ..., "body": {...}}; each
     of the answers {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}. A
     request that is refused has an answer with the status and the body of an error.
 
-    A record that the output has is not computed again, so the same call goes on where an earlier one
-    ended. Each has a digest of its line, and of the model's name, size, n_ctx, kv_type and
-    configuration.
-
     Args:
         model: answers.
         requests: the file of requests.
-        output: the file of answers. It grows a record at a time, in the order of the requests.
+        output: the file of answers.
         force: begin anew, whatever the output holds.
-
-    Attributes:
-        n_requests: requests in the file; 0 before check().
-        n_done: requests that have a record in the output.
-        n_resumed: those of them that another run has made.
-        n_failed: those of them whose answer is an error.
-        seconds: time of this run.
 
     Raises:
         OutputError: if the output is one of the files that are read, or cannot be written.
     """
 
+    noun = "request"
+
     def __init__(self, model: Mixtral, requests: Path, output: Path, *, force: bool = False) -> None:
-        self._requests, self._output, self._force = requests, output, force
-        with GGUFFile(model.path) as file:
-            check_dest(output, [requests, *file.paths], force=True)  # all shards
+        super().__init__(model, requests, output, force=force)
         self._service = Service(Settings(), AsyncMixtral(model))
-        self._key = str((model.path.name, model.path.stat().st_size, model.n_ctx, model.kv_type, model.config))
-        self.n_requests = self.n_done = self.n_resumed = self.n_failed = 0
-        self.seconds = 0.0
 
-    def check(self) -> None:
-        """Check all lines, but for their bodies, which are refused one by one.
+    # --- Parts of the job -------------------------------------------------------------------------
 
-        Raises:
-            InvalidArgumentError: for a line that is no request, and for a custom_id that occurs
-                twice; it names the file and the line.
-            OSError: if the file cannot be read.
-        """
-        lines: dict[str, int] = {}
-        for request in self._read():
-            id = request.options["custom_id"]
-            if id in lines:
-                raise InvalidArgumentError(
-                    f"{named(self._requests)}, line {request.line}: expected another custom_id in each line, found "
-                    f"{shown(id)} as in line {lines[id]}"
-                )
-            lines[id] = request.line
-        self.n_requests = len(lines)
+    def _parse(self, data: bytes, number: int, index: int, digest: str) -> _Request:
+        fields = _fields(data)
+        id, custom_id = f"batch_req_{digest}", fields["custom_id"]
+        head = json_line({"id": id, "custom_id": custom_id})[:-1]
+        return _Request(number, index, head, id, custom_id, fields["url"], fields["body"])
 
-    def run(self, n_in_flight: int = 32, *, progress: bool = True) -> None:
-        """Compute the answers that the output does not have. An exception, such as KeyboardInterrupt,
-        leaves those that are complete.
+    def _check(self, line: _Request, known: dict[str, int]) -> None:
+        if line.custom_id in known:
+            raise InvalidArgumentError(
+                f"expected another custom_id in each line, found {shown(line.custom_id)} as in line "
+                f"{known[line.custom_id]}"
+            )
+        known[line.custom_id] = line.number
 
-        Args:
-            n_in_flight: how many requests the engine has at a time.
-            progress: show a bar where standard error is a terminal.
-
-        Raises:
-            InvalidArgumentError: as check(), which comes first.
-            OutputError: if the output cannot be written, or holds something else.
-            ModelFileError: if the model's file was shortened while in use.
-            ClosedError: if the model is closed.
-        """
-        n_in_flight = integer("n_in_flight", n_in_flight, 1)
-        if not self.n_requests:
-            self.check()
-        begin = time.perf_counter()
-        with Records(self._output, force=self._force) as records:
-            self.n_resumed, self.n_failed = records.skip(self._read())
-            self.n_done = self.n_resumed
-            with progress_bar(total=self.n_requests, initial=self.n_done, unit=" requests", shown=progress) as bar:
-                try:
-                    asyncio.run(self._answer_all(records, n_in_flight, bar))
-                finally:
-                    self.seconds = time.perf_counter() - begin
+    def _answer_all(self, lines: Iterator[_Request], n_in_flight: int) -> None:
+        asyncio.run(self._answer_in_order(lines, n_in_flight))
 
     # --- Parts ------------------------------------------------------------------------------------
 
-    def _read(self) -> Iterator[Prompt]:
-        """The requests: lines, whose fields are the options of a Prompt."""
-        index = number = 0
-        with self._requests.open("rb") as file:
-            if not stat.S_ISREG(self._requests.stat().st_mode):
-                raise InvalidArgumentError(
-                    f"{named(self._requests)}: expected a file of requests that can be read twice, found something "
-                    "else: save the requests in a file first"
-                )
-            while data := file.readline(MAX_LINE + 1):
-                number += 1
-                if data.isspace():
-                    continue
-                try:
-                    fields = _fields(data)
-                except (APIError, InvalidArgumentError) as error:
-                    raise InvalidArgumentError(f"{named(self._requests)}, line {number}: {error}") from None
-                head = {"id": f"batch_req_{digest(self._key, data)}", "custom_id": fields["custom_id"]}
-                yield Prompt(number, index, "", fields, json_line(head)[:-1])
-                index += 1
-
-    async def _answer_all(self, records: Records, n_in_flight: int, bar: tqdm[Any]) -> None:
-        """Writes the records in the order of the requests. Answers that are complete before wait."""
+    async def _answer_in_order(self, requests: Iterator[_Request], n_in_flight: int) -> None:
+        """Answers that are complete before their turn wait."""
         places = asyncio.Semaphore(n_in_flight)
-        requests = islice(self._read(), self.n_done, None)
-        tasks: deque[asyncio.Task[tuple[str, bool]]] = deque()
+        tasks: deque[asyncio.Task[Record]] = deque()
         try:
             while True:
                 for request in islice(requests, _AHEAD * n_in_flight - len(tasks)):
                     tasks.append(asyncio.create_task(self._record(request, places)))
                 if not tasks:
                     break
-                record, failed = await tasks[0]
+                self._write(await tasks[0])
                 tasks.popleft()
-                records.append(record)
-                self.n_done += 1
-                self.n_failed += failed
-                bar.update()
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _record(self, request: Prompt, places: asyncio.Semaphore) -> tuple[str, bool]:
+    async def _record(self, request: _Request, places: asyncio.Semaphore) -> Record:
         async with places:
-            status, body = await self._answer(request.options["url"], request.options["body"])
-        id = request.head.partition('"id": "')[2].partition('"')[0]
-        response = {"status_code": status, "request_id": id, "body": body}
-        failed = status != 200
-        # Records knows a record that failed by what stands first.
-        fields = {"error": None, "response": response} if failed else {"response": response, "error": None}
-        return f"{request.head}, {json_line(fields)[1:]}\n", failed
+            status, body = await self._answer(request.url, request.body)
+        response = {"status_code": status, "request_id": request.id, "body": body}
+        return Record(request, {"response": response, "error": None}, failed=status != 200)
 
     async def _answer(self, url: str, given: Any) -> tuple[int, dict[str, Any]]:
         """The status and the body of an answer."""
@@ -216,9 +146,10 @@ class Batch:
 
 
 def _fields(data: bytes) -> dict[str, Any]:
-    if len(data) > MAX_LINE:
-        raise InvalidArgumentError(f"expected a line of at most {MAX_LINE} bytes, found more: cut the request")
-    fields = parse_json(data)
+    try:
+        fields = parse_json(data)
+    except APIError as error:
+        raise InvalidArgumentError(str(error)) from None
     if not isinstance(fields, dict):
         raise InvalidArgumentError(f"expected an object with custom_id, url and body, found {shown(fields)}")
     for name in fields:

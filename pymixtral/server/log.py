@@ -10,16 +10,13 @@ import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from pymixtral.errors import OutputError
 from pymixtral.escapes import escaped, escaped_json
 
 if TYPE_CHECKING:
     from pymixtral.server.record import Record
-
-FORMS = ("text", "json", "off")
-"""How requests are logged."""
 
 _MOST_WAITING = 10_000
 """Lines that wait to be written; more are dropped. So many take some megabytes."""
@@ -86,14 +83,14 @@ class Log:
     """What a server tells about its requests: a line each on standard error, and another in a trace.
 
     Args:
-        form: one of FORMS.
+        form: how requests are told: "text", for people, "json" or "off".
         trace: a file that the phases of requests are added to; None: there is none.
 
     Raises:
         OutputError: if the file cannot be written.
     """
 
-    def __init__(self, form: str = "off", trace: Path | None = None) -> None:
+    def __init__(self, form: Literal["text", "json", "off"] = "off", trace: Path | None = None) -> None:
         self._form = form
         self._file: TextIO | None = None
         if trace is not None:
@@ -138,12 +135,16 @@ class Log:
         self.note(f"request {id}: {''.join(traceback.format_exception(error))}")
 
     def close(self) -> None:
-        """Write what waits, and close the trace."""
-        self._lines.close()
+        """Write what waits, and how many lines were lost; close the trace."""
+        lost = self._lines.dropped
         if self._trace and self._file:
             self._trace.close()
             with suppress(OSError):
                 self._file.close()
+            lost += self._trace.dropped
+        if lost:
+            self.note(f"Lost lines of the log and the trace: {lost}, for which there was no reader or no room.")
+        self._lines.close()
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pymixtral.server.access import PUBLIC, Access
 from pymixtral.server.errors import APIError, answer
 from pymixtral.server.record import Record, current, name_of
-from pymixtral.server.service import Service, ending
+from pymixtral.server.service import Service, server_ends
 
 
 class Door:
@@ -55,7 +55,7 @@ class Door:
             try:
                 self._access.check(record.method, record.path, headers)
                 if self._service.draining and record.path not in PUBLIC:
-                    raise ending()
+                    raise server_ends()
                 await self._app(scope, await self._with_body(headers, receive), send_named)
             except Exception as error:
                 if not isinstance(error, APIError):
@@ -83,7 +83,7 @@ class Door:
                     408, f"expected the body of the request within {settings.body_seconds:g} s, found it not complete"
                 )
             if reading.cancelled():
-                raise ending()
+                raise server_ends()
             body = reading.result()
         finally:
             reading.cancel()

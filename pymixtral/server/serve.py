@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import os
 import signal
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
@@ -40,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         The socket.
 
     Raises:
-        InvalidArgumentError: if there is no such address, or the port is in use.
+        InvalidArgumentError: if there is no such address, or the port is in use or not for this user.
     """
     try:
         found = socket.getaddrinfo(host or "an empty name", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -52,9 +54,16 @@ def listen(host: str, port: int) -> socket.socket:
             dualstack_ipv6=family == socket.AF_INET6 and address[0] == "::",
         )
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name with an empty or a long part
+        number = getattr(error, "errno", None) or 0
+        why = os.strerror(number) if number > 0 else getattr(error, "strerror", None) or error  # < 0: of a name
+        if number in (errno.EADDRINUSE, errno.EACCES):
+            raise InvalidArgumentError(
+                f"expected port to be one that is free, found {port} of {host} ({why}): choose another one, or 0 for "
+                "any that is free"
+            ) from None
         raise InvalidArgumentError(
-            f"expected an address of this machine and a port that is free, found host={host!r} and port={port} "
-            f"({getattr(error, 'strerror', None) or error}): choose others, such as port=0 for any that is free"
+            f"expected host to be a name or an address of this machine, found {shown(host)} ({why}): choose another "
+            "one, such as 127.0.0.1"
         ) from None
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
@@ -17,14 +17,21 @@ from pymixtral.server.log import Log
 from pymixtral.server.metrics import Metrics
 from pymixtral.server.record import Record, current
 from pymixtral.server.settings import Settings
+from pymixtral.threads import starting_threads
 
 if TYPE_CHECKING:
     from pymixtral.asynchronous import AsyncMixtral
     from pymixtral.engine.completion import Completion
     from pymixtral.engine.stats import EngineStats
 
+T = TypeVar("T")
+
 _LONGEST_RETRY = 60
 """Seconds that a client is told to wait at most. OpenAI's wait no longer than 120."""
+
+_TOKENIZING = 2
+"""Requests for tokens alone that are computed at a time. Python computes one at a time anyway; with a
+second one a short text need not wait for a long one."""
 
 _WEIGHT = 0.2
 """Of the last request in the mean time of requests."""
@@ -89,6 +96,7 @@ class Service:
         self._mean_seconds = 1.0
         self._waits: set[asyncio.Future[Any]] = set()
         self._cut = False
+        self._tokenizing = asyncio.Semaphore(_TOKENIZING)
         if model is not None:
             self.open(model)
 
@@ -197,6 +205,36 @@ class Service:
         finally:
             self.n_admitted -= n
 
+    async def tokenized(self, make: Callable[[], T]) -> T:
+        """Have a thread make what tokenizing is all the work of. The engine's queue does not count it.
+
+        Only some do so at a time, and the others wait. So there are threads left for the texts of requests
+        that were admitted, however many long texts come.
+
+        Args:
+            make: what the thread calls. It goes on when nobody waits for it any more.
+
+        Returns:
+            What make returns.
+
+        Raises:
+            Exception: whatever make raises.
+        """
+        await self._tokenizing.acquire()
+        try:
+            with starting_threads():
+                making = asyncio.get_running_loop().run_in_executor(None, make)
+        except BaseException:
+            self._tokenizing.release()
+            raise
+        making.add_done_callback(self._made)
+        return await asyncio.shield(making)
+
+    def _made(self, making: asyncio.Future[Any]) -> None:
+        self._tokenizing.release()
+        if not making.cancelled():
+            making.exception()  # nobody may be left who asks
+
     def _retry_after(self) -> int:
         """Seconds until a place may be free: requests end one after the other, max_batch at once."""
         turns = self.n_admitted / self.settings.max_batch
@@ -241,7 +279,7 @@ class Service:
             wait.cancel()
 
 
-def ending() -> APIError:
+def server_ends() -> APIError:
     """Make the error of a request to a server that is about to end."""
     return APIError(
         503,

@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from pymixtral.text import template_functions as functions
+from pymixtral.text.template_text import STR_METHODS, Function, formatted
 from pymixtral.text.template_values import (
     Namespace,
     TemplateError,
     Text,
     Undefined,
     Work,
+    attribute_of,
     bounded,
     cut,
     is_scalar,
@@ -31,7 +33,7 @@ from pymixtral.text.template_values import (
 WITH_FUNCTION = ("map", "select", "reject", "selectattr", "rejectattr")
 """The filters that apply other filters and tests."""
 
-_METHODS = ((str, functions.STR_METHODS), (dict, functions.DICT_METHODS), ((list, tuple), functions.LIST_METHODS))
+_METHODS = ((str, STR_METHODS), (dict, functions.DICT_METHODS), ((list, tuple), functions.LIST_METHODS))
 
 
 class Scope:
@@ -53,7 +55,7 @@ class Scope:
 class Method:
     """A method that is called with its value."""
 
-    def __init__(self, function: functions.Function, value: Any) -> None:
+    def __init__(self, function: Function, value: Any) -> None:
         self.function = function
         self.value = value
 
@@ -61,7 +63,7 @@ class Method:
 class Global:
     """A function of the template's world."""
 
-    def __init__(self, function: functions.Function) -> None:
+    def __init__(self, function: Function) -> None:
         self.function = function
 
 
@@ -211,7 +213,7 @@ class Expressions(ABC):
     def _get_Mod(self, node: Any, scope: Scope) -> Any:
         left, right = self.value(node.left, scope), self.value(node.right, scope)
         if isinstance(left, str):
-            return functions.formatted(self.work, left, right)
+            return formatted(self.work, left, right)
         return numeric(left) % numeric(right)
 
     def _get_Pow(self, node: Any, scope: Scope) -> Any:
@@ -281,7 +283,7 @@ class Expressions(ABC):
         found = listed(self.work, values) if values else []
         if name == "map" and "attribute" in named:
             default = named.get("default", Undefined(named["attribute"]))
-            got = [functions.attribute(self.work, value, named["attribute"]) for value in found]
+            got = [attribute_of(self.work, value, named["attribute"]) for value in found]
             return [default if isinstance(value, Undefined) else value for value in got]
         subject = (lambda value: value) if not name.endswith("attr") else self._subject(args)
         table = functions.FILTERS if name == "map" else functions.TESTS
@@ -303,7 +305,7 @@ class Expressions(ABC):
         if not args:
             raise TemplateError("selects by an attribute without naming it")
         attribute = args.pop(0)
-        return lambda value: functions.attribute(self.work, value, attribute)
+        return lambda value: attribute_of(self.work, value, attribute)
 
     def _get_Test(self, node: Any, scope: Scope) -> bool:
         args, named = self._arguments(node, scope)

@@ -167,6 +167,13 @@ def bounded(value: Any) -> Any:
     return value
 
 
+def as_integer(value: Any) -> int:
+    """An integer, in its bounds."""
+    if not isinstance(value, int):
+        raise TemplateError(f"needs an integer, and has a value of type {type(value).__name__}")
+    return bounded(value)  # type: ignore[no-any-return]
+
+
 def listed(work: Work, value: Any) -> list[Any]:
     """The items of a value that is iterated."""
     if isinstance(value, Undefined):
@@ -178,6 +185,21 @@ def listed(work: Work, value: Any) -> list[Any]:
         work.spend(len(value))
         return list(value)
     raise TemplateError(f"iterates over a value of type {type(value).__name__}")
+
+
+def attribute_of(work: Work, value: Any, name: Any) -> Any:
+    """`value.name`, as filters that take an attribute's name find it: dots lead further."""
+    for part in str(name).split(".") if isinstance(name, str) else [name]:
+        work.spend()
+        if isinstance(value, dict):
+            value = value.get(part, Undefined(part)) if is_scalar(part) else Undefined(part)
+        elif isinstance(value, (list, tuple)) and isinstance(part, (int, str)) and str(part).isdigit():
+            value = value[int(part)] if len(str(part)) < 10 and int(part) < len(value) else Undefined(part)
+        elif isinstance(value, Namespace):
+            value = value.values.get(str(part), Undefined(part))
+        else:
+            value = Undefined(part)
+    return value
 
 
 def printed(work: Work, value: Any) -> str:

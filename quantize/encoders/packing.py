@@ -20,11 +20,15 @@ class Blocks:
 
     Attributes:
         d: float32 [blocks], the scales, exact in f16.
-        codes: uint8 [blocks, elements], the integers of the weights, from 0; of q8_0 as int8.
+        codes: uint8 [blocks, elements], the integers of the weights, from 0; of q8_0 as int8; of a
+            lattice empty.
         m: float32 [blocks], what is subtracted, in blocks of 256 the scales of `minimums`, exact in
             f16; empty for a type that has none.
         scales: int32 [blocks, sub-blocks], of blocks of 256, else empty.
         minimums: int32 [blocks, sub-blocks], of blocks of 256 of a type that has them, else empty.
+        entries: int32 [blocks, groups], of a lattice, else empty.
+        signs: uint8 [blocks, elements / 8], of a lattice, else empty: bit i is set if weight i of
+            the 8 is negative.
     """
 
     d: F32
@@ -32,6 +36,8 @@ class Blocks:
     m: F32 = field(default_factory=lambda: np.zeros(0, np.float32))
     scales: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
     minimums: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    entries: I32 = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    signs: U8 = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
 
 
 def pack(kind: GGMLQuantizationType, blocks: Blocks) -> U8:
@@ -105,6 +111,46 @@ def _iq4_xs(f: Blocks) -> list[U8]:
     return [_half(f.d), _fields(scales >> 4, 1, 2), _fields(scales, 1, 4), _fields(f.codes, 16, 4)]
 
 
+def _low_bytes(f: Blocks) -> U8:
+    low: U8 = (f.entries & 255).astype(np.uint8)
+    return low
+
+
+def _words(words: Any, kind: str) -> U8:
+    """Integers [blocks, n] as little-endian bytes."""
+    packed: U8 = np.ascontiguousarray(words.astype(kind)).view(np.uint8)
+    return packed
+
+
+def _signs_and_scales(f: Blocks) -> U8:
+    """Of each 32 a word of four times 7 signs and a scale of 4 bits."""
+    signs = f.signs.reshape(len(f.signs), 8, 4).astype(np.uint32) & 127
+    words = np.bitwise_or.reduce(signs << np.arange(0, 28, 7, dtype=np.uint32), axis=2)
+    return _words(words | f.scales.astype(np.uint32) << 28, "<u4")
+
+
+def _iq2_xxs(f: Blocks) -> list[U8]:
+    parts = [part.reshape(-1, 8, 4) for part in (_low_bytes(f), _signs_and_scales(f))]
+    return [_half(f.d), np.concatenate(parts, axis=2).reshape(-1, 64)]
+
+
+def _iq2_xs(f: Blocks) -> list[U8]:
+    words = f.entries | (f.signs & 127).astype(np.int32) << 9
+    return [_half(f.d), _words(words, "<u2"), _fields(f.scales, 1, 4)]
+
+
+def _iq2_s(f: Blocks) -> list[U8]:
+    return [_half(f.d), _low_bytes(f), f.signs, _fields(f.entries >> 8, 1, 2), _fields(f.scales, 1, 4)]
+
+
+def _iq3_xxs(f: Blocks) -> list[U8]:
+    return [_half(f.d), _low_bytes(f), _signs_and_scales(f)]
+
+
+def _iq3_s(f: Blocks) -> list[U8]:
+    return [_half(f.d), _low_bytes(f), _fields(f.entries >> 8, 1, 1), f.signs, _fields(f.scales, 1, 4)]
+
+
 _PARTS: dict[GGMLQuantizationType, Callable[[Blocks], list[U8]]] = {
     _Type.Q8_0: lambda f: [_half(f.d), f.codes],
     _Type.Q4_0: lambda f: [_half(f.d), _fields(f.codes, 16, 4)],
@@ -118,4 +164,9 @@ _PARTS: dict[GGMLQuantizationType, Callable[[Blocks], list[U8]]] = {
     _Type.Q5_K: _q5_k,
     _Type.Q6_K: _q6_k,
     _Type.IQ4_XS: _iq4_xs,
+    _Type.IQ2_XXS: _iq2_xxs,
+    _Type.IQ2_XS: _iq2_xs,
+    _Type.IQ2_S: _iq2_s,
+    _Type.IQ3_XXS: _iq3_xxs,
+    _Type.IQ3_S: _iq3_s,
 }

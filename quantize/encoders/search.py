@@ -26,6 +26,7 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32, U8
 
+from .lattices import LATTICES, Lattice
 from .packing import Blocks, pack
 
 ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
@@ -62,16 +63,24 @@ class Grid:
         up: the same, when it gets a positive code.
         steps: candidates for scale * q - minimum: inverse scales times the range of the weights.
         offsets: the same: what is added to the codes.
+        lattice: of a type whose codes are entries of one: q is what an entry stands for, without
+            signs, and `up` has the candidates, of which the first makes weights of one magnitude
+            exact. Its integer scales are whole numbers and a half.
     """
 
     sub: int
     n_sub: int
     codes: tuple[int, int] | None
-    scales: tuple[int, int] = (1, 1)
+    scales: tuple[float, float] = (1, 1)
     down: tuple[np.float32, ...] = ()
     up: tuple[np.float32, ...] = ()
     steps: tuple[np.float32, ...] = ()
     offsets: tuple[np.float32, ...] = ()
+    lattice: Lattice | None = None
+
+
+def _lattice(kind: GGMLQuantizationType, sub: int, up: tuple[np.float32, ...]) -> Grid:
+    return Grid(sub, 256 // sub, None, (0.5, 15.5), up=up, lattice=LATTICES[kind])
 
 
 KINDS = GGMLQuantizationType
@@ -88,6 +97,11 @@ GRIDS = {
     KINDS.Q5_K: Grid(32, 8, (0, 31), (0, 63), steps=_range(30.25, 0.5, 6), offsets=OFFSETS),
     KINDS.Q6_K: Grid(16, 16, (-32, 31), (-128, 127), down=_range(31, 0.25, 9)),
     KINDS.IQ4_XS: Grid(32, 8, None, (-32, 31), down=_range(95, 4, 13), up=_range(95, 4, 9)),
+    KINDS.IQ2_XXS: _lattice(KINDS.IQ2_XXS, 32, _range(2, 3, 7)),
+    KINDS.IQ2_XS: _lattice(KINDS.IQ2_XS, 16, _range(2, 3, 7)),
+    KINDS.IQ2_S: _lattice(KINDS.IQ2_S, 16, _range(2, 3, 7)),
+    KINDS.IQ3_XXS: _lattice(KINDS.IQ3_XXS, 32, _range(2, 6.5, 8)),
+    KINDS.IQ3_S: _lattice(KINDS.IQ3_S, 32, _range(2, 6.5, 8)),
 }
 """The candidates give the extreme weight a code around the end of the range. On Gaussian and
 Laplacian weights and on tests/data/tiny-mixtral's, candidates half as far apart lower errors by
@@ -126,8 +140,11 @@ def encode(kind: GGMLQuantizationType, x: F32, importance: F32 | None) -> U8:
     weights = np.broadcast_to(ONE if importance is None else weights_of(importance), x.shape)
     tiles = [np.ascontiguousarray(a.reshape(-1, grid.sub).T) for a in (x, weights)]
     with np.errstate(all="ignore"):
-        found = _affine(grid, *tiles) if grid.steps else _symmetric(grid, *tiles)
-    found.codes = np.ascontiguousarray(found.codes.T).reshape(-1, grid.sub * grid.n_sub)
+        if grid.lattice:
+            found = _of_lattice(grid, grid.lattice, *tiles)
+        else:
+            found = _affine(grid, *tiles) if grid.steps else _symmetric(grid, *tiles)
+            found.codes = np.ascontiguousarray(found.codes.T).reshape(-1, grid.sub * grid.n_sub)
     return pack(kind, found).reshape(x.shape[0], -1)
 
 
@@ -176,7 +193,10 @@ def _quantize(grid: Grid, x: F32, inverse: F32, offset: Any) -> F32:
 
 
 def _sums(grid: Grid, x: F32, w: F32, inverse: F32, offset: Any) -> F32:
-    """[3, sub-blocks]: the sums of w*q, w*q*q and w*q*x."""
+    """[3, sub-blocks]: the sums of w*q (of a lattice 0), w*q*q and w*q*x."""
+    if grid.lattice:
+        _, qq, xq = grid.lattice.nearest(x, w, inverse)
+        return np.stack([np.zeros_like(qq), qq, xq])
     total = np.zeros((3, x.shape[1]), np.float32)
     for xi, wi in zip(x, w, strict=True):
         q = _quantize(grid, xi, inverse, offset)
@@ -193,7 +213,7 @@ def _finish(grid: Grid, x: F32, w: F32, d: F32, m: F32, scales: F32, minimums: F
     codes = np.searchsorted(VALUES, q) if grid.codes is None else q - np.float32(grid.codes[0])
     shape = (-1, grid.n_sub)
     integers = [of_sub.reshape(shape).astype(np.int32) for of_sub in (scales, minimums)]
-    return Blocks(d, codes.astype(np.uint8), m, *integers)
+    return Blocks(d, codes.astype(np.uint8), m, integers[0], integers[1])
 
 
 def _lengthened(grid: Grid, x: F32, w: F32, q: F32, d: F32, m: F32, scales: F32, minimums: F32) -> tuple[F32, F32]:
@@ -219,12 +239,25 @@ def _symmetric(grid: Grid, x: F32, w: F32) -> Blocks:
     return _finish(grid, x, w, d, np.zeros_like(d), scales, zeros, zeros)
 
 
+def _of_lattice(grid: Grid, lattice: Lattice, x: F32, w: F32) -> Blocks:
+    x, signs = lattice.magnitudes(x, w)
+    d, scales = _fit_scales(grid, x, w, _find_scales(grid, x, w))
+    entries = lattice.nearest(x, w, _finite_ratio(ONE, np.repeat(d, grid.n_sub) * scales))[0]
+    q = lattice.values_of(entries)
+    d, _ = _lengthened(grid, x, w, q, d, np.zeros_like(d), scales, np.zeros_like(scales))
+    by_block = [np.ascontiguousarray(a.T).reshape(len(d), -1) for a in (entries, signs, scales)]
+    no_codes: U8 = np.zeros((len(d), 0), np.uint8)
+    return Blocks(d, no_codes, scales=by_block[2].astype(np.int32), entries=by_block[0], signs=by_block[1])
+
+
 def _find_scales(grid: Grid, x: F32, w: F32) -> F32:
     scale, best = np.zeros((2, x.shape[1]), np.float32)
     extreme = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], 0)[0]
+    if grid.lattice:
+        extreme = np.abs(extreme)
     for c in (*(-c for c in grid.down), *grid.up, None, None):
         _, qq, xq = _sums(grid, x, w, _finite_ratio(ONE, scale) if c is None else _finite_ratio(c, extreme), ZERO)
-        candidate = _ratio(xq, qq)
+        candidate = _ratio(np.maximum(xq, ZERO) if grid.lattice else xq, qq)
         gain = xq * candidate
         better = gain > best
         best, scale = np.where(better, gain, best), np.where(better, candidate, scale)
@@ -235,14 +268,17 @@ def _fit_scales(grid: Grid, x: F32, w: F32, found: F32) -> tuple[F32, F32]:
     """d [blocks] and the integer scales, float32 [sub-blocks]."""
     lo, hi = grid.scales
     by_block = found.reshape(-1, grid.n_sub)
-    d = _scale16(np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], 1)[:, 0] / np.float32(lo))
+    largest = np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], 1)[:, 0]
+    d = _scale16(largest / np.float32(hi if grid.lattice else lo))
+    half = np.float32(0.5 if grid.lattice else 0)
     chosen_d, total = d, np.full_like(d, np.inf)
     chosen: F32 = np.zeros_like(by_block)
     for _ in range(2):
         of_sub = np.repeat(d, grid.n_sub)
         best: F32 = np.full((4, len(found)), np.inf, np.float32)
         for delta in DELTAS:
-            candidate = _clamped(_rounded(found * _finite_ratio(ONE, of_sub)) + np.float32(delta), lo, hi)
+            nearest = _rounded(found * _finite_ratio(ONE, of_sub) - half) + half
+            candidate = _clamped(nearest + np.float32(delta), lo, hi)
             scale = of_sub * candidate
             _, qq, xq = _sums(grid, x, w, _finite_ratio(ONE, scale), ZERO)
             error = scale * (scale * qq - (xq + xq))
@@ -252,7 +288,7 @@ def _fit_scales(grid: Grid, x: F32, w: F32, found: F32) -> tuple[F32, F32]:
         total = np.where(better, _sum(error), total)
         chosen_d, chosen = np.where(better, d, chosen_d), np.where(better[:, None], integer, chosen)
         following = _scale16(_ratio(_sum(integer * xq), _sum(integer * integer * qq)))
-        d = np.where(np.isinf(following), d, following)
+        d = np.where(np.isinf(following) | ((following <= 0) & (grid.lattice is not None)), d, following)
     return chosen_d, chosen.reshape(-1)
 
 

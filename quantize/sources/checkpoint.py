@@ -13,6 +13,7 @@ from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, InvalidArgumentError
 from pymixtral.model.config import ModelConfig
 
+from .packed import PackedTensor, Packing
 from .stored import StoredTensor
 from .targets import Target
 
@@ -30,6 +31,7 @@ class Checkpoint:
         metadata: of a GGUF file, encoded, by key; empty for others.
         notes: what a user should know, a sentence each.
         zero_nonfinite: weights that are NaN or infinite count as 0, instead of being an error.
+        packing: how its matrices of four bits are packed; None of a checkpoint that has none.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Checkpoint:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zero_nonfinite: bool = False
+    packing: Packing | None = None
 
     @property
     def tied(self) -> bool:
@@ -56,6 +59,12 @@ class Checkpoint:
         beside = self.path.iterdir() if self.path.is_dir() else ()
         return (*self.files, *(entry for entry in beside if entry.is_file() and entry.suffix != ".gguf"))
 
+    def packed(self, target: Target) -> tuple[PackedTensor, ...]:
+        """The packed matrices that a target consists of; none, if any of its sources is not packed."""
+        tensors = [self.tensors[source] for source in target.sources]
+        packed = tuple(tensor for tensor in tensors if isinstance(tensor, PackedTensor))
+        return packed if len(packed) == len(tensors) else ()
+
     def per_expert(self) -> Checkpoint:
         """The checkpoint with a target for each expert in place of the merged ones.
 
@@ -70,7 +79,7 @@ class Checkpoint:
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError if a file of the weights was changed since it was opened."""
-        for file in {tensor.file for tensor in self.tensors.values()}:
+        for file in {file for tensor in self.tensors.values() for file in tensor.files}:
             file.check_unchanged()
 
     def check_tensors(self) -> Checkpoint:

@@ -1,7 +1,7 @@
 """Checkpoints in Hugging Face's form: config.json and safetensors.
 
 These are one file or several shards, with experts one by one, fused as in transformers 5, or
-stacked as in MLX.
+stacked as in MLX; also what GPTQ and AWQ made of them, with experts one by one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pymixtral.model.config import ModelConfig
 from .buffers import without_buffers
 from .checkpoint import Checkpoint
 from .numbered import numbered_files
+from .quantization import unpacked
 from .rope import read_rope
 from .safetensors import read_all, read_safetensors
 from .stored import SourceFile, StoredTensor, Type
@@ -34,6 +35,9 @@ INDEX = "model.safetensors.index.json"
 
 _MAX_NAME_BYTES = 255
 """Of a file, on the file systems in use."""
+
+_AUTOGPTQ = re.compile(r"(gptq_model-4bit-(?:-1|\d+)g\.safetensors)(?:\.index\.json)?", re.ASCII)
+"""What AutoGPTQ called its single file, or index, where transformers did not choose the name."""
 
 _SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors", re.ASCII)
 
@@ -86,11 +90,19 @@ _CLASSES: dict[str, dict[str, Any]] = {
 
 def has_weights(directory: Path) -> bool:
     """Whether a directory holds a checkpoint of this form."""
-    whole = (directory / SINGLE, directory / INDEX)
     # A link that leads nowhere is a broken download, which is to be named.
-    return any(path.exists() or path.is_symlink() for path in whole) or any(
+    return any(path.exists() or path.is_symlink() for path in _whole(directory)) or any(
         _SHARD.fullmatch(entry.name) for entry in directory.iterdir()
     )
+
+
+def _whole(directory: Path) -> tuple[Path, Path]:
+    """The single file with all weights, and the index of shards, whichever may be there."""
+    single = directory / SINGLE
+    if not any(path.exists() or path.is_symlink() for path in (single, directory / INDEX)):
+        matches = (_AUTOGPTQ.fullmatch(entry.name) for entry in directory.iterdir())
+        single = directory / min((match[1] for match in matches if match), default=SINGLE)
+    return single, single.with_name(f"{single.name}.index.json")
 
 
 def read(directory: Path) -> Checkpoint:
@@ -109,6 +121,7 @@ def read(directory: Path) -> Checkpoint:
     config, tied, notes = read_config(directory / "config.json")
     files, stored = _read_weights(directory)
     stored, left_out = without_buffers(directory, stored, config)
+    stored, packing, packed = unpacked(directory, stored)
     tensors = _computed(directory, config)
     for name, tensor in _by_expert(directory, config, stored) if config.n_experts > 1 else stored.items():
         if name in tensors:
@@ -118,7 +131,8 @@ def read(directory: Path) -> Checkpoint:
             )
         tensors[name] = tensor
     plan = tuple(targets(config, tied))
-    return Checkpoint(directory, config, files, tensors, plan, notes=(*notes, *left_out)).check_tensors()
+    notes = (*notes, *left_out, *packed)
+    return Checkpoint(directory, config, files, tensors, plan, notes=notes, packing=packing).check_tensors()
 
 
 def read_config(path: Path) -> tuple[ModelConfig, bool, tuple[str, ...]]:
@@ -232,7 +246,7 @@ def _by_expert(
 
 
 def _read_weights(directory: Path) -> tuple[tuple[Path, ...], dict[str, StoredTensor]]:
-    single, index = directory / SINGLE, directory / INDEX
+    single, index = _whole(directory)
     if single.exists() or single.is_symlink():
         return (single,), read_safetensors(single)
     if not (index.exists() or index.is_symlink()):
@@ -252,7 +266,7 @@ def _read_weights(directory: Path) -> tuple[tuple[Path, ...], dict[str, StoredTe
         for name, tensor in read_safetensors(path).items():
             if places.get(name) != path.name:
                 raise CheckpointError(
-                    f"{path}: tensor {shown(name)}: expected it in {shown(places.get(name))}, as {INDEX} says, "
+                    f"{path}: tensor {shown(name)}: expected it in {shown(places.get(name))}, as {index.name} says, "
                     "found it here"
                 )
             tensors[name] = tensor

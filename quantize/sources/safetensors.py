@@ -38,6 +38,12 @@ _BUFFER_TYPES = _TYPES | {
 }
 """Types of tensors that are no weights: of these only the sizes count."""
 
+_PACKED_TYPES = {"I32": Type.I32}
+"""Of the tensors of _PACKED, which hold words of 32 bits."""
+
+_PACKED = ("qweight", "qzeros", "g_idx")
+"""The last parts of the names of what GPTQ and AWQ store in place of a weight."""
+
 
 def read_all(files: Iterable[Path]) -> dict[str, StoredTensor]:
     """Opens the files of a checkpoint.
@@ -116,10 +122,12 @@ def _entry(path: Path, name: str, value: Any, header: dict[str, Any]) -> _Entry:
     if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: expected an object of dtype, shape and data_offsets, found {shown(value)}")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    types = _BUFFER_TYPES if is_buffer(name) else _TYPES
+    packed = name.rpartition(".")[2] in _PACKED
+    types = _BUFFER_TYPES if is_buffer(name) else _PACKED_TYPES if packed else _TYPES
     if not isinstance(dtype, str) or dtype not in types:
+        expected = "I32" if packed else "F32, F16 or BF16"
         raise CheckpointError(
-            f"{where}: dtype: expected F32, F16 or BF16, found {shown(dtype)}{_quantized_by(name, header)}: "
+            f"{where}: dtype: expected {expected}, found {shown(dtype)}{_quantized_by(name, header)}: "
             "quantize from the unquantized checkpoint"
         )
     if not _natural_numbers(shape) or len(shape) > 8:
@@ -138,7 +146,7 @@ def _entry(path: Path, name: str, value: Any, header: dict[str, Any]) -> _Entry:
 def _quantized_by(name: str, header: dict[str, Any]) -> str:
     """The program that quantized a tensor, as its name and those beside it tell."""
     stem, _, last = name.rpartition(".")
-    if last in ("qweight", "qzeros", "g_idx"):
+    if last in _PACKED:
         return ", as GPTQ and AWQ store quantized weights"
     if f"{stem}.scales" in header and f"{stem}.biases" in header:
         return " with scales and biases, as MLX stores quantized weights"

@@ -15,11 +15,17 @@ from gguf import GGMLQuantizationType
 from pymixtral.arrays import F32, I64, U8
 from pymixtral.errors import CheckpointError
 from pymixtral.files.identity import check_unchanged, identity
-from pymixtral.files.types import row_bytes
+from pymixtral.files.types import FLOAT_TYPES, row_bytes
 
 Type = GGMLQuantizationType
 
 _MAX_READ = 1 << 30  # Linux reads at most 2 GiB at a time, macOS refuses more
+
+_SKIP = 1 << 14
+"""Bytes that take as long to read as the call that would skip them: lines of fewer are read whole."""
+
+_SLAB = 1 << 20
+"""Bytes of such lines that are read at a time."""
 
 
 class SourceFile:
@@ -107,6 +113,11 @@ class StoredTensor:
     values: F32 | None = None
 
     @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """All files that it is read from."""
+        return (self.file,)
+
+    @property
     def row_bytes(self) -> int:
         """The bytes of a row as it is stored."""
         return row_bytes(self.type, self.shape[-1])
@@ -161,10 +172,17 @@ class StoredTensor:
         wanted = np.arange(n_rows)[rows]
         begin, end = (int(wanted.min()), int(wanted.max()) + 1) if len(wanted) else (0, 0)
         size = row_bytes(self.type, 1)
-        stored = np.empty((n_cols, end - begin, size), np.uint8)
-        for i, line in enumerate(stored):
-            self.file.read_into(line, self.offset + (i * n_rows + begin) * size)
-        return np.ascontiguousarray(stored[:, wanted - begin].swapaxes(0, 1)).reshape(len(wanted), n_cols * size)
+        stored = np.empty((n_cols, end - begin), np.dtype(f"<u{size}"))
+        if n_rows * size < _SKIP:
+            whole, step = replace(self, shape=(n_cols, n_rows), transposed=False), _SLAB // max(1, n_rows * size)
+            for i in range(0, n_cols, step):
+                lines = slice(i, i + step)
+                stored[lines] = whole.raw(lines).view(stored.dtype)[:, begin:end]
+        else:
+            for i, line in enumerate(stored):
+                self.file.read_into(line.view(np.uint8), self.offset + (i * n_rows + begin) * size)
+        columns = stored if isinstance(rows, slice) else stored[:, wanted - begin]
+        return np.ascontiguousarray(columns.T).view(np.uint8)
 
     def floats(self, rows: slice | I64 = slice(None)) -> F32:
         """Reads rows as floats, exactly those of f32, f16 and bf16.
@@ -193,3 +211,19 @@ class StoredTensor:
             return bits.view(np.float32)
         assert self.dequantize is not None
         return self.dequantize(self.type, raw)
+
+    def encoded(self, kind: Type, rows: slice | I64) -> U8 | None:
+        """Reads rows that are in a quantized type already: encoding them again would only add errors.
+
+        Args:
+            kind: the type.
+            rows: which.
+
+        Returns:
+            uint8 [n, row_bytes], or None of a tensor that is in no quantized type, or in another.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        kept = self.type == kind and self.dequantize is not None and kind not in FLOAT_TYPES
+        return self.raw(rows) if kept else None

@@ -118,6 +118,31 @@ def test_texts_that_wait_for_a_long_one_are_bounded(
         assert [record["index"] for record in read(output)] == list(range(40))
 
 
+def test_errors_that_wait_for_a_long_text_are_bounded_too(
+    model: Mixtral, prompts: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(prompts, [{"prompt": TEXT, "max_tokens": 90}, *[{"prompt": []}] * 40])
+    failure, write_record = module._failure, Bulk._write
+    made: list[int] = []
+    ahead: list[int] = []
+
+    def counted(prompt: Any, error: BaseException) -> Any:
+        made.append(prompt.index)
+        return failure(prompt, error)
+
+    def noted(self: Bulk, record: Any) -> None:
+        ahead.append(len(made))
+        write_record(self, record)
+
+    monkeypatch.setattr(module, "_failure", counted)
+    monkeypatch.setattr(Bulk, "_write", noted)
+    monkeypatch.setattr(module, "_AHEAD_BYTES", 300)
+    bulk = Bulk(model, prompts, output, ignore_eos=True)
+    bulk.run(4)
+    assert 1 <= ahead[0] <= 300 // 100
+    assert (bulk.n_done, bulk.n_failed) == (41, 40)
+
+
 @pytest.mark.parametrize("cut", [0, 1, 700, 1500, -1])
 def test_another_run_goes_on_where_the_first_ended(model: Mixtral, prompts: Path, output: Path, cut: int) -> None:
     write(prompts, some(20))
@@ -155,13 +180,13 @@ def test_the_texts_of_other_prompts_options_or_models_are_kept(
     rewrite(tiny_q8_0, tmp_path / "other" / tiny_q8_0.name, keys={"llama.rope.freq_base": 5e5})
     with Mixtral(tmp_path / "other" / tiny_q8_0.name, n_ctx=128) as other:
         for bulk in (Bulk(model, prompts, output, temperature=0.1), Bulk(other, prompts, output)):
-            with pytest.raises(OutputError, match=r"line 1: expected the text of prompt 0, .* choose another name"):
+            with pytest.raises(OutputError, match=r"line 1: expected the record of prompt 0, .* choose another name"):
                 bulk.run()
     write(prompts, [*lines[:2], {**lines[2], "seed": 77}, lines[3]])
-    with pytest.raises(OutputError, match="line 3: expected the text of prompt 2"):
+    with pytest.raises(OutputError, match="line 3: expected the record of prompt 2"):
         Bulk(model, prompts, output).run()
     write(prompts, lines[:3])
-    with pytest.raises(OutputError, match="line 4: expected no more texts than prompts"):
+    with pytest.raises(OutputError, match="line 4: expected no more records than prompts"):
         Bulk(model, prompts, output).run()
     assert output.read_bytes() == before
     expected = read(output)[:3]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pymixtral import InvalidArgumentError
-from pymixtral.bulk import prompts as module
-from pymixtral.bulk.prompts import OPTIONS, Prompt, json_line, read_prompts
+from pymixtral.bulk.lines import read_lines
+from pymixtral.bulk.prompts import OPTIONS, Prompt, parse_prompt
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -36,9 +34,9 @@ PROMPTS = st.fixed_dictionaries(
 SPACE = st.sampled_from(["", " ", "\r", "\t "])
 
 
-def read(path: Path, data: bytes, key: str = "") -> list[Prompt]:
+def read(path: Path, data: bytes) -> list[Prompt]:
     path.write_bytes(data)
-    return list(read_prompts(path, key))
+    return list(read_lines(path, "prompt", "", parse_prompt))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def test_what_is_read_is_what_json_says(path: Path, lines: list[tuple[Any, ...]]
     found = read(path, (data if ended else data.rstrip("\n")).encode("utf-8", "surrogatepass"))
     assert [prompt.index for prompt in found] == list(range(len(lines)))
     for (fields, *_), text, prompt in zip(lines, texts, found, strict=True):
-        assert data.split("\n")[prompt.line - 1] == text
+        assert data.split("\n")[prompt.number - 1] == text
         assert prompt.prompt == fields["prompt"]
         assert prompt.options == {name: value for name, value in fields.items() if name not in ("prompt", "id")}
         head = json.loads(prompt.head + "}")
@@ -116,54 +114,12 @@ def test_any_bytes_are_prompts_or_an_error_of_a_line(path: Path, lines: list[byt
         ('{"prompt": "a", "seed": ' + "9" * 5000 + "}", "expected a JSON object in one line, found an error"),
         ('{"prompt": ' + "[" * 100_000 + "}", "expected a JSON object, found one nested too deeply"),
         (b'{"prompt": "caf\xe9"}', "expected UTF-8, found the byte 0xe9 at offset 15"),
-        (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),
+        (b'\xef\xbb\xbf{"prompt": "a"}', "BOM"),  # but for the first line
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_a_line_that_is_no_prompt_is_refused_with_its_number(path: Path, line: str | bytes, words: str) -> None:
     assert words in problem(path, line)
-
-
-def test_a_line_without_an_end_takes_little_memory(path: Path) -> None:
-    with path.open("wb") as file:
-        file.write(b'{"prompt": "a"}\n')
-        file.truncate(1 << 30)
-    tracemalloc.start()
-    try:
-        with pytest.raises(InvalidArgumentError, match="line 2: expected a line of at most 16777216 bytes"):
-            list(read_prompts(path, ""))
-        assert tracemalloc.get_traced_memory()[1] < 4 * module.MAX_LINE
-    finally:
-        tracemalloc.stop()
-
-
-def test_many_lines_take_little_memory(path: Path) -> None:
-    path.write_text('{"prompt": "Once upon a time", "max_tokens": 5}\n' * 50_000)
-    tracemalloc.start()
-    try:
-        assert sum(1 for _ in read_prompts(path, "")) == 50_000
-        assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_what_cannot_be_read_twice_is_refused(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with os.fdopen(os.open(tmp_path / "pipe", os.O_RDWR)), pytest.raises(InvalidArgumentError, match="read twice"):
-        list(read_prompts(tmp_path / "pipe", ""))
-
-
-def test_digests_tell_lines_and_keys_apart_and_nothing_else(path: Path) -> None:
-    line = b'{"prompt": "a", "seed": 1}'
-    (plain,), (spaced,), (keyed,) = read(path, line), read(path, b" " + line + b"\r\n"), read(path, line, "key")
-    (other,) = read(path, line.replace(b"1", b"2"))
-    assert plain.head == spaced.head
-    assert len({plain.head, keyed.head, other.head}) == 3
-
-
-def test_json_lines_are_safe_on_a_terminal() -> None:
-    text = json_line({"text": "a\n\x1b[2J\u202e\ud800é"})
-    assert text == '{"text": "a\\n\\u001b[2J\\u202e\\ud800é"}'
 
 
 def test_every_option_of_generate_but_a_function_may_stand_in_a_line() -> None:

@@ -13,14 +13,17 @@ from hypothesis import strategies as st
 
 from pymixtral import OutputError
 from pymixtral.bulk import records as module
-from pymixtral.bulk.prompts import Prompt
-from pymixtral.bulk.records import Records
+from pymixtral.bulk.lines import Line
+from pymixtral.bulk.records import Record, Records
 
-PROMPTS = [Prompt(i + 1, i, "", {}, f'{{"index": {i}, "digest": "{i:032x}", "id": "é{i}"') for i in range(4)]
-LINES = [
-    f'{prompt.head}, "error": {{"type": "X"}}}}\n' if prompt.index == 1 else f'{prompt.head}, "text": "ö}}"}}\n'
-    for prompt in PROMPTS
+PROMPTS = [Line(i + 1, i, f'{{"index": {i}, "digest": "{i:032x}", "id": "é{i}"') for i in range(4)]
+RECORDS = [
+    Record(line, {"usage": 3, "error": {"type": "X"}}, failed=True)
+    if line.index == 1
+    else Record(line, {"text": "ö}", "error": None})
+    for line in PROMPTS
 ]
+LINES = [record.text for record in RECORDS]
 WHOLE = "".join(LINES).encode()
 
 
@@ -29,10 +32,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("records") / "texts.jsonl"
 
 
-def resume(path: Path, prompts: list[Prompt] = PROMPTS) -> tuple[int, int]:
+def resume(path: Path, lines: list[Line] = PROMPTS) -> tuple[int, int]:
     """Goes on with a file: how many records there were, and errors among them."""
     with Records(path, force=False) as records:
-        n, n_failed = records.skip(iter(prompts))
+        n, n_failed = records.skip(iter(lines), "prompt")
         for line in LINES[n:]:
             records.append(line)
     return n, n_failed
@@ -71,10 +74,25 @@ def test_anything_else_is_kept_and_named(path: Path, content: bytes, line: int) 
     assert path.read_bytes() == content
 
 
+def test_a_record_is_a_line_whose_error_stands_first_if_it_failed() -> None:
+    assert LINES[1] == f'{PROMPTS[1].head}, "error": {{"type": "X"}}, "usage": 3}}\n'
+    assert LINES[2] == f'{PROMPTS[2].head}, "text": "ö}}", "error": null}}\n'
+    assert [(record.index, record.failed) for record in RECORDS] == [(0, False), (1, True), (2, False), (3, False)]
+
+
+def test_what_was_expected_is_said_in_the_words_of_the_file(path: Path) -> None:
+    path.write_text("my notes")
+    with Records(path) as records:
+        with pytest.raises(OutputError, match=r"expected the record of request 0, .* same model, requests and options"):
+            records.skip(iter(PROMPTS), "request")
+        with pytest.raises(OutputError, match="expected no more records than requests"):
+            records.skip(iter([]), "request")
+
+
 def test_force_begins_anew(path: Path) -> None:
     path.write_bytes(b"my notes")
     with Records(path, force=True) as records:
-        assert records.skip(iter(PROMPTS)) == (0, 0)
+        assert records.skip(iter(PROMPTS), "prompt") == (0, 0)
     assert path.read_bytes() == b""
 
 

@@ -110,6 +110,7 @@ def test_an_interrupt_says_how_many_are_done_and_how_to_go_on(
         assert err == ""
     found = json.loads(run(*arguments, "--json").stdout)
     assert (found["prompts"], found["done"], found["resumed"], found["failed"]) == (N, N, n_done, 0)
+    assert list(found) == ["output", "prompts", "done", "resumed", "failed", "generated_tokens", "seconds"]
     assert len(read(prompts)) == N
 
 

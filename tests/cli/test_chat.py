@@ -12,22 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
 
-from pymixtral import InvalidArgumentError, Mixtral, OutputError
-from pymixtral.cli.expert_table import table
-from pymixtral.cli.history import History
+from pymixtral import Mixtral
 from pymixtral.demo import demo_chat_path
-from pymixtral.escapes import escaped
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
 from support.command_line import COMMAND, DEMO_NOTE, refused, run
+from support.conversations import told
 from support.ggufs import rewrite
 from support.paths import DATA
 from support.terminal import Session
@@ -74,11 +67,6 @@ def say(session: Session, line: str) -> str:
 def leave(session: Session) -> None:
     session.type(CTRL_D)
     assert session.end() == (0, "\r\n")
-
-
-def told(*texts: str) -> list[dict[str, str]]:
-    """Messages of the user and the assistant by turns."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def answer(model: Mixtral, messages: list[dict[str, Any]], **options: Any) -> str:
@@ -294,23 +282,6 @@ def test_a_dense_model_routes_nothing(start: Start, tmp_path: Path) -> None:
     leave(session)
 
 
-@given(arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 256)), elements=st.floats(1e-9, 1)))
-def test_tables_of_experts_fit_a_terminal(parts: NDArray[np.float64]) -> None:
-    shares = parts / parts.sum(axis=1, keepdims=True)
-    head, *lines = table(shares).splitlines()
-    assert max(map(len, (head, *lines))) < 80
-    assert escaped(table(shares), keep="\n") == table(shares)
-    n_layers, n_experts = shares.shape
-    if n_experts > 12:
-        rows = re.findall(r"^ +\d+  ((?:.*)(?:\n {7}.*)*)", "\n".join(lines), re.M)
-        assert len(rows) == n_layers
-    else:
-        assert [int(line.split()[0]) for line in lines] == list(range(n_layers))
-        for line, layer in zip(lines, shares, strict=True):
-            found = [int(number) for number in re.findall(r"\d+", line)[1:]]
-            assert found == [round(100 * share) for share in layer.tolist()]
-
-
 def test_a_full_context_is_named_with_the_way_out(start: Start) -> None:
     session = start("-c", 64, "--min-tokens", 100, "--seed", 1)
     assert "The context of 64 tokens is full; --context makes it longer, up to 2048." in say(session, FIRST)
@@ -491,94 +462,3 @@ def test_what_is_refused(tiny_q8_0: Path) -> None:
     done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", *COMMAND, "chat"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert "no message" in done.stderr
-
-
-# --- The messages -------------------------------------------------------------------------------------------------
-
-CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_what_is_saved_is_loaded(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    history = History(data.draw(CONTENT))
-    for _ in range(data.draw(st.integers(1, 4))):
-        history.ask(data.draw(CONTENT))
-        history.answer(data.draw(CONTENT))
-    path = tmp_path_factory.mktemp("talk") / "talk.json"
-    for _ in range(2):  # its own file is replaced
-        history.save(path)
-    again = History("other")
-    again.load(path)
-    assert again.messages == history.messages
-    assert again.question == history.question
-    again.save()
-    with pytest.raises(OutputError):
-        History("x").save(path)
-    again.reset()
-    assert again.messages == ([{"role": "system", "content": history.system}] if history.system else [])
-
-
-def test_a_message_without_an_answer_is_replaced_and_answered_again() -> None:
-    history = History()
-    for change in (history.take_back, history.save, lambda: history.ask("caf\udce9"), lambda: History("\ud800")):
-        with pytest.raises(InvalidArgumentError, match="expected"):
-            change()
-    history.ask("a")
-    history.answer("")
-    assert history.messages == told("a")
-    history.ask("b")
-    history.answer("c")
-    history.take_back()
-    assert history.messages == told("b")
-    history.system = "s"
-    history.system = "t"
-    assert [m["content"] for m in history.messages] == ["t", "b"]
-    history.system = ""
-    assert history.messages == told("b")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "JSON"),
-        (b"\xff", "JSON"),
-        (b"[" * 100_000, "JSON"),
-        (b"{}", "list of messages"),
-        (b"[]", "list of messages"),
-        (b'["a"]', "messages[0]"),
-        (b'[{"role": "user", "content": null}]', "messages[0].content"),
-        (b'[{"role": "user", "content": "\\ud800"}]', "Unicode"),
-        (b'[{"role": "user", "content": [{"type": "image_url"}]}]', "'text'"),
-        (
-            json.dumps(
-                [
-                    *told("a"),
-                    {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
-                    {"role": "tool", "content": "1", "tool_call_id": "1"},
-                ]
-            ).encode(),
-            "calls of tools",
-        ),
-    ],
-)
-def test_a_file_that_is_no_conversation_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "talk"
-    path.write_bytes(content)
-    history = History("s")
-    history.ask("a")
-    with pytest.raises(InvalidArgumentError) as error:
-        history.load(path)
-    assert words in str(error.value)
-    assert str(path) in str(error.value)
-    assert [m["content"] for m in history.messages] == ["s", "a"]
-    assert history.path is None
-
-
-def test_a_conversation_with_parts_and_another_name_of_the_system_is_loaded(tmp_path: Path) -> None:
-    path = tmp_path / "talk"
-    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    path.write_text(json.dumps([{"role": "developer", "content": "s"}, {"role": "user", "content": parts}]))
-    history = History()
-    history.load(path)
-    assert (history.system, history.question) == ("s", "a\n\nb")

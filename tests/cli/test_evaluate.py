@@ -40,6 +40,12 @@ def test_people_read_figures_with_errors_beside_those_of_the_paper(tiny_q8_0: Pa
     assert "accuracy/wolves" in run("evaluate", tiny_q8_0, "--tasks", "mmlu", "--data", data, "--groups").stdout
 
 
+def test_one_item_is_no_items(tiny_q8_0: Path, data: Path) -> None:
+    """One question is all that a limit of one for each group leaves of a task without groups."""
+    shown = run("evaluate", tiny_q8_0, "--tasks", "hellaswag", "--data", data, "--limit", 1).stdout
+    assert re.search(r"^1 item; ", shown, re.MULTILINE)
+
+
 def test_programs_read_json_and_settings_reach_the_task(tiny_q8_0: Path, data: Path) -> None:
     arguments = ["--tasks", "mmlu", "--data", data, "--limit", 4, "--setting", "mmlu.shots=2", "-c", 1024, "-t", 1]
     (found,) = json.loads(run("evaluate", "-m", tiny_q8_0, *arguments, "--json").stdout)["results"]

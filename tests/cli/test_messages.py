@@ -70,6 +70,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("generate -p a --top-p nan", "expected --top-p to be a number from 0 to 1, found nan"),
         ("generate -p a --logit-bias 5=nan", "expected --logit-bias of token 5 to be a number"),
         ("generate -p a --logit-bias 4096=1", "in --logit-bias, found 4096"),
+        ("generate -p a --experts-used 9", "expected --experts-used of at most the model's 8 experts, found 9"),
         (
             "generate -p a --experts-used 3 --override-kv llama.expert_used_count=int:2",
             "expected --experts-used or an override of",

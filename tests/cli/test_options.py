@@ -37,7 +37,7 @@ OF_A_MODEL = [name for name, command in COMMANDS.items() if "--model" in options
 @pytest.fixture(autouse=True)
 def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is known already."""
-    monkeypatch.setattr(probe, "read_bandwidth", lambda counts, *_: dict.fromkeys(counts, 50.0))
+    monkeypatch.setattr(probe, "read_bandwidth", lambda counts, *_, **__: dict.fromkeys(counts, 50.0))
     monkeypatch.setattr(probe, "int8_rate", lambda *_: SimpleNamespace(gmacs=100.0))
 
 

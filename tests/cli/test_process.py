@@ -288,6 +288,13 @@ def test_a_signal_in_a_destructor_is_not_lost() -> None:
     assert run_stub("end = Ends()\ndel end\nwhile True: pass") == (143, "", "")
 
 
+def test_a_signal_whose_exception_was_replaced_ends_the_program() -> None:
+    body = "try: send({})\nexcept BaseException: raise TypeError('expected a path')"
+    assert run_stub(body.format(1)) == (129, "", "")
+    code, _, told = run_stub("raise TypeError('expected a path')")
+    assert (code, told.splitlines()[-1]) == (1, "TypeError: expected a path")
+
+
 def test_a_signal_in_an_import_waits_for_its_end(tmp_path: Path) -> None:
     (tmp_path / "fragile.py").write_text("import __main__\n__main__.send(2)\nprint('imported')\n")
     body = f"sys.path.insert(0, {str(tmp_path)!r})\nimport fragile\nwhile True: pass"

@@ -18,6 +18,7 @@ from pymixtral.errors import CheckpointError, OutputError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize.recipe import TENSOR_TYPES
 from support.checkpoints import ONE_TYPE, Shape, make_checkpoint, make_tensors, write_safetensors
+from support.packed import Form, make_packed
 
 
 def run(*arguments: object) -> Result:
@@ -31,6 +32,16 @@ def test_default_type_is_q8_0(tiny_checkpoint: Path, tiny_q8_0: Path, tmp_path: 
     assert path.read_bytes() == tiny_q8_0.read_bytes()
     assert "bits per weight" in result.stdout
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("form", "method"), [(Form(32, 1), "GPTQ"), (Form(32), "AWQ")])
+def test_a_packed_checkpoint_is_q4_1_and_the_rounding_is_told(tmp_path: Path, form: Form, method: str) -> None:
+    make_packed(tmp_path, Shape(n_vocab=64), form)
+    result = run(tmp_path, tmp_path / "m.gguf")
+    assert result.exit_code == 0
+    assert f"warning: the source is quantized already (32 matrices by {method}, in groups of 32)" in result.stderr
+    told = rf"note: the codes of {method} are kept, and .* changed by 0\.04\d+% at most by rounding to f16"
+    assert re.search(told, " ".join(result.stdout.split()))
 
 
 @pytest.mark.parametrize("kind", ONE_TYPE)
@@ -161,7 +172,8 @@ def test_help_shows_examples_line_by_line() -> None:
     text = CliRunner().invoke(quantize, ["--help"]).stdout
     assert "Examples:\n    pymixtral quantize Mixtral-8x7B-v0.1 mixtral-q8_0.gguf\n    pymixtral quantize" in text
     assert "--type q4_k_m \\\n      --imatrix imatrix.gguf\n" in text
-    assert re.search(r"--type TYPE .*fewest f32,\s+bf16,.*q3_k,\s+q2_k\.\s+\[default:\s+q8_0\]", text, re.DOTALL)
+    told = r"--type TYPE .*fewest f32,\s+bf16,.*q3_k,.*\s+iq2_xs,\s+iq2_xxs\.\s+\[default:\s+q8_0;\s+q4_1\s+of"
+    assert re.search(told, text, re.DOTALL)
     assert max(map(len, text.splitlines())) <= 80
 
 

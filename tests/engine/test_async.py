@@ -181,25 +181,25 @@ def test_several_texts_are_streamed_at_the_same_time(tiny_q8_0: Path) -> None:
     async def use(model: AsyncMixtral) -> None:
         whole = await model.generate(PROMPT, n=3, seed=3, max_tokens=20, logprobs=0)
         before = model.stats().prompt_tokens
-        streams = model.streams(PROMPT * 2, 3, seed=3, max_tokens=20)
+        streams = await model.streams(PROMPT * 2, 3, seed=3, max_tokens=20)
         await asyncio.gather(*(read(stream) for stream in streams))
         assert model.stats().prompt_tokens - before < 2 * len(model.model.tokenize(PROMPT * 2))  # computed once
-        streams = model.streams(PROMPT, 3, seed=3, max_tokens=20, logprobs=0)
+        streams = await model.streams(PROMPT, 3, seed=3, max_tokens=20, logprobs=0)
         texts = await asyncio.gather(*(read(stream) for stream in streams))
         for text, stream, expected in zip(texts, streams, whole.choices, strict=True):
             assert (text, stream.tokens, stream.logprobs) == (expected.text, expected.tokens, expected.logprobs)
-        first, second, third = model.streams(PROMPT, 3, seed=3, max_tokens=20)
+        first, second, third = await model.streams(PROMPT, 3, seed=3, max_tokens=20)
         first.cancel()  # the one that computes the prompt
         await second.aclose()
         assert await read(third) == whole.choices[2].text
         del first, second, third
-        streams = model.streams(PROMPT, 2, ignore_eos=True)
+        streams = await model.streams(PROMPT, 2, ignore_eos=True)
         assert await anext(streams[1])
         streams.clear()
         gc.collect()
         await until_idle(model)
         with pytest.raises(InvalidArgumentError, match="expected n to be an integer from 1 to 128"):
-            model.streams(PROMPT, 0)
+            await model.streams(PROMPT, 0)
 
     async def read(stream: AsyncIterator[str]) -> str:
         return "".join([piece async for piece in stream])
@@ -212,7 +212,7 @@ def test_several_answers_are_streamed_at_the_same_time(tiny_q8_0: Path) -> None:
 
     async def use(model: AsyncMixtral) -> None:
         whole = await model.chat(messages, n=2, seed=3, max_tokens=20, chat_format="mistral-v1")
-        streams = model.stream_chats(messages, 2, seed=3, max_tokens=20, chat_format="mistral-v1")
+        streams = await model.stream_chats(messages, 2, seed=3, max_tokens=20, chat_format="mistral-v1")
         for stream, expected in zip(streams, whole.choices, strict=True):
             assert "".join([piece async for piece in stream]) == expected.content
             assert stream.answer

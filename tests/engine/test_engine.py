@@ -376,7 +376,7 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     stream = engine.stream(PROMPT, max_tokens=10)
     assert next(stream)
-    loop = engine._engine._loop
+    loop = engine.core.engine._loop
     assert loop
     memory: list[weakref.ref[Any]] = [weakref.ref(loop.pages.cache.k), weakref.ref(loop._model.weights.head.data)]
     del loop
@@ -401,7 +401,7 @@ def test_a_closed_engine_raises_and_may_be_closed_again(tiny_q8_0: Path) -> None
 def test_a_dropped_engine_goes_by_itself(tiny_q8_0: Path) -> None:
     engine = Mixtral(tiny_q8_0, n_ctx=64)
     engine.generate(PROMPT, max_tokens=3)
-    thread, loop = engine._engine._thread, engine._engine._loop
+    thread, loop = engine.core.engine._thread, engine.core.engine._loop
     assert loop
     cache = weakref.ref(loop.pages.cache.k)
     del loop, engine

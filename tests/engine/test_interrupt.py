@@ -53,7 +53,7 @@ def interrupt_after(seconds: float, times: int = 1) -> threading.Thread:
 
 
 def computing(model: Mixtral) -> bool:
-    loop = model._engine._loop
+    loop = model.core.engine._loop
     return loop is not None and bool(loop.watch._current)
 
 

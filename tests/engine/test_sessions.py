@@ -331,21 +331,22 @@ def test_a_session_of_other_options(
     with Mixtral(tiny_q8_0, n_ctx=256, kv_type="q8_0") as other:
         refused(other, saved, "kv_type q8_0, found f16: open")
     with Mixtral(tiny_q8_0, n_ctx=256, experts_used=1) as other:
-        refused(other, saved, "overrides, experts_used and expert_min_p .* found one with others")
+        refused(other, saved, "overrides, experts_used, expert_min_p and activations .* found one with others")
         other.save_session(tmp_path / "a.session", ids)
-        refused(model, tmp_path / "a.session", "overrides, experts_used and expert_min_p")
-    for options in ({"experts_used": [2, 1, 2, 2]}, {"experts_used": [2, 2, 1, 2]}, {"expert_min_p": 0.5}):
+        refused(model, tmp_path / "a.session", "overrides, experts_used, expert_min_p and activations")
+    experts = ({"experts_used": [2, 1, 2, 2]}, {"experts_used": [2, 2, 1, 2]}, {"expert_min_p": 0.5})
+    for options in (*experts, {"activations": "int16"}):
         with Mixtral(tiny_q8_0, n_ctx=256, **options) as other:
-            refused(other, saved, "experts_used and expert_min_p .* found one with others")
+            refused(other, saved, "experts_used, expert_min_p and activations .* found one with others")
             other.save_session(tmp_path / "b.session", ids, force=True)
             assert other.load_session(tmp_path / "b.session") == ids
-            refused(model, tmp_path / "b.session", "experts_used and expert_min_p")
+            refused(model, tmp_path / "b.session", "experts_used, expert_min_p and activations")
     with Mixtral(tiny_q8_0, n_ctx=256, experts_used=[1] * 4) as other:
         assert other.load_session(tmp_path / "a.session") == ids
     with Mixtral(tiny_q8_0, n_ctx=256, overrides={"llama.expert_used_count": 1}) as other:
         assert other.load_session(tmp_path / "a.session") == ids
     with Mixtral(tiny_q8_0, n_ctx=256, overrides={"llama.rope.freq_base": 5e5}) as other:
-        refused(other, saved, "overrides, experts_used and expert_min_p")
+        refused(other, saved, "overrides, experts_used, expert_min_p and activations")
     # what changes nothing of a key or value
     for given_twice in (
         {"tokenizer.ggml.add_bos_token": False},

@@ -261,7 +261,7 @@ def test_mixed_requests_with_cancels_deadlines_preemption_and_forks(tiny_q8_0: P
         stats = model.stats()
         assert (stats.waiting, stats.prefilling, stats.decoding, stats.used_pages) == (0, 0, 0, 0)
         model.forget()
-        loop = model._engine._loop
+        loop = model.core.engine._loop
         assert loop
         assert loop.pages.cache.n_free_pages == loop.pages.cache.n_pages
         assert not loop.pages.cache.references.any()
@@ -392,7 +392,7 @@ def test_an_empty_text_is_not_the_best(model: Mixtral) -> None:
 
 
 def test_texts_that_all_fail_leave_the_engine_whole(model: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
-    loop = model._engine._loop
+    loop = model.core.engine._loop
     assert loop
     with monkeypatch.context() as patch:
         patch.setattr(loop._model, "logits", lambda *_: (_ for _ in ()).throw(NonFiniteError("damaged", 0)))
@@ -409,7 +409,7 @@ def test_texts_that_all_fail_leave_the_engine_whole(model: Mixtral, monkeypatch:
 def test_a_stream_takes_no_argument_that_it_would_not_use(model: Mixtral, name: str) -> None:
     wrong: Any = {name: 3}
     with pytest.raises(InvalidArgumentError, match=r"expected an argument of stream\(\)"):
-        model._factory.continuation(PROMPT, wrong, streams=True)
+        model.core.factory.continuations([PROMPT], wrong, streams=True)
 
 
 @pytest.mark.parametrize("name", ["ignore_eos", "parse_special"])

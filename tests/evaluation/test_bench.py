@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 
 import pytest
 from click.testing import CliRunner
 
-from pymixtral import Mixtral
+from pymixtral import Mixtral, ops
 from pymixtral.cli import main
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
 from pymixtral.evaluation.bench import Bench, bench
@@ -17,7 +18,7 @@ from pymixtral.evaluation.bench import Bench, bench
 @pytest.fixture(scope="module")
 def result() -> Bench:
     with Mixtral(n_ctx=24, n_threads=1) as model:
-        return bench(model, n_prompt=16, n_generate=8, repetitions=1)
+        return bench(model, n_prompt=16, n_generate=8, repetitions=1, time_line=True)
 
 
 def test_rates_and_limits_belong_together(result: Bench) -> None:
@@ -42,13 +43,32 @@ def test_rates_are_medians_of_tokens_per_second(monkeypatch: pytest.MonkeyPatch)
 def test_each_pass_of_a_generation_computes_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     with Mixtral(n_ctx=24, n_threads=1) as model:
         sizes: list[int] = []
-        inner = model._engine._loop._model
+        inner = model.core.engine._loop._model
         forward = inner.forward
         monkeypatch.setattr(
             inner, "forward", lambda ids, *rest, **more: (sizes.append(len(ids)), forward(ids, *rest, **more))[1]
         )
         bench(model, n_prompt=16, n_generate=8, repetitions=1)
     assert sizes == [16, 16, *[1] * 8]
+
+
+def test_the_time_line_is_that_of_the_tokens(result: Bench) -> None:
+    line = result.time_line
+    assert line is not None
+    assert line.microseconds == pytest.approx(1e6 / result.generation_rate)
+    assert line.read_bandwidth == result.read_bandwidth
+    assert line.limit == pytest.approx(result.generation_limit)
+    with Mixtral() as model:
+        assert line.n_bytes == model.active_bytes
+    assert line.limit + sum(asdict(line.loss).values()) == pytest.approx(1)
+    assert {part.name for part in line.parts if part.microseconds == 0} <= {"sampling"}
+    assert 0 < line.loss.python < 1
+
+
+def test_nobody_times_what_was_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mixtral, "timed", None)
+    with Mixtral(n_ctx=24, n_threads=1) as model:
+        assert bench(model, n_prompt=2, n_generate=2, repetitions=1).time_line is None
 
 
 def test_the_demo_model_multiplies_two_experts_of_eight() -> None:
@@ -75,6 +95,31 @@ def test_the_command_prints_a_table_or_json(result: Bench) -> None:
     read = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)
     assert read.keys() == asdict(result).keys()
     assert read["n_generate"] == 8
+    assert read["time_line"] is None
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_the_command_shows_the_time_line(n_threads: int) -> None:
+    args = ["bench", "--prompt-tokens", "16", "-n", "8", "-r", "1", "-t", str(n_threads), "--trace"]
+    shown = CliRunner().invoke(main, args)
+    assert shown.exit_code == 0
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(i for i, line in enumerate(lines) if line.startswith("  a token"))
+    end = lines.index("", first)
+    names = [line[:23].strip() for line in lines[first + 1 : end]]
+    assert names[:3] == ["embedding", "norm", "queries, keys, values"]
+    assert names[-3:] == ["between (C)", "Python", "sum"]
+    percents = [float(line.split("%")[0].split()[-1]) for line in lines[first + 1 : end]]
+    assert sum(percents[:-1]) == pytest.approx(percents[-1], abs=0.05 * len(percents))
+    assert percents[-1] == 100
+    words = " ".join(lines[end + 1 :])
+    parts = [float(number) for number in re.findall(r"([-\d.]+)%", words)]
+    assert sum(parts) == pytest.approx(100, abs=0.05 * len(parts))
+    line = json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["time_line"]
+    assert [part["name"] for part in line["parts"]] == list(ops.PARTS)
+    assert all(len(part["busy"]) in (0, n_threads) for part in line["parts"])
+    assert line["limit"] + sum(line["loss"].values()) == pytest.approx(1)
 
 
 def test_a_prompt_beyond_the_model_s_context_names_the_options() -> None:

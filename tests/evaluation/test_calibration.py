@@ -81,7 +81,7 @@ def test_numbers_of_windows_that_are_none(model: Mixtral, n_windows: Any) -> Non
 
 
 def head(model: Mixtral) -> np.ndarray:  # type: ignore[type-arg]
-    return model._engine._loop._model.weights.head.data.view(np.float32)
+    return model.core.engine._loop._model.weights.head.data.view(np.float32)
 
 
 def test_observers_change_nothing_and_batches_add_up(tiny_f32: Path, model: Mixtral) -> None:
@@ -131,7 +131,7 @@ def test_an_interrupted_calibration_goes_on(
 
 
 def test_an_observer_of_another_model_is_refused(model: Mixtral) -> None:
-    layer = model._engine._loop._model.layers[0]
+    layer = model.core.engine._loop._model.layers[0]
     observer = ops.Observer(layer)
     observer.down_input = observer.down_input[:, :-1]
     with pytest.raises(InvalidArgumentError, match="observer"):

@@ -79,7 +79,7 @@ def test_results_say_what_they_are_of(model: Mixtral, tmp_path: Path) -> None:
     assert head["run"] == result.run == tail["run"]
     assert head["settings"] == {"seed": 0, "shots": 1}
     assert head["version"] == __version__
-    assert head["model"]["digest"] == model._file.digest().hex()
+    assert head["model"]["digest"] == model.core.file.digest().hex()
     assert (head["model"]["type"], head["model"]["name"]) == ("q8_0", model.path.name)
     assert head["model"]["parameters"] == 15_345_920
     assert {row["item"] for row in rows} == set(result.items)

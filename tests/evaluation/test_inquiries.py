@@ -21,14 +21,14 @@ def model() -> Iterator[Mixtral]:
 
 
 def scored(model: Mixtral, context: str) -> Inquiry[list[float]]:
-    found = yield scores(model._factory, context, [" and then", " but", " who"], {})
+    found = yield scores(model.core.factory, context, [" and then", " but", " who"], {})
     return [score.logprob for score in found]
 
 
 def conversation(model: Mixtral, prompt: str) -> Inquiry[list[str]]:
     """Its second question has the answer to the first."""
-    first = yield generations(model._factory, prompt, 2, None, {"max_tokens": 8, "seed": 1})
-    second = yield generations(model._factory, prompt + first.text, 1, None, {"max_tokens": 8, "seed": 2})
+    first = yield generations(model.core.factory, prompt, 2, None, {"max_tokens": 8, "seed": 1})
+    second = yield generations(model.core.factory, prompt + first.text, 1, None, {"max_tokens": 8, "seed": 2})
     return [first.text, first.others[0].text, second.text]
 
 
@@ -93,7 +93,7 @@ def test_an_error_comes_out_and_ends_the_others(model: Mixtral) -> None:
 def test_whoever_stops_listening_cancels_the_rest(model: Mixtral) -> None:
     def long(i: int) -> Inquiry[str]:
         options = {"max_tokens": 2 + 200 * (i > 0), "seed": 1, "ignore_eos": True}
-        text = yield generations(model._factory, f"{HEAD} {i}", 1, None, options)
+        text = yield generations(model.core.factory, f"{HEAD} {i}", 1, None, options)
         return str(text.text)
 
     stream = answers(model, [Asking(i, long(i)) for i in range(8)])

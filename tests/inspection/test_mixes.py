@@ -94,6 +94,34 @@ def test_what_every_token_passes_is_treated_alike_in_mixtures_of_more_experts_al
     assert (few["blk.1.attn_v.weight"], eight["blk.1.attn_v.weight"]) == (Type.Q4_K, Type.Q5_K)
 
 
+@pytest.mark.parametrize(
+    ("mix", "first", "third", "second"),
+    [
+        ("iq2_xxs", Type.IQ2_S, Type.IQ2_XXS, Type.IQ2_XXS),
+        ("iq2_xs", Type.IQ2_S, Type.IQ2_XS, Type.IQ2_XS),
+        ("iq2_s", Type.IQ2_S, Type.IQ2_S, Type.IQ2_S),
+        ("iq2_m", Type.IQ3_S, Type.IQ2_S, Type.IQ2_S),
+        ("iq3_xxs", Type.IQ3_S, Type.IQ3_XXS, Type.IQ3_XXS),
+        ("iq3_s", Type.IQ3_S, Type.IQ3_S, Type.IQ3_S),
+        ("iq3_m", Type.Q4_K, Type.Q4_K, Type.IQ3_S),
+    ],
+)
+def test_mixes_of_lattices_spend_bits_on_the_first_ffn_down(mix: str, first: Type, third: Type, second: Type) -> None:
+    of = {part.name: part.type for part in mixed(inventory("8x7b"), mix).parts}
+    down = [of[f"blk.{i}.ffn_down_exps.weight"] for i in range(8)]
+    assert down[:4] == [first] * 4  # an eighth of the layers
+    assert (down[6], down[5]) == (third, second)
+    assert {of[f"blk.{i}.ffn_{name}_exps.weight"] for i in range(8) for name in ("gate", "up")} == {MIXES[mix]}
+    assert (of["blk.9.attn_q.weight"], of["blk.9.attn_v.weight"]) == (Type.Q4_K, Type.Q5_K)
+    assert of["output.weight"] == Type.Q6_K
+
+
+def test_a_dense_model_has_more_bits_where_values_are_made() -> None:
+    of = {part.name: part.type for part in mixed(inventory("7b"), "iq2_m").parts}
+    assert (of["blk.9.attn_v.weight"], of["blk.9.attn_output.weight"]) == (Type.Q4_K, Type.IQ3_S)
+    assert of["blk.9.attn_q.weight"] == Type.IQ2_S
+
+
 def test_mixes_are_listed_from_the_largest_to_the_smallest() -> None:
     sizes = [mixed(inventory("8x7b"), mix).n_bytes for mix in MIXES]
     assert sizes == sorted(sizes, reverse=True)
@@ -109,6 +137,8 @@ def test_mixes_are_listed_from_the_largest_to_the_smallest() -> None:
         ("q3_k_s", 96, Type.IQ4_NL),
         ("q2_k", 96, Type.IQ4_NL),
         ("iq4_xs", 96, Type.IQ4_NL),
+        ("iq3_m", 96, Type.IQ4_NL),
+        ("iq2_xxs", 96, Type.IQ4_NL),
         ("q4_0", 96, Type.Q4_0),
         ("q4_k_m", 80, Type.F16),
         ("q4_0", 80, Type.F16),

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
-import threading
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pymixtral import ops
+from pymixtral import Mixtral, ops
 from pymixtral.errors import UnsupportedError
 from pymixtral.inspection import probe
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_every_chunk_is_read_once(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_patterns_read_all_lines(n_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, tuple[int, str | None]]] = []
+    monkeypatch.setattr(
+        ops, "read", lambda ctx, data, n_streams, hint: seen.append((ctx.n_threads, len(data), (n_streams, hint)))
+    )
+    size = probe._LEAST_BYTES
+    probe.ReadBandwidth(n_threads, np.ones(size + 63, np.uint8)).measure(repeats=2)
+    assert seen == [(n_threads, size, pattern) for pattern in probe.PATTERNS.values() for _ in range(2)]
+    assert len(set(probe.PATTERNS.values())) == 9
+
+
+def test_little_memory_is_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setitem(probe.REDUCTIONS, "note", (np.uint64, lambda chunk: seen.append(int(chunk[0]))))
-    memory = np.arange(10 * probe.CHUNK_BYTES // 8, dtype=np.uint64).view(np.uint8)
-    assert probe.ReadBandwidth(n_threads, memory).measure("note", repeats=2) > 0
-    assert sorted(seen) == sorted(list(range(0, 10 * probe.CHUNK_BYTES // 8, probe.CHUNK_BYTES // 8)) * 2)
+    monkeypatch.setattr(ops, "read", lambda _, data, *__: seen.append(len(data)))
+    probe.cache_rate(next(iter(probe.PATTERNS)))
+    assert set(seen) == {probe.CACHE_BYTES}
+    assert len(seen) == 3 * probe._LEAST_BYTES // probe.CACHE_BYTES
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 def test_an_interrupt_leaves_no_thread_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(threading.Barrier):
-        def wait(self, timeout: float | None = None) -> int:
-            if threading.current_thread() is threading.main_thread():
-                raise KeyboardInterrupt
-            return super().wait(timeout)
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
 
-    before = set(threading.enumerate())
-    monkeypatch.setattr(threading, "Barrier", Interrupted)
+    def n_threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    before = n_threads()
+    monkeypatch.setattr(ops, "read", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        probe.ReadBandwidth(3, np.ones(probe.CHUNK_BYTES, np.uint8)).measure()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(5)
-        assert not thread.is_alive()
+        probe.ReadBandwidth(3, np.ones(64, np.uint8)).measure()
+    deadline = time.monotonic() + 60  # a thread that has been joined stays visible for a moment
+    while n_threads() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert n_threads() <= before
 
 
 def test_bandwidth_of_each_number_of_threads() -> None:
@@ -50,14 +64,26 @@ def test_little_is_read_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -
     sizes: list[int] = []
 
     class Note(probe.ReadBandwidth):
-        def measure(self, reduction: str | None = None, repeats: int = 3) -> float:
+        def measure(self, pattern: str | None = None, repeats: int = 3) -> float:
             sizes.append(self._memory.nbytes)
-            return super().measure(reduction, repeats)
+            return super().measure(pattern, repeats)
 
     monkeypatch.setattr(probe, "ReadBandwidth", Note)
     probe.read_bandwidth([1], memory_available=0)
     probe.read_bandwidth([1], memory_available=1 << 30)
     assert set(sizes) == {1 << 26, 1 << 27}
+
+
+def test_a_mapped_file_is_read_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    monkeypatch.setattr(ops, "read", lambda _, data, *__: seen.add(data.ctypes.data))
+    with Mixtral(n_threads=1) as model:
+        (file,) = model.mapped()
+        assert len(file) == model.path.stat().st_size
+        assert bytes(file[:4]) == b"GGUF"
+        assert not file.flags.writeable
+        assert probe.read_bandwidth([1], mapped=file)[1] > 0
+    assert seen == {file.ctypes.data}
 
 
 @pytest.mark.parametrize("isa", ops.available_isas())

@@ -86,6 +86,20 @@ def test_unlikely_experts_are_left_out(tiny_q8_0: Path, min_p: float) -> None:
     assert not np.array_equal(found, logits(tiny_q8_0, experts_used=4))
 
 
+@pytest.mark.parametrize("n_batch", [3, 512])
+def test_finer_activations(tiny_q4_0: Path, tiny_q8_0: Path, n_batch: int) -> None:
+    for path in (tiny_q4_0, tiny_q8_0):
+        found = logits(path, activations="int16", n_batch=n_batch)
+        np.testing.assert_array_equal(found, expected_logits(path, planes=2))
+        assert not np.array_equal(found, logits(path))
+
+
+@pytest.mark.parametrize("activations", ["int4", "INT8", 16, None, ""])
+def test_activations_that_are_none(tiny_q8_0: Path, activations: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="activations to be 'int8' or 'int16', found"):
+        Mixtral(tiny_q8_0, activations=activations)
+
+
 def test_figures_of_experts_used_by_layer(tiny_q8_0: Path) -> None:
     each = [4, 1, 2, 1]
     with Mixtral(tiny_q8_0, experts_used=each) as model, Mixtral(tiny_q8_0) as two:
@@ -109,8 +123,17 @@ def test_figures_of_experts_used_by_layer(tiny_q8_0: Path) -> None:
 def test_lists_of_experts_used_that_make_no_sense(tiny_q8_0: Path, each: Any, words: str) -> None:
     with pytest.raises(InvalidArgumentError, match=words):
         Mixtral(tiny_q8_0, experts_used=each)
+
+
+@pytest.mark.parametrize(("used", "most"), [(9, 9), ([2, 9, 2, 2], 9), (1 << 70, 1 << 70)])
+def test_more_experts_than_there_are(tiny_q8_0: Path, used: Any, most: int) -> None:
+    """The message names the argument. An override is refused by its key, as the file's own value is."""
+    with pytest.raises(
+        InvalidArgumentError, match=f"expected experts_used of at most the model's 8 experts, found {most}"
+    ):
+        Mixtral(tiny_q8_0, experts_used=used)
     with pytest.raises(ModelConfigError, match=USED):
-        Mixtral(tiny_q8_0, experts_used=[2, 9, 2, 2])
+        Mixtral(tiny_q8_0, overrides={USED: 9})
 
 
 @pytest.mark.parametrize("min_p", [-0.1, 1.1, math.nan, "0.1", None])
@@ -125,6 +148,8 @@ def test_a_dense_model_has_no_experts_to_leave_out(tmp_path: Path) -> None:
     quantize(tmp_path / "dense", path, "q8_0", progress=False)
     with pytest.raises(InvalidArgumentError, match="expert_min_p of 0 for a dense model"):
         Mixtral(path, expert_min_p=0.5)
+    with pytest.raises(InvalidArgumentError, match="expected no experts_used for a dense model"):
+        Mixtral(path, experts_used=2)
 
 
 def test_a_window_for_a_file_that_has_none(tiny_q8_0: Path) -> None:

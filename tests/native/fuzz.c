@@ -276,7 +276,7 @@ static target *const targets[] = {
     fuzz_attention,       fuzz_attention,     fuzz_layer_attention,
     fuzz_layer_attention, fuzz_layer_experts, fuzz_layer_experts,
     fuzz_sample,          fuzz_sample,        fuzz_sample,
-    fuzz_run_layers,      fuzz_run_layers,
+    fuzz_run_layers,      fuzz_run_layers,    fuzz_read,
 };
 
 /* A context for the second call; NULL when the input made it fail, as it then must. */
@@ -296,7 +296,23 @@ static pmx_ctx *create(input *in) {
     expect(!ctx || (strcmp(pmx_ctx_isa(ctx), isa) == 0 && pmx_ctx_threads(ctx) == n_threads),
            "not the context that was asked for");
     expect(!ctx || pmx_ctx_prefetch(ctx, (int32_t)below(in, 2)) == PMX_OK, "a prefetch hint was refused");
+    expect(!ctx || pmx_ctx_timing(ctx, (int32_t)below(in, 2)) == PMX_OK, "timing was refused");
     return ctx;
+}
+
+/* Whatever the calls were, the times of a context that is timed add up. */
+static void check_times(pmx_ctx *ctx) {
+    pmx_part_time parts[PMX_PARTS];
+    pmx_thread_time threads[PMX_PARTS * 3];
+    if (pmx_ctx_times(ctx, parts, threads) != PMX_OK) return;
+    const int32_t n = pmx_ctx_threads(ctx);
+    for (int32_t i = 0; i < PMX_PARTS * n; i++) {
+        const pmx_thread_time *t = &threads[i];
+        const pmx_part_time *part = &parts[i / n];
+        expect(t->late_ns >= 0 && t->busy_ns >= 0 && t->waiting_ns >= 0, "a time is negative");
+        expect(t->late_ns + t->busy_ns + t->waiting_ns == part->region_ns, "times of a thread do not add up");
+        expect(part->region_ns <= part->ns && part->bytes >= 0, "a region lasts longer than its part");
+    }
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -305,6 +321,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     contexts[1] = create(&in);
     if (!contexts[1]) return 0;
     expect(pmx_ctx_create(&contexts[0], 1, "scalar") == PMX_OK, "no scalar context");
+    const int32_t planes = 1 + (int32_t)(below(&in, 4) == 3);
+    for (int i = 0; i < 2; i++) expect(pmx_ctx_planes(contexts[i], planes) == PMX_OK, "planes were refused");
     for (int calls = 1 + (int)below(&in, 3); calls > 0; calls--) {
         fp_bits = fp_modes[below(&in, sizeof fp_modes / sizeof *fp_modes)];
         fail_at = below(&in, 16) == 15 ? 1 + (int)below(&in, 6) : 0;
@@ -313,6 +331,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         in.state = take(&in) << 8 | take(&in);
         call(&in);
     }
+    check_times(contexts[1]);
     pmx_ctx_destroy(contexts[1]);
     pmx_ctx_destroy(contexts[0]);
     return 0;

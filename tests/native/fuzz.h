@@ -71,7 +71,7 @@ void verdict(int broken, int64_t n_rows);
 
 typedef void target(input *in);
 target fuzz_rms_norm, fuzz_quantize_activations, fuzz_matmul, fuzz_embed, fuzz_exp, fuzz_silu_mul, fuzz_rope_table,
-    fuzz_rope, fuzz_route, fuzz_encode, fuzz_sample, fuzz_queries, fuzz_cache_write, fuzz_attention,
+    fuzz_rope, fuzz_route, fuzz_encode, fuzz_read, fuzz_sample, fuzz_queries, fuzz_cache_write, fuzz_attention,
     fuzz_layer_attention, fuzz_layer_experts, fuzz_run_layers;
 
 /* A weight of a type that runs and divides cols into blocks, in memory that ends with its last row.

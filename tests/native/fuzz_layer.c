@@ -199,26 +199,52 @@ static result observed(input *in, int64_t n) {
     return written((size_t)n * sizeof *zeros, zeros, BITS);
 }
 
+/* The arrays of a batch's tokens, which a call with attention writes; the tables it only reads. */
+typedef struct {
+    result x, normed, ids, weights;
+    const float *cosines, *sines;
+} arrays;
+
+static arrays make_arrays(input *in, const pmx_layer *layer, int64_t n) {
+    const int64_t hidden = layer->hidden, n_chosen = n * layer->n_experts_used;
+    const float *initial = floats(in, n * hidden);
+    arrays a = {.cosines = floats(in, n * layer->head_dim / 2)};
+    a.sines = floats(in, n * layer->head_dim / 2);
+    a.x = written(f32(n * hidden), initial, FINITE);
+    a.normed = written(f32(n * hidden), NULL, FINITE);
+    a.ids = written((size_t)n_chosen * sizeof(int32_t), NULL, BITS);
+    a.weights = written(f32(n_chosen), NULL, FINITE);
+    return a;
+}
+
+static pmx_batch batch_of(const arrays *a, const batch *b, int64_t n_tokens, int v) {
+    return (pmx_batch){.x = a->x.of[v],
+                       .normed = a->normed.of[v],
+                       .ids = a->ids.of[v],
+                       .weights = a->weights.of[v],
+                       .n_tokens = n_tokens,
+                       .cosines = a->cosines,
+                       .sines = a->sines,
+                       .runs = b->runs,
+                       .n_runs = b->n_runs};
+}
+
 void fuzz_layer_attention(input *in) {
     model m = make_layer(in, ATTENTION);
     pmx_layer *layer = &m.layer;
-    const int64_t hidden = layer->hidden, n_used = layer->n_experts_used, q_dim = layer->n_heads * layer->head_dim;
+    const int64_t hidden = layer->hidden, q_dim = layer->n_heads * layer->head_dim;
     batch b = make_batch(in, layer->n_kv_heads, layer->head_dim, 0);
     fill_cache(in, &b, 1);
     b.cache.k = b.k.of[0];
     const int64_t n = b.n_tokens;
-    const float *initial = floats(in, n * hidden);
-    const float *cosines = floats(in, n * layer->head_dim / 2), *sines = floats(in, n * layer->head_dim / 2);
-    const result x = written(f32(n * hidden), initial, FINITE), normed = written(f32(n * hidden), NULL, FINITE);
-    const result ids = written((size_t)(n * n_used) * sizeof(int32_t), NULL, BITS),
-                 weights = written(f32(n * n_used), NULL, FINITE);
+    arrays a = make_arrays(in, layer, n);
     const result qkv = observed(in, hidden), out = observed(in, q_dim);
     const pmx_observer observers[2] = {{.qkv_input = qkv.of[0], .output_input = out.of[0]},
                                        {.qkv_input = qkv.of[1], .output_input = out.of[1]}};
     int64_t n_tokens = n;
     int broken = breaks(in, 9);
     if (broken == 1) layer->attn_norm = NULL;
-    if (broken == 2) cosines = NULL;
+    if (broken == 2) a.cosines = NULL;
     if (broken == 3)
         break_weight(in, (pmx_weight *const[]){&layer->q, &layer->k, &layer->v, &layer->output}[below(in, 4)]);
     if (broken == 4) layer->q.rows++;
@@ -228,16 +254,7 @@ void fuzz_layer_attention(input *in) {
     if (broken == 8) broken = break_batch(in, &b);
     if (broken == 9) n_tokens = PICK(in, n + 1, n - 1, INT64_MAX, INT64_MIN);
     pmx_batch batches[2];
-    for (int v = 0; v < 2; v++)
-        batches[v] = (pmx_batch){.x = x.of[v],
-                                 .normed = normed.of[v],
-                                 .ids = ids.of[v],
-                                 .weights = weights.of[v],
-                                 .n_tokens = n_tokens,
-                                 .cosines = cosines,
-                                 .sines = sines,
-                                 .runs = b.runs,
-                                 .n_runs = b.n_runs};
+    for (int v = 0; v < 2; v++) batches[v] = batch_of(&a, &b, n_tokens, v);
     CALL(pmx_layer_attention(ctx, &batches[v], layer, cache_of(&b, v), &observers[v]))
     verdict(broken, n);
 }
@@ -291,20 +308,16 @@ void fuzz_layer_experts(input *in) {
 void fuzz_run_layers(input *in) {
     model m = make_layer(in, ATTENTION | EXPERTS);
     pmx_layer *first = &m.layer, second = m.layer;
-    const int64_t hidden = first->hidden, n_used = first->n_experts_used, n_layers = PICK(in, 1, 2);
+    const int64_t n_layers = PICK(in, 1, 2);
     batch b = make_batch(in, first->n_kv_heads, first->head_dim, 0);
     fill_cache(in, &b, 1);
     b.cache.k = b.k.of[0];
-    const int64_t n = b.n_tokens, n_choices = n * n_layers * n_used;
-    const float *initial = floats(in, n * hidden);
-    const float *cosines = floats(in, n * first->head_dim / 2), *sines = floats(in, n * first->head_dim / 2);
+    const int64_t n = b.n_tokens, n_choices = n * n_layers * first->n_experts_used;
+    const arrays a = make_arrays(in, first, n);
     int64_t *kept = buffer((size_t)n * sizeof *kept), n_kept = 0;
     for (int64_t t = 0; t < n; t++)
         if (below(in, 2)) kept[n_kept++] = t;
     const int some = below(in, 2) > 0, noted = below(in, 2) > 0;
-    const result x = written(f32(n * hidden), initial, FINITE), normed = written(f32(n * hidden), NULL, FINITE);
-    const result ids = written((size_t)(n * n_used) * sizeof(int32_t), NULL, BITS),
-                 weights = written(f32(n * n_used), NULL, FINITE);
     result choices = {{NULL, NULL}}, chosen = choices, logits = choices;
     if (noted) {
         choices = written((size_t)n_choices, NULL, BITS);
@@ -329,15 +342,7 @@ void fuzz_run_layers(input *in) {
     for (int v = 0; v < 2; v++) {
         caches[v] = *cache_of(&b, v);
         pairs[v][0] = pairs[v][1] = &caches[v]; /* the second layer writes over the first one's */
-        batches[v] = (pmx_batch){.x = x.of[v],
-                                 .normed = normed.of[v],
-                                 .ids = ids.of[v],
-                                 .weights = weights.of[v],
-                                 .n_tokens = n,
-                                 .cosines = cosines,
-                                 .sines = sines,
-                                 .runs = b.runs,
-                                 .n_runs = b.n_runs};
+        batches[v] = batch_of(&a, &b, n, v);
         passes[v] = (pmx_layers){.layers = layers, .caches = pairs[v], .n_layers = counts[0]};
         if (some) passes[v].kept = kept, passes[v].n_kept = counts[1];
         passes[v].choices = choices.of[v];

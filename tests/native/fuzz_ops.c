@@ -176,6 +176,24 @@ void fuzz_route(input *in) {
     verdict(broken, n_rows);
 }
 
+void fuzz_read(input *in) {
+    int64_t n = PICK(in, 0, 1, 2, 3, 5, 4095, 4096, 4097, 9000);
+    const size_t offset = below(in, 64), bytes = (size_t)n * 64 + offset;
+    uint8_t *filled = buffer(bytes);
+    fill_bits(in, filled, bytes, 0);
+    const uint8_t *data = filled + offset;
+    const uint32_t zero = 0;
+    const result sum = written(sizeof zero, &zero, BITS);
+    int32_t n_streams = (int32_t)PICK(in, 1, 2, 4), hint = (int32_t)PICK(in, -1, 0, 1);
+    const int broken = breaks(in, 4);
+    if (broken == 1) data = NULL;
+    if (broken == 2) n = no_count(in);
+    if (broken == 3) n_streams = (int32_t)PICK(in, 0, -1, 3, 5, 8, INT32_MAX, INT32_MIN);
+    if (broken == 4) hint = (int32_t)PICK(in, -2, 2, INT32_MAX, INT32_MIN);
+    CALL(pmx_read(ctx, sum.of[v], data, n, n_streams, hint))
+    verdict(broken, 0);
+}
+
 static int32_t *ids_below(input *in, int64_t n, int64_t n_vocab) {
     int32_t *ids = buffer((size_t)n * sizeof *ids);
     for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(number(in) % (uint64_t)n_vocab);
@@ -319,6 +337,8 @@ void fuzz_queries(input *in) {
     refused &= pmx_ctx_create(NULL, 1, NULL) == PMX_EINVAL;
     refused &= pmx_ctx_prefetch(NULL, PMX_PREFETCH_FAR) == PMX_EINVAL;
     refused &= pmx_ctx_prefetch(contexts[1], (int32_t)PICK(in, 2, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
+    refused &= pmx_ctx_planes(NULL, 1) == PMX_EINVAL;
+    refused &= pmx_ctx_planes(contexts[1], (int32_t)PICK(in, 0, 3, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
     refused &= pmx_ctx_create(&none, 1, "no such thing") == PMX_EUNSUPPORTED && !none;
     refused &= bytes >= -1 && (bytes == -1 || n >= 0) && (name || !pmx_isa_available(i));
     pmx_ctx_destroy(NULL);

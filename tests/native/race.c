@@ -57,6 +57,7 @@ static void *use_contexts(void *arg) {
     (void)arg;
     for (int round = 0; round < ROUNDS; round++) {
         pmx_ctx *ctx = create(1 + round % 4);
+        expect(pmx_ctx_timing(ctx, round % 3) == PMX_OK, "no timing");
         for (int i = 0; i < CALLS; i++) {
             multiply(ctx, PMX_OK);
             if (i % 20 == 19) usleep(300); /* until idle threads sleep */
@@ -84,6 +85,7 @@ static void *cancel(void *arg) {
 
 static void cancel_while_multiplying(int n_threads) {
     cancelled c = {.ctx = create(n_threads)};
+    expect(pmx_ctx_timing(c.ctx, 1) == PMX_OK, "no timing");
     pthread_t thread;
     expect(pthread_create(&thread, NULL, cancel, &c) == 0, "no thread");
     int n = 0;
@@ -108,6 +110,7 @@ static void *meet(void *arg) {
     for (int i = 0; !atomic_load(&s->done); i++) {
         atomic_fetch_add(&s->refused, multiply(s->ctx, PMX_EBUSY));
         pmx_ctx_prefetch(s->ctx, i % 2);
+        pmx_ctx_timing(s->ctx, i % 3);
     }
     return NULL;
 }
@@ -156,6 +159,7 @@ static void destroy_while_multiplying(int n_threads) {
 
 static void fork_and_multiply(void) {
     pmx_ctx *ctx = create(3);
+    expect(pmx_ctx_timing(ctx, 1) == PMX_OK, "no timing");
     multiply(ctx, PMX_OK);
     for (int i = 0; i < FORKS; i++) {
         const pid_t child = fork();

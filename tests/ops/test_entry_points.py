@@ -43,7 +43,16 @@ def check(call: Call) -> None:
 
 
 def test_every_entry_point_is_here() -> None:
-    contexts = {"ctx_create", "ctx_destroy", "ctx_cancel", "ctx_prefetch", "ctx_isa", "ctx_threads"}
+    contexts = {
+        "ctx_create",
+        "ctx_destroy",
+        "ctx_cancel",
+        "ctx_prefetch",
+        "ctx_isa",
+        "ctx_threads",
+        "ctx_timing",
+        "ctx_times",
+    }
     other = {f"pmx_{name}" for name in (*contexts, "isa_name", "isa_available", "message", "bad_row", "row_bytes")}
     functions = {name for name in dir(lib) if name.startswith("pmx_")}
     assert {f"pmx_{make.__name__}" for make in CALLS} == functions - other

@@ -29,12 +29,12 @@ Type = GGMLQuantizationType
 @dataclass(frozen=True)
 class Extremes:
     """The bytes of a block that are scales and minimums, and the ends of its integers, scales and
-    minimums.
+    minimums; a type without sub-blocks has no scales.
     """
 
     scales: slice
     q: tuple[int, int]
-    sc: tuple[int, int]
+    sc: tuple[int, int] | None = None
     mins: tuple[int, int] | None = None
 
 
@@ -45,6 +45,8 @@ KQUANTS = {
     Type.Q5_K: Extremes(slice(4, 16), (0, 31), (0, 63), (0, 63)),
     Type.Q6_K: Extremes(slice(192, 208), (-32, 31), (-128, 127)),
     Type.IQ4_XS: Extremes(slice(2, 8), (-127, 113), (-32, 31)),
+    Type.TQ1_0: Extremes(slice(0), (-1, 1)),
+    Type.TQ2_0: Extremes(slice(0), (-1, 2)),
 }
 every_kquant = pytest.mark.parametrize("kind", KQUANTS, ids=lambda kind: kind.name.lower())
 
@@ -63,8 +65,7 @@ def test_matmul_follows_its_order(kind: Type) -> None:
     x, w = activations(2, 3, 512), matrix(kind, 5, 512, 3)
     xq, dx, sums = oracle.quantize_activations(x, 256)
     blocks = decode(w)
-    assert blocks.sc is not None
-    n_sub = blocks.sc.shape[2]
+    n_sub = 1 if blocks.sc is None else blocks.sc.shape[2]
     got = oracle.matmul(x, w)
     for t, r in np.ndindex(3, 5):
         acc = np.float32(0)
@@ -75,7 +76,7 @@ def test_matmul_follows_its_order(kind: Type) -> None:
                 dot = sum(
                     a * c for a, c in zip(xq[t, 256 * b :][part].tolist(), blocks.q[r, b, part].tolist(), strict=True)
                 )
-                isum += int(blocks.sc[r, b, j]) * dot
+                isum += dot if blocks.sc is None else int(blocks.sc[r, b, j]) * dot
                 if blocks.mins is not None:
                     msum += int(blocks.mins[r, b, j]) * int(xq[t, 256 * b :][part].sum(dtype=np.int64))
             acc = exact_fma(blocks.d[r, b] * dx[t, b], np.float32(isum), acc)
@@ -120,7 +121,7 @@ def test_the_bytes_give_the_ends(kind: Type) -> None:
     ends = KQUANTS[kind]
     assert (min(b.q.min() for b in found), max(b.q.max() for b in found)) == ends.q
     scales = [b.sc for b in found if b.sc is not None]
-    assert (min(s.min() for s in scales), max(s.max() for s in scales)) == ends.sc
+    assert ((min(s.min() for s in scales), max(s.max() for s in scales)) if scales else None) == ends.sc
     mins = [b.mins for b in found if b.mins is not None]
     assert ((min(m.min() for m in mins), max(m.max() for m in mins)) if mins else None) == ends.mins
 
@@ -150,6 +151,20 @@ def test_no_integer_overflows(ctx: ops.Context, kind: Type) -> None:
         np.testing.assert_array_equal(ops.matmul(ctx, x, w), want)
         for t in range(len(x)):
             np.testing.assert_array_equal(ops.matmul(ctx, x[t : t + 1], w)[0], want[t])
+
+
+@every_context
+def test_every_byte_as_digits(ctx: ops.Context) -> None:
+    """All bytes at every place of tq1_0, also those that no quantizer writes: whose multiples of 3
+    are near the ends of a digit.
+    """
+    w = extreme(Type.TQ1_0, 0, 0, rows=256)
+    w.data.reshape(256, 2, -1)[..., :52] = (np.arange(256)[:, None, None] + np.arange(52)).astype(np.uint8)
+    x = activations(10, 9, 512)
+    want = oracle.matmul(x, w)
+    for n in (1, 3, 9):
+        np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+    np.testing.assert_array_equal(oracle.dequantize(w), quants.dequantize(w.data, w.type))
 
 
 @every_context

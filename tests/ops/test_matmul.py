@@ -57,6 +57,27 @@ def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 
 @every_context
 @every_type
+def test_two_planes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    cols = COLS[block_weights(kind)][-1]
+    x, w = activations(cols, 300, cols), matrix(kind, 73, cols, cols)
+    want = two_planes(kind)
+    ctx.planes = 2
+    try:
+        for n in (1, 2, 3, 9, 127, 128, 129, 300):
+            np.testing.assert_array_equal(ops.matmul(ctx, x[300 - n :], w), want[300 - n :])
+    finally:
+        ctx.planes = 1
+    np.testing.assert_array_equal(ops.matmul(ctx, x[:3], w), oracle.matmul(x[:3], w))
+
+
+@cache
+def two_planes(kind: GGMLQuantizationType) -> F32:
+    cols = COLS[block_weights(kind)][-1]
+    return oracle.matmul(activations(cols, 300, cols), matrix(kind, 73, cols, cols), 2)
+
+
+@every_context
+@every_type
 def test_blocks_of_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     x, w, want = product(kind, 514, 130, COLS[block_weights(kind)][1])
     for n in (127, 130, 255, 256, 257, 258, 514):
@@ -128,7 +149,7 @@ def test_a_nonfinite_scale_is_found(ctx: ops.Context, kind: GGMLQuantizationType
 @every_context
 @every_type
 def test_a_product_that_overflows_names_its_row(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
-    w = matrix(kind, 20, 256, 5, fill=0x7F)
+    w = matrix(kind, 20, 256, 5, fill=0x77 if kind == GGMLQuantizationType.MXFP4 else 0x7F)  # 7: 12, 15: -12
     if block_weights(kind) == 1:
         w = Matrix(kind, np.full_like(w.data, 0x44))  # 784 or about 4
     for at in SCALES.get(kind.name, []):

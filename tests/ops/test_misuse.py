@@ -12,6 +12,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from pymixtral import ops
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.native import ffi, lib
 from support.calls import (
     CALLS,
@@ -29,6 +30,7 @@ from support.calls import (
     matmul,
     pointer,
     quantize_activations,
+    read,
     rms_norm,
     rope,
     rope_table,
@@ -173,6 +175,9 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (route, "expert_min_p", [-0.5, 1.5, np.nan, np.inf]),
     (encode, "rows", [-1, LARGEST, 1 << 58]),
     (encode, "cols", [0, -32, 63, LARGEST]),
+    (read, "n", [-1, -LARGEST - 1, LARGEST, (LARGEST >> 6) + 1]),
+    (read, "n_streams", [0, -1, 3, 8, 1 << 30]),
+    (read, "hint", [-2, 2, 1 << 30]),
     (sample, "n_rows", [-1, -LARGEST - 1, LARGEST, 1 << 58]),
     (sample, "n_vocab", [0, -1, 69, (1 << 24) + 1, LARGEST]),
     (layer_attention, "n_runs", [-1, 0]),
@@ -463,6 +468,7 @@ def test_contexts_that_are_null() -> None:
     lib.pmx_ctx_destroy(ffi.NULL)
     lib.pmx_ctx_cancel(ffi.NULL, 1)
     refused(lib.pmx_ctx_prefetch(ffi.NULL, lib.PMX_PREFETCH_FAR))
+    refused(lib.pmx_ctx_timing(ffi.NULL, 1))
     assert lib.pmx_ctx_isa(ffi.NULL) == ffi.NULL
     assert lib.pmx_ctx_threads(ffi.NULL) == 0
 
@@ -471,6 +477,29 @@ def test_prefetch_hints_that_are_none() -> None:
     with ops.Context(1) as ctx:
         for hint in (-1, 2, (1 << 31) - 1, -(1 << 31)):
             refused(lib.pmx_ctx_prefetch(ctx.pointer, hint))
+
+
+def test_planes_that_are_none() -> None:
+    refused(lib.pmx_ctx_planes(ffi.NULL, 1))
+    with ops.Context(1) as ctx:
+        for n in (-1, 0, 3, (1 << 31) - 1, -(1 << 31)):
+            refused(lib.pmx_ctx_planes(ctx.pointer, n))
+        with pytest.raises(InvalidArgumentError, match="planes"):
+            ctx.planes = 3
+
+
+def test_times_without_a_place_or_without_timing() -> None:
+    parts, threads = ffi.new("pmx_part_time[]", lib.PMX_PARTS), ffi.new("pmx_thread_time[]", 2 * lib.PMX_PARTS)
+    with ops.Context(2) as ctx:
+        refused(lib.pmx_ctx_times(ctx.pointer, parts, threads))
+        assert lib.pmx_ctx_timing(ctx.pointer, 1) == lib.PMX_OK
+        for i, name in enumerate(("ctx", "parts", "threads")):
+            arguments = [ctx.pointer, parts, threads]
+            arguments[i] = ffi.NULL
+            assert refused(lib.pmx_ctx_times(*arguments)) == f"{name}: expected a pointer, found NULL"
+        assert lib.pmx_ctx_times(ctx.pointer, parts, threads) == lib.PMX_OK
+        assert lib.pmx_ctx_timing(ctx.pointer, 0) == lib.PMX_OK
+        refused(lib.pmx_ctx_times(ctx.pointer, parts, threads))
 
 
 def test_instruction_sets_past_the_ends() -> None:

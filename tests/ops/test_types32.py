@@ -10,26 +10,37 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from pymixtral import ops
-from pymixtral.arrays import F32
+from pymixtral.arrays import F32, U8
 from pymixtral.files.types import Matrix, block_bytes, block_weights
 from pymixtral.reference import oracle
 from support.exact import exact_fma
-from support.variants import INTEGER_TYPES, SCALES, every_context, generator, matrix, normal
+from support.variants import INTEGER_TYPES, SCALES, every_context, generator, matrix, normal, row_of
 
 KINDS = [kind for kind in INTEGER_TYPES if block_weights(kind) == 32]
 every_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name.lower())
 
 
+def set_units(kind: GGMLQuantizationType, blocks: U8) -> None:
+    """Scales of 1 and minimums of 0, into blocks [..., block bytes]."""
+    for value, at in zip((1, 0), SCALES[kind.name], strict=False):
+        blocks[..., at : at + 2] = np.array([value], "<f2").view(np.uint8)
+    if kind == GGMLQuantizationType.MXFP4:
+        blocks[..., 0] = 128
+
+
 def pieces(w: Matrix) -> tuple[NDArray[np.float64], list[F32]]:
     """A matrix's integers [rows, cols], read by gguf with scales of 1 and minimums of 0, and its
-    f16 numbers [rows, n_blocks].
+    scales and minimums [rows, n_blocks].
     """
     size = block_bytes(w.type)
     data = w.data.reshape(w.rows, -1, size).copy()
-    numbers = []
-    for value, at in zip((1, 0), SCALES[w.type.name], strict=False):
-        numbers.append(np.ascontiguousarray(data[..., at : at + 2]).view("<f2")[..., 0].astype(np.float32))
-        data[..., at : at + 2] = np.array([value], "<f2").view(np.uint8)
+    numbers = [
+        np.ascontiguousarray(data[..., at : at + 2]).view("<f2")[..., 0].astype(np.float32)
+        for at in SCALES[w.type.name]
+    ]
+    if w.type == GGMLQuantizationType.MXFP4:
+        numbers = [np.ldexp(1.0, data[..., 0].astype(np.int32) - 128).astype(np.float32)]
+    set_units(w.type, data)
     return quants.dequantize(data.reshape(w.rows, -1), w.type).astype(np.float64), numbers
 
 
@@ -64,8 +75,7 @@ def test_sums_as_large_as_they_get(ctx: ops.Context, kind: GGMLQuantizationType)
     """
     size = block_bytes(kind)
     every_byte = np.repeat(np.arange(256, dtype=np.uint8), size).reshape(256, size)
-    for value, at in zip((1, 0), SCALES[kind.name], strict=False):
-        every_byte[:, at : at + 2] = np.array([value], "<f2").view(np.uint8)
+    set_units(kind, every_byte)
     values = quants.dequantize(every_byte, kind)
     lowest, highest = every_byte[values.max(axis=1).argmin()], every_byte[values.min(axis=1).argmax()]
     patterns = (np.arange(256)[:, None] >> np.arange(8) & 1).astype(bool)
@@ -92,3 +102,20 @@ def blend(
             mask = np.concatenate([np.packbits(up, axis=1, bitorder="little"), mask], axis=1)
     mask = np.pad(mask, ((0, 0), (len(highest) - mask.shape[1], 0)))
     return (highest & mask) | (lowest & ~mask)
+
+
+@every_context
+def test_scales_of_every_exponent(ctx: ops.Context) -> None:
+    """All bytes that a scale of mxfp4 can be, the subnormal ones and 2^127 too: a row for each."""
+    w = matrix(GGMLQuantizationType.MXFP4, 256, 224, 5)
+    w.data[:, 0::17] = np.arange(256)[:, None]
+    x = normal(6, 11, 224) * np.ldexp(1, np.arange(-40, -7, 3))[:, None].astype(np.float32)
+    want = oracle.matmul(x, w)
+    assert np.all(np.any(want != 0, axis=0))
+    for n in (1, 2, 3, 11):
+        np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+    ids = np.arange(252, dtype=np.int32)
+    np.testing.assert_array_equal(ops.embed(ctx, w, ids), quants.dequantize(w.data[:252], w.type))
+    w.data[255, 1] = 7  # 12 times 2^127
+    assert row_of(ops.embed, ctx, w, np.array([3, 0, 255], np.int32)) == 2
+    assert row_of(ops.matmul, ctx, np.full((2, 224), 1e3, np.float32), w) == 0

@@ -138,7 +138,7 @@ def test_patterns_decide_and_the_last_counts() -> None:
         ("*_norm.weight", "q8_0", "norms and routers stay f32"),
         ("*.ffn_gate_inp.weight", "f16", "norms and routers stay f32"),
         ("blk.*", "q4_k_m", "expected a type among f32, .*q4_k"),
-        ("blk.*", "iq2_xs", "found 'iq2_xs'"),
+        ("blk.*", "iq1_m", "found 'iq1_m'"),
     ],
 )
 def test_patterns_that_do_nothing_are_refused(pattern: str, kind: str, words: str) -> None:

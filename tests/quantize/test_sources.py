@@ -6,26 +6,20 @@ Each can be broken in ways that are refused.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pymixtral.arrays import F32
 from pymixtral.errors import CheckpointError, OutputError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.rope import llama3_factors
 from pymixtral.quantize import quantize
-from pymixtral.quantize.sources.mistral import read_params
 from pymixtral.quantize.sources.opening import open_checkpoint
-from pymixtral.quantize.sources.targets import rope_order
 from support.checkpoints import (
     TINY_MIXTRAL,
     Shape,
@@ -34,125 +28,20 @@ from support.checkpoints import (
     make_tensors,
     read_tensors,
     write_safetensors,
-    write_tokenizer,
 )
 from support.ggufs import contents, rewrite
-
-Tensors = dict[str, F32]
-SMALL = Shape(n_vocab=64, n_layers=2)
-DENSE = Shape(n_vocab=64, n_layers=2, n_experts=0, window=512, rope_base=1e4)
-
-
-def fused(tensors: Tensors, shape: Shape) -> Tensors:
-    """As transformers 5 holds the experts: gate rows before up rows, one tensor for all experts."""
-    result = {
-        re.sub(r"block_sparse_moe\.gate", "mlp.gate", name): x for name, x in tensors.items() if ".experts." not in name
-    }
-    for n in range(shape.n_layers):
-        old, new = f"model.layers.{n}.block_sparse_moe.experts", f"model.layers.{n}.mlp.experts"
-        w1, w2, w3 = (np.stack([tensors[f"{old}.{e}.w{i}.weight"] for e in range(shape.n_experts)]) for i in (1, 2, 3))
-        result |= {f"{new}.gate_up_proj": np.concatenate([w1, w3], axis=1), f"{new}.down_proj": w2}
-    return result
-
-
-_MISTRAL = {
-    "model.embed_tokens.weight": "tok_embeddings.weight",
-    "model.norm.weight": "norm.weight",
-    "lm_head.weight": "output.weight",
-    "self_attn.q_proj": "attention.wq",
-    "self_attn.k_proj": "attention.wk",
-    "self_attn.v_proj": "attention.wv",
-    "self_attn.o_proj": "attention.wo",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "block_sparse_moe": "feed_forward",
-    "mlp.gate_proj": "feed_forward.w1",
-    "mlp.up_proj": "feed_forward.w3",
-    "mlp.down_proj": "feed_forward.w2",
-}
-
-
-def consolidated(tensors: Tensors, shape: Shape) -> Tensors:
-    """Mistral's names, and rows of queries and keys in the order in which pairs are rotated."""
-    result = {}
-    for name, x in tensors.items():
-        for n_heads, kind in ((shape.n_heads, "q_proj"), (shape.n_kv_heads, "k_proj")):
-            if kind in name:
-                x = x[rope_order(n_heads, shape.head_dim)]
-        for theirs, ours in _MISTRAL.items():
-            name = name.replace(theirs, ours)
-        result[name.removeprefix("model.")] = x
-    return result
-
-
-def stacked(tensors: Tensors, shape: Shape) -> Tensors:
-    """As Mixtral's first release has them: all experts of a layer in three tensors, w2 transposed."""
-    own = consolidated(tensors, shape)
-    result = {name.replace("feed_forward", "block_sparse_moe"): x for name, x in own.items() if ".experts." not in name}
-    for n in range(shape.n_layers):
-        for w in ("w1", "w2", "w3"):
-            experts = [own[f"layers.{n}.feed_forward.experts.{e}.{w}.weight"] for e in range(shape.n_experts)]
-            result[f"layers.{n}.block_sparse_moe.{w}"] = np.concatenate([x.T if w == "w2" else x for x in experts])
-    return result
-
-
-def of_mlx(tensors: Tensors, shape: Shape) -> Tensors:
-    """As MLX has them: each matrix of all experts in one tensor."""
-    result = {name: x for name, x in tensors.items() if ".experts." not in name}
-    for n in range(shape.n_layers):
-        block = f"model.layers.{n}.block_sparse_moe"
-        for w, name in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
-            experts = [tensors[f"{block}.experts.{e}.{w}.weight"] for e in range(shape.n_experts)]
-            result[f"{block}.switch_mlp.{name}_proj.weight"] = np.stack(experts)
-    return result
-
-
-def params(shape: Shape) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "dim": shape.hidden,
-        "n_layers": shape.n_layers,
-        "head_dim": shape.head_dim,
-        "hidden_dim": shape.ffn,
-        "n_heads": shape.n_heads,
-        "n_kv_heads": shape.n_kv_heads,
-        "norm_eps": shape.rms_eps,
-        "vocab_size": shape.n_vocab,
-        "rope_theta": shape.rope_base,
-    }
-    if shape.window:
-        values["sliding_window"] = shape.window
-    if shape.n_experts:
-        values["moe"] = {"num_experts": shape.n_experts, "num_experts_per_tok": shape.n_experts_used}
-    return values
-
-
-def write_fused(directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32") -> Path:
-    directory.mkdir()
-    write_tokenizer(directory, shape.n_vocab)
-    (directory / "config.json").write_text(json.dumps(config_json(shape)))
-    write_safetensors(directory / "model.safetensors", fused(tensors, shape), dtype=dtype)
-    return directory
-
-
-def write_consolidated(
-    directory: Path, tensors: Tensors, shape: Shape, dtype: str = "float32", shards: int = 1
-) -> Path:
-    directory.mkdir()
-    write_tokenizer(directory, shape.n_vocab)
-    (directory / "params.json").write_text(json.dumps(params(shape)))
-    own = list(consolidated(tensors, shape).items())
-    for i in range(shards):
-        name = "consolidated.safetensors" if shards == 1 else f"consolidated.{i:02}-of-{shards:02}.safetensors"
-        write_safetensors(
-            directory / name, dict(own[len(own) * i // shards : len(own) * (i + 1) // shards]), dtype=dtype
-        )
-    return directory
-
-
-def quantized(source: Path, dest: Path, kind: str = "q4_0", **options: Any) -> dict[str, Any]:
-    quantize(source, dest, kind, progress=False, **options)
-    return contents(dest)
-
+from support.releases import (
+    DENSE,
+    SMALL,
+    Tensors,
+    fused,
+    of_mlx,
+    params,
+    quantized,
+    stacked,
+    write_consolidated,
+    write_fused,
+)
 
 TINY = Shape(hidden=256, ffn=512, n_layers=4, n_heads=8, n_kv_heads=2, head_dim=32, n_experts=8, n_ctx=2048)
 
@@ -199,20 +88,6 @@ def test_each_form_of_tiny_mixtral_gives_the_same_bytes(
         elif form == "fused gguf":
             source = rewrite(source, tmp_path / "other.gguf", fused=True)
     assert quantized(source, tmp_path / "m.gguf") == contents(tiny_q4_0)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_dense_model_in_mistral_s_form(tmp_path: Path, shards: int) -> None:
-    tensors = make_checkpoint(tmp_path / "hf", DENSE, seed=4)
-    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf", "f16")
-    assert (
-        quantized(write_consolidated(tmp_path / "own", tensors, DENSE, shards=shards), tmp_path / "b.gguf", "f16")
-        == expected
-    )
-    with GGUFFile(tmp_path / "a.gguf") as a, GGUFFile(tmp_path / "b.gguf") as b:
-        differing = {"general.name", "llama.context_length"}  # which params.json does not tell
-        ours, theirs = ({key: bytes(entry) for key, entry in file.encoded.items()} for file in (a, b))
-        assert {key for key in ours | theirs if ours.get(key) != theirs.get(key)} == differing
 
 
 def test_any_number_of_experts(tmp_path: Path) -> None:
@@ -293,68 +168,6 @@ def test_a_llama_is_read_and_its_biases_are_refused(tmp_path: Path) -> None:
         quantize(tmp_path / "hf", tmp_path / "c.gguf", progress=False)
 
 
-# --- What is no weight -------------------------------------------------------------------------------------------
-
-
-def frequencies(shape: Shape) -> F32:
-    return (shape.rope_base ** (-np.arange(0, shape.head_dim, 2) / shape.head_dim)).astype(np.float32)
-
-
-def with_buffers(directory: Path, buffers: Tensors, dtype: str = "float32") -> Path:
-    make_checkpoint(directory, SMALL, seed=4)
-    write_safetensors(directory / "model.safetensors", make_tensors(SMALL, seed=4) | buffers, dtype=dtype)
-    return directory
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize(
-    "names", [["model.rotary_emb.inv_freq"], [f"model.layers.{n}.self_attn.rotary_emb.inv_freq" for n in range(2)]]
-)
-def test_stored_frequencies_are_compared_and_left_out(tmp_path: Path, names: list[str], dtype: str) -> None:
-    make_checkpoint(tmp_path / "hf", SMALL, seed=4, dtype=dtype)
-    expected = quantized(tmp_path / "hf", tmp_path / "a.gguf")
-    source = with_buffers(tmp_path / "old", dict.fromkeys(names, frequencies(SMALL)), dtype)
-    report = quantize(source, tmp_path / "b.gguf", "q4_0", progress=False)
-    assert contents(tmp_path / "b.gguf") == expected
-    assert [note for note in report.notes if names[0] in note] == [
-        f"{len(names)} tensors follow from the configuration and were left out, such as {names[0]}"
-    ]
-
-
-def test_frequencies_before_a_linear_scaling_are_left_out(tmp_path: Path) -> None:
-    """transformers of 2023 stored them so, and divided the positions."""
-    source = with_buffers(tmp_path, {"model.rotary_emb.inv_freq": frequencies(SMALL)})
-    config = config_json(SMALL) | {"rope_scaling": {"type": "linear", "factor": 4.0}}
-    (source / "config.json").write_text(json.dumps(config))
-    report = quantize(source, tmp_path / "m.gguf", progress=False)
-    assert any("1 tensors follow from the configuration" in note for note in report.notes)
-
-
-@pytest.mark.parametrize("change", [lambda x: x / 2, lambda x: x * 1.02, lambda x: x[:-1], lambda x: x * np.nan])
-def test_frequencies_of_another_rope_are_refused(tmp_path: Path, change: Callable[[F32], F32]) -> None:
-    name = "model.layers.1.self_attn.rotary_emb.inv_freq"
-    source = with_buffers(tmp_path / "hf", {name: np.asarray(change(frequencies(SMALL)), np.float32)})
-    with pytest.raises(
-        UnsupportedError, match=rf"{re.escape(name)}: expected the 8 frequencies of the base 1e\+06, found others"
-    ):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-def test_masks_are_left_out_and_biases_are_refused(tmp_path: Path) -> None:
-    name = "model.layers.0.self_attn.bias"
-    masks = {
-        name: np.ones((1, 1, 8, 8), np.float32),
-        "model.layers.0.self_attn.masked_bias": np.full((), -1e9, np.float32),
-    }
-    source = with_buffers(tmp_path / "a", masks)
-    assert any(
-        "2 tensors follow from the configuration" in note
-        for note in quantize(source, tmp_path / "m.gguf", progress=False).notes
-    )
-    with pytest.raises(CheckpointError, match=f"1 unexpected, such as '{name}'"):
-        quantize(with_buffers(tmp_path / "b", {name: np.ones(64, np.float32)}), tmp_path / "n.gguf", progress=False)
-
-
 # --- What is refused ---------------------------------------------------------------------------------------------
 
 
@@ -416,15 +229,6 @@ def test_row_17_fused_and_single_experts_together(tmp_path: Path) -> None:
         quantize(tmp_path, tmp_path / "m.gguf", progress=False)
 
 
-@pytest.mark.parametrize("kept", [[0, 2], [1, 2], [0, 1]])
-def test_row_17_consolidated_file_missing(tmp_path: Path, kept: list[int]) -> None:
-    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=3)
-    (missing,) = {0, 1, 2} - set(kept)
-    (source / f"consolidated.{missing:02}-of-03.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="expected all files" if missing else "expected all files|missing"):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
 @pytest.mark.parametrize(
     "names", [["00001-of-00003", "00003-of-00003"], ["00001-of-99999"], ["00001-of-00002", "00001-of-00003"]]
 )
@@ -447,125 +251,3 @@ def test_row_17_numbered_files_that_are_not_all(tmp_path: Path, names: list[str]
             path.rename(source / f"{prefix}00001-of-{'9' * 200}.safetensors")
         with pytest.raises(CheckpointError, match="expected at most 1024 files"):
             quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-def test_row_17_stacked_tensor_of_another_shape(tmp_path: Path) -> None:
-    tensors = stacked(make_tensors(SMALL, seed=1), SMALL)
-    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
-    name = "layers.1.block_sparse_moe.w2"
-    write_safetensors(source / "consolidated.safetensors", tensors | {name: np.ascontiguousarray(tensors[name].T)})
-    with pytest.raises(
-        CheckpointError, match=rf"{re.escape(name)}: expected shape \[384, 64\], as params.json says, found \[64, 384\]"
-    ):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-def test_row_17_stacked_tensor_beside_single_ones(tmp_path: Path) -> None:
-    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
-    both = consolidated(make_tensors(SMALL, seed=1), SMALL) | stacked(make_tensors(SMALL, seed=1), SMALL)
-    write_safetensors(source / "consolidated.safetensors", both)
-    with pytest.raises(CheckpointError, match="found it stacked with others and by itself"):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-def test_row_17_consolidated_tensor_in_two_files(tmp_path: Path) -> None:
-    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL, shards=2)
-    shutil.copy(source / "consolidated.00-of-02.safetensors", source / "consolidated.01-of-02.safetensors")
-    with pytest.raises(CheckpointError, match=r"'tok_embeddings\.weight': expected it in one file"):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-def test_row_17_consolidated_tensor_missing_or_unexpected(tmp_path: Path) -> None:
-    source = write_consolidated(tmp_path / "own", make_tensors(SMALL, seed=1), SMALL)
-    tensors = consolidated(make_tensors(SMALL, seed=1), SMALL)
-    tensors["layers.0.attention.bias"] = tensors.pop("layers.1.feed_forward.experts.2.w2.weight")
-    write_safetensors(source / "consolidated.safetensors", tensors)
-    with pytest.raises(
-        CheckpointError, match=r"layers\.1\.feed_forward\.experts\.2\.w2\.weight.*'layers\.0\.attention\.bias'"
-    ):
-        quantize(source, tmp_path / "m.gguf", progress=False)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("dim", 0, "dim: expected a whole number from 1 to 131072, found 0"),
-        ("dim", None, "dim: expected a whole number from 1 to 131072, found None"),
-        ("n_layers", 10**9, "n_layers"),
-        ("n_kv_heads", 3, "n_kv_heads: expected a divisor of n_heads, which is 4, found 3"),
-        ("head_dim", 15, "multiple of 8"),
-        ("norm_eps", -1, "norm_eps"),
-        ("vocab_size", -1, "vocab_size"),
-        ("rope_theta", "1e6", "rope_theta"),
-        ("sliding_window", 0, "sliding_window"),
-        ("moe", [8, 2], "moe: expected an object, found [8, 2]"),
-        ("moe", {"num_experts": 8}, "num_experts_per_tok is missing"),
-        (
-            "moe",
-            {"num_experts": 8, "num_experts_per_tok": 9},
-            "num_experts_per_tok: expected a whole number from 1 to 8, found 9",
-        ),
-        (
-            "moe",
-            {"num_experts": 1, "num_experts_per_tok": 1},
-            "num_experts: expected a whole number from 2 to 64, found 1",
-        ),
-        ("dim", 2**17 + 8, "dim: expected a whole number from 1 to 131072, found 131080"),
-        ("n_heads", 1025, "n_heads: expected a whole number from 1 to 1024, found 1025"),
-        ("max_seq_len", 2**20 + 1, "max_seq_len: expected a whole number from 1 to 1048576, found 1048577"),
-        (
-            "moe",
-            {"num_experts": 65, "num_experts_per_tok": 2},
-            "num_experts: expected a whole number from 2 to 64, found 65",
-        ),
-    ],
-)
-def test_row_17_params_that_make_no_sense(tmp_path: Path, key: str, value: object, words: str) -> None:
-    (tmp_path / "params.json").write_text(json.dumps(params(SMALL) | {key: value}))
-    with pytest.raises(CheckpointError, match=re.escape(words)):
-        read_params(tmp_path / "params.json")
-
-
-def test_params_with_a_feature_that_is_not_computed(tmp_path: Path) -> None:
-    (tmp_path / "params.json").write_text(json.dumps(params(SMALL) | {"vision_encoder": {"image_size": 1024}}))
-    with pytest.raises(UnsupportedError, match="vision_encoder"):
-        read_params(tmp_path / "params.json")
-
-
-def test_params_left_out_have_mistral_s_defaults(tmp_path: Path) -> None:
-    values = params(SMALL)
-    del values["rope_theta"], values["head_dim"]
-    (tmp_path / "params.json").write_text(json.dumps(values))
-    found, _ = read_params(tmp_path / "params.json")
-    assert (found.rope_base, found.head_dim, found.n_ctx_train) == (1e6, 16, 32768)
-    (tmp_path / "params.json").write_text(json.dumps(params(DENSE) | {"rope_theta": None, "max_seq_len": 4096}))
-    found, _ = read_params(tmp_path / "params.json")
-    assert (found.rope_base, found.window, found.n_ctx_train) == (1e4, 512, 4096)
-
-
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4)
-_JSON = (
-    _SCALARS
-    | st.lists(_SCALARS, max_size=3)
-    | st.dictionaries(st.sampled_from(["num_experts", "num_experts_per_tok"]), _SCALARS)
-)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.dictionaries(
-        st.sampled_from([*params(SMALL), "moe", "sliding_window", "max_seq_len", "tied_embeddings"]), _JSON, max_size=4
-    )
-)
-def test_row_17_any_params_are_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, changes: dict[str, Any]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "params.json"
-    path.write_text(json.dumps(params(SMALL) | changes))
-    try:
-        found, _ = read_params(path)
-    except (CheckpointError, UnsupportedError):
-        return
-    assert found.hidden >= 1
-    assert found.n_heads % found.n_kv_heads == 0
-    assert found.n_experts_used <= found.n_experts <= 64

@@ -99,7 +99,7 @@ def test_a_choice_is_the_likeliest_of_the_texts(of_type: OfType) -> None:
 def test_what_a_mask_costs(of_type: OfType) -> None:
     """The figures are for the book; the bounds are far above them."""
     with Mixtral(of_type("q8_0"), n_ctx=1024) as model:
-        factory = model._factory
+        factory = model.core.factory
 
         def matcher(**form: Any) -> Matcher:
             grammar = grammar_of(form)

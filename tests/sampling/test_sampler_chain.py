@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymixtral.errors import InvalidArgumentError, NonFiniteError
-from pymixtral.reference.oracle import exp
+from pymixtral.reference.arithmetic import exp
 from pymixtral.sampling.parameters import SamplingParameters
 from support.samplers import OneText, mask_of, sampler_of
 from support.variants import FIRST_CONTEXT
@@ -305,6 +305,11 @@ def test_xtc_leaves_the_least_likely_of_the_top_choices() -> None:
 def test_a_token_at_the_threshold_is_a_top_choice() -> None:
     assert drawn([0.25] * 4, xtc_probability=1.0, xtc_threshold=0.25) == {3}
     assert drawn([0.25] * 4, xtc_probability=1.0, xtc_threshold=0.25 + 1e-12) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("banned", [{3: -math.inf}, {3: -math.inf, 0: -math.inf}])
+def test_xtc_with_banned_tokens(banned: dict[int, float]) -> None:
+    assert drawn([0.4, 0.3, 0.2, 0.1], xtc_probability=1.0, xtc_threshold=0.0, logit_bias=banned) == {2}
 
 
 def test_xtc_works_at_some_tokens_only() -> None:

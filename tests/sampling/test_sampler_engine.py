@@ -57,8 +57,8 @@ def test_a_repetition_penalty_makes_greedy_text_less_repetitive(engine: Mixtral)
 
 
 def test_ignore_eos_goes_on_where_the_model_ends(engine: Mixtral) -> None:
-    assert engine._factory.tokenizer is not None
-    (eos,) = engine._factory.tokenizer.eos_ids
+    assert engine.core.factory.tokenizer is not None
+    (eos,) = engine.core.factory.tokenizer.eos_ids
     ending: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "logit_bias": {eos: 1000.0}}
     completion = engine.generate(PROMPT, **ending)
     assert (completion.tokens, completion.finish_reason) == ([], "stop")
@@ -68,8 +68,8 @@ def test_ignore_eos_goes_on_where_the_model_ends(engine: Mixtral) -> None:
 
 
 def test_min_tokens_holds_the_end_back(engine: Mixtral) -> None:
-    assert engine._factory.tokenizer is not None
-    (eos,) = engine._factory.tokenizer.eos_ids
+    assert engine.core.factory.tokenizer is not None
+    (eos,) = engine.core.factory.tokenizer.eos_ids
     completion = engine.generate(PROMPT, min_tokens=5, max_tokens=8, temperature=0, logit_bias={eos: 1000.0})
     assert (len(completion.tokens), completion.finish_reason) == (5, "stop")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +60,7 @@ def test_each_request_has_its_answer_in_order(model: Mixtral, tmp_path: Path) ->
     assert "pymixtral-log" not in [thread.name for thread in set(threading.enumerate()) - before]
     answers = read(output)
     assert [answer["custom_id"] for answer in answers] == [one["custom_id"] for one in REQUESTS]
-    assert (batch.n_requests, batch.n_done, batch.n_failed, batch.n_resumed) == (len(REQUESTS), len(REQUESTS), 3, 0)
+    assert (batch.n_lines, batch.n_done, batch.n_failed, batch.n_resumed) == (len(REQUESTS), len(REQUESTS), 3, 0)
     assert all(set(answer) == {"id", "custom_id", "response", "error"} for answer in answers)
     found = {answer["custom_id"]: answer["response"] for answer in answers}
     assert {id for id, response in found.items() if response["status_code"] != 200} == {"c", "g", "h"}
@@ -72,6 +74,38 @@ def test_each_request_has_its_answer_in_order(model: Mixtral, tmp_path: Path) ->
     assert found["d"]["body"]["object"] == "response"
     assert found["e"]["body"]["data"][0]["embedding"] == model.embed(["The wolf"], normalize=True)[0].tolist()
     assert found["f"]["body"]["data"][0]["logprob"] == model.score("Once upon", [" a time"])[0].logprob
+
+
+def test_a_record_has_its_fields_in_the_order_of_files_that_are_there(model: Mixtral, tmp_path: Path) -> None:
+    """So they are gone on with, and failures are counted again."""
+    requests, output = write(tmp_path / "in.jsonl", [REQUESTS[0], REQUESTS[2]]), tmp_path / "out.jsonl"
+    Batch(model, requests, output).run(progress=False)
+    fine, failed = output.read_text().splitlines()
+    id = r'"(batch_req_[0-9a-f]{32})"'
+    body = r'"response": {"status_code": %d, "request_id": "\1", "body": {.*}}'
+    assert re.fullmatch(rf'{{"id": {id}, "custom_id": "a", {body % 200}, "error": null}}', fine)
+    assert re.fullmatch(rf'{{"id": {id}, "custom_id": "c", "error": null, {body % 400}}}', failed)
+    again = Batch(model, requests, output)
+    again.run(progress=False)
+    assert (again.n_resumed, again.n_failed, output.read_text()) == (2, 1, f"{fine}\n{failed}\n")
+
+
+def test_a_byte_order_mark_at_the_beginning_is_left_out(model: Mixtral, tmp_path: Path) -> None:
+    requests, output = write(tmp_path / "in.jsonl", REQUESTS[:1]), tmp_path / "out.jsonl"
+    Batch(model, requests, output).run(progress=False)
+    requests.write_bytes(b"\xef\xbb\xbf" + requests.read_bytes())
+    batch = Batch(model, requests, output)
+    batch.run(progress=False)
+    assert (batch.n_done, batch.n_resumed) == (1, 1)
+
+
+def test_what_cannot_be_read_twice_is_refused(model: Mixtral, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (
+        os.fdopen(os.open(tmp_path / "pipe", os.O_RDWR)),
+        pytest.raises(InvalidArgumentError, match="a file of requests that can be read twice"),
+    ):
+        Batch(model, tmp_path / "pipe", tmp_path / "out.jsonl").run()
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, -1])
@@ -130,6 +164,14 @@ def test_a_line_that_is_no_request_is_named(model: Mixtral, tmp_path: Path, line
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_line_that_is_too_long_is_named(model: Mixtral, tmp_path: Path) -> None:
+    requests = write(tmp_path / "in.jsonl", [request("a", prompt="a" * (1 << 24))])
+    with pytest.raises(
+        InvalidArgumentError, match=r"line 1: expected a line of at most 16777216 bytes.* cut the request"
+    ):
+        Batch(model, requests, tmp_path / "out.jsonl").check()
+
+
 def test_the_command(tmp_path: Path) -> None:
     requests, output = write(tmp_path / "in.jsonl", REQUESTS[:2]), tmp_path / "out.jsonl"
     result = run("batch", requests, output)
@@ -141,5 +183,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 1
     told = json.loads(result.stdout)
     assert (told["requests"], told["done"], told["resumed"], told["failed"]) == (len(REQUESTS), len(REQUESTS), 2, 3)
+    assert list(told) == ["output", "requests", "done", "resumed", "failed", "seconds"]
+    result = run("batch", requests, output)
+    assert result.exit_code == 1
+    first, last = result.stdout.splitlines()
+    assert re.fullmatch(rf"{re.escape(str(output))}: 28 requests in [\d.]+ s, 28 of them from before", first)
+    assert last == "refused: 3 of them, whose records say why"
     requests.write_text("{}\n")
     refused(run("batch", "-m", demo_chat_path(), requests, output), "line 1: expected custom_id")

@@ -60,7 +60,7 @@ def test_a_model_that_is_refused(start: Start, words: tuple[str, str]) -> None:
 
 def test_addresses_that_are_none() -> None:
     for host in ("256.1.1.1", "no.such.host.invalid", "192.0.2.1", "", "x" * 300, NAME, "a..b"):
-        refused(run("serve", "--port", "0", "--host", host), "expected an address of this machine")
+        refused(run("serve", "--port", "0", "--host", host), "expected --host to be a name or an address of this")
 
 
 def test_the_model_is_named_or_of_the_environment_or_the_demo(start: Start, tiny_q8_0: Path) -> None:

@@ -188,6 +188,17 @@ def test_a_trace_that_cannot_be_written_is_refused(start: Start, tmp_path: Path)
     assert "Error: " in server.lines[-1]
 
 
+def test_lines_that_were_lost_are_counted_at_the_end(start: Start) -> None:
+    """Nothing can be written to /dev/full, which is a disk without room."""
+    server = start("--trace", "/dev/full")
+    with server.client() as client:
+        for _ in range(3):
+            client.get("/livez")
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert re.fullmatch(r"Lost lines of the log and the trace: [1-3], .*", server.lines[-1])
+
+
 def test_nobody_waits_for_lines_that_nobody_reads() -> None:
     import os
 

@@ -341,6 +341,13 @@ def run_layers(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Cal
 N_VOCAB, ALL_BANNED = 70, 3
 
 
+def read(ctx: ops.Context) -> Call:
+    data = generator(40).integers(0, 256, 9001 * 64, np.uint8)  # three items, the last one of a part
+    want = data.view(np.uint32)[::16].sum(dtype=np.uint32)[None]
+    call = Call("pmx_read", ctx).out("sum", "uint32_t *", np.uint32, want, np.zeros(1, np.uint32))
+    return call.array("data", "void *", data).value("n", 9001).value("n_streams", 2).value("hint", 0)
+
+
 def sample(ctx: ops.Context) -> Call:
     """Rows with all that a sampler points to, plain ones, and one whose every token is banned."""
     logits, text = 3 * normal(60, N, N_VOCAB), np.array([5, 69, 8, 5, 69], np.int32)
@@ -400,5 +407,5 @@ def sample(ctx: ops.Context) -> Call:
 
 CALLS: list[Callable[[ops.Context], Call]] = [
     *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
-    *(cache_write, attention, route, encode, sample, layer_attention, layer_experts, run_layers),
+    *(cache_write, attention, route, encode, read, sample, layer_attention, layer_experts, run_layers),
 ]

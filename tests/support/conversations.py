@@ -1,4 +1,4 @@
-"""Random conversations for the tests of chat formats, and the tokenizers of mistral-common as ours."""
+"""Conversations, told or random, for the tests of chats, and the tokenizers of mistral-common as ours."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ JSON_TEXTS = [
     "NaN",
 ]
 NAMES = ["get_weather", "f", "a-b_C9"]
+
+
+def told(*texts: str) -> list[dict[str, str]]:
+    """Messages of the user and the assistant by turns."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
 def tokenizer_of(directory: Path) -> Tokenizer:

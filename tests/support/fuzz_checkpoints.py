@@ -9,6 +9,7 @@ break the rules are kept as fuzz-PARSER-NNN.
 from __future__ import annotations
 
 import base64
+import contextlib
 import faulthandler
 import json
 import multiprocessing
@@ -27,17 +28,19 @@ from pathlib import Path
 import numpy as np
 
 from pymixtral.arrays import F64
-from pymixtral.errors import PymixtralError
+from pymixtral.errors import NonFiniteError, PymixtralError
 from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
 from pymixtral.evaluation.windows import Windows
 from pymixtral.files import imatrix
 from pymixtral.files.importance import Entry, ImportanceMatrix
 from pymixtral.quantize.sources import huggingface, mistral
 from pymixtral.quantize.sources.safetensors import read_safetensors
+from pymixtral.quantize.sources.stored import Type
 from pymixtral.quantize.vocabulary.reading import read_vocabulary
 from pymixtral.text.bpe import ALPHABET
 from pymixtral.text.pretokenizers import PRE_TOKENIZERS, TEKKEN
 from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
+from support.packed import Form, make_packed
 
 SECONDS_EACH, BYTES_MORE = 2.0, 1 << 27
 SHAPE = Shape(hidden=32, ffn=32, n_layers=1, n_heads=2, n_kv_heads=1, n_experts=2, n_vocab=300)
@@ -290,12 +293,27 @@ def _checkpoint(shards: int) -> Callable[[Path], object]:
     return lambda directory: make_checkpoint(directory, SHAPE, seed=1, shards=shards)
 
 
+def _packed(form: Form) -> Callable[[Path], object]:
+    return lambda directory: make_packed(directory, SHAPE, form)
+
+
+def _packed_weights(directory: Path) -> None:
+    checkpoint = huggingface.read(directory)
+    for tensor in checkpoint.tensors.values():
+        tensor.floats()
+        with contextlib.suppress(NonFiniteError):
+            tensor.encoded(Type.Q4_1, slice(None))
+
+
 _Parser = tuple[str, Callable[[Path], object], Callable[[Path], object]]
 PARSERS: dict[str, _Parser] = {  # the file that is mutated, what makes it and those beside it, what reads them
     "safetensors": (huggingface.SINGLE, _checkpoint(1), _weights),
     "config": ("config.json", _checkpoint(1), huggingface.read),
     "params": ("params.json", _consolidated, mistral.read),
     "index": (huggingface.INDEX, _checkpoint(2), huggingface.read),
+    "gptq": (huggingface.SINGLE, _packed(Form(32, 1, act_order=True)), _packed_weights),
+    "awq": (huggingface.SINGLE, _packed(Form(32)), _packed_weights),
+    "packed-config": ("config.json", _packed(Form(32, 1)), _packed_weights),
     "sentencepiece": ("tokenizer.model", _checkpoint(1), read_vocabulary),
     **{
         name.removesuffix(".json"): (name, _vocabulary_files, read_vocabulary)

@@ -11,9 +11,20 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
 
+from pymixtral.arrays import F32
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.types import row_bytes
 from pymixtral.model.weights import ModelWeights
+
+
+def _encode(values: F32, kind: GGMLQuantizationType) -> NDArray[Any]:
+    """As the package gguf encodes; of a type that it only reads, weights of 0."""
+    try:
+        return quantize(values, kind)
+    except NotImplementedError:
+        return np.zeros((*values.shape[:-1], row_bytes(kind, values.shape[-1])), np.uint8)
 
 
 def rewrite(
@@ -60,7 +71,7 @@ def rewrite(
         data, kind = tensor.data, tensor.tensor_type
         wanted = next((to for text, to in (types or {}).items() if text in tensor.name), kind)
         if wanted != kind:
-            data, kind = quantize(np.asarray(dequantize(data, kind)), wanted), wanted
+            data, kind = _encode(np.asarray(dequantize(data, kind)), wanted), wanted
         if fused and ("ffn_gate_exps." in tensor.name or "ffn_up_exps." in tensor.name):
             if "gate" in tensor.name:
                 up = next(other for other in reader.tensors if other.name == tensor.name.replace("gate", "up"))

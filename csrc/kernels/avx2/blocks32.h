@@ -40,6 +40,20 @@ PMX_INLINE void load_scale_pairs(__m256 *first, __m256 *second, const uint8_t *c
     *second = _mm256_cvtph_ps(_mm256_extracti128_si256(both, 1));
 }
 
+/* The powers of two whose exponents are the bytes at `offset` of eight rows: pmx_e8m0_to_f32. */
+PMX_INLINE __m256 load_powers(const uint8_t *const *rows, int64_t offset) {
+    const __m256i e = _mm256_setr_epi32(rows[0][offset], rows[1][offset], rows[2][offset], rows[3][offset],
+                                        rows[4][offset], rows[5][offset], rows[6][offset], rows[7][offset]);
+    const __m256i small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    const __m256i normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(normal, small, _mm256_cmpgt_epi32(_mm256_set1_epi32(2), e)));
+}
+
+/* The scales at `offset` of eight rows; is_power: of mxfp4. */
+PMX_INLINE __m256 load_scales32(const uint8_t *const *rows, int64_t offset, const int is_power) {
+    return is_power ? load_powers(rows, offset) : load_scales(rows, offset);
+}
+
 /* 16 bytes of nibbles as 32 bytes: the low ones, then the high ones. */
 PMX_INLINE __m256i load_nibbles(const uint8_t *qs) {
     const __m128i packed = _mm_loadu_si128((const __m128i *)(const void *)qs);
@@ -81,6 +95,14 @@ PMX_INLINE __m256i unpack_q8_0(const uint8_t *block) {
 PMX_INLINE __m256i unpack_iq4_nl(const uint8_t *block) {
     const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES);
     return _mm256_shuffle_epi8(values, load_nibbles(block + offsetof(pmx_block_iq4_nl, qs)));
+}
+
+/* mxfp4's values plus 12. */
+PMX_INLINE __m128i mxfp4_table(void) { return _mm_add_epi8(_mm_setr_epi8(PMX_MXFP4_VALUES), _mm_set1_epi8(12)); }
+
+PMX_INLINE __m256i unpack_mxfp4(const uint8_t *block) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(mxfp4_table()),
+                               load_nibbles(block + offsetof(pmx_block_mxfp4, qs)));
 }
 
 /* 8 vectors of 8 rows' dwords become dword j of 8 rows each, at out + j * stride. */

@@ -11,9 +11,14 @@
 /* iq4_xs with 128 added to the table's values, which makes bytes unsigned as in the other types. */
 #define KQUANT_IQ4_XS_128 PMX_TYPE_SLOTS
 
+/* Types without sub-blocks: integers of 2 bits, and one scale. */
+#define KQUANT_WHOLE(type) ((type) == PMX_TQ1_0 || (type) == PMX_TQ2_0)
 /* Elements of a sub-block. */
 #define KQUANT_SUB(type)                                                                                               \
-    (LATTICE(type) ? LATTICE_SUB(type) : (type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16 : 32)
+    (LATTICE(type)                                                    ? LATTICE_SUB(type)                              \
+     : KQUANT_WHOLE(type)                                             ? 256                                            \
+     : (type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16                                             \
+                                                                      : 32)
 #define KQUANT_HAS_MIN(type) ((type) == PMX_Q2_K || (type) == PMX_Q4_K || (type) == PMX_Q5_K)
 /* Bytes are unsigned (but for iq4_xs): the type's offset is 2 to this, applied to sums; -1: none.
  */
@@ -22,6 +27,7 @@
      : (type) == PMX_Q3_K          ? 2                                                                                 \
      : (type) == PMX_Q6_K          ? 5                                                                                 \
      : (type) == KQUANT_IQ4_XS_128 ? 7                                                                                 \
+     : KQUANT_WHOLE(type)          ? 0                                                                                 \
                                    : -1)
 #define KQUANT_SIGNED(type) ((type) == PMX_IQ4_XS)
 
@@ -50,6 +56,38 @@ PMX_INLINE __m256i kquant_signs(const int type, const uint8_t *block) {
     return LATTICE(type) ? load_signs(type, block) : _mm256_setzero_si256();
 }
 
+/* Bytes minus 128, times 3^k, stay bytes minus 128 modulo 256. */
+PMX_INLINE __m256i triple(__m256i v, const int k) {
+    for (int i = 0; i < k; i++) v = _mm256_add_epi8(v, _mm256_add_epi8(v, v));
+    return v;
+}
+
+/* The 32 bytes minus 128 whose highest digits of base 3 are chunk c: bytes times powers of 3. */
+PMX_INLINE __m256i load_powers_of_3(const uint8_t *block, const int c) {
+    const __m256i bias = _mm256_set1_epi8(-128);
+    if (c < 5) return triple(_mm256_xor_si256(load32(block), bias), c);
+    const __m256i middle = _mm256_xor_si256(_mm256_broadcastsi128_si256(load16(block + 32)), bias);
+    const __m256i two = triple(_mm256_blend_epi32(middle, triple(middle, 1), 0xf0), 2 * (c - 5));
+    if (c < 7) return two; /* 16 bytes twice, the second time times 3 */
+    int32_t last;
+    memcpy(&last, block + offsetof(pmx_block_tq1_0, qh), sizeof last);
+    __m256i v = _mm256_xor_si256(_mm256_set1_epi32(last), bias);
+    v = _mm256_blend_epi32(v, triple(v, 1), 0xe0); /* the last 4 bytes from dword 4 on: times 1, 3, 9, 27 */
+    v = _mm256_blend_epi32(v, triple(v, 1), 0xc0);
+    v = _mm256_blend_epi32(v, triple(v, 1), 0x80);
+    return _mm256_blend_epi32(two, v, 0xf0);
+}
+
+/* A byte's highest digit is how many of 86 and 171 it reaches. The asm hides constants from gcc, which
+ * would make two instructions of a comparison with one. */
+PMX_INLINE __m256i load_tq1_0(const uint8_t *block, const int c) {
+    __m256i below_86 = _mm256_set1_epi8(85 - 128), below_171 = _mm256_set1_epi8(170 - 128);
+    __asm__("" : "+x"(below_86), "+x"(below_171));
+    const __m256i v = load_powers_of_3(block, c);
+    const __m256i first = _mm256_cmpgt_epi8(v, below_86), second = _mm256_cmpgt_epi8(v, below_171);
+    return _mm256_sub_epi8(_mm256_and_si256(first, _mm256_set1_epi8(1)), second);
+}
+
 /* Elements 32*c .. 32*c + 31 as bytes. */
 PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, __m256i signs, const int c) {
     if (LATTICE(type)) return load_elements(type, block, signs, c);
@@ -67,6 +105,8 @@ PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, __m256i sig
         return _mm256_or_si256(
             move_bits(load32(block + offsetof(pmx_block_q6_k, ql) + 64 * half + s % 2 * 32), 4 * (s / 2), 0, 15),
             move_bits(load32(block + offsetof(pmx_block_q6_k, qh) + 32 * half), 2 * s, 4, 3));
+    case PMX_TQ1_0: return load_tq1_0(block, c);
+    case PMX_TQ2_0: return move_bits(load32(block + offsetof(pmx_block_tq2_0, qs) + 32 * half), 2 * s, 0, 3);
     default: {
         const __m256i values = _mm256_setr_epi8(PMX_IQ4_VALUES, PMX_IQ4_VALUES),
                       offset = _mm256_set1_epi8(KQUANT_SIGNED(type) ? 0 : -128);
@@ -142,6 +182,13 @@ PMX_INLINE __m256i kquant_sums32(const int32_t *sums) {
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(pairs, _mm256_setzero_si256()), 0x8d);
 }
 
+/* Its sum of all. */
+PMX_INLINE int32_t kquant_sum(const int32_t *sums) {
+    int32_t sum = 0;
+    for (int i = 0; i < 16; i++) sum += sums[i];
+    return sum;
+}
+
 /* d, and dmin where the type has it, of eight rows. */
 PMX_INLINE void kquant_load_d(const int type, __m256 *d, __m256 *dmin, const uint8_t *const *rows, int64_t offset) {
     switch (type) {
@@ -150,6 +197,8 @@ PMX_INLINE void kquant_load_d(const int type, __m256 *d, __m256 *dmin, const uin
     case PMX_Q5_K: load_scale_pairs(d, dmin, rows, offset); return;
     case PMX_Q3_K: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_q3_k, d)); break;
     case PMX_Q6_K: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_q6_k, d)); break;
+    case PMX_TQ1_0: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_tq1_0, d)); break;
+    case PMX_TQ2_0: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_tq2_0, d)); break;
     default: *d = load_scales(rows, offset);
     }
     if (LATTICE(type)) *d = _mm256_mul_ps(*d, _mm256_set1_ps(LATTICE_D(type)));

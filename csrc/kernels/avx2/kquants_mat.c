@@ -1,12 +1,15 @@
 /* kquants_mat.c: the strips and tiles of kquants_mat.h with vpmaddubsw.
  *
  * After vpmaddubsw a dword holds two int16 of its row, so vpmaddwd with the scales sums and scales
- * them at once. What an int16 sums before that (two products each): 2 bits, 3 bits: the 4 of a
- * sub-block of 16, 8 * 7*127 = 7112     4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480 5
- * bits: 4, 8 * 31*127 = 31496                                    6 bits: 2, 4 * 63*127 = 32004
+ * them at once. What an int16 sums before that (two products each):
+ *   2 bits, 3 bits: the 4 of a sub-block of 16, 8 * 7*127 = 7112
+ *   2 bits without sub-blocks: 8, 16 * 3*127 = 6096
+ *   4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480
+ *   5 bits: 4, 8 * 31*127 = 31496
+ *   6 bits: 2, 4 * 63*127 = 32004
  *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258
  *   iq2_xxs, iq2_xs, iq2_s, iq3_xxs, plus 64: 1, 2 * 126*127 = 32004
- *   iq3_s, plus 16: as 5 bits                                            all below 32768 */
+ *   iq3_s, plus 16: as 5 bits                                        all below 32768 */
 #if defined(__x86_64__)
 #include "kquants_mat.h"
 
@@ -22,7 +25,10 @@ PMX_INLINE __m256i multiply_pairs(const int type, __m256i w, __m256i x) {
 
 PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                                const int8_t *const *x) {
-    const int n_sums = type == PMX_Q4_K ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) || LARGE_LATTICE(type) ? 1 : 4;
+    const int n_sums = type == PMX_Q4_K || KQUANT_WHOLE(type)       ? 8
+                       : type == PMX_Q6_K                           ? 2
+                       : KQUANT_SIGNED(type) || LARGE_LATTICE(type) ? 1
+                                                                    : 4;
     memset(isum, 0, TILE_TOKENS * sizeof *isum);
     for (int c = 0; c < 8; c++, q += 32 * STRIP_ROWS) {
         const __m256i *w = (const __m256i *)(const void *)q;
@@ -43,8 +49,10 @@ PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], cons
                     keep(&pairs[t]);
                 }
             }
-            const int32_t *scales = block->scales[KQUANT_SUB(type) == 32 ? c : 2 * c + first / 4];
-            const __m256i scale0 = load_epi32(scales), scale1 = load_epi32(scales + 8);
+            const int32_t *scales = block->scales[KQUANT_SUB(type) >= 32 ? c : 2 * c + first / 4];
+            const __m256i one = _mm256_set1_epi16(1);
+            const __m256i scale0 = KQUANT_WHOLE(type) ? one : load_epi32(scales),
+                          scale1 = KQUANT_WHOLE(type) ? one : load_epi32(scales + 8);
 #pragma GCC unroll 4
             for (int t = 0; t < TILE_TOKENS; t++) {
                 int32_t *to = isum[t];

@@ -55,6 +55,11 @@ PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int h
         for (int i = 0; i < 8; i++) v[i] = kquant_load(type, rows[i] + offset, signs[i], c);
         transpose8(q + 32 * c * STRIP_ROWS + 4 * half, 4 * STRIP_ROWS, v);
     }
+    __m256 d, dmin;
+    kquant_load_d(type, &d, &dmin, rows, offset);
+    _mm256_store_ps(out->d + half, d);
+    _mm256_store_ps(out->dmin + half, dmin);
+    if (KQUANT_WHOLE(type)) return;
     __m128i bytes[8];
     for (int i = 0; i < 8; i++) bytes[i] = kquant_scales(type, rows[i] + offset);
     store_pairs(out->pairs, half, bytes);
@@ -70,14 +75,12 @@ PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int h
         for (int i = 0; i < 8; i++) bytes[i] = kquant_mins_q2_k(rows[i] + offset);
         store_pairs(out->pairs, half, bytes);
     }
-    __m256 d, dmin;
-    kquant_load_d(type, &d, &dmin, rows, offset);
-    _mm256_store_ps(out->d + half, d);
-    _mm256_store_ps(out->dmin + half, dmin);
 }
 
-/* sum over pairs of scales or minimums times the activations' sums, for 8 rows. */
+/* sum over pairs of scales or minimums times the activations' sums, for 8 rows. Without sub-blocks
+ * there is one sum, of all activations. */
 PMX_INLINE __m256i dot_pairs(const int type, const strip_block *block, int half, const int32_t *sums) {
+    if (KQUANT_WHOLE(type)) return _mm256_set1_epi32(sums[0]);
     __m256i total = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int p = KQUANT_SUB(type) == 16 ? 0 : 4; p < 8; p++) {
@@ -118,7 +121,9 @@ PMX_INLINE void tile256(const int type, block_kernel kernel, float *acc, const m
         kernel(type, isum, strip->q + b * PMX_BLOCK256 * STRIP_ROWS, block, q);
         for (int t = 0; t < TILE_TOKENS; t++) {
             _Alignas(32) int32_t sums[8];
-            if (!KQUANT_SIGNED(type))
+            if (KQUANT_WHOLE(type))
+                sums[0] = kquant_sum(x[t].sums + 16 * b);
+            else if (!KQUANT_SIGNED(type))
                 store_epi32(sums, KQUANT_SUB(type) == 16 ? kquant_sums16(x[t].sums + 16 * b)
                                                          : kquant_sums32(x[t].sums + 16 * b));
             for (int half = 0; half < STRIP_ROWS; half += 8)

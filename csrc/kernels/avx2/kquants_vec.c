@@ -19,19 +19,37 @@ PMX_AVX2_BEGIN
 typedef struct {
     const int8_t *q;
     __m256i sums; /* int16: sub-blocks of 16: those of even sub-blocks, then of odd ones; of 32:
-                     zeros, then the eight sums */
+                     zeros, then the eight sums. Without sub-blocks int32, what is subtracted */
 } block_acts;
 
 PMX_INLINE __m256i load_sums(const int type, const int32_t *sums) {
     if (KQUANT_SUB(type) == 32) return kquant_sums32(sums);
+    if (KQUANT_WHOLE(type)) return _mm256_madd_epi16(kquant_sums16(sums), _mm256_set1_epi16(1));
     const __m256i apart =
         _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, /* and the same in the other lane */
                          0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
     return _mm256_permute4x64_epi64(_mm256_shuffle_epi8(kquant_sums16(sums), apart), 0xd8);
 }
 
+/* One row's block without sub-blocks: the parts of isum in eight int32. An int16 sums 16 products,
+ * at most 16 * 3*127 = 6096. */
+PMX_INLINE __m256i dot_whole(const int type, const uint8_t *block, const block_acts *acts) {
+    const __m256i signs = kquant_signs(type, block);
+    __m256i sum = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int c = 0; c < 8; c++) {
+        const __m256i w = kquant_load(type, block, signs, c), x = load32((const uint8_t *)acts->q + 32 * c);
+        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
+    }
+    return _mm256_sub_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), acts->sums);
+}
+
 /* One row's block: the parts of isum and msum in eight int32 each. */
 PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const uint8_t *block, const block_acts *acts) {
+    if (KQUANT_WHOLE(type)) {
+        *isum = dot_whole(type, block, acts);
+        return;
+    }
     __m256i scales; /* int16: in each 128-bit lane the scales of the sub-blocks that fall into it,
                        chunk c's at position c */
     if (KQUANT_SUB(type) == 32) {

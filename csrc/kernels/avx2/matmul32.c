@@ -16,6 +16,7 @@ TYPE(q5_0, tile_unsigned, .n_sums = 4, .offset = 16)
 TYPE(q5_1, tile_unsigned, .n_sums = 4, .has_min = 1)
 TYPE(q8_0, tile_signed, .n_sums = 1)
 TYPE(iq4_nl, tile_signed, .n_sums = 1)
+TYPE(mxfp4, tile_unsigned, .n_sums = 4, .offset = 12, .is_power = 1)
 
 PMX_AVX2_END
 #endif

@@ -36,6 +36,7 @@ typedef struct {
                        integers: 1 */
     int32_t offset; /* subtracted from unsigned integers */
     int has_min;    /* the scale is followed by a minimum */
+    int is_power;   /* the scale is a byte, the exponent of a power of two */
 } type32;
 
 PMX_AVX2_BEGIN
@@ -94,7 +95,7 @@ PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const type32
             if (T.has_min)
                 load_scale_pairs(&scales, &mins, rows, at);
             else
-                scales = load_scales(rows, at);
+                scales = load_scales32(rows, at, T.is_power);
             acc = _mm256_fmadd_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.d[b])), _mm256_cvtepi32_ps(isum), acc);
             if (T.has_min) acc = _mm256_fmadd_ps(mins, _mm256_set1_ps(token.d[b] * (float)token.sums[b]), acc);
         }
@@ -133,7 +134,7 @@ PMX_INLINE void unpack_strip(const strip32 *strip, const pmx_product *p, int64_t
                 _mm256_store_ps(strip->scales + at, scales);
                 _mm256_store_ps(strip->mins + at, mins);
             } else {
-                _mm256_store_ps(strip->scales + at, load_scales(rows, (first + b) * T.block_bytes));
+                _mm256_store_ps(strip->scales + at, load_scales32(rows, (first + b) * T.block_bytes, T.is_power));
             }
         }
     }
@@ -267,7 +268,8 @@ PMX_INLINE void dequantize32(float *y, const uint8_t *w, int64_t n, const type32
     for (int64_t b = 0; b < n / PMX_BLOCK; b++, y += PMX_BLOCK, w += T.block_bytes) {
         uint16_t h[2];
         memcpy(h, w, sizeof h);
-        const __m256 d = _mm256_set1_ps(pmx_f16_to_f32(h[0])), m = _mm256_set1_ps(pmx_f16_to_f32(h[1]));
+        const __m256 d = _mm256_set1_ps(T.is_power ? pmx_e8m0_to_f32(w[0]) : pmx_f16_to_f32(h[0])),
+                     m = _mm256_set1_ps(pmx_f16_to_f32(h[1]));
         int8_t q[PMX_BLOCK];
         _mm256_storeu_si256((__m256i *)(void *)q, _mm256_sub_epi8(T.unpack(w), _mm256_set1_epi8((int8_t)T.offset)));
         for (int i = 0; i < PMX_BLOCK; i += 8) {

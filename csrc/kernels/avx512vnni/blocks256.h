@@ -19,21 +19,27 @@ typedef enum {
     /* Not by pieces: register s has of each half every second element from s on, s = 0, 1; of the
      * whole block every fourth. */
     ORDER_SECONDS,
-    ORDER_FOURTHS
+    ORDER_FOURTHS,
+    ORDER_DIGITS
 } order256;
+
+/* Registers of a row's integers: four. In ORDER_DIGITS six, of bytes whose highest digits of base 3
+ * are the integers in the first five: 32 bytes, 16, 4 (not in the fifth), and 12 that are 0. Each
+ * register is three times the one before it, modulo 256. */
+enum { MAX_REGISTERS = 6 };
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
 typedef struct {
-    void (*unpack)(__m512i q[4], const uint8_t *block);
+    void (*unpack)(__m512i *q, const uint8_t *block);
     __m512i (*scales)(__m512i heads); /* of 16 bytes of each of four rows: their scales as bytes; of
                                          8 sub-blocks: then their minimums */
     int64_t block_bytes, head_at;     /* head_at: where these 16 bytes are in a block */
     int64_t d_at;                     /* of the scale, which a minimum's may follow */
     order256 order;
-    int n_sub;                                   /* sub-blocks: 8 of 32 or 16 of 16 */
-    int has_min;                                 /* each sub-block has a minimum */
-    int offset_bits;                             /* the integers' offset is 2 to this; 0: none */
-    int wide;                                    /* the sum of four products may exceed int16 */
+    int n_sub;       /* sub-blocks: 8 of 32 or 16 of 16; 1: no scales but d, and the integers' offset is 1 */
+    int has_min;     /* each sub-block has a minimum */
+    int offset_bits; /* the integers' offset is 2 to this; 0: none */
+    int wide;        /* the sum of four products may exceed int16 */
     __m128i (*row_scales)(const uint8_t *block); /* of one row, in place of `scales` */
     float d_part;                                /* what the scale is multiplied with; 0: nothing */
 } type256;
@@ -95,8 +101,29 @@ PMX_INLINE void load_fourths256(__m512i x[4], const uint8_t *p) {
     }
 }
 
+PMX_INLINE void store16(uint8_t *p, __m128i v) { _mm_store_si128((__m128i *)(void *)p, v); }
+
+/* Of elements in order those that are register k of ORDER_DIGITS. */
+PMX_INLINE __m512i load_digits(const uint8_t *p, const int k) {
+    int32_t last = 0;
+    if (k < 4) memcpy(&last, p + 240 + 4 * k, sizeof last);
+    const __m256i high = _mm256_set_m128i(_mm_cvtsi32_si128(last), load16(p + 160 + 16 * k));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(load32(p + 32 * k)), high, 1);
+}
+
+/* The other way, of bytes v. A byte's highest digit is how many of 86 and 171 it reaches. */
+PMX_INLINE void store_digits(uint8_t *p, __m512i v, const int k) {
+    const __m512i one = _mm512_set1_epi8(1), first = _mm512_subs_epu8(v, _mm512_set1_epi8(85)),
+                  second = _mm512_subs_epu8(v, _mm512_set1_epi8((char)170));
+    const __m512i digits = _mm512_add_epi8(_mm512_min_epu8(first, one), _mm512_min_epu8(second, one));
+    const int32_t last = _mm_cvtsi128_si32(_mm512_extracti32x4_epi32(digits, 3));
+    if (k < 4) memcpy(p + 240 + 4 * k, &last, sizeof last);
+    store16(p + 160 + 16 * k, _mm512_extracti32x4_epi32(digits, 2));
+    _mm256_store_si256((__m256i *)(void *)(p + 32 * k), _mm512_castsi512_si256(digits));
+}
+
 /* The 256 bytes at p in a type's order. */
-PMX_INLINE void load_ordered256(__m512i x[4], const int8_t *p, const order256 order) {
+PMX_INLINE void load_ordered256(__m512i *x, const int8_t *p, const order256 order) {
     const uint8_t *at = (const uint8_t *)p;
     if (order == ORDER_SECONDS) {
         load_seconds256(x, at);
@@ -104,6 +131,11 @@ PMX_INLINE void load_ordered256(__m512i x[4], const int8_t *p, const order256 or
     }
     if (order == ORDER_FOURTHS) {
         load_fourths256(x, at);
+        return;
+    }
+    if (order == ORDER_DIGITS) {
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++) x[k] = load_digits(at, k);
         return;
     }
 #pragma GCC unroll 4
@@ -119,10 +151,8 @@ PMX_INLINE void load_ordered256(__m512i x[4], const int8_t *p, const order256 or
     }
 }
 
-PMX_INLINE void store16(uint8_t *p, __m128i v) { _mm_store_si128((__m128i *)(void *)p, v); }
-
 /* Every second or fourth byte together again, in pieces of 16. */
-PMX_INLINE void interleave256(__m512i x[4], const order256 order) {
+PMX_INLINE void interleave256(__m512i *x, const order256 order) {
     __m512i pairs[4];
     for (int i = 0; i < 4; i += 2) {
         pairs[i] = _mm512_unpacklo_epi8(x[i], x[i + 1]);
@@ -136,7 +166,12 @@ PMX_INLINE void interleave256(__m512i x[4], const order256 order) {
 }
 
 /* The other way. */
-PMX_INLINE void store_ordered256(uint8_t *p, __m512i x[4], const order256 order) {
+PMX_INLINE void store_ordered256(uint8_t *p, __m512i *x, const order256 order) {
+    if (order == ORDER_DIGITS) {
+#pragma GCC unroll 5
+        for (int k = 0; k < 5; k++) store_digits(p, x[k], k);
+        return;
+    }
     if (order == ORDER_SECONDS || order == ORDER_FOURTHS) interleave256(x, order);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
@@ -170,10 +205,25 @@ PMX_INLINE void load_nibbles256(__m512i q[4], const uint8_t *qs) {
     for (int i = 0; i < 4; i++) q[i] = move_bits512(_mm512_loadu_si512(qs + 64 * (i / 2)), i % 2 * 4, 0, 15);
 }
 
-PMX_INLINE void unpack_q2_k(__m512i q[4], const uint8_t *block) {
-    const __m512i crumbs = _mm512_loadu_si512(block + offsetof(pmx_block_q2_k, qs));
+/* 64 bytes of crumbs. */
+PMX_INLINE void load_crumbs256(__m512i q[4], const uint8_t *qs) {
+    const __m512i crumbs = _mm512_loadu_si512(qs);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = move_bits512(crumbs, 2 * i, 0, 3);
+}
+
+PMX_INLINE void unpack_q2_k(__m512i q[4], const uint8_t *block) {
+    load_crumbs256(q, block + offsetof(pmx_block_q2_k, qs));
+}
+
+PMX_INLINE void unpack_tq2_0(__m512i q[4], const uint8_t *block) {
+    load_crumbs256(q, block + offsetof(pmx_block_tq2_0, qs));
+}
+
+PMX_INLINE void unpack_tq1_0(__m512i *v, const uint8_t *block) {
+    v[0] = _mm512_maskz_loadu_epi8((UINT64_C(1) << offsetof(pmx_block_tq1_0, d)) - 1, block);
+#pragma GCC unroll 5
+    for (int k = 0; k < 5; k++) v[k + 1] = _mm512_add_epi8(v[k], _mm512_add_epi8(v[k], v[k]));
 }
 
 /* 32 bytes, and moved right by 4 bits. */

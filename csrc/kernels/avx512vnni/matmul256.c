@@ -1,4 +1,4 @@
-/* matmul256.c: weights in blocks of 256 (k-quants, iq4_xs) times 8-bit activations with VNNI.
+/* matmul256.c: weights in blocks of 256 (k-quants, iq4_xs, tq1_0, tq2_0) times 8-bit activations with VNNI.
  *
  * Integer scales stay in the integer domain: vpdpbusd gives a sub-block's dot products, which are
  * scaled as integers, and one conversion and fma ends the block of 256. Offsets and minimums are
@@ -85,13 +85,14 @@ PMX_INLINE __m512i scales16(const words256 *scales, const int row, const type256
 
 /* One row's block, as all tokens need it. */
 typedef struct {
-    __m512i q[4];
+    __m512i q[MAX_REGISTERS];
     __m512i scales[2]; /* of registers 0 and 1, 2 and 3; of ORDER_FOURTHS the first, of all */
 } row_block;
 
 PMX_INLINE row_block unpack_row(const uint8_t *block, const words256 *scales, const int row, const type256 T) {
     row_block out;
     T.unpack(out.q, block);
+    if (T.n_sub == 1) return out;
     if (T.order == ORDER_FOURTHS) {
         out.scales[0] = scales16(scales, row, T);
         return out;
@@ -105,9 +106,23 @@ PMX_INLINE row_block unpack_row(const uint8_t *block, const words256 *scales, co
  * holds four products: at most 4 * 63*127 = 32004 but for wide types, so that two registers pack into
  * int16 without loss, and vpdpwssd scales and adds them. Those of wide types stay int32: at most
  * 256 * 241*127 * 32 = 250,732,544 of iq4_xs, 256 * 126*127 * 31 = 126,992,384 of IQ2 and IQ3. */
-PMX_INLINE __m512i dot_block(const row_block *w, const __m512i x[4], const type256 T) {
+PMX_INLINE __m512i dot_block(const row_block *w, const __m512i *x, const type256 T) {
     const __m512i zero = _mm512_setzero_si512();
     __m512i dot = zero;
+    if (T.order == ORDER_DIGITS) { /* digit = (3 * byte - its successor) / 256, so of sums too */
+        __m512i next = zero;
+#pragma GCC unroll 5
+        for (int i = 0; i < 5; i++) {
+            dot = _mm512_dpbusd_epi32(dot, w->q[i], x[i]);
+            next = _mm512_dpbusd_epi32(next, w->q[i + 1], x[i]);
+        }
+        return _mm512_srai_epi32(_mm512_sub_epi32(_mm512_add_epi32(dot, _mm512_add_epi32(dot, dot)), next), 8);
+    }
+    if (T.n_sub == 1) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) dot = _mm512_dpbusd_epi32(dot, w->q[i], x[i]);
+        return dot;
+    }
     if (T.order == ORDER_FOURTHS) {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) dot = _mm512_dpbusd_epi32(dot, w->q[i], x[i]);
@@ -148,23 +163,23 @@ PMX_INLINE void vec256(const pmx_product p, const pmx_prefetch hint, const int N
         for (int64_t b = 0; b < n_blocks; b++) {
             const int64_t at = b * T.block_bytes;
             words256 xsums[VEC_TOKENS];
-            __m512i x[VEC_TOKENS][4], dots[VEC_TOKENS][8], pairs[VEC_TOKENS][2];
+            __m512i x[VEC_TOKENS][MAX_REGISTERS], dots[VEC_TOKENS][8], pairs[VEC_TOKENS][2];
             for (int t = 0; t < N; t++) {
-                xsums[t] = load_sums(tokens[t].sums + b * 16, T);
+                if (T.n_sub > 1) xsums[t] = load_sums(tokens[t].sums + b * 16, T);
                 load_ordered256(x[t], tokens[t].q + b * PMX_BLOCK256, T.order);
             }
 #pragma GCC unroll 2
             for (int first = 0; first < 8; first += 4) {
                 words256 scales, factors;
-                load_scales256(&scales, &factors, rows + first, at, T);
-                for (int t = 0; t < N; t++) {
+                if (T.n_sub > 1) load_scales256(&scales, &factors, rows + first, at, T);
+                for (int t = 0; t < N && T.n_sub > 1; t++) {
                     __m512i sum = _mm512_madd_epi16(factors.low, xsums[t].low);
                     if (T.n_sub == 16) sum = _mm512_dpwssd_epi32(sum, factors.high, xsums[t].high);
                     pairs[t][first / 4] = sum;
                 }
 #pragma GCC unroll 4
                 for (int i = first; i < first + 4; i++) {
-                    for (int64_t line = 0; line < T.block_bytes; line += 64)
+                    for (int64_t line = 0; line < T.block_bytes - 2; line += 64) /* one of tq2_0's 66 bytes */
                         pmx_prefetch_line(next + 8 * at + i * T.block_bytes + line, hint);
                     const row_block row = unpack_row(rows[i] + at, &scales, i - first, T);
                     for (int t = 0; t < N; t++) dots[t][i] = dot_block(&row, x[t], T);
@@ -178,8 +193,10 @@ PMX_INLINE void vec256(const pmx_product p, const pmx_prefetch hint, const int N
                 __m512i halves[4];
                 for (int i = 0; i < 4; i++) halves[i] = halve(dots[t][i], dots[t][i + 4]);
                 __m256i isum = reduce8(halves);
-                const __m256i psum = reduce_lanes(pairs[t][0], pairs[t][1]);
-                if (T.offset_bits) isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
+                const __m256i psum = T.n_sub == 1 ? _mm256_set1_epi32(kquant_sum(tokens[t].sums + b * 16))
+                                                  : reduce_lanes(pairs[t][0], pairs[t][1]);
+                if (T.offset_bits || T.n_sub == 1)
+                    isum = _mm256_sub_epi32(isum, _mm256_slli_epi32(psum, T.offset_bits));
                 const __m256 dx = _mm256_set1_ps(tokens[t].d[b]);
                 acc[t] = _mm256_fmadd_ps(_mm256_mul_ps(dw, dx), _mm256_cvtepi32_ps(isum), acc[t]);
                 if (T.has_min) acc[t] = _mm256_fnmadd_ps(_mm256_mul_ps(dmin, dx), _mm256_cvtepi32_ps(psum), acc[t]);
@@ -224,7 +241,7 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     __m256i v[8];
     for (int i = 0; i < 8; i++) {
         prefetch_bytes(next + i * T.block_bytes, T.block_bytes);
-        __m512i ordered[4];
+        __m512i ordered[MAX_REGISTERS];
         T.unpack(ordered, rows[i] + at);
         store_ordered256(q[i], ordered, T.order);
     }
@@ -232,6 +249,11 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
         for (int i = 0; i < 8; i++) v[i] = _mm256_load_si256((const __m256i *)(const void *)(q[i] + 32 * g));
         transpose8(&out->q[8 * g][part][0], 4 * STRIP_ROWS, v);
     }
+    __m256 d, dmin;
+    load_d256(&d, &dmin, rows, at, T);
+    _mm256_store_ps(out->d + part, d);
+    _mm256_store_ps(out->dmin + part, dmin);
+    if (T.n_sub == 1) return;
     __m512i scales[2][2], pairs[2][2]; /* [low, high][rows 0..3, 4..7] */
     for (int i = 0; i < 2; i++) {
         words256 words, factors;
@@ -252,10 +274,6 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
                             : _mm256_set_m128i(lane_of(pairs[1], i), low);
     }
     transpose8((uint8_t *)&out->pairs[0][part], 4 * STRIP_ROWS, v);
-    __m256 d, dmin;
-    load_d256(&d, &dmin, rows, at, T);
-    _mm256_store_ps(out->d + part, d);
-    _mm256_store_ps(out->dmin + part, dmin);
 }
 
 /* n_blocks blocks of each row from p->w on. next: their share of the next strip, to be prefetched. */
@@ -289,6 +307,7 @@ PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m5
                       const type256 T) {
     const __m512 dx = _mm512_set1_ps(d);
     if (T.offset_bits) isum = add_pairs(isum, block, half, xsums);
+    if (T.n_sub == 1) isum = _mm512_sub_epi32(isum, _mm512_set1_epi32(xsums[0]));
     __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->d + half), dx), _mm512_cvtepi32_ps(isum),
                                _mm512_load_ps(acc + half));
     if (T.has_min) {
@@ -320,6 +339,11 @@ PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *c
                 dot_high[t] = _mm512_dpbusd_epi32(dot_high[t], w1, x);
             }
         }
+        if (T.n_sub == 1) {
+            memcpy(low, dot_low, sizeof low);
+            memcpy(high, dot_high, sizeof high);
+            break;
+        }
         const __m512i scale0 = _mm512_load_si512(block->scales[j]), scale1 = _mm512_load_si512(block->scales[j] + 16);
 #pragma GCC unroll 4
         for (int t = 0; t < N; t++) {
@@ -345,7 +369,10 @@ PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_product p, 
             const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[t], first + b);
             q[t] = token.q;
             d[t] = token.d[0];
-            _mm256_store_si256((__m256i *)(void *)xsums[t], sums16(token.sums));
+            if (T.n_sub == 1)
+                xsums[t][0] = (int16_t)kquant_sum(token.sums); /* at most 256 * 127 */
+            else
+                _mm256_store_si256((__m256i *)(void *)xsums[t], sums16(token.sums));
         }
         tile_block(acc, strip + b, q, d, (const int16_t(*)[16])xsums, N, T);
     }
@@ -403,6 +430,8 @@ LATTICE_TYPE(iq2_s, ORDER_FOURTHS, 16, PMX_IQ2_S)
 LATTICE_TYPE(iq3_xxs, ORDER_SECONDS, 8, PMX_IQ3_XXS)
 LATTICE_TYPE(iq3_s, ORDER_SECONDS, 8, PMX_IQ3_S)
 TYPE(iq4_xs, scales4_iq4_xs, 0, ORDER_NIBBLES16, .n_sub = 8, .offset_bits = 7, .wide = 1)
+TYPE(tq1_0, NULL, 0, ORDER_DIGITS, .n_sub = 1)
+TYPE(tq2_0, NULL, 0, ORDER_CRUMBS, .n_sub = 1)
 
 PMX_AVX512VNNI_END
 #endif

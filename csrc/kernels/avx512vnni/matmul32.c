@@ -27,7 +27,8 @@ typedef struct {
     __m256i (*unpack)(const uint8_t *block); /* its integers plus the offset as unsigned bytes */
     int64_t block_bytes;
     int32_t offset;
-    int has_min; /* the scale is followed by a minimum */
+    int has_min;  /* the scale is followed by a minimum */
+    int is_power; /* the scale is a byte, the exponent of a power of two */
 } type32;
 
 PMX_AVX512VNNI_BEGIN
@@ -61,7 +62,7 @@ PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const type32
             if (T.has_min)
                 load_scale_pairs(&scales, &mins, rows, at);
             else
-                scales = load_scales(rows, at);
+                scales = load_scales32(rows, at, T.is_power);
             acc = _mm256_fmadd_ps(_mm256_mul_ps(scales, _mm256_set1_ps(token.d[b])), _mm256_cvtepi32_ps(isum), acc);
             if (T.has_min) acc = _mm256_fmadd_ps(mins, _mm256_set1_ps(token.d[b] * (float)token.sums[b]), acc);
         }
@@ -94,7 +95,7 @@ PMX_INLINE void unpack_strip(const strip32 *strip, const pmx_product *p, int64_t
                 load_scale_pairs(&scales, &mins, rows, b * T.block_bytes);
                 _mm256_store_ps(strip->mins + b * STRIP_ROWS + part, mins);
             } else {
-                scales = load_scales(rows, b * T.block_bytes);
+                scales = load_scales32(rows, b * T.block_bytes, T.is_power);
             }
             _mm256_store_ps(strip->scales + b * STRIP_ROWS + part, scales);
         }
@@ -190,6 +191,7 @@ static const type32 q5_0 = {unpack_q5_0, sizeof(pmx_block_q5_0), .offset = 16};
 static const type32 q5_1 = {unpack_q5_1, sizeof(pmx_block_q5_1), .has_min = 1};
 static const type32 q8_0 = {unsigned_q8_0, sizeof(pmx_block_q8_0), .offset = 128};
 static const type32 iq4_nl = {unsigned_iq4_nl, sizeof(pmx_block_iq4_nl), .offset = 128};
+static const type32 mxfp4 = {unpack_mxfp4, sizeof(pmx_block_mxfp4), .offset = 12, .is_power = 1};
 
 #define MAT(NAME, T, FORM, ELEMENTS)                                                                                   \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) { mat32(*p, T); }

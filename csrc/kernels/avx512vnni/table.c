@@ -7,7 +7,9 @@
 /* From so many tokens on mat is faster. That of floats and of blocks of 256 needs no strip for few
  * tokens. Products of one token of q8_0, and of the types of vec4.c, come near the speed of memory. */
 #define MIN_TOKENS(TYPE)                                                                                               \
-    ((TYPE) == PMX_Q8_0 ? 4 : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL ? 3 : 2)
+    ((TYPE) == PMX_Q8_0                                                                        ? 4                     \
+     : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_MXFP4 ? 3                     \
+                                                                                               : 2)
 
 #define PRODUCTS(NAME, T, FORM) FORM, pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T, MIN_TOKENS(PMX_##NAME)
 #define TYPE(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {PRODUCTS(NAME, T, FORM), pmx_avx2_dequantize_##T},

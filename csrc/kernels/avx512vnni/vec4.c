@@ -1,17 +1,19 @@
-/* vec4.c: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl), 16 rows x
- * 4 blocks at a time.
+/* vec4.c: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl, mxfp4), 16 rows
+ * x 4 blocks at a time.
  *
  * A token's product must read weights as fast as memory gives them, some 40 GB/s a core: 144 bytes,
  * a block of 8 rows, in about 14 cycles. Here each row's four blocks are one register of nibbles,
  * block i in 128-bit lane i, so that a vpdpbusd of the low and one of the high nibbles leave four
  * partial sums a block, and 16 rows are reduced together: 44 vector operations for 64 blocks. The
  * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples
- * of words, so word permutations (AVX-512BW) suffice. */
+ * of words, so word permutations (AVX-512BW) suffice. Those of mxfp4 have 17 bytes: its nibbles are
+ * loaded block by block. Two loads of 64 bytes and a permutation of words took 1.3 times as long,
+ * since nearly every such load crosses a line; the other types lose a seventh by block by block. */
 #if defined(__x86_64__)
 #include <stddef.h>
 #include <string.h>
 
-#include "../avx2/blocks32.h"
+#include "../avx2/kquants.h"
 #include "avx512vnni.h"
 
 enum { ROWS = 16, BLOCKS = 4 };
@@ -19,9 +21,11 @@ enum { ROWS = 16, BLOCKS = 4 };
 /* What the kernel must know about a type; a constant where it is inlined. Blocks begin with the
  * scale, which a minimum may follow. */
 typedef struct {
-    int block_words, nibble_words; /* size of a block, and where its nibbles begin, in 16-bit words */
-    int has_min, is_table;
-    int32_t offset; /* subtracted from the integers */
+    int block_bytes, nibbles_at; /* size of a block, and where its nibbles begin */
+    __m128i (*table)(void);      /* of the integers plus the offset; NULL: nibbles are integers */
+    int32_t offset;              /* subtracted from the integers */
+    int has_min;
+    int is_power; /* the scale is a byte, the exponent of a power of two; a block's size is odd */
 } type4;
 
 /* The activations of four blocks. */
@@ -34,41 +38,44 @@ typedef struct {
 
 PMX_AVX512VNNI_BEGIN
 
-/* Word 8*i + j is begin + i*step + j. */
-PMX_INLINE __m512i word_pattern(const int begin, const int step) {
+/* Words 8*i + j are j plus a, b, c, d for i = 0, 1, 2, 3. */
+PMX_INLINE __m512i word_pattern(const int a, const int b, const int c, const int d) {
     const __m128i j = _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7);
-    __m512i out = _mm512_castsi128_si512(_mm_add_epi16(j, _mm_set1_epi16((int16_t)begin)));
-    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)(begin + step))), 1);
-    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)(begin + 2 * step))), 2);
-    return _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)(begin + 3 * step))), 3);
+    __m512i out = _mm512_castsi128_si512(_mm_add_epi16(j, _mm_set1_epi16((int16_t)a)));
+    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)b)), 1);
+    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)c)), 2);
+    return _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)d)), 3);
 }
 
-/* The first 64 bytes of n blocks, n <= 4, and what lies beyond them: nothing past the last block is
- * read. */
-PMX_INLINE void load_blocks(__m512i *head, __m512i *tail, const uint8_t *row, const int64_t n, const type4 T) {
-    const int64_t bytes = n * T.block_words * 2;
-    if (n == BLOCKS) {
-        *head = _mm512_loadu_si512(row);
-        *tail = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(row + bytes - 16)));
-    } else {
-        *head = _mm512_maskz_loadu_epi8(bytes >= 64 ? ~UINT64_C(0) : (UINT64_C(1) << bytes) - 1, row);
-        *tail = _mm512_setzero_si512();
+/* The first n bytes at p, at most 64: nothing beyond is read. */
+PMX_INLINE __m512i load_first(const uint8_t *p, const int64_t n) {
+    if (n >= 64) return _mm512_loadu_si512(p);
+    return _mm512_maskz_loadu_epi8((UINT64_C(1) << n) - 1, p);
+}
+
+/* The nibbles of n blocks, n <= 4, one a 128-bit lane. head: the first 64 bytes of these. */
+PMX_INLINE __m512i load_nibbles4(__m512i head, const uint8_t *row, const int64_t n, const type4 T) {
+    const int size = T.block_bytes, at = T.nibbles_at;
+    if (T.is_power) {
+        __m512i v = _mm512_setzero_si512();
+        for (int b = 0; b < BLOCKS; b++)
+            if (b < n) v = _mm512_mask_broadcast_i32x4(v, (__mmask16)(0xf << 4 * b), load16(row + b * size + at));
+        return v;
     }
+    /* The last 16 bytes of four blocks are the last one's nibbles. */
+    const __m512i last =
+        n == BLOCKS ? _mm512_castsi128_si512(load16(row + BLOCKS * size - 16)) : _mm512_setzero_si512();
+    return _mm512_permutex2var_epi16(head, word_pattern(at / 2, (at + size) / 2, (at + 2 * size) / 2, 32), last);
 }
 
 /* Partial sums of a row: four in the lane of each block. */
-PMX_INLINE __m512i dot_row(__m512i head, __m512i tail, const acts4 *x, const type4 T) {
-    /* tail is words 32 .. of the permutation: the last 16 bytes of four blocks, which are the last
-     * block's nibbles. */
-    const __m512i index = _mm512_inserti32x4(word_pattern(T.nibble_words, T.block_words),
-                                             _mm_setr_epi16(32, 33, 34, 35, 36, 37, 38, 39), 3);
-    const __m512i packed = _mm512_permutex2var_epi16(head, index, tail);
+PMX_INLINE __m512i dot_row(__m512i packed, const acts4 *x, const type4 T) {
     const __m512i mask = _mm512_set1_epi8(15);
     __m512i low = _mm512_and_si512(packed, mask), high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
-    if (T.is_table) {
-        const __m128i values = _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); /* plus 128 */
-        low = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), low);
-        high = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), high);
+    if (T.table) {
+        const __m512i values = _mm512_broadcast_i32x4(T.table());
+        low = _mm512_shuffle_epi8(values, low);
+        high = _mm512_shuffle_epi8(values, high);
     }
     return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(x->start, low, x->low), high, x->high);
 }
@@ -90,14 +97,29 @@ PMX_INLINE void transpose_lanes(__m512i v[4]) {
     v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
 }
 
-/* The word at `at` of each block of 16 rows, widened from f16: scales[b] of 16 rows. */
+/* Powers of two as bf16, which is exact, of words that hold the exponent of an even block in the
+ * first byte, that of an odd one in the second; odd ones are in the upper half. */
+PMX_INLINE __m512i powers(__m512i words) {
+    const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(8), 1);
+    const __m512i e = _mm512_and_si512(_mm512_srlv_epi16(words, shifts), _mm512_set1_epi16(255));
+    const __m512i normal = _mm512_slli_epi16(_mm512_sub_epi16(e, _mm512_set1_epi16(1)), 7);
+    const __mmask32 small = _mm512_cmplt_epu16_mask(e, _mm512_set1_epi16(2));
+    return _mm512_mask_sllv_epi16(normal, small, _mm512_set1_epi16(0x20), e);
+}
+
+PMX_INLINE __m512 widen(__m256i words, const type4 T) {
+    return T.is_power ? _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16))
+                      : _mm512_cvtph_ps(words);
+}
+
+/* The number in word `at` of each block of 16 rows: scales[b] of 16 rows. */
 PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], const int at, const type4 T) {
     __m512i pairs[8], quads[4], eights[2];
-    const int s = T.block_words;
+    const int16_t w0 = (int16_t)at, w1 = (int16_t)(at + T.block_bytes / 2), w2 = (int16_t)(at + T.block_bytes),
+                  w3 = (int16_t)(at + 3 * T.block_bytes / 2);
     /* Rows 2i and 2i+1: words b0 b0' b1 b1' b2 b2' b3 b3'. */
-    const __m512i two = _mm512_castsi128_si512(_mm_setr_epi16(
-        (int16_t)at, (int16_t)(32 + at), (int16_t)(at + s), (int16_t)(32 + at + s), (int16_t)(at + 2 * s),
-        (int16_t)(32 + at + 2 * s), (int16_t)(at + 3 * s), (int16_t)(32 + at + 3 * s)));
+    const __m512i two = _mm512_castsi128_si512(
+        _mm_setr_epi16(w0, (int16_t)(32 + w0), w1, (int16_t)(32 + w1), w2, (int16_t)(32 + w2), w3, (int16_t)(32 + w3)));
     for (int i = 0; i < 8; i++) pairs[i] = _mm512_permutex2var_epi16(heads[2 * i], two, heads[2 * i + 1]);
     /* Two pairs by dwords, then two quads by quadwords: block b of 8 rows is 128-bit lane b. */
     for (int i = 0; i < 4; i++)
@@ -113,11 +135,15 @@ PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], 
     const __m512i first = _mm512_shuffle_i32x4(eights[0], eights[1], 0x88);  /* b0 b1 of rows 0..7, then of 8..15 */
     const __m512i second = _mm512_shuffle_i32x4(eights[0], eights[1], 0xdd); /* b2 b3 */
     const __m512i order = _mm512_setr_epi64(0, 1, 4, 5, 2, 3, 6, 7);
-    const __m512i b01 = _mm512_permutexvar_epi64(order, first), b23 = _mm512_permutexvar_epi64(order, second);
-    scales[0] = _mm512_cvtph_ps(_mm512_castsi512_si256(b01));
-    scales[1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(b01, 1));
-    scales[2] = _mm512_cvtph_ps(_mm512_castsi512_si256(b23));
-    scales[3] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(b23, 1));
+    __m512i b01 = _mm512_permutexvar_epi64(order, first), b23 = _mm512_permutexvar_epi64(order, second);
+    if (T.is_power) {
+        b01 = powers(b01);
+        b23 = powers(b23);
+    }
+    scales[0] = widen(_mm512_castsi512_si256(b01), T);
+    scales[1] = widen(_mm512_extracti64x4_epi64(b01, 1), T);
+    scales[2] = widen(_mm512_castsi512_si256(b23), T);
+    scales[3] = widen(_mm512_extracti64x4_epi64(b23, 1), T);
 }
 
 PMX_INLINE acts4 load_acts(const pmx_quantized token, int64_t b, const int64_t n, const type4 T) {
@@ -145,11 +171,11 @@ PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at,
     for (int g = 0; g < 4; g++) {
         __m512i p[4];
         for (int i = 0; i < 4; i++) {
-            __m512i tail;
-            pmx_prefetch_line(next + (4 * g + i) * 2 * T.block_words * BLOCKS, hint);
+            const uint8_t *row = rows[4 * g + i] + at;
+            pmx_prefetch_line(next + (4 * g + i) * T.block_bytes * BLOCKS, hint);
             __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
-            load_blocks(&heads[4 * g + i], &tail, rows[4 * g + i] + at, n, T);
-            p[i] = dot_row(heads[4 * g + i], tail, x, T);
+            heads[4 * g + i] = load_first(row, n * T.block_bytes);
+            p[i] = dot_row(load_nibbles4(heads[4 * g + i], row, n, T), x, T);
         }
         sums[g] = reduce4(p);
     }
@@ -165,7 +191,7 @@ PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at,
 }
 
 PMX_INLINE void vec4(const pmx_product p, const pmx_prefetch hint, const type4 T) {
-    const int64_t n_blocks = p.acts->cols / PMX_BLOCK, block_bytes = 2 * T.block_words;
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK, block_bytes = T.block_bytes;
     const pmx_quantized token = pmx_token_q32(p.acts, p.tokens[0], 0);
     for (int64_t r = 0; r < p.n_rows; r += ROWS) {
         const uint8_t *rows[ROWS];
@@ -186,13 +212,16 @@ PMX_INLINE void vec4(const pmx_product p, const pmx_prefetch hint, const type4 T
     }
 }
 
+PMX_INLINE __m128i iq4_table(void) { return _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); }
+
 #define TYPE(T, ...)                                                                                                   \
-    static const type4 T = {sizeof(pmx_block_##T) / 2, offsetof(pmx_block_##T, qs) / 2, __VA_ARGS__};                  \
+    static const type4 T = {sizeof(pmx_block_##T), offsetof(pmx_block_##T, qs), __VA_ARGS__};                          \
     void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec4, *p, T); }
 
 TYPE(q4_0, .offset = 8)
 TYPE(q4_1, .has_min = 1)
-TYPE(iq4_nl, .is_table = 1, .offset = 128)
+TYPE(iq4_nl, .table = iq4_table, .offset = 128)
+TYPE(mxfp4, .table = mxfp4_table, .offset = 12, .is_power = 1)
 
 PMX_AVX512VNNI_END
 #endif

@@ -11,6 +11,7 @@ PMX_AVXVNNI_BEGIN
 
 /* isum + sum * scale; scales: twice in a dword. */
 PMX_INLINE __m256i add_scaled(const int type, __m256i isum, __m256i sum, __m256i scales) {
+    if (KQUANT_WHOLE(type)) return _mm256_add_epi32(isum, sum);
     if (type == PMX_Q2_K || type == PMX_Q3_K) return _mm256_dpwssd_avx_epi32(isum, sum, _mm256_srli_epi32(scales, 16));
     return _mm256_add_epi32(isum, _mm256_mullo_epi32(sum, _mm256_srai_epi32(scales, 16)));
 }

@@ -44,6 +44,7 @@ TYPE(q5_0, unpack_q5_0, .offset = 16)
 TYPE(q5_1, unpack_q5_1, .has_min = 1)
 TYPE(q8_0, unsigned_q8_0, .offset = 128)
 TYPE(iq4_nl, unsigned_iq4_nl, .offset = 128)
+TYPE(mxfp4, unpack_mxfp4, .offset = 12, .is_power = 1)
 
 PMX_AVXVNNI_END
 #endif

@@ -6,7 +6,9 @@
 
 /* As avx2's. */
 #define MIN_TOKENS(TYPE)                                                                                               \
-    ((TYPE) == PMX_Q5_0 || (TYPE) == PMX_Q5_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_IQ4_XS ? 2 : 3)
+    ((TYPE) == PMX_Q5_0 || (TYPE) == PMX_Q5_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_MXFP4 || (TYPE) == PMX_IQ4_XS   \
+         ? 2                                                                                                           \
+         : 3)
 
 #define FLOATS(NAME, T, FORM, ELEMENTS)                                                                                \
     [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_avx2_dequantize_##T},

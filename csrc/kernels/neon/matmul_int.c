@@ -53,7 +53,7 @@ PMX_INLINE void vec32(const pmx_product p, const pmx_prefetch hint, const neon_t
                     dots[i] = dot32(v.val[0], v.val[1], x0, x1);
                 }
                 const int32x4_t isum = vaddq_s32(sum_across(dots), vdupq_n_s32(-T.offset * token.sums[b]));
-                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at), token.d[b]);
+                const float32x4_t scale = vmulq_n_f32(load_scales_of_4(rows + 4 * h, at, T.is_power), token.d[b]);
                 acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(isum));
                 if (!T.has_min) continue;
                 const float32x4_t minimum = load_f16_of_4(rows + 4 * h, at + 2);
@@ -80,10 +80,15 @@ PMX_INLINE int32x4_t add_products(int32x4_t acc, int16x8_t a, int16x8_t b) {
 
 /* The dot products of a row's sub-blocks with x, times their scales: four partial sums. */
 PMX_INLINE int32x4_t scaled_dot(const decoded256 *w, const int8_t *x, const int n_sub) {
+    int32x4_t sum = vdupq_n_s32(0);
+    if (n_sub == 1) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) sum = vdotq_s32(sum, w->q[i], vld1q_s8(x + 16 * i));
+        return sum;
+    }
     const int16x8_t low = vmovl_s8(vget_low_s8(w->scales)), high = vmovl_high_s8(w->scales);
     const int32x4_t scales[4] = {vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low), vmovl_s16(vget_low_s16(high)),
                                  vmovl_high_s16(high)};
-    int32x4_t sum = vdupq_n_s32(0);
 #pragma GCC unroll 4
     for (int j = 0; j < n_sub / 4; j++) {
         int32x4_t p[4];

@@ -32,6 +32,19 @@ PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset)
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 
+/* The powers of two whose exponents are the bytes at `offset` of four rows: pmx_e8m0_to_f32. */
+PMX_INLINE float32x4_t load_powers_of_4(const uint8_t *const *rows, int64_t offset) {
+    const uint32_t bytes[4] = {rows[0][offset], rows[1][offset], rows[2][offset], rows[3][offset]};
+    const uint32x4_t e = vld1q_u32(bytes), normal = vshlq_n_u32(vsubq_u32(e, vdupq_n_u32(1)), 23);
+    const uint32x4_t small = vshlq_u32(vdupq_n_u32(0x00200000), vreinterpretq_s32_u32(e));
+    return vreinterpretq_f32_u32(vbslq_u32(vcltq_u32(e, vdupq_n_u32(2)), small, normal));
+}
+
+/* The scales at `offset` of four rows; is_power: of mxfp4. */
+PMX_INLINE float32x4_t load_scales_of_4(const uint8_t *const *rows, int64_t offset, const int is_power) {
+    return is_power ? load_powers_of_4(rows, offset) : load_f16_of_4(rows, offset);
+}
+
 /* Eight row pointers from row r on; rows past the end repeat the last one and their results are
  * dropped. */
 PMX_INLINE void row_pointers(const uint8_t *rows[STRIP_ROWS], const pmx_product *p, int64_t r) {
@@ -46,7 +59,13 @@ PMX_INLINE int8x16_t iq4_values(void) {
     return vld1q_s8(values);
 }
 
-/* --- Blocks of 32: the values before the type's offset is subtracted (iq4_nl: from its table) */
+PMX_INLINE int8x16_t mxfp4_values(void) {
+    static const int8_t values[16] = {PMX_MXFP4_VALUES};
+    return vld1q_s8(values);
+}
+
+/* --- Blocks of 32: the values before the type's offset is subtracted (iq4_nl, mxfp4: from their
+ * tables) */
 
 typedef int8x16x2_t (*unpack32)(const uint8_t *block);
 
@@ -77,12 +96,13 @@ PMX_INLINE int8x16x2_t unpack_q8_0(const uint8_t *block) {
     return (int8x16x2_t){{vld1q_s8(q), vld1q_s8(q + 16)}};
 }
 
-PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) {
-    const int8x16x2_t v = unpack_nibbles(block + 2);
-    const int8x16_t table = iq4_values();
+PMX_INLINE int8x16x2_t look_up(int8x16_t table, int8x16x2_t v) {
     return (int8x16x2_t){
         {vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[0])), vqtbl1q_s8(table, vreinterpretq_u8_s8(v.val[1]))}};
 }
+
+PMX_INLINE int8x16x2_t unpack_iq4_nl(const uint8_t *block) { return look_up(iq4_values(), unpack_nibbles(block + 2)); }
+PMX_INLINE int8x16x2_t unpack_mxfp4(const uint8_t *block) { return look_up(mxfp4_values(), unpack_nibbles(block + 1)); }
 
 /* --- Blocks of 256: offsets subtracted */
 
@@ -241,6 +261,40 @@ PMX_INLINE void decode_iq2_s(decoded256 *out, const uint8_t *block) { decode_lat
 PMX_INLINE void decode_iq3_xxs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ3_XXS); }
 PMX_INLINE void decode_iq3_s(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ3_S); }
 
+/* Without sub-blocks. */
+PMX_INLINE void decode_tq2_0(decoded256 *out, const uint8_t *block) {
+    uint8x16_t q[16];
+    decode_crumbs(q, block + offsetof(pmx_block_tq2_0, qs));
+    for (int i = 0; i < 16; i++) out->q[i] = vreinterpretq_s8_u8(vsubq_u8(q[i], vdupq_n_u8(1)));
+    out->scales = vdupq_n_s8(1);
+    out->mins = vdupq_n_s8(0);
+}
+
+/* The highest digit of each byte in base 3, which counts how many of 86 and 171 it reaches, minus 1. */
+PMX_INLINE int8x16_t digit_minus_1(uint8x16_t v) {
+    const uint8x16_t first = vcgeq_u8(v, vdupq_n_u8(86)), second = vcgeq_u8(v, vdupq_n_u8(171)); /* -1 where so */
+    return vreinterpretq_s8_u8(vsubq_u8(vsubq_u8(vdupq_n_u8(255), first), second));
+}
+
+PMX_INLINE void decode_tq1_0(decoded256 *out, const uint8_t *block) {
+    static const uint8_t powers[16] = {1, 1, 1, 1, 3, 3, 3, 3, 9, 9, 9, 9, 27, 27, 27, 27};
+    uint8x16_t a = vld1q_u8(block), b = vld1q_u8(block + 16), c = vld1q_u8(block + 32);
+    const uint8x16_t three = vdupq_n_u8(3);
+#pragma GCC unroll 5
+    for (int k = 0; k < 5; k++) {
+        out->q[2 * k] = digit_minus_1(a);
+        out->q[2 * k + 1] = digit_minus_1(b);
+        out->q[10 + k] = digit_minus_1(c);
+        a = vmulq_u8(a, three);
+        b = vmulq_u8(b, three);
+        c = vmulq_u8(c, three);
+    }
+    const uint8x16_t last = vreinterpretq_u8_u32(vdupq_n_u32(load_u32(block + offsetof(pmx_block_tq1_0, qh))));
+    out->q[15] = digit_minus_1(vmulq_u8(last, vld1q_u8(powers)));
+    out->scales = vdupq_n_s8(1);
+    out->mins = vdupq_n_s8(0);
+}
+
 /* --- The types */
 
 /* What the kernels must know about a type; a constant wherever they are inlined. */
@@ -251,8 +305,9 @@ typedef struct {
     int has_min;
     unpack32 unpack;  /* blocks of 32 */
     int offset;       /* subtracted from what it unpacks */
+    int is_power;     /* the scale is a byte, the exponent of a power of two */
     decode256 decode; /* blocks of 256 */
-    int n_sub;        /* their sub-blocks, 8 or 16; 0: blocks of 32 */
+    int n_sub;        /* their sub-blocks, 8, 16, or 1, whose scale is 1; 0: blocks of 32 */
 } neon_type;
 
 #define BLOCKS32(T, ...)                                                                                               \
@@ -267,6 +322,7 @@ BLOCKS32(q5_0, .offset = 16)
 BLOCKS32(q5_1, .has_min = 1)
 BLOCKS32(q8_0, .offset = 0)
 BLOCKS32(iq4_nl, .offset = 0)
+BLOCKS32(mxfp4, .offset = 0, .is_power = 1)
 BLOCKS256(q2_k, .n_sub = 16, .has_min = 1)
 BLOCKS256(q3_k, .n_sub = 16)
 BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
@@ -278,6 +334,8 @@ BLOCKS256(iq2_s, .n_sub = 16, .d_part = LATTICE_D(PMX_IQ2_S))
 BLOCKS256(iq3_xxs, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ3_XXS))
 BLOCKS256(iq3_s, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ3_S))
 BLOCKS256(iq4_xs, .n_sub = 8)
+BLOCKS256(tq1_0, .n_sub = 1)
+BLOCKS256(tq2_0, .n_sub = 1)
 
 /* The scales of a block of four rows. */
 PMX_INLINE float32x4_t load_d_of_4(const uint8_t *const *rows, int64_t block, const neon_type T) {
@@ -313,9 +371,10 @@ PMX_INLINE void store_of_4(float *out, float32x4_t x, const int copies) {
     if (copies == 2) vst1q_f32(out + 4, vzip2q_f32(x, x));
 }
 
-PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t offset, const int copies) {
-    store_of_4(out, load_f16_of_4(rows, offset), copies);
-    store_of_4(out + 4 * copies, load_f16_of_4(rows + 4, offset), copies);
+PMX_INLINE void pack_numbers(float *out, const uint8_t *const *rows, int64_t offset, const int copies,
+                             const int is_power) {
+    store_of_4(out, load_scales_of_4(rows, offset, is_power), copies);
+    store_of_4(out + 4 * copies, load_scales_of_4(rows + 4, offset, is_power), copies);
 }
 
 /* Block b of the strip, from `at` in each row. */
@@ -329,8 +388,8 @@ PMX_INLINE void pack_block32(strip *s, int64_t b, const uint8_t *const *rows, in
     }
     O.pack(s->q + b * PMX_BLOCK * STRIP_ROWS, v[0]);
     O.pack(s->q + (b * PMX_BLOCK + 16) * STRIP_ROWS, v[1]);
-    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at, O.copies);
-    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + 2, O.copies);
+    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at, O.copies, T.is_power);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + 2, O.copies, 0);
 }
 
 PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, int64_t at, const strip_order O,
@@ -354,7 +413,7 @@ PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, i
     }
     for (int h = 0; h < STRIP_ROWS; h += 4)
         store_of_4(s->d + (b * STRIP_ROWS + h) * O.copies, load_d_of_4(rows + h, at, T), O.copies);
-    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies);
+    if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies, 0);
 }
 
 /* msum[t][h] = sums over sub-blocks of minimum times sum of activations, token t, rows 4*h ..

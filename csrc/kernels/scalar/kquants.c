@@ -1,5 +1,5 @@
 /* kquants.c: weights in blocks of 256. Each type says how one block becomes integers, scales and
- * minimums of each 16 elements (where the type has one of each 32, it is there twice); the rest is
+ * minimums of each 16 elements (where the type has one of each 32, it is there twice, and 1 where it has none); the rest is
  * common. */
 #include <math.h>
 #include <string.h>
@@ -21,6 +21,12 @@ typedef void (*decode)(decoded *out, const void *block);
 static inline int crumb(const uint8_t qs[64], int i) { return qs[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3; }
 static inline int bit(const uint8_t qh[32], int i) { return qh[i % 32] >> i / 32 & 1; }
 static inline int nibble(const uint8_t qs[128], int i) { return qs[i / 64 * 32 + i % 32] >> 4 * (i / 32 % 2) & 15; }
+
+/* Digit k of a byte in base 3. */
+static inline int digit(uint8_t byte, int k) {
+    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
+    return (uint8_t)(byte * powers[k]) * 3 >> 8;
+}
 
 static inline void decode_six_bits(decoded *out, const uint8_t s[12]) {
     for (int i = 0; i < N_SUB; i++) {
@@ -105,6 +111,23 @@ static inline void decode_iq2_s(decoded *out, const void *block) { decode_lattic
 static inline void decode_iq3_xxs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ3_XXS); }
 static inline void decode_iq3_s(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ3_S); }
 
+/* Without sub-blocks. */
+static inline void decode_tq1_0(decoded *out, const void *block) {
+    const pmx_block_tq1_0 *b = block;
+    out->d = pmx_f16_to_f32(b->d);
+    memset(out->scales, 1, sizeof out->scales);
+    for (int i = 0; i < 160; i++) out->q[i] = (int8_t)(digit(b->qs[i % 32], i / 32) - 1);
+    for (int i = 0; i < 80; i++) out->q[160 + i] = (int8_t)(digit(b->qs[32 + i % 16], i / 16) - 1);
+    for (int i = 0; i < 16; i++) out->q[240 + i] = (int8_t)(digit(b->qh[i % 4], i / 4) - 1);
+}
+
+static inline void decode_tq2_0(decoded *out, const void *block) {
+    const pmx_block_tq2_0 *b = block;
+    out->d = pmx_f16_to_f32(b->d);
+    memset(out->scales, 1, sizeof out->scales);
+    for (int i = 0; i < PMX_BLOCK256; i++) out->q[i] = (int8_t)(crumb(b->qs, i) - 1);
+}
+
 /* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k), 32 * 127 (iq4_xs) or 31 * 62
  * (iq3_xxs): below 2^31.
  */
@@ -160,3 +183,5 @@ TYPE(iq2_s, 0)
 TYPE(iq3_xxs, 0)
 TYPE(iq3_s, 0)
 TYPE(iq4_xs, 0)
+TYPE(tq1_0, 0)
+TYPE(tq2_0, 0)

@@ -67,6 +67,14 @@ static inline void decode_iq4_nl(decoded *out, const void *block) {
     for (int i = 0; i < PMX_BLOCK; i++) out->q[i] = values[out->q[i]];
 }
 
+static inline void decode_mxfp4(decoded *out, const void *block) {
+    static const int8_t values[16] = {PMX_MXFP4_VALUES};
+    const pmx_block_mxfp4 *b = block;
+    out->d = pmx_e8m0_to_f32(b->e);
+    decode_nibbles(out->q, b->qs);
+    for (int i = 0; i < PMX_BLOCK; i++) out->q[i] = values[out->q[i]];
+}
+
 static inline void vec(const pmx_product *p, decode decode_, const int64_t block_bytes, const int has_min) {
     const int64_t n_blocks = p->acts->cols / PMX_BLOCK;
     const pmx_quantized x = pmx_token_q32(p->acts, p->tokens[0], 0);
@@ -109,3 +117,4 @@ TYPE(q5_0, 0)
 TYPE(q5_1, 1)
 TYPE(q8_0, 0)
 TYPE(iq4_nl, 0)
+TYPE(mxfp4, 0)

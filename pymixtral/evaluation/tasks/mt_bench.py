@@ -90,7 +90,7 @@ class MTBench(Task):
                 "seed": self.seed_of(item),
             }
             try:
-                question = model._conversation(messages, options, "chat()").question(1, None)
+                question = model.core.conversation(messages, options, "chat()").question(1, None)
             except ContextLengthError:
                 if not answers:
                     raise

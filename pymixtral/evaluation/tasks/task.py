@@ -233,7 +233,7 @@ def drawn(model: Mixtral, prompt: str | Ids, n: int, **options: Any) -> Inquiry[
     Raises:
         ContextLengthError: if the prompt is too long.
     """
-    completion: Completion = yield generations(model._factory, prompt, n, None, options)
+    completion: Completion = yield generations(model.core.factory, prompt, n, None, options)
     return [text.text for text in completion.choices]
 
 
@@ -241,10 +241,10 @@ def _question_that_fits(model: Mixtral, prompts: Sequence[str], choices: Sequenc
     """The question of Mixtral.score() with the first prompt that fits the context."""
     for prompt in prompts[:-1]:
         try:
-            return scores(model._factory, prompt, choices, {})
+            return scores(model.core.factory, prompt, choices, {})
         except ContextLengthError:
             continue
-    return scores(model._factory, prompts[-1], choices, {})
+    return scores(model.core.factory, prompts[-1], choices, {})
 
 
 def best(values: Sequence[float]) -> int:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from importlib.metadata import version
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pymixtral.engine.completion import Completion, Stats
+from pymixtral.server.answering import Chunk, next_of
+from pymixtral.server.api.sampling import StreamOptions
 from pymixtral.server.service import Service
 
 T = TypeVar("T")
@@ -78,7 +81,7 @@ class Usage:
         }
 
 
-async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
+async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T, None]:
     """Read several iterators at the same time.
 
     Args:
@@ -94,7 +97,7 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
         async for value in iterators[0]:
             yield value
         return
-    waiting = {asyncio.ensure_future(_next(one)): one for one in iterators}
+    waiting = {asyncio.ensure_future(next_of(one)): one for one in iterators}
     try:
         while waiting:
             done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -106,12 +109,65 @@ async def merged(iterators: Sequence[AsyncIterator[T]]) -> AsyncIterator[T]:
                 except StopAsyncIteration:
                     continue
                 yield value
-                waiting[asyncio.ensure_future(_next(one))] = one
+                waiting[asyncio.ensure_future(next_of(one))] = one
     finally:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-async def _next(iterator: AsyncIterator[T]) -> T:
-    return await iterator.__anext__()
+class Written(Protocol):
+    """A text that the engine writes, and whoever reads it."""
+
+    @property
+    def stats(self) -> Stats:
+        """The work and the time so far."""
+
+    def cancel(self) -> None:
+        """End it soon."""
+
+
+async def chunks_of(
+    answer: dict[str, Any],
+    texts: Sequence[Sequence[Written]],
+    choices: Sequence[AsyncIterator[dict[str, Any]]],
+    options: StreamOptions | None,
+    first: Mapping[str, Any] | None = None,
+) -> AsyncGenerator[Chunk, None]:
+    """Write the chunks of a stream. Its texts end with it.
+
+    Args:
+        answer: the fields that each chunk begins with.
+        texts: those of each prompt.
+        choices: an asynchronous generator for each text. It gives the choices of its chunks, each
+            with the number of tokens so far as "n".
+        options: what the stream tells beside the texts.
+        first: more fields of the first chunk.
+
+    Yields:
+        The chunks.
+
+    Raises:
+        PymixtralError: for what ends a text too early.
+    """
+    generated: dict[int, int] = {}
+    more = dict(first or {})
+
+    def usage() -> dict[str, Any]:
+        return Usage([of_prompt[0].stats for of_prompt in texts], sum(generated.values())).plain()
+
+    try:
+        async with aclosing(merged(choices)) as found:
+            async for choice in found:
+                generated[choice["index"]] = choice.pop("n")
+                chunk, more = {**answer, "choices": [choice], **more}, {}
+                if options and options.continuous_usage_stats:
+                    chunk["usage"] = usage()
+                yield chunk
+    finally:
+        for of_prompt in texts:
+            for text in of_prompt:
+                text.cancel()
+    if options and options.include_usage:
+        yield {**answer, "choices": [], "usage": usage()}
+    yield "[DONE]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi import Request
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from pymixtral.chatting import Answer, AsyncAnswerStream
 from pymixtral.engine.completion import Completion
 from pymixtral.server.answering import Chunk
-from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
+from pymixtral.server.api.answers import Usage, chunks_of, ending, head, new_id
 from pymixtral.server.api.chat_requests import ChatRequest
 from pymixtral.server.api.routes import make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
@@ -80,14 +80,14 @@ def _choice(
         "index": index,
         "message": message,
         "logprobs": names.of_chat(completion.logprobs or []) if body.logprobs else None,
-        **_ending(completion, bool(calls), plan),
+        **_answer_ending(completion, bool(calls), plan),
     }
     if body.return_token_ids:
         choice["token_ids"] = completion.tokens
     return choice | routing.field(completion.routing)
 
 
-def _ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, Any]:
+def _answer_ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, Any]:
     """Why an answer ended. OpenAI says "stop" where a request names the function."""
     end = ending(completion)
     if called and end["finish_reason"] == "stop":
@@ -145,7 +145,7 @@ class _Deltas:
         completion = self._answer.generation.completion
         assert completion
         self._work.finished(completion)
-        yield self._choice({}) | _ending(completion, self._n_calls > 0, self._plan)
+        yield self._choice({}) | _answer_ending(completion, self._n_calls > 0, self._plan)
 
     def _choice(self, delta: dict[str, Any]) -> dict[str, Any]:
         body, generation = self._body, self._answer.generation
@@ -194,11 +194,11 @@ async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[s
     if body.prompt_logprobs is not None:
         answer["prompt_logprobs"] = names.of_prompt(result.completion.prompt_logprobs or [])
     if body.return_token_ids:
-        answer["prompt_token_ids"] = body.prompt_ids(model.model)
+        answer["prompt_token_ids"] = await body.awaited_ids(model.model)
     return answer
 
 
-async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) -> AsyncIterator[Chunk]:
+async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) -> AsyncGenerator[Chunk, None]:
     """Answer piece by piece.
 
     Args:
@@ -206,7 +206,7 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
         body: the request.
         work: is told the texts.
 
-    Yields:
+    Returns:
         The chunks.
 
     Raises:
@@ -217,33 +217,14 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
     model, plan = service.model, body.plan()
     names = TokenTexts(model.model, body.return_tokens_as_token_ids)
     messages, options = body.arguments(service)
-    await model.compile(options, messages)
-    streams = model.stream_chats(messages, body.n or 1, **options)
+    streams = await model.stream_chats(messages, body.n or 1, **options)
     answer = head(service, new_id("chatcmpl", body.request_id), "chat.completion.chunk")
-    wanted = body.stream_options
-    generated: dict[int, int] = {}
-    first: dict[str, Any] = {"prompt_token_ids": body.prompt_ids(model.model)} if body.return_token_ids else {}
-
-    def usage() -> dict[str, Any]:
-        return Usage([streams[0].stats], sum(generated.values())).plain()
-
-    writers = [RoutingWriter(model.model, body.return_routing) for _ in streams]
-    pieces = merged(
-        [_Deltas(i, streams[i], body, plan, names, writers[i], work).choices() for i in range(len(streams))]
-    )
-    try:
-        async for choice in pieces:
-            generated[choice["index"]] = choice.pop("n")
-            chunk, first = {**answer, "choices": [choice], **first}, {}
-            if wanted and wanted.continuous_usage_stats:
-                chunk["usage"] = usage()
-            yield chunk
-    finally:
-        for one in streams:
-            one.cancel()
-    if wanted and wanted.include_usage:
-        yield {**answer, "choices": [], "usage": usage()}
-    yield "[DONE]"
+    first = {"prompt_token_ids": await body.awaited_ids(model.model)} if body.return_token_ids else {}
+    choices = [
+        _Deltas(i, one, body, plan, names, RoutingWriter(model.model, body.return_routing), work).choices()
+        for i, one in enumerate(streams)
+    ]
+    return chunks_of(answer, [streams], choices, body.stream_options, first)
 
 
 @post(router, "/v1/chat/completions", "/chat/completions", sse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -162,6 +163,18 @@ class TemplateFields(Part):
         messages, options = self.conversation(model)
         format = model.chat_format().with_variables(options.get("template_variables") or {})
         return format.ids(messages, options.get("tools"), options["continue_final"])
+
+    async def awaited_ids(self, model: Mixtral) -> list[int]:
+        """Make what the model reads as prompt_ids() does, in a thread, so that a long conversation delays nobody.
+
+        Args:
+            model: has the chat format.
+
+        Raises:
+            PymixtralError: as prompt_ids().
+            APIError: as prompt_ids().
+        """
+        return await asyncio.to_thread(self.prompt_ids, model)
 
 
 def with_instructions(messages: list[dict[str, Any]], instructions: str) -> list[dict[str, Any]]:

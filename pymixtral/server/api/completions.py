@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -15,7 +15,7 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.answering import Chunk
-from pymixtral.server.api.answers import Usage, ending, head, merged, new_id
+from pymixtral.server.api.answers import Usage, chunks_of, ending, head, new_id
 from pymixtral.server.api.bodies import Text, TokenIds
 from pymixtral.server.api.routes import make_router, post, stream, whole
 from pymixtral.server.api.routing import RoutingWriter
@@ -30,7 +30,7 @@ MAX_PROMPTS = 1024
 """Prompts of one request."""
 
 MAX_CHOICES = 2048
-"""Texts of one request: to make so many takes half a second, in which nobody else is answered."""
+"""Texts of one request: to make so many takes half a second."""
 
 
 class CompletionRequest(WritingBody):
@@ -223,6 +223,11 @@ class _Writer:
             yield {**choice, "n": n}
 
 
+async def _writers(model: Mixtral, body: CompletionRequest, prompts: Sequence[str | list[int]]) -> list[_Writer]:
+    """One for each prompt, made in a thread: they may want the tokens of the prompts."""
+    return await asyncio.to_thread(lambda: [_Writer(model, body, prompt) for prompt in prompts])
+
+
 def _unwritten(completion: Completion) -> Completion:
     others = tuple(_unwritten(other) for other in completion.others)
     logprobs: list[Any] | None = None if completion.logprobs is None else []
@@ -255,8 +260,7 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     if body.reads_alone:
         results = [_unwritten(result) for result in results]
     choices: list[dict[str, Any]] = []
-    for prompt, result in zip(prompts, results, strict=True):
-        writer = _Writer(model.model, body, prompt)
+    for writer, result in zip(await _writers(model.model, body, prompts), results, strict=True):
         for completion in result.choices:
             work.finished(completion)
             choices.append(writer.choice(len(choices), completion))
@@ -264,7 +268,7 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     return {**answer, "choices": choices, "usage": Usage([result.stats for result in results], n_generated).plain()}
 
 
-async def complete_chunks(service: Service, body: CompletionRequest, work: Work) -> AsyncIterator[Chunk]:
+async def complete_chunks(service: Service, body: CompletionRequest, work: Work) -> AsyncGenerator[Chunk, None]:
     """Answer piece by piece.
 
     Args:
@@ -272,50 +276,24 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
         body: the request.
         work: is told the texts.
 
-    Yields:
+    Returns:
         The chunks.
 
     Raises:
         PymixtralError: for what the model refuses.
-        APIError: for fields that contradict each other.
     """
-    body.check()
     model, n = service.model, body.n or 1
     prompts = await body.prompts(model.model)
     options: Any = body.options(service)
-    await model.compile(options)
-    streams: list[list[AsyncGeneration]] = []
+    streams = [await model.streams(prompt, n, **options) for prompt in prompts]
+    writers = await _writers(model.model, body, prompts)
+    choices = [
+        writer.choices(i * n + j, text, work)
+        for i, (writer, texts) in enumerate(zip(writers, streams, strict=True))
+        for j, text in enumerate(texts)
+    ]
     answer = head(service, new_id("cmpl", body.request_id), "text_completion")
-    wanted = body.stream_options
-    generated: dict[int, int] = {}
-
-    def usage() -> dict[str, Any]:
-        return Usage([texts[0].stats for texts in streams], sum(generated.values())).plain()
-
-    try:
-        for prompt in prompts:
-            streams.append(model.streams(prompt, n, **options))
-            await asyncio.sleep(0)  # for others: of 1024 prompts it takes seconds
-        pieces = merged(
-            [
-                writer.choices(i * n + j, text, work)
-                for i, (prompt, texts) in enumerate(zip(prompts, streams, strict=True))
-                for writer in [_Writer(model.model, body, prompt)]
-                for j, text in enumerate(texts)
-            ]
-        )
-        async for choice in pieces:
-            generated[choice["index"]] = choice.pop("n")
-            chunk = {**answer, "choices": [choice]}
-            if wanted and wanted.continuous_usage_stats:
-                chunk["usage"] = usage()
-            yield chunk
-    finally:
-        for text in (text for texts in streams for text in texts):
-            text.cancel()
-    if wanted and wanted.include_usage:
-        yield {**answer, "choices": [], "usage": usage()}
-    yield "[DONE]"
+    return chunks_of(answer, streams, choices, body.stream_options)
 
 
 @post(router, "/v1/completions", "/completions", sse=True)
@@ -328,6 +306,7 @@ async def completions(body: CompletionRequest, request: Request, service: TheSer
         service: the application's.
     """
     service.check_model(body.model)
+    body.check()  # before the queue counts its texts
     if body.stream:
         return stream(request, service, body, body.n_texts, lambda work: complete_chunks(service, body, work))
     return await whole(request, service, body, body.n_texts, lambda work: complete(service, body, work))

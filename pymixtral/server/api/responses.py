@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import Request
 from starlette.responses import Response
 
+from pymixtral.chatting import AsyncAnswerStream
 from pymixtral.engine.completion import Completion
 from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage
 from pymixtral.server.api.chat import calls_of, events_of
 from pymixtral.server.api.responses_requests import ResponseRequest
 from pymixtral.server.api.routes import make_router, post, stream, whole
+from pymixtral.server.api.tools import ToolPlan
 from pymixtral.server.service import Service, TheService, Work
 from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, CallFails, TextPiece
 
@@ -208,7 +210,7 @@ class _Items:
         return events
 
 
-async def respond_events(service: Service, body: ResponseRequest, work: Work) -> AsyncIterator[Chunk]:
+async def respond_events(service: Service, body: ResponseRequest, work: Work) -> AsyncGenerator[Chunk, None]:
     """Answer piece by piece.
 
     Args:
@@ -216,7 +218,7 @@ async def respond_events(service: Service, body: ResponseRequest, work: Work) ->
         body: the request.
         work: is told the text.
 
-    Yields:
+    Returns:
         The events, numbered.
 
     Raises:
@@ -226,10 +228,14 @@ async def respond_events(service: Service, body: ResponseRequest, work: Work) ->
     chat = body.chat()
     plan = chat.plan()
     messages, options = chat.arguments(service)
-    await service.model.compile(options, messages)
-    answer = service.model.stream_chat(messages, **options)
-    response, items = _Object(service, body), _Items()
-    number = 0
+    (answer,) = await service.model.stream_chats(messages, 1, **options)
+    return _events_of(answer, plan, _Object(service, body), work)
+
+
+async def _events_of(
+    answer: AsyncAnswerStream, plan: ToolPlan, response: _Object, work: Work
+) -> AsyncGenerator[Chunk, None]:
+    items, number = _Items(), 0
     try:
         for kind in ("created", "in_progress"):
             yield {"type": f"response.{kind}", "sequence_number": number, "response": response.begun()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -140,7 +141,11 @@ async def whole(
 
 
 def stream(
-    request: Request, service: Service, body: Body, n: int, work: Callable[[Work], AsyncIterator[answering.Chunk]]
+    request: Request,
+    service: Service,
+    body: Body,
+    n: int,
+    work: Callable[[Work], Awaitable[AsyncGenerator[answering.Chunk, None]]],
 ) -> Response:
     """Answer with a stream of events.
 
@@ -149,7 +154,7 @@ def stream(
         service: the application's.
         body: the request's.
         n: texts that it asks for.
-        work: an asynchronous generator of the chunks.
+        work: begins the answer, and returns an asynchronous generator of its chunks.
 
     Returns:
         The response.
@@ -157,14 +162,12 @@ def stream(
 
     async def admitted() -> AsyncIterator[answering.Chunk]:
         async with service.admission(n, _most_tokens(body)) as place:
-            chunks = work(place)
             try:
-                async for chunk in chunks:
-                    yield chunk
+                async with aclosing(await work(place)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
             except PymixtralError as error:
                 raise of_library(error, body) from error
-            finally:
-                await chunks.aclose()  # type: ignore[attr-defined]
 
     return answering.events(request, service, admitted())
 

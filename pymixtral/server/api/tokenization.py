@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,11 +12,12 @@ from starlette.responses import JSONResponse, Response
 
 from pymixtral.errors import PymixtralError
 from pymixtral.mixtral import Mixtral
+from pymixtral.server.answering import whole
 from pymixtral.server.api.bodies import Body, Text, TokenId, of_library
 from pymixtral.server.api.chat_requests import ChatRequest, Messages, TemplateFields
 from pymixtral.server.api.routes import RESPONSES, make_router, post
 from pymixtral.server.errors import APIError
-from pymixtral.server.service import TheService
+from pymixtral.server.service import Service, TheService
 
 router = make_router()
 
@@ -133,11 +133,12 @@ def spelled(model: Mixtral, ids: list[int]) -> str:
 
 
 @post(router, "/v1/tokenize", "/tokenize")
-async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
+async def tokenize(body: TokenizeRequest, request: Request, service: TheService) -> Response:
     """Turn a text or a conversation into tokens.
 
     Args:
         body: the request.
+        request: its connection.
         service: the application's.
     """
     service.check_model(body.model)
@@ -152,15 +153,16 @@ async def tokenize(body: TokenizeRequest, service: TheService) -> Response:
             found["tokens"] = pieces_of(model, ids)
         return Response(_json(found), media_type="application/json")
 
-    return await _threaded(body, answer)
+    return await _threaded(request, service, body, answer)
 
 
 @post(router, "/v1/detokenize", "/detokenize")
-async def detokenize(body: DetokenizeRequest, service: TheService) -> Response:
+async def detokenize(body: DetokenizeRequest, request: Request, service: TheService) -> Response:
     """Turn tokens into text, under the names that it has in both dialects.
 
     Args:
         body: the request.
+        request: its connection.
         service: the application's.
     """
     service.check_model(body.model)
@@ -170,15 +172,16 @@ async def detokenize(body: DetokenizeRequest, service: TheService) -> Response:
         text = model.detokenize(body.tokens)
         return JSONResponse({"prompt": text, "content": text})
 
-    return await _threaded(body, answer)
+    return await _threaded(request, service, body, answer)
 
 
 @post(router, "/v1/apply-template", "/apply-template")
-async def apply_template(body: TemplateRequest, service: TheService) -> Response:
+async def apply_template(body: TemplateRequest, request: Request, service: TheService) -> Response:
     """Write the prompt of a conversation.
 
     Args:
         body: the request.
+        request: its connection.
         service: the application's.
     """
     service.check_model(body.model)
@@ -188,15 +191,16 @@ async def apply_template(body: TemplateRequest, service: TheService) -> Response
         ids = body.prompt_ids(model)
         return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
 
-    return await _threaded(body, answer)
+    return await _threaded(request, service, body, answer)
 
 
 @post(router, "/v1/chat/completions/input_tokens", "/chat/completions/input_tokens")
-async def input_tokens(body: ChatRequest, service: TheService) -> Response:
+async def input_tokens(body: ChatRequest, request: Request, service: TheService) -> Response:
     """Count the tokens of the prompt of a request for a chat.
 
     Args:
         body: the request.
+        request: its connection.
         service: the application's.
     """
     service.check_model(body.model)
@@ -205,7 +209,7 @@ async def input_tokens(body: ChatRequest, service: TheService) -> Response:
     def answer() -> Response:
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(body.prompt_ids(model))})
 
-    return await _threaded(body, answer)
+    return await _threaded(request, service, body, answer)
 
 
 async def tokenizer_info(service: TheService, request: Request) -> Response:  # noqa: ARG001
@@ -252,9 +256,9 @@ def _json(answer: dict[str, Any]) -> str:
     return f"{{{','.join(fields)}}}"
 
 
-async def _threaded(body: Body, answer: Callable[[], Response]) -> Response:
+async def _threaded(request: Request, service: Service, body: Body, answer: Callable[[], Response]) -> Response:
     """Makes an answer in a thread, all of it, so that long texts delay nobody."""
     try:
-        return await asyncio.to_thread(answer)
+        return await whole(request, service.tokenized(answer))
     except PymixtralError as error:
         raise of_library(error, body) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -10,6 +12,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from pymixtral.arrays import F32
+from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.bodies import Body, TokenIds
 from pymixtral.server.api.completions import MAX_PROMPTS
 from pymixtral.server.api.routes import make_router, post, whole
@@ -85,7 +88,7 @@ async def embed(service: Service, body: EmbeddingRequest) -> dict[str, Any]:
     """
     model, texts = service.model, body.texts()
     vectors = await model.embed(texts, normalize=True, **body.how(service))
-    n_tokens = sum(len(model.model.tokenize(text)) if isinstance(text, str) else len(text) for text in texts)
+    n_tokens = await _n_tokens(model.model, texts)
     written = _base64 if body.encoding_format == "base64" else _list
     return {
         "object": "list",
@@ -93,6 +96,13 @@ async def embed(service: Service, body: EmbeddingRequest) -> dict[str, Any]:
         "model": service.name,
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }
+
+
+async def _n_tokens(model: Mixtral, texts: Sequence[str | list[int]]) -> int:
+    """Tokens of texts, which a thread counts."""
+    return await asyncio.to_thread(
+        lambda: sum(len(model.tokenize(text)) if isinstance(text, str) else len(text) for text in texts)
+    )
 
 
 def _list(row: F32) -> Any:
@@ -118,8 +128,7 @@ async def score(service: Service, body: ScoreRequest) -> dict[str, Any]:
     """
     model = service.model
     scores = await model.score(body.context, list(body.continuations), **body.how(service))
-    n_context = len(model.model.tokenize(body.context) if isinstance(body.context, str) else body.context)
-    n_tokens = n_context + sum(len(one.tokens) for one in scores)
+    n_tokens = await _n_tokens(model.model, [body.context]) + sum(len(one.tokens) for one in scores)
     return {
         "object": "list",
         "data": [

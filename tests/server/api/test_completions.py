@@ -304,18 +304,26 @@ def test_what_lm_eval_asks_for_gives_the_scores_in_process(story: Served) -> Non
         assert all(greedy) == score.greedy
 
 
+def test_too_many_texts_are_refused_before_the_queue_counts_them(
+    story: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story.service, "n_admitted", 1)  # a second request might be told to try again later
+    for stream in (True, False):
+        body = {"prompt": ["a"] * 1024, "n": 128, "max_tokens": 1, "stream": stream}
+        assert "at most 2048 texts of all prompts, found 131072" in story.refused("/v1/completions", **body)["message"]
+
+
 def test_others_have_turns_while_a_thousand_prompts_are_taken(story: Served) -> None:
     body = CompletionRequest.read({"prompt": ["a"] * 1000, "max_tokens": 1, "stream": True})
 
     async def turns() -> int:
         service = Service(Settings(), AsyncMixtral(story.model))
-        chunks = complete_chunks(service, body, Work(service))
-        first = asyncio.ensure_future(anext(chunks))
+        first = asyncio.ensure_future(complete_chunks(service, body, Work(service)))
         n = 0
         while not first.done():
             await asyncio.sleep(0)
             n += 1
-        await chunks.aclose()  # type: ignore[attr-defined]
+        await first.result().aclose()
         service.log.close()
         return n
 

@@ -229,8 +229,8 @@ class Told(AsyncMixtral):
     async def chat(self, messages: Any, **options: Any) -> Answer:
         return await super().chat(messages, logits_processor=self._force(), **options)
 
-    def stream_chats(self, messages: Any, n: int, **options: Any) -> list[AsyncAnswerStream]:
-        return super().stream_chats(messages, n, logits_processor=self._force(), **options)
+    async def stream_chats(self, messages: Any, n: int, **options: Any) -> list[AsyncAnswerStream]:
+        return await super().stream_chats(messages, n, logits_processor=self._force(), **options)
 
 
 @pytest.fixture(scope="module")
