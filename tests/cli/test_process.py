@@ -151,8 +151,6 @@ main()
         "perplexity",
         "bench",
         "inspect",
-        "plan",
-        "doctor",
         "quantize",
         "calibrate",
     ],

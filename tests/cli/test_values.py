@@ -30,7 +30,6 @@ ACCEPTED = (
         "prune --windows",
         "routing --windows",
         "evaluate --limit",
-        "inspect --experts-used",
     ),
 )
 """Where 10^30 means something. inspect says that such a model does not run."""

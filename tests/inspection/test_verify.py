@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
 from pymixtral.cli import main
-from pymixtral.errors import ModelConfigError, ModelFileError
+from pymixtral.errors import InvalidArgumentError, ModelConfigError, ModelFileError
 from pymixtral.files.header import Tensor
 from pymixtral.files.types import block_bytes
 from pymixtral.inspection import verify as verification
@@ -114,7 +114,7 @@ def test_what_is_verified_is_the_model_with_its_overrides(tiny_q8_0: Path, tmp_p
     )
     assert run(str(odd), "--verify", "--override-kv", "llama.feed_forward_length=int:512")[0] == 0
     assert run(str(odd), "--verify")[0] == 2
-    with pytest.raises(ModelConfigError, match="expert_used_count"):
+    with pytest.raises(InvalidArgumentError, match="experts_used of at most the model's 8 experts, found 9"):
         verify(tiny_q8_0, experts_used=9, progress=False)
     assert run(str(tiny_q8_0), "--verify", "--experts-used", "9")[0] == 2
 
