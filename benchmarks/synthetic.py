@@ -117,6 +117,11 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
     _T.Q4_K: _kquant(_T.Q4_K, 0, 2, 7.5),
     _T.Q5_K: _kquant(_T.Q5_K, 0, 2, 15.5),
     _T.Q6_K: _kquant(_T.Q6_K, 208, None, 0),
+    _T.IQ2_XXS: _kquant(_T.IQ2_XXS, 0, None, 0),
+    _T.IQ2_XS: _kquant(_T.IQ2_XS, 0, None, 0),
+    _T.IQ2_S: _kquant(_T.IQ2_S, 0, None, 0),
+    _T.IQ3_XXS: _kquant(_T.IQ3_XXS, 0, None, 0),
+    _T.IQ3_S: _kquant(_T.IQ3_S, 0, None, 0),
     _T.TQ1_0: _kquant(_T.TQ1_0, 52, None, 0),
     _T.TQ2_0: _kquant(_T.TQ2_0, 64, None, 0),
     _T.MXFP4: _mxfp4,
@@ -125,6 +130,7 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
 # What the command offers: one type for every matrix, or a mix of types as quantizers choose them.
 TYPES = [
     *("q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"),
+    *("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
     *("mxfp4", "tq1_0", "tq2_0"),
 ]
 

@@ -140,22 +140,7 @@ _Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
 #define PMX_IQ4_VALUES -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 #define PMX_MXFP4_VALUES 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
 
-/* --- Blocks that are only dequantized. Entries are indices into the tables of lattices.h, each for
- * 8 elements (IQ3: 4). */
-
-typedef struct {
-    uint16_t d;
-    uint8_t qs[32]; /* of each 8: an entry's low bits */
-    uint16_t qh[8]; /* of each 32: 3 high bits of each entry, a scale of 3 bits, the sign of the shift */
-} pmx_block_iq1_s;
-_Static_assert(sizeof(pmx_block_iq1_s) == 50, "iq1_s block");
-
-typedef struct {
-    uint8_t qs[32];     /* as in iq1_s */
-    uint8_t qh[16];     /* of each 8, a nibble: 3 high bits and the sign of the shift */
-    uint16_t scales[4]; /* of each 64: four scales of 3 bits, and a nibble of the block's f16 scale */
-} pmx_block_iq1_m;
-_Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
+/* Entries are indices into the tables of kernels/lattices.h, each for 8 elements (IQ3: 4). */
 
 typedef struct {
     uint16_t d;
@@ -194,6 +179,22 @@ typedef struct {
     uint8_t scales[4]; /* of each 32, a nibble */
 } pmx_block_iq3_s;
 _Static_assert(sizeof(pmx_block_iq3_s) == 110, "iq3_s block");
+
+/* --- Blocks that are only dequantized. */
+
+typedef struct {
+    uint16_t d;
+    uint8_t qs[32]; /* of each 8: an entry's low bits */
+    uint16_t qh[8]; /* of each 32: 3 high bits of each entry, a scale of 3 bits, the sign of the shift */
+} pmx_block_iq1_s;
+_Static_assert(sizeof(pmx_block_iq1_s) == 50, "iq1_s block");
+
+typedef struct {
+    uint8_t qs[32];     /* as in iq1_s */
+    uint8_t qh[16];     /* of each 8, a nibble: 3 high bits and the sign of the shift */
+    uint16_t scales[4]; /* of each 64: four scales of 3 bits, and a nibble of the block's f16 scale */
+} pmx_block_iq1_m;
+_Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
 
 /* --- Numbers */
 

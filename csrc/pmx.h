@@ -50,19 +50,19 @@ typedef enum {
     PMX_Q4_K = 12,
     PMX_Q5_K = 13,
     PMX_Q6_K = 14,
+    PMX_IQ2_XXS = 16,
+    PMX_IQ2_XS = 17,
+    PMX_IQ3_XXS = 18,
     PMX_IQ4_NL = 20,
+    PMX_IQ3_S = 21,
+    PMX_IQ2_S = 22,
     PMX_IQ4_XS = 23,
     PMX_BF16 = 30,
     PMX_TQ1_0 = 34,
     PMX_TQ2_0 = 35,
     PMX_MXFP4 = 39,
     /* Dequantized first, then as f32: slow */
-    PMX_IQ2_XXS = 16,
-    PMX_IQ2_XS = 17,
-    PMX_IQ3_XXS = 18,
     PMX_IQ1_S = 19,
-    PMX_IQ3_S = 21,
-    PMX_IQ2_S = 22,
     PMX_IQ1_M = 29
 } pmx_type;
 

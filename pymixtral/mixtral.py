@@ -93,7 +93,7 @@ class Mixtral(ModelText, ModelSessions):
         isa: the instruction set in use.
         active_bytes: bytes of weights that a generated token reads.
         prompt_weights: weights that each token of a prompt is multiplied with.
-        slow_types: names of the file's tensor types that have no kernels, such as "iq2_xxs". Models
+        slow_types: names of the file's tensor types that have no kernels, such as "iq1_s". Models
             with such types are several times slower.
         core: what the other rooms of the package share of it. It is no part of the interface.
 

@@ -38,7 +38,7 @@ typedef struct {
     int32_t group, levels; /* weights of an entry; different magnitudes */
     int32_t even;          /* of each 8 weights an even number is negative */
     int32_t n_entries;
-    const uint16_t *entries; /* kernels/scalar/lattices.h */
+    const uint16_t *entries; /* codes of kernels/lattices.h */
     uint8_t values[8];       /* magnitudes in units */
     float unit;              /* over the scale: a power of two */
     float least, per_step;   /* over the scale: the least magnitude; 1 / the distance of two */

@@ -1,7 +1,7 @@
 /* lattices.c: for each point of a lattice's magnitudes the entries nearest to it. */
 #include <pthread.h>
 
-#include "../kernels/scalar/lattices.h"
+#include "../kernels/lattices.h"
 #include "encode.h"
 
 enum { POINTS2 = 6561 /* 3^8 */, POINTS3 = 4096 /* 8^4 */ };
@@ -16,8 +16,8 @@ static uint16_t near_iq2_xs[POINTS2 * PMX_NEIGHBOURS], near_iq2_s[POINTS2 * PMX_
 static uint16_t near_iq3_xxs[POINTS3 * PMX_NEIGHBOURS], near_iq3_s[POINTS3 * PMX_NEIGHBOURS];
 
 #define TABLES(T)                                                                                                      \
-    .entries = pmx_lattice_##T, .n_entries = sizeof pmx_lattice_##T / sizeof *pmx_lattice_##T,                         \
-    .near_values = values_##T, .near = near_##T
+    .entries = pmx_codes_##T, .n_entries = sizeof pmx_codes_##T / sizeof *pmx_codes_##T, .near_values = values_##T,    \
+    .near = near_##T
 #define BITS2 .group = 8, .levels = 3, .values = {8, 25, 43}, .unit = 0.25f, .least = 2, .per_step = 2 / 8.75f
 #define BITS3 .group = 4, .levels = 8, .least = 2, .per_step = 0.25f
 
@@ -25,9 +25,8 @@ const pmx_lattice pmx_lattices[PMX_N_LATTICES] = {
     [PMX_LATTICE_IQ2_XXS] = {BITS2, .even = 1, TABLES(iq2_xxs)},
     [PMX_LATTICE_IQ2_XS] = {BITS2, .even = 1, TABLES(iq2_xs)},
     [PMX_LATTICE_IQ2_S] = {BITS2, TABLES(iq2_s)},
-    [PMX_LATTICE_IQ3_XXS] = {BITS3, .even = 1, .values = {4, 12, 20, 28, 36, 44, 52, 62}, .unit = 0.5f,
-                             TABLES(iq3_xxs)},
-    [PMX_LATTICE_IQ3_S] = {BITS3, .values = {1, 3, 5, 7, 9, 11, 13, 15}, .unit = 2, TABLES(iq3_s)},
+    [PMX_LATTICE_IQ3_XXS] = {BITS3, .even = 1, .values = {PMX_IQ3_XXS_VALUES}, .unit = 0.5f, TABLES(iq3_xxs)},
+    [PMX_LATTICE_IQ3_S] = {BITS3, .values = {PMX_IQ3_S_VALUES}, .unit = 2, TABLES(iq3_s)},
 };
 
 static int magnitude(const pmx_lattice *l, int entry, int i) {

@@ -136,6 +136,85 @@ def _iq4_xs(raw: U8) -> Blocks:
     return Blocks(f16(raw, 0), TABLE[_fields(raw[..., 8:], 16, 4)], sc=scales - 32)
 
 
+_LATTICE_VALUES = {
+    "IQ2": np.array([8, 25, 43, 0], np.int32),
+    "IQ3_XXS": np.array([4, 12, 20, 28, 36, 44, 52, 62], np.int32),
+    "IQ3_S": np.arange(1, 16, 2, dtype=np.int32),
+}
+"""What the codes of the tables of gguf stand for."""
+
+
+def _lattice(kind: GGMLQuantizationType) -> I32:
+    """The table of an IQ2 or IQ3 type: int32 [entries, 8], of IQ3 [entries, 4]."""
+    codes = np.frombuffer(bytes.fromhex(getattr(quants, kind.name).grid_hex.decode()), "<u2")
+    name, bits, mask = ("IQ2", 2, 3) if kind.name.startswith("IQ2") else (kind.name, 4, 7)
+    entries: I32 = _LATTICE_VALUES[name][codes[:, None] >> np.arange(0, 16, bits) & mask]
+    return entries
+
+
+def _even(seven: I32) -> U8:
+    """Bytes of seven signs, and an eighth that makes their number even."""
+    low = np.unpackbits(seven[..., None].astype(np.uint8), axis=-1, bitorder="little")[..., :7]
+    signs: U8 = (seven | (low.sum(axis=-1, dtype=np.int32) & 1) << 7).astype(np.uint8)
+    return signs
+
+
+def _entries(kind: GGMLQuantizationType, index: I32, signs: U8, d: F32, scales: I32) -> Blocks:
+    """Blocks of a table's entries.
+
+    Args:
+        kind: the type.
+        index: of the entries, int32 [..., n].
+        signs: of each 8 elements, uint8 [..., 32].
+        d: scale of each block, float32 [...].
+        scales: s of each sub-block, which is multiplied with 2 * s + 1, int32 [..., n_sub].
+    """
+    magnitudes = _lattice(kind)[index].reshape(*signs.shape[:-1], 256)
+    negative = np.unpackbits(signs, axis=-1, bitorder="little").astype(np.int32)
+    return Blocks(d, magnitudes * (1 - 2 * negative), sc=2 * scales + 1)
+
+
+def _words(raw: U8) -> tuple[U8, I32]:
+    """The signs [..., 32] and scales [..., 8] of words [..., 8 * 4 bytes]."""
+    words = np.ascontiguousarray(raw).view(np.dtype("<u4"))
+    sevens = (words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127).astype(np.int32)
+    return _even(sevens.reshape(*words.shape[:-1], 32)), (words >> 28).astype(np.int32)
+
+
+def _iq2_xxs(raw: U8) -> Blocks:
+    """d, of each 32 elements four entries and a word."""
+    parts = raw[..., 2:].reshape(*raw.shape[:-1], 8, 8)
+    signs, scales = _words(parts[..., 4:].reshape(*raw.shape[:-1], 32))
+    index = parts[..., :4].reshape(*raw.shape[:-1], 32).astype(np.int32)
+    return _entries(GGMLQuantizationType.IQ2_XXS, index, signs, f16(raw, 0) / np.float32(8), scales)
+
+
+def _iq2_xs(raw: U8) -> Blocks:
+    """d, of each 8 elements an entry and 7 signs (64 bytes), scales (8)."""
+    q = np.ascontiguousarray(raw[..., 2:66]).view(np.dtype("<u2")).astype(np.int32)
+    d, scales = f16(raw, 0) / np.float32(8), _fields(raw[..., 66:], 1, 4)
+    return _entries(GGMLQuantizationType.IQ2_XS, q & 511, _even(q >> 9), d, scales)
+
+
+def _iq2_s(raw: U8) -> Blocks:
+    """d, low bits of the entries (32 bytes), signs (32), high bits of the entries (8), scales (8)."""
+    index = raw[..., 2:34].astype(np.int32) | _fields(raw[..., 66:74], 1, 2) << 8
+    d, scales = f16(raw, 0) / np.float32(8), _fields(raw[..., 74:], 1, 4)
+    return _entries(GGMLQuantizationType.IQ2_S, index, raw[..., 34:66], d, scales)
+
+
+def _iq3_xxs(raw: U8) -> Blocks:
+    """d, entries (64 bytes), a word of each 32 elements."""
+    d, (signs, scales) = f16(raw, 0) / np.float32(4), _words(raw[..., 66:])
+    return _entries(GGMLQuantizationType.IQ3_XXS, raw[..., 2:66].astype(np.int32), signs, d, scales)
+
+
+def _iq3_s(raw: U8) -> Blocks:
+    """d, low bits of the entries (64 bytes), their high bits (8), signs (32), scales (4)."""
+    index = raw[..., 2:66].astype(np.int32) | _fields(raw[..., 66:74], 1, 1) << 8
+    return _entries(GGMLQuantizationType.IQ3_S, index, raw[..., 74:106], f16(raw, 0), _fields(raw[..., 106:], 1, 4))
+
+
 def _digits(packed: U8, n: int) -> I32:
     """int32 [..., n * m] of bytes [..., m]: the first digit of each in base 3, then the second ones.
 
@@ -168,6 +247,11 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_K: _q4_k,
     GGMLQuantizationType.Q5_K: _q5_k,
     GGMLQuantizationType.Q6_K: _q6_k,
+    GGMLQuantizationType.IQ2_XXS: _iq2_xxs,
+    GGMLQuantizationType.IQ2_XS: _iq2_xs,
+    GGMLQuantizationType.IQ2_S: _iq2_s,
+    GGMLQuantizationType.IQ3_XXS: _iq3_xxs,
+    GGMLQuantizationType.IQ3_S: _iq3_s,
     GGMLQuantizationType.IQ4_XS: _iq4_xs,
     GGMLQuantizationType.TQ1_0: _tq1_0,
     GGMLQuantizationType.TQ2_0: lambda raw: Blocks(f16(raw, 64), _fields(raw[..., :64], 32, 2) - 1),

@@ -49,6 +49,7 @@ def test_every_entry_point_is_here() -> None:
         "ctx_cancel",
         "ctx_prefetch",
         "ctx_isa",
+        "ctx_planes",
         "ctx_threads",
         "ctx_timing",
         "ctx_times",

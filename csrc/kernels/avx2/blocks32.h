@@ -9,6 +9,9 @@
 
 PMX_AVX2_BEGIN
 
+PMX_INLINE __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+PMX_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
+
 /* Eight row pointers from row r on; rows past the end repeat the last one and their results are
  * dropped. */
 PMX_INLINE void row_pointers(const uint8_t *rows[8], const pmx_product *p, int64_t r) {

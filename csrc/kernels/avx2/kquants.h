@@ -6,6 +6,7 @@
 #include <stddef.h>
 
 #include "blocks32.h"
+#include "lattices.h"
 
 /* iq4_xs with 128 added to the table's values, which makes bytes unsigned as in the other types. */
 #define KQUANT_IQ4_XS_128 PMX_TYPE_SLOTS
@@ -14,12 +15,20 @@
 #define KQUANT_WHOLE(type) ((type) == PMX_TQ1_0 || (type) == PMX_TQ2_0)
 /* Elements of a sub-block. */
 #define KQUANT_SUB(type)                                                                                               \
-    (KQUANT_WHOLE(type) ? 256 : (type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16 : 32)
+    (LATTICE(type)                                                    ? LATTICE_SUB(type)                              \
+     : KQUANT_WHOLE(type)                                             ? 256                                            \
+     : (type) == PMX_Q2_K || (type) == PMX_Q3_K || (type) == PMX_Q6_K ? 16                                             \
+                                                                      : 32)
 #define KQUANT_HAS_MIN(type) ((type) == PMX_Q2_K || (type) == PMX_Q4_K || (type) == PMX_Q5_K)
 /* Bytes are unsigned (but for iq4_xs): the type's offset is 2 to this, applied to sums; -1: none.
  */
 #define KQUANT_OFFSET_BITS(type)                                                                                       \
-    ((type) == PMX_Q3_K ? 2 : (type) == PMX_Q6_K ? 5 : (type) == KQUANT_IQ4_XS_128 ? 7 : KQUANT_WHOLE(type) ? 0 : -1)
+    (LATTICE(type)                 ? LATTICE_OFFSET_BITS(type)                                                         \
+     : (type) == PMX_Q3_K          ? 2                                                                                 \
+     : (type) == PMX_Q6_K          ? 5                                                                                 \
+     : (type) == KQUANT_IQ4_XS_128 ? 7                                                                                 \
+     : KQUANT_WHOLE(type)          ? 0                                                                                 \
+                                   : -1)
 #define KQUANT_SIGNED(type) ((type) == PMX_IQ4_XS)
 
 /* Of a block. */
@@ -35,14 +44,16 @@ PMX_INLINE int64_t kquant_bytes(const int type) {
 
 PMX_AVX2_BEGIN
 
-PMX_INLINE __m256i load32(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
-PMX_INLINE __m128i load16(const uint8_t *p) { return _mm_loadu_si128((const __m128i *)(const void *)p); }
-
 /* Each byte's bits from `from` on moved to bit `to`, masked there. A shift of 16-bit lanes brings
  * foreign bits only where the mask is 0. */
 PMX_INLINE __m256i move_bits(__m256i v, const int from, const int to, const int mask) {
     const __m256i moved = from > to ? _mm256_srli_epi16(v, from - to) : from < to ? _mm256_slli_epi16(v, to - from) : v;
     return _mm256_and_si256(moved, _mm256_set1_epi8((char)(mask << to)));
+}
+
+/* What all chunks of a block need: signs. */
+PMX_INLINE __m256i kquant_signs(const int type, const uint8_t *block) {
+    return LATTICE(type) ? load_signs(type, block) : _mm256_setzero_si256();
 }
 
 /* Bytes minus 128, times 3^k, stay bytes minus 128 modulo 256. */
@@ -78,7 +89,8 @@ PMX_INLINE __m256i load_tq1_0(const uint8_t *block, const int c) {
 }
 
 /* Elements 32*c .. 32*c + 31 as bytes. */
-PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, const int c) {
+PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, __m256i signs, const int c) {
+    if (LATTICE(type)) return load_elements(type, block, signs, c);
     const int half = c / 4, s = c % 4; /* of 128 elements, of its crumbs */
     switch (type) {
     case PMX_Q2_K: return move_bits(load32(block + offsetof(pmx_block_q2_k, qs) + 32 * half), 2 * s, 0, 3);
@@ -141,6 +153,7 @@ PMX_INLINE __m128i scales_iq4_xs(const uint8_t *block) {
 /* 16 bytes: the scales of 16 sub-blocks, or 8 scales and the 8 minimums (0 where the type has
  * none). */
 PMX_INLINE __m128i kquant_scales(const int type, const uint8_t *block) {
+    if (LATTICE(type)) return lattice_scales(type, block);
     switch (type) {
     case PMX_Q2_K: return _mm_and_si128(load16(block), _mm_set1_epi8(15));
     case PMX_Q3_K: return scales_q3_k(block);
@@ -188,6 +201,7 @@ PMX_INLINE void kquant_load_d(const int type, __m256 *d, __m256 *dmin, const uin
     case PMX_TQ2_0: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_tq2_0, d)); break;
     default: *d = load_scales(rows, offset);
     }
+    if (LATTICE(type)) *d = _mm256_mul_ps(*d, _mm256_set1_ps(LATTICE_D(type)));
     *dmin = _mm256_setzero_ps();
 }
 

@@ -7,9 +7,14 @@
  *   4 bits: the 8 of a sub-block of 32, 16 * 15*127 = 30480
  *   5 bits: 4, 8 * 31*127 = 31496
  *   6 bits: 2, 4 * 63*127 = 32004
- *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258              all below 32768 */
+ *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258
+ *   iq2_xxs, iq2_xs, iq2_s, iq3_xxs, plus 64: 1, 2 * 126*127 = 32004
+ *   iq3_s, plus 16: as 5 bits                                        all below 32768 */
 #if defined(__x86_64__)
 #include "kquants_mat.h"
+
+/* Unsigned, its bytes need 7 bits. */
+#define LARGE_LATTICE(type) (LATTICE(type) && LATTICE_OFFSET_BITS(type) == 6)
 
 PMX_AVX2_BEGIN
 
@@ -20,7 +25,10 @@ PMX_INLINE __m256i multiply_pairs(const int type, __m256i w, __m256i x) {
 
 PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                                const int8_t *const *x) {
-    const int n_sums = type == PMX_Q4_K || KQUANT_WHOLE(type) ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) ? 1 : 4;
+    const int n_sums = type == PMX_Q4_K || KQUANT_WHOLE(type)       ? 8
+                       : type == PMX_Q6_K                           ? 2
+                       : KQUANT_SIGNED(type) || LARGE_LATTICE(type) ? 1
+                                                                    : 4;
     memset(isum, 0, TILE_TOKENS * sizeof *isum);
     for (int c = 0; c < 8; c++, q += 32 * STRIP_ROWS) {
         const __m256i *w = (const __m256i *)(const void *)q;

@@ -6,11 +6,22 @@
 
 #include "../avx2/kquants.h"
 #include "avx512vnni.h"
+#include "lattices.h"
 
 /* In which order a row's 16 pieces of 16 elements are unpacked, four a register: as two shifts of
  * 64 packed bytes give them, so that the activations are put into order, once for eight rows,
  * instead of the weights. */
-typedef enum { ORDER_PLAIN, ORDER_NIBBLES, ORDER_NIBBLES16, ORDER_CRUMBS, ORDER_DIGITS } order256;
+typedef enum {
+    ORDER_PLAIN,
+    ORDER_NIBBLES,
+    ORDER_NIBBLES16,
+    ORDER_CRUMBS,
+    /* Not by pieces: register s has of each half every second element from s on, s = 0, 1; of the
+     * whole block every fourth. */
+    ORDER_SECONDS,
+    ORDER_FOURTHS,
+    ORDER_DIGITS
+} order256;
 
 /* Registers of a row's integers: four. In ORDER_DIGITS six, of bytes whose highest digits of base 3
  * are the integers in the first five: 32 bytes, 16, 4 (not in the fifth), and 12 that are 0. Each
@@ -29,6 +40,8 @@ typedef struct {
     int has_min;     /* each sub-block has a minimum */
     int offset_bits; /* the integers' offset is 2 to this; 0: none */
     int wide;        /* the sum of four products may exceed int16 */
+    __m128i (*row_scales)(const uint8_t *block); /* of one row, in place of `scales` */
+    float d_part;                                /* what the scale is multiplied with; 0: nothing */
 } type256;
 
 /* Int16 of four rows, one a 128-bit lane: those of bytes 0..7 and of bytes 8..15. */
@@ -45,14 +58,47 @@ PMX_INLINE int piece256(const order256 order, const int i, const int lane) {
         return i / 2 * 8 + lane / 2 * 4 + i % 2 * 2 + lane % 2; /* 32 bytes hold 32 elements, then the next 32 */
     case ORDER_NIBBLES16: return i / 2 * 8 + lane * 2 + i % 2;  /* 16 bytes hold 16, then the next 16 */
     case ORDER_CRUMBS: return lane / 2 * 8 + i * 2 + lane % 2;  /* 32 bytes hold four times 32 */
+    case ORDER_SECONDS: return i / 2 * 8 + lane * 2 + i % 2;    /* after interleave256 */
+    case ORDER_FOURTHS: return lane * 4 + i;
     default: return 4 * i + lane;
     }
 }
 
+PMX_INLINE __m512i four_registers(__m128i a, __m128i b, __m128i c, __m128i d) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(b, a)), _mm256_set_m128i(d, c), 1);
+}
+
 PMX_INLINE __m512i four_lanes(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {
-    const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(load16(a)), load16(b), 1);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low),
-                              _mm256_inserti128_si256(_mm256_castsi128_si256(load16(c)), load16(d), 1), 1);
+    return four_registers(load16(a), load16(b), load16(c), load16(d));
+}
+
+/* Every second or fourth byte in a register of its own. */
+PMX_INLINE void load_seconds256(__m512i x[4], const uint8_t *p) {
+    const __m512i apart = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14),
+                  odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
+    for (int i = 0; i < 4; i += 2) {
+        const __m512i a = _mm512_shuffle_epi8(_mm512_loadu_si512(p + 64 * i), apart),
+                      b = _mm512_shuffle_epi8(_mm512_loadu_si512(p + 64 * i + 64), apart);
+        x[i] = _mm512_permutex2var_epi64(a, even, b);
+        x[i + 1] = _mm512_permutex2var_epi64(a, odd, b);
+    }
+}
+PMX_INLINE void load_fourths256(__m512i x[4], const uint8_t *p) {
+    const __m512i apart = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    /* dwords 0 and 1 of eight pieces; 2 and 3 */
+    const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+    __m512i v[4], pairs[2][2];
+    for (int i = 0; i < 4; i++) v[i] = _mm512_shuffle_epi8(_mm512_loadu_si512(p + 64 * i), apart);
+    for (int i = 0; i < 2; i++) {
+        pairs[0][i] = _mm512_permutex2var_epi32(v[2 * i], first, v[2 * i + 1]);
+        pairs[1][i] = _mm512_permutex2var_epi32(v[2 * i], second, v[2 * i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        x[2 * i] = _mm512_shuffle_i64x2(pairs[i][0], pairs[i][1], 0x44);
+        x[2 * i + 1] = _mm512_shuffle_i64x2(pairs[i][0], pairs[i][1], 0xee);
+    }
 }
 
 PMX_INLINE void store16(uint8_t *p, __m128i v) { _mm_store_si128((__m128i *)(void *)p, v); }
@@ -79,6 +125,14 @@ PMX_INLINE void store_digits(uint8_t *p, __m512i v, const int k) {
 /* The 256 bytes at p in a type's order. */
 PMX_INLINE void load_ordered256(__m512i *x, const int8_t *p, const order256 order) {
     const uint8_t *at = (const uint8_t *)p;
+    if (order == ORDER_SECONDS) {
+        load_seconds256(x, at);
+        return;
+    }
+    if (order == ORDER_FOURTHS) {
+        load_fourths256(x, at);
+        return;
+    }
     if (order == ORDER_DIGITS) {
 #pragma GCC unroll 5
         for (int k = 0; k < 5; k++) x[k] = load_digits(at, k);
@@ -97,18 +151,33 @@ PMX_INLINE void load_ordered256(__m512i *x, const int8_t *p, const order256 orde
     }
 }
 
+/* Every second or fourth byte together again, in pieces of 16. */
+PMX_INLINE void interleave256(__m512i *x, const order256 order) {
+    __m512i pairs[4];
+    for (int i = 0; i < 4; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi8(x[i], x[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi8(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 2; i++) {
+        const int j = order == ORDER_SECONDS ? 2 * i : i;
+        x[2 * i] = order == ORDER_SECONDS ? pairs[j] : _mm512_unpacklo_epi16(pairs[j], pairs[j + 2]);
+        x[2 * i + 1] = order == ORDER_SECONDS ? pairs[j + 1] : _mm512_unpackhi_epi16(pairs[j], pairs[j + 2]);
+    }
+}
+
 /* The other way. */
-PMX_INLINE void store_ordered256(uint8_t *p, const __m512i *x, const order256 order) {
+PMX_INLINE void store_ordered256(uint8_t *p, __m512i *x, const order256 order) {
     if (order == ORDER_DIGITS) {
 #pragma GCC unroll 5
         for (int k = 0; k < 5; k++) store_digits(p, x[k], k);
         return;
     }
+    if (order == ORDER_SECONDS || order == ORDER_FOURTHS) interleave256(x, order);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
         if (order == ORDER_PLAIN) {
             _mm512_store_si512(p + 64 * i, x[i]);
-        } else if (order == ORDER_NIBBLES16) {
+        } else if (order != ORDER_NIBBLES && order != ORDER_CRUMBS) {
             store16(p + 16 * piece256(order, i, 0), _mm512_castsi512_si128(x[i]));
             store16(p + 16 * piece256(order, i, 1), _mm512_extracti32x4_epi32(x[i], 1));
             store16(p + 16 * piece256(order, i, 2), _mm512_extracti32x4_epi32(x[i], 2));
@@ -252,6 +321,11 @@ PMX_INLINE words256 widen256(__m512i bytes) {
 PMX_INLINE void load_scales256(words256 *scales, words256 *pairs, const uint8_t *const *rows, int64_t at,
                                const type256 T) {
     const int64_t head = at + T.head_at;
+    if (T.row_scales) {
+        *scales = *pairs = widen256(four_registers(T.row_scales(rows[0] + at), T.row_scales(rows[1] + at),
+                                                   T.row_scales(rows[2] + at), T.row_scales(rows[3] + at)));
+        return;
+    }
     const __m512i heads = four_lanes(rows[0] + head, rows[1] + head, rows[2] + head, rows[3] + head);
     *scales = *pairs = widen256(T.scales(heads));
     if (T.has_min && T.n_sub == 8)
@@ -267,6 +341,7 @@ PMX_INLINE void load_d256(__m256 *d, __m256 *dmin, const uint8_t *const *rows, i
         load_scale_pairs(d, dmin, rows, at + T.d_at);
     else
         *d = load_scales(rows, at + T.d_at);
+    if (T.d_part != 0) *d = _mm256_mul_ps(*d, _mm256_set1_ps(T.d_part));
 }
 
 PMX_AVX512VNNI_END

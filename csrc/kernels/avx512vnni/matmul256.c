@@ -71,24 +71,41 @@ PMX_INLINE __m512i wide_scales(const words256 *scales, const int row, const int 
     return _mm512_permutexvar_epi32(_mm512_add_epi32(lane, _mm512_set1_epi32(at)), _mm512_cvtepi16_epi32(two_rows));
 }
 
+/* A row's scales of each 16 elements, as int32. */
+PMX_INLINE __m512i scales16(const words256 *scales, const int row, const type256 T) {
+    const __m256i piece = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i sub = T.n_sub == 8 ? _mm256_srli_epi16(piece, 1) : piece;
+    /* 8 words of a row, then 32 words on 8 more */
+    const __m256i upper = _mm256_slli_epi16(_mm256_srli_epi16(sub, 3), 5);
+    const __m256i order = _mm256_add_epi16(_mm256_or_si256(_mm256_and_si256(sub, _mm256_set1_epi16(7)), upper),
+                                           _mm256_set1_epi16((int16_t)(8 * row)));
+    const __m512i words = _mm512_permutex2var_epi16(scales->low, _mm512_castsi256_si512(order), scales->high);
+    return _mm512_cvtepi16_epi32(_mm512_castsi512_si256(words));
+}
+
 /* One row's block, as all tokens need it. */
 typedef struct {
     __m512i q[MAX_REGISTERS];
-    __m512i scales[2]; /* of registers 0 and 1, 2 and 3 */
+    __m512i scales[2]; /* of registers 0 and 1, 2 and 3; of ORDER_FOURTHS the first, of all */
 } row_block;
 
 PMX_INLINE row_block unpack_row(const uint8_t *block, const words256 *scales, const int row, const type256 T) {
     row_block out;
     T.unpack(out.q, block);
     if (T.n_sub == 1) return out;
+    if (T.order == ORDER_FOURTHS) {
+        out.scales[0] = scales16(scales, row, T);
+        return out;
+    }
     for (int i = 0; i < 2; i++)
         out.scales[i] = T.wide ? wide_scales(scales, row, 2 * i, T) : packed_scales(scales, row, 2 * i, T);
     return out;
 }
 
 /* The scaled sums of products of a row's block with activations x, in 16 lanes. A lane of vpdpbusd
- * holds four products: at most 4 * 63*127 = 32004 but for iq4_xs, so that two registers pack into
- * int16 without loss, and vpdpwssd scales and adds them. */
+ * holds four products: at most 4 * 63*127 = 32004 but for wide types, so that two registers pack into
+ * int16 without loss, and vpdpwssd scales and adds them. Those of wide types stay int32: at most
+ * 256 * 241*127 * 32 = 250,732,544 of iq4_xs, 256 * 126*127 * 31 = 126,992,384 of IQ2 and IQ3. */
 PMX_INLINE __m512i dot_block(const row_block *w, const __m512i *x, const type256 T) {
     const __m512i zero = _mm512_setzero_si512();
     __m512i dot = zero;
@@ -105,6 +122,11 @@ PMX_INLINE __m512i dot_block(const row_block *w, const __m512i *x, const type256
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++) dot = _mm512_dpbusd_epi32(dot, w->q[i], x[i]);
         return dot;
+    }
+    if (T.order == ORDER_FOURTHS) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) dot = _mm512_dpbusd_epi32(dot, w->q[i], x[i]);
+        return _mm512_mullo_epi32(dot, w->scales[0]);
     }
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
@@ -393,11 +415,20 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
             mat256(*p, T);                                                                                             \
     }
 
+#define LATTICE_TYPE(T, ORDER, N_SUB, NUMBER)                                                                          \
+    TYPE(T, NULL, 0, ORDER, .n_sub = N_SUB, .offset_bits = LATTICE_OFFSET_BITS(NUMBER), .wide = 1,                     \
+         .row_scales = scales_##T, .d_part = LATTICE_D(NUMBER))
+
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)
 TYPE(q3_k, scales4_q3_k, sizeof(pmx_block_q3_k) - 16, ORDER_CRUMBS, .n_sub = 16, .offset_bits = 2)
 TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5)
+LATTICE_TYPE(iq2_xxs, ORDER_FOURTHS, 8, PMX_IQ2_XXS)
+LATTICE_TYPE(iq2_xs, ORDER_FOURTHS, 16, PMX_IQ2_XS)
+LATTICE_TYPE(iq2_s, ORDER_FOURTHS, 16, PMX_IQ2_S)
+LATTICE_TYPE(iq3_xxs, ORDER_SECONDS, 8, PMX_IQ3_XXS)
+LATTICE_TYPE(iq3_s, ORDER_SECONDS, 8, PMX_IQ3_S)
 TYPE(iq4_xs, scales4_iq4_xs, 0, ORDER_NIBBLES16, .n_sub = 8, .offset_bits = 7, .wide = 1)
 TYPE(tq1_0, NULL, 0, ORDER_DIGITS, .n_sub = 1)
 TYPE(tq2_0, NULL, 0, ORDER_CRUMBS, .n_sub = 1)

@@ -127,7 +127,7 @@ PMX_INLINE void vec256(const pmx_product p, const pmx_prefetch hint, const neon_
                     m[i] = add_products(vdupq_n_s32(0), vmovl_s8(vget_low_s8(block.mins)), x_sums.val[0]);
                     if (T.n_sub == 16) m[i] = add_products(m[i], vmovl_high_s8(block.mins), x_sums.val[1]);
                 }
-                const float32x4_t scale = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + T.d_at), token.d[b]);
+                const float32x4_t scale = vmulq_n_f32(load_d_of_4(rows + 4 * h, at, T), token.d[b]);
                 acc[h] = vfmaq_f32(acc[h], scale, vcvtq_f32_s32(sum_across(dots)));
                 if (!T.has_min) continue;
                 const float32x4_t minimum = vmulq_n_f32(load_f16_of_4(rows + 4 * h, at + T.d_at + 2), token.d[b]);

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "../lattices.h"
 #include "neon.h"
 
 enum {
@@ -234,6 +235,32 @@ PMX_INLINE void decode_iq4_xs(decoded256 *out, const uint8_t *block) {
     }
 }
 
+/* 16 elements of a table, from 16 * i on. */
+PMX_INLINE int8x16_t load_elements(const int type, const uint8_t *block, int i) {
+    static const uint8_t select[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    uint8_t magnitudes[16];
+    for (int at = 0; at < 16; at += LATTICE_WIDTH(type))
+        memcpy(magnitudes + at, lattice_entry(type, block, (16 * i + at) / LATTICE_WIDTH(type)), LATTICE_WIDTH(type));
+    const uint8x16_t signs =
+        vcombine_u8(vdup_n_u8(lattice_signs(type, block, 2 * i)), vdup_n_u8(lattice_signs(type, block, 2 * i + 1)));
+    const uint8x16_t negative = vtstq_u8(signs, vld1q_u8(select));
+    return vreinterpretq_s8_u8(vsubq_u8(veorq_u8(vld1q_u8(magnitudes), negative), negative));
+}
+
+PMX_INLINE void decode_lattice(decoded256 *out, const uint8_t *block, const int type) {
+    int8_t scales[16] = {0};
+    for (int i = 0; i < 16; i++) out->q[i] = load_elements(type, block, i);
+    for (int j = 0; j < PMX_BLOCK256 / LATTICE_SUB(type); j++) scales[j] = lattice_scale(type, block, j);
+    out->scales = vld1q_s8(scales);
+    out->mins = vdupq_n_s8(0);
+}
+
+PMX_INLINE void decode_iq2_xxs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_XXS); }
+PMX_INLINE void decode_iq2_xs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_XS); }
+PMX_INLINE void decode_iq2_s(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_S); }
+PMX_INLINE void decode_iq3_xxs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ3_XXS); }
+PMX_INLINE void decode_iq3_s(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ3_S); }
+
 /* Without sub-blocks. */
 PMX_INLINE void decode_tq2_0(decoded256 *out, const uint8_t *block) {
     uint8x16_t q[16];
@@ -274,6 +301,7 @@ PMX_INLINE void decode_tq1_0(decoded256 *out, const uint8_t *block) {
 typedef struct {
     int64_t block_bytes;
     int64_t d_at; /* of the scale; a minimum's follows it */
+    float d_part; /* what the scale is multiplied with; 0: nothing */
     int has_min;
     unpack32 unpack;  /* blocks of 32 */
     int offset;       /* subtracted from what it unpacks */
@@ -300,9 +328,20 @@ BLOCKS256(q3_k, .n_sub = 16)
 BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q5_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q6_k, .n_sub = 16)
+BLOCKS256(iq2_xxs, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ2_XXS))
+BLOCKS256(iq2_xs, .n_sub = 16, .d_part = LATTICE_D(PMX_IQ2_XS))
+BLOCKS256(iq2_s, .n_sub = 16, .d_part = LATTICE_D(PMX_IQ2_S))
+BLOCKS256(iq3_xxs, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ3_XXS))
+BLOCKS256(iq3_s, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ3_S))
 BLOCKS256(iq4_xs, .n_sub = 8)
 BLOCKS256(tq1_0, .n_sub = 1)
 BLOCKS256(tq2_0, .n_sub = 1)
+
+/* The scales of a block of four rows. */
+PMX_INLINE float32x4_t load_d_of_4(const uint8_t *const *rows, int64_t block, const neon_type T) {
+    const float32x4_t d = load_f16_of_4(rows, block + T.d_at);
+    return T.d_part != 0 ? vmulq_n_f32(d, T.d_part) : d;
+}
 
 /* --- Strips */
 
@@ -372,7 +411,8 @@ PMX_INLINE void pack_block256(strip *s, int64_t b, const uint8_t *const *rows, i
         for (int i = 0; i < STRIP_ROWS; i++) v[i] = block[i].q[j];
         O.pack(s->q + (b * PMX_BLOCK256 + 16 * j) * STRIP_ROWS, v);
     }
-    pack_numbers(s->d + b * STRIP_ROWS * O.copies, rows, at + T.d_at, O.copies, 0);
+    for (int h = 0; h < STRIP_ROWS; h += 4)
+        store_of_4(s->d + (b * STRIP_ROWS + h) * O.copies, load_d_of_4(rows + h, at, T), O.copies);
     if (T.has_min) pack_numbers(s->m + b * STRIP_ROWS * O.copies, rows, at + T.d_at + 2, O.copies, 0);
 }
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "../../blocks.h"
+#include "../lattices.h"
 #include "scalar.h"
 
 enum { N_SUB = 16 };
@@ -93,6 +94,23 @@ static inline void decode_iq4_xs(decoded *out, const void *block) {
     }
 }
 
+static inline void decode_lattice(decoded *out, const void *block, const int type) {
+    uint16_t d;
+    memcpy(&d, block, sizeof d);
+    out->d = pmx_f16_to_f32(d) * LATTICE_D(type);
+    for (int i = 0; i < PMX_BLOCK256; i++) {
+        const int magnitude = lattice_entry(type, block, i / LATTICE_WIDTH(type))[i % LATTICE_WIDTH(type)];
+        out->q[i] = (int8_t)(lattice_signs(type, block, i / 8) >> i % 8 & 1 ? -magnitude : magnitude);
+    }
+    for (int j = 0; j < N_SUB; j++) out->scales[j] = lattice_scale(type, block, 16 * j / LATTICE_SUB(type));
+}
+
+static inline void decode_iq2_xxs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_XXS); }
+static inline void decode_iq2_xs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_XS); }
+static inline void decode_iq2_s(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_S); }
+static inline void decode_iq3_xxs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ3_XXS); }
+static inline void decode_iq3_s(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ3_S); }
+
 /* Without sub-blocks. */
 static inline void decode_tq1_0(decoded *out, const void *block) {
     const pmx_block_tq1_0 *b = block;
@@ -110,7 +128,8 @@ static inline void decode_tq2_0(decoded *out, const void *block) {
     for (int i = 0; i < PMX_BLOCK256; i++) out->q[i] = (int8_t)(crumb(b->qs, i) - 1);
 }
 
-/* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k) or 32 * 127 (iq4_xs): below 2^31.
+/* |isum| <= 256 * 127 * max |scale * q|, at most 128 * 32 (q6_k), 32 * 127 (iq4_xs) or 31 * 62
+ * (iq3_xxs): below 2^31.
  */
 static inline void vec(const pmx_product *p, decode decode_, const int64_t block_bytes, const int has_min) {
     const int64_t n_blocks = p->acts->cols / PMX_BLOCK256;
@@ -158,6 +177,11 @@ TYPE(q3_k, 0)
 TYPE(q4_k, 1)
 TYPE(q5_k, 1)
 TYPE(q6_k, 0)
+TYPE(iq2_xxs, 0)
+TYPE(iq2_xs, 0)
+TYPE(iq2_s, 0)
+TYPE(iq3_xxs, 0)
+TYPE(iq3_s, 0)
 TYPE(iq4_xs, 0)
 TYPE(tq1_0, 0)
 TYPE(tq2_0, 0)
