@@ -102,9 +102,9 @@ def layer(
     """
     x = layer_attention(x, w, config, cosines, sines, cache_dtype)
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
-    if w.router is None:
-        ids, weights = np.zeros((len(x), 1), np.int32), np.ones((len(x), 1), np.float32)
-    else:
+    ids: I32 = np.zeros((len(x), 1), np.int32)
+    weights: F32 = np.ones((len(x), 1), np.float32)
+    if w.router is not None:
         routed = matmul(n, w.router, config.planes)
         ids, weights = route(routed, n_experts_used or config.n_experts_used, min_p=config.expert_min_p)
     return experts(x, n, ids, weights, w.experts, config.planes)

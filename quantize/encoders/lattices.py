@@ -78,7 +78,7 @@ class Lattice:
             float32 [elements, sub-blocks]; and uint8 [elements / 8, sub-blocks], the signs: bit i
             is set if weight i of the 8 is negative.
         """
-        eights = np.abs(x).reshape(-1, 8, x.shape[1])
+        eights: F32 = np.abs(x).reshape(-1, 8, x.shape[1])
         signs = np.packbits(np.signbit(x).reshape(eights.shape), axis=1, bitorder="little")[:, 0]
         if self.even:
             total = np.zeros_like(eights[:, 0])

@@ -245,9 +245,15 @@ def _of_lattice(grid: Grid, lattice: Lattice, x: F32, w: F32) -> Blocks:
     entries = lattice.nearest(x, w, _finite_ratio(ONE, np.repeat(d, grid.n_sub) * scales))[0]
     q = lattice.values_of(entries)
     d, _ = _lengthened(grid, x, w, q, d, np.zeros_like(d), scales, np.zeros_like(scales))
-    by_block = [np.ascontiguousarray(a.T).reshape(len(d), -1) for a in (entries, signs, scales)]
     no_codes: U8 = np.zeros((len(d), 0), np.uint8)
-    return Blocks(d, no_codes, scales=by_block[2].astype(np.int32), entries=by_block[0], signs=by_block[1])
+    by_block = (len(d), -1)
+    return Blocks(
+        d,
+        no_codes,
+        scales=scales.T.reshape(by_block).astype(np.int32),
+        entries=entries.T.reshape(by_block),
+        signs=signs.T.reshape(by_block),
+    )
 
 
 def _find_scales(grid: Grid, x: F32, w: F32) -> F32:
