@@ -85,8 +85,7 @@ def bench(
         n_generate: tokens after it, at least 1.
         repetitions: how often to measure, at least 1.
         seed: of the random tokens.
-        time_line: whether to find out where the time of a generated token goes. It takes some 1% of the
-            demo model's speed, and less of that of larger models.
+        time_line: whether to find out where the time of a generated token goes.
         progress: show a bar on stderr if that is a terminal.
 
     Returns:
