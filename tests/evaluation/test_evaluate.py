@@ -149,6 +149,19 @@ def test_other_models_settings_and_files_are_other_runs(model: Mixtral, worse: M
     assert set(Answers.read(path).runs) == runs | {result.run}
 
 
+@pytest.mark.parametrize(
+    "options", [{"experts_used": [2, 1, 2, 2]}, {"expert_min_p": 0.5}, {"activations": "int16"}], ids=str
+)
+def test_other_choices_at_opening_are_other_runs(model: Mixtral, tmp_path: Path, options: dict[str, Any]) -> None:
+    task, path = MMLU(files.mmlu(tmp_path / "mmlu"), shots=0), tmp_path / "answers.jsonl"
+    evaluate(model, [task], limit=1, answers=path, progress=False)
+    with Mixtral(n_ctx=1024, **options) as other:
+        found = evaluate(other, [task], limit=1, answers=path, progress=False)[0]
+        again = evaluate(other, [task], limit=1, answers=path, progress=False)[0]
+    assert (found.n_resumed, again.n_resumed) == (0, len(again.items))
+    assert found.model.overrides == options
+
+
 def test_force_begins_anew(model: Mixtral, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text("a diary\n")
