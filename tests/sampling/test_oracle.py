@@ -138,6 +138,18 @@ def test_a_whole_vocabulary_draws_as_the_oracle(options: dict[str, Any], scale: 
         assert draw(ctx, [sampler], logits[np.newaxis], [NO_TEXT]) == [oracle.sample(logits, NO_TEXT)]
 
 
+@every_context
+def test_xtc_counts_no_banned_token(ctx: ops.Context) -> None:
+    off: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    for threshold in (0.0, 1e-300, 0.1):
+        parameters = SamplingParameters(
+            seed=1, xtc_probability=1.0, xtc_threshold=threshold, logit_bias={1: -math.inf, 6: -math.inf}, **off
+        )
+        oracle, sampler = Oracle(parameters), Sampler(parameters, n_vocab=9)
+        for row in np.random.default_rng(2).standard_normal((20, 9)).astype(np.float32):
+            assert draw(ctx, [sampler], row[np.newaxis], [NO_TEXT]) == [oracle.sample(row, NO_TEXT)]
+
+
 @pytest.mark.parametrize("n", [2, 3, 64, 1000, 4096])
 def test_a_sum_that_is_exactly_the_part_asked_for_is_no_more(n: int) -> None:
     """The total must be that of the right order, to the bit: bounds of it do not decide."""
