@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from inspect import signature
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
-import numpy as np
-
-from pymixtral import ops
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
-from pymixtral.arrays import F32, I32, U8, Ids
+from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.core import Core
 from pymixtral.demo import demo_path
@@ -33,6 +29,7 @@ from pymixtral.model.forward import Model
 from pymixtral.model.overrides import ExpertsUsed, Override, override, with_activations, with_experts
 from pymixtral.model.routing import Routing
 from pymixtral.model.weights import load_weights
+from pymixtral.model_measuring import ModelMeasuring
 from pymixtral.model_sessions import ModelSessions
 from pymixtral.model_text import ModelText
 from pymixtral.options import ChatOptions, How, Options
@@ -44,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Mixtral(ModelText, ModelSessions):
+class Mixtral(ModelText, ModelSessions, ModelMeasuring):
     """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
     Requests are computed together: each gets the same result to the bit as alone. Keys and values of
@@ -459,71 +456,6 @@ class Mixtral(ModelText, ModelSessions):
         """
         return self.core.engine.stats()
 
-    def observers(self) -> list[ops.Observer]:
-        """Make empty observers for observe().
-
-        Returns:
-            One for each layer.
-
-        Raises:
-            ClosedError: after close().
-        """
-        return self.core.engine.call(lambda model: [ops.Observer(layer) for layer in model.layers])
-
-    def observe(self, tokens: Ids, observers: Sequence[ops.Observer]) -> F32:
-        """Run a text through the model and add up the squared inputs of its matrices.
-
-        This is for calibration; see pymixtral.evaluation.calibration. Other requests wait meanwhile.
-
-        Args:
-            tokens: 1 to n_ctx ids.
-            observers: one for each layer; they are added to. After an exception they hold a part of
-                the text.
-
-        Returns:
-            The input of the output matrix, float32 [n_tokens, hidden].
-
-        Raises:
-            InvalidArgumentError: for ids outside the vocabulary.
-            ContextLengthError: for more than n_ctx ids.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        ids = self.core.factory.checked_ids("tokens", tokens)
-        return self.core.engine.call(partial(_observe, ids, observers, self._n_batch, self.kv_type))
-
-    @contextmanager
-    def timed(self) -> Iterator[list[ops.PartTime]]:
-        """Divide the time that C takes in a `with` block among the parts of a pass.
-
-        Returns:
-            The manager of a list, which has what each part took when the block ends. What other
-            callers ask of the model meanwhile is in it.
-
-        Raises:
-            InvalidArgumentError: at the end, if another such block has ended meanwhile.
-            ClosedError: after close().
-        """
-        parts: list[ops.PartTime] = []
-        self.core.engine.call(lambda model: ops.start_timing(model.context))
-        try:
-            yield parts
-        finally:
-            parts += self.core.engine.call(lambda model: ops.stop_timing(model.context))
-
-    def mapped(self) -> list[U8]:
-        """Show the model's files as they are mapped into memory, to measure how fast they are read.
-
-        Returns:
-            The bytes of each file, read-only. A file stays mapped as long as somebody has its bytes.
-
-        Raises:
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        return [np.frombuffer(mapped, np.uint8) for mapped in self.core.file.maps.values()]
-
     def forget(self) -> None:
         """Empty the prefix cache: the next text is computed from its first token.
 
@@ -557,13 +489,3 @@ class Mixtral(ModelText, ModelSessions):
             f"<Mixtral {shown(self.path.name)}: n_ctx {self.n_ctx}, kv_type {self.kv_type}, "
             f"cache {self.cache_bytes / 1e6:.0f} MB, {self.n_threads} threads, {self.isa}>"
         )
-
-
-def _observe(ids: I32, observers: Sequence[ops.Observer], n_batch: int, kv_type: str, model: Model) -> F32:
-    cache = model.new_cache(len(ids), kv_type)
-    sequence = cache.new_sequence()
-    parts = []
-    for begin in range(0, len(ids), n_batch):
-        piece = ids[begin : begin + n_batch]
-        parts.append(model.forward(piece, [(sequence, len(piece))], cache, observers=observers))
-    return model.head_input(np.concatenate(parts))
