@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pymixtral.errors import (
+    AdapterError,
     CanceledError,
     CheckpointError,
     ClosedError,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "AdapterError",
     "Answer",
     "AnswerStream",
     "ArgumentsPiece",

@@ -30,6 +30,10 @@ class CheckpointError(PymixtralError):
     """A checkpoint that cannot be quantized: missing, broken, or contradicting itself."""
 
 
+class AdapterError(PymixtralError):
+    """A low-rank adapter that cannot be read, or does not fit the model."""
+
+
 class InvalidArgumentError(PymixtralError, ValueError):
     """An argument out of its documented range."""
 
