@@ -23,7 +23,7 @@ from pymixtral.files.types import block_weights, row_bytes, show_type
 from pymixtral.files.writing import padding
 from pymixtral.units import show_bytes
 
-from .budget import CANDIDATES, Choice, choose
+from .budget import CANDIDATES, NEED_IMPORTANCE, Choice, choose
 from .recipe import TENSOR_TYPES, file_type, fit, kept_f32, overrides, wanted_types
 from .report import report_row, show_notes
 from .sources.checkpoint import Checkpoint
@@ -248,7 +248,7 @@ def make_plan(
         PlannedTensor(target, fit(target, kind), importance.get(target.name))
         for target, kind in zip(targets, wanted, strict=True)
     )
-    notes += _packing_notes(checkpoint, tensors)
+    notes += [*_packing_notes(checkpoint, tensors), *_blind(tensors)]
     by_type: Counter[Type] = Counter()
     for tensor in tensors:
         by_type[tensor.type] += tensor.n_bytes
@@ -324,6 +324,18 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
         more = ", ..." * (len(hardly) > 4)
         notes.append(f"experts hardly seen in calibration take after their layer's mean: {experts}{more}")
     return present, notes
+
+
+def _blind(tensors: Sequence[PlannedTensor]) -> list[str]:
+    names = [tensor.target.name for tensor in tensors if tensor.type in NEED_IMPORTANCE and tensor.importance is None]
+    return (
+        [
+            f"{len(names)} matrices have 2 bits without an importance matrix, such as {names[0]}, which costs models "
+            "more than the errors tell: give one with --imatrix, which pymixtral calibrate makes"
+        ]
+        if names
+        else []
+    )
 
 
 def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[Type]) -> list[str]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from pymixtral import Mixtral, demo_chat_path
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.evaluation.pruning import expert_use
+from support.checkpoints import Shape
+from support.packed import Form, make_packed
 from support.paths import ROOT
 from support.programs import run
 
@@ -192,6 +194,42 @@ def test_two_types(tmp_path: Path) -> None:
     assert 0 < errors[0] < errors[1]
     assert 0 < divergences[0] < divergences[1] < 0.1
     assert 100 > agreements[0] > agreements[1] > 80
+
+
+def test_few_bits(tmp_path: Path) -> None:
+    printed = output("few_bits", tmp_path)
+    bits = [float(number) for number in re.findall(r"([\d.]+) bits", printed)]
+    divergences = [float(number) for number in re.findall(r"divergence ([\d.]+)", printed)]
+    assert bits[0] > bits[1] > bits[2] == bits[3]
+    three, two, without, least = divergences
+    assert 0 < three < two < least < without < 0.1
+
+
+def test_activations(tmp_path: Path) -> None:
+    first, same = output("activations", tmp_path).splitlines()
+    divergence, agreement = re.findall(r"is ([\d.]+) nats .* at (\d+)%", first)[0]
+    assert 0 < float(divergence) < 0.01
+    assert int(agreement) > 90
+    assert same.endswith(": True")
+
+
+def test_time_of_a_token(tmp_path: Path) -> None:
+    first, *parts, last = output("time_of_a_token", tmp_path).splitlines()
+    assert float(re.findall(r"takes (\d+) ", first)[0]) > 0
+    assert sum(float(number) for number in re.findall(r"^(-?[\d.]+)% ", "\n".join(parts), re.M)) == pytest.approx(
+        100, abs=1
+    )
+    assert last.endswith(" is the longest part")
+
+
+@pytest.mark.parametrize("form", [Form(32), Form(32, 1)], ids=["awq", "gptq"])
+def test_packed_checkpoint(form: Form, tmp_path: Path) -> None:
+    make_packed(tmp_path / "packed", Shape(n_vocab=64, n_layers=1), form)
+    printed = output("packed_checkpoint", tmp_path, str(tmp_path / "packed"), str(tmp_path / "m.gguf"))
+    assert float(re.findall(r"of ([\d.]+) MB", printed)[0]) == round((tmp_path / "m.gguf").stat().st_size / 1e6, 3)
+    assert len(re.findall(r": q4_1, error 0\.0\d\d%", printed)) == 4
+    with Mixtral(tmp_path / "m.gguf") as model:
+        assert printed.endswith(f"the best one is {model.logits([1, 2, 3], last_only=True).argmax()}\n")
 
 
 def test_routing(model: Mixtral, tmp_path: Path) -> None:

@@ -13,19 +13,21 @@ from click.testing import CliRunner
 from gguf import GGMLQuantizationType
 
 from pymixtral.cli.quantize import quantize as command
+from pymixtral.demo import demo_path
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files import imatrix
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.importance import ImportanceMatrix
 from pymixtral.files.types import Matrix
 from pymixtral.quantize import budget, plan, quantize
-from pymixtral.quantize.budget import _hull, _Option, _spend
+from pymixtral.quantize.budget import NEED_IMPORTANCE, _hull, _Option, _spend
 from pymixtral.quantize.encoders import formats
 from pymixtral.reference.blocks import dequantize
 from pymixtral.units import show_bytes
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint, make_tensors
 
 Type = GGMLQuantizationType
+CANDIDATES = budget.CANDIDATES
 GATE = "blk.{}.ffn_gate_exps.weight"
 
 
@@ -92,6 +94,15 @@ def test_more_than_the_best_types_take_is_said(monkeypatch: pytest.MonkeyPatch) 
     assert planned.bits_per_weight < 8.6
     assert any("the target is larger than it takes" in note for note in planned.notes)
     assert not any("target" in note for note in plan(TINY_MIXTRAL, target_bpw=7, progress=False).notes)
+
+
+def test_two_bits_need_importance_unless_nothing_else_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "CANDIDATES", CANDIDATES)
+    for bpw, blind in ((3.2, False), (2.5, True)):
+        planned = plan(demo_path(), target_bpw=bpw, progress=False)
+        few = {tensor.type for tensor in planned.tensors} & NEED_IMPORTANCE
+        assert bool(few) == blind
+        assert any("without an importance matrix" in note for note in planned.notes) == blind
 
 
 def test_more_bytes_mean_less_error() -> None:
