@@ -112,8 +112,8 @@ PMX_INLINE void choose_scales(chosen_scales *c, const pmx_tile *t, const float *
     }
 }
 
-/* The integer scales of one d per block, and a better d: twice. found: the scales of the
- * sub-blocks. */
+/* The integer scales of one d per block, and a better d: twice. found: the scales of the sub-blocks.
+ * No code of a lattice is 0: of weights far below the least d, all 0 is nearer than any entry. */
 PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, int kind) {
     float d[N] ALIGNED, total[N];
     int overflow = 0;
@@ -122,7 +122,11 @@ PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, in
         for (int j = b + 1; j < b + g->n_sub; j++) extreme = fabsf(found[j]) > fabsf(extreme) ? found[j] : extreme;
         const float first = scale16(extreme / (kind & LATTICE ? g->scale_hi : g->scale_lo));
         overflow |= isinf(first);
-        for (int j = b; j < b + g->n_sub; j++) d[j] = first;
+        for (int j = b; j < b + g->n_sub; j++) {
+            d[j] = first;
+            t->d[j] = t->scale[j] = 0.0f;
+        }
+        total[b] = 0.0f; /* the error of all 0 */
     }
     if (overflow) return 1;
     for (int round = 0; round < 2; round++) {
@@ -135,7 +139,7 @@ PMX_INLINE int fit_scales(pmx_tile *t, const float *found, const pmx_grid *g, in
                 above += c.integer[j] * c.xq[j];
                 below += c.integer[j] * c.integer[j] * c.qq[j];
             }
-            if (round == 0 || error < total[b]) {
+            if ((round == 0 && !(kind & LATTICE)) || error < total[b]) {
                 total[b] = error;
                 for (int j = b; j < b + g->n_sub; j++) {
                     t->d[j] = d[j];

@@ -277,7 +277,8 @@ def _fit_scales(grid: Grid, x: F32, w: F32, found: F32) -> tuple[F32, F32]:
     largest = np.take_along_axis(by_block, np.abs(by_block).argmax(axis=1)[:, None], 1)[:, 0]
     d = _scale16(largest / np.float32(hi if grid.lattice else lo))
     half = np.float32(0.5 if grid.lattice else 0)
-    chosen_d, total = d, np.full_like(d, np.inf)
+    # No code of a lattice is 0: of weights far below the least d, all 0 is nearer than any entry.
+    chosen_d, total = (np.zeros_like(d), np.zeros_like(d)) if grid.lattice else (d, np.full_like(d, np.inf))
     chosen: F32 = np.zeros_like(by_block)
     for _ in range(2):
         of_sub = np.repeat(d, grid.n_sub)

@@ -89,3 +89,14 @@ def test_blocks_are_finite_and_not_larger_than_their_weights_by_much(kind: GGMLQ
     decoded = dequantize(Matrix(kind, encode(kind, x, None)))
     assert np.isfinite(decoded).all()
     assert np.abs(decoded).max() <= max(1.25 * np.abs(x).max(), 62 * 15.5 * 2.0**-24)
+
+
+@pytest.mark.parametrize("kind", LATTICES, ids=show_type)
+@pytest.mark.parametrize("size", [1e-20, 1e-9, 1e-8, 1e-7, 1.0])
+def test_zeros_are_never_nearer(kind: GGMLQuantizationType, size: float) -> None:
+    """No entry has a 0: weights far below the least scale of f16 need a scale of 0."""
+    x = normal(6, 8, 512) * np.float32(size)
+    x[3, 256:] *= np.float32(1e-3)
+    decoded = dequantize(Matrix(kind, encode(kind, x, None)))
+    errors, squares = (np.square(a.astype(np.float64)).reshape(-1, 256).sum(axis=1) for a in (decoded - x, x))
+    assert (errors <= squares).all()
