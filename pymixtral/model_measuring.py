@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import sub
 
 import numpy as np
 
@@ -20,6 +21,7 @@ class ModelMeasuring:
     kv_type: str
     core: Core
     _n_batch: int
+    _n_timed = 0  # the blocks of timed() that have not ended; it changes on the engine's thread alone
 
     def observers(self) -> list[ops.Observer]:
         """Make empty observers for observe().
@@ -59,20 +61,33 @@ class ModelMeasuring:
     def timed(self) -> Iterator[list[ops.PartTime]]:
         """Divide the time that C takes in a `with` block among the parts of a pass.
 
+        Blocks may overlap, in one thread or in several.
+
         Returns:
             The manager of a list, which has what each part took when the block ends. What other
             callers ask of the model meanwhile is in it.
 
         Raises:
-            InvalidArgumentError: at the end, if another such block has ended meanwhile.
             ClosedError: after close().
         """
         parts: list[ops.PartTime] = []
-        self.core.engine.call(lambda model: ops.start_timing(model.context))
+        began = self.core.engine.call(self._begin_timing)
         try:
             yield parts
         finally:
-            parts += self.core.engine.call(lambda model: ops.stop_timing(model.context))
+            parts += map(sub, self.core.engine.call(self._end_timing), began)
+
+    def _begin_timing(self, model: Model) -> list[ops.PartTime]:
+        """The times so far, which begin with the first of several blocks."""
+        if not self._n_timed:
+            ops.start_timing(model.context)
+        self._n_timed += 1
+        return ops.read_timing(model.context)
+
+    def _end_timing(self, model: Model) -> list[ops.PartTime]:
+        """The times so far, which end with the last."""
+        self._n_timed -= 1
+        return (ops.read_timing if self._n_timed else ops.stop_timing)(model.context)
 
     def mapped(self) -> list[U8]:
         """Show the model's files as they are mapped into memory, to measure how fast they are read.

@@ -25,7 +25,7 @@ from pymixtral.ops.operations import (
 from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefetch
 from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
-from pymixtral.ops.timing import LINE, PARTS, PartTime, ThreadTime, read, start_timing, stop_timing
+from pymixtral.ops.timing import LINE, PARTS, PartTime, ThreadTime, read, read_timing, start_timing, stop_timing
 from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
 
 __all__ = [
@@ -64,6 +64,7 @@ __all__ = [
     "matmul",
     "quantize_activations",
     "read",
+    "read_timing",
     "rms_norm",
     "rope",
     "rope_table",

@@ -36,6 +36,10 @@ class ThreadTime:
     busy: float
     waiting: float
 
+    def __sub__(self, earlier: ThreadTime) -> ThreadTime:
+        """What came after an earlier reading."""
+        return ThreadTime(self.late - earlier.late, self.busy - earlier.busy, self.waiting - earlier.waiting)
+
 
 @dataclass(frozen=True)
 class PartTime:
@@ -56,6 +60,17 @@ class PartTime:
     n_regions: int
     n_bytes: int
     threads: tuple[ThreadTime, ...]
+
+    def __sub__(self, earlier: PartTime) -> PartTime:
+        """What came after an earlier reading."""
+        return PartTime(
+            self.name,
+            self.seconds - earlier.seconds,
+            self.shared - earlier.shared,
+            self.n_regions - earlier.n_regions,
+            self.n_bytes - earlier.n_bytes,
+            tuple(now - before for now, before in zip(self.threads, earlier.threads, strict=True)),
+        )
 
 
 def start_timing(ctx: Context) -> None:
@@ -85,10 +100,26 @@ def stop_timing(ctx: Context) -> list[PartTime]:
     Raises:
         InvalidArgumentError: without start_timing(), and if another thread is in a call.
     """
+    times = read_timing(ctx)
+    check(lib.pmx_ctx_timing(ctx.pointer, 0))
+    return times
+
+
+def read_timing(ctx: Context) -> list[PartTime]:
+    """Read the times so far, and go on.
+
+    Args:
+        ctx: the context of start_timing().
+
+    Returns:
+        What each of PARTS took since then.
+
+    Raises:
+        InvalidArgumentError: without start_timing(), and if another thread is in a call.
+    """
     n = ctx.n_threads
     parts, threads = ffi.new("pmx_part_time[]", len(PARTS)), ffi.new("pmx_thread_time[]", len(PARTS) * n)
     check(lib.pmx_ctx_times(ctx.pointer, parts, threads))
-    check(lib.pmx_ctx_timing(ctx.pointer, 0))
     return [
         PartTime(
             name,

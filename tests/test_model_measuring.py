@@ -1,0 +1,88 @@
+"""What a model measures of itself: blocks that are timed, side by side and one inside the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from pymixtral import Mixtral, ops
+from pymixtral.errors import ClosedError
+
+
+@pytest.fixture
+def model() -> Iterator[Mixtral]:
+    with Mixtral(n_ctx=64, n_threads=2) as opened:
+        yield opened
+
+
+def one_token(model: Mixtral) -> None:
+    model.logits([1], last_only=True)
+
+
+def n_heads(model: Mixtral, parts: list[ops.PartTime]) -> float:
+    """How often the output matrix was read."""
+    n_bytes: int = model.core.engine.call(lambda inner: inner.weights.head.data.nbytes)
+    return parts[ops.PARTS.index("head")].n_bytes / n_bytes
+
+
+def test_a_block_inside_another_leaves_it_its_time(model: Mixtral) -> None:
+    with model.timed() as outer:
+        one_token(model)
+        with model.timed() as inner:
+            one_token(model)
+        one_token(model)
+    one_token(model)
+    assert (n_heads(model, inner), n_heads(model, outer)) == (1, 3)
+    for within, whole in zip(inner, outer, strict=True):
+        assert 0 <= within.seconds <= whole.seconds
+        assert 0 <= within.shared <= within.seconds + 1e-9
+        for thread in within.threads:
+            assert thread.late + thread.busy + thread.waiting == pytest.approx(within.shared, abs=1e-9)
+
+
+def test_blocks_that_end_in_another_order(model: Mixtral) -> None:
+    first, second = ExitStack(), ExitStack()
+    early = first.enter_context(model.timed())
+    one_token(model)
+    late = second.enter_context(model.timed())
+    one_token(model)
+    first.close()
+    one_token(model)
+    second.close()
+    assert (n_heads(model, early), n_heads(model, late)) == (2, 2)
+
+
+def test_blocks_of_several_threads(model: Mixtral) -> None:
+    found: list[list[ops.PartTime]] = []
+
+    def work() -> None:
+        for _ in range(5):
+            with model.timed() as parts:
+                one_token(model)
+            found.append(parts)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 15
+    assert all(parts[ops.PARTS.index("head")].n_bytes > 0 for parts in found)
+    model.core.engine.call(lambda inner: pytest.raises(ValueError, ops.stop_timing, inner.context))  # none is left on
+
+
+def test_what_a_block_raises_leaves_it(model: Mixtral) -> None:
+    with pytest.raises(KeyError, match="mine"), model.timed() as outer:
+        with model.timed():
+            one_token(model)
+        raise KeyError("mine")
+    assert n_heads(model, outer) == 1
+
+
+def test_a_closed_model_is_named(model: Mixtral) -> None:
+    model.close()
+    with pytest.raises(ClosedError), model.timed():
+        pass
