@@ -31,6 +31,8 @@ from .sources.targets import Target
 
 ALIGNMENT = 32  # GGUF's default
 
+_EMBEDDING = "token_embd.weight"  # a token looks up one of its rows: it has no input
+
 Type = GGMLQuantizationType
 
 _Row = TypeVar("_Row")
@@ -313,8 +315,7 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
             f"{path}: expected entries for this checkpoint's tensors, such as {matrices[1].name}, found none"
         )
     notes = []
-    # A token looks up one row of the embedding: it has no input.
-    missing = [name for name in found if name not in present and name != "token_embd.weight"]
+    missing = [name for name in found if name not in present and name != _EMBEDDING]
     if missing:
         notes.append(
             f"{path.name} has nothing for {len(missing)} matrices, whose columns count alike, such as {missing[0]}"
@@ -327,15 +328,15 @@ def _importance(targets: Sequence[Target], path: Path | None) -> tuple[dict[str,
 
 
 def _blind(tensors: Sequence[PlannedTensor]) -> list[str]:
-    names = [tensor.target.name for tensor in tensors if tensor.type in NEED_IMPORTANCE and tensor.importance is None]
-    return (
-        [
-            f"{len(names)} matrices have 2 bits without an importance matrix, such as {names[0]}, which costs models "
-            "more than the errors tell: give one with --imatrix, which pymixtral calibrate makes"
-        ]
-        if names
-        else []
-    )
+    """Matrices that an importance matrix would have served: not the embedding, which has no input."""
+    blind = [tensor for tensor in tensors if tensor.type in NEED_IMPORTANCE and tensor.importance is None]
+    names = [tensor.target.name for tensor in blind if tensor.target.name != _EMBEDDING]
+    if not names:
+        return []
+    return [
+        f"matrices of 2 bits that no importance matrix covers, which costs models more than the errors tell: "
+        f"{len(names)}, such as {names[0]} (pymixtral calibrate makes importance matrices)"
+    ]
 
 
 def _unfit(tensors: Sequence[PlannedTensor], wanted: Sequence[Type]) -> list[str]:

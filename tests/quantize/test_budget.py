@@ -102,7 +102,15 @@ def test_two_bits_need_importance_unless_nothing_else_fits(monkeypatch: pytest.M
         planned = plan(demo_path(), target_bpw=bpw, progress=False)
         few = {tensor.type for tensor in planned.tensors} & NEED_IMPORTANCE
         assert bool(few) == blind
-        assert any("without an importance matrix" in note for note in planned.notes) == blind
+        assert any("no importance matrix covers" in note for note in planned.notes) == blind
+
+
+def test_no_importance_is_missed_in_the_embedding_which_has_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "CANDIDATES", CANDIDATES)
+    several = [("token_embd.weight", "iq2_s"), ("output.weight", "iq2_s")]
+    for tensors, words in ((several[:1], ""), (several, "1, such as output.weight")):
+        notes = [note for note in plan(demo_path(), "q4_0", tensors=tensors).notes if "importance" in note]
+        assert len(notes) == bool(words) and words in "".join(notes)
 
 
 def test_more_bytes_mean_less_error() -> None:
