@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pymixtral.arguments import integer
 from pymixtral.arrays import F32, I32
-from pymixtral.errors import ContextLengthError, InvalidArgumentError
+from pymixtral.errors import ContextLengthError
 from pymixtral.evaluation.time_line import TimeLine, divide_time
 from pymixtral.inspection import probe
 from pymixtral.mixtral import Mixtral
@@ -84,7 +85,7 @@ def bench(
         n_prompt: tokens of the prompt, at least 1.
         n_generate: tokens after it, at least 1.
         repetitions: how often to measure, at least 1.
-        seed: of the random tokens.
+        seed: of the random tokens, at least 0.
         time_line: whether to find out where the time of a generated token goes.
         progress: show a bar on stderr if that is a terminal.
 
@@ -92,12 +93,11 @@ def bench(
         The rates, and the machine's limits.
 
     Raises:
-        InvalidArgumentError: for numbers below 1.
+        InvalidArgumentError: for a number out of its range.
         ContextLengthError: if the tokens do not fit the model's context.
     """
-    for name, value in (("n_prompt", n_prompt), ("n_generate", n_generate), ("repetitions", repetitions)):
-        if value < 1:
-            raise InvalidArgumentError(f"expected {name} of at least 1, found {value}")
+    n_prompt, n_generate = integer("n_prompt", n_prompt, 1), integer("n_generate", n_generate, 1)
+    repetitions, seed = integer("repetitions", repetitions, 1), integer("seed", seed, 0)
     if n_prompt + n_generate > model.n_ctx:
         raise ContextLengthError(
             f"expected at most {model.n_ctx} tokens (n_ctx), found {n_prompt} of prompt and {n_generate} to generate: "

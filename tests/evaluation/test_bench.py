@@ -81,8 +81,10 @@ def test_wrong_numbers_are_refused() -> None:
     with Mixtral(n_ctx=24) as model:
         with pytest.raises(ContextLengthError, match="24 tokens"):
             bench(model, n_prompt=20, n_generate=5)
-        with pytest.raises(InvalidArgumentError, match="repetitions"):
-            bench(model, n_prompt=2, n_generate=2, repetitions=0)
+        for name, value in (("repetitions", 0), ("n_prompt", 2.5), ("n_generate", "2"), ("n_generate", 0), ("seed", -1)):
+            numbers = {"n_prompt": 2, "n_generate": 2, name: value}
+            with pytest.raises(InvalidArgumentError, match=f"expected {name} to be an integer of at least [01], found"):
+                bench(model, **numbers)  # type: ignore[arg-type]
 
 
 def test_the_command_prints_a_table_or_json(result: Bench) -> None:
