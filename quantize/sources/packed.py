@@ -157,8 +157,8 @@ class PackedTensor(StoredTensor):
                 f"tensor {self.name}: expected zeros of {_MIDDLE}, as of a symmetric quantization, found {other[0]}: "
                 "use q4_1"
             )
-        exact = np.stack([scales, scales * zeros])[: 1 if kind == Type.Q4_0 else 2]
         with np.errstate(over="ignore"):
+            exact = np.stack([scales, scales * zeros])[: 1 if kind == Type.Q4_0 else 2]
             rounded = exact.astype(np.float16).astype(np.float32)
         if not np.isfinite(rounded).all():
             raise CheckpointError(
@@ -176,7 +176,7 @@ class PackedTensor(StoredTensor):
             rows: which.
 
         Returns:
-            float32 [n, cols]; NaN or infinity where the scale is none.
+            float32 [n, cols]; NaN or infinity where the scale is none, or is too large.
 
         Raises:
             CheckpointError: they cannot be read.
@@ -185,7 +185,7 @@ class PackedTensor(StoredTensor):
         scales, zeros = self._groups(wanted)
         weights: F32 = self._codes(wanted).reshape(*scales.shape, -1).astype(np.float32)
         weights -= zeros[..., None]
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             weights *= scales[..., None]
         return weights.reshape(len(wanted), self.shape[1])
 

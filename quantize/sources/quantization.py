@@ -62,7 +62,7 @@ def unpacked(
     packing = _packing(found)
     tensors, n_biases = dict(stored), 0
     for stem in stems:
-        tensor = _packed(directory, stem, tensors, packing, found.get("desc_act") is True)
+        tensor = _packed(directory, stem, tensors, packing, bool(found.get("desc_act")))
         if tensor.name in tensors:
             raise CheckpointError(f"{directory}: tensor {tensor.name}: expected it once, found it packed and by itself")
         tensors[tensor.name] = tensor

@@ -258,6 +258,18 @@ def test_row_20_a_minimum_beyond_f16(tmp_path: Path) -> None:
     quantize(tmp_path, tmp_path / "m.gguf", "f32", progress=False)
 
 
+@pytest.mark.filterwarnings("error")
+def test_row_20_a_scale_in_f32_whose_weights_are_none(tmp_path: Path) -> None:
+    stored, _ = make_packed(tmp_path, SHAPE, Form(32))
+    name = "model.layers.1.self_attn.v_proj.scales"
+    stored[name] = stored[name].astype(np.float32)
+    stored[name][0, 0] = 3e38
+    save_file(stored, tmp_path / "model.safetensors")
+    for kind, words in ((None, "that f16 can hold"), ("f32", "expected finite weights")):
+        with pytest.raises(CheckpointError, match=words):
+            quantize(tmp_path, tmp_path / "m.gguf", kind, progress=False)
+
+
 def test_zeros_that_contradict_a_symmetric_quantization(tmp_path: Path) -> None:
     name = changed(tmp_path, Form(32, 2, symmetric=True), "qzeros", first_to(0x78888888))
     with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: expected zeros of 8.*found 7: use q4_1"):

@@ -208,6 +208,16 @@ def test_row_17_parts_that_do_not_fit(
     refused(tmp_path, UnsupportedError if "a matrix of a multiple" in words else CheckpointError, words)
 
 
+@pytest.mark.parametrize("act_order", [True, 1, "true"])
+def test_row_17_whatever_says_that_columns_are_in_another_order_asks_for_it(tmp_path: Path, act_order: object) -> None:
+    stored, _ = make_packed(tmp_path, SHAPE, Form(32, 1))
+    removed("g_idx")(stored)
+    save_file(stored, tmp_path / "model.safetensors")
+    open_checkpoint(tmp_path)
+    set_config(tmp_path, lambda config: config["quantization_config"].update(desc_act=act_order))
+    refused(tmp_path, CheckpointError, "k_proj.g_idx: expected it beside")
+
+
 def test_row_17_a_whole_matrix_of_another_shape(tmp_path: Path) -> None:
     """Its parts fit each other, and not config.json."""
     stored, packed = make_packed(tmp_path, SHAPE, GPTQ)
