@@ -29,7 +29,7 @@ from pymixtral.escapes import escaped
 if TYPE_CHECKING:
     from pymixtral.evaluation.comparison import Comparison
     from pymixtral.evaluation.estimates import Estimate
-    from pymixtral.evaluation.evaluate import Result
+    from pymixtral.evaluation.evaluate import Card, Result
     from pymixtral.evaluation.pairs import Pairs
     from pymixtral.evaluation.tasks.task import Task
 
@@ -238,7 +238,7 @@ def _result_lines(result: Result, groups: bool) -> list[str]:
     settings = ", ".join(f"{name} {value}" for name, value in result.task.settings.items())
     speed = f"; {result.items_per_second:.2f} items/s" if result.items_per_second else ""
     lines = [
-        f"{result.task.name}: {shorten(card.name, 40)}, {card.type}, {card.bits_per_weight:.2f} bits per weight",
+        wrap(f"{result.task.name}: {_named(card, 40)}, {card.type}, {card.bits_per_weight:.2f} bits per weight"),
         f"{counted(len(result.items), 'item')}; {settings}{speed}",
     ]
     rows = [["figure", "value", "error", "items", MODEL]]
@@ -257,7 +257,7 @@ def _result_lines(result: Result, groups: bool) -> list[str]:
 def _comparison_lines(comparison: Comparison, groups: bool) -> list[str]:
     base, other = comparison.base, comparison.other
     lines = [
-        f"{base.task.name}: {shorten(other.model.name, 30)} minus {shorten(base.model.name, 30)}",
+        wrap(f"{base.task.name}: {_named(other.model, 30)} minus {_named(base.model, 30)}"),
         f"{counted(comparison.n_items, 'item')} that both answered",
     ]
     if comparison.gained is not None:
@@ -273,10 +273,16 @@ def _comparison_lines(comparison: Comparison, groups: bool) -> list[str]:
 def _pair_lines(pair: Pairs) -> list[str]:
     value, error = _numbers(pair.win_rate)
     return [
-        f"mt_bench in pairs: {shorten(pair.other.model.name, 30)} against {shorten(pair.base.model.name, 30)}",
+        wrap(f"mt_bench in pairs: {_named(pair.other.model, 30)} against {_named(pair.base.model, 30)}"),
         f"{counted(pair.n_items, 'item')} that both answered",
         *table([["figure", "value", "error"], ["win_rate", value, error]], "<>>"),
     ]
+
+
+def _named(card: Card, width: int) -> str:
+    """A model's name, and what was chosen when it was opened: one file may answer in several ways."""
+    chosen = ", ".join(f"{key} {value}" for key, value in card.overrides.items())
+    return shorten(card.name, width) + (f" ({shorten(chosen, 60)})" if chosen else "")
 
 
 def _shown(figures: Any, headline: Sequence[str], groups: bool) -> list[tuple[str, Estimate]]:

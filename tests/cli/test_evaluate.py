@@ -75,6 +75,17 @@ def test_models_are_compared(tiny_q8_0: Path, tiny_f16: Path, tmp_path: Path, da
     refused(run("evaluate", tiny_f16, *arguments, "-o", there, "--compare", there), "read or written otherwise")
 
 
+def test_one_file_that_answers_in_two_ways_is_named_twice(tiny_q8_0: Path, data: Path, tmp_path: Path) -> None:
+    there, name = tmp_path / "there.jsonl", tiny_q8_0.name
+    arguments = ["evaluate", tiny_q8_0, "--tasks", "hellaswag", "--data", data, "--limit", 1]
+    run(*arguments, "-o", there)
+    shown = run(*arguments, "--activations", "int16", "--experts-used", "1", "--compare", there).stdout
+    words, chosen = " ".join(shown.split()), f"{name} (llama.expert_used_count 1, activations int16)"
+    assert f"hellaswag: {name} minus {chosen} 1 item that" in words
+    assert f"hellaswag: {chosen}, q8_0, 8." in words
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_the_command_goes_on_after_an_interrupt(
     tiny_q8_0: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
