@@ -57,7 +57,7 @@ def _stored_rows(target: Target, rows: slice | I64) -> slice | I64:
 
 
 def quantized_rows(
-    checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType
+    checkpoint: Checkpoint, target: Target, source: str, rows: slice, kind: GGMLQuantizationType, zeroing: bool
 ) -> U8 | None:
     """Reads rows that are in the wanted type already: encoding them again would only add errors.
 
@@ -67,6 +67,7 @@ def quantized_rows(
         source: the one of its sources that they come from.
         rows: which.
         kind: the wanted type.
+        zeroing: some of their weights are not finite, and are to be 0.
 
     Returns:
         uint8 [rows, row_bytes], or None of a source that is not quantized as `kind`.
@@ -75,7 +76,7 @@ def quantized_rows(
         CheckpointError: the rows cannot be read, or have scales that are not finite.
     """
     try:
-        return checkpoint.tensors[source].encoded(kind, _stored_rows(target, rows))
+        return checkpoint.tensors[source].encoded(kind, _stored_rows(target, rows), zeroing)
     except NonFiniteError:
         raise _damaged(source) from None
 

@@ -98,5 +98,5 @@ def _pieces(checkpoint: Checkpoint, plan: Plan) -> Iterator[tuple[PlannedTensor,
                 rows = slice(start, min(start + step, target.rows))
                 is_last = rows.stop == target.rows and i == len(target.sources) - 1
                 weights, n_zeroed = part_rows(checkpoint, target, source, rows)
-                raw = quantized_rows(checkpoint, target, source, rows, tensor.type) if n_zeroed == 0 else None
+                raw = quantized_rows(checkpoint, target, source, rows, tensor.type, n_zeroed > 0)
                 yield tensor, i, weights, n_zeroed, raw, is_last

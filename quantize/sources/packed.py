@@ -132,12 +132,13 @@ class PackedTensor(StoredTensor):
         assert blocks is not None
         return blocks
 
-    def encoded(self, kind: GGMLQuantizationType, rows: slice | I64) -> U8 | None:
+    def encoded(self, kind: GGMLQuantizationType, rows: slice | I64, zeroing: bool = False) -> U8 | None:
         """Reads rows as blocks with the codes of the file.
 
         Args:
             kind: the type.
             rows: which.
+            zeroing: scales that are not finite count as 0.
 
         Returns:
             uint8 [n, row_bytes]; None where the type cannot hold the codes.
@@ -150,7 +151,9 @@ class PackedTensor(StoredTensor):
             return None
         wanted = np.arange(self.shape[0])[rows]
         scales, zeros = self._groups(wanted)
-        if not np.isfinite(scales).all():
+        if zeroing:
+            scales[~np.isfinite(scales)] = 0
+        elif not np.isfinite(scales).all():
             raise NonFiniteError(f"tensor {self.name}: expected finite scales, found NaN or infinity")
         if kind == Type.Q4_0 and (other := zeros[zeros != _MIDDLE]).size:
             raise CheckpointError(

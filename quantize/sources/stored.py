@@ -212,12 +212,13 @@ class StoredTensor:
         assert self.dequantize is not None
         return self.dequantize(self.type, raw)
 
-    def encoded(self, kind: Type, rows: slice | I64) -> U8 | None:
+    def encoded(self, kind: Type, rows: slice | I64, zeroing: bool = False) -> U8 | None:
         """Reads rows that are in a quantized type already: encoding them again would only add errors.
 
         Args:
             kind: the type.
             rows: which.
+            zeroing: weights that are not finite are to be 0, which takes encoding again.
 
         Returns:
             uint8 [n, row_bytes], or None of a tensor that is in no quantized type, or in another.
@@ -225,5 +226,5 @@ class StoredTensor:
         Raises:
             CheckpointError: they cannot be read.
         """
-        kept = self.type == kind and self.dequantize is not None and kind not in FLOAT_TYPES
+        kept = self.type == kind and self.dequantize is not None and kind not in FLOAT_TYPES and not zeroing
         return self.raw(rows) if kept else None
