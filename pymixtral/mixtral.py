@@ -148,6 +148,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             model = Model(weights, self.config, n_threads=n_threads)
             stack.callback(model.close)
             self._context, self._n_batch = model.context, n_batch
+            self._timed = {}
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
             if lock:
                 residence.lock(file.maps.values())

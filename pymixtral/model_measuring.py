@@ -21,7 +21,7 @@ class ModelMeasuring:
     kv_type: str
     core: Core
     _n_batch: int
-    _n_timed = 0  # the blocks of timed() that have not ended; it changes on the engine's thread alone
+    _timed: dict[int, list[ops.PartTime]]
 
     def observers(self) -> list[ops.Observer]:
         """Make empty observers for observe().
@@ -71,23 +71,23 @@ class ModelMeasuring:
             ClosedError: after close().
         """
         parts: list[ops.PartTime] = []
-        began = self.core.engine.call(self._begin_timing)
         try:
+            self.core.engine.call(partial(self._begin_timing, parts))
             yield parts
-        finally:
-            parts += map(sub, self.core.engine.call(self._end_timing), began)
+        finally:  # also where Ctrl-C meets the call above, which is done all the same, or not
+            self.core.engine.call(partial(self._end_timing, parts))
 
-    def _begin_timing(self, model: Model) -> list[ops.PartTime]:
-        """The times so far, which begin with the first of several blocks."""
-        if not self._n_timed:
+    def _begin_timing(self, parts: list[ops.PartTime], model: Model) -> None:
+        """Notes the times so far, which begin with the first of several blocks."""
+        if not self._timed:
             ops.start_timing(model.context)
-        self._n_timed += 1
-        return ops.read_timing(model.context)
+        self._timed[id(parts)] = ops.read_timing(model.context)
 
-    def _end_timing(self, model: Model) -> list[ops.PartTime]:
-        """The times so far, which end with the last."""
-        self._n_timed -= 1
-        return (ops.read_timing if self._n_timed else ops.stop_timing)(model.context)
+    def _end_timing(self, parts: list[ops.PartTime], model: Model) -> None:
+        """Gives a block that has begun its times. They end with the last block."""
+        if began := self._timed.pop(id(parts), None):
+            times = (ops.read_timing if self._timed else ops.stop_timing)(model.context)
+            parts += map(sub, times, began)
 
     def mapped(self) -> list[U8]:
         """Show the model's files as they are mapped into memory, to measure how fast they are read.

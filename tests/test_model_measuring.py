@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
 from pymixtral import Mixtral, ops
-from pymixtral.errors import ClosedError
+from pymixtral.errors import ClosedError, InvalidArgumentError
+from pymixtral.model.forward import Model
 
 
 @pytest.fixture
@@ -71,7 +73,7 @@ def test_blocks_of_several_threads(model: Mixtral) -> None:
         thread.join()
     assert len(found) == 15
     assert all(parts[ops.PARTS.index("head")].n_bytes > 0 for parts in found)
-    model.core.engine.call(lambda inner: pytest.raises(ValueError, ops.stop_timing, inner.context))  # none is left on
+    model.core.engine.call(lambda inner: pytest.raises(InvalidArgumentError, ops.stop_timing, inner.context))  # none is left on
 
 
 def test_what_a_block_raises_leaves_it(model: Mixtral) -> None:
@@ -86,3 +88,23 @@ def test_a_closed_model_is_named(model: Mixtral) -> None:
     model.close()
     with pytest.raises(ClosedError), model.timed():
         pass
+
+
+def test_an_interrupt_at_the_begin_leaves_nothing_on(model: Mixtral, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while the engine is asked: before it is, and after it has begun."""
+    genuine = model.core.engine.call
+    for asked in (False, True):
+
+        def call(ask: Callable[[Model], Any], asked: bool = asked) -> Any:
+            monkeypatch.setattr(model.core.engine, "call", genuine)
+            if asked:
+                genuine(ask)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(model.core.engine, "call", call)
+        with pytest.raises(KeyboardInterrupt), model.timed():
+            pass
+        genuine(lambda inner: pytest.raises(InvalidArgumentError, ops.stop_timing, inner.context))
+    with model.timed() as parts:
+        one_token(model)
+    assert n_heads(model, parts) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pymixtral.arguments import integer, shown
 from pymixtral.arrays import U8
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.context import Context
@@ -153,8 +154,9 @@ def read(ctx: Context, data: U8, n_streams: int = 1, hint: str | None = None) ->
     data = as_input(data, 1, "u1")
     if len(data) % LINE:
         raise InvalidArgumentError(f"expected a multiple of {LINE} bytes, found {len(data)}: leave out the rest")
-    if hint not in _HINTS:
-        raise InvalidArgumentError(f"expected a prefetch hint 'near', 'far' or None, found '{hint}': name one of them")
+    n_streams = integer("n_streams", n_streams, 1, 4)
+    if hint is not None and (not isinstance(hint, str) or hint not in _HINTS):
+        raise InvalidArgumentError(f"expected hint to be 'near', 'far' or None, found {shown(hint)}")
     total = ffi.new("uint32_t *")
     check(lib.pmx_read(ctx.pointer, total, pointer(data), len(data) // LINE, n_streams, _HINTS[hint]))
     return int(total[0])
