@@ -81,7 +81,8 @@ def test_wrong_numbers_are_refused() -> None:
     with Mixtral(n_ctx=24) as model:
         with pytest.raises(ContextLengthError, match="24 tokens"):
             bench(model, n_prompt=20, n_generate=5)
-        for name, value in (("repetitions", 0), ("n_prompt", 2.5), ("n_generate", "2"), ("n_generate", 0), ("seed", -1)):
+        wrong: list[tuple[str, object]] = [("repetitions", 0), ("n_prompt", 2.5), ("n_generate", "2"), ("seed", -1)]
+        for name, value in wrong:
             numbers = {"n_prompt": 2, "n_generate": 2, name: value}
             with pytest.raises(InvalidArgumentError, match=f"expected {name} to be an integer of at least [01], found"):
                 bench(model, **numbers)  # type: ignore[arg-type]

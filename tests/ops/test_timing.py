@@ -169,5 +169,5 @@ def test_what_read_refuses() -> None:
         with pytest.raises(InvalidArgumentError, match="'near', 'far' or None, found 'T0'"):
             ops.read(ctx, data, 1, "T0")
         for n_streams, hint in ((2**40, None), ("1", None), (2.0, None), (1, ["near"])):
-            with pytest.raises(InvalidArgumentError, match="expected (n_streams|hint) to be"):
+            with pytest.raises(InvalidArgumentError, match=r"expected (n_streams|hint) to be"):
                 ops.read(ctx, data, n_streams, hint)  # type: ignore[arg-type]

@@ -110,7 +110,8 @@ def test_no_importance_is_missed_in_the_embedding_which_has_no_input(monkeypatch
     several = [("token_embd.weight", "iq2_s"), ("output.weight", "iq2_s")]
     for tensors, words in ((several[:1], ""), (several, "1, such as output.weight")):
         notes = [note for note in plan(demo_path(), "q4_0", tensors=tensors).notes if "importance" in note]
-        assert len(notes) == bool(words) and words in "".join(notes)
+        assert len(notes) == bool(words)
+        assert words in "".join(notes)
 
 
 def test_more_bytes_mean_less_error() -> None:
