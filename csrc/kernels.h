@@ -97,7 +97,7 @@ PMX_INLINE pmx_product pmx_product_from(pmx_product p, int64_t r, int64_t t) {
 
 typedef struct {
     pmx_form form;
-    pmx_multiply *vec;      /* one token; NULL: rows are dequantized and multiplied as f32 */
+    pmx_multiply *vec;      /* one token */
     pmx_multiply *mat;      /* NULL: there is only vec */
     int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     pmx_dequantize *dequantize;

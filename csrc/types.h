@@ -26,6 +26,8 @@
     M(Q4_K, q4_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q5_K, q5_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q6_K, q6_k, PMX_FORM_Q256, 256)                                                                                  \
+    M(IQ1_S, iq1_s, PMX_FORM_Q256, 256)                                                                                \
+    M(IQ1_M, iq1_m, PMX_FORM_Q256, 256)                                                                                \
     M(IQ2_XXS, iq2_xxs, PMX_FORM_Q256, 256)                                                                            \
     M(IQ2_XS, iq2_xs, PMX_FORM_Q256, 256)                                                                              \
     M(IQ2_S, iq2_s, PMX_FORM_Q256, 256)                                                                                \
@@ -35,14 +37,6 @@
     M(TQ1_0, tq1_0, PMX_FORM_Q256, 256)                                                                                \
     M(TQ2_0, tq2_0, PMX_FORM_Q256, 256)
 
-/* No products of their own: rows are dequantized and multiplied as f32. */
-#define PMX_TYPES_DEQUANTIZED(M)                                                                                       \
-    M(IQ1_S, iq1_s, PMX_FORM_F32, 256)                                                                                 \
-    M(IQ1_M, iq1_m, PMX_FORM_F32, 256)
-
-/* Those with products. */
-#define PMX_TYPES_MULTIPLIED(M) PMX_TYPES_F32(M) PMX_TYPES_Q32(M) PMX_TYPES_Q256(M)
-
-#define PMX_TYPES(M) PMX_TYPES_MULTIPLIED(M) PMX_TYPES_DEQUANTIZED(M)
+#define PMX_TYPES(M) PMX_TYPES_F32(M) PMX_TYPES_Q32(M) PMX_TYPES_Q256(M)
 
 #endif

@@ -19,7 +19,7 @@
 
 /* matmul_float.c, matmul32.c, vec4.c, matmul256.c */
 #define PMX_AVX512VNNI_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
-PMX_TYPES_MULTIPLIED(PMX_AVX512VNNI_PRODUCTS)
+PMX_TYPES(PMX_AVX512VNNI_PRODUCTS)
 
 pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx512vnni_attend_q8_0;
 

@@ -1,4 +1,4 @@
-/* lattices.h: blocks of the types IQ2 and IQ3, from memory into registers, as unsigned bytes with an
+/* lattices.h: blocks of the types IQ1 to IQ3, from memory into registers, as unsigned bytes with an
  * offset added.
  *
  * Entries of 16 bits are looked up 32 at a time: vpermi2w finds them among 64, and bits of the
@@ -119,7 +119,25 @@ PMX_INLINE void unpack_iq3_s(__m512i q[4], const uint8_t *block) {
     spread_seconds(q, codes, load_signs(PMX_IQ3_S, block), values);
 }
 
+/* 64 elements plus 16, from the table. */
+PMX_INLINE void unpack_shifted(__m512i q[4], const int type, const uint8_t *block) {
+    const lattice_head head = load_head(type, block);
+    const uint32_t up = ~(uint32_t)_mm256_movepi8_mask(downs(type, block));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        int64_t v[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) v[j] = eight_elements(type, block, &head, 8 * i + j);
+        const __m512i entries = _mm512_setr_epi64(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
+        q[i] = _mm512_mask_add_epi64(entries, (__mmask8)(up >> 8 * i), entries, _mm512_set1_epi8(2));
+    }
+}
+PMX_INLINE void unpack_iq1_s(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_S, block); }
+PMX_INLINE void unpack_iq1_m(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_M, block); }
+
 /* Their scales. */
+PMX_INLINE __m128i scales_iq1_s(const uint8_t *block) { return lattice_scales(PMX_IQ1_S, block); }
+PMX_INLINE __m128i scales_iq1_m(const uint8_t *block) { return lattice_scales(PMX_IQ1_M, block); }
 PMX_INLINE __m128i scales_iq2_xxs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XXS, block); }
 PMX_INLINE __m128i scales_iq2_xs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XS, block); }
 PMX_INLINE __m128i scales_iq2_s(const uint8_t *block) { return lattice_scales(PMX_IQ2_S, block); }

@@ -403,9 +403,8 @@ _Static_assert(STRIP_BLOCKS * sizeof(strip_block) + PMX_TOKEN_BLOCK * STRIP_ROWS
 _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks");
 
 /* few256 stands in a function of its own: inlined beside mat256 it is 3 to 8% slower. */
-#define TYPE(T, SCALES, HEAD, ORDER, ...)                                                                              \
-    static const type256 T = {unpack_##T, SCALES,     sizeof(pmx_block_##T), HEAD, offsetof(pmx_block_##T, d),         \
-                              ORDER,      __VA_ARGS__};                                                                \
+#define PRODUCTS(T, SCALES, HEAD, D, ORDER, ...)                                                                       \
+    static const type256 T = {unpack_##T, SCALES, sizeof(pmx_block_##T), HEAD, D, ORDER, __VA_ARGS__};                 \
     static __attribute__((noinline)) void few_##T(const pmx_product *p) { few256(*p, T); }                             \
     void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec256, *p, 1, T); }                             \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) {                                                                \
@@ -415,6 +414,7 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
             mat256(*p, T);                                                                                             \
     }
 
+#define TYPE(T, SCALES, HEAD, ORDER, ...) PRODUCTS(T, SCALES, HEAD, offsetof(pmx_block_##T, d), ORDER, __VA_ARGS__)
 #define LATTICE_TYPE(T, ORDER, N_SUB, NUMBER)                                                                          \
     TYPE(T, NULL, 0, ORDER, .n_sub = N_SUB, .offset_bits = LATTICE_OFFSET_BITS(NUMBER), .wide = 1,                     \
          .row_scales = scales_##T, .d_part = LATTICE_D(NUMBER))
@@ -424,6 +424,10 @@ TYPE(q3_k, scales4_q3_k, sizeof(pmx_block_q3_k) - 16, ORDER_CRUMBS, .n_sub = 16,
 TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5)
+TYPE(iq1_s, NULL, 0, ORDER_PLAIN, .n_sub = 8, .offset_bits = LATTICE_OFFSET_BITS(PMX_IQ1_S), .row_scales = scales_iq1_s,
+     .d_part = LATTICE_D(PMX_IQ1_S))
+PRODUCTS(iq1_m, NULL, 0, -1, ORDER_PLAIN, .n_sub = 16, .offset_bits = LATTICE_OFFSET_BITS(PMX_IQ1_M),
+         .row_scales = scales_iq1_m, .d_part = LATTICE_D(PMX_IQ1_M))
 LATTICE_TYPE(iq2_xxs, ORDER_FOURTHS, 8, PMX_IQ2_XXS)
 LATTICE_TYPE(iq2_xs, ORDER_FOURTHS, 16, PMX_IQ2_XS)
 LATTICE_TYPE(iq2_s, ORDER_FOURTHS, 16, PMX_IQ2_S)

@@ -18,7 +18,7 @@
 const pmx_kernels pmx_kernels_avx512vnni = {
     .name = "avx512vnni",
     .available = pmx_cpu_avx512vnni,
-    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(VNNI256) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(VNNI256)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx512vnni_attend_f32,
     .attend_f16 = pmx_avx512vnni_attend_f16,
