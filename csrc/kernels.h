@@ -163,7 +163,7 @@ typedef struct {
 
 extern const pmx_kernels pmx_kernels_scalar;
 #if defined(__x86_64__)
-extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avxvnni, pmx_kernels_avx512vnni;
+extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avxvnni, pmx_kernels_avx512vnni, pmx_kernels_avx512vbmi;
 #elif defined(__aarch64__)
 extern const pmx_kernels pmx_kernels_neon, pmx_kernels_neon_i8mm;
 #endif

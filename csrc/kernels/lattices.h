@@ -23,6 +23,14 @@ PMX_LATTICE uint8_t pmx_lattice_iq1[2048][8], pmx_lattice_iq2_xxs[256][8], pmx_l
 PMX_LATTICE uint16_t pmx_codes_iq2_xxs[256], pmx_codes_iq2_xs[512], pmx_codes_iq2_s[1024], pmx_codes_iq3_xxs[256],
     pmx_codes_iq3_s[512];
 
+/* The codes' low and high bytes. IQ1's high bytes ascend with the index, and change at most once in 16
+ * entries: entry i's is high[first[i / 16] + (i % 16 >= step[i / 16])]. */
+PMX_LATTICE uint8_t pmx_low_iq1[2048], pmx_low_iq2_xxs[256], pmx_low_iq2_xs[512], pmx_low_iq2_s[1024],
+    pmx_low_iq3_xxs[256], pmx_low_iq3_s[512];
+PMX_LATTICE uint8_t pmx_high_iq2_xxs[256], pmx_high_iq2_xs[512], pmx_high_iq2_s[1024], pmx_high_iq3_xxs[256],
+    pmx_high_iq3_s[512];
+PMX_LATTICE uint8_t pmx_first_iq1[128], pmx_step_iq1[128], pmx_high_iq1[128];
+
 /* What the codes stand for; initializes an array of 8. IQ2's are 8, 25 and 43. */
 #define PMX_IQ3_XXS_VALUES 4, 12, 20, 28, 36, 44, 52, 62
 #define PMX_IQ3_S_VALUES 1, 3, 5, 7, 9, 11, 13, 15

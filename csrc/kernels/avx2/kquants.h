@@ -51,12 +51,9 @@ PMX_INLINE __m256i move_bits(__m256i v, const int from, const int to, const int 
     return _mm256_and_si256(moved, _mm256_set1_epi8((char)(mask << to)));
 }
 
-/* What all chunks of a block need. */
-PMX_INLINE lattice_head kquant_head(const int type, const uint8_t *block) {
-    lattice_head none;
-    if (LATTICE(type)) return load_head(type, block);
-    none.signs = _mm256_setzero_si256();
-    return none;
+/* What all chunks of a block need: signs. */
+PMX_INLINE __m256i kquant_signs(const int type, const uint8_t *block) {
+    return LATTICE(type) ? load_signs(type, block) : _mm256_setzero_si256();
 }
 
 /* Bytes minus 128, times 3^k, stay bytes minus 128 modulo 256. */
@@ -92,8 +89,8 @@ PMX_INLINE __m256i load_tq1_0(const uint8_t *block, const int c) {
 }
 
 /* Elements 32*c .. 32*c + 31 as bytes. */
-PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, const lattice_head *head, const int c) {
-    if (LATTICE(type)) return load_elements(type, block, head, c);
+PMX_INLINE __m256i kquant_load(const int type, const uint8_t *block, __m256i signs, const int c) {
+    if (LATTICE(type)) return load_elements(type, block, signs, c);
     const int half = c / 4, s = c % 4; /* of 128 elements, of its crumbs */
     switch (type) {
     case PMX_Q2_K: return move_bits(load32(block + offsetof(pmx_block_q2_k, qs) + 32 * half), 2 * s, 0, 3);

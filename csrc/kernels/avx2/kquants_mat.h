@@ -47,12 +47,12 @@ PMX_INLINE void store_pairs(int32_t (*pairs)[STRIP_ROWS], int half, const __m128
 
 PMX_INLINE void unpack_block(const int type, uint8_t *q, strip_block *out, int half, const uint8_t *const *rows,
                              int64_t offset) {
-    lattice_head heads[8];
-    for (int i = 0; i < 8; i++) heads[i] = kquant_head(type, rows[i] + offset);
+    __m256i signs[8];
+    for (int i = 0; i < 8; i++) signs[i] = kquant_signs(type, rows[i] + offset);
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
         __m256i v[8];
-        for (int i = 0; i < 8; i++) v[i] = kquant_load(type, rows[i] + offset, &heads[i], c);
+        for (int i = 0; i < 8; i++) v[i] = kquant_load(type, rows[i] + offset, signs[i], c);
         transpose8(q + 32 * c * STRIP_ROWS + 4 * half, 4 * STRIP_ROWS, v);
     }
     __m256 d, dmin;

@@ -34,11 +34,11 @@ PMX_INLINE __m256i load_sums(const int type, const int32_t *sums) {
 /* One row's block without sub-blocks: the parts of isum in eight int32. An int16 sums 16 products,
  * at most 16 * 3*127 = 6096. */
 PMX_INLINE __m256i dot_whole(const int type, const uint8_t *block, const block_acts *acts) {
-    const lattice_head head = kquant_head(type, block);
+    const __m256i signs = kquant_signs(type, block);
     __m256i sum = _mm256_setzero_si256();
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
-        const __m256i w = kquant_load(type, block, &head, c), x = load32((const uint8_t *)acts->q + 32 * c);
+        const __m256i w = kquant_load(type, block, signs, c), x = load32((const uint8_t *)acts->q + 32 * c);
         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x));
     }
     return _mm256_sub_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), acts->sums);
@@ -66,10 +66,10 @@ PMX_INLINE void dot_block(const int type, __m256i *isum, __m256i *msum, const ui
     __m256i sum = _mm256_setzero_si256();
     if (KQUANT_OFFSET_BITS(type) >= 0)
         sum = _mm256_sub_epi32(sum, _mm256_slli_epi32(_mm256_madd_epi16(scales, acts->sums), KQUANT_OFFSET_BITS(type)));
-    const lattice_head head = kquant_head(type, block);
+    const __m256i signs = kquant_signs(type, block);
 #pragma GCC unroll 8
     for (int c = 0; c < 8; c++) {
-        const __m256i w = kquant_load(type, block, &head, c), x = load32((const uint8_t *)acts->q + 32 * c);
+        const __m256i w = kquant_load(type, block, signs, c), x = load32((const uint8_t *)acts->q + 32 * c);
         const __m256i pairs = KQUANT_SIGNED(type) ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
                                                   : _mm256_maddubs_epi16(w, x);
         const __m256i scale = _mm256_shuffle_epi8(scales, _mm256_set1_epi16((int16_t)(2 * c | (2 * c + 1) << 8)));

@@ -3,7 +3,7 @@
  * wherever these are inlined.
  *
  * Entries are loaded one by one and put together: a gather of as many takes twice as long. Their
- * indices, where a block has them in pieces, are made in vectors and stored first. */
+ * indices are made one by one too: vectors of them, stored and loaded again, take 2 ns a block more. */
 #ifndef PMX_AVX2_LATTICES_H
 #define PMX_AVX2_LATTICES_H
 
@@ -12,15 +12,8 @@
 
 PMX_AVX2_BEGIN
 
-/* What all elements of a block need. */
-typedef struct {
-    __m256i signs;        /* bit i % 8 of byte i / 8: element i is negative; of IQ1: byte i is 2 where entry i is
-                             shifted up, else 0 */
-    uint16_t entries[64]; /* indices, of types that have them in pieces */
-} lattice_head;
-#define LATTICE_PIECES(type) (LATTICE_SHIFTED(type) || (type) == PMX_IQ2_S || (type) == PMX_IQ3_S)
-
-/* --- Signs */
+/* --- Signs: bit i % 8 of byte i / 8: element i is negative. Of IQ1: byte i is 2 where entry i is shifted
+ * up, else 0 */
 
 /* Bytes of seven signs, and an eighth that makes their number even. */
 PMX_INLINE __m256i even_signs(__m256i seven) {
@@ -77,7 +70,7 @@ PMX_INLINE __m256i load_signs(const int type, const uint8_t *block) {
     }
 }
 
-/* --- Indices */
+/* --- Scales: 16 bytes, of 8 sub-blocks twice or followed by ones */
 
 /* Four times 3 bits of words become the low bits of words, in order. */
 PMX_INLINE __m256i three_bits(__m256i words) {
@@ -92,49 +85,6 @@ PMX_INLINE __m256i four_times(__m128i words, const int first) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words),
                                _mm256_add_epi8(two, _mm256_set1_epi8((char)(2 * first))));
 }
-
-/* The high bits of entries 16 * i .. 16 * i + 15, moved to bit 8. */
-PMX_INLINE __m256i high_bits(const int type, const uint8_t *block, const int i) {
-    if (type == PMX_IQ1_S)
-        return _mm256_slli_epi16(three_bits(four_times(load16(block + offsetof(pmx_block_iq1_s, qh)), 4 * i)), 8);
-    if (type == PMX_IQ1_M) {
-        const __m128i bytes =
-            _mm_loadl_epi64((const __m128i *)(const void *)(block + offsetof(pmx_block_iq1_m, qh) + 8 * i));
-        const __m128i twice = _mm_unpacklo_epi8(bytes, bytes);
-        const __m256i words = _mm256_mullo_epi16(_mm256_cvtepu8_epi16(twice), _mm256_set1_epi32(0x00100100));
-        return _mm256_and_si256(words, _mm256_set1_epi16(0x700));
-    }
-    if (type == PMX_IQ2_S) {
-        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(block + offsetof(pmx_block_iq2_s, qh)));
-        const __m256i words = four_times(_mm_cvtepu8_epi16(bytes), 4 * i);
-        return _mm256_and_si256(_mm256_mullo_epi16(words, _mm256_set1_epi64x(0x0004001000400100)),
-                                _mm256_set1_epi16(0x300));
-    }
-    int16_t word;
-    memcpy(&word, block + offsetof(pmx_block_iq3_s, qh) + 2 * i, sizeof word);
-    const __m256i bit = _mm256_setr_epi16(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, -32768);
-    const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_set1_epi16(word), bit), bit);
-    return _mm256_and_si256(set, _mm256_set1_epi16(256));
-}
-
-PMX_INLINE lattice_head load_head(const int type, const uint8_t *block) {
-    lattice_head head;
-    head.signs = load_signs(type, block);
-    if (!LATTICE_PIECES(type)) return head;
-    const int n_words = PMX_BLOCK256 / LATTICE_WIDTH(type);
-    const uint8_t *low = block + (type == PMX_IQ1_S   ? offsetof(pmx_block_iq1_s, qs)
-                                  : type == PMX_IQ1_M ? offsetof(pmx_block_iq1_m, qs)
-                                  : type == PMX_IQ2_S ? offsetof(pmx_block_iq2_s, qs)
-                                                      : offsetof(pmx_block_iq3_s, qs));
-#pragma GCC unroll 4
-    for (int i = 0; i < n_words / 16; i++) {
-        const __m256i words = _mm256_or_si256(_mm256_cvtepu8_epi16(load16(low + 16 * i)), high_bits(type, block, i));
-        _mm256_storeu_si256((__m256i *)(void *)(head.entries + 16 * i), words);
-    }
-    return head;
-}
-
-/* --- Scales: 16 bytes, of 8 sub-blocks twice or followed by ones */
 
 PMX_INLINE __m128i lattice_scales(const int type, const uint8_t *block) {
     __m128i scales;
@@ -174,40 +124,30 @@ PMX_INLINE __m256 load_split_scales(const uint8_t *const *rows, int64_t offset) 
 
 /* --- Elements */
 
-PMX_INLINE const uint8_t *entry_of(const int type, const uint8_t *block, const lattice_head *head, int i) {
-    switch (type) {
-    case PMX_IQ1_S:
-    case PMX_IQ1_M: return pmx_lattice_iq1[head->entries[i]];
-    case PMX_IQ2_S: return pmx_lattice_iq2_s[head->entries[i]];
-    case PMX_IQ3_S: return pmx_lattice_iq3_s[head->entries[i]];
-    default: return lattice_entry(type, block, i);
-    }
-}
-
-PMX_INLINE int64_t eight_elements(const int type, const uint8_t *block, const lattice_head *head, int i) {
+PMX_INLINE int64_t eight_elements(const int type, const uint8_t *block, int i) {
     uint64_t both;
     if (LATTICE_WIDTH(type) == 8) {
-        memcpy(&both, entry_of(type, block, head, i), sizeof both);
+        memcpy(&both, lattice_entry(type, block, i), sizeof both);
     } else {
         uint32_t entry[2];
-        memcpy(&entry[0], entry_of(type, block, head, 2 * i), sizeof entry[0]);
-        memcpy(&entry[1], entry_of(type, block, head, 2 * i + 1), sizeof entry[1]);
+        memcpy(&entry[0], lattice_entry(type, block, 2 * i), sizeof entry[0]);
+        memcpy(&entry[1], lattice_entry(type, block, 2 * i + 1), sizeof entry[1]);
         both = entry[0] | (uint64_t)entry[1] << 32;
     }
     return (int64_t)both;
 }
 
 /* Elements 32*c .. 32*c + 31, plus 2 to LATTICE_OFFSET_BITS. */
-PMX_INLINE __m256i load_elements(const int type, const uint8_t *block, const lattice_head *head, const int c) {
+PMX_INLINE __m256i load_elements(const int type, const uint8_t *block, __m256i signs, const int c) {
     const __m256i source = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
     const __m256i magnitudes =
-        _mm256_setr_epi64x(eight_elements(type, block, head, 4 * c), eight_elements(type, block, head, 4 * c + 1),
-                           eight_elements(type, block, head, 4 * c + 2), eight_elements(type, block, head, 4 * c + 3));
-    const __m256i four = _mm256_permutevar8x32_epi32(head->signs, _mm256_set1_epi32(c));
-    const __m256i signs = _mm256_shuffle_epi8(four, source);
-    if (LATTICE_SHIFTED(type)) return _mm256_add_epi8(magnitudes, signs);
-    const __m256i masked = _mm256_and_si256(signs, bit);
+        _mm256_setr_epi64x(eight_elements(type, block, 4 * c), eight_elements(type, block, 4 * c + 1),
+                           eight_elements(type, block, 4 * c + 2), eight_elements(type, block, 4 * c + 3));
+    const __m256i four = _mm256_permutevar8x32_epi32(signs, _mm256_set1_epi32(c));
+    const __m256i bytes = _mm256_shuffle_epi8(four, source);
+    if (LATTICE_SHIFTED(type)) return _mm256_add_epi8(magnitudes, bytes);
+    const __m256i masked = _mm256_and_si256(bytes, bit);
     /* 0 or -1, made odd: a sign for vpsignb */
     const __m256i sign = _mm256_or_si256(_mm256_cmpeq_epi8(masked, bit), _mm256_set1_epi8(1));
     return _mm256_add_epi8(_mm256_sign_epi8(magnitudes, sign),

@@ -25,6 +25,18 @@ pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx5
 
 pmx_search pmx_avx512vnni_search;
 
+/* From so many tokens on mat is faster. That of floats and of blocks of 256 needs no strip for few
+ * tokens. Products of one token of q8_0, and of the types of vec4.c, come near the speed of memory. */
+#define PMX_AVX512VNNI_MIN_TOKENS(TYPE)                                                                                \
+    ((TYPE) == PMX_Q8_0                                                                        ? 4                     \
+     : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_MXFP4 ? 3                     \
+                                                                                               : 2)
+
+/* What is no product. */
+#define PMX_AVX512VNNI_OPERATIONS                                                                                      \
+    PMX_AVX2_OPERATIONS, .attend_f32 = pmx_avx512vnni_attend_f32, .attend_f16 = pmx_avx512vnni_attend_f16,             \
+        .attend_q8_0 = pmx_avx512vnni_attend_q8_0, .search = pmx_avx512vnni_search
+
 PMX_AVX512VNNI_BEGIN
 
 /* p[i]: 8 partial sums of row i, then of row i + 4. Returns the sums of rows 0..7. */

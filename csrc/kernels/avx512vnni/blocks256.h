@@ -41,7 +41,10 @@ typedef struct {
     int offset_bits; /* the integers' offset is 2 to this; 0: none */
     int wide;        /* the sum of four products may exceed int16 */
     __m128i (*row_scales)(const uint8_t *block); /* of one row, in place of `scales` */
-    float d_part;                                /* what the scale is multiplied with; 0: nothing */
+    /* In place of `unpack`: 32 codes of each of two rows at once, and integers from a row's codes. */
+    void (*look_up)(__m512i codes[2], const uint8_t *a, const uint8_t *b);
+    void (*spread)(__m512i *q, __m512i codes, const uint8_t *block);
+    float d_part; /* what the scale is multiplied with; 0: nothing */
 } type256;
 
 /* Int16 of four rows, one a 128-bit lane: those of bytes 0..7 and of bytes 8..15. */
