@@ -107,6 +107,20 @@ def _kquant(
 
 _T = GGMLQuantizationType
 
+
+def _iq1_m(rng: Rng, n: int, std: float) -> Blocks:
+    blocks = rng.integers(0, 256, (n, block_bytes(_T.IQ1_M)), np.uint8)
+
+    def put(d: NDArray[np.float16], rows: Blocks) -> None:  # a nibble in the top of each of four words
+        for i in range(4):
+            rows[:, 49 + 2 * i] = rows[:, 49 + 2 * i] & 15 | (d.view(np.uint16) >> 4 * i & 15).astype(np.uint8) << 4
+
+    sample = blocks[:256].copy()
+    put(np.ones(len(sample), np.float16), sample)
+    put(_scales(rng, n, std / float(dequantize(sample, _T.IQ1_M).std())).astype(np.float16), blocks)
+    return blocks
+
+
 BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
     _T.F32: _f32,
     _T.F16: _f16,
@@ -117,6 +131,8 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
     _T.Q4_K: _kquant(_T.Q4_K, 0, 2, 7.5),
     _T.Q5_K: _kquant(_T.Q5_K, 0, 2, 15.5),
     _T.Q6_K: _kquant(_T.Q6_K, 208, None, 0),
+    _T.IQ1_S: _kquant(_T.IQ1_S, 0, None, 0),
+    _T.IQ1_M: _iq1_m,
     _T.IQ2_XXS: _kquant(_T.IQ2_XXS, 0, None, 0),
     _T.IQ2_XS: _kquant(_T.IQ2_XS, 0, None, 0),
     _T.IQ2_S: _kquant(_T.IQ2_S, 0, None, 0),
@@ -130,7 +146,7 @@ BLOCKS: dict[GGMLQuantizationType, Callable[[Rng, int, float], Blocks]] = {
 # What the command offers: one type for every matrix, or a mix of types as quantizers choose them.
 TYPES = [
     *("q4_0", "q8_0", "f16", "f32", "q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"),
-    *("iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
     *("mxfp4", "tq1_0", "tq2_0"),
 ]
 
@@ -160,7 +176,7 @@ class Tensor:
 def tensors(model: ModelConfig, name: str) -> list[Tensor]:
     """All tensors of the model, in the file's order; norms and router are f32."""
     inventory = Inventory.of_model(model)
-    if name.endswith("_k") or name.endswith("_m"):
+    if name.endswith(("_k", "_k_m")):
         kinds = mixes.types(inventory, name)
     else:
         plain = GGMLQuantizationType[name.upper()]

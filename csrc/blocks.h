@@ -144,6 +144,20 @@ _Static_assert(sizeof(pmx_block_tq2_0) == 66, "tq2_0 block");
 
 typedef struct {
     uint16_t d;
+    uint8_t qs[32]; /* of each 8: an entry's low bits */
+    uint16_t qh[8]; /* of each 32: 3 high bits of each entry, a scale of 3 bits, the sign of the shift */
+} pmx_block_iq1_s;
+_Static_assert(sizeof(pmx_block_iq1_s) == 50, "iq1_s block");
+
+typedef struct {
+    uint8_t qs[32];     /* as in iq1_s */
+    uint8_t qh[16];     /* of each 8, a nibble: 3 high bits and the sign of the shift */
+    uint16_t scales[4]; /* of each 64: four scales of 3 bits, and a nibble of the block's f16 scale */
+} pmx_block_iq1_m;
+_Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
+
+typedef struct {
+    uint16_t d;
     uint8_t qs[64]; /* of each 32: four entries, then a word of four times 7 signs and a scale of 4
                        bits */
 } pmx_block_iq2_xxs;
@@ -179,22 +193,6 @@ typedef struct {
     uint8_t scales[4]; /* of each 32, a nibble */
 } pmx_block_iq3_s;
 _Static_assert(sizeof(pmx_block_iq3_s) == 110, "iq3_s block");
-
-/* --- Blocks that are only dequantized. */
-
-typedef struct {
-    uint16_t d;
-    uint8_t qs[32]; /* of each 8: an entry's low bits */
-    uint16_t qh[8]; /* of each 32: 3 high bits of each entry, a scale of 3 bits, the sign of the shift */
-} pmx_block_iq1_s;
-_Static_assert(sizeof(pmx_block_iq1_s) == 50, "iq1_s block");
-
-typedef struct {
-    uint8_t qs[32];     /* as in iq1_s */
-    uint8_t qh[16];     /* of each 8, a nibble: 3 high bits and the sign of the shift */
-    uint16_t scales[4]; /* of each 64: four scales of 3 bits, and a nibble of the block's f16 scale */
-} pmx_block_iq1_m;
-_Static_assert(sizeof(pmx_block_iq1_m) == 56, "iq1_m block");
 
 /* --- Numbers */
 

@@ -9,9 +9,7 @@
 static const pmx_kernels *const all_kernels[] = {
     &pmx_kernels_scalar,
 #if defined(__x86_64__)
-    &pmx_kernels_avx2,
-    &pmx_kernels_avxvnni,
-    &pmx_kernels_avx512vnni,
+    &pmx_kernels_avx2,   &pmx_kernels_avxvnni, &pmx_kernels_avx512vnni, &pmx_kernels_avx512vbmi,
 #elif defined(__aarch64__)
     &pmx_kernels_neon,
     &pmx_kernels_neon_i8mm,

@@ -38,6 +38,8 @@ int pmx_cpu_avx512vnni(void) {
     const unsigned f_dq_bw_vl = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31, vnni = 1u << 11;
     return pmx_cpu_avx2() && all_set(f.xcr0, 0xe6) && all_set(f.leaf7_ebx, f_dq_bw_vl) && all_set(f.leaf7_ecx, vnni);
 }
+
+int pmx_cpu_avx512vbmi(void) { return pmx_cpu_avx512vnni() && all_set(read_features().leaf7_ecx, 1u << 1); }
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 

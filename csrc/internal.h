@@ -76,6 +76,7 @@ pmx_status pmx_check_finite(const char *name, const float *x, int64_t n_rows, in
 int pmx_cpu_avx2(void);
 int pmx_cpu_avxvnni(void);
 int pmx_cpu_avx512vnni(void);
+int pmx_cpu_avx512vbmi(void);
 int pmx_cpu_neon(void);
 int pmx_cpu_neon_i8mm(void);
 

@@ -97,7 +97,7 @@ PMX_INLINE pmx_product pmx_product_from(pmx_product p, int64_t r, int64_t t) {
 
 typedef struct {
     pmx_form form;
-    pmx_multiply *vec;      /* one token; NULL: rows are dequantized and multiplied as f32 */
+    pmx_multiply *vec;      /* one token */
     pmx_multiply *mat;      /* NULL: there is only vec */
     int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
     pmx_dequantize *dequantize;
@@ -163,7 +163,7 @@ typedef struct {
 
 extern const pmx_kernels pmx_kernels_scalar;
 #if defined(__x86_64__)
-extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avxvnni, pmx_kernels_avx512vnni;
+extern const pmx_kernels pmx_kernels_avx2, pmx_kernels_avxvnni, pmx_kernels_avx512vnni, pmx_kernels_avx512vbmi;
 #elif defined(__aarch64__)
 extern const pmx_kernels pmx_kernels_neon, pmx_kernels_neon_i8mm;
 #endif

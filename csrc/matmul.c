@@ -94,30 +94,8 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
 
 enum { VEC_ROWS = 16 }; /* the most that a vec kernel takes at once: avx512vnni/vec4.c */
 
-static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p);
-
-/* Of a type without products of its own: a few rows at a time are dequantized and multiplied as
- * f32, whose kernels need no scratch. */
-static void multiply_dequantized(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
-    const int64_t cols = p->acts->cols;
-    float *rows = p->scratch;
-    for (int64_t r = 0; r < p->n_rows; r += PMX_DEQUANTIZED_ROWS) {
-        pmx_product part = pmx_product_from(*p, r, 0);
-        if (part.n_rows > PMX_DEQUANTIZED_ROWS) part.n_rows = PMX_DEQUANTIZED_ROWS;
-        for (int64_t i = 0; i < part.n_rows; i++)
-            kernels->types[type].dequantize(rows + i * cols, part.w + i * part.row_bytes, cols);
-        part.w = (const uint8_t *)rows;
-        part.row_bytes = cols * (int64_t)sizeof(float);
-        multiply(kernels, PMX_F32, &part);
-    }
-}
-
 static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
     const pmx_type_kernels *of = &kernels->types[type];
-    if (!of->vec) {
-        multiply_dequantized(kernels, type, p);
-        return;
-    }
     if (of->mat && p->n_tokens >= of->mat_min_tokens) {
         of->mat(p);
         return;
@@ -184,7 +162,7 @@ static void project_task(void *arg, int64_t item, int32_t thread) {
     const int64_t first = item * PMX_ROWS_PER_ITEM, rows = to->w->rows;
     const int64_t n_rows = rows - first < PMX_ROWS_PER_ITEM ? rows - first : PMX_ROWS_PER_ITEM;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *tile = (float *)(void *)(scratch + pmx_rows_scratch(p->acts->cols));
+    float *tile = (float *)(void *)(scratch + PMX_ROWS_SCRATCH);
     int32_t tokens[PMX_TOKEN_BLOCK];
     for (int64_t t0 = 0; t0 < p->n_tokens; t0 += PMX_TOKEN_BLOCK) {
         const int64_t n = p->n_tokens - t0 < PMX_TOKEN_BLOCK ? p->n_tokens - t0 : PMX_TOKEN_BLOCK;
@@ -205,7 +183,7 @@ static void project_task(void *arg, int64_t item, int32_t thread) {
 
 pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t n_projections, const pmx_acts *acts,
                        int64_t n_tokens) {
-    const pmx_status status = pmx_thread_scratch_reserve(ctx, pmx_rows_scratch(acts->cols) + PMX_TILE_BYTES);
+    const pmx_status status = pmx_thread_scratch_reserve(ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
     int64_t n_items = 0;
     for (int32_t i = 0; i < n_projections; i++) {

@@ -8,12 +8,11 @@ enum {
     /* Rows of an item: two strips of avx512vnni. With 16, half a strip, prompts take 1.5 times as
      * long; with 32 and 128 they differ by 2% at most. */
     PMX_ROWS_PER_ITEM = 64,
-    /* Rows that are dequantized at a time: as many as float kernels take at once. With fewer, which
-     * go one by one, prompts take 2 to 5 times as long; 16 rows of 14336 columns leave L2, and
-     * take 4 to 11% longer. */
-    PMX_DEQUANTIZED_ROWS = 8,
     /* One tile of results. Each thread's scratch has those of its task after what pmx_multiply_rows needs. */
-    PMX_TILE_BYTES = PMX_TOKEN_BLOCK * PMX_ROWS_PER_ITEM * (int)sizeof(float)
+    PMX_TILE_BYTES = PMX_TOKEN_BLOCK * PMX_ROWS_PER_ITEM * (int)sizeof(float),
+    /* Of each thread's scratch, what pmx_multiply_rows needs at its start: a mat kernel's, and the
+     * results of two planes. */
+    PMX_ROWS_SCRATCH = PMX_MAT_SCRATCH + PMX_TILE_BYTES
 };
 
 /* Activations with the forms that the given weights need: x as is, quantized once into scratch when
@@ -21,15 +20,8 @@ enum {
 pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_t n_tokens,
                             const pmx_weight *const *weights, int64_t n_weights);
 
-/* Of each thread's scratch, what pmx_multiply_rows needs at its start for rows of `cols` weights: a
- * mat kernel's and the results of two planes, or dequantized rows. */
-static inline size_t pmx_rows_scratch(int64_t cols) {
-    const size_t rows = PMX_DEQUANTIZED_ROWS * (size_t)cols * sizeof(float), planes = PMX_MAT_SCRATCH + PMX_TILE_BYTES;
-    return rows > planes ? (rows + 63) & ~(size_t)63 : planes;
-}
-
 /* Rows of a weight from first_row on times tokens, by the kernel that is fastest for so many tokens.
- * p: all but w and row_bytes; p.scratch: pmx_rows_scratch bytes. */
+ * p: all but w and row_bytes; p.scratch: PMX_ROWS_SCRATCH bytes. */
 void pmx_multiply_rows(const pmx_kernels *kernels, const pmx_weight *w, int64_t first_row, pmx_product p);
 
 /* One of several matrices that the same activations are multiplied with: y [n_tokens][w->rows],

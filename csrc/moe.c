@@ -104,8 +104,7 @@ typedef struct {
     const pmx_layer *layer;
     const pmx_observer *observer;
     const pmx_batch *batch;
-    int64_t ffn, width;  /* width of the residual stream */
-    size_t rows_scratch; /* of pmx_multiply_rows, at the start of each thread's scratch */
+    int64_t ffn, width; /* width of the residual stream */
     group groups[PMX_MAX_EXPERTS];
     int32_t n_groups;
     int64_t n_pairs;               /* whose weight is not 0 */
@@ -142,8 +141,8 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const pmx_kernels *kernels = p->ctx->kernels;
     const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1);
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *a = (float *)(void *)(scratch + p->rows_scratch),
-          *b = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
+    float *a = (float *)(void *)(scratch + PMX_ROWS_SCRATCH),
+          *b = (float *)(void *)(scratch + PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
     for (int32_t done = 0; done < g->n_tokens; done += PMX_TOKEN_BLOCK) {
         const int64_t n = g->n_tokens - done < PMX_TOKEN_BLOCK ? g->n_tokens - done : PMX_TOKEN_BLOCK;
         const int64_t first = g->first + done;
@@ -171,8 +170,8 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
     const int64_t first_row = item * DOWN_ROWS;
     const int64_t n_rows = p->width - first_row < DOWN_ROWS ? p->width - first_row : DOWN_ROWS;
     char *scratch = pmx_thread_scratch(p->ctx, thread);
-    float *out = (float *)(void *)(scratch + p->rows_scratch),
-          *y = (float *)(void *)(scratch + p->rows_scratch + PMX_TILE_BYTES);
+    float *out = (float *)(void *)(scratch + PMX_ROWS_SCRATCH),
+          *y = (float *)(void *)(scratch + PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
     memset(y, 0, (size_t)(p->batch->n_tokens * DOWN_ROWS) * sizeof *y); /* fma(w, out, +0) is the contract's w * out */
     for (int32_t i = 0; i < p->n_groups; i++) {
         const group *g = &p->groups[i];
@@ -250,10 +249,9 @@ static pmx_status prepare(experts_args *p) {
             pmx_scratch(p->ctx, PMX_SCRATCH_SQUARES, (size_t)(p->n_pairs * down_blocks(p)) * sizeof *p->squares);
         if (!p->squares) return PMX_ENOMEM;
     }
-    p->rows_scratch = pmx_rows_scratch(p->width > p->ffn ? p->width : p->ffn);
     size_t tile = (size_t)p->batch->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
-    const pmx_status status = pmx_thread_scratch_reserve(p->ctx, p->rows_scratch + PMX_TILE_BYTES + tile);
+    const pmx_status status = pmx_thread_scratch_reserve(p->ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES + tile);
     if (status != PMX_OK) return status;
     pmx_reads(p->ctx, inputs, n_gates + n_ups);
     return pmx_acts_prepare(p->ctx, &p->acts, p->batch->normed, p->batch->n_tokens, inputs, n_gates + n_ups);

@@ -53,17 +53,16 @@ typedef enum {
     PMX_IQ2_XXS = 16,
     PMX_IQ2_XS = 17,
     PMX_IQ3_XXS = 18,
+    PMX_IQ1_S = 19,
     PMX_IQ4_NL = 20,
     PMX_IQ3_S = 21,
     PMX_IQ2_S = 22,
     PMX_IQ4_XS = 23,
+    PMX_IQ1_M = 29,
     PMX_BF16 = 30,
     PMX_TQ1_0 = 34,
     PMX_TQ2_0 = 35,
-    PMX_MXFP4 = 39,
-    /* Dequantized first, then as f32: slow */
-    PMX_IQ1_S = 19,
-    PMX_IQ1_M = 29
+    PMX_MXFP4 = 39
 } pmx_type;
 
 /* Where a product of one token puts the rows that it is about to read. Which is faster

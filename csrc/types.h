@@ -20,29 +20,28 @@
     M(MXFP4, mxfp4, PMX_FORM_Q32, 32)
 
 /* Blocks of 256, multiplied with integers that have a scale for each 256. */
-#define PMX_TYPES_Q256(M)                                                                                              \
+#define PMX_TYPES_KQUANTS(M)                                                                                           \
     M(Q2_K, q2_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q3_K, q3_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q4_K, q4_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q5_K, q5_k, PMX_FORM_Q256, 256)                                                                                  \
     M(Q6_K, q6_k, PMX_FORM_Q256, 256)                                                                                  \
-    M(IQ2_XXS, iq2_xxs, PMX_FORM_Q256, 256)                                                                            \
-    M(IQ2_XS, iq2_xs, PMX_FORM_Q256, 256)                                                                              \
-    M(IQ2_S, iq2_s, PMX_FORM_Q256, 256)                                                                                \
-    M(IQ3_XXS, iq3_xxs, PMX_FORM_Q256, 256)                                                                            \
-    M(IQ3_S, iq3_s, PMX_FORM_Q256, 256)                                                                                \
     M(IQ4_XS, iq4_xs, PMX_FORM_Q256, 256)                                                                              \
     M(TQ1_0, tq1_0, PMX_FORM_Q256, 256)                                                                                \
     M(TQ2_0, tq2_0, PMX_FORM_Q256, 256)
 
-/* No products of their own: rows are dequantized and multiplied as f32. */
-#define PMX_TYPES_DEQUANTIZED(M)                                                                                       \
-    M(IQ1_S, iq1_s, PMX_FORM_F32, 256)                                                                                 \
-    M(IQ1_M, iq1_m, PMX_FORM_F32, 256)
+/* The same, whose integers are entries of tables. */
+#define PMX_TYPES_LATTICES(M)                                                                                          \
+    M(IQ1_S, iq1_s, PMX_FORM_Q256, 256)                                                                                \
+    M(IQ1_M, iq1_m, PMX_FORM_Q256, 256)                                                                                \
+    M(IQ2_XXS, iq2_xxs, PMX_FORM_Q256, 256)                                                                            \
+    M(IQ2_XS, iq2_xs, PMX_FORM_Q256, 256)                                                                              \
+    M(IQ2_S, iq2_s, PMX_FORM_Q256, 256)                                                                                \
+    M(IQ3_XXS, iq3_xxs, PMX_FORM_Q256, 256)                                                                            \
+    M(IQ3_S, iq3_s, PMX_FORM_Q256, 256)
 
-/* Those with products. */
-#define PMX_TYPES_MULTIPLIED(M) PMX_TYPES_F32(M) PMX_TYPES_Q32(M) PMX_TYPES_Q256(M)
+#define PMX_TYPES_Q256(M) PMX_TYPES_KQUANTS(M) PMX_TYPES_LATTICES(M)
 
-#define PMX_TYPES(M) PMX_TYPES_MULTIPLIED(M) PMX_TYPES_DEQUANTIZED(M)
+#define PMX_TYPES(M) PMX_TYPES_F32(M) PMX_TYPES_Q32(M) PMX_TYPES_Q256(M)
 
 #endif

@@ -20,7 +20,6 @@ from pymixtral.engine.engine import Engine
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import Generation
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.types import slow_types
 from pymixtral.hub import fetch
 from pymixtral.memory import cache_size
 from pymixtral.model import residence
@@ -90,8 +89,6 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
         isa: the instruction set in use.
         active_bytes: bytes of weights that a generated token reads.
         prompt_weights: weights that each token of a prompt is multiplied with.
-        slow_types: names of the file's tensor types that have no kernels, such as "iq1_s". Models
-            with such types are several times slower.
         core: what the other rooms of the package share of it. It is no part of the interface.
 
     Raises:
@@ -142,7 +139,6 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
                 cache_bytes=cache_bytes,
             )
             self.n_ctx, self.kv_type, self.cache_bytes = size.n_ctx, kv_type, size.bytes
-            self.slow_types = slow_types(tensor.type for tensor in file.tensors.values())
             self.active_bytes = weights.active_bytes(self.config.experts_used)
             self.prompt_weights = weights.prompt_weights(self.config.experts_used)
             model = Model(weights, self.config, n_threads=n_threads)

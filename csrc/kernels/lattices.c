@@ -6,13 +6,15 @@
 /* Of the elements' codes: 2 bits of each of 8, or for IQ3 3 bits in 4 of each of 4, the first one
  * lowest; an entry's elements. */
 #define CODE(x) x
+#define LOW(x) ((x) & 255)
+#define HIGH(x) ((x) >> 8)
 #define EIGHT(x) {OF((x) & 3), OF((x) >> 2 & 3), OF((x) >> 4 & 3), OF((x) >> 6 & 3), \
                   OF((x) >> 8 & 3), OF((x) >> 10 & 3), OF((x) >> 12 & 3), OF((x) >> 14)}
 #define FOUR(x) {OF((x) & 7), OF((x) >> 4 & 7), OF((x) >> 8 & 7), OF((x) >> 12)}
 
 #undef OF
 #define OF(c) (7 + 8 * (c))
-#define IQ1_S(E) \
+#define IQ1(E) \
     E(0x0000), E(0x0002), E(0x0005), E(0x0008), E(0x000a), E(0x0011), E(0x0015), E(0x0020), E(0x0022), E(0x0028), E(0x002a), \
     E(0x0045), E(0x0051), E(0x0054), E(0x0056), E(0x0065), E(0x0080), E(0x0082), E(0x0088), E(0x008a), E(0x0095), E(0x00a0), \
     E(0x00a2), E(0x00a8), E(0x00aa), E(0x0104), E(0x0105), E(0x0111), E(0x0114), E(0x0116), E(0x0119), E(0x011a), E(0x0125), \
@@ -200,7 +202,11 @@
     E(0xa966), E(0xa969), E(0xa990), E(0xa996), E(0xaa00), E(0xaa02), E(0xaa08), E(0xaa0a), E(0xaa20), E(0xaa22), E(0xaa28), \
     E(0xaa2a), E(0xaa51), E(0xaa54), E(0xaa56), E(0xaa80), E(0xaa82), E(0xaa88), E(0xaa8a), E(0xaa95), E(0xaaa0), E(0xaaa2), \
     E(0xaaa8), E(0xaaaa)
-const uint8_t pmx_lattice_iq1_s[][8] = {IQ1_S(EIGHT)};
+const uint8_t pmx_low_iq1[] = {IQ1(LOW)};
+const uint8_t pmx_first_iq1[128] = {0, 0, 1, 2, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 10, 11, 12, 12, 13, 13, 13, 14, 14, 15, 16, 16, 17, 18, 18, 19, 20, 21, 22, 22, 23, 24, 25, 26, 26, 27, 28, 28, 29, 30, 31, 31, 31, 32, 32, 33, 34, 34, 35, 36, 36, 37, 37, 37, 38, 39, 39, 39, 40, 40, 40, 40, 41, 41, 41, 42, 42, 43, 43, 44, 44, 45, 46, 46, 47, 48, 48, 49, 49, 50, 50, 51, 52, 52, 53, 54, 55, 55, 56, 57, 58, 58, 59, 60, 61, 61, 62, 63, 64, 64, 65, 66, 66, 67, 67, 67, 68, 68, 69, 70, 70, 71, 72, 73, 73, 74, 75, 76, 76, 77, 78, 79, 80};
+const uint8_t pmx_step_iq1[128] = {16, 9, 16, 16, 9, 6, 16, 6, 6, 12, 14, 16, 6, 10, 16, 5, 7, 16, 9, 16, 16, 6, 16, 7, 11, 16, 6, 8, 16, 1, 5, 12, 16, 16, 8, 7, 12, 15, 16, 5, 5, 16, 7, 5, 14, 16, 16, 8, 16, 7, 11, 16, 14, 9, 16, 6, 16, 16, 2, 10, 16, 16, 6, 16, 16, 16, 3, 16, 16, 8, 16, 6, 16, 13, 16, 9, 11, 16, 5, 3, 16, 6, 16, 8, 16, 8, 5, 16, 2, 4, 12, 16, 4, 10, 6, 16, 4, 7, 16, 16, 4, 10, 14, 16, 13, 15, 16, 10, 16, 16, 10, 16, 6, 8, 16, 10, 9, 16, 16, 4, 10, 9, 16, 2, 9, 14, 12, 16};
+const uint8_t pmx_high_iq1[128] = {0, 1, 2, 4, 5, 6, 8, 9, 10, 16, 17, 18, 20, 21, 22, 24, 25, 26, 32, 33, 34, 36, 37, 38, 40, 41, 42, 64, 65, 66, 68, 69, 70, 72, 73, 74, 80, 81, 82, 84, 85, 86, 88, 89, 90, 96, 97, 98, 100, 101, 102, 104, 105, 106, 128, 129, 130, 132, 133, 134, 136, 137, 138, 144, 145, 146, 148, 149, 150, 152, 153, 154, 160, 161, 162, 164, 165, 166, 168, 169, 170};
+const uint8_t pmx_lattice_iq1[][8] = {IQ1(EIGHT)};
 
 #undef OF
 #define OF(c) ((c) == 0 ? 8 : (c) == 1 ? 25 : 43)
@@ -229,6 +235,8 @@ const uint8_t pmx_lattice_iq1_s[][8] = {IQ1_S(EIGHT)};
     E(0x8802), E(0x8904), E(0x8a11), E(0x9004), E(0x9010), E(0x9024), E(0x9040), E(0x90a1), E(0x9116), E(0x9180), E(0x9245), \
     E(0x9400), E(0x9422), E(0x9444), E(0x9551), E(0x9881), E(0x9920), E(0xa002), E(0xa050), E(0xa085), E(0xa109), E(0xa200), \
     E(0xa418), E(0xa850), E(0xa904)
+const uint8_t pmx_low_iq2_xxs[] = {IQ2_XXS(LOW)};
+const uint8_t pmx_high_iq2_xxs[] = {IQ2_XXS(HIGH)};
 const uint16_t pmx_codes_iq2_xxs[] = {IQ2_XXS(CODE)};
 const uint8_t pmx_lattice_iq2_xxs[][8] = {IQ2_XXS(EIGHT)};
 
@@ -280,6 +288,8 @@ const uint8_t pmx_lattice_iq2_xxs[][8] = {IQ2_XXS(EIGHT)};
     E(0xa02a), E(0xa0a0), E(0xa151), E(0xa159), E(0xa1a6), E(0xa200), E(0xa202), E(0xa208), E(0xa22a), E(0xa280), E(0xa2a0), \
     E(0xa440), E(0xa495), E(0xa665), E(0xa698), E(0xa80a), E(0xa820), E(0xa822), E(0xa828), E(0xa8a0), E(0xa8a8), E(0xa904), \
     E(0xa984), E(0xa986), E(0xaa28), E(0xaa2a), E(0xaa91), E(0xaaaa)
+const uint8_t pmx_low_iq2_xs[] = {IQ2_XS(LOW)};
+const uint8_t pmx_high_iq2_xs[] = {IQ2_XS(HIGH)};
 const uint16_t pmx_codes_iq2_xs[] = {IQ2_XS(CODE)};
 const uint8_t pmx_lattice_iq2_xs[][8] = {IQ2_XS(EIGHT)};
 
@@ -378,6 +388,8 @@ const uint8_t pmx_lattice_iq2_xs[][8] = {IQ2_XS(EIGHT)};
     E(0xa28a), E(0xa2a8), E(0xa401), E(0xa404), E(0xa410), E(0xa440), E(0xa489), E(0xa4a4), E(0xa500), E(0xa519), E(0xa651), \
     E(0xa80a), E(0xa828), E(0xa8a2), E(0xa954), E(0xa986), E(0xaa08), E(0xaa0a), E(0xaa20), E(0xaa22), E(0xaa28), E(0xaa88), \
     E(0xaaaa)
+const uint8_t pmx_low_iq2_s[] = {IQ2_S(LOW)};
+const uint8_t pmx_high_iq2_s[] = {IQ2_S(HIGH)};
 const uint16_t pmx_codes_iq2_s[] = {IQ2_S(CODE)};
 const uint8_t pmx_lattice_iq2_s[][8] = {IQ2_S(EIGHT)};
 
@@ -408,6 +420,8 @@ const uint8_t pmx_lattice_iq2_s[][8] = {IQ2_S(EIGHT)};
     E(0x6552), E(0x6633), E(0x6703), E(0x6721), E(0x7003), E(0x7005), E(0x7007), E(0x7010), E(0x7032), E(0x7052), E(0x7126), \
     E(0x7140), E(0x7212), E(0x7245), E(0x7252), E(0x7300), E(0x7315), E(0x7333), E(0x7360), E(0x7421), E(0x7441), E(0x7500), \
     E(0x7502), E(0x7524), E(0x7630)
+const uint8_t pmx_low_iq3_xxs[] = {IQ3_XXS(LOW)};
+const uint8_t pmx_high_iq3_xxs[] = {IQ3_XXS(HIGH)};
 const uint16_t pmx_codes_iq3_xxs[] = {IQ3_XXS(CODE)};
 const uint8_t pmx_lattice_iq3_xxs[][4] = {IQ3_XXS(FOUR)};
 
@@ -461,5 +475,7 @@ const uint8_t pmx_lattice_iq3_xxs[][4] = {IQ3_XXS(FOUR)};
     E(0x7054), E(0x7062), E(0x7102), E(0x7111), E(0x7124), E(0x7143), E(0x7145), E(0x7201), E(0x7204), E(0x7210), E(0x7216), \
     E(0x7221), E(0x7230), E(0x7251), E(0x7302), E(0x7332), E(0x7335), E(0x7353), E(0x7401), E(0x7405), E(0x7413), E(0x7420), \
     E(0x7450), E(0x7522), E(0x7542), E(0x7602), E(0x7631), E(0x7700)
+const uint8_t pmx_low_iq3_s[] = {IQ3_S(LOW)};
+const uint8_t pmx_high_iq3_s[] = {IQ3_S(HIGH)};
 const uint16_t pmx_codes_iq3_s[] = {IQ3_S(CODE)};
 const uint8_t pmx_lattice_iq3_s[][4] = {IQ3_S(FOUR)};

@@ -1,8 +1,9 @@
-/* lattices.h: weights that are entries of a table: what a block of the types IQ2 and IQ3 says, in
- * portable C. `type` is a constant wherever these are inlined.
+/* lattices.h: weights that are entries of a table: what a block of the types IQ1 to IQ3 says,
+ * in portable C. `type` is a constant wherever these are inlined.
  *
  * An entry is the magnitudes of 8 elements, or for IQ3 of 4. A block's element is a magnitude, with
- * a sign, times an integer scale of its sub-block, times d. */
+ * a sign, times an integer scale of its sub-block, times d. IQ1's entries have signs, and instead of
+ * others a shift by 1, up or down. */
 #ifndef PMX_LATTICES_H
 #define PMX_LATTICES_H
 
@@ -14,27 +15,37 @@
 
 #define PMX_LATTICE extern const __attribute__((aligned(64)))
 
-/* The entries' elements. */
-PMX_LATTICE uint8_t pmx_lattice_iq1_s[2048][8], pmx_lattice_iq2_xxs[256][8], pmx_lattice_iq2_xs[512][8],
+/* The entries' elements. Of IQ1 shifted down, plus 2 to LATTICE_OFFSET_BITS: 7, 15 and 23. */
+PMX_LATTICE uint8_t pmx_lattice_iq1[2048][8], pmx_lattice_iq2_xxs[256][8], pmx_lattice_iq2_xs[512][8],
     pmx_lattice_iq2_s[1024][8], pmx_lattice_iq3_xxs[256][4], pmx_lattice_iq3_s[512][4];
 
 /* The same in 16 bits: 2 bits of each element, or for IQ3 3 bits in 4; the first element lowest. */
 PMX_LATTICE uint16_t pmx_codes_iq2_xxs[256], pmx_codes_iq2_xs[512], pmx_codes_iq2_s[1024], pmx_codes_iq3_xxs[256],
     pmx_codes_iq3_s[512];
 
+/* The codes' low and high bytes. IQ1's high bytes ascend with the index, and change at most once in 16
+ * entries: entry i's is high[first[i / 16] + (i % 16 >= step[i / 16])]. */
+PMX_LATTICE uint8_t pmx_low_iq1[2048], pmx_low_iq2_xxs[256], pmx_low_iq2_xs[512], pmx_low_iq2_s[1024],
+    pmx_low_iq3_xxs[256], pmx_low_iq3_s[512];
+PMX_LATTICE uint8_t pmx_high_iq2_xxs[256], pmx_high_iq2_xs[512], pmx_high_iq2_s[1024], pmx_high_iq3_xxs[256],
+    pmx_high_iq3_s[512];
+PMX_LATTICE uint8_t pmx_first_iq1[128], pmx_step_iq1[128], pmx_high_iq1[128];
+
 /* What the codes stand for; initializes an array of 8. IQ2's are 8, 25 and 43. */
 #define PMX_IQ3_XXS_VALUES 4, 12, 20, 28, 36, 44, 52, 62
 #define PMX_IQ3_S_VALUES 1, 3, 5, 7, 9, 11, 13, 15
 
-/* The list of types.h whose kernels read these tables. */
+/* Those of the types in types.h whose kernels read these tables; those of them whose entries are
+ * shifted. */
 #define LATTICE(type)                                                                                                  \
-    ((type) == PMX_IQ2_XXS || (type) == PMX_IQ2_XS || (type) == PMX_IQ2_S || (type) == PMX_IQ3_XXS ||                  \
-     (type) == PMX_IQ3_S)
+    (LATTICE_SHIFTED(type) || (type) == PMX_IQ2_XXS || (type) == PMX_IQ2_XS || (type) == PMX_IQ2_S ||                  \
+     (type) == PMX_IQ3_XXS || (type) == PMX_IQ3_S)
+#define LATTICE_SHIFTED(type) ((type) == PMX_IQ1_S || (type) == PMX_IQ1_M)
 /* Elements of an entry, and of a sub-block. */
 #define LATTICE_WIDTH(type) ((type) == PMX_IQ3_XXS || (type) == PMX_IQ3_S ? 4 : 8)
-#define LATTICE_SUB(type) ((type) == PMX_IQ2_XS || (type) == PMX_IQ2_S ? 16 : 32)
+#define LATTICE_SUB(type) ((type) == PMX_IQ1_M || (type) == PMX_IQ2_XS || (type) == PMX_IQ2_S ? 16 : 32)
 /* The power of two that is greater than all magnitudes: kernels of unsigned bytes add it. */
-#define LATTICE_OFFSET_BITS(type) ((type) == PMX_IQ3_S ? 4 : 6)
+#define LATTICE_OFFSET_BITS(type) ((type) == PMX_IQ3_S || LATTICE_SHIFTED(type) ? 4 : 6)
 /* A block's d is its f16 number times this, so that the elements are integers: exact. */
 #define LATTICE_D(type) ((type) == PMX_IQ3_S ? 1.0f : (type) == PMX_IQ3_XXS ? 0.25f : 0.125f)
 
@@ -47,9 +58,30 @@ PMX_INLINE uint32_t lattice_word(const int type, const void *block, int j) {
     return word;
 }
 
+/* The bits of a block's f16 number. iq1_m has a nibble of it in the top of each of four words. */
+PMX_INLINE uint16_t lattice_number(const int type, const void *block) {
+    const pmx_block_iq1_m *b = block;
+    uint16_t number;
+    uint64_t scales;
+    if (type != PMX_IQ1_M) {
+        memcpy(&number, block, sizeof number);
+        return number;
+    }
+    memcpy(&scales, b->scales, sizeof scales);
+    return (uint16_t)((scales >> 12 & 0x000f000f000f000f) * 0x0001001001001000 >> 48);
+}
+
 /* Entry i's elements: LATTICE_WIDTH bytes. */
 PMX_INLINE const uint8_t *lattice_entry(const int type, const void *block, int i) {
     switch (type) {
+    case PMX_IQ1_S: {
+        const pmx_block_iq1_s *b = block;
+        return pmx_lattice_iq1[b->qs[i] | (b->qh[i / 4] >> 3 * (i % 4) & 7) << 8];
+    }
+    case PMX_IQ1_M: {
+        const pmx_block_iq1_m *b = block;
+        return pmx_lattice_iq1[b->qs[i] | (b->qh[i / 2] >> 4 * (i % 2) & 7) << 8];
+    }
     case PMX_IQ2_XXS: {
         const pmx_block_iq2_xxs *b = block;
         return pmx_lattice_iq2_xxs[b->qs[8 * (i / 4) + i % 4]];
@@ -91,8 +123,19 @@ PMX_INLINE uint8_t lattice_signs(const int type, const void *block, int j) {
     }
 }
 
-/* Of sub-block j: at most 31. */
+/* Of IQ1: whether entry i is shifted up. */
+PMX_INLINE int lattice_shift(const int type, const void *block, int i) {
+    const pmx_block_iq1_s *s = block;
+    const pmx_block_iq1_m *m = block;
+    return type == PMX_IQ1_S ? !(s->qh[i / 4] >> 15) : !(m->qh[i / 2] >> 4 * (i % 2) & 8);
+}
+
+/* Of sub-block j: at most 31, of IQ1 15. */
 PMX_INLINE int8_t lattice_scale(const int type, const void *block, int j) {
+    const pmx_block_iq1_s *one = block;
+    const pmx_block_iq1_m *one_m = block;
+    if (type == PMX_IQ1_S) return (int8_t)(2 * (one->qh[j] >> 12 & 7) + 1);
+    if (type == PMX_IQ1_M) return (int8_t)(2 * (one_m->scales[j / 4] >> 3 * (j % 4) & 7) + 1);
     const pmx_block_iq2_xs *xs = block;
     const pmx_block_iq2_s *two = block;
     const pmx_block_iq3_s *three = block;

@@ -9,7 +9,7 @@ import click
 
 from pymixtral.cli.model import model_path, same_model
 from pymixtral.cli.options import context_option, json_option, model_argument, model_option, override_options
-from pymixtral.cli.text import WIDTH, shorten, slow_note, table, wrap, write, write_json
+from pymixtral.cli.text import WIDTH, shorten, table, wrap, write, write_json
 from pymixtral.units import show_bytes, show_count
 
 if TYPE_CHECKING:
@@ -99,13 +99,7 @@ def _model(found: Inspection) -> list[str]:
             f"{show_count(inventory.active_weights)} active for a token",
         ]
     lines.append(f"Tokenizer   {'yes' if found.has_tokenizer else 'none: text cannot be used, token ids can'}")
-    runs = (
-        f"no: {found.problem}"
-        if found.problem
-        else f"yes; {slow_note(found.slow_types)}"
-        if found.slow_types
-        else "yes"
-    )
+    runs = f"no: {found.problem}" if found.problem else "yes"
     return [*lines, "Runs here   " + wrap(shorten(runs, 400), " " * 12).lstrip()]
 
 

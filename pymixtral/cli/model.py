@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from pymixtral.cli.text import note, slow_note
+from pymixtral.cli.text import note
 
 if TYPE_CHECKING:
     from pymixtral.mixtral import Mixtral
@@ -82,6 +82,4 @@ def opened(model: Path | None, *, n_threads: int | None, chats: bool = False, **
 
     engine = Mixtral(model_path(model, chats=chats), n_threads=n_threads, **options)
     note_threads(n_threads)
-    if engine.slow_types:
-        note(f"Note: {slow_note(engine.slow_types)}.")
     return engine

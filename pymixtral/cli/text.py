@@ -30,13 +30,6 @@ def shorten(text: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 3] + "..."
 
 
-def slow_note(types: Sequence[str]) -> str:
-    """What a user should know of a model with tensors of these types, those of Mixtral.slow_types."""
-    one = len(types) == 1
-    plural, have = ("", "has") if one else ("s", "have")
-    return f"the type{plural} {', '.join(types)} {have} no fast kernels here, so expect a low speed"
-
-
 def counted(n: int, thing: str) -> str:
     """So many things, such as "1 item" and "2 items"."""
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"

@@ -6,7 +6,6 @@ elsewhere are made from it. docs/numerics.md says what the numbers in a block me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,45 +54,41 @@ class WeightType:
     """What pymixtral does with one of GGUF's types.
 
     Attributes:
-        kernels: whether C has kernels for products with it. Otherwise rows are dequantized each
-            time they are used, to what the package gguf makes of them, and multiplied as f32: that
-            is correct, and several times slower.
         encoder: whether pymixtral.quantize can write it.
         f16_at: the bytes of a block at which an f16 number begins: its scale, and in some types a
             minimum.
     """
 
-    kernels: bool
     encoder: bool
     f16_at: tuple[int, ...] = ()
 
 
 WEIGHT_TYPES = {
-    _Type.F32: WeightType(kernels=True, encoder=True),
-    _Type.BF16: WeightType(kernels=True, encoder=True),
-    _Type.F16: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q8_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q6_K: WeightType(kernels=True, encoder=True, f16_at=(208,)),
-    _Type.Q5_1: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
-    _Type.Q5_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q5_K: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
-    _Type.Q4_1: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
-    _Type.IQ4_NL: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q4_0: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q4_K: WeightType(kernels=True, encoder=True, f16_at=(0, 2)),
-    _Type.IQ4_XS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.IQ3_S: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q3_K: WeightType(kernels=True, encoder=True, f16_at=(108,)),
-    _Type.IQ3_XXS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.Q2_K: WeightType(kernels=True, encoder=True, f16_at=(80, 82)),
-    _Type.IQ2_S: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.IQ2_XS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.IQ2_XXS: WeightType(kernels=True, encoder=True, f16_at=(0,)),
-    _Type.IQ1_S: WeightType(kernels=False, encoder=False, f16_at=(0,)),
-    _Type.IQ1_M: WeightType(kernels=False, encoder=False),  # its f16 scale is in four pieces
-    _Type.TQ1_0: WeightType(kernels=True, encoder=False, f16_at=(52,)),
-    _Type.TQ2_0: WeightType(kernels=True, encoder=False, f16_at=(64,)),
-    _Type.MXFP4: WeightType(kernels=True, encoder=False),  # its scale is the exponent of a power of two
+    _Type.F32: WeightType(encoder=True),
+    _Type.BF16: WeightType(encoder=True),
+    _Type.F16: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q8_0: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q6_K: WeightType(encoder=True, f16_at=(208,)),
+    _Type.Q5_1: WeightType(encoder=True, f16_at=(0, 2)),
+    _Type.Q5_0: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q5_K: WeightType(encoder=True, f16_at=(0, 2)),
+    _Type.Q4_1: WeightType(encoder=True, f16_at=(0, 2)),
+    _Type.IQ4_NL: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q4_0: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q4_K: WeightType(encoder=True, f16_at=(0, 2)),
+    _Type.IQ4_XS: WeightType(encoder=True, f16_at=(0,)),
+    _Type.IQ3_S: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q3_K: WeightType(encoder=True, f16_at=(108,)),
+    _Type.IQ3_XXS: WeightType(encoder=True, f16_at=(0,)),
+    _Type.Q2_K: WeightType(encoder=True, f16_at=(80, 82)),
+    _Type.IQ2_S: WeightType(encoder=True, f16_at=(0,)),
+    _Type.IQ2_XS: WeightType(encoder=True, f16_at=(0,)),
+    _Type.IQ2_XXS: WeightType(encoder=True, f16_at=(0,)),
+    _Type.IQ1_S: WeightType(encoder=False, f16_at=(0,)),
+    _Type.IQ1_M: WeightType(encoder=False),  # its f16 scale is in four pieces
+    _Type.TQ1_0: WeightType(encoder=False, f16_at=(52,)),
+    _Type.TQ2_0: WeightType(encoder=False, f16_at=(64,)),
+    _Type.MXFP4: WeightType(encoder=False),  # its scale is the exponent of a power of two
 }
 """The types that a model may have. Those with an encoder come first, from the largest to the
 smallest; of bf16 and f16, which are as large, bf16 first, since published weights are bf16."""
@@ -101,20 +96,11 @@ smallest; of bf16 and f16, which are as large, bf16 first, since published weigh
 MATRIX_TYPES = tuple(WEIGHT_TYPES)
 """All types that a matrix may have."""
 
-DEQUANTIZED_TYPES = tuple(kind for kind, of in WEIGHT_TYPES.items() if not of.kernels)
-"""Those without kernels of their own."""
-
 ENCODED_TYPES = tuple(kind for kind, of in WEIGHT_TYPES.items() if of.encoder)
 """Those that pymixtral.quantize can write."""
 
 FLOAT_TYPES = tuple(kind for kind in WEIGHT_TYPES if block_weights(kind) == 1)
 """Those whose weights are floating-point numbers, one by one, not in blocks."""
-
-
-def slow_types(types: Iterable[GGMLQuantizationType]) -> tuple[str, ...]:
-    """The names of those in DEQUANTIZED_TYPES, each once."""
-    present = set(types)
-    return tuple(show_type(kind) for kind in DEQUANTIZED_TYPES if kind in present)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from typing import Any
 from pymixtral.errors import PymixtralError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Value
-from pymixtral.files.types import show_type, slow_types
+from pymixtral.files.types import show_type
 from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.model.config import ModelConfig, context_length
 from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
@@ -52,11 +52,6 @@ class Inspection:
     config: ModelConfig | None
     problem: str | None
     has_tokenizer: bool
-
-    @property
-    def slow_types(self) -> tuple[str, ...]:
-        """The names of the types without kernels, which make a model several times slower."""
-        return slow_types(self.inventory.types)
 
     def footprint(self, n_ctx: int | None = None) -> Footprint | None:
         """The memory that the model takes while it runs.
@@ -96,7 +91,6 @@ class Inspection:
             "alignment": self.alignment,
             "runs": self.problem is None,
             "problem": self.problem,
-            "slow_types": self.slow_types,
             "tokenizer": self.has_tokenizer,
             "model": None if config is None else asdict(config),
             "parameters": inventory.n_weights,

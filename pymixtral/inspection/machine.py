@@ -28,6 +28,7 @@ _FEATURES = frozenset(
             "avx512dq",
             "avx512vl",
             "avx512_vnni",
+            "avx512vbmi",
             "avx512_bf16",
         ),
         *("amx_int8", "amx_bf16", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"),
@@ -39,6 +40,10 @@ _NEEDS = {
     "avx2": ("avx2", "fma", "f16c"),
     "avxvnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx512vnni": ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"),
+    "avx512vbmi": (
+        *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"),
+        *("avx512_vnni", "avx512vbmi"),
+    ),
     "neon": ("asimddp",),
     "neon_i8mm": ("asimddp", "i8mm"),
 }

@@ -16,7 +16,7 @@ from pymixtral.ops.native import ffi, lib
 PAGE = 64
 """Positions of a cache page. C fixes it: attention is computed and summed page by page."""
 
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 """The version of the contract (docs/numerics.md). A change that can change a bit of a result raises
 it, as files of keys and values carry it."""
 

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, quants
 
 from pymixtral.arrays import F32, I32, U8
 from pymixtral.errors import UnsupportedError
-from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, MATRIX_TYPES, Matrix, block_bytes, show_type
+from pymixtral.files.types import FLOAT_TYPES, MATRIX_TYPES, Matrix, block_bytes, show_type
 
 TABLE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int32)
 """The 16 values of iq4_nl and iq4_xs, from ggml."""
@@ -137,6 +137,7 @@ def _iq4_xs(raw: U8) -> Blocks:
 
 
 _LATTICE_VALUES = {
+    "IQ1": np.array([-8, 0, 8, 0], np.int32),
     "IQ2": np.array([8, 25, 43, 0], np.int32),
     "IQ3_XXS": np.array([4, 12, 20, 28, 36, 44, 52, 62], np.int32),
     "IQ3_S": np.arange(1, 16, 2, dtype=np.int32),
@@ -145,9 +146,9 @@ _LATTICE_VALUES = {
 
 
 def _lattice(kind: GGMLQuantizationType) -> I32:
-    """The table of an IQ2 or IQ3 type: int32 [entries, 8], of IQ3 [entries, 4]."""
+    """The table of an IQ type: int32 [entries, 8], of IQ3 [entries, 4]. That of both IQ1 is IQ1_S's."""
     codes = np.frombuffer(bytes.fromhex(getattr(quants, kind.name).grid_hex.decode()), "<u2")
-    name, bits, mask = ("IQ2", 2, 3) if kind.name.startswith("IQ2") else (kind.name, 4, 7)
+    name, bits, mask = (kind.name, 4, 7) if kind.name.startswith("IQ3") else (kind.name[:3], 2, 3)
     entries: I32 = _LATTICE_VALUES[name][codes[:, None] >> np.arange(0, 16, bits) & mask]
     return entries
 
@@ -179,6 +180,41 @@ def _words(raw: U8) -> tuple[U8, I32]:
     words = np.ascontiguousarray(raw).view(np.dtype("<u4"))
     sevens = (words[..., None] >> np.arange(0, 28, 7, dtype=np.uint32) & 127).astype(np.int32)
     return _even(sevens.reshape(*words.shape[:-1], 32)), (words >> 28).astype(np.int32)
+
+
+def _shifted(index: I32, down: I32, d: F32, scales: I32) -> Blocks:
+    """Blocks of IQ1: entries whose elements are shifted by an eighth.
+
+    Args:
+        index: of the entries, int32 [..., 32].
+        down: 1 where they are shifted down, else 0, int32 [..., 32].
+        d: scale of each block, float32 [...].
+        scales: s of each sub-block, which is multiplied with 2 * s + 1, int32 [..., n_sub].
+    """
+    q = _lattice(GGMLQuantizationType.IQ1_S)[index] + (1 - 2 * down)[..., None]
+    return Blocks(d / np.float32(8), q.reshape(*d.shape, 256), sc=2 * scales + 1)
+
+
+def _iq1_s(raw: U8) -> Blocks:
+    """d, low bits of the entries (32 bytes), of each 32 elements 16 bits: high bits of four entries, a
+    scale, the direction of the shift.
+    """
+    words = np.ascontiguousarray(raw[..., 34:]).view(np.dtype("<u2")).astype(np.int32)
+    high = (words[..., None] >> np.arange(0, 12, 3) & 7).reshape(*raw.shape[:-1], 32)
+    index = raw[..., 2:34].astype(np.int32) | high << 8
+    return _shifted(index, (words >> 15).repeat(4, axis=-1), f16(raw, 0), words >> 12 & 7)
+
+
+def _iq1_m(raw: U8) -> Blocks:
+    """Low bits of the entries (32 bytes), of each 8 elements 4 bits: high bits of the entry, and the
+    direction of the shift (16 bytes); of each 64 elements 16 bits: four scales, and four of d's bits.
+    """
+    nibbles = _fields(raw[..., 32:48], 1, 4)
+    words = np.ascontiguousarray(raw[..., 48:]).view(np.dtype("<u2")).astype(np.int32)
+    scales = (words[..., None] >> np.arange(0, 12, 3) & 7).reshape(*raw.shape[:-1], 16)
+    bits = (words >> 12 << np.arange(0, 16, 4)).sum(axis=-1, dtype=np.int32)
+    d = bits.astype(np.uint16).view(np.float16).astype(np.float32)
+    return _shifted(raw[..., :32].astype(np.int32) | (nibbles & 7) << 8, nibbles >> 3, d, scales)
 
 
 def _iq2_xxs(raw: U8) -> Blocks:
@@ -247,6 +283,8 @@ DECODERS: dict[GGMLQuantizationType, Callable[[U8], Blocks]] = {
     GGMLQuantizationType.Q4_K: _q4_k,
     GGMLQuantizationType.Q5_K: _q5_k,
     GGMLQuantizationType.Q6_K: _q6_k,
+    GGMLQuantizationType.IQ1_S: _iq1_s,
+    GGMLQuantizationType.IQ1_M: _iq1_m,
     GGMLQuantizationType.IQ2_XXS: _iq2_xxs,
     GGMLQuantizationType.IQ2_XS: _iq2_xs,
     GGMLQuantizationType.IQ2_S: _iq2_s,
@@ -295,10 +333,6 @@ def dequantize(w: Matrix) -> F32:
         return (w.data.view(np.dtype("<u2")).astype(np.uint32) << 16).view(np.float32)
     if w.type in FLOAT_TYPES:
         return w.data.view(np.dtype("<f4" if w.type == GGMLQuantizationType.F32 else "<f2")).astype(np.float32)
-    if w.type in DEQUANTIZED_TYPES:
-        with np.errstate(over="ignore", invalid="ignore"):
-            values: F32 = quants.dequantize(w.data, w.type)
-        return values
     blocks = decode(w)
     d: Any = blocks.d[..., None]
     if blocks.sc is not None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pymixtral.arrays import F32, I32
-from pymixtral.files.types import DEQUANTIZED_TYPES, FLOAT_TYPES, Matrix
+from pymixtral.files.types import FLOAT_TYPES, Matrix
 from pymixtral.reference.arithmetic import finite, fma, sum8
 from pymixtral.reference.blocks import Blocks, decode, dequantize
 
@@ -63,7 +63,7 @@ def matmul(x: F32, w: Matrix, planes: int = 1) -> F32:
         NonFiniteError: with the row.
         UnsupportedError: for a type that this project does not run.
     """
-    if w.type in FLOAT_TYPES or w.type in DEQUANTIZED_TYPES:
+    if w.type in FLOAT_TYPES:
         widened = dequantize(w)
         strip = 1 + 2048 // max(1, len(x))  # outputs at a time, so that their sums stay in the CPU's cache
         y = [sum8(x[:, None], widened[r : r + strip]) for r in range(0, w.rows, strip)]

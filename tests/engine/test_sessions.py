@@ -354,8 +354,8 @@ def test_a_session_of_other_options(
     ):
         with Mixtral(tiny_q8_0, n_ctx=256, overrides=given_twice) as other:
             assert other.load_session(saved) == ids
-    monkeypatch.setattr(ops, "NUMERICS_VERSION", 3)
-    refused(model, saved, "expected a session of version 3 of the numerics contract, found version 2")
+    monkeypatch.setattr(ops, "NUMERICS_VERSION", 4)
+    refused(model, saved, "expected a session of version 4 of the numerics contract, found version 3")
 
 
 def test_paths_that_are_no_files(model: Mixtral, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from pymixtral import ContextLengthError, Mixtral, ModelConfigError, ModelFileError, NonFiniteError, UnsupportedError
 from pymixtral.cli import main
@@ -208,22 +208,3 @@ def test_the_tests_that_the_table_names_exist() -> None:
     for module, name, prefix in names:
         end = "" if prefix else r"\("
         assert re.search(rf"^def {name}{end}", (TESTS / f"{module}.py").read_text(), re.M), f"{module}.py::{name}"
-
-
-# --- Types that are slow are said to be (docs/numerics.md) ----------------------------------------
-
-
-def test_slow_types_are_named(tiny_q8_0: Path, tmp_path: Path, engine: Mixtral) -> None:
-    types = {"ffn_up": GGMLQuantizationType.IQ1_S, "blk.1.ffn_gate_exps": GGMLQuantizationType.IQ1_M}
-    path = rewrite(tiny_q8_0, tmp_path / "m.gguf", types=types)
-    assert engine.slow_types == ()
-    with Mixtral(path) as model:
-        assert model.slow_types == ("iq1_s", "iq1_m")
-        want = model.generate("Once", temperature=0, max_tokens=5).text
-    code, out, err = command("generate", "-m", path, "-p", "Once", "--temperature", 0, "-n", 5)
-    assert (code, out.decode()) == (0, want + "\n")
-    notes = [line for line in err.decode().splitlines() if line.startswith("Note: ")]
-    assert notes == ["Note: the types iq1_s, iq1_m have no fast kernels here, so expect a low speed."]
-    code, out, _ = command("inspect", path)
-    assert code == 0
-    assert "Runs here   yes; the types iq1_s, iq1_m have no fast kernels here" in out.decode()

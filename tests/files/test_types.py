@@ -9,7 +9,6 @@ from gguf import GGMLQuantizationType
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
 from pymixtral.files.types import (
-    DEQUANTIZED_TYPES,
     ENCODED_TYPES,
     FLOAT_TYPES,
     MATRIX_TYPES,
@@ -17,7 +16,6 @@ from pymixtral.files.types import (
     bits_per_weight,
     row_bytes,
     show_type,
-    slow_types,
 )
 from pymixtral.ops.native import lib
 
@@ -56,10 +54,8 @@ def test_types_are_in_the_order_of_their_bits() -> None:
     assert MATRIX_TYPES[: len(ENCODED_TYPES)] == ENCODED_TYPES
 
 
-def test_slow_types_are_those_that_are_dequantized() -> None:
+def test_float_types_are_those_without_blocks() -> None:
     assert {show_type(kind) for kind in FLOAT_TYPES} == {"f32", "f16", "bf16"}
-    assert slow_types([Type.Q4_0, Type.F32, Type.IQ1_M, Type.IQ1_S, Type.IQ1_M]) == ("iq1_s", "iq1_m")
-    assert DEQUANTIZED_TYPES == (Type.IQ1_S, Type.IQ1_M)
 
 
 def test_a_matrix_has_the_columns_of_its_rows() -> None:

@@ -10,18 +10,30 @@ import sys
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
 
 from pymixtral import ops
-from pymixtral.arrays import F32
+from pymixtral.arrays import F32, U8
 from pymixtral.files.types import Matrix, block_bytes
 from pymixtral.reference import oracle
 from pymixtral.reference.blocks import decode
 from support.paths import CSRC
-from support.variants import FIRST_CONTEXT, activations, every_context, generator, matrix, normal, row_of
+from support.variants import (
+    FIRST_CONTEXT,
+    activations,
+    every_context,
+    generator,
+    matrix,
+    normal,
+    row_of,
+    set_iq1_m_scales,
+)
 
 Type = GGMLQuantizationType
 
 LARGEST = {
+    Type.IQ1_S: (9, 15),
+    Type.IQ1_M: (9, 15),
     Type.IQ2_XXS: (43, 31),
     Type.IQ2_XS: (43, 31),
     Type.IQ2_S: (43, 31),
@@ -32,15 +44,25 @@ LARGEST = {
 every_lattice = pytest.mark.parametrize("kind", LARGEST, ids=lambda kind: kind.name.lower())
 
 
+def set_scales(kind: Type, blocks: U8, scales: NDArray[np.float16]) -> None:
+    """Writes f16 numbers [...] into blocks [..., bytes]."""
+    if kind == Type.IQ1_M:
+        set_iq1_m_scales(blocks, scales.view(np.uint16))
+    else:
+        blocks[..., :2] = scales[..., None].view(np.uint8)
+
+
 def every_entry(kind: Type) -> Matrix:
-    """All 16-bit words in turn behind a scale of 1, in rows of one block: with them every index
+    """All 16-bit words in turn beside a scale of 1, in rows of one block: with them every index
     that a code can name is met, and every byte of signs.
     """
     n = block_bytes(kind) - 2
     words = generator(3).permutation(1 << 16).astype(np.uint16).view(np.uint8)
     data = np.empty((len(words) // n, n + 2), np.uint8)
-    data[:, :2] = np.array([1], np.float16).view(np.uint8)
-    data[:, 2:] = words[: data[:, 2:].size].reshape(-1, n)
+    data[:, -2:] = 0
+    body = data[:, :n] if kind == Type.IQ1_M else data[:, 2:]
+    body[...] = words[: body.size].reshape(-1, n)
+    set_scales(kind, data, np.ones(len(data), np.float16))
     return Matrix(kind, data)
 
 
@@ -62,7 +84,7 @@ def filled(kind: Type) -> Matrix:
     the tables with all signs the same, and the largest scales.
     """
     data = np.array([0x00, 0xFF], np.uint8)[:, None].repeat(2 * block_bytes(kind), axis=1)
-    data.reshape(2, 2, -1)[..., :2] = np.array([1], np.float16).view(np.uint8)
+    set_scales(kind, data.reshape(2, 2, -1), np.ones((2, 2), np.float16))
     return Matrix(kind, data)
 
 
@@ -133,7 +155,7 @@ def test_no_integer_overflows(ctx: ops.Context, kind: Type) -> None:
 def test_scales_of_zero_and_subnormal_ones(ctx: ops.Context, kind: Type) -> None:
     w = matrix(kind, 21, 768, 8)
     values = np.array([0, -0.0, 6e-8, -6e-8, 6e-5, 1, -65504], np.float16)
-    w.data.reshape(21, 3, -1)[..., :2] = values.repeat(3)[:, None, None].view(np.uint8)
+    set_scales(kind, w.data.reshape(21, 3, -1), values.repeat(9).reshape(21, 3))
     x = normal(9, 9, 768)
     want = oracle.matmul(x, w)
     for n in (1, 3, 9):
@@ -144,6 +166,6 @@ def test_scales_of_zero_and_subnormal_ones(ctx: ops.Context, kind: Type) -> None
 @every_lattice
 def test_a_scale_that_is_not_finite_is_found(kind: Type) -> None:
     w = matrix(kind, 20, 512, 8)
-    w.data[11].reshape(2, -1)[-1, :2] = np.array([np.inf], np.float16).view(np.uint8)
+    set_scales(kind, w.data[11].reshape(2, -1)[-1], np.array(np.inf, np.float16))
     assert row_of(ops.embed, FIRST_CONTEXT, w, np.array([0, 11, 3], np.int32)) == 1
     assert row_of(ops.matmul, FIRST_CONTEXT, activations(9, 4, 512), w) == 0

@@ -35,7 +35,7 @@ pmx_search pmx_avx2_search;
  * scalar kernels */
 #define PMX_AVX2_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx2_vec_##T, pmx_avx2_mat_##T;
 #define PMX_AVX2_DEQUANTIZE(NAME, T, FORM, ELEMENTS) pmx_dequantize pmx_avx2_dequantize_##T;
-PMX_TYPES_MULTIPLIED(PMX_AVX2_PRODUCTS)
+PMX_TYPES(PMX_AVX2_PRODUCTS)
 PMX_TYPES_F32(PMX_AVX2_DEQUANTIZE)
 PMX_TYPES_Q32(PMX_AVX2_DEQUANTIZE)
 

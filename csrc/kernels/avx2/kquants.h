@@ -199,6 +199,7 @@ PMX_INLINE void kquant_load_d(const int type, __m256 *d, __m256 *dmin, const uin
     case PMX_Q6_K: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_q6_k, d)); break;
     case PMX_TQ1_0: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_tq1_0, d)); break;
     case PMX_TQ2_0: *d = load_scales(rows, offset + (int64_t)offsetof(pmx_block_tq2_0, d)); break;
+    case PMX_IQ1_M: *d = load_split_scales(rows, offset); break;
     default: *d = load_scales(rows, offset);
     }
     if (LATTICE(type)) *d = _mm256_mul_ps(*d, _mm256_set1_ps(LATTICE_D(type)));

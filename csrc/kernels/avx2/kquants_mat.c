@@ -9,7 +9,7 @@
  *   6 bits: 2, 4 * 63*127 = 32004
  *   iq4_xs, as |w| * sign(x, w): 1, 2 * 127*127 = 32258
  *   iq2_xxs, iq2_xs, iq2_s, iq3_xxs, plus 64: 1, 2 * 126*127 = 32004
- *   iq3_s, plus 16: as 5 bits                                        all below 32768 */
+ *   iq1_s, iq1_m, iq3_s, plus 16: as 5 bits                          all below 32768 */
 #if defined(__x86_64__)
 #include "kquants_mat.h"
 

@@ -2,7 +2,7 @@
  *
  * Eight rows straight from the mapped blocks, the next eight prefetched linearly, as in matmul32.h.
  * Per row and block: vpmaddubsw of the bytes with the activations (two products of at most 63*127,
- * or 127*127 for iq4_xs, or 126*127 for IQ2 and IQ3, stay below 32768), then vpmaddwd with the
+ * or 127*127 for iq4_xs, or 126*127 at most for IQ1 to IQ3, stay below 32768), then vpmaddwd with the
  * sub-block's scale in both int16 of a pair, into one vector of int32. The eight vectors are reduced
  * together, and their sums converted to float, once a block. Unsigned bytes times scales reach
  * 256 * 63*127 * 128 = 262,176,768, the offsets 32 * 256*127 * 128 = 133,169,152, iq4_xs

@@ -16,7 +16,7 @@
 const pmx_kernels pmx_kernels_avx2 = {
     .name = "avx2",
     .available = pmx_cpu_avx2,
-    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(KQUANT) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(KQUANT)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,

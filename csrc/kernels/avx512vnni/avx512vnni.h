@@ -19,11 +19,23 @@
 
 /* matmul_float.c, matmul32.c, vec4.c, matmul256.c */
 #define PMX_AVX512VNNI_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
-PMX_TYPES_MULTIPLIED(PMX_AVX512VNNI_PRODUCTS)
+PMX_TYPES(PMX_AVX512VNNI_PRODUCTS)
 
 pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx512vnni_attend_q8_0;
 
 pmx_search pmx_avx512vnni_search;
+
+/* From so many tokens on mat is faster. That of floats and of blocks of 256 needs no strip for few
+ * tokens. Products of one token of q8_0, and of the types of vec4.c, come near the speed of memory. */
+#define PMX_AVX512VNNI_MIN_TOKENS(TYPE)                                                                                \
+    ((TYPE) == PMX_Q8_0                                                                        ? 4                     \
+     : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_MXFP4 ? 3                     \
+                                                                                               : 2)
+
+/* What is no product. */
+#define PMX_AVX512VNNI_OPERATIONS                                                                                      \
+    PMX_AVX2_OPERATIONS, .attend_f32 = pmx_avx512vnni_attend_f32, .attend_f16 = pmx_avx512vnni_attend_f16,             \
+        .attend_q8_0 = pmx_avx512vnni_attend_q8_0, .search = pmx_avx512vnni_search
 
 PMX_AVX512VNNI_BEGIN
 

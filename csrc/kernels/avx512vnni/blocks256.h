@@ -34,14 +34,17 @@ typedef struct {
     __m512i (*scales)(__m512i heads); /* of 16 bytes of each of four rows: their scales as bytes; of
                                          8 sub-blocks: then their minimums */
     int64_t block_bytes, head_at;     /* head_at: where these 16 bytes are in a block */
-    int64_t d_at;                     /* of the scale, which a minimum's may follow */
+    int64_t d_at;                     /* of the scale, which a minimum's may follow; below 0: iq1_m's, in pieces */
     order256 order;
     int n_sub;       /* sub-blocks: 8 of 32 or 16 of 16; 1: no scales but d, and the integers' offset is 1 */
     int has_min;     /* each sub-block has a minimum */
     int offset_bits; /* the integers' offset is 2 to this; 0: none */
     int wide;        /* the sum of four products may exceed int16 */
     __m128i (*row_scales)(const uint8_t *block); /* of one row, in place of `scales` */
-    float d_part;                                /* what the scale is multiplied with; 0: nothing */
+    /* In place of `unpack`: 32 codes of each of two rows at once, and integers from a row's codes. */
+    void (*look_up)(__m512i codes[2], const uint8_t *a, const uint8_t *b);
+    void (*spread)(__m512i *q, __m512i codes, const uint8_t *block);
+    float d_part; /* what the scale is multiplied with; 0: nothing */
 } type256;
 
 /* Int16 of four rows, one a 128-bit lane: those of bytes 0..7 and of bytes 8..15. */
@@ -339,6 +342,8 @@ PMX_INLINE void load_d256(__m256 *d, __m256 *dmin, const uint8_t *const *rows, i
     *dmin = _mm256_setzero_ps();
     if (T.has_min)
         load_scale_pairs(d, dmin, rows, at + T.d_at);
+    else if (T.d_at < 0)
+        *d = load_split_scales(rows, at);
     else
         *d = load_scales(rows, at + T.d_at);
     if (T.d_part != 0) *d = _mm256_mul_ps(*d, _mm256_set1_ps(T.d_part));

@@ -1,4 +1,4 @@
-/* lattices.h: blocks of the types IQ2 and IQ3, from memory into registers, as unsigned bytes with an
+/* lattices.h: blocks of the types IQ1 to IQ3, from memory into registers, as unsigned bytes with an
  * offset added.
  *
  * Entries of 16 bits are looked up 32 at a time: vpermi2w finds them among 64, and bits of the
@@ -96,19 +96,22 @@ PMX_INLINE __m128i both_signs(__m128i magnitudes, const int offset_bits) {
     return _mm_add_epi8(_mm_sign_epi8(magnitudes, signs), _mm_set1_epi8((char)(1 << offset_bits)));
 }
 
+PMX_INLINE __m128i values_iq3_xxs(void) {
+    return both_signs(_mm_setr_epi8(PMX_IQ3_XXS_VALUES, PMX_IQ3_XXS_VALUES), LATTICE_OFFSET_BITS(PMX_IQ3_XXS));
+}
+PMX_INLINE __m128i values_iq3_s(void) {
+    return both_signs(_mm_setr_epi8(PMX_IQ3_S_VALUES, PMX_IQ3_S_VALUES), LATTICE_OFFSET_BITS(PMX_IQ3_S));
+}
+
 PMX_INLINE void unpack_iq3_xxs(__m512i q[4], const uint8_t *block) {
     const uint8_t *qs = block + offsetof(pmx_block_iq3_xxs, qs);
-    const __m128i values =
-        both_signs(_mm_setr_epi8(PMX_IQ3_XXS_VALUES, PMX_IQ3_XXS_VALUES), LATTICE_OFFSET_BITS(PMX_IQ3_XXS));
     __m512i codes[2];
     for (int i = 0; i < 2; i++) codes[i] = look_up(pmx_codes_iq3_xxs, 256, _mm512_cvtepu8_epi16(load32(qs + 32 * i)));
-    spread_seconds(q, codes, load_signs(PMX_IQ3_XXS, block), values);
+    spread_seconds(q, codes, load_signs(PMX_IQ3_XXS, block), values_iq3_xxs());
 }
 
 PMX_INLINE void unpack_iq3_s(__m512i q[4], const uint8_t *block) {
     const uint8_t *qs = block + offsetof(pmx_block_iq3_s, qs);
-    const __m128i values =
-        both_signs(_mm_setr_epi8(PMX_IQ3_S_VALUES, PMX_IQ3_S_VALUES), LATTICE_OFFSET_BITS(PMX_IQ3_S));
     uint32_t high[2];
     __m512i codes[2];
     memcpy(high, block + offsetof(pmx_block_iq3_s, qh), sizeof high);
@@ -116,10 +119,44 @@ PMX_INLINE void unpack_iq3_s(__m512i q[4], const uint8_t *block) {
         const __m512i low = _mm512_cvtepu8_epi16(load32(qs + 32 * i));
         codes[i] = look_up(pmx_codes_iq3_s, 512, _mm512_mask_add_epi16(low, high[i], low, _mm512_set1_epi16(256)));
     }
-    spread_seconds(q, codes, load_signs(PMX_IQ3_S, block), values);
+    spread_seconds(q, codes, load_signs(PMX_IQ3_S, block), values_iq3_s());
 }
 
+/* The high bits of 32 indices, moved to bit 8. */
+PMX_INLINE __m512i high_iq1(const int type, const uint8_t *block) {
+    if (type == PMX_IQ1_S) {
+        const __m128i words = load16(block + offsetof(pmx_block_iq1_s, qh));
+        const __m256i low = three_bits(four_times(words, 0)), high = three_bits(four_times(words, 4));
+        return _mm512_slli_epi16(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), 8);
+    }
+    const __m256i bytes = _mm256_cvtepu8_epi16(load16(block + offsetof(pmx_block_iq1_m, qh)));
+    const __m512i dwords = _mm512_cvtepu16_epi32(bytes);
+    const __m512i words = _mm512_or_si512(_mm512_slli_epi32(dwords, 8), _mm512_slli_epi32(dwords, 20));
+    return _mm512_and_si512(words, _mm512_set1_epi16(0x700));
+}
+
+/* Elements plus 16, from the table. The indices are stored first: computed one by one, as in avx2, they
+ * take 3 ns a block more. */
+PMX_INLINE void unpack_shifted(__m512i q[4], const int type, const uint8_t *block) {
+    const size_t at = type == PMX_IQ1_S ? offsetof(pmx_block_iq1_s, qs) : offsetof(pmx_block_iq1_m, qs);
+    _Alignas(64) uint16_t index[32];
+    _mm512_store_si512(index, _mm512_or_si512(_mm512_cvtepu8_epi16(load32(block + at)), high_iq1(type, block)));
+    const uint32_t up = ~(uint32_t)_mm256_movepi8_mask(downs(type, block));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        int64_t v[8];
+#pragma GCC unroll 8
+        for (int j = 0; j < 8; j++) memcpy(&v[j], pmx_lattice_iq1[index[8 * i + j]], sizeof v[j]);
+        const __m512i entries = _mm512_setr_epi64(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7]);
+        q[i] = _mm512_mask_add_epi64(entries, (__mmask8)(up >> 8 * i), entries, _mm512_set1_epi8(2));
+    }
+}
+PMX_INLINE void unpack_iq1_s(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_S, block); }
+PMX_INLINE void unpack_iq1_m(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_M, block); }
+
 /* Their scales. */
+PMX_INLINE __m128i scales_iq1_s(const uint8_t *block) { return lattice_scales(PMX_IQ1_S, block); }
+PMX_INLINE __m128i scales_iq1_m(const uint8_t *block) { return lattice_scales(PMX_IQ1_M, block); }
 PMX_INLINE __m128i scales_iq2_xxs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XXS, block); }
 PMX_INLINE __m128i scales_iq2_xs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XS, block); }
 PMX_INLINE __m128i scales_iq2_s(const uint8_t *block) { return lattice_scales(PMX_IQ2_S, block); }

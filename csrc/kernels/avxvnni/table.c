@@ -20,7 +20,7 @@
 const pmx_kernels pmx_kernels_avxvnni = {
     .name = "avxvnni",
     .available = pmx_cpu_avxvnni,
-    .types = {PMX_TYPES_F32(FLOATS) PMX_TYPES_Q32(VNNI) PMX_TYPES_Q256(KQUANT) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES_F32(FLOATS) PMX_TYPES_Q32(VNNI) PMX_TYPES_Q256(KQUANT)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,

@@ -36,7 +36,7 @@ void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, 
 /* matmul_float.c, matmul_int.c; all types are dequantized by the scalar kernels: only rows of the
  * embedding are */
 #define PMX_NEON_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_neon_vec_##T, pmx_neon_mat_##T;
-PMX_TYPES_MULTIPLIED(PMX_NEON_PRODUCTS)
+PMX_TYPES(PMX_NEON_PRODUCTS)
 
 /* Both ARM tables have these: i8mm helps matrix products only. */
 #define PMX_NEON_OPERATIONS                                                                                            \

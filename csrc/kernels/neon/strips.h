@@ -32,6 +32,13 @@ PMX_INLINE float32x4_t load_f16_of_4(const uint8_t *const *rows, int64_t offset)
     return vcvt_f32_f16(vreinterpret_f16_u16(h));
 }
 
+/* Those of blocks of iq1_m. */
+PMX_INLINE float32x4_t load_split_of_4(const uint8_t *const *rows, int64_t offset) {
+    uint16_t d[4];
+    for (int i = 0; i < 4; i++) d[i] = lattice_number(PMX_IQ1_M, rows[i] + offset);
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(d)));
+}
+
 /* The powers of two whose exponents are the bytes at `offset` of four rows: pmx_e8m0_to_f32. */
 PMX_INLINE float32x4_t load_powers_of_4(const uint8_t *const *rows, int64_t offset) {
     const uint32_t bytes[4] = {rows[0][offset], rows[1][offset], rows[2][offset], rows[3][offset]};
@@ -241,6 +248,12 @@ PMX_INLINE int8x16_t load_elements(const int type, const uint8_t *block, int i) 
     uint8_t magnitudes[16];
     for (int at = 0; at < 16; at += LATTICE_WIDTH(type))
         memcpy(magnitudes + at, lattice_entry(type, block, (16 * i + at) / LATTICE_WIDTH(type)), LATTICE_WIDTH(type));
+    if (LATTICE_SHIFTED(type)) {
+        const uint8_t offset = 1 << LATTICE_OFFSET_BITS(type);
+        const uint8x8_t low = vdup_n_u8((uint8_t)(2 * lattice_shift(type, block, 2 * i) - offset)),
+                        high = vdup_n_u8((uint8_t)(2 * lattice_shift(type, block, 2 * i + 1) - offset));
+        return vreinterpretq_s8_u8(vaddq_u8(vld1q_u8(magnitudes), vcombine_u8(low, high)));
+    }
     const uint8x16_t signs =
         vcombine_u8(vdup_n_u8(lattice_signs(type, block, 2 * i)), vdup_n_u8(lattice_signs(type, block, 2 * i + 1)));
     const uint8x16_t negative = vtstq_u8(signs, vld1q_u8(select));
@@ -255,6 +268,8 @@ PMX_INLINE void decode_lattice(decoded256 *out, const uint8_t *block, const int 
     out->mins = vdupq_n_s8(0);
 }
 
+PMX_INLINE void decode_iq1_s(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ1_S); }
+PMX_INLINE void decode_iq1_m(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ1_M); }
 PMX_INLINE void decode_iq2_xxs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_XXS); }
 PMX_INLINE void decode_iq2_xs(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_XS); }
 PMX_INLINE void decode_iq2_s(decoded256 *out, const uint8_t *block) { decode_lattice(out, block, PMX_IQ2_S); }
@@ -302,6 +317,7 @@ typedef struct {
     int64_t block_bytes;
     int64_t d_at; /* of the scale; a minimum's follows it */
     float d_part; /* what the scale is multiplied with; 0: nothing */
+    int is_split; /* the scale is iq1_m's, in four pieces */
     int has_min;
     unpack32 unpack;  /* blocks of 32 */
     int offset;       /* subtracted from what it unpacks */
@@ -328,6 +344,7 @@ BLOCKS256(q3_k, .n_sub = 16)
 BLOCKS256(q4_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q5_k, .n_sub = 8, .has_min = 1)
 BLOCKS256(q6_k, .n_sub = 16)
+BLOCKS256(iq1_s, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ1_S))
 BLOCKS256(iq2_xxs, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ2_XXS))
 BLOCKS256(iq2_xs, .n_sub = 16, .d_part = LATTICE_D(PMX_IQ2_XS))
 BLOCKS256(iq2_s, .n_sub = 16, .d_part = LATTICE_D(PMX_IQ2_S))
@@ -336,10 +353,15 @@ BLOCKS256(iq3_s, .n_sub = 8, .d_part = LATTICE_D(PMX_IQ3_S))
 BLOCKS256(iq4_xs, .n_sub = 8)
 BLOCKS256(tq1_0, .n_sub = 1)
 BLOCKS256(tq2_0, .n_sub = 1)
+static const neon_type iq1_m = {.block_bytes = sizeof(pmx_block_iq1_m),
+                                .d_part = LATTICE_D(PMX_IQ1_M),
+                                .is_split = 1,
+                                .decode = decode_iq1_m,
+                                .n_sub = 16};
 
 /* The scales of a block of four rows. */
 PMX_INLINE float32x4_t load_d_of_4(const uint8_t *const *rows, int64_t block, const neon_type T) {
-    const float32x4_t d = load_f16_of_4(rows, block + T.d_at);
+    const float32x4_t d = T.is_split ? load_split_of_4(rows, block) : load_f16_of_4(rows, block + T.d_at);
     return T.d_part != 0 ? vmulq_n_f32(d, T.d_part) : d;
 }
 

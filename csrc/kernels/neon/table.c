@@ -11,7 +11,7 @@
 const pmx_kernels pmx_kernels_neon = {
     .name = "neon",
     .available = pmx_cpu_neon,
-    .types = {PMX_TYPES_MULTIPLIED(TYPE) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES(TYPE)},
     PMX_NEON_OPERATIONS,
 };
 #endif

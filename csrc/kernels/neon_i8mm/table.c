@@ -13,8 +13,7 @@
 const pmx_kernels pmx_kernels_neon_i8mm = {
     .name = "neon_i8mm",
     .available = pmx_cpu_neon_i8mm,
-    .types = {PMX_TYPES_F32(FLOATS) PMX_TYPES_Q32(INTEGERS) PMX_TYPES_Q256(INTEGERS)
-                  PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES_F32(FLOATS) PMX_TYPES_Q32(INTEGERS) PMX_TYPES_Q256(INTEGERS)},
     PMX_NEON_OPERATIONS,
 };
 #endif

@@ -95,16 +95,19 @@ static inline void decode_iq4_xs(decoded *out, const void *block) {
 }
 
 static inline void decode_lattice(decoded *out, const void *block, const int type) {
-    uint16_t d;
-    memcpy(&d, block, sizeof d);
-    out->d = pmx_f16_to_f32(d) * LATTICE_D(type);
+    out->d = pmx_f16_to_f32(lattice_number(type, block)) * LATTICE_D(type);
     for (int i = 0; i < PMX_BLOCK256; i++) {
         const int magnitude = lattice_entry(type, block, i / LATTICE_WIDTH(type))[i % LATTICE_WIDTH(type)];
-        out->q[i] = (int8_t)(lattice_signs(type, block, i / 8) >> i % 8 & 1 ? -magnitude : magnitude);
+        if (LATTICE_SHIFTED(type))
+            out->q[i] = (int8_t)(magnitude + 2 * lattice_shift(type, block, i / 8) - (1 << LATTICE_OFFSET_BITS(type)));
+        else
+            out->q[i] = (int8_t)(lattice_signs(type, block, i / 8) >> i % 8 & 1 ? -magnitude : magnitude);
     }
     for (int j = 0; j < N_SUB; j++) out->scales[j] = lattice_scale(type, block, 16 * j / LATTICE_SUB(type));
 }
 
+static inline void decode_iq1_s(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ1_S); }
+static inline void decode_iq1_m(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ1_M); }
 static inline void decode_iq2_xxs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_XXS); }
 static inline void decode_iq2_xs(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_XS); }
 static inline void decode_iq2_s(decoded *out, const void *block) { decode_lattice(out, block, PMX_IQ2_S); }
@@ -177,6 +180,8 @@ TYPE(q3_k, 0)
 TYPE(q4_k, 1)
 TYPE(q5_k, 1)
 TYPE(q6_k, 0)
+TYPE(iq1_s, 0)
+TYPE(iq1_m, 0)
 TYPE(iq2_xxs, 0)
 TYPE(iq2_xs, 0)
 TYPE(iq2_s, 0)

@@ -169,7 +169,7 @@ static void attend_q8_0(const pmx_attend *a) {
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
     .available = available,
-    .types = {PMX_TYPES_MULTIPLIED(TYPE) PMX_TYPES_DEQUANTIZED(PMX_DEQUANTIZED)},
+    .types = {PMX_TYPES(TYPE)},
     .rms_norm = rms_norm,
     .quantize32 = quantize32,
     .quantize256 = quantize256,

@@ -9,14 +9,11 @@
 /* search.c */
 pmx_search pmx_scalar_search;
 
-/* types_float.c, types32.c, kquants.c, dequantized.c */
+/* types_float.c, types32.c, kquants.c */
 #define PMX_SCALAR_VEC(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_scalar_vec_##T;
 #define PMX_SCALAR_DEQUANTIZE(NAME, T, FORM, ELEMENTS) pmx_dequantize pmx_scalar_dequantize_##T;
-PMX_TYPES_MULTIPLIED(PMX_SCALAR_VEC)
+PMX_TYPES(PMX_SCALAR_VEC)
 PMX_TYPES(PMX_SCALAR_DEQUANTIZE)
-
-/* A type without products of its own, in the table of an instruction set. */
-#define PMX_DEQUANTIZED(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {FORM, NULL, NULL, 0, pmx_scalar_dequantize_##T},
 
 /* The tree of sum8 over its eight partials. */
 static inline float pmx_sum8_tree(const float s[8]) {
