@@ -2,9 +2,10 @@
 
 `operations`, `layer`, `layers` and `sampling` have a function for each entry point, `context` has the threads and the
 instruction set that they run with, `prefetch` chooses a context's hint, `timing` says where its time
-goes, `views` has the arrays as C sees them, and `native` the extension.
+goes, `views` and `adapters` have the arrays as C sees them, and `native` the extension.
 """
 
+from pymixtral.ops.adapters import Delta, Pair
 from pymixtral.ops.context import Context, available_isas, built_isas
 from pymixtral.ops.layer import Batch, Layer, Observer, layer_attention, layer_experts
 from pymixtral.ops.layers import EVERY, Choices, Stack, run_layers
@@ -41,8 +42,10 @@ __all__ = [
     "CacheLayer",
     "Choices",
     "Context",
+    "Delta",
     "Layer",
     "Observer",
+    "Pair",
     "PartTime",
     "PrefetchTrial",
     "Runs",

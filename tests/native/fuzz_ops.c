@@ -70,7 +70,7 @@ void fuzz_matmul(input *in) {
     if (broken == 2) n_tokens = no_count(in);
     if (broken == 3) break_weight(in, &w);
     if (broken == 4) w.rows = 2, w.row_bytes = INT64_MAX - 1; /* the second row lies beyond the address space */
-    CALL(pmx_matmul(ctx, y.of[v], x, &w, n_tokens))
+    CALL(pmx_matmul(ctx, y.of[v], x, &w, n_tokens, NULL, 0))
     verdict(broken, n);
 }
 

@@ -144,7 +144,7 @@ def matmul(
     x, w = activations(4, n, cols), matrix(kind, rows, cols, 5)
     view, data = weight(w)
     call = Call("pmx_matmul", ctx).out("y", "float *", np.float32, oracle.matmul(x, w)).array("x", "float *", x)
-    return call.value("w", view, data).value("n_tokens", n)
+    return call.value("w", view, data).value("n_tokens", n).value("scales", ffi.NULL).value("n_adapters", 0)
 
 
 def embed(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 96) -> Call:
