@@ -2,10 +2,9 @@
 
 `operations`, `layer`, `layers` and `sampling` have a function for each entry point, `context` has the threads and the
 instruction set that they run with, `prefetch` chooses a context's hint, `timing` says where its time
-goes, `views` and `adapters` have the arrays as C sees them, and `native` the extension.
+goes, `views` has the arrays as C sees them, and `native` the extension.
 """
 
-from pymixtral.ops.adapters import Delta, Pair
 from pymixtral.ops.context import Context, available_isas, built_isas
 from pymixtral.ops.layer import Batch, Layer, Observer, layer_attention, layer_experts
 from pymixtral.ops.layers import EVERY, Choices, Stack, run_layers
@@ -27,7 +26,7 @@ from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefet
 from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.timing import LINE, PARTS, PartTime, ThreadTime, read, start_timing, stop_timing
-from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
+from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Delta, Pair, Runs
 
 __all__ = [
     "EVERY",

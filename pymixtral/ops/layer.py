@@ -11,10 +11,19 @@ from pymixtral.arrays import F32, F64, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.files.types import Matrix
-from pymixtral.ops.adapters import Delta, Pair
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
-from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, Weights, as_input, check_shape, pointer
+from pymixtral.ops.views import (
+    BoundMatrix,
+    CacheLayer,
+    Delta,
+    Pair,
+    Runs,
+    Weights,
+    as_input,
+    check_shape,
+    pointer,
+)
 
 
 class Layer:
