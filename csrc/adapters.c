@@ -147,8 +147,7 @@ void pmx_add_terms(const pmx_kernels *kernels, const pmx_adapted *product, float
                 end = middle;
         }
         for (; at < term->n && term->rows[at] < first + n; at++)
-            for (int64_t r = 0; r < rank; r++)
-                kernels->axpy(y + (term->rows[at] - first) * ldy, term->t[at * rank + r],
-                              term->pair->b + r * rows + first_output, n_outputs);
+            kernels->add_rows(y + (term->rows[at] - first) * ldy, term->t + at * rank, term->pair->b + first_output,
+                              rows, rank, n_outputs);
     }
 }

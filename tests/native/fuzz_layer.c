@@ -1,5 +1,6 @@
 /* fuzz_layer.c: fuzz targets of the cache, of attention, of a decoder layer's two calls, and of
  * several layers in one. */
+#include <math.h>
 #include <string.h>
 
 #include "fuzz.h"
@@ -297,11 +298,11 @@ void fuzz_layer_experts(input *in) {
                                         .down_input = down.of[1],
                                         .n_tokens = counts.of[1],
                                         .output_norms = norms.of[1]}};
-    float *counts = scales(in, n, m.n_adapters);
+    float *scaled = scales(in, n, m.n_adapters);
     int broken = breaks(in, 10);
     if (n == 0 && broken == 3) broken = 0;
-    if ((broken == 9 && (!counts || n == 0)) || (broken == 10 && !counts)) broken = 0;
-    if (broken == 9) counts[below(in, (uint32_t)n)] = INFINITY;
+    if ((broken == 9 && (!scaled || n == 0)) || (broken == 10 && !scaled)) broken = 0;
+    if (broken == 9) scaled[below(in, (uint32_t)n)] = INFINITY;
     if (broken == 10) m.n_adapters = (int32_t)PICK(in, 0, -1, (1 << 16) + 1, INT32_MAX, INT32_MIN);
     if (broken == 1) normed = NULL;
     if (broken == 2) n_tokens = no_count(in);
@@ -319,7 +320,7 @@ void fuzz_layer_experts(input *in) {
                                  .ids = ids,
                                  .weights = weights,
                                  .n_tokens = n_tokens,
-                                 .scales = counts,
+                                 .scales = scaled,
                                  .n_adapters = m.n_adapters};
     CALL(pmx_layer_experts(ctx, &batches[v], layer, &observers[v]))
     verdict(broken, n);
