@@ -193,10 +193,8 @@ int64_t pmx_row_bytes(int32_t type, int64_t n) {
     return n / blocks[type].elements * blocks[type].bytes;
 }
 
-pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
+pmx_status pmx_check_weight(const pmx_weight *w, const char *name, pmx_scales scales) {
     if (!w->data) return pmx_fail(PMX_EINVAL, "%sdata: expected a pointer, found NULL", name);
-    if (w->delta)
-        return pmx_fail(PMX_EUNSUPPORTED, "%sdelta: expected NULL, found one: this library applies none", name);
     if (w->rows < 1 || w->cols < 1 || w->rows > INT32_MAX || w->cols > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "%srows, cols: expected 1 to 2^31-1, found %lld x %lld", name, (long long)w->rows,
                         (long long)w->cols);
@@ -211,11 +209,11 @@ pmx_status pmx_check_weight(const pmx_weight *w, const char *name) {
     if (w->row_bytes < bytes || pmx_mul(&total, w->rows, w->row_bytes))
         return pmx_fail(PMX_EINVAL, "%srow_bytes: expected at least %lld, and less than 2^63 in all, found %lld", name,
                         (long long)bytes, (long long)w->row_bytes);
-    return PMX_OK;
+    return pmx_check_delta(w, name, scales);
 }
 
-pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols) {
-    const pmx_status status = pmx_check_weight(w, name);
+pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols, pmx_scales scales) {
+    const pmx_status status = pmx_check_weight(w, name, scales);
     if (status != PMX_OK || (w->rows == rows && w->cols == cols)) return status;
     return pmx_fail(PMX_EINVAL, "%srows, cols: expected %lld x %lld, found %lld x %lld", name, (long long)rows,
                     (long long)cols, (long long)w->rows, (long long)w->cols);

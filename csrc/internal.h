@@ -17,10 +17,12 @@ _Static_assert(sizeof(void *) == 8, "64-bit targets only");
 
 /* Bounds of arguments. */
 enum {
-    PMX_MAX_THREADS = 256,                       /* beyond it is a mistake: each has a stack and scratch */
-    PMX_MAX_HEADS = 1024,                        /* with heads of 1024 a token has 2^20 numbers */
-    PMX_MAX_EXPERTS = 64,                        /* bits of a word, in which the router marks its choice */
-    PMX_MAX_TOKENS = INT32_MAX / PMX_MAX_EXPERTS /* of a batch: pairs of a token and an expert have 32 bits */
+    PMX_MAX_THREADS = 256,                        /* beyond it is a mistake: each has a stack and scratch */
+    PMX_MAX_HEADS = 1024,                         /* with heads of 1024 a token has 2^20 numbers */
+    PMX_MAX_EXPERTS = 64,                         /* bits of a word, in which the router marks its choice */
+    PMX_MAX_TOKENS = INT32_MAX / PMX_MAX_EXPERTS, /* of a batch: pairs of a token and an expert have 32 bits */
+    PMX_MAX_RANK = 1024,                          /* published adapters have up to 256 */
+    PMX_MAX_ADAPTERS = 65536
 };
 
 /* Buffers that live in the context and only grow. */
@@ -36,10 +38,19 @@ typedef enum {
     PMX_SCRATCH_TILES,
     PMX_SCRATCH_LOGITS,
     PMX_SCRATCH_GROUPS,
+    PMX_SCRATCH_TERMS, /* of adapters */
     PMX_SCRATCH_IMPORTANCE,
     PMX_SCRATCH_STATES, /* of samplers, until all rows are drawn */
     PMX_SCRATCH_SLOTS
 } pmx_scratch_slot;
+
+/* What adapters count in rows: those of a batch; of NULL: no adapters. */
+typedef struct {
+    const float *of; /* [n_tokens][n_adapters] */
+    int32_t n_adapters;
+} pmx_scales;
+
+static inline pmx_scales pmx_scales_of(const pmx_batch *b) { return (pmx_scales){b->scales, b->n_adapters}; }
 
 typedef struct pmx_pool pmx_pool;
 typedef struct pmx_timing pmx_timing;
@@ -91,10 +102,15 @@ static inline void *pmx_thread_scratch(const pmx_ctx *ctx, int32_t thread) {
 }
 /* First row of x [n_rows][n] that holds a NaN or infinity, or -1. */
 int64_t pmx_first_nonfinite(const float *x, int64_t n_rows, int64_t n);
-/* Whether a weight keeps the contract; name is for the message, with what its members follow: "w->". */
-pmx_status pmx_check_weight(const pmx_weight *w, const char *name);
+/* Whether a weight keeps the contract, its adapters too; name is for the message, with what its members
+ * follow: "w->". */
+pmx_status pmx_check_weight(const pmx_weight *w, const char *name, pmx_scales scales);
 /* Whether it is rows x cols, too. */
-pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols);
+pmx_status pmx_check_matrix(const pmx_weight *w, const char *name, int64_t rows, int64_t cols, pmx_scales scales);
+
+/* --- adapters.c */
+pmx_status pmx_check_scales(const char *name, pmx_scales scales, int64_t n_tokens);
+pmx_status pmx_check_delta(const pmx_weight *w, const char *name, pmx_scales scales);
 
 /* --- cache.c */
 /* Whether cache and runs fit each other; *n_tokens: of all runs. */

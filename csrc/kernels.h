@@ -150,6 +150,8 @@ typedef struct {
     void (*exp)(float *y, const float *x, int64_t n);
     void (*silu_mul)(float *y, const float *gate, const float *up, int64_t n);
     void (*axpy)(float *y, float a, const float *x, int64_t n); /* y = fma(a, x, y) */
+    /* The same with a[0], a[1], .. and the rows of x [n_rows][n], which are `stride` floats apart. */
+    void (*add_rows)(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n);
     void (*rope)(float *x, const float *cosines, const float *sines, int64_t n_pairs);
     void (*narrow)(uint16_t *y, const float *x, int64_t n); /* f32 to f16 */
     void (*widen)(float *y, const uint16_t *x, int64_t n);  /* f16 to f32 */

@@ -53,6 +53,7 @@ static void note_choices(pmx_ctx *ctx, const pmx_batch *b, const pmx_layers *p, 
 
 static void keep_rows(pmx_batch *b, const pmx_layer *layer, const pmx_layers *p) {
     const size_t hidden = (size_t)layer->hidden, n_used = (size_t)layer->n_experts_used;
+    const size_t n_adapters = b->scales ? (size_t)b->n_adapters : 0;
     for (int64_t i = 0; i < p->n_kept; i++) {
         const size_t to = (size_t)i, from = (size_t)p->kept[i];
         if (from == to) continue;
@@ -60,6 +61,7 @@ static void keep_rows(pmx_batch *b, const pmx_layer *layer, const pmx_layers *p)
         memcpy(b->normed + to * hidden, b->normed + from * hidden, hidden * sizeof *b->normed);
         memcpy(b->ids + to * n_used, b->ids + from * n_used, n_used * sizeof *b->ids);
         memcpy(b->weights + to * n_used, b->weights + from * n_used, n_used * sizeof *b->weights);
+        for (size_t j = 0; j < n_adapters; j++) b->scales[to * n_adapters + j] = b->scales[from * n_adapters + j];
     }
     b->n_tokens = p->n_kept;
 }

@@ -151,6 +151,7 @@ typedef struct {
     const pmx_projection *projections;
     const pmx_acts *acts;
     int64_t n_tokens;
+    pmx_adapted adapted[PMX_MAX_PROJECTIONS];
 } project_args;
 
 static int64_t items_of(const pmx_weight *w) { return (w->rows + PMX_ROWS_PER_ITEM - 1) / PMX_ROWS_PER_ITEM; }
@@ -176,30 +177,38 @@ static void project_task(void *arg, int64_t item, int32_t thread) {
                                      .n_tokens = n,
                                      .scratch = scratch};
         pmx_multiply_rows(p->ctx->kernels, to->w, first, product);
+        pmx_add_terms(p->ctx->kernels, &p->adapted[to - p->projections], product.y, product.ldy, t0, n, first, n_rows);
         for (int64_t i = 0; to->add && i < n; i++)
             for (int64_t r = 0; r < n_rows; r++) y[i * rows + r] += tile[i * PMX_ROWS_PER_ITEM + r];
     }
 }
 
 pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t n_projections, const pmx_acts *acts,
-                       int64_t n_tokens) {
-    const pmx_status status = pmx_thread_scratch_reserve(ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
+                       int64_t n_tokens, pmx_scales scales) {
+    pmx_status status = pmx_thread_scratch_reserve(ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
     if (status != PMX_OK) return status;
+    project_args args = {.ctx = ctx, .projections = projections, .acts = acts, .n_tokens = n_tokens};
     int64_t n_items = 0;
     for (int32_t i = 0; i < n_projections; i++) {
         n_items += items_of(projections[i].w);
         pmx_reads(ctx, &projections[i].w, 1);
+        args.adapted[i] = (pmx_adapted){.w = projections[i].w, .n = n_tokens};
     }
-    project_args args = {ctx, projections, acts, n_tokens};
+    status = pmx_adapt(ctx, args.adapted, n_projections, acts, scales);
+    if (status != PMX_OK) return status;
     return pmx_parallel(ctx, project_task, &args, n_items, PMX_ROWS_PER_ITEM * acts->cols * n_tokens);
 }
 
-pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens) {
+pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens,
+                      const float *scales, int32_t n_adapters) {
+    const pmx_scales all = {scales, n_adapters};
     pmx_status status = PMX_NOT_NULL(ctx, y, x, w);
-    if (status == PMX_OK) status = pmx_check_weight(w, "w->");
     if (status != PMX_OK) return status;
     if (n_tokens < 0 || n_tokens > INT32_MAX)
         return pmx_fail(PMX_EINVAL, "n_tokens: expected 0 to 2^31-1, found %lld", (long long)n_tokens);
+    status = pmx_check_scales("", all, n_tokens);
+    if (status == PMX_OK) status = pmx_check_weight(w, "w->", all);
+    if (status != PMX_OK) return status;
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
@@ -207,7 +216,7 @@ pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *
     pmx_acts acts;
     const pmx_projection projection = {w, y, 0};
     status = pmx_acts_prepare(ctx, &acts, x, n_tokens, &w, 1);
-    if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n_tokens);
+    if (status == PMX_OK) status = pmx_project(ctx, &projection, 1, &acts, n_tokens, all);
     if (status == PMX_OK) status = pmx_check_finite("y", y, n_tokens, w->rows);
     pmx_leave(ctx, call);
     return status;

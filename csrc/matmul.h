@@ -2,7 +2,7 @@
 #ifndef PMX_MATMUL_H
 #define PMX_MATMUL_H
 
-#include "internal.h"
+#include "adapters.h"
 
 enum {
     /* Rows of an item: two strips of avx512vnni. With 16, half a strip, prompts take 1.5 times as
@@ -32,8 +32,10 @@ typedef struct {
     int add;
 } pmx_projection;
 
-/* All of them in one region. */
+enum { PMX_MAX_PROJECTIONS = 3 };
+
+/* All of them in one region, with one before it where an adapter counts. */
 pmx_status pmx_project(pmx_ctx *ctx, const pmx_projection *projections, int32_t n_projections, const pmx_acts *acts,
-                       int64_t n_tokens);
+                       int64_t n_tokens, pmx_scales scales);
 
 #endif

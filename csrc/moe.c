@@ -107,13 +107,14 @@ typedef struct {
     int64_t ffn, width; /* width of the residual stream */
     group groups[PMX_MAX_EXPERTS];
     int32_t n_groups;
-    int64_t n_pairs;               /* whose weight is not 0 */
-    const int32_t *tokens, *pairs; /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
-    const float *weights;          /* [n_pairs] sorted likewise */
-    pmx_acts acts;                 /* the tokens */
-    float *hidden;                 /* the experts' hidden activations [n_pairs][ffn] */
-    pmx_acts hidden_acts;          /* the same, down's input */
-    double *squares;               /* [n_pairs][blocks of DOWN_ROWS] of the outputs, if they are observed */
+    int64_t n_pairs;                          /* whose weight is not 0 */
+    const int32_t *tokens, *pairs;            /* [n_pairs] sorted by expert: the token, and 0, 1, 2, ... */
+    const float *weights;                     /* [n_pairs] sorted likewise */
+    pmx_acts acts;                            /* the tokens */
+    float *hidden;                            /* the experts' hidden activations [n_pairs][ffn] */
+    pmx_acts hidden_acts;                     /* the same, down's input */
+    pmx_adapted adapted[2 * PMX_MAX_EXPERTS]; /* of each group gate and up, then down */
+    double *squares;                          /* [n_pairs][blocks of DOWN_ROWS] of the outputs, if they are observed */
 } experts_args;
 
 static const pmx_weight *expert_weight(const experts_args *p, int32_t expert, int which) {
@@ -140,6 +141,7 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
     const int64_t n_rows = p->ffn - first_row < PMX_ROWS_PER_ITEM ? p->ffn - first_row : PMX_ROWS_PER_ITEM;
     const pmx_kernels *kernels = p->ctx->kernels;
     const pmx_weight *gate = expert_weight(p, g->expert, 0), *up = expert_weight(p, g->expert, 1);
+    const pmx_adapted *adapted = &p->adapted[item / n_blocks * 2];
     char *scratch = pmx_thread_scratch(p->ctx, thread);
     float *a = (float *)(void *)(scratch + PMX_ROWS_SCRATCH),
           *b = (float *)(void *)(scratch + PMX_ROWS_SCRATCH + PMX_TILE_BYTES);
@@ -154,8 +156,10 @@ static void gate_up_task(void *arg, int64_t item, int32_t thread) {
                                .n_tokens = n,
                                .scratch = scratch};
         pmx_multiply_rows(kernels, gate, first_row, product);
+        pmx_add_terms(kernels, adapted, a, PMX_ROWS_PER_ITEM, done, n, first_row, n_rows);
         product.y = b;
         pmx_multiply_rows(kernels, up, first_row, product);
+        pmx_add_terms(kernels, adapted + 1, b, PMX_ROWS_PER_ITEM, done, n, first_row, n_rows);
         for (int64_t i = 0; i < n; i++) {
             float *h = p->hidden + (first + i) * p->ffn + first_row;
             kernels->silu_mul(h, a + i * PMX_ROWS_PER_ITEM, b + i * PMX_ROWS_PER_ITEM, n_rows);
@@ -186,6 +190,7 @@ static void down_task(void *arg, int64_t item, int32_t thread) {
                                          .n_tokens = n,
                                          .scratch = scratch};
             pmx_multiply_rows(p->ctx->kernels, expert_weight(p, g->expert, 2), first_row, product);
+            pmx_add_terms(p->ctx->kernels, &p->adapted[i], out, DOWN_ROWS, done, n, first_row, n_rows);
             if (p->squares)
                 for (int64_t j = 0; j < n; j++)
                     p->squares[(first + j) * down_blocks(p) + item] = square_sum(out + j * DOWN_ROWS, n_rows);
@@ -239,6 +244,18 @@ static int64_t matrices(const experts_args *p, const pmx_weight **out, int which
     return p->n_groups;
 }
 
+/* Adapters of n matrices `which`, .. of each expert, whose inputs are `inputs`. */
+static pmx_status adapt(experts_args *p, const pmx_acts *acts, const int32_t *inputs, int which, int n) {
+    for (int32_t i = 0; i < p->n_groups * n; i++) {
+        const group *g = &p->groups[i / n];
+        p->adapted[i] = (pmx_adapted){.w = expert_weight(p, g->expert, which + i % n),
+                                      .inputs = inputs + g->first,
+                                      .tokens = p->tokens + g->first,
+                                      .n = g->n_tokens};
+    }
+    return pmx_adapt(p->ctx, p->adapted, p->n_groups * n, acts, pmx_scales_of(p->batch));
+}
+
 static pmx_status prepare(experts_args *p) {
     const pmx_weight *inputs[2 * PMX_MAX_EXPERTS];
     const int64_t n_gates = matrices(p, inputs, 0), n_ups = matrices(p, inputs + n_gates, 1);
@@ -251,10 +268,11 @@ static pmx_status prepare(experts_args *p) {
     }
     size_t tile = (size_t)p->batch->n_tokens * DOWN_ROWS * sizeof(float);
     if (tile < PMX_TILE_BYTES) tile = PMX_TILE_BYTES;
-    const pmx_status status = pmx_thread_scratch_reserve(p->ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES + tile);
+    pmx_status status = pmx_thread_scratch_reserve(p->ctx, PMX_ROWS_SCRATCH + PMX_TILE_BYTES + tile);
     if (status != PMX_OK) return status;
     pmx_reads(p->ctx, inputs, n_gates + n_ups);
-    return pmx_acts_prepare(p->ctx, &p->acts, p->batch->normed, p->batch->n_tokens, inputs, n_gates + n_ups);
+    status = pmx_acts_prepare(p->ctx, &p->acts, p->batch->normed, p->batch->n_tokens, inputs, n_gates + n_ups);
+    return status == PMX_OK ? adapt(p, &p->acts, p->tokens, 0, 2) : status;
 }
 
 /* down's input; a hidden row that is not finite is reported as the token it belongs to. */
@@ -266,7 +284,8 @@ static pmx_status prepare_hidden(experts_args *p) {
         return pmx_fail_row(PMX_ENONFINITE, p->tokens[pair], PMX_NONFINITE, (long long)p->tokens[pair],
                             "the experts' hidden values");
     pmx_reads(p->ctx, downs, n_downs);
-    return pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, p->n_pairs, downs, n_downs);
+    const pmx_status status = pmx_acts_prepare(p->ctx, &p->hidden_acts, p->hidden, p->n_pairs, downs, n_downs);
+    return status == PMX_OK ? adapt(p, &p->hidden_acts, p->pairs, 2, 1) : status;
 }
 
 static void observe_inputs(const experts_args *p) {
@@ -287,7 +306,7 @@ static void observe_outputs(const experts_args *p) {
         }
 }
 
-static pmx_status check_experts(const pmx_layer *layer) {
+static pmx_status check_experts(const pmx_layer *layer, pmx_scales scales) {
     pmx_status status =
         pmx_check_experts_used(layer->n_experts, layer->n_experts_used, layer->n_experts_dropped, layer->expert_min_p);
     if (status == PMX_OK) status = PMX_NOT_NULL(layer->experts);
@@ -297,10 +316,10 @@ static pmx_status check_experts(const pmx_layer *layer) {
     for (int32_t i = 0; i < layer->n_experts * 3; i++) {
         const pmx_weight *w = &layer->experts[i];
         const int64_t rows = i % 3 == 2 ? hidden : ffn, cols = i % 3 == 2 ? ffn : hidden;
-        if (pmx_check_matrix(w, "", rows, cols) == PMX_OK) continue;
+        if (pmx_check_matrix(w, "", rows, cols, scales) == PMX_OK) continue;
         char name[32];
         snprintf(name, sizeof name, "layer->experts[%d].", i);
-        return pmx_check_matrix(w, name, rows, cols);
+        return pmx_check_matrix(w, name, rows, cols, scales);
     }
     return PMX_OK;
 }
@@ -313,7 +332,8 @@ pmx_status pmx_layer_experts(pmx_ctx *ctx, const pmx_batch *batch, const pmx_lay
     const int64_t n_tokens = batch->n_tokens;
     if (n_tokens < 0 || n_tokens > PMX_MAX_TOKENS)
         return pmx_fail(PMX_EINVAL, "batch->n_tokens: expected 0 to 2^25, found %lld", (long long)n_tokens);
-    status = check_experts(layer);
+    status = pmx_check_scales("batch->", pmx_scales_of(batch), n_tokens);
+    if (status == PMX_OK) status = check_experts(layer, pmx_scales_of(batch));
     if (status != PMX_OK || n_tokens == 0) return status;
     pmx_call call;
     status = pmx_enter(ctx, &call);

@@ -68,7 +68,9 @@ static void embed_task(void *arg, int64_t row, int32_t thread) {
 
 pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t *ids, int64_t n_ids) {
     pmx_status status = PMX_NOT_NULL(ctx, y, w, ids);
-    if (status == PMX_OK) status = pmx_check_weight(w, "w->");
+    if (status == PMX_OK) status = pmx_check_weight(w, "w->", (pmx_scales){0});
+    if (status == PMX_OK && w->delta)
+        status = pmx_fail(PMX_EUNSUPPORTED, "w->delta: expected NULL, found one: rows that are looked up have none");
     if (status == PMX_OK) status = check_rows("n_ids, w->cols", n_ids, w->cols);
     if (status != PMX_OK) return status;
     for (int64_t i = 0; i < n_ids; i++)

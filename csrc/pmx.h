@@ -107,17 +107,29 @@ typedef struct {
     int64_t waiting_ns; /* from there to the end of the region */
 } pmx_thread_time;
 
+/* What an adapter adds to a matrix W of rows x cols: y = W x + transpose(b) (a x). */
+typedef struct {
+    const float *a;  /* [rank][cols] */
+    const float *b;  /* [rank][rows], the adapter's own scale multiplied in */
+    int32_t rank;    /* 1..1024 */
+    int32_t adapter; /* 0..65535, its column in the scales of a batch */
+} pmx_low_rank;
+
+typedef struct {
+    const pmx_low_rank *pairs; /* [n_pairs], adapters ascending, none twice */
+    int64_t n_pairs;
+} pmx_delta;
+
 /* A matrix of rows x cols weights, stored by row in GGUF's own blocks; borrowed, usually
  * memory-mapped. data may have any alignment that GGUF gives (32 bytes at the start; blocks inside
- * are unaligned). row_bytes >= the bytes of cols elements. delta is reserved for low-rank adapters
- * and must be NULL. */
+ * are unaligned). row_bytes >= the bytes of cols elements. delta: what adapters add, or NULL. */
 typedef struct {
     const void *data;
     int32_t type; /* pmx_type */
     int64_t rows;
     int64_t cols;
     int64_t row_bytes;
-    const void *delta;
+    const pmx_delta *delta;
 } pmx_weight;
 
 /* One layer of the key/value cache, in pages of 64 positions.
@@ -183,6 +195,9 @@ typedef struct {
     const float *cosines, *sines; /* [n_tokens][head_dim/2] */
     const pmx_run *runs;
     int64_t n_runs;
+    float *scales;      /* [n_tokens][n_adapters], finite: what each adapter counts in a row. One that counts 0 is
+                         * not computed. NULL: none is */
+    int32_t n_adapters; /* 1..65536; not read without scales */
 } pmx_batch;
 
 /* Calibration: sums of squares of the inputs of each matrix, added to what is there, tokens in
@@ -204,7 +219,7 @@ typedef struct {
     const pmx_observer *const *observers; /* [n_layers], or NULL */
     int64_t n_layers;
     const int64_t *kept; /* [n_kept], ascending: the only rows that the experts of the last layer take. They become
-                          * the first n_kept rows of x, normed, ids and weights. NULL: all rows */
+                          * the first n_kept rows of x, normed, ids, weights and scales. NULL: all rows */
     int64_t n_kept;
     /* What the routers chose, before any row is dropped; each may be NULL. */
     uint8_t *choices;       /* [n_tokens][n_layers][n_experts_used], as ids */
@@ -316,10 +331,11 @@ pmx_status pmx_rms_norm(pmx_ctx *ctx, float *y, const float *x, const float *wei
 pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *sums, const float *x, int64_t n_tokens,
                                     int64_t n, int32_t block);
 
-/* y: [n_tokens][w->rows]; x: [n_tokens][w->cols]. */
-pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens);
+/* y: [n_tokens][w->rows]; x: [n_tokens][w->cols]. scales: [n_tokens][n_adapters] or NULL, as in pmx_batch. */
+pmx_status pmx_matmul(pmx_ctx *ctx, float *y, const float *x, const pmx_weight *w, int64_t n_tokens,
+                      const float *scales, int32_t n_adapters);
 
-/* y: [n_ids][w->cols], the rows ids (0 <= id < w->rows) of w widened or dequantized. */
+/* y: [n_ids][w->cols], the rows ids (0 <= id < w->rows) of w widened or dequantized. w->delta must be NULL. */
 pmx_status pmx_embed(pmx_ctx *ctx, float *y, const pmx_weight *w, const int32_t *ids, int64_t n_ids);
 
 /* y, x: [n]; exp of the contract; y may be x. Infinite and NaN results are passed on. */

@@ -16,6 +16,8 @@ from pymixtral import ops
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32, I32, IdArray
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.model.adapter import Adapter
+from pymixtral.model.bound_adapters import BoundAdapters, Scales
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.kv_cache import KVCache, Sequence, n_pages_for
 from pymixtral.model.weights import ModelWeights
@@ -78,6 +80,7 @@ class Model:
             for layer, n_used in zip(weights.layers, config.experts_used, strict=True)
         ]
         self._stack = ops.Stack(self.layers)
+        self._adapters = BoundAdapters(self.layers, config)
         self._embedding, self._head = ops.BoundMatrix(weights.embedding), ops.BoundMatrix(weights.head)
         self._passes = self._counted = 0
         self._experts = 0.0
@@ -110,6 +113,7 @@ class Model:
         rows: Rows = ops.EVERY,
         observers: Seq[ops.Observer] | None = None,
         choices: ops.Choices | None = None,
+        adapters: Seq[Scales | None] | None = None,
     ) -> F32:
         """Compute one pass over a ragged batch.
 
@@ -127,12 +131,15 @@ class Model:
             observers: for calibration, one for each layer of the model. After an exception they
                 hold a part of the pass.
             choices: is filled with what the routers choose for all rows; see new_choices().
+            adapters: of each run, the adapters of its rows, and what each counts. New ones are bound
+                first; see release().
 
         Returns:
             The wanted rows after the last of `layers`, float32 [n wanted, hidden].
 
         Raises:
-            InvalidArgumentError: for runs or inputs that do not fit.
+            InvalidArgumentError: for runs, inputs or scales that do not fit.
+            AdapterError: for an adapter of another model.
             ContextLengthError: if the cache has too few free pages.
             NonFiniteError: if the weights lead to NaN or infinity.
             CanceledError: after cancel().
@@ -140,13 +147,13 @@ class Model:
         """
         self._check(len(inputs), runs, cache)
         _check_rows(rows, len(inputs))
+        scales = None if adapters is None else self._adapters.scales([count for _, count in runs], adapters)
         try:
             for sequence, count in runs:
                 sequence.reserve(count)
             self._prefetch.begin()
-            hidden = self._pass(
-                inputs, runs, cache, range(self.config.n_layers) if layers is None else layers, rows, observers, choices
-            )
+            some = range(self.config.n_layers) if layers is None else layers
+            hidden = self._pass(inputs, runs, cache, some, rows, observers, choices, scales)
             if layers is None and len(inputs) == len(hidden) == 1:
                 self._prefetch.end()
         except BaseException:
@@ -178,9 +185,11 @@ class Model:
         rows: Rows,
         observers: Seq[ops.Observer] | None,
         choices: ops.Choices | None,
+        scales: F32 | None,
     ) -> F32:
         batch = self._batch
         batch.begin(self.context, [(count, sequence.length, sequence.pages) for sequence, count in runs])
+        batch.scale(scales)
         if inputs.dtype.kind == "f":
             batch.fill(cast("F32", inputs))
         else:
@@ -231,6 +240,14 @@ class Model:
         One pass in eight is counted; 0 before the first.
         """
         return self._experts / self._counted if self._counted else 0.0
+
+    def release(self, adapter: Adapter) -> None:
+        """Let go of an adapter that forward() was given: the model no longer keeps it in memory.
+
+        Args:
+            adapter: one that is not bound is left alone.
+        """
+        self._adapters.release(adapter)
 
     def shift(self, sequence: Sequence, first: int, n: int, make_free: Callable[[int], None] | None = None) -> None:
         """Drop whole pages of a sequence, and move the positions after them to their place.

@@ -26,7 +26,7 @@ from pymixtral.ops.prefetch import PrefetchTrial, asked_prefetch, default_prefet
 from pymixtral.ops.sampling import NEVER, SamplerRow, sample
 from pymixtral.ops.threads import MAX_THREADS, Threads, thread_limits
 from pymixtral.ops.timing import LINE, PARTS, PartTime, ThreadTime, read, read_timing, start_timing, stop_timing
-from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Runs
+from pymixtral.ops.views import NUMERICS_VERSION, PAGE, BoundMatrix, CacheLayer, Delta, Pair, Runs
 
 __all__ = [
     "EVERY",
@@ -41,8 +41,10 @@ __all__ = [
     "CacheLayer",
     "Choices",
     "Context",
+    "Delta",
     "Layer",
     "Observer",
+    "Pair",
     "PartTime",
     "PrefetchTrial",
     "Runs",

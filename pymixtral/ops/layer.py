@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pymixtral.arrays import F32, F64, I32
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.files.types import Matrix
 from pymixtral.ops.context import Context
 from pymixtral.ops.native import check, ffi, lib
-from pymixtral.ops.views import BoundMatrix, CacheLayer, Runs, Weights, as_input, check_shape, pointer
+from pymixtral.ops.views import (
+    BoundMatrix,
+    CacheLayer,
+    Delta,
+    Pair,
+    Runs,
+    Weights,
+    as_input,
+    check_shape,
+    pointer,
+)
 
 
 class Layer:
@@ -90,6 +102,36 @@ class Layer:
         struct.n_heads, struct.n_kv_heads, struct.head_dim = n_heads, n_kv_heads, q.rows // n_heads
         struct.hidden, struct.window, struct.eps = self.hidden, window, eps
         struct.n_experts_dropped, struct.expert_min_p = n_experts_dropped, expert_min_p
+        names: list[tuple[str, int | None]] = [("attn_q", None), ("attn_k", None), ("attn_v", None)]
+        names += [("attn_output", None), *([("ffn_gate_inp", None)] if router else [])]
+        views = [struct.q, struct.k, struct.v, struct.output, struct.router]
+        self._views = dict(zip(names, views, strict=False))
+        for e in range(self.n_experts):
+            for i, stem in enumerate(FFN_STEMS):
+                self._views[stem, e if self.n_experts > 1 else None] = flat.array[3 * e + i]
+        self._deltas: list[Delta] = []
+
+    def adapt(self, deltas: Mapping[TensorName, Sequence[Pair]]) -> None:
+        """Replace what adapters add to the matrices. No pass may be running.
+
+        Args:
+            deltas: the pairs of each matrix that has any. The number of the layer in a name is not
+                looked at; a dense layer's matrices are no expert's.
+
+        Raises:
+            InvalidArgumentError: for a matrix that the layer does not have, and pairs of another shape.
+        """
+        unknown = [str(name) for name in deltas if (name.stem, name.expert) not in self._views]
+        if unknown:
+            raise InvalidArgumentError(f"expected matrices of the layer, found {unknown[0]}")
+        built = {}
+        for name, pairs in deltas.items():
+            view = self._views[name.stem, name.expert]
+            built[name.stem, name.expert] = Delta(view.rows, view.cols, pairs)
+        self._deltas += built.values()  # the old ones are alive until C has no pointer to them
+        for key, view in self._views.items():
+            view.delta = built[key].struct if key in built else ffi.NULL
+        self._deltas = list(built.values())
 
 
 class Observer:
@@ -144,6 +186,7 @@ class Batch:
         ids: the experts that the router chose, int32 [n_tokens, n_experts_used], ascending.
         weights: the weights of these experts, float32 [n_tokens, n_experts_used]; those of weight 0
             are not computed.
+        scales: what each adapter counts in each row, float32 [n_tokens, n_adapters]; None: nothing.
         rotation: pointers to the cosines and the sines of the rotary embedding.
         pointers: pointers to x, normed, ids and weights.
     """
@@ -155,6 +198,7 @@ class Batch:
         self.n_pairs = len(self._frequencies)
         self.struct = ffi.new("pmx_batch *")
         self.runs = Runs([])
+        self.scales: F32 | None = None
         self._capacity = self.n_tokens = 0
         self.begin_rows(1)
 
@@ -189,6 +233,7 @@ class Batch:
         Args:
             n_tokens: number of rows, at least 1.
         """
+        self.scale(None)
         if n_tokens > self._capacity:
             self._grow(n_tokens)
         if n_tokens != self.n_tokens:
@@ -241,6 +286,22 @@ class Batch:
         """
         check_shape("x", x.shape, self.x.shape)
         self.x[:] = x
+
+    def scale(self, scales: F32 | None) -> None:
+        """Set what the adapters of the layers count in this pass; a pass begins without any.
+
+        Args:
+            scales: float32 [n_tokens, n_adapters], which are copied; None: nothing.
+
+        Raises:
+            InvalidArgumentError: for another number of rows.
+        """
+        if scales is None:
+            self.struct.scales, self.scales = ffi.NULL, None
+            return
+        check_shape("scales", scales.shape, (self.n_tokens, *scales.shape[1:]))
+        copy: F32 = as_input(scales, 2).copy()
+        self.struct.scales, self.struct.n_adapters, self.scales = pointer(copy), copy.shape[1], copy
 
     def check(self, layer: Layer, cache: CacheLayer) -> None:
         """Check that a layer and its cache fit.

@@ -8,6 +8,8 @@ weight type that the library does not run, and NativeError if there is no memory
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
@@ -61,21 +63,28 @@ def quantize_activations(ctx: Context, x: F32, block: int = 32) -> tuple[NDArray
     return q, d, sums
 
 
-def matmul(ctx: Context, x: F32, w: Matrix | BoundMatrix) -> F32:
+def matmul(ctx: Context, x: F32, w: Matrix | BoundMatrix, scales: F32 | None = None) -> F32:
     """Multiply rows by a matrix.
 
     Args:
         ctx: threads and instruction set.
         x: float32 [n_tokens, w.cols].
         w: the matrix, one row for each output.
+        scales: what each adapter of the matrix counts in each row, float32 [n_tokens, n_adapters];
+            None: nothing.
 
     Returns:
         float32 [n_tokens, w.rows].
     """
     w, x = bound(w), as_input(x, 2)
     check_shape("x", x.shape, (len(x), w.cols))
+    counted: tuple[Any, int] = ffi.NULL, 0
+    if scales is not None:
+        scales = as_input(scales, 2)
+        check_shape("scales", scales.shape, (len(x), scales.shape[1]))
+        counted = pointer(scales), scales.shape[1]
     y = np.empty((len(x), w.rows), np.float32)
-    check(lib.pmx_matmul(ctx.pointer, pointer(y), pointer(x), w.struct, len(x)))
+    check(lib.pmx_matmul(ctx.pointer, pointer(y), pointer(x), w.struct, len(x), *counted))
     return y
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from pymixtral.arrays import I32
+from pymixtral.arrays import F32, I32
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.files.types import Matrix
 from pymixtral.ops.native import ffi, lib
@@ -138,11 +138,54 @@ class Weights:
             view.row_bytes = matrix.row_bytes
 
 
+class Pair(NamedTuple):
+    """What an adapter adds to a matrix W of rows x cols: y = W x + transpose(b) (a x).
+
+    Attributes:
+        adapter: the adapter's column in the scales of a batch.
+        a: float32 [rank, cols], of a rank from 1 to 1024.
+        b: float32 [rank, rows].
+    """
+
+    adapter: int
+    a: F32
+    b: F32
+
+
+class Delta:
+    """What adapters add to one matrix, made once for many products.
+
+    Args:
+        rows: of the matrix.
+        cols: of the matrix.
+        pairs: of different adapters, which are put in ascending order.
+
+    Attributes:
+        struct: the C struct pmx_delta.
+
+    Raises:
+        InvalidArgumentError: for pairs of another shape.
+    """
+
+    def __init__(self, rows: int, cols: int, pairs: Sequence[Pair]) -> None:
+        self._keep: list[Any] = [ffi.new("pmx_low_rank[]", len(pairs))]
+        ordered = sorted(pairs, key=lambda pair: pair.adapter)
+        for view, pair in zip(self._keep[0], ordered, strict=True):
+            a, b = as_input(pair.a, 2), as_input(pair.b, 2)
+            check_shape("a", a.shape, (len(a), cols))
+            check_shape("b", b.shape, (len(a), rows))
+            view.a, view.b = pointers = pointer(a), pointer(b)
+            view.rank, view.adapter = len(a), pair.adapter
+            self._keep += pointers
+        self.struct = ffi.new("pmx_delta *", {"pairs": self._keep[0], "n_pairs": len(pairs)})
+
+
 class BoundMatrix:
     """A matrix as C sees it, made once for many products.
 
     Args:
         matrix: of contiguous rows.
+        pairs: what adapters add.
 
     Attributes:
         struct: the C struct pmx_weight.
@@ -150,13 +193,16 @@ class BoundMatrix:
         cols: inputs of a product.
 
     Raises:
-        InvalidArgumentError: for a matrix that is not contiguous rows of bytes.
+        InvalidArgumentError: for a matrix that is not contiguous rows of bytes, and pairs of another
+            shape.
     """
 
-    def __init__(self, matrix: Matrix) -> None:
-        self._keep = Weights([matrix])
-        self.struct = self._keep.array
+    def __init__(self, matrix: Matrix, pairs: Sequence[Pair] = ()) -> None:
+        self._keep = Weights([matrix]), Delta(*matrix.shape, pairs)
+        self.struct = self._keep[0].array
         self.rows, self.cols = matrix.shape
+        if pairs:
+            self.struct[0].delta = self._keep[1].struct
 
 
 def bound(w: Matrix | BoundMatrix) -> BoundMatrix:

@@ -9,6 +9,7 @@ import numpy as np
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import NonFiniteError
 from pymixtral.files.types import Matrix
+from pymixtral.reference.adapters import NONE, Deltas, adapted
 from pymixtral.reference.arithmetic import exp, finite, fma
 from pymixtral.reference.products import matmul
 
@@ -59,7 +60,9 @@ def silu_mul(gate: F32, up: F32) -> F32:
         return finite((gate / (np.float32(1) + exp(-gate))) * up, "a gated product")
 
 
-def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix, planes: int = 1) -> F32:
+def feed_forward(
+    x: F32, gate: Matrix, up: Matrix, down: Matrix, planes: int = 1, deltas: Deltas = NONE, expert: int = 0
+) -> F32:
     """Compute one expert.
 
     Args:
@@ -68,6 +71,8 @@ def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix, planes: int = 1
         up: ffn x hidden.
         down: hidden x ffn.
         planes: as of matmul().
+        deltas: what adapters add.
+        expert: the expert's number, for deltas.
 
     Returns:
         float32 [n_tokens, hidden].
@@ -75,7 +80,10 @@ def feed_forward(x: F32, gate: Matrix, up: Matrix, down: Matrix, planes: int = 1
     Raises:
         NonFiniteError: with the row.
     """
-    return matmul(silu_mul(matmul(x, gate, planes), matmul(x, up, planes)), down, planes)
+    g = adapted(matmul(x, gate, planes), x, deltas.of("ffn_gate", expert))
+    u = adapted(matmul(x, up, planes), x, deltas.of("ffn_up", expert))
+    h = silu_mul(g, u)
+    return adapted(matmul(h, down, planes), h, deltas.of("ffn_down", expert))
 
 
 def experts(
@@ -85,6 +93,7 @@ def experts(
     weights: F32,
     matrices: Sequence[tuple[Matrix, Matrix, Matrix]],
     planes: int = 1,
+    deltas: Deltas = NONE,
 ) -> F32:
     """Add the weighted outputs of the chosen experts to the residual stream.
 
@@ -95,6 +104,7 @@ def experts(
         weights: their weights, float32 [n_tokens, n_used]; experts of weight 0 are not computed.
         matrices: gate, up (ffn x hidden) and down (hidden x ffn) of each expert.
         planes: as of matmul().
+        deltas: what adapters add.
 
     Returns:
         float32 [n_tokens, hidden].
@@ -108,7 +118,7 @@ def experts(
         if not len(rows):
             continue
         try:
-            out[rows, slots] = feed_forward(normed[rows], gate, up, down, planes)
+            out[rows, slots] = feed_forward(normed[rows], gate, up, down, planes, deltas.rows(rows), e)
         except NonFiniteError as error:
             row = int(rows[error.row])
             raise NonFiniteError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pymixtral.arrays import F32, I32
+from pymixtral.reference.adapters import NONE, Deltas, adapted
 from pymixtral.reference.arithmetic import finite, sum8
 from pymixtral.reference.attention import attention, round_to_cache
 from pymixtral.reference.experts import experts, route
@@ -20,6 +21,8 @@ from pymixtral.reference.products import embed, matmul
 from pymixtral.reference.rotation import rope, rope_table
 
 if TYPE_CHECKING:
+    from pymixtral.files.types import Matrix
+    from pymixtral.model.adapter import Adapter
     from pymixtral.model.config import ModelConfig
     from pymixtral.model.weights import LayerWeights, ModelWeights
 
@@ -47,7 +50,13 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F32:
 
 
 def layer_attention(
-    x: F32, w: LayerWeights, config: ModelConfig, cosines: F32, sines: F32, cache_dtype: Any = np.float32
+    x: F32,
+    w: LayerWeights,
+    config: ModelConfig,
+    cosines: F32,
+    sines: F32,
+    cache_dtype: Any = np.float32,
+    deltas: Deltas = NONE,
 ) -> F32:
     """Add a layer's attention to the residual stream.
 
@@ -58,6 +67,7 @@ def layer_attention(
         cosines: of rope_table(), float32 [n_tokens, head_dim/2].
         sines: of rope_table(), float32 [n_tokens, head_dim/2].
         cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+        deltas: what adapters add.
 
     Returns:
         float32 [n_tokens, hidden].
@@ -65,13 +75,17 @@ def layer_attention(
     Raises:
         NonFiniteError: with the row.
     """
+
+    def project(x: F32, w: Matrix, stem: str) -> F32:
+        return adapted(matmul(x, w, config.planes), x, deltas.of(stem))
+
     n_tokens = len(x)
     n = rms_norm(x, w.attn_norm, config.rms_eps)
-    q = rope(matmul(n, w.q, config.planes).reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
-    k = rope(matmul(n, w.k, config.planes).reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
-    v = matmul(n, w.v, config.planes).reshape(n_tokens, config.n_kv_heads, config.head_dim)
+    q = rope(project(n, w.q, "attn_q").reshape(n_tokens, config.n_heads, config.head_dim), cosines, sines)
+    k = rope(project(n, w.k, "attn_k").reshape(n_tokens, config.n_kv_heads, config.head_dim), cosines, sines)
+    v = project(n, w.v, "attn_v").reshape(n_tokens, config.n_kv_heads, config.head_dim)
     seen = attention(q, round_to_cache(k, cache_dtype), round_to_cache(v, cache_dtype), window=config.window)
-    return finite(x + matmul(seen.reshape(n_tokens, -1), w.output, config.planes), "the residual stream")
+    return finite(x + project(seen.reshape(n_tokens, -1), w.output, "attn_output"), "the residual stream")
 
 
 def layer(
@@ -82,6 +96,7 @@ def layer(
     sines: F32,
     cache_dtype: Any = np.float32,
     n_experts_used: int | None = None,
+    deltas: Deltas = NONE,
 ) -> F32:
     """Compute one decoder layer.
 
@@ -93,6 +108,7 @@ def layer(
         sines: of rope_table(), float32 [n_tokens, head_dim/2].
         cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
         n_experts_used: experts that a token uses in this layer; None: config.n_experts_used.
+        deltas: what adapters add.
 
     Returns:
         float32 [n_tokens, hidden].
@@ -100,18 +116,22 @@ def layer(
     Raises:
         NonFiniteError: with the row.
     """
-    x = layer_attention(x, w, config, cosines, sines, cache_dtype)
+    x = layer_attention(x, w, config, cosines, sines, cache_dtype, deltas)
     n = rms_norm(x, w.ffn_norm, config.rms_eps)
     ids: I32 = np.zeros((len(x), 1), np.int32)
     weights: F32 = np.ones((len(x), 1), np.float32)
     if w.router is not None:
-        routed = matmul(n, w.router, config.planes)
+        routed = adapted(matmul(n, w.router, config.planes), n, deltas.of("ffn_gate_inp"))
         ids, weights = route(routed, n_experts_used or config.n_experts_used, min_p=config.expert_min_p)
-    return experts(x, n, ids, weights, w.experts, config.planes)
+    return experts(x, n, ids, weights, w.experts, config.planes, deltas)
 
 
 def forward(
-    weights: ModelWeights, config: ModelConfig, tokens: Sequence[int] | I32, cache_dtype: Any = np.float32
+    weights: ModelWeights,
+    config: ModelConfig,
+    tokens: Sequence[int] | I32,
+    cache_dtype: Any = np.float32,
+    adapters: Sequence[tuple[Adapter, float | F32]] = (),
 ) -> F32:
     """Compute all layers for a sequence that begins at position 0.
 
@@ -120,6 +140,8 @@ def forward(
         config: the model's numbers.
         tokens: token ids [n_tokens].
         cache_dtype: np.float32, np.float16 or Q8_0, to which keys and values are rounded.
+        adapters: each with what it counts, in all rows or in each, float32 [n_tokens], ordered by
+            their digests.
 
     Returns:
         The residual stream after the last layer, float32 [n_tokens, hidden].
@@ -129,8 +151,10 @@ def forward(
     """
     x = embed(weights.embedding, np.asarray(tokens, np.int32))
     cosines, sines = rope_table(config.rope_frequencies(), np.arange(len(x), dtype=np.int32), config.rope_factor())
-    for w, n_used in zip(weights.layers, config.experts_used, strict=True):
-        x = layer(x, w, config, cosines, sines, cache_dtype, n_used)
+    scaled = [(adapter, np.broadcast_to(np.float32(scale), len(x))) for adapter, scale in adapters]
+    for i, (w, n_used) in enumerate(zip(weights.layers, config.experts_used, strict=True)):
+        deltas = Deltas(scaled, i, mixed=config.n_experts > 1)
+        x = layer(x, w, config, cosines, sines, cache_dtype, n_used, deltas)
     return x
 
 

@@ -6,6 +6,7 @@ all outputs at once, and loops over the one axis whose order the contract fixes.
 NonFiniteError is the index along the first axis at which NaN or infinity was found.
 """
 
+from pymixtral.reference.adapters import Deltas, adapted
 from pymixtral.reference.arithmetic import exp, fma, sum8
 from pymixtral.reference.attention import PAGE, Q8_0, attention, round_to_cache, shift_keys
 from pymixtral.reference.blocks import dequantize
@@ -17,6 +18,8 @@ from pymixtral.reference.rotation import rope, rope_table
 __all__ = [
     "PAGE",
     "Q8_0",
+    "Deltas",
+    "adapted",
     "attention",
     "dequantize",
     "embed",

@@ -75,7 +75,7 @@ static pmx_weight weight(const call *c, int at, int i) {
 /* type, rows, cols, tokens; x, w: y */
 static pmx_status matmul(pmx_ctx *ctx, call *c) {
     const pmx_weight w = weight(c, 0, 1);
-    return pmx_matmul(ctx, output(c, c->ints[3] * w.rows * 4), input(c, 0), &w, c->ints[3]);
+    return pmx_matmul(ctx, output(c, c->ints[3] * w.rows * 4), input(c, 0), &w, c->ints[3], NULL, 0);
 }
 
 /* type, rows, cols, n_ids; ids, w: y */

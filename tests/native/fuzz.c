@@ -132,10 +132,46 @@ pmx_weight weight(input *in, int64_t rows, int64_t cols) {
     return (pmx_weight){.data = data, .type = type, .rows = rows, .cols = cols, .row_bytes = row_bytes};
 }
 
+void add_adapters(input *in, pmx_weight *w, int32_t n_adapters) {
+    const int64_t n = n_adapters == 0 || below(in, 2) ? 0 : 1 + below(in, (uint32_t)n_adapters);
+    if (n == 0) return;
+    pmx_low_rank *pairs = buffer((size_t)n * sizeof *pairs);
+    pmx_delta *delta = buffer(sizeof *delta);
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t rank = (int32_t)PICK(in, 1, 2, 3, 8, 9, 17);
+        pairs[i] = (pmx_low_rank){floats(in, rank * w->cols), floats(in, rank * w->rows), rank, (int32_t)i};
+        if (n < n_adapters && below(in, 2)) pairs[i].adapter++; /* one that is left out */
+        if (i && pairs[i].adapter <= pairs[i - 1].adapter) pairs[i].adapter = pairs[i - 1].adapter + 1;
+    }
+    *delta = (pmx_delta){pairs, n};
+    w->delta = delta;
+}
+
+float *scales(input *in, int64_t n_tokens, int32_t n_adapters) {
+    if (n_adapters == 0) return NULL;
+    float *x = buffer((size_t)(n_tokens * n_adapters) * sizeof *x);
+    for (int64_t i = 0; i < n_tokens * n_adapters; i++) x[i] = number(in) % 2 ? (float)(number(in) % 5) - 2 : 0;
+    return x;
+}
+
 void break_weight(input *in, pmx_weight *w) {
     switch (below(in, 6)) {
     case 0: w->data = NULL; break;
-    case 1: w->delta = w; break;
+    case 1: {
+        pmx_low_rank *pair = buffer(sizeof *pair);
+        pmx_delta *delta = buffer(sizeof *delta);
+        *pair = (pmx_low_rank){w->data, w->data, 1, 0};
+        *delta = (pmx_delta){pair, 1};
+        switch (below(in, 5)) {
+        case 0: delta->pairs = NULL; break;
+        case 1: delta->n_pairs = PICK(in, -1, INT64_MAX, INT64_MIN); break;
+        case 2: pair->rank = (int32_t)PICK(in, 0, -1, 1025, INT32_MAX, INT32_MIN); break;
+        case 3: pair->adapter = (int32_t)PICK(in, -1, 1 << 16, INT32_MAX, INT32_MIN); break;
+        default: pair->b = NULL; break;
+        }
+        w->delta = delta;
+        break;
+    }
     case 2: w->type = (int32_t)PICK(in, -1, 4, 5, 9, 40, INT32_MAX, INT32_MIN); break;
     case 3: w->rows = PICK(in, 0, -1, INT64_C(1) << 31, INT64_MAX, INT64_MIN); break;
     case 4: w->cols = PICK(in, 0, -1, INT64_C(1) << 31, INT64_MAX, INT64_MIN); break;

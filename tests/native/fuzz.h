@@ -77,6 +77,10 @@ target fuzz_rms_norm, fuzz_quantize_activations, fuzz_matmul, fuzz_embed, fuzz_e
 /* A weight of a type that runs and divides cols into blocks, in memory that ends with its last row.
  */
 pmx_weight weight(input *in, int64_t rows, int64_t cols);
+/* Perhaps gives it pairs of some of n adapters, or of none. */
+void add_adapters(input *in, pmx_weight *w, int32_t n_adapters);
+/* What n adapters count in rows; NULL without any. */
+float *scales(input *in, int64_t n_tokens, int32_t n_adapters);
 /* Makes a weight that every entry point refuses. */
 void break_weight(input *in, pmx_weight *w);
 

@@ -1,5 +1,6 @@
 /* fuzz_layer.c: fuzz targets of the cache, of attention, of a decoder layer's two calls, and of
  * several layers in one. */
+#include <math.h>
 #include <string.h>
 
 #include "fuzz.h"
@@ -147,6 +148,7 @@ typedef struct {
     pmx_layer layer;
     pmx_weight *experts;
     int64_t ffn;
+    int32_t n_adapters;
 } model;
 
 static int64_t width(input *in) {
@@ -160,7 +162,7 @@ static int64_t width(input *in) {
 enum { ATTENTION = 1, EXPERTS = 2 };
 
 static model make_layer(input *in, int parts) {
-    model m = {.ffn = parts & EXPERTS ? width(in) : 1};
+    model m = {.ffn = parts & EXPERTS ? width(in) : 1, .n_adapters = (int32_t)PICK(in, 0, 1, 2, 3)};
     pmx_layer *layer = &m.layer;
     layer->n_experts = (int32_t)PICK(in, 8, 1, 2, 3, 5, 64);
     layer->n_experts_used = 1 + (int32_t)below(in, (uint32_t)(layer->n_experts < 4 ? layer->n_experts : 4));
@@ -173,6 +175,7 @@ static model make_layer(input *in, int parts) {
         for (int32_t i = 0; i < layer->n_experts * 3; i++) {
             const int64_t rows = i % 3 == 2 ? layer->hidden : m.ffn, cols = i % 3 == 2 ? m.ffn : layer->hidden;
             m.experts[i] = i < 6 ? weight(in, rows, cols) : m.experts[i - 3]; /* two different experts are enough */
+            if (i < 6) add_adapters(in, &m.experts[i], m.n_adapters);
         }
         layer->experts = m.experts;
     }
@@ -188,6 +191,9 @@ static model make_layer(input *in, int parts) {
     layer->v = weight(in, layer->n_kv_heads * layer->head_dim, layer->hidden);
     layer->output = weight(in, layer->hidden, layer->n_heads * layer->head_dim);
     if (layer->n_experts > 1) layer->router = weight(in, layer->n_experts, layer->hidden);
+    pmx_weight *const matrices[] = {&layer->q, &layer->k, &layer->v, &layer->output, &layer->router};
+    for (int i = 0; i < 5; i++)
+        if (matrices[i]->data) add_adapters(in, matrices[i], m.n_adapters);
     return m;
 }
 
@@ -203,17 +209,20 @@ static result observed(input *in, int64_t n) {
 typedef struct {
     result x, normed, ids, weights;
     const float *cosines, *sines;
+    result scales; /* that keeping rows changes */
+    int32_t n_adapters;
 } arrays;
 
-static arrays make_arrays(input *in, const pmx_layer *layer, int64_t n) {
+static arrays make_arrays(input *in, const pmx_layer *layer, int64_t n, int32_t n_adapters) {
     const int64_t hidden = layer->hidden, n_chosen = n * layer->n_experts_used;
     const float *initial = floats(in, n * hidden);
-    arrays a = {.cosines = floats(in, n * layer->head_dim / 2)};
+    arrays a = {.cosines = floats(in, n * layer->head_dim / 2), .n_adapters = n_adapters};
     a.sines = floats(in, n * layer->head_dim / 2);
     a.x = written(f32(n * hidden), initial, FINITE);
     a.normed = written(f32(n * hidden), NULL, FINITE);
     a.ids = written((size_t)n_chosen * sizeof(int32_t), NULL, BITS);
     a.weights = written(f32(n_chosen), NULL, FINITE);
+    if (n_adapters) a.scales = written(f32(n * n_adapters), scales(in, n, n_adapters), FINITE);
     return a;
 }
 
@@ -226,7 +235,9 @@ static pmx_batch batch_of(const arrays *a, const batch *b, int64_t n_tokens, int
                        .cosines = a->cosines,
                        .sines = a->sines,
                        .runs = b->runs,
-                       .n_runs = b->n_runs};
+                       .n_runs = b->n_runs,
+                       .scales = a->scales.of[v],
+                       .n_adapters = a->n_adapters};
 }
 
 void fuzz_layer_attention(input *in) {
@@ -237,7 +248,7 @@ void fuzz_layer_attention(input *in) {
     fill_cache(in, &b, 1);
     b.cache.k = b.k.of[0];
     const int64_t n = b.n_tokens;
-    arrays a = make_arrays(in, layer, n);
+    arrays a = make_arrays(in, layer, n, m.n_adapters);
     const result qkv = observed(in, hidden), out = observed(in, q_dim);
     const pmx_observer observers[2] = {{.qkv_input = qkv.of[0], .output_input = out.of[0]},
                                        {.qkv_input = qkv.of[1], .output_input = out.of[1]}};
@@ -287,8 +298,12 @@ void fuzz_layer_experts(input *in) {
                                         .down_input = down.of[1],
                                         .n_tokens = counts.of[1],
                                         .output_norms = norms.of[1]}};
-    int broken = breaks(in, 8);
+    float *scaled = scales(in, n, m.n_adapters);
+    int broken = breaks(in, 10);
     if (n == 0 && broken == 3) broken = 0;
+    if ((broken == 9 && (!scaled || n == 0)) || (broken == 10 && !scaled)) broken = 0;
+    if (broken == 9) scaled[below(in, (uint32_t)n)] = INFINITY;
+    if (broken == 10) m.n_adapters = (int32_t)PICK(in, 0, -1, (1 << 16) + 1, INT32_MAX, INT32_MIN);
     if (broken == 1) normed = NULL;
     if (broken == 2) n_tokens = no_count(in);
     if (broken == 3)
@@ -300,7 +315,13 @@ void fuzz_layer_experts(input *in) {
     if (broken == 8) layer->n_experts_dropped = (int32_t)PICK(in, -1, n_used, INT32_MAX, INT32_MIN);
     pmx_batch batches[2];
     for (int v = 0; v < 2; v++)
-        batches[v] = (pmx_batch){.x = x.of[v], .normed = normed, .ids = ids, .weights = weights, .n_tokens = n_tokens};
+        batches[v] = (pmx_batch){.x = x.of[v],
+                                 .normed = normed,
+                                 .ids = ids,
+                                 .weights = weights,
+                                 .n_tokens = n_tokens,
+                                 .scales = scaled,
+                                 .n_adapters = m.n_adapters};
     CALL(pmx_layer_experts(ctx, &batches[v], layer, &observers[v]))
     verdict(broken, n);
 }
@@ -313,7 +334,7 @@ void fuzz_run_layers(input *in) {
     fill_cache(in, &b, 1);
     b.cache.k = b.k.of[0];
     const int64_t n = b.n_tokens, n_choices = n * n_layers * first->n_experts_used;
-    const arrays a = make_arrays(in, first, n);
+    const arrays a = make_arrays(in, first, n, m.n_adapters);
     int64_t *kept = buffer((size_t)n * sizeof *kept), n_kept = 0;
     for (int64_t t = 0; t < n; t++)
         if (below(in, 2)) kept[n_kept++] = t;

@@ -64,13 +64,19 @@ void fuzz_matmul(input *in) {
     pmx_weight w = weight(in, n_rows, cols);
     const float *x = floats(in, n_tokens * cols);
     const result y = written(f32(n_tokens * n_rows), NULL, FINITE);
-    const int broken = breaks(in, 4);
+    int32_t n_adapters = (int32_t)PICK(in, 0, 1, 2, 4);
+    add_adapters(in, &w, n_adapters);
+    float *counts = scales(in, n_tokens, n_adapters);
+    int broken = breaks(in, 6);
     const int64_t n = n_tokens;
+    if ((broken == 5 && (!counts || n == 0)) || (broken == 6 && !counts)) broken = 0;
+    if (broken == 5) counts[below(in, (uint32_t)n)] = NAN;
+    if (broken == 6) n_adapters = (int32_t)PICK(in, 0, -1, (1 << 16) + 1, INT32_MAX, INT32_MIN);
     if (broken == 1) x = NULL;
     if (broken == 2) n_tokens = no_count(in);
     if (broken == 3) break_weight(in, &w);
     if (broken == 4) w.rows = 2, w.row_bytes = INT64_MAX - 1; /* the second row lies beyond the address space */
-    CALL(pmx_matmul(ctx, y.of[v], x, &w, n_tokens))
+    CALL(pmx_matmul(ctx, y.of[v], x, &w, n_tokens, counts, n_adapters))
     verdict(broken, n);
 }
 

@@ -44,7 +44,7 @@ static pmx_ctx *create(int n_threads) {
 static int multiply(pmx_ctx *ctx, pmx_status may_be) {
     float y[TOKENS * ROWS];
     memset(y, 0xff, sizeof y); /* so that no earlier result passes for this one */
-    const pmx_status status = pmx_matmul(ctx, y, x, &weight, TOKENS);
+    const pmx_status status = pmx_matmul(ctx, y, x, &weight, TOKENS, NULL, 0);
     if (status != PMX_OK && status == may_be) return 1;
     expect(status == PMX_OK, "a product failed");
     expect(memcmp(y, want, sizeof y) == 0, "a product is wrong");
@@ -137,7 +137,7 @@ static void *multiply_once(void *arg) {
     shared *s = arg;
     float y[TOKENS * ROWS];
     pmx_status status;
-    do status = pmx_matmul(s->ctx, y, x, &weight, TOKENS);
+    do status = pmx_matmul(s->ctx, y, x, &weight, TOKENS, NULL, 0);
     while (status == PMX_EBUSY); /* with the look of the thread that waits for this call */
     expect(status == PMX_OK || status == PMX_ECANCELED, "a product failed");
     atomic_store(&s->done, 1);
@@ -183,7 +183,7 @@ int main(void) {
     for (int i = 0; i < TOKENS * COLS; i++) x[i] = (float)(i % 17 - 8);
     for (int i = 0; i < ROWS * COLS; i++) w[i] = (float)(i % 13 - 6);
     pmx_ctx *alone = create(1);
-    expect(pmx_matmul(alone, want, x, &weight, TOKENS) == PMX_OK, "no product");
+    expect(pmx_matmul(alone, want, x, &weight, TOKENS, NULL, 0) == PMX_OK, "no product");
     pmx_ctx_destroy(alone);
 
     pthread_t users[2];

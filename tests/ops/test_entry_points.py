@@ -99,7 +99,8 @@ def test_rows_may_have_room_between_them(ctx: ops.Context, kind: GGMLQuantizatio
     view, _ = weight(w, data=pointer(padded, "void *"), row_bytes=stride)
     for n in (1, 9):
         y = Guarded((n, 21), np.float32)
-        assert lib.pmx_matmul(ctx.pointer, pointer(y.array, "float *"), pointer(x, "float *"), view, n) == lib.PMX_OK
+        arrays = pointer(y.array, "float *"), pointer(x, "float *")
+        assert lib.pmx_matmul(ctx.pointer, *arrays, view, n, ffi.NULL, 0) == lib.PMX_OK
         assert y.guards_intact
         np.testing.assert_array_equal(y.array, oracle.matmul(x[:n], w))
 

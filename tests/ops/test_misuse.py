@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.native import ffi, lib
+from support.adapters import low_rank
 from support.calls import (
     CALLS,
     HEADS,
@@ -66,6 +67,7 @@ UNREAD = {
         *(f"layer->{name}." for name in MATRICES),
     ],
     "pmx_run_layers": ["layers->observers", "layers->kept", "layers->choices"],
+    "pmx_embed": ["w->delta"],
     "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask", "samplers[0]->dry_breaker_tokens"],
 }
 """Beginnings of the pointers that an entry point is given and does not read."""
@@ -85,7 +87,7 @@ def pointers(call: Call) -> list[Pointer]:
                 found += members(f"{name}[0]->", value[0])
                 continue
             found += members(f"{name}[0].", value[0]) if name == "runs" else members(f"{name}->", value)
-    unread = ("observer", "importance", *UNREAD.get(call.entry, ()))
+    unread = ("observer", "importance", "scales", "batch->scales", *UNREAD.get(call.entry, ()))
     return [pointer for pointer in found if not pointer[0].startswith(unread) and not pointer[0].endswith("delta")]
 
 
@@ -99,7 +101,9 @@ def members(prefix: str, struct: Any) -> Iterator[Pointer]:
             yield from members(f"{name}.", value)
         elif member.type.kind == "pointer":
             yield name, partial(setattr, struct, field), value
-            for i in range({"runs": 1, "experts": 9}.get(field, 0) if value else 0):
+            if field == "delta" and value:
+                yield from members(f"{name}->", value)
+            for i in range({"runs": 1, "experts": 9, "pairs": 2}.get(field, 0) if value else 0):
                 yield from members(f"{name}[{i}].", value[i])
 
 
@@ -128,10 +132,11 @@ def test_no_pointer_is_forgotten() -> None:
             re.sub(r".*\*", "", parameter, flags=re.S) for parameter in parameters[1].split(",") if "*" in parameter
         }
         found = {name for name, _, _ in pointers(call)}
-        assert {name for name in found if name.isidentifier()} >= names - {"observer", "importance"}
+        assert {name for name in found if name.isidentifier()} >= names - {"observer", "importance", "scales"}
     inside = {name for name, _, _ in pointers(layer_attention(FIRST_CONTEXT)) if not name.isidentifier()}
     batch = {f"batch->{name}" for name in ("x", "normed", "ids", "weights")}
-    matrices = {f"layer->{name}.data" for name in MATRICES}
+    low_rank = [f"delta->pairs{rest}" for rest in ("", *(f"[{i}].{name}" for i in range(2) for name in "ab"))]
+    matrices = {f"layer->{name}.{member}" for name in MATRICES for member in ("data", *low_rank)}
     rest = {
         "batch->cosines",
         "batch->sines",
@@ -145,7 +150,8 @@ def test_no_pointer_is_forgotten() -> None:
     inside = {name for name, _, _ in pointers(run_layers(FIRST_CONTEXT)) if not name.isidentifier()}
     assert inside == batch | {"layers->layers", "layers->caches", "batch->cosines", "batch->sines", "runs[0].pages"}
     inside = {name for name, _, _ in pointers(layer_experts(FIRST_CONTEXT)) if not name.isidentifier()}
-    assert inside == batch | {"layer->experts"} | {f"layer->experts[{i}].data" for i in range(9)}
+    experts = {f"layer->experts[{i}].{member}" for i in range(9) for member in ("data", *low_rank)}
+    assert inside == batch | {"layer->experts"} | experts
 
 
 SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
@@ -155,6 +161,7 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (quantize_activations, "n", [0, -32, 95, 97, 1 << 60]),
     (quantize_activations, "block", [0, -32, 16, 64, 256, 1 << 30]),
     (matmul, "n_tokens", [-1, 1 << 31, LARGEST]),
+    (matmul, "n_adapters", [0, -1, 1, (1 << 16) + 1, (1 << 31) - 1]),
     (embed, "n_ids", [-1, LARGEST]),
     (exp, "n", [-1, LARGEST]),
     (silu_mul, "n", [-1, LARGEST]),
@@ -183,6 +190,8 @@ SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (layer_attention, "n_runs", [-1, 0]),
     (layer_attention, "n_tokens", [-1, 0, N - 1, N + 1, LARGEST]),
     (layer_experts, "n_tokens", [-1, (1 << 25) + 1, LARGEST]),
+    (layer_attention, "n_adapters", [0, -1, 1, (1 << 16) + 1, (1 << 31) - 1]),
+    (layer_experts, "n_adapters", [0, -1, 1, (1 << 16) + 1, (1 << 31) - 1]),
 ]
 
 
@@ -252,7 +261,6 @@ WEIGHTS: list[tuple[dict[str, Any], int]] = [
     ({"type": 4}, lib.PMX_EUNSUPPORTED),
     ({"type": 1 << 30}, lib.PMX_EUNSUPPORTED),
     ({"type": -(1 << 31)}, lib.PMX_EUNSUPPORTED),
-    ({"delta": ffi.cast("void *", 64)}, lib.PMX_EUNSUPPORTED),
 ]
 
 
@@ -272,6 +280,51 @@ def test_weights_that_make_no_sense(changed: dict[str, Any], status: int) -> Non
         call = layer_experts(FIRST_CONTEXT)
         set_members(call.args["layer"].experts[i], changed)
         refused(call.status(), status)
+
+
+DELTAS: list[dict[str, Any]] = [
+    *({"n_pairs": n} for n in (-1, (1 << 16) + 1, LARGEST, -LARGEST)),
+    *({"rank": n} for n in (0, -1, 1025, (1 << 31) - 1)),
+    *({"adapter": n} for n in (0, -1, 2, 1 << 16, (1 << 31) - 1, -(1 << 31))),
+]
+
+
+@pytest.mark.parametrize("changed", DELTAS, ids=str)
+def test_adapters_that_make_no_sense(changed: dict[str, Any]) -> None:
+    def change(view: Any) -> None:
+        set_members(view.delta if "n_pairs" in changed else view.delta.pairs[1], changed)
+
+    call = matmul(FIRST_CONTEXT)
+    change(call.args["w"])
+    assert refused(call.status()).startswith("w->delta->")
+    for i in (0, 4, 8):
+        call = layer_experts(FIRST_CONTEXT)
+        change(call.args["layer"].experts[i])
+        assert refused(call.status()).startswith(f"layer->experts[{i}].delta->")
+    for name in MATRICES:
+        call = layer_attention(FIRST_CONTEXT)
+        change(getattr(call.args["layer"], name))
+        assert refused(call.status(scales=ffi.NULL) if changed != {"adapter": 2} else call.status())
+        for output in call.outputs:
+            assert output.guards_intact
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scales_that_are_not_finite(value: float) -> None:
+    for make, name in ((matmul, ""), (layer_attention, "batch->"), (layer_experts, "batch->"), (run_layers, "batch->")):
+        call = make(FIRST_CONTEXT)
+        before = [output.array.copy() for output in call.outputs]
+        scales = call.inputs.get("scales")
+        scales = ffi.buffer(call["scales"], 8 * N) if scales is None else scales
+        np.frombuffer(scales, np.float32)[2 * 3 + 1] = value
+        assert refused(call.status()).startswith(f"row 3 of {name}scales: expected finite numbers, found")
+        for output, contents in zip(call.outputs, before, strict=True):
+            np.testing.assert_array_equal(output.array, contents)
+
+
+def test_rows_that_are_looked_up_have_no_adapters() -> None:
+    view, _keep = weight(matrix(KINDS.Q8_0, 21, 96, 1), low_rank(1, 2, 21, 96))
+    assert refused(embed(FIRST_CONTEXT).status(w=view), lib.PMX_EUNSUPPORTED).startswith("w->delta: expected NULL")
 
 
 def test_the_types_of_the_header_are_those_that_run() -> None:

@@ -137,7 +137,7 @@ def in_a_long_call(ctx: ops.Context) -> Iterator[None]:
 
     with ThreadPoolExecutor(1) as pool:
         arrays = (pointer(y, "float *"), pointer(x, "float *"))
-        call = pool.submit(lib.pmx_matmul, ctx.pointer, *arrays, w.struct, len(x))
+        call = pool.submit(lib.pmx_matmul, ctx.pointer, *arrays, w.struct, len(x), ffi.NULL, 0)
         while not y[0].any():
             time.sleep(0.001)
         try:

@@ -13,12 +13,15 @@ from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
 
 from pymixtral import ops
-from pymixtral.arrays import U8
+from pymixtral.arrays import F32, I32
+from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.files.types import Matrix
+from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
 from pymixtral.reference.sampling import Sampler as OracleSampler
 from pymixtral.sampling.parameters import SamplingParameters
+from support.adapters import low_rank, scales_for
 from support.fences import Guarded, fenced
 from support.variants import (
     FIRST_CONTEXT,
@@ -102,15 +105,25 @@ def set_members(struct: Any, changed: dict[str, Any]) -> None:
         setattr(struct, name, value)
 
 
-def weight(w: Matrix, **changed: Any) -> tuple[Any, U8]:
-    """A fenced pmx_weight, and what it points to."""
+def weight(w: Matrix, *pairs: LowRank, **changed: Any) -> tuple[Any, Any]:
+    """A fenced pmx_weight, with pairs of the adapters 0, 1, .., and what it points to."""
     data = fenced(w.data)
     view = ffi.new(
         "pmx_weight *", {"data": ffi.cast("void *", data.ctypes.data), "type": w.type, "rows": w.rows, "cols": w.cols}
     )
     view.row_bytes = w.row_bytes
+    keep: list[Any] = [data]
+    if pairs:
+        arrays = [(fenced(a), fenced(b)) for a, b in pairs]
+        views = [
+            {"a": pointer(a, "float *"), "b": pointer(b, "float *"), "rank": len(a), "adapter": i}
+            for i, (a, b) in enumerate(arrays)
+        ]
+        keep += [arrays, ffi.new("pmx_low_rank[]", views)]
+        keep.append(ffi.new("pmx_delta *", {"pairs": keep[-1], "n_pairs": len(pairs)}))
+        view.delta = keep[-1]
     set_members(view, changed)
-    return view, data
+    return view, keep
 
 
 # --- Valid calls -------------------------------------------------------------------------------------------------
@@ -141,10 +154,13 @@ def quantize_activations(ctx: ops.Context) -> Call:
 def matmul(
     ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0, n: int = N, rows: int = 21, cols: int = 96
 ) -> Call:
-    x, w = activations(4, n, cols), matrix(kind, rows, cols, 5)
-    view, data = weight(w)
-    call = Call("pmx_matmul", ctx).out("y", "float *", np.float32, oracle.matmul(x, w)).array("x", "float *", x)
-    return call.value("w", view, data).value("n_tokens", n)
+    x, w, scales = activations(4, n, cols), matrix(kind, rows, cols, 5), scales_for(41, n, 2)
+    pairs = [low_rank(42, 3, rows, cols), low_rank(44, 9, rows, cols)]
+    view, data = weight(w, *pairs)
+    want = oracle.adapted(oracle.matmul(x, w), x, [(pair, scales[:, i]) for i, pair in enumerate(pairs)])
+    call = Call("pmx_matmul", ctx).out("y", "float *", np.float32, want).array("x", "float *", x)
+    call.value("w", view, data).value("n_tokens", n)
+    return call.array("scales", "float *", scales).value("n_adapters", 2)
 
 
 def embed(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int = 96) -> Call:
@@ -250,8 +266,30 @@ def encode(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q4_0, cols: int 
     return call.value("rows", 3).value("cols", cols)
 
 
+SCALES = scales_for(45, N, 2)
+
+
+def layer_pairs(i: int, m: Matrix) -> list[LowRank]:
+    """Of the matrix i of a layer."""
+    return [low_rank(60 + i, 3, *m.shape), low_rank(80 + i, 2, *m.shape)]
+
+
+def product(x: F32, i: int, m: Matrix) -> F32:
+    """Of the rows of a batch."""
+    return oracle.adapted(oracle.matmul(x, m), x, [(pair, SCALES[:, j]) for j, pair in enumerate(layer_pairs(i, m))])
+
+
+def experts(x: F32, normed: F32, ids: I32, weights: F32, m: list[Matrix]) -> F32:
+    """x with the weighted outputs."""
+    names = [TensorName(stem, 0, expert=e) for e in range(3) for stem in FFN_STEMS]
+    pairs = [layer_pairs(5 + i, m[5 + i]) for i in range(9)]
+    adapters = [Adapter({name: of[j] for name, of in zip(names, pairs, strict=True)}, "") for j in range(2)]
+    deltas = oracle.Deltas([(adapter, SCALES[:, j]) for j, adapter in enumerate(adapters)], 0, mixed=True)
+    return oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)], deltas=deltas)
+
+
 def layer_struct(call: Call, kind: GGMLQuantizationType) -> tuple[Any, list[Matrix], list[NDArray[Any]]]:
-    """A layer of 3 experts, 2 of them used, and its matrices and norms."""
+    """A layer of 3 experts, 2 of them used, and its matrices and norms; all matrices have two adapters."""
     q, kv, hidden, ffn = HEADS * DIM, KV_HEADS * DIM, HIDDEN, 96
     shapes = [
         (q, hidden),
@@ -265,7 +303,7 @@ def layer_struct(call: Call, kind: GGMLQuantizationType) -> tuple[Any, list[Matr
         model_matrix(KINDS.F32 if i == 4 else kind, rows, cols, 30 + i) for i, (rows, cols) in enumerate(shapes)
     ]
     norms = [fenced(normal(seed, hidden)) for seed in (50, 51)]
-    views = [weight(m) for m in matrices]
+    views = [weight(m, *layer_pairs(i, m)) for i, m in enumerate(matrices)]
     experts = ffi.new("pmx_weight[]", [view[0] for view, _ in views[5:]])
     struct = ffi.new("pmx_layer *")
     struct.attn_norm, struct.ffn_norm = (pointer(norm, "float *") for norm in norms)
@@ -282,15 +320,16 @@ def layer_attention(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -
     _, m, norms = layer_struct(Call("", ctx), kind)
     cosines, sines = oracle.rope_table(1e4 ** -(np.arange(DIM // 2) / DIM), np.arange(N, dtype=np.int32))
     n = oracle.rms_norm(x, norms[0], 1e-5)
-    q = oracle.rope(oracle.matmul(n, m[0]).reshape(N, HEADS, DIM), cosines, sines)
-    k = oracle.rope(oracle.matmul(n, m[1]).reshape(N, KV_HEADS, DIM), cosines, sines)
-    v = oracle.matmul(n, m[2]).reshape(N, KV_HEADS, DIM)
-    y = x + oracle.matmul(oracle.attention(q, k, v).reshape(N, -1), m[3])
+    q = oracle.rope(product(n, 0, m[0]).reshape(N, HEADS, DIM), cosines, sines)
+    k = oracle.rope(product(n, 1, m[1]).reshape(N, KV_HEADS, DIM), cosines, sines)
+    v = product(n, 2, m[2]).reshape(N, KV_HEADS, DIM)
+    y = x + product(oracle.attention(q, k, v).reshape(N, -1), 3, m[3])
     normed = oracle.rms_norm(y, norms[1], 1e-5)
-    ids, weights = oracle.route(oracle.matmul(normed, m[4]), 2)
+    ids, weights = oracle.route(product(normed, 4, m[4]), 2)
     call.out("x", "float *", np.float32, y, x).out("normed", "float *", np.float32, normed)
     call.out("ids", "int32_t *", np.int32, ids).out("weights", "float *", np.float32, weights)
     call.array("cosines", "float *", cosines).array("sines", "float *", sines)
+    call.array("scales", "float *", SCALES).value("n_adapters", 2)
     one_run(call, N, 0, [0]).value("n_tokens", N).batch()
     layer_struct(call, kind)
     want_k, want_v = np.zeros((1, KV_HEADS, DIM, 64), np.float32), np.zeros((1, KV_HEADS, 64, DIM), np.float32)
@@ -307,8 +346,9 @@ def layer_experts(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> 
     x, normed = normal(53, N, HIDDEN), normal(54, N, HIDDEN)
     ids, weights = oracle.route(normal(55, N, 3), 2)
     _, m, _ = layer_struct(Call("", ctx), kind)
-    want = oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)])
+    want = experts(x, normed, ids, weights, m)
     call.out("x", "float *", np.float32, want, x).array("normed", "float *", normed)
+    call.array("scales", "float *", SCALES).value("n_adapters", 2)
     call.array("ids", "int32_t *", ids).array("weights", "float *", weights).value("n_tokens", N).batch()
     layer_struct(call, kind)
     return call.value("observer", ffi.NULL)
@@ -319,7 +359,7 @@ def run_layers(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Cal
     half, call = layer_attention(ctx, kind), Call("pmx_run_layers", ctx)
     x, normed, ids, weights, *kv = half.want
     _, m, _ = layer_struct(Call("", ctx), kind)
-    y = oracle.experts(x, normed, ids, weights, [(m[i], m[i + 1], m[i + 2]) for i in (5, 8, 11)])
+    y = experts(x, normed, ids, weights, m)
     call.outputs, call.want = half.outputs, [y, normed, ids, weights, *kv]
     struct = ffi.new("pmx_layers *")
     one_layer, one_cache = (
@@ -327,7 +367,7 @@ def run_layers(ctx: ops.Context, kind: GGMLQuantizationType = KINDS.Q8_0) -> Cal
         ffi.new("pmx_cache *[]", [half.args["cache"]]),
     )
     struct.layers, struct.caches, struct.n_layers = one_layer, one_cache, 1
-    chosen = [(ids.astype(np.uint8), "uint8_t *"), (weights, "float *"), (oracle.matmul(normed, m[4]), "float *")]
+    chosen = [(ids.astype(np.uint8), "uint8_t *"), (weights, "float *"), (product(normed, 4, m[4]), "float *")]
     for name, (want, ctype) in zip(("choices", "choices_weights", "choices_logits"), chosen, strict=True):
         output = Guarded(want.shape, want.dtype)
         call.outputs.append(output)

@@ -23,6 +23,7 @@ int pmx_avx2_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int
 void pmx_avx2_exp(float *y, const float *x, int64_t n);
 void pmx_avx2_silu_mul(float *y, const float *gate, const float *up, int64_t n);
 void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n);
+void pmx_avx2_add_rows(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n);
 void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_avx2_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_avx2_widen(float *y, const uint16_t *x, int64_t n);
@@ -42,8 +43,8 @@ PMX_TYPES_Q32(PMX_AVX2_DEQUANTIZE)
 /* The operations that all x86 tables take from here. */
 #define PMX_AVX2_OPERATIONS                                                                                            \
     .rms_norm = pmx_avx2_rms_norm, .quantize32 = pmx_avx2_quantize32, .quantize256 = pmx_avx2_quantize256,             \
-    .exp = pmx_avx2_exp, .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .rope = pmx_avx2_rope,                  \
-    .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen, .combine = pmx_avx2_combine
+    .exp = pmx_avx2_exp, .silu_mul = pmx_avx2_silu_mul, .axpy = pmx_avx2_axpy, .add_rows = pmx_avx2_add_rows,          \
+    .rope = pmx_avx2_rope, .narrow = pmx_avx2_narrow, .widen = pmx_avx2_widen, .combine = pmx_avx2_combine
 
 /* Into L2. Spread over the unpacking of a strip, the reading of the next one hides behind it: all
  * at once, or between the tiles, where few tokens leave no room, it does not. */

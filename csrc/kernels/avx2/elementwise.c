@@ -114,6 +114,26 @@ void pmx_avx2_axpy(float *y, float a, const float *x, int64_t n) {
     for (; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
+/* N vectors of y stay in registers for all rows. */
+PMX_INLINE void add_vectors(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, const int N) {
+    __m256 sums[8];
+    for (int k = 0; k < N; k++) sums[k] = _mm256_loadu_ps(y + 8 * k);
+    for (int64_t r = 0; r < n_rows; r++, x += stride) {
+        const __m256 a8 = _mm256_broadcast_ss(a + r);
+        for (int k = 0; k < N; k++) sums[k] = _mm256_fmadd_ps(a8, _mm256_loadu_ps(x + 8 * k), sums[k]);
+    }
+    for (int k = 0; k < N; k++) _mm256_storeu_ps(y + 8 * k, sums[k]);
+}
+
+void pmx_avx2_add_rows(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n) {
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) add_vectors(y + i, a, x + i, stride, n_rows, 8);
+    for (; i + 32 <= n; i += 32) add_vectors(y + i, a, x + i, stride, n_rows, 4);
+    for (; i + 8 <= n; i += 8) add_vectors(y + i, a, x + i, stride, n_rows, 1);
+    for (; i < n; i++)
+        for (int64_t r = 0; r < n_rows; r++) y[i] = fmaf(a[r], x[r * stride + i], y[i]);
+}
+
 void pmx_avx2_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs) {
     const __m256 negate_even = _mm256_setr_ps(-0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f);
     int64_t i = 0;

@@ -101,6 +101,24 @@ void pmx_neon_axpy(float *y, float a, const float *x, int64_t n) {
     for (; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
+/* N vectors of y stay in registers for all rows. */
+PMX_INLINE void add_vectors(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, const int N) {
+    float32x4_t sums[16];
+    for (int k = 0; k < N; k++) sums[k] = vld1q_f32(y + 4 * k);
+    for (int64_t r = 0; r < n_rows; r++, x += stride)
+        for (int k = 0; k < N; k++) sums[k] = vfmaq_n_f32(sums[k], vld1q_f32(x + 4 * k), a[r]);
+    for (int k = 0; k < N; k++) vst1q_f32(y + 4 * k, sums[k]);
+}
+
+void pmx_neon_add_rows(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n) {
+    int64_t i = 0;
+    for (; i + 64 <= n; i += 64) add_vectors(y + i, a, x + i, stride, n_rows, 16);
+    for (; i + 32 <= n; i += 32) add_vectors(y + i, a, x + i, stride, n_rows, 8);
+    for (; i + 4 <= n; i += 4) add_vectors(y + i, a, x + i, stride, n_rows, 1);
+    for (; i < n; i++)
+        for (int64_t r = 0; r < n_rows; r++) y[i] = fmaf(a[r], x[r * stride + i], y[i]);
+}
+
 void pmx_neon_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs) {
     int64_t i = 0;
     for (; i + 4 <= n_pairs; i += 4) {

@@ -27,6 +27,7 @@ int pmx_neon_quantize256(int8_t *q, float *d, int32_t *sums, const float *x, int
 void pmx_neon_exp(float *y, const float *x, int64_t n);
 void pmx_neon_silu_mul(float *y, const float *gate, const float *up, int64_t n);
 void pmx_neon_axpy(float *y, float a, const float *x, int64_t n);
+void pmx_neon_add_rows(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n);
 void pmx_neon_rope(float *x, const float *cosines, const float *sines, int64_t n_pairs);
 void pmx_neon_narrow(uint16_t *y, const float *x, int64_t n);
 void pmx_neon_widen(float *y, const uint16_t *x, int64_t n);
@@ -41,8 +42,8 @@ PMX_TYPES(PMX_NEON_PRODUCTS)
 /* Both ARM tables have these: i8mm helps matrix products only. */
 #define PMX_NEON_OPERATIONS                                                                                            \
     .rms_norm = pmx_neon_rms_norm, .quantize32 = pmx_neon_quantize32, .quantize256 = pmx_neon_quantize256,             \
-    .exp = pmx_neon_exp, .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .rope = pmx_neon_rope,                  \
-    .narrow = pmx_neon_narrow, .widen = pmx_neon_widen, .attend_f32 = pmx_neon_attend_f32,                             \
+    .exp = pmx_neon_exp, .silu_mul = pmx_neon_silu_mul, .axpy = pmx_neon_axpy, .add_rows = pmx_neon_add_rows,          \
+    .rope = pmx_neon_rope, .narrow = pmx_neon_narrow, .widen = pmx_neon_widen, .attend_f32 = pmx_neon_attend_f32,      \
     .attend_f16 = pmx_neon_attend_f16, .attend_q8_0 = pmx_neon_attend_q8_0, .combine = pmx_neon_combine,               \
     .search = pmx_scalar_search
 

@@ -80,6 +80,10 @@ static void axpy(float *y, float a, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
+static void add_rows(float *y, const float *a, const float *x, int64_t stride, int64_t n_rows, int64_t n) {
+    for (int64_t r = 0; r < n_rows; r++) axpy(y, a[r], x + r * stride, n);
+}
+
 static void rope(float *x, const float *cosines, const float *sines, int64_t n_pairs) {
     for (int64_t i = 0; i < n_pairs; i++) {
         const float x0 = x[2 * i], x1 = x[2 * i + 1];
@@ -176,6 +180,7 @@ const pmx_kernels pmx_kernels_scalar = {
     .exp = exp_n,
     .silu_mul = silu_mul,
     .axpy = axpy,
+    .add_rows = add_rows,
     .rope = rope,
     .narrow = narrow,
     .widen = widen,
