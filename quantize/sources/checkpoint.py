@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.files.stored import StoredTensor
 from pymixtral.model.config import ModelConfig
 
 from .packed import PackedTensor, Packing
-from .stored import StoredTensor
 from .targets import Target
 
 
