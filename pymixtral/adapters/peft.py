@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from pymixtral.arguments import shown
 from pymixtral.errors import AdapterError
 from pymixtral.files.names import FUSED_PARTS, TensorName
@@ -153,14 +155,21 @@ def _fused_pairs(
     """The pairs of all experts.
 
     A holds [n_experts * rank, cols], the experts outermost; B [rows, rank * n_experts], the experts
-    innermost. gate_up_proj has the rows of gate, then those of up, so both share A.
+    innermost. gate_up_proj has the rows of gate, then those of up. PEFT before 0.19 took rows for
+    columns, so that A is of the rows and B of the columns.
     """
     c, n = shapes.config, shapes.config.n_experts
     shapes.of(TensorName("ffn_down", layer, expert=0), tensor)
-    forms = {(2 * c.ffn, c.hidden): "gate_up_proj", (c.hidden, c.ffn): "down_proj"}
-    found = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 else None
-    if found not in forms:
-        expected = " or ".join(f"{rows} x {cols}" for rows, cols in forms)
+    forms = {"gate_up_proj": (2 * c.ffn, c.hidden), "down_proj": (c.hidden, c.ffn)}
+    found = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 else (0, 0)
+    fitting = [
+        (parameter, swapped)
+        for parameter, (rows, cols) in forms.items()
+        for swapped in (False, True)
+        if found == ((cols, rows) if swapped else (rows, cols))
+    ]
+    if not fitting:
+        expected = " or ".join(f"{rows} x {cols}" for rows, cols in forms.values())
         raise AdapterError(
             f"{shapes.source}: tensor {shown(tensor)}: expected a pair for experts of {expected}, found shapes "
             f"{list(a.shape)} and {list(b.shape)}: use the adapter's own base model"
@@ -172,16 +181,19 @@ def _fused_pairs(
             f"{list(a.shape)} and {list(b.shape)}: use the adapter's own base model"
         )
     shapes.check_rank(rank, tensor)
-    parameter = forms[found]
+    # Both ways fit where the experts are square, or half as wide as the model.
+    parameter, swapped = next((one for one in fitting if one[1] == meaning.swapped), fitting[0])
     factor = meaning.scale(f"model.layers.{layer}.mlp.experts.{parameter}", rank)
-    rows, cols = found
-    every_a = a.floats().reshape(n, rank, cols)
-    every_b = b.floats().reshape(rows, rank, n)
+    every_a = a.floats().reshape(n, rank, a.shape[1])
+    every_b = b.floats().reshape(b.shape[0], rank, n)
     stems = FUSED_PARTS if parameter == "gate_up_proj" else ("ffn_down",)
-    part = rows // len(stems)
+    part = forms[parameter][0] // len(stems)
     for e in range(n):
+        inner, outer = every_a[e], every_b[:, :, e].T
+        if swapped:
+            inner, outer = np.ascontiguousarray(outer), inner
         for i, stem in enumerate(stems):
             yield (
                 TensorName(stem, layer, expert=e),
-                LowRank(every_a[e], scaled(every_b[i * part : (i + 1) * part, :, e].T, factor)),
+                LowRank(inner, scaled(outer[:, i * part : (i + 1) * part], factor)),
             )

@@ -6,6 +6,7 @@ Format: PEFT's LoraConfig, up to version 0.21.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,8 @@ class PeftConfig:
         alpha: of modules that no pattern matches.
         root: whether alpha is over the root of the rank (rsLoRA).
         layers: those that are adapted; None: any.
+        swapped: whether PEFT wrote it before 0.19, which took the rows of experts' parameters of three dimensions
+            for columns.
         named: alpha of modules by name, or by the end of it, with its place among all patterns.
         patterns: other patterns with their alpha, likewise.
     """
@@ -129,6 +132,7 @@ class PeftConfig:
     alpha: float
     root: bool
     layers: frozenset[int] | None
+    swapped: bool
     named: Mapping[str, tuple[int, float]]
     patterns: tuple[tuple[int, Pattern, float], ...]
 
@@ -158,6 +162,7 @@ class PeftConfig:
             _alpha(source, "lora_alpha", alpha),
             root,
             _layers(values.get("layers_to_transform"), source),
+            _is_old(values.get("peft_version")),
             named,
             patterns,
         )
@@ -237,6 +242,12 @@ def _layers(value: object, source: str) -> frozenset[int] | None:
     if not all(type(layer) is int and layer >= 0 for layer in layers):
         raise _wrong(source, "layers_to_transform", "numbers of layers", value)
     return frozenset(layers)
+
+
+def _is_old(version: object) -> bool:
+    """Whether this is a version of PEFT before 0.19; before 0.18 none was written."""
+    match = re.match(r"0\.(\d{1,4})\.", version, re.ASCII) if isinstance(version, str) else None
+    return version is None or (match is not None and int(match[1]) < 19)
 
 
 def _patterns(
