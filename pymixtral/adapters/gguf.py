@@ -56,14 +56,15 @@ def read(path: Path, config: ModelConfig) -> Adapter:
     with reading(), file, ops.Context(1) as context:
         alpha = _read_keys(file)
         pairs: dict[TensorName, LowRank] = {}
-        for base, (a, b) in _pairs_of_tensors(file.path, file.tensors).items():
+        tensors = _pairs_of_tensors(file.path, file.tensors)
+        if not tensors:
+            raise AdapterError(f"{path}: expected tensors that end in {A} and {B}, found none")
+        for base, (a, b) in tensors.items():
             for name, pair in _pairs(context, Shapes(file.path, config), alpha, base, a, b):
                 if name in pairs:
                     raise AdapterError(f"{path}: tensor {shown(base)}: expected one pair for {name}, found two")
                 pairs[name] = pair
         file.check_length()
-    if not pairs:
-        raise AdapterError(f"{path}: expected tensors that end in {A} and {B}, found none")
     return Adapter(pairs, str(path))
 
 
@@ -131,6 +132,8 @@ def _pairs(
     every_a = _floats(context, shapes.source, a).reshape(-1, rank, cols)
     every_b = _floats(context, shapes.source, b).reshape(-1, rows, rank)
     for e, (one_a, one_b) in enumerate(zip(every_a, every_b, strict=True)):
+        if n and not one_b.any():  # an expert that was not adapted, in the file only to fill the tensor
+            continue
         for i, stem in enumerate(stems):
             single = TensorName(stem, name.layer, expert=e if n else name.expert)
             yield single, LowRank(one_a, scaled(one_b[i * part : (i + 1) * part].T, factor))
