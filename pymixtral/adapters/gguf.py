@@ -24,7 +24,7 @@ from pymixtral.files.types import MATRIX_TYPES, Matrix, show_type
 from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.model.config import ModelConfig
 
-from .pairs import Shapes, reading, scaled
+from .pairs import Shapes, adapter_of, reading, scaled
 
 A, B = ".lora_a", ".lora_b"
 ALPHA = "adapter.lora.alpha"
@@ -65,7 +65,7 @@ def read(path: Path, config: ModelConfig) -> Adapter:
                     raise AdapterError(f"{path}: tensor {shown(base)}: expected one pair for {name}, found two")
                 pairs[name] = pair
         file.check_length()
-    return Adapter(pairs, str(path))
+    return adapter_of(pairs, str(path))
 
 
 def _read_keys(file: GGUFFile) -> float:
@@ -132,8 +132,6 @@ def _pairs(
     every_a = _floats(context, shapes.source, a).reshape(-1, rank, cols)
     every_b = _floats(context, shapes.source, b).reshape(-1, rows, rank)
     for e, (one_a, one_b) in enumerate(zip(every_a, every_b, strict=True)):
-        if n and not one_b.any():  # an expert that was not adapted, in the file only to fill the tensor
-            continue
         for i, stem in enumerate(stems):
             single = TensorName(stem, name.layer, expert=e if n else name.expert)
             yield single, LowRank(one_a, scaled(one_b[i * part : (i + 1) * part].T, factor))

@@ -16,7 +16,7 @@ from pymixtral.files.strict_json import read_object
 from pymixtral.model.adapter import MAX_RANK, Adapter, LowRank
 from pymixtral.model.config import ModelConfig
 
-from .pairs import LAYER, A, B, Module, Shapes, paired, reading, simple_pair
+from .pairs import LAYER, A, B, Module, Shapes, adapter_of, paired, reading, simple_pair
 
 WEIGHTS = "lora.safetensors"
 PARAMS = "params.json"
@@ -66,7 +66,7 @@ def read(directory: Path, config: ModelConfig) -> Adapter:
             pairs[found.name] = pair
     if not pairs:
         raise AdapterError(f"{source}: expected pairs of lora_A and lora_B, found none")
-    return Adapter(pairs, str(directory))
+    return adapter_of(pairs, str(directory))
 
 
 def _read_params(path: Path) -> tuple[int, float]:

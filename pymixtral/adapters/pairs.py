@@ -18,7 +18,7 @@ from pymixtral.arrays import F32, F64
 from pymixtral.errors import AdapterError, CheckpointError, NonFiniteError
 from pymixtral.files.names import TensorName
 from pymixtral.files.stored import StoredTensor
-from pymixtral.model.adapter import MAX_RANK, LowRank, adapted_shape
+from pymixtral.model.adapter import MAX_RANK, Adapter, LowRank, adapted_shape
 from pymixtral.model.config import ModelConfig
 
 LAYER = r"(0|[1-9]\d{0,5})"
@@ -26,6 +26,24 @@ LAYER = r"(0|[1-9]\d{0,5})"
 
 A, B = ".lora_A.weight", ".lora_B.weight"
 """The ends of the names of a pair, of PEFT and of Mistral."""
+
+
+def adapter_of(pairs: Mapping[TensorName, LowRank], source: str) -> Adapter:
+    """Make an adapter of a file's pairs, but for experts whose pair adds nothing.
+
+    Files have zeros for experts that were not adapted, where all experts of a layer are one tensor.
+
+    Args:
+        pairs: all of the file.
+        source: the file.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        AdapterError: numbers are not finite.
+    """
+    return Adapter({name: pair for name, pair in pairs.items() if name.expert is None or pair.b.any()}, source)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pymixtral.files.stored import StoredTensor
 from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.model.config import ModelConfig
 
-from .pairs import LAYER, A, B, Module, Shapes, paired, reading, scaled, simple_pair
+from .pairs import LAYER, A, B, Module, Shapes, adapter_of, paired, reading, scaled, simple_pair
 from .peft_config import FILE, PeftConfig
 
 WEIGHTS = "adapter_model.safetensors"
@@ -91,7 +91,7 @@ def read(directory: Path, config: ModelConfig) -> Adapter:
                 pairs[name] = pair
     if not pairs:
         raise AdapterError(f"{source}: expected pairs of lora_A and lora_B, found none")
-    return Adapter(pairs, str(directory))
+    return adapter_of(pairs, str(directory))
 
 
 def pickled(path: Path) -> AdapterError:
