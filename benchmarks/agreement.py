@@ -117,18 +117,19 @@ class Agreement:
         return min(self.exact_kl, key=self.exact_kl.__getitem__)
 
 
-def agreement(peer: Peer, passage: Passage, ours: Path, theirs: Path, scratch: Path) -> Agreement:
+def agreement(
+    peer: Peer, passage: Passage, ours: Path, theirs: Path, scratch: Path, adapter: Path | None = None
+) -> Agreement:
     """Of pymixtral on the file `ours` and llama.cpp on `theirs`, which may be the same. scratch: a
-    directory for large files. Raises RefusedError if llama.cpp does not open its file, what
+    directory for large files. adapter: of llama.cpp. Raises RefusedError if llama.cpp does not open its file, what
     Mixtral() raises for the other.
     """
     with Mixtral(ours, n_ctx=passage.n_ctx, n_threads=peer.n_threads) as model:
         windows, ids = passage.windows(model), model.tokenize(passage.text)
         np.save(scratch / "windows.npy", windows)
         out = scratch / "logits.npy"
-        answer = peer(
-            "logits", model=theirs, windows=scratch / "windows.npy", first=passage.first, out=out, text=passage.text
-        )
+        files = {"model": theirs, "windows": scratch / "windows.npy", "out": out, "adapter": adapter}
+        answer = peer("logits", **files, first=passage.first, text=passage.text)
         logits = {"pymixtral": passage.logits(model), "llama.cpp": np.load(out, mmap_mode="r")}
     exact = scratch / "exact.gguf"
     quantize(ours, exact, "f32", verify=False, progress=False)

@@ -91,11 +91,14 @@ class LlamaCpp:
 
     Its defaults (memory map, weights repacked where it has a faster layout, flash attention where
     it thinks it best), except for threads, the sizes of context and batch, and the cache's type.
+    `adapter` is a GGUF file of a low-rank adapter.
     """
 
     kept = 0
 
-    def __init__(self, path: str, n_threads: int, n_ctx: int, kv_type: str = "f16") -> None:
+    def __init__(
+        self, path: str, n_threads: int, n_ctx: int, kv_type: str = "f16", *, adapter: str | None = None
+    ) -> None:
         import llama_cpp
 
         self.api = llama_cpp
@@ -106,6 +109,9 @@ class LlamaCpp:
         model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
         if model is None:
             raise SystemExit(f"llama.cpp cannot open {path}")
+        loaded = llama_cpp.llama_adapter_lora_init(model, adapter.encode()) if adapter else None
+        if adapter and loaded is None:
+            raise SystemExit(f"llama.cpp cannot open {adapter}")
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = n_ctx
         params.n_batch = params.n_ubatch = BATCH
@@ -114,6 +120,10 @@ class LlamaCpp:
         self.context = llama_cpp.llama_init_from_model(model, params)
         if self.context is None:
             raise SystemExit(f"llama.cpp cannot make a context of {n_ctx} tokens for {path}")
+        if loaded is not None:
+            adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(loaded)
+            if llama_cpp.llama_set_adapters_lora(self.context, adapters, 1, (ctypes.c_float * 1)(1.0)):
+                raise SystemExit(f"llama.cpp cannot apply {adapter}")
         self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
         seconds = time.perf_counter() - begin
         info = llama_cpp.llama_print_system_info().decode()

@@ -49,12 +49,14 @@ def opened(model: str, n_threads: int) -> dict[str, Any]:
     return LlamaCpp(model, n_threads, 256).about
 
 
-def logits(model: str, windows: str, first: int, out: str, n_threads: int, text: str) -> dict[str, Any]:
+def logits(
+    model: str, windows: str, first: int, out: str, n_threads: int, text: str, adapter: str | None = None
+) -> dict[str, Any]:
     """The logits after windows[:, first:-1] as float32 .npy [windows, scored, n_vocab]. windows:
-    int32 .npy [windows, n_ctx].
+    int32 .npy [windows, n_ctx]; adapter: GGUF file of an adapter.
     """
     tokens = np.load(windows)
-    engine = LlamaCpp(model, n_threads, tokens.shape[1])
+    engine = LlamaCpp(model, n_threads, tokens.shape[1], adapter=adapter)
     shape = (*tokens[:, first:-1].shape, engine.n_vocab)
     rows = np.lib.format.open_memmap(out, "w+", np.float32, shape)
     for i, window in enumerate(tokens):

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pymixtral.model.config import ModelConfig
     from pymixtral.model.routing import Routing
     from pymixtral.options import ChatOptions, Options
+    from pymixtral.quantize.adapters import convert_adapter
     from pymixtral.questions import Score
     from pymixtral.text.messages import ToolCall
     from pymixtral.text.tool_calls import ArgumentsPiece, CallBegins, CallEnds, CallFails, TextPiece
@@ -91,6 +92,7 @@ __all__ = [
     "ToolCall",
     "UnsupportedError",
     "__version__",
+    "convert_adapter",
     "convert_layout",
     "demo_chat_path",
     "demo_path",
@@ -123,6 +125,7 @@ _HOMES = {
     "TextPiece": "pymixtral.text.tool_calls",
     "demo_chat_path": "pymixtral.demo",
     "demo_path": "pymixtral.demo",
+    "convert_adapter": "pymixtral.quantize.adapters",
     "convert_layout": "pymixtral.files.layout",
     "prune": "pymixtral.evaluation.pruning",
 }

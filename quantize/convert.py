@@ -21,11 +21,13 @@ from pymixtral.files.atomic import check_dest, check_space, replacing
 from pymixtral.files.kinds import named
 from pymixtral.progress import progress_bar, warn
 
+from .adapters import adapter_files
 from .encoding import decode
 from .header import make_header
 from .planning import ALIGNMENT, Plan, PlannedTensor, Request, make_plan
 from .report import ERROR_STRIDE, ErrorMeter, Report, TensorReport
 from .sources.checkpoint import Checkpoint
+from .sources.merged import Merged
 from .sources.opening import open_checkpoint
 from .verify import verify as read_back
 from .vocabulary.reading import read_vocabulary
@@ -47,6 +49,7 @@ def quantize(
     per_expert: bool = False,
     zero_nonfinite: bool = False,
     no_tokenizer: bool = False,
+    adapters: Sequence[_Path | tuple[_Path, float]] = (),
     n_threads: int | None = None,
     force: bool = False,
     verify: bool = True,
@@ -81,6 +84,9 @@ def quantize(
             refusing the checkpoint. In a quantized source these are the blocks with such a scale.
         no_tokenizer: write a file without a vocabulary, which takes token ids only, also where the
             checkpoint has none or one that is not supported. A GGUF source keeps its own.
+        adapters: low-rank adapters (LoRA) whose changes are added to the weights before these are
+            encoded: paths as of pymixtral's convert_adapter(), or pairs of a path and a scale. Sums
+            are of float64, rounded once to float32. Tensors that an adapter changes are encoded again.
         n_threads: None for one per core.
         force: replace an existing file.
         verify: read the file back from the disk and compare it with checksums of what was written,
@@ -98,19 +104,22 @@ def quantize(
         ModelConfigError: a GGUF source describes no model that makes sense.
         InvalidArgumentError: another argument is out of its range, or the importance matrix is of
             another model.
+        AdapterError: an adapter is broken, does not fit the model, or means what is not computed.
         OutputError: `dest` cannot be written.
     """
     started = time.monotonic()
     path = path_of("dest", dest)
-    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
-    check_dest(path, [*checkpoint.used, *([imatrix] if imatrix is not None else [])], force)
+    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer, adapters)
+    beside = [file for adapter, _ in checkpoint.merged.adapters for file in adapter_files(Path(adapter.source))]
+    check_dest(path, [*checkpoint.used, *beside, *([imatrix] if imatrix is not None else [])], force)
     with ops.Context(n_threads) as context:
         request = _request(checkpoint, type, target_bytes, target_bpw, tensors, imatrix)
         decided = _plan(checkpoint, vocabulary, request, context, progress)
         check_space(path, decided.n_bytes + ALIGNMENT)
         header = make_header(checkpoint, vocabulary, decided.tensors, decided.file_type)
         meter, checksums, zeroed = ErrorMeter(), dict[str, int](), Counter[str]()
-        notes = [*checkpoint.notes, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
+        merged = checkpoint.merged.notes(checkpoint.targets)
+        notes = [*checkpoint.notes, *merged, *_vocabulary_notes(checkpoint, vocabulary), *decided.notes]
         for note in checkpoint.notes if progress else ():
             warn(note)
         with replacing(path, force=force) as temporary:
@@ -154,6 +163,7 @@ def plan(
     per_expert: bool = False,
     zero_nonfinite: bool = False,
     no_tokenizer: bool = False,
+    adapters: Sequence[_Path | tuple[_Path, float]] = (),
     n_threads: int | None = None,
     progress: bool = True,
 ) -> Plan:
@@ -169,6 +179,7 @@ def plan(
         per_expert: likewise.
         zero_nonfinite: likewise.
         no_tokenizer: likewise.
+        adapters: likewise.
         n_threads: likewise.
         progress: a bar on stderr, when that is a terminal.
 
@@ -178,7 +189,7 @@ def plan(
     Raises:
         PymixtralError: those of quantize(), but for OutputError.
     """
-    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer)
+    checkpoint, vocabulary = _open(path_of("source", source), per_expert, zero_nonfinite, no_tokenizer, adapters)
     with ops.Context(n_threads) as context:
         request = _request(checkpoint, type, target_bytes, target_bpw, tensors, imatrix)
         return _plan(checkpoint, vocabulary, request, context, progress)
@@ -199,9 +210,14 @@ def _request(
 
 
 def _open(
-    source: Path, per_expert: bool, zero_nonfinite: bool, no_tokenizer: bool
+    source: Path,
+    per_expert: bool,
+    zero_nonfinite: bool,
+    no_tokenizer: bool,
+    adapters: Sequence[_Path | tuple[_Path, float]],
 ) -> tuple[Checkpoint, Vocabulary | None]:
     checkpoint = replace(open_checkpoint(source), zero_nonfinite=zero_nonfinite)
+    checkpoint = replace(checkpoint, merged=Merged.open(adapters, checkpoint.config))
     if per_expert:
         checkpoint = checkpoint.per_expert()
     if checkpoint.metadata or no_tokenizer:

@@ -33,13 +33,14 @@ def part_rows(checkpoint: Checkpoint, target: Target, source: str, rows: slice |
             are not finite, which the checkpoint does not allow.
     """
     tensor = checkpoint.tensors[source]
-    rows = _stored_rows(target, rows)
+    stored = _stored_rows(target, rows)
     try:
-        weights: F32 = tensor.floats(rows).reshape(-1, target.cols)
+        weights: F32 = tensor.floats(stored).reshape(-1, target.cols)
     except NonFiniteError:
         if not checkpoint.zero_nonfinite:
             raise _damaged(source) from None
-        weights = dequantize(Matrix(tensor.type, tensor.raw(rows)))
+        weights = dequantize(Matrix(tensor.type, tensor.raw(stored)))
+    weights = checkpoint.merged.add(weights, target, source, rows)
     if not checkpoint.zero_nonfinite:
         return weights, 0
     wrong = ~np.isfinite(weights)
@@ -70,11 +71,13 @@ def quantized_rows(
         zeroing: some of their weights are not finite, and are to be 0.
 
     Returns:
-        uint8 [rows, row_bytes], or None of a source that is not quantized as `kind`.
+        uint8 [rows, row_bytes], or None of a source that is not quantized as `kind`, or that adapters change.
 
     Raises:
         CheckpointError: the rows cannot be read, or have scales that are not finite.
     """
+    if checkpoint.merged.changes(target, source):
+        return None
     try:
         return checkpoint.tensors[source].encoded(kind, _stored_rows(target, rows), zeroing)
     except NonFiniteError:

@@ -11,12 +11,12 @@ import numpy as np
 
 from pymixtral.errors import CheckpointError, ModelFileError, PymixtralError
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.stored import SourceFile
 from pymixtral.files.writing import padding
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
 
 from .planning import ALIGNMENT, Plan
-from .sources.stored import SourceFile
 
 _CHUNK_BYTES = 1 << 20  # read at a time: it stays in the caches while its checksum is computed
 

@@ -44,6 +44,7 @@ _COMMANDS = {
     "quantize": ("pymixtral.cli.quantize", "Write a checkpoint as a GGUF file."),
     "calibrate": ("pymixtral.cli.calibrate", "Measure which weights matter, for quantize --imatrix."),
     "prune": ("pymixtral.cli.prune", "Write a model without the experts that it misses least."),
+    "convert-adapter": ("pymixtral.cli.convert_adapter", "Write an adapter for PEFT or for llama.cpp."),
     "convert-layout": ("pymixtral.cli.convert_layout", "Merge or split the experts or the files of a model."),
 }
 

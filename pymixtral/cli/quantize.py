@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,20 @@ def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     return pairs
 
 
+def _adapters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[Path, float]]:
+    """PATH[:SCALE] as pairs."""
+    found = []
+    for value in values:
+        path, colon, end = value.rpartition(":")
+        scale = 1.0
+        with suppress(ValueError):
+            scale, value = (float(end), path) if colon else (scale, value)
+        if not value:
+            raise click.BadParameter("expected PATH[:SCALE], such as tales.gguf:0.5, found no path", ctx, param)
+        found.append((Path(value), scale))
+    return found
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -43,7 +58,9 @@ Examples:
     --per-expert --imatrix imatrix.gguf
   pymixtral quantize Mixtral-8x7B-AWQ mixtral-awq.gguf
   pymixtral quantize my-merge my-merge.gguf --type q4_k_m \\
-    --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0""",
+    --tensor 'blk.[01].*=q8_0' --tensor output.weight=q8_0
+  pymixtral quantize Mixtral-8x7B-v0.1 tales-q4_k_m.gguf --type q4_k_m \\
+    --adapter tales-lora""",
 )
 @click.argument("source", type=path_type())
 @click.argument("dest", type=path_type(), required=False)
@@ -84,6 +101,14 @@ Examples:
     is_flag=True,
     help="Write each expert as tensors of its own, with types of its own. "
     "pymixtral reads such files, llama.cpp does not since 2024.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    metavar="PATH[:SCALE]",
+    multiple=True,
+    callback=_adapters,
+    help="Add what a low-rank adapter (LoRA), a file or a folder, changes, times SCALE; may be repeated.",
 )
 @click.option("--zero-nonfinite", is_flag=True, help="Write weights that are NaN or infinite as 0, and report them.")
 @click.option(
@@ -139,6 +164,9 @@ def quantize(
     written. It is better than a mix of the same size. An importance matrix, which pymixtral
     calibrate measures, makes both better, most of all below 4 bits. With --per-expert, a target
     gives more bits to experts that need them.
+
+    With --adapter, the weights become those of the model with the adapter, before they are encoded:
+    the file needs no adapter any more.
 
     SOURCE may be a checkpoint that GPTQ or AWQ made, of 4 bits in groups of 32 or a multiple. As
     q4_1 its codes are kept; other types encode its weights again, which adds errors.

@@ -11,11 +11,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from pymixtral.errors import UnsupportedError
+from pymixtral.files.stored import StoredTensor
 from pymixtral.files.types import FLOAT_TYPES
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.rope import UNSCALED
-
-from .stored import StoredTensor
 
 _FREQUENCIES = re.compile(r"(model\.(layers\.\d+\.self_attn\.)?)?rotary_emb\.inv_freq|rope\.freqs", re.ASCII)
 _MASK = re.compile(r"model\.layers\.\d+\.(self_attn|attn|attention)\.(masked_)?bias", re.ASCII)

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.files.stored import StoredTensor
 from pymixtral.model.config import ModelConfig
 
+from .merged import Merged
 from .packed import PackedTensor, Packing
-from .stored import StoredTensor
 from .targets import Target
 
 
@@ -31,6 +32,7 @@ class Checkpoint:
         metadata: of a GGUF file, encoded, by key; empty for others.
         notes: what a user should know, a sentence each.
         zero_nonfinite: weights that are NaN or infinite count as 0, instead of being an error.
+        merged: adapters whose changes are added to the weights.
         packing: how its matrices of four bits are packed; None of a checkpoint that has none.
     """
 
@@ -42,6 +44,7 @@ class Checkpoint:
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zero_nonfinite: bool = False
+    merged: Merged = field(default_factory=Merged)
     packing: Packing | None = None
 
     @property
@@ -60,7 +63,9 @@ class Checkpoint:
         return (*self.files, *(entry for entry in beside if entry.is_file() and entry.suffix != ".gguf"))
 
     def packed(self, target: Target) -> tuple[PackedTensor, ...]:
-        """The packed matrices that a target consists of; none, if any of its sources is not packed."""
+        """The packed matrices that a target consists of; none, if any of its sources is not packed, or is changed."""
+        if self.merged.changes(target):
+            return ()
         tensors = [self.tensors[source] for source in target.sources]
         packed = tuple(tensor for tensor in tensors if isinstance(tensor, PackedTensor))
         return packed if len(packed) == len(tensors) else ()

@@ -15,12 +15,12 @@ from pymixtral.arrays import F32, U8
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import read_shard
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName, expert_name, merged_name
+from pymixtral.files.stored import SourceFile, StoredTensor
 from pymixtral.files.types import FLOAT_TYPES, Matrix, show_type
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
 
 from .checkpoint import Checkpoint
-from .stored import SourceFile, StoredTensor
 from .targets import Target
 
 # Metadata of a quantization, of files, and of an alignment that is not kept.

@@ -17,6 +17,8 @@ from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.names import TensorName
 from pymixtral.files.shards import MAX_SHARDS
+from pymixtral.files.stored import SourceFile, StoredTensor, Type
+from pymixtral.files.strict_json import read_object
 from pymixtral.model.config import ModelConfig
 
 from .buffers import without_buffers
@@ -25,8 +27,6 @@ from .numbered import numbered_files
 from .quantization import unpacked
 from .rope import read_rope
 from .safetensors import read_all, read_safetensors
-from .stored import SourceFile, StoredTensor, Type
-from .strict_json import read_object
 from .targets import targets
 from .values import Values
 

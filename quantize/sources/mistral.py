@@ -13,13 +13,13 @@ from pathlib import Path
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.stored import StoredTensor
 from pymixtral.model.config import ModelConfig
 
 from .buffers import without_buffers
 from .checkpoint import Checkpoint
 from .numbered import numbered_files
 from .safetensors import read_all
-from .stored import StoredTensor
 from .targets import targets
 from .values import Values
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.kinds import named
+from pymixtral.files.places import reading
 
 from . import gguf, huggingface, mistral
 from .checkpoint import Checkpoint
-from .places import reading
 
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt")
 

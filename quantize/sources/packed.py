@@ -23,9 +23,9 @@ from gguf import GGMLQuantizationType
 
 from pymixtral.arrays import F32, I32, I64, U8, U32
 from pymixtral.errors import CheckpointError, NonFiniteError
+from pymixtral.files.stored import SourceFile, StoredTensor, Type
 
 from ..encoders.packing import Blocks, pack
-from .stored import SourceFile, StoredTensor, Type
 
 BLOCK = 32
 """Weights of a block of q4_1 and of q4_0, which have one scale."""

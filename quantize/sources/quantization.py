@@ -10,10 +10,10 @@ import numpy as np
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.stored import StoredTensor, Type
 from pymixtral.files.types import FLOAT_TYPES
 
 from .packed import BLOCK, IN_ORDER, INTERLEAVED, PackedTensor, Packing
-from .stored import StoredTensor, Type
 from .values import Values
 
 _FILES = ("quantize_config.json", "quant_config.json")

@@ -11,9 +11,8 @@ import numpy as np
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
+from pymixtral.files.strict_json import read_object
 from pymixtral.model.keys import INTEGERS, NUMBERS
-
-from .strict_json import read_object
 
 
 @dataclass(frozen=True)

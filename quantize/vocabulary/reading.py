@@ -13,10 +13,10 @@ from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, ModelConfigError, UnsupportedError
+from pymixtral.files.places import reading
+from pymixtral.files.strict_json import read_limited
 from pymixtral.text.tokenizer import Tokenizer
 
-from ..sources.places import reading
-from ..sources.strict_json import read_limited
 from .byte_level import is_byte_level, read_byte_level
 from .side_files import SideFiles
 from .special_tokens import completed

@@ -7,8 +7,7 @@ from typing import Any
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
-
-from ..sources.strict_json import read_object
+from pymixtral.files.strict_json import read_object
 
 
 class SideFiles:

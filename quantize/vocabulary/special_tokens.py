@@ -7,8 +7,8 @@ from typing import Any
 
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files.strict_json import read_limited
 
-from ..sources.strict_json import read_limited
 from .added_tokens import with_added
 from .post_processor import read_post_processor
 from .side_files import SideFiles, content, is_text

@@ -17,8 +17,8 @@ from pymixtral.files.types import Matrix, block_weights
 from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.ops.native import ffi
 from pymixtral.reference import oracle
-from support.adapters import adapter_for, low_rank, scales_for
 from support.layers import HEAD_DIM, Example, Shape, layer_of
+from support.low_rank import adapter_for, low_rank, scales_for
 from support.variants import FIRST_CONTEXT, every_context, every_type, generator, matrix, model_matrix, normal, row_of
 
 KINDS = GGMLQuantizationType

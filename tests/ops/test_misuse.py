@@ -14,7 +14,6 @@ from gguf import GGMLQuantizationType
 from pymixtral import ops
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.native import ffi, lib
-from support.adapters import low_rank
 from support.calls import (
     CALLS,
     HEADS,
@@ -42,6 +41,7 @@ from support.calls import (
     silu_mul,
     weight,
 )
+from support.low_rank import low_rank
 from support.paths import CSRC
 from support.variants import FIRST_CONTEXT, TYPES, every_context, matrix
 

@@ -17,13 +17,13 @@ from safetensors.numpy import load_file, save_file
 from pymixtral import Mixtral
 from pymixtral.arrays import F32
 from pymixtral.errors import CheckpointError, UnsupportedError
+from pymixtral.files import stored as stored_module
 from pymixtral.files.gguf import GGUFFile
+from pymixtral.files.stored import Type
 from pymixtral.files.types import show_type
 from pymixtral.quantize import plan, quantize
-from pymixtral.quantize.sources import stored as stored_module
 from pymixtral.quantize.sources.opening import open_checkpoint
 from pymixtral.quantize.sources.packed import PackedTensor
-from pymixtral.quantize.sources.stored import Type
 from pymixtral.quantize.sources.targets import rope_order
 from support.checkpoints import Shape, config_json, write_safetensors
 from support.ggufs import contents

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from pymixtral.errors import CheckpointError
+from pymixtral.files import strict_json
+from pymixtral.files.places import check_place
 from pymixtral.quantize import quantize
-from pymixtral.quantize.sources import strict_json
 from pymixtral.quantize.sources.opening import open_checkpoint
-from pymixtral.quantize.sources.places import check_place
 from pymixtral.quantize.sources.safetensors import read_safetensors
 from support.checkpoints import Shape, make_checkpoint
 from support.ggufs import contents

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pymixtral.errors import CheckpointError
-from pymixtral.quantize.sources import safetensors as reader
+from pymixtral.files import safetensors as reader
 from pymixtral.quantize.sources.safetensors import read_safetensors
 from support.checkpoints import write_safetensors
 

@@ -21,8 +21,8 @@ from pymixtral.ops.native import ffi, lib
 from pymixtral.reference import oracle
 from pymixtral.reference.sampling import Sampler as OracleSampler
 from pymixtral.sampling.parameters import SamplingParameters
-from support.adapters import low_rank, scales_for
 from support.fences import Guarded, fenced
+from support.low_rank import low_rank, scales_for
 from support.variants import (
     FIRST_CONTEXT,
     activations,

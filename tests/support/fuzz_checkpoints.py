@@ -33,9 +33,9 @@ from pymixtral.evaluation.base import BaseReader, log_softmax, writing_base
 from pymixtral.evaluation.windows import Windows
 from pymixtral.files import imatrix
 from pymixtral.files.importance import Entry, ImportanceMatrix
+from pymixtral.files.stored import Type
 from pymixtral.quantize.sources import huggingface, mistral
 from pymixtral.quantize.sources.safetensors import read_safetensors
-from pymixtral.quantize.sources.stored import Type
 from pymixtral.quantize.vocabulary.reading import read_vocabulary
 from pymixtral.text.bpe import ALPHABET
 from pymixtral.text.pretokenizers import PRE_TOKENIZERS, TEKKEN

@@ -10,8 +10,7 @@ from typing import Any, NoReturn
 from pymixtral.arguments import shown
 from pymixtral.errors import CheckpointError
 from pymixtral.files.kinds import HEAD_BYTES, found_instead
-
-from .places import check_place
+from pymixtral.files.places import check_place
 
 MAX_FILE_BYTES = 1 << 25
 """Of a side file. The largest, tokenizer.json of vocabularies of 131072 tokens, have some 17 MB."""
