@@ -92,7 +92,7 @@ pmx_status pmx_quantize_activations(pmx_ctx *ctx, int8_t *q, float *d, int32_t *
     return status;
 }
 
-enum { VEC_ROWS = 16 }; /* the most that a vec kernel takes at once: avx512vnni/vec4.c */
+enum { VEC_ROWS = 16 }; /* the most that a vec kernel takes at once: avx512vnni/vec4.h */
 
 static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product *p) {
     const pmx_type_kernels *of = &kernels->types[type];

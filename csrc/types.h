@@ -10,14 +10,18 @@
 #define PMX_TYPES_F32(M) M(F32, f32, PMX_FORM_F32, 1) M(F16, f16, PMX_FORM_F32, 1) M(BF16, bf16, PMX_FORM_F32, 1)
 
 /* Blocks of 32, multiplied with integers that have a scale for each 32. */
-#define PMX_TYPES_Q32(M)                                                                                               \
+#define PMX_TYPES_SCALED32(M)                                                                                          \
     M(Q4_0, q4_0, PMX_FORM_Q32, 32)                                                                                    \
     M(Q4_1, q4_1, PMX_FORM_Q32, 32)                                                                                    \
     M(Q5_0, q5_0, PMX_FORM_Q32, 32)                                                                                    \
     M(Q5_1, q5_1, PMX_FORM_Q32, 32)                                                                                    \
     M(Q8_0, q8_0, PMX_FORM_Q32, 32)                                                                                    \
-    M(IQ4_NL, iq4_nl, PMX_FORM_Q32, 32)                                                                                \
-    M(MXFP4, mxfp4, PMX_FORM_Q32, 32)
+    M(IQ4_NL, iq4_nl, PMX_FORM_Q32, 32)
+
+/* The same, whose scales are powers of two. */
+#define PMX_TYPES_POWERS32(M) M(MXFP4, mxfp4, PMX_FORM_Q32, 32)
+
+#define PMX_TYPES_Q32(M) PMX_TYPES_SCALED32(M) PMX_TYPES_POWERS32(M)
 
 /* Blocks of 256, multiplied with integers that have a scale for each 256. */
 #define PMX_TYPES_KQUANTS(M)                                                                                           \

@@ -23,12 +23,42 @@ PMX_INLINE __m256i multiply_pairs(const int type, __m256i w, __m256i x) {
     return _mm256_maddubs_epi16(w, x);
 }
 
+/* Where an int16 holds two products and no more: each is scaled at once, and a block's sums stay in registers. */
+PMX_INLINE void multiply_large(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
+                               const int8_t *const *x) {
+    rows16 sum[TILE_TOKENS];
+#pragma GCC unroll 4
+    for (int t = 0; t < TILE_TOKENS; t++) sum[t].low = sum[t].high = _mm256_setzero_si256();
+    const int quads = KQUANT_SUB(type) / 4;
+    for (int j = 0; j < PMX_BLOCK256 / 4 / quads; j++) {
+        const __m256i scale0 = load_epi32(block->scales[j]), scale1 = load_epi32(block->scales[j] + 8);
+#pragma GCC unroll 8
+        for (int i = 0; i < quads; i++) {
+            const __m256i *w = (const __m256i *)(const void *)(q + 4 * (j * quads + i) * STRIP_ROWS);
+            const __m256i low = _mm256_load_si256(w), high = _mm256_load_si256(w + 1);
+#pragma GCC unroll 4
+            for (int t = 0; t < TILE_TOKENS; t++) {
+                const __m256i v = load_dword(x[t] + 4 * (j * quads + i));
+                sum[t].low = _mm256_add_epi32(sum[t].low, _mm256_madd_epi16(_mm256_maddubs_epi16(low, v), scale0));
+                sum[t].high = _mm256_add_epi32(sum[t].high, _mm256_madd_epi16(_mm256_maddubs_epi16(high, v), scale1));
+                keep(&sum[t]);
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < TILE_TOKENS; t++) {
+        store_epi32(isum[t], sum[t].low);
+        store_epi32(isum[t] + 8, sum[t].high);
+    }
+}
+
 PMX_INLINE void multiply_block(const int type, int32_t (*isum)[STRIP_ROWS], const uint8_t *q, const strip_block *block,
                                const int8_t *const *x) {
-    const int n_sums = type == PMX_Q4_K || KQUANT_WHOLE(type)       ? 8
-                       : type == PMX_Q6_K                           ? 2
-                       : KQUANT_SIGNED(type) || LARGE_LATTICE(type) ? 1
-                                                                    : 4;
+    if (LARGE_LATTICE(type)) {
+        multiply_large(type, isum, q, block, x);
+        return;
+    }
+    const int n_sums = type == PMX_Q4_K || KQUANT_WHOLE(type) ? 8 : type == PMX_Q6_K ? 2 : KQUANT_SIGNED(type) ? 1 : 4;
     memset(isum, 0, TILE_TOKENS * sizeof *isum);
     for (int c = 0; c < 8; c++, q += 32 * STRIP_ROWS) {
         const __m256i *w = (const __m256i *)(const void *)q;

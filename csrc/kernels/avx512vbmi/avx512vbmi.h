@@ -18,8 +18,9 @@
 #define PMX_AVX512VBMI_END _Pragma("GCC pop_options")
 #endif
 
-/* lattices_vec.c */
+/* lattices_vec.c, mxfp4_vec.c */
 #define PMX_AVX512VBMI_VEC(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx512vbmi_vec_##T;
 PMX_TYPES_LATTICES(PMX_AVX512VBMI_VEC)
+PMX_TYPES_POWERS32(PMX_AVX512VBMI_VEC)
 
 #endif

@@ -179,19 +179,22 @@ PMX_INLINE void unpack_bytes_iq3_s(__m512i q[4], const uint8_t *block) {
                                      .n_sub = PMX_BLOCK256 / LATTICE_SUB(PMX_##NAME),                                  \
                                      .offset_bits = LATTICE_OFFSET_BITS(PMX_##NAME),                                   \
                                      .wide = 1,                                                                        \
-                                     .row_scales = scales_##T,                                                         \
                                      .d_part = LATTICE_D(PMX_##NAME),                                                  \
                                      __VA_ARGS__};                                                                     \
         PMX_WITH_HINT(vec256, *p, 1, type);                                                                            \
     }
 
-VEC(IQ1_S, iq1_s, .order = ORDER_FOURTHS, .look_up = look_up_iq1_s, .spread = spread_iq1_s)
-VEC(IQ1_M, iq1_m, .order = ORDER_FOURTHS, .look_up = look_up_iq1_m, .spread = spread_iq1_m, .d_at = -1)
-VEC(IQ2_XXS, iq2_xxs, .order = ORDER_FOURTHS, .look_up = look_up_iq2_xxs, .spread = spread_iq2_xxs)
-VEC(IQ2_XS, iq2_xs, .order = ORDER_FOURTHS, .look_up = look_up_iq2_xs, .spread = spread_iq2_xs)
-VEC(IQ2_S, iq2_s, .order = ORDER_FOURTHS, .look_up = look_up_iq2_s, .spread = spread_iq2_s)
-VEC(IQ3_XXS, iq3_xxs, .order = ORDER_SECONDS, .unpack = unpack_bytes_iq3_xxs)
-VEC(IQ3_S, iq3_s, .order = ORDER_SECONDS, .unpack = unpack_bytes_iq3_s)
+#define EIGHTS(T) .order = ORDER_FOURTHS, .look_up = look_up_##T, .spread = spread_##T
+#define FOURS(T) .order = ORDER_SECONDS, .unpack = unpack_bytes_##T
+#define LAST16(T) .scales = scales4_##T, .head_at = sizeof(pmx_block_##T) - 16
+
+VEC(IQ1_S, iq1_s, EIGHTS(iq1_s), LAST16(iq1_s))
+VEC(IQ1_M, iq1_m, EIGHTS(iq1_m), LAST16(iq1_m), .d_at = -1)
+VEC(IQ2_XXS, iq2_xxs, EIGHTS(iq2_xxs), .row_scales = scales_iq2_xxs)
+VEC(IQ2_XS, iq2_xs, EIGHTS(iq2_xs), LAST16(iq2_xs))
+VEC(IQ2_S, iq2_s, EIGHTS(iq2_s), LAST16(iq2_s))
+VEC(IQ3_XXS, iq3_xxs, FOURS(iq3_xxs), .row_scales = scales_iq3_xxs)
+VEC(IQ3_S, iq3_s, FOURS(iq3_s), LAST16(iq3_s))
 
 PMX_AVX512VBMI_END
 #endif

@@ -17,7 +17,7 @@
 #define PMX_AVX512VNNI_END _Pragma("GCC pop_options")
 #endif
 
-/* matmul_float.c, matmul32.c, vec4.c, matmul256.c */
+/* matmul_float.c, matmul32.c, vec4_types.c, matmul256.c */
 #define PMX_AVX512VNNI_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx512vnni_vec_##T, pmx_avx512vnni_mat_##T;
 PMX_TYPES(PMX_AVX512VNNI_PRODUCTS)
 
@@ -26,7 +26,7 @@ pmx_attend_kernel pmx_avx512vnni_attend_f32, pmx_avx512vnni_attend_f16, pmx_avx5
 pmx_search pmx_avx512vnni_search;
 
 /* From so many tokens on mat is faster. That of floats and of blocks of 256 needs no strip for few
- * tokens. Products of one token of q8_0, and of the types of vec4.c, come near the speed of memory. */
+ * tokens. Products of one token of q8_0, and of the types of vec4.h, come near the speed of memory. */
 #define PMX_AVX512VNNI_MIN_TOKENS(TYPE)                                                                                \
     ((TYPE) == PMX_Q8_0                                                                        ? 4                     \
      : (TYPE) == PMX_Q4_0 || (TYPE) == PMX_Q4_1 || (TYPE) == PMX_IQ4_NL || (TYPE) == PMX_MXFP4 ? 3                     \

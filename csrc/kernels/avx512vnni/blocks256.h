@@ -313,6 +313,48 @@ PMX_INLINE __m512i scales4_iq4_xs(__m512i heads) {
     return _mm512_packs_epi16(words, _mm512_setzero_si512());
 }
 
+/* Scales s of IQ types as they count. */
+PMX_INLINE __m512i twice_plus_1(__m512i s) { return _mm512_add_epi8(_mm512_add_epi8(s, s), _mm512_set1_epi8(1)); }
+
+/* A block's last 16 bytes: 8 words of 3 bits from bit 12 on; 8 bytes of no interest, then 4 words of four times
+ * 3 bits. */
+PMX_INLINE __m512i scales4_iq1_s(__m512i heads) {
+    const __m512i words = _mm512_and_si512(_mm512_srli_epi16(heads, 12), _mm512_set1_epi16(7));
+    return twice_plus_1(_mm512_packus_epi16(words, words));
+}
+PMX_INLINE __m512i scales4_iq1_m(__m512i heads) {
+    const __m512i top = _mm512_broadcast_i32x4(_mm_set1_epi64x(0x0010008004002000)); /* to bit 13 */
+    const __m512i low = shuffle4(heads, _mm_setr_epi8(8, 9, 8, 9, 8, 9, 8, 9, 10, 11, 10, 11, 10, 11, 10, 11));
+    const __m512i high = shuffle4(heads, _mm_setr_epi8(12, 13, 12, 13, 12, 13, 12, 13, 14, 15, 14, 15, 14, 15, 14, 15));
+    return twice_plus_1(_mm512_packus_epi16(_mm512_srli_epi16(_mm512_mullo_epi16(low, top), 13),
+                                            _mm512_srli_epi16(_mm512_mullo_epi16(high, top), 13)));
+}
+
+/* Nibbles of bytes, each of which is there twice. */
+PMX_INLINE __m512i scales4_nibbles(__m512i twice) {
+    const __m512i low = _mm512_and_si512(twice, _mm512_set1_epi16(0x000f));
+    return twice_plus_1(_mm512_or_si512(low, _mm512_and_si512(_mm512_srli_epi16(twice, 4), _mm512_set1_epi16(0x0f00))));
+}
+PMX_INLINE __m512i scales4_iq2_xs(__m512i heads) {
+    return scales4_nibbles(shuffle4(heads, _mm_setr_epi8(8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15)));
+}
+PMX_INLINE __m512i scales4_iq2_s(__m512i heads) { return scales4_iq2_xs(heads); }
+PMX_INLINE __m512i scales4_iq3_s(__m512i heads) {
+    return scales4_nibbles(
+        shuffle4(heads, _mm_setr_epi8(12, 12, 13, 13, 14, 14, 15, 15, 12, 12, 13, 13, 14, 14, 15, 15)));
+}
+
+/* iq1_m's f16 numbers of eight rows, whose scales' four words have four bits each at the top. */
+PMX_INLINE __m256 load_pieces(const uint8_t *const *rows, int64_t at) {
+    int64_t words[8];
+    for (int i = 0; i < 8; i++) memcpy(&words[i], rows[i] + at, sizeof words[i]);
+    const __m512i v = _mm512_setr_epi64(words[0], words[1], words[2], words[3], words[4], words[5], words[6], words[7]);
+    const __m512i moved = _mm512_srlv_epi16(v, _mm512_set1_epi64(0x000000040008000c));
+    const __m512i nibbles = _mm512_and_si512(moved, _mm512_set1_epi64((int64_t)0xf0000f0000f0000f));
+    const __m512i two = _mm512_or_si512(nibbles, _mm512_srli_epi64(nibbles, 32));
+    return _mm256_cvtph_ps(_mm512_cvtepi64_epi16(_mm512_or_si512(two, _mm512_srli_epi64(two, 16))));
+}
+
 /* Signed bytes of four rows as int16. */
 PMX_INLINE words256 widen256(__m512i bytes) {
     return (words256){_mm512_srai_epi16(_mm512_unpacklo_epi8(bytes, bytes), 8),
@@ -343,7 +385,7 @@ PMX_INLINE void load_d256(__m256 *d, __m256 *dmin, const uint8_t *const *rows, i
     if (T.has_min)
         load_scale_pairs(d, dmin, rows, at + T.d_at);
     else if (T.d_at < 0)
-        *d = load_split_scales(rows, at);
+        *d = load_pieces(rows, at + (int64_t)offsetof(pmx_block_iq1_m, scales));
     else
         *d = load_scales(rows, at + T.d_at);
     if (T.d_part != 0) *d = _mm256_mul_ps(*d, _mm256_set1_ps(T.d_part));

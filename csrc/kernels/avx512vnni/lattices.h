@@ -154,14 +154,9 @@ PMX_INLINE void unpack_shifted(__m512i q[4], const int type, const uint8_t *bloc
 PMX_INLINE void unpack_iq1_s(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_S, block); }
 PMX_INLINE void unpack_iq1_m(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_M, block); }
 
-/* Their scales. */
-PMX_INLINE __m128i scales_iq1_s(const uint8_t *block) { return lattice_scales(PMX_IQ1_S, block); }
-PMX_INLINE __m128i scales_iq1_m(const uint8_t *block) { return lattice_scales(PMX_IQ1_M, block); }
+/* Scales of types that have them among the entries. */
 PMX_INLINE __m128i scales_iq2_xxs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XXS, block); }
-PMX_INLINE __m128i scales_iq2_xs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XS, block); }
-PMX_INLINE __m128i scales_iq2_s(const uint8_t *block) { return lattice_scales(PMX_IQ2_S, block); }
 PMX_INLINE __m128i scales_iq3_xxs(const uint8_t *block) { return lattice_scales(PMX_IQ3_XXS, block); }
-PMX_INLINE __m128i scales_iq3_s(const uint8_t *block) { return lattice_scales(PMX_IQ3_S, block); }
 
 PMX_AVX512VNNI_END
 

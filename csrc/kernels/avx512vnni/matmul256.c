@@ -233,24 +233,21 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
     }
 
 #define TYPE(T, SCALES, HEAD, ORDER, ...) PRODUCTS(T, SCALES, HEAD, offsetof(pmx_block_##T, d), ORDER, __VA_ARGS__)
-#define LATTICE_TYPE(T, ORDER, N_SUB, NUMBER)                                                                          \
-    TYPE(T, NULL, 0, ORDER, .n_sub = N_SUB, .offset_bits = LATTICE_OFFSET_BITS(NUMBER), .wide = 1,                     \
-         .row_scales = scales_##T, .d_part = LATTICE_D(NUMBER))
+#define LAST16(T) (sizeof(pmx_block_##T) - 16)
+#define LATTICE_OF(NUMBER) .offset_bits = LATTICE_OFFSET_BITS(NUMBER), .d_part = LATTICE_D(NUMBER)
 
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)
 TYPE(q3_k, scales4_q3_k, sizeof(pmx_block_q3_k) - 16, ORDER_CRUMBS, .n_sub = 16, .offset_bits = 2)
 TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
 TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5)
-TYPE(iq1_s, NULL, 0, ORDER_PLAIN, .n_sub = 8, .offset_bits = LATTICE_OFFSET_BITS(PMX_IQ1_S), .row_scales = scales_iq1_s,
-     .d_part = LATTICE_D(PMX_IQ1_S))
-PRODUCTS(iq1_m, NULL, 0, -1, ORDER_PLAIN, .n_sub = 16, .offset_bits = LATTICE_OFFSET_BITS(PMX_IQ1_M),
-         .row_scales = scales_iq1_m, .d_part = LATTICE_D(PMX_IQ1_M))
-LATTICE_TYPE(iq2_xxs, ORDER_FOURTHS, 8, PMX_IQ2_XXS)
-LATTICE_TYPE(iq2_xs, ORDER_FOURTHS, 16, PMX_IQ2_XS)
-LATTICE_TYPE(iq2_s, ORDER_FOURTHS, 16, PMX_IQ2_S)
-LATTICE_TYPE(iq3_xxs, ORDER_SECONDS, 8, PMX_IQ3_XXS)
-LATTICE_TYPE(iq3_s, ORDER_SECONDS, 8, PMX_IQ3_S)
+TYPE(iq1_s, scales4_iq1_s, LAST16(iq1_s), ORDER_PLAIN, .n_sub = 8, LATTICE_OF(PMX_IQ1_S))
+PRODUCTS(iq1_m, scales4_iq1_m, LAST16(iq1_m), -1, ORDER_PLAIN, .n_sub = 16, LATTICE_OF(PMX_IQ1_M))
+TYPE(iq2_xxs, NULL, 0, ORDER_FOURTHS, .n_sub = 8, LATTICE_OF(PMX_IQ2_XXS), .wide = 1, .row_scales = scales_iq2_xxs)
+TYPE(iq2_xs, scales4_iq2_xs, LAST16(iq2_xs), ORDER_FOURTHS, .n_sub = 16, LATTICE_OF(PMX_IQ2_XS), .wide = 1)
+TYPE(iq2_s, scales4_iq2_s, LAST16(iq2_s), ORDER_FOURTHS, .n_sub = 16, LATTICE_OF(PMX_IQ2_S), .wide = 1)
+TYPE(iq3_xxs, NULL, 0, ORDER_SECONDS, .n_sub = 8, LATTICE_OF(PMX_IQ3_XXS), .wide = 1, .row_scales = scales_iq3_xxs)
+TYPE(iq3_s, scales4_iq3_s, LAST16(iq3_s), ORDER_SECONDS, .n_sub = 8, LATTICE_OF(PMX_IQ3_S), .wide = 1)
 TYPE(iq4_xs, scales4_iq4_xs, 0, ORDER_NIBBLES16, .n_sub = 8, .offset_bits = 7, .wide = 1)
 TYPE(tq1_0, NULL, 0, ORDER_DIGITS, .n_sub = 1)
 TYPE(tq2_0, NULL, 0, ORDER_CRUMBS, .n_sub = 1)

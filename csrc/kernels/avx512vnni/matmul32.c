@@ -198,7 +198,7 @@ static const type32 mxfp4 = {unpack_mxfp4, sizeof(pmx_block_mxfp4), .offset = 12
 
 PMX_TYPES_Q32(MAT)
 
-/* The types of 4 bits have theirs in vec4.c. */
+/* The types of 4 bits have theirs in vec4_types.c. */
 void pmx_avx512vnni_vec_q5_0(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q5_0); }
 void pmx_avx512vnni_vec_q5_1(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q5_1); }
 void pmx_avx512vnni_vec_q8_0(const pmx_product *p) { PMX_WITH_HINT(vec32, *p, q8_0); }

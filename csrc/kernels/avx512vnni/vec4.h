@@ -1,4 +1,4 @@
-/* vec4.c: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl, mxfp4), 16 rows
+/* vec4.h: one token times weights of 4-bit integers in blocks of 32 (q4_0, q4_1, iq4_nl, mxfp4), 16 rows
  * x 4 blocks at a time.
  *
  * A token's product must read weights as fast as memory gives them, some 40 GB/s a core: 144 bytes,
@@ -8,8 +8,11 @@
  * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples
  * of words, so word permutations (AVX-512BW) suffice. Those of mxfp4 have 17 bytes: its nibbles are
  * loaded block by block. Two loads of 64 bytes and a permutation of words took 1.3 times as long,
- * since nearly every such load crosses a line; the other types lose a seventh by block by block. */
-#if defined(__x86_64__)
+ * since nearly every such load crosses a line; the other types lose a seventh by block by block. VBMI
+ * permutes bytes. */
+#ifndef PMX_AVX512VNNI_VEC4_H
+#define PMX_AVX512VNNI_VEC4_H
+
 #include <stddef.h>
 #include <string.h>
 
@@ -26,6 +29,8 @@ typedef struct {
     int32_t offset;              /* subtracted from the integers */
     int has_min;
     int is_power; /* the scale is a byte, the exponent of a power of two; a block's size is odd */
+    __m512i (*permute)(__m512i head, __m512i last); /* in load_nibbles4, of blocks of odd size, where there are
+                                                       permutations of bytes */
 } type4;
 
 /* The activations of four blocks. */
@@ -56,7 +61,7 @@ PMX_INLINE __m512i load_first(const uint8_t *p, const int64_t n) {
 /* The nibbles of n blocks, n <= 4, one a 128-bit lane. head: the first 64 bytes of these. */
 PMX_INLINE __m512i load_nibbles4(__m512i head, const uint8_t *row, const int64_t n, const type4 T) {
     const int size = T.block_bytes, at = T.nibbles_at;
-    if (T.is_power) {
+    if (T.is_power && !T.permute) {
         __m512i v = _mm512_setzero_si512();
         for (int b = 0; b < BLOCKS; b++)
             if (b < n) v = _mm512_mask_broadcast_i32x4(v, (__mmask16)(0xf << 4 * b), load16(row + b * size + at));
@@ -65,6 +70,7 @@ PMX_INLINE __m512i load_nibbles4(__m512i head, const uint8_t *row, const int64_t
     /* The last 16 bytes of four blocks are the last one's nibbles. */
     const __m512i last =
         n == BLOCKS ? _mm512_castsi128_si512(load16(row + BLOCKS * size - 16)) : _mm512_setzero_si512();
+    if (T.permute) return T.permute(head, last);
     return _mm512_permutex2var_epi16(head, word_pattern(at / 2, (at + size) / 2, (at + 2 * size) / 2, 32), last);
 }
 
@@ -212,16 +218,6 @@ PMX_INLINE void vec4(const pmx_product p, const pmx_prefetch hint, const type4 T
     }
 }
 
-PMX_INLINE __m128i iq4_table(void) { return _mm_xor_si128(_mm_setr_epi8(PMX_IQ4_VALUES), _mm_set1_epi8(-128)); }
-
-#define TYPE(T, ...)                                                                                                   \
-    static const type4 T = {sizeof(pmx_block_##T), offsetof(pmx_block_##T, qs), __VA_ARGS__};                          \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec4, *p, T); }
-
-TYPE(q4_0, .offset = 8)
-TYPE(q4_1, .has_min = 1)
-TYPE(iq4_nl, .table = iq4_table, .offset = 128)
-TYPE(mxfp4, .table = mxfp4_table, .offset = 12, .is_power = 1)
-
 PMX_AVX512VNNI_END
+
 #endif
