@@ -16,7 +16,7 @@ PMX_TYPES_MULTIPLIED(PMX_SCALAR_VEC)
 PMX_TYPES(PMX_SCALAR_DEQUANTIZE)
 
 /* A type without products of its own, in the table of an instruction set. */
-#define PMX_DEQUANTIZED(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {FORM, NULL, NULL, 0, pmx_scalar_dequantize_##T},
+#define PMX_DEQUANTIZED(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {FORM, NULL, NULL, NULL, 0, pmx_scalar_dequantize_##T},
 
 /* The tree of sum8 over its eight partials. */
 static inline float pmx_sum8_tree(const float s[8]) {
