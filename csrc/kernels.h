@@ -15,6 +15,7 @@ enum {
     /* Most tokens of one product. A strip of weights is unpacked once for them: with 128 prompts take
      * 1 to 3% longer, with 512 as long. */
     PMX_TOKEN_BLOCK = 256,
+    PMX_FEW_TOKENS = 16, /* the most that a few kernel takes */
     /* Bytes. avx512vnni/matmul256.c needs most, 78,848: a strip of 46,080, and its results. */
     PMX_MAT_SCRATCH = 80 * 1024,
     PMX_ATTEND_SCRATCH = PMX_PAGE + 2, /* floats of each query of attend: its scores, and two factors */
@@ -77,7 +78,7 @@ typedef struct {
     const pmx_acts *acts;
     const int32_t *tokens;
     int64_t n_tokens; /* 1 to PMX_TOKEN_BLOCK */
-    void *scratch;    /* PMX_MAT_SCRATCH bytes, aligned to 64; vec has no use for it */
+    void *scratch;    /* PMX_MAT_SCRATCH bytes, aligned to 64; vec and few have no use for it */
 } pmx_product;
 
 typedef void pmx_multiply(const pmx_product *p);
@@ -98,8 +99,9 @@ PMX_INLINE pmx_product pmx_product_from(pmx_product p, int64_t r, int64_t t) {
 typedef struct {
     pmx_form form;
     pmx_multiply *vec;      /* one token */
-    pmx_multiply *mat;      /* NULL: there is only vec */
-    int64_t mat_min_tokens; /* from so many tokens on, mat beats vec token by token */
+    pmx_multiply *few;      /* 2 to PMX_FEW_TOKENS tokens; NULL: vec takes them one by one */
+    pmx_multiply *mat;      /* NULL: there are only these two */
+    int64_t mat_min_tokens; /* from so many tokens on, mat beats them */
     pmx_dequantize *dequantize;
 } pmx_type_kernels;
 

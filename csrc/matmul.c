@@ -104,6 +104,10 @@ static void multiply(const pmx_kernels *kernels, int32_t type, const pmx_product
         of->vec(p);
         return;
     }
+    if (of->few && p->n_tokens <= PMX_FEW_TOKENS) {
+        of->few(p);
+        return;
+    }
     /* A few rows at a time, 70 KB of 4096 columns of q8_0: the first token reads them from memory, the
      * others from L2. */
     for (int64_t r = 0; r < p->n_rows; r += VEC_ROWS)

@@ -56,6 +56,18 @@ def test_odd_sizes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 
 
 @every_context
+@pytest.mark.parametrize(
+    "kind", [kind for kind in TYPES if block_weights(kind) == 32], ids=lambda kind: kind.name.lower()
+)
+def test_few_tokens(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    """Every number of tokens to beyond PMX_FEW_TOKENS, and rows that end within every register of blocks."""
+    for cols in (32, 160, 192, 224, 384):
+        x, w, want = product(kind, 18, 19, cols)
+        for n in range(1, 19):
+            np.testing.assert_array_equal(ops.matmul(ctx, x[18 - n :], w), want[18 - n :])
+
+
+@every_context
 @every_type
 def test_two_planes(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
     cols = COLS[block_weights(kind)][-1]

@@ -40,6 +40,10 @@ PMX_TYPES(PMX_AVX2_PRODUCTS)
 PMX_TYPES_F32(PMX_AVX2_DEQUANTIZE)
 PMX_TYPES_Q32(PMX_AVX2_DEQUANTIZE)
 
+/* few32.c */
+#define PMX_AVX2_FEW32(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_avx2_few_##T;
+PMX_TYPES_Q32(PMX_AVX2_FEW32)
+
 /* The operations that all x86 tables take from here. */
 #define PMX_AVX2_OPERATIONS                                                                                            \
     .rms_norm = pmx_avx2_rms_norm, .quantize32 = pmx_avx2_quantize32, .quantize256 = pmx_avx2_quantize256,             \

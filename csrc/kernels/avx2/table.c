@@ -4,19 +4,22 @@
 #include "../scalar/scalar.h"
 #include "avx2.h"
 
-/* From so many tokens on a strip of 16 rows pays for its unpacking. Products of one token of q8_0
- * come at the speed of memory, so that three of them are faster still. */
-#define MIN_TOKENS(TYPE) ((TYPE) == PMX_Q8_0 ? 4 : 3)
+/* From so many tokens on a strip of 16 rows pays for its unpacking. From memory, two threads, few takes
+ * 0.87 to 1.07 of mat's time for 8 tokens, 0.91 to 1.13 for 12, and more for 16; mat fills its tiles
+ * with multiples of 4 alone. */
+enum { MIN_TOKENS = 3, MIN_TOKENS32 = 12 };
 
-#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
-    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_avx2_dequantize_##T},
+#define FLOATS(NAME, T, FORM, ELEMENTS)                                                                                \
+    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, NULL, pmx_avx2_mat_##T, MIN_TOKENS, pmx_avx2_dequantize_##T},
+#define BLOCKS32(NAME, T, FORM, ELEMENTS)                                                                              \
+    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_few_##T, pmx_avx2_mat_##T, MIN_TOKENS32, pmx_avx2_dequantize_##T},
 #define KQUANT(NAME, T, FORM, ELEMENTS)                                                                                \
-    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, pmx_avx2_mat_##T, MIN_TOKENS(PMX_##NAME), pmx_scalar_dequantize_##T},
+    [PMX_##NAME] = {FORM, pmx_avx2_vec_##T, NULL, pmx_avx2_mat_##T, MIN_TOKENS, pmx_scalar_dequantize_##T},
 
 const pmx_kernels pmx_kernels_avx2 = {
     .name = "avx2",
     .available = pmx_cpu_avx2,
-    .types = {PMX_TYPES_F32(TYPE) PMX_TYPES_Q32(TYPE) PMX_TYPES_Q256(KQUANT)},
+    .types = {PMX_TYPES_F32(FLOATS) PMX_TYPES_Q32(BLOCKS32) PMX_TYPES_Q256(KQUANT)},
     PMX_AVX2_OPERATIONS,
     .attend_f32 = pmx_avx2_attend_f32,
     .attend_f16 = pmx_avx2_attend_f16,

@@ -43,15 +43,6 @@ typedef struct {
 
 PMX_AVX512VNNI_BEGIN
 
-/* Words 8*i + j are j plus a, b, c, d for i = 0, 1, 2, 3. */
-PMX_INLINE __m512i word_pattern(const int a, const int b, const int c, const int d) {
-    const __m128i j = _mm_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7);
-    __m512i out = _mm512_castsi128_si512(_mm_add_epi16(j, _mm_set1_epi16((int16_t)a)));
-    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)b)), 1);
-    out = _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)c)), 2);
-    return _mm512_inserti32x4(out, _mm_add_epi16(j, _mm_set1_epi16((int16_t)d)), 3);
-}
-
 /* The first n bytes at p, at most 64: nothing beyond is read. */
 PMX_INLINE __m512i load_first(const uint8_t *p, const int64_t n) {
     if (n >= 64) return _mm512_loadu_si512(p);
@@ -91,16 +82,6 @@ PMX_INLINE __m512i reduce4(const __m512i *p) {
     const __m512i a = _mm512_add_epi32(_mm512_unpacklo_epi32(p[0], p[1]), _mm512_unpackhi_epi32(p[0], p[1]));
     const __m512i b = _mm512_add_epi32(_mm512_unpacklo_epi32(p[2], p[3]), _mm512_unpackhi_epi32(p[2], p[3]));
     return _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-}
-
-/* Transposes 4 x 4 lanes of 128 bits. */
-PMX_INLINE void transpose_lanes(__m512i v[4]) {
-    const __m512i a = _mm512_shuffle_i32x4(v[0], v[1], 0x44), b = _mm512_shuffle_i32x4(v[2], v[3], 0x44);
-    const __m512i c = _mm512_shuffle_i32x4(v[0], v[1], 0xee), d = _mm512_shuffle_i32x4(v[2], v[3], 0xee);
-    v[0] = _mm512_shuffle_i32x4(a, b, 0x88);
-    v[1] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    v[2] = _mm512_shuffle_i32x4(c, d, 0x88);
-    v[3] = _mm512_shuffle_i32x4(c, d, 0xdd);
 }
 
 /* Powers of two as bf16, which is exact, of words that hold the exponent of an even block in the

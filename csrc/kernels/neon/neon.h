@@ -39,6 +39,10 @@ void pmx_neon_combine(float *m, float *l, float *o, float page_m, float page_l, 
 #define PMX_NEON_PRODUCTS(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_neon_vec_##T, pmx_neon_mat_##T;
 PMX_TYPES(PMX_NEON_PRODUCTS)
 
+/* few32.c */
+#define PMX_NEON_FEW32(NAME, T, FORM, ELEMENTS) pmx_multiply pmx_neon_few_##T;
+PMX_TYPES_Q32(PMX_NEON_FEW32)
+
 /* Both ARM tables have these: i8mm helps matrix products only. */
 #define PMX_NEON_OPERATIONS                                                                                            \
     .rms_norm = pmx_neon_rms_norm, .quantize32 = pmx_neon_quantize32, .quantize256 = pmx_neon_quantize256,             \

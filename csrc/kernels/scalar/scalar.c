@@ -168,7 +168,8 @@ static void attend_q8_0(const pmx_attend *a) {
 }
 
 /* There is no mat kernel: every product is a vec, token by token. */
-#define TYPE(NAME, T, FORM, ELEMENTS) [PMX_##NAME] = {FORM, pmx_scalar_vec_##T, NULL, 0, pmx_scalar_dequantize_##T},
+#define TYPE(NAME, T, FORM, ELEMENTS)                                                                                  \
+    [PMX_##NAME] = {FORM, pmx_scalar_vec_##T, NULL, NULL, 0, pmx_scalar_dequantize_##T},
 
 const pmx_kernels pmx_kernels_scalar = {
     .name = "scalar",
