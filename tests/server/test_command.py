@@ -14,8 +14,8 @@ import pytest
 from pymixtral import Mixtral
 from pymixtral.cli.serve import serve
 from pymixtral.demo import demo_chat_path
+from support.adapter_files import write_adapter
 from support.command_line import options, refused, run
-from support.low_rank import write_adapter
 from support.serving import LONG, Server, Start
 
 NAME = "n\n\x1b[2J\x9b"

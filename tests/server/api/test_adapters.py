@@ -18,8 +18,9 @@ from openai import OpenAI
 from pymixtral import InvalidArgumentError, Mixtral, demo_chat_path
 from pymixtral.server.adapter_folder import adapter_path
 from pymixtral.server.settings import Settings
+from support.adapter_files import write_adapter
 from support.api_servers import Served, serving
-from support.low_rank import random_adapter, write_adapter
+from support.low_rank import adapter_for
 
 USER: Any = [{"role": "user", "content": "Who are you?"}]
 OPENAI: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "penalty_window": 0}
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(folder: Path) -> Iterator[Served]:
     with Mixtral(demo_chat_path(), n_threads=1, n_ctx=512) as model:
         for i in range(2):
-            model.load_adapter(f"own {i}", random_adapter(model.config, 10 + i))
+            model.load_adapter(f"own {i}", adapter_for(model.config, 10 + i))
         with serving(model, scales={"own 1": 0.5}, adapter_folder=folder / "inside") as served:
             yield served
 
@@ -75,7 +76,7 @@ def test_openais_client_picks_an_adapter_by_its_name(client: OpenAI, served: Ser
     found = {model.id: model.to_dict() for model in client.models.list()}
     assert list(found) == [base, "own 0", "own 1"]
     assert (found[base]["parent"], found[base]["root"]) == (None, demo_chat_path().name)
-    assert (found["own 0"]["parent"], found["own 0"]["root"]) == (base, "random 10")
+    assert (found["own 0"]["parent"], found["own 0"]["root"]) == (base, "adapter 10")
     assert client.models.retrieve("own 1").id == "own 1"
     texts = set()
     for name, adapter in ((base, {}), ("own 0", "own 0"), ("own 1", {"own 1": 0.5})):
@@ -212,7 +213,7 @@ def test_the_models_own_name_stays_its_own(served: Served) -> None:
     status, answer = load(served, served.service.name, "a.gguf", load_inplace=True)
     assert (status, answer["error"]["param"]) == (400, "lora_name")
     with Mixtral(demo_chat_path(), n_ctx=64) as model:
-        model.load_adapter("mine", random_adapter(model.config, 1))
+        model.load_adapter("mine", adapter_for(model.config, 1))
         with pytest.raises(InvalidArgumentError, match="expected adapters of other names"), serving(model, name="mine"):
             pass
         with (
