@@ -43,6 +43,10 @@ _MARKERS = 8
 """Threads that mark answers where that means to wait."""
 
 
+_DIGITS = 16
+"""Of an adapter's digest, enough that no two have the same by chance."""
+
+
 @dataclass(frozen=True)
 class Card:
     """Which model answered.
@@ -56,8 +60,8 @@ class Card:
         experts_used: experts for each token.
         kv_type: the type of cached keys and values.
         n_ctx: most tokens of prompt and answer.
-        overrides: metadata that replaced the file's, and other choices of when it was opened; of adapters
-            the digest and the scale of each.
+        overrides: metadata that replaced the file's, and other choices of when it was opened; of each
+            adapter the scale, under the beginning of its digest.
     """
 
     name: str
@@ -93,7 +97,7 @@ class Card:
             overrides={
                 **model.core.different,
                 **model.config.choices,
-                **({"adapters": [list(one) for one in adapters]} if adapters else {}),
+                **{f"adapter {digest[:_DIGITS]}": scale for digest, scale in adapters},
             },
         )
 

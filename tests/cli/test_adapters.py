@@ -85,12 +85,13 @@ def test_the_answers_of_evaluate_are_of_their_adapter(tiny_q8_0: Path, files: Pa
         assert found["resumed"] == 0
         runs[found["run"]] = given
     assert len(runs) == 3
-    assert "adapters" not in evaluated()["model"]["overrides"]
+    assert evaluated()["model"]["overrides"] == {}
     again = evaluated("--adapter", f"another={tmp_path}/copy.gguf")
     assert again["resumed"] == again["items"]
     assert runs[again["run"]] == ("--adapter", f"{files}/a.gguf")
-    ((digest, scale),) = again["model"]["overrides"]["adapters"]
-    assert (len(digest), scale) == (64, 1.0)
+    with Mixtral(tiny_q8_0, n_ctx=64, adapters={"a": files / "a.gguf"}) as opened:
+        digest = opened.adapters["a"].digest.hex()
+    assert again["model"]["overrides"] == {f"adapter {digest[:16]}": 1.0}
 
 
 def test_prompts_of_a_file_have_adapters_of_their_own(
