@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pymixtral import Mixtral
 from pymixtral.evaluation.perplexity import perplexity
 from support import tasks
 from support.adapter_files import write_adapter
-from support.command_line import refused, run
+from support.command_line import commands, options, refused, run
 
 TEXT = "Once upon a time there was a king who had three daughters. " * 20
 
@@ -36,19 +39,19 @@ def model(tiny_q8_0: Path, files: Path) -> Iterator[Mixtral]:
 
 def test_commands_give_what_the_library_gives(tiny_q8_0: Path, files: Path, model: Mixtral) -> None:
     a, b = f"{files}/a.gguf", f"b={files}/b.gguf:-0.5"
-    for given, adapter in (
+    for more, adapter in (
         ([], {}),
         (["--adapter", a], "a"),
         (["--adapter", f"{a}:2"], {"a": 2}),
         (["--adapter", a, "--adapter", b], {"a": 1, "b": -0.5}),
     ):
-        same: Any = ["-m", tiny_q8_0, "-c", 256, *given]
+        same: Any = ["-m", tiny_q8_0, "-c", 256, *more]
         text = run("generate", *same, "-p", "Once", "-n", 9, "--seed", 1).stdout
         assert text.rstrip("\n") == model.generate("Once", max_tokens=9, seed=1, adapter=adapter).text.rstrip("\n")
         answer = run("chat", *same, "-p", "Once", "-n", 9, "--seed", 1, "--chat-format", "mistral-v1", "--json").stdout
         asked: Any = [{"role": "user", "content": "Once"}]
-        options: Any = {"max_tokens": 9, "seed": 1, "chat_format": "mistral-v1", "adapter": adapter}
-        assert json.loads(answer)["content"] == model.chat(asked, **options).content
+        wanted: Any = {"max_tokens": 9, "seed": 1, "chat_format": "mistral-v1", "adapter": adapter}
+        assert json.loads(answer)["content"] == model.chat(asked, **wanted).content
         (score,) = json.loads(run("score", *same, "-p", "Once", "--continuation", " upon", "--json").stdout)
         assert score["logprob"] == model.score("Once", [" upon"], adapter=adapter)[0].logprob
         vectors = json.loads(run("embed", *same, "-p", "Once", "--json").stdout)["embeddings"]
@@ -74,16 +77,16 @@ def test_the_answers_of_evaluate_are_of_their_adapter(tiny_q8_0: Path, files: Pa
     there = tmp_path / "answers.jsonl"
     (tmp_path / "copy.gguf").write_bytes((files / "a.gguf").read_bytes())
 
-    def evaluated(*given: str) -> Any:
+    def evaluated(*more: str) -> Any:
         line: Any = ["evaluate", "-m", tiny_q8_0, "--tasks", "hellaswag", "--data", tmp_path / "data", "-o", there]
-        (found,) = json.loads(run(*line, "--json", *given).stdout)["results"]
+        (found,) = json.loads(run(*line, "--json", *more).stdout)["results"]
         return found
 
     runs = {}
-    for given in ((), ("--adapter", f"{files}/a.gguf"), ("--adapter", f"{files}/a.gguf:0.5")):
-        found = evaluated(*given)
+    for more in ((), ("--adapter", f"{files}/a.gguf"), ("--adapter", f"{files}/a.gguf:0.5")):
+        found = evaluated(*more)
         assert found["resumed"] == 0
-        runs[found["run"]] = given
+        runs[found["run"]] = more
     assert len(runs) == 3
     assert evaluated()["model"]["overrides"] == {}
     again = evaluated("--adapter", f"another={tmp_path}/copy.gguf")
@@ -108,8 +111,8 @@ def test_prompts_of_a_file_have_adapters_of_their_own(
     assert json.loads(run(*line, *loaded).stdout)["resumed"] == 0
     found = [json.loads(record)["text"] for record in output.read_text().splitlines()]
     expected = [{"a": 1, "b": 2}, "a", {"b": 0.5}, {}]
-    options: Any = {"max_tokens": 5, "seed": 1}
-    assert found == [model.generate("Once", adapter=adapter, **options).text for adapter in expected]
+    wanted: Any = {"max_tokens": 5, "seed": 1}
+    assert found == [model.generate("Once", adapter=adapter, **wanted).text for adapter in expected]
     assert json.loads(run(*line, *loaded).stdout)["resumed"] == 4
     changed = ("--adapter", f"a={files}/b.gguf", "--adapter", f"b={files}/a.gguf:2")  # the same names
     refused(run(*line, *changed), "--force")
@@ -139,8 +142,41 @@ def test_batches_pick_an_adapter_by_model(tiny_q8_0: Path, files: Path, model: M
     assert [answer["body"]["model"] for answer in answers[:3]] == ["half", tiny_q8_0.stem, tiny_q8_0.stem]
 
 
+NAMES = st.text(st.characters(exclude_characters="="), min_size=1, max_size=8)
+PATHS = st.text(min_size=1, max_size=12)
+
+
+def parsed(*texts: str) -> dict[str, Any]:
+    option = options(commands()["generate"])["--adapter"]
+    assert option.callback
+    found: dict[str, Any] = option.callback(click.Context(commands()["generate"]), option, texts)
+    return found
+
+
+@given(name=NAMES, path=PATHS, scale=st.floats(allow_nan=False), other=NAMES)
+def test_whatever_stands_around_the_colon(name: str, path: str, scale: float, other: str) -> None:
+    """A scale is what stands after the last colon and is a number; every other colon is the path's."""
+    found = parsed(f"{name}={path}:{scale!r}")
+    assert found == {"adapters": {name: Path(path)}, "adapter": {name: scale}}
+    assert parsed(f"{name}={path}:{scale!r}:x")["adapters"] == {name: Path(f"{path}:{scale!r}:x")}
+    assert parsed(f"{name}=x/{path}.gguf")["adapters"] == {name: Path(f"x/{path}.gguf")}
+    if other != name:
+        assert list(parsed(f"{other}=a", f"{name}=b")["adapter"]) == [other, name]
+    assert parsed("x/tales.gguf:0.5") == {"adapters": {"tales": Path("x/tales.gguf")}, "adapter": {"tales": 0.5}}
+
+
+@given(text=st.text(max_size=12))
+def test_whatever_is_given(text: str) -> None:
+    try:
+        found = parsed(text)
+    except click.BadParameter:
+        return
+    assert list(found["adapters"]) == list(found["adapter"])
+    assert all(found["adapters"])
+
+
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("adapters", "words"),
     [
         (["=x.gguf"], "expected NAME=PATH[:SCALE]"),
         (["x="], "expected NAME=PATH[:SCALE]"),
@@ -154,9 +190,9 @@ def test_batches_pick_an_adapter_by_model(tiny_q8_0: Path, files: Path, model: M
     ],
 )
 def test_what_is_no_adapter(
-    tiny_q8_0: Path, files: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], words: str
+    tiny_q8_0: Path, files: Path, monkeypatch: pytest.MonkeyPatch, adapters: list[str], words: str
 ) -> None:
     monkeypatch.chdir(files)
-    options = [word for one in given for word in ("--adapter", one)]
+    more = [word for one in adapters for word in ("--adapter", one)]
     for command in (["generate", "-p", "a", "-n", 1], ["score", "-p", "a", "--continuation", "b"]):
-        refused(run(*command, "-m", tiny_q8_0, *options), words)
+        refused(run(*command, "-m", tiny_q8_0, *more), words)
