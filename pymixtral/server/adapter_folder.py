@@ -13,8 +13,9 @@ def adapter_path(folder: Path, given: str) -> Path | None:
     """Find an adapter that a client names.
 
     Whatever the path goes through, such as links and "..", the file that it leads to lies below the
-    folder, and so do all files of a folder that it leads to. Whoever may write there could change that
-    between this and the moment when they are read, and could put any adapter there anyway.
+    folder, and so do all files of a folder that it leads to, and shards beside it. Whoever may write
+    there could change that between this and the moment when they are read, and could put any adapter
+    there anyway.
 
     Args:
         folder: the operator's.
@@ -29,10 +30,10 @@ def adapter_path(folder: Path, given: str) -> Path | None:
         path = (root / given).resolve(strict=True)
         if path == root or not _is_below(path, root):
             return None
-        if path.is_dir():
-            for i, inside in enumerate(path.rglob("*")):
-                if i == _MOST_FILES or not _is_below(inside.resolve(strict=True), root):
-                    return None
+        others = path.rglob("*") if path.is_dir() else path.parent.glob("*-of-*") if "-of-" in path.name else ()
+        for i, other in enumerate(others):  # files that are read with it: of a folder, or shards of one name
+            if i == _MOST_FILES or not _is_below(other.resolve(strict=True), root):
+                return None
     except (OSError, ValueError, RuntimeError):  # ValueError: of a NUL; RuntimeError: of links in a circle
         return None
     return path

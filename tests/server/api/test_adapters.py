@@ -44,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "inside" / "round").symlink_to("round")
     (place / "inside" / "mixed").mkdir()
     (place / "inside" / "mixed" / "adapter_config.json").symlink_to("/etc/hostname")
+    (place / "inside" / "x-00001-of-00002.gguf").write_bytes((place / "inside" / "a.gguf").read_bytes())
+    (place / "inside" / "x-00002-of-00002.gguf").symlink_to(place / "beside" / "secret.gguf")
     os.mkfifo(place / "inside" / "pipe")
     return place
 
@@ -147,7 +149,14 @@ def test_adapters_come_and_go(served: Served, client: OpenAI, folder: Path) -> N
     [
         *("../beside/secret.gguf", "..", ".", "", "up/beside/secret.gguf", "out.gguf", "up", "round", "pipe", "mixed"),
         *("deeper/../../beside/secret.gguf", "../inside-not.gguf", "/etc/passwd", "~/a.gguf", "no.gguf", "a.gguf/x"),
-        *("a.gguf\0", "x" * 4000, "/" + "x/" * 2000, "//etc/passwd", "deeper/../../inside-not.gguf"),
+        *(
+            "a.gguf\0",
+            "x-00001-of-00002.gguf",
+            "x" * 4000,
+            "/" + "x/" * 2000,
+            "//etc/passwd",
+            "deeper/../../inside-not.gguf",
+        ),
     ],
 )
 def test_no_path_leads_out_of_the_folder(served: Served, folder: Path, path: str) -> None:
