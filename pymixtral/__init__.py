@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pymixtral.evaluation.pruning import prune
     from pymixtral.files.layout import convert_layout
     from pymixtral.mixtral import Mixtral
+    from pymixtral.model.adapter import Adapter
     from pymixtral.model.config import ModelConfig
     from pymixtral.model.routing import Routing
     from pymixtral.options import ChatOptions, Options
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Adapter",
     "AdapterError",
     "Answer",
     "AnswerStream",
@@ -100,6 +102,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adapter": "pymixtral.model.adapter",
     "Answer": "pymixtral.chatting",
     "AnswerStream": "pymixtral.chatting",
     "AsyncAnswerStream": "pymixtral.chatting",

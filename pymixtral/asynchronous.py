@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from pymixtral.arguments import integer
 from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AsyncAnswerStream, Conversation, Messages
+from pymixtral.engine.adapters import Choice
 from pymixtral.engine.asking import Question, ask_async
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import AsyncGeneration
 from pymixtral.mixtral import Mixtral
+from pymixtral.model.adapter import Adapter
 from pymixtral.model.routing import Routing
 from pymixtral.options import ChatOptions, How, Options
 from pymixtral.questions import MAX_SAMPLES, Score, embeddings, generations, logits, routings, scores
@@ -213,7 +215,7 @@ class AsyncMixtral:
             tokens: 1 to n_ctx ids.
             last_only: return only the logits after the last token.
             first: index of the first token whose logits are returned.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -230,7 +232,7 @@ class AsyncMixtral:
         Args:
             context: a text or token ids.
             continuations: texts or token ids.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             The scores.
@@ -251,7 +253,7 @@ class AsyncMixtral:
             texts: texts or token ids.
             pooling: "mean" or "last".
             normalize: divide each vector by its length.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             float32 [n, hidden].
@@ -269,7 +271,7 @@ class AsyncMixtral:
         Args:
             text: a text, token ids, or the messages of a conversation.
             full: give the router's probability of every expert, too.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             The experts of every token.
@@ -289,24 +291,28 @@ class AsyncMixtral:
         """
         await asyncio.to_thread(self.model.forget)
 
-    async def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
+    async def save_session(
+        self, path: str | os.PathLike[str], text: str | Ids, *, adapter: Choice = None, force: bool = False
+    ) -> None:
         """Write a text's ids, keys and values to a file; see Mixtral.
 
         Args:
             path: a new file.
             text: a text or token ids.
+            adapter: what the text was computed with.
             force: replace a file that exists.
 
         Raises:
             PymixtralError: as Mixtral.save_session().
         """
-        await asyncio.to_thread(partial(self.model.save_session, path, text, force=force))
+        await asyncio.to_thread(partial(self.model.save_session, path, text, adapter=adapter, force=force))
 
-    async def load_session(self, path: str | os.PathLike[str]) -> list[int]:
+    async def load_session(self, path: str | os.PathLike[str], *, adapter: Choice = None) -> list[int]:
         """Read a session into the prefix cache; see Mixtral.
 
         Args:
             path: a file of save_session().
+            adapter: what the session was saved with.
 
         Returns:
             The ids of its text.
@@ -314,7 +320,38 @@ class AsyncMixtral:
         Raises:
             PymixtralError: as Mixtral.load_session().
         """
-        return await asyncio.to_thread(self.model.load_session, path)
+        return await asyncio.to_thread(partial(self.model.load_session, path, adapter=adapter))
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapters that are loaded now, by name; see Mixtral."""
+        return self.model.adapters
+
+    async def load_adapter(
+        self, name: str, adapter: str | os.PathLike[str] | Adapter, *, replace: bool = False
+    ) -> None:
+        """Load a low-rank adapter; see Mixtral.
+
+        Args:
+            name: what requests call it.
+            adapter: a file, a folder, or an Adapter.
+            replace: whether it takes the place of one of this name.
+
+        Raises:
+            PymixtralError: as Mixtral.load_adapter().
+        """
+        await asyncio.to_thread(partial(self.model.load_adapter, name, adapter, replace=replace))
+
+    def unload_adapter(self, name: str) -> None:
+        """Unload an adapter; see Mixtral.
+
+        Args:
+            name: of one that is loaded.
+
+        Raises:
+            PymixtralError: as Mixtral.unload_adapter().
+        """
+        self.model.unload_adapter(name)
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

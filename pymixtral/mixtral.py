@@ -14,6 +14,7 @@ from pymixtral.arrays import F32, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.core import Core
 from pymixtral.demo import demo_path
+from pymixtral.engine.adapters import Adapters, Choice
 from pymixtral.engine.asking import ask
 from pymixtral.engine.completion import Completion
 from pymixtral.engine.engine import Engine
@@ -23,11 +24,13 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.hub import fetch
 from pymixtral.memory import cache_size
 from pymixtral.model import residence
+from pymixtral.model.adapter import Adapter
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import ExpertsUsed, Override, override, with_activations, with_experts
 from pymixtral.model.routing import Routing
 from pymixtral.model.weights import load_weights
+from pymixtral.model_adapters import ModelAdapters, opened_adapters
 from pymixtral.model_measuring import ModelMeasuring
 from pymixtral.model_sessions import ModelSessions
 from pymixtral.model_text import ModelText
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Mixtral(ModelText, ModelSessions, ModelMeasuring):
+class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
     """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
     Requests are computed together: each gets the same result to the bit as alone. Keys and values of
@@ -73,6 +76,10 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             waits for memory.
         overrides: metadata that replaces the file's and is checked like it, such as
             {"llama.attention.sliding_window": 4096}; see pymixtral.model.overrides.
+        adapters: low-rank adapters to load: a file, a folder or an Adapter for each name; see
+            load_adapter().
+        adapter: the adapter, or several with their scales, of requests that say nothing; see
+            pymixtral.Options. None: none.
         lock: keep weights in memory once they have been read, so that the system does not evict
             them.
         prefault: read all weights now, not when they are first needed. A function given here is
@@ -95,6 +102,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
         ModelFileError: for a file that cannot be read.
         ModelConfigError: for a file whose metadata or tensors make no sense.
         UnsupportedError: for a model that pymixtral does not run.
+        AdapterError: for an adapter that cannot be read, or does not fit.
         InvalidArgumentError: for an argument out of its range, or an unknown one.
         NativeError: if memory for the cache or threads are short, or the system refuses to lock.
     """
@@ -114,6 +122,8 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
         expert_min_p: float = 0.0,
         activations: str = "int8",
         overrides: Mapping[str, Override] | None = None,
+        adapters: Mapping[str, str | os.PathLike[str] | Adapter] | None = None,
+        adapter: Choice = None,
         lock: bool = False,
         prefault: bool | Callable[[int, int], None] = False,
         **unknown: NoReturn,  # a type checker lets none through
@@ -130,6 +140,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             config = with_experts(ModelConfig.from_gguf(file), experts_used, expert_min_p)
             self.config: ModelConfig = with_activations(config, activations)
             tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
+            loaded = Adapters(opened_adapters(adapters, self.config), adapter)
             weights = load_weights(file, self.config)
             size = cache_size(
                 self.config,
@@ -152,7 +163,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
             source = str(self.path)
             self.metadata = MappingProxyType(dict(file.metadata))
-            factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source)
+            factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source, loaded)
             engine = Engine(
                 model,
                 source,
@@ -162,6 +173,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
                 n_batch=n_batch,
                 pace=pace,
                 check_file=file.check_length,
+                adapters=loaded,
             )
             self.core = Core(file, different, factory, engine)
             self._resources = stack.pop_all()
@@ -239,7 +251,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             best_of: generate so many, and give the n with the highest mean log-probability of a
                 token, best first; None: n.
             **options: max_tokens, stop, stop_token_ids, ignore_eos, parse_special, logprobs, prompt_logprobs,
-                routing, logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt; for
+                routing, logits_processor, prompt_lookup, context_shift, priority, timeout, cache_salt, adapter; for
                 structured output json_schema, json_object, regex, choice and lark; and
                 those of sampling: temperature, top_k, top_p, min_p, typical_p, repetition_penalty,
                 presence_penalty, frequency_penalty, penalty_window, dry_multiplier, dry_base,
@@ -357,7 +369,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             last_only: return only the logits after the last token, which is less work.
             first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
                 before it that are in the cache are not computed.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
@@ -379,7 +391,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             context: a text or token ids, at least one token.
             continuations: texts or token ids, at least one token each. A text after a text is tokenized
                 with it: tokens that the context alone does not have count for the continuation.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             For each continuation the log-probabilities of its tokens. The context is computed once.
@@ -404,7 +416,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             texts: texts or token ids, at least one token each.
             pooling: "mean" over the tokens of a text, or the state of its "last" token.
             normalize: divide each vector by its length.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             float32 [n, hidden].
@@ -428,7 +440,7 @@ class Mixtral(ModelText, ModelSessions, ModelMeasuring):
             text: a text or token ids, at least one token; or the messages of a conversation, which the
                 model's own chat format turns into ids.
             full: give the router's probability of every expert, too.
-            **how: priority, timeout and cache_salt; see pymixtral.Options.
+            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
 
         Returns:
             The experts of every token and their weights; see docs/routing.md.

@@ -11,6 +11,7 @@ from pymixtral.arguments import path_of
 from pymixtral.arrays import Ids
 from pymixtral.core import Core
 from pymixtral.engine import sessions
+from pymixtral.engine.adapters import Adapted, Choice, identity
 from pymixtral.files.atomic import check_dest, check_space
 from pymixtral.files.sessions import Binding, SessionForm
 from pymixtral.model.config import ModelConfig
@@ -25,7 +26,9 @@ class ModelSessions:
     kv_type: str
     core: Core
 
-    def save_session(self, path: str | os.PathLike[str], text: str | Ids, *, force: bool = False) -> None:
+    def save_session(
+        self, path: str | os.PathLike[str], text: str | Ids, *, adapter: Choice = None, force: bool = False
+    ) -> None:
         """Write the ids of a text, and their keys and values, to a file.
 
         What the cache does not have of them is computed. See docs/sessions.md.
@@ -33,6 +36,7 @@ class ModelSessions:
         Args:
             path: the file to write.
             text: 1 to n_ctx ids, such as those of a prompt and its answer; or a text.
+            adapter: what the text was computed with; see pymixtral.Options.
             force: whether an existing file is replaced.
 
         Raises:
@@ -44,12 +48,14 @@ class ModelSessions:
             ClosedError: after close().
         """
         self.core.engine.check_open()
-        dest, ids, form = path_of("path", path), self.core.factory.prompt_ids(text, name="text"), self._session_form()
+        dest, ids = path_of("path", path), self.core.factory.prompt_ids(text, name="text")
+        adapted = self.core.factory.adapters.chosen(adapter)
+        form = self._session_form(adapted)
         check_dest(dest, self.core.file.paths, force)
         check_space(dest, form.n_bytes(len(ids)))
-        sessions.save(self.core.engine, ids, dest, form, force=force)
+        sessions.save(self.core.engine, ids, adapted, dest, form, force=force)
 
-    def load_session(self, path: str | os.PathLike[str]) -> list[int]:
+    def load_session(self, path: str | os.PathLike[str], *, adapter: Choice = None) -> list[int]:
         """Put a session into the prefix cache, as if its text had just been computed.
 
         A text that begins with the ids then goes on with the same bits as after save_session(), and
@@ -59,25 +65,34 @@ class ModelSessions:
         Args:
             path: a file of save_session(), of the same model, overrides, experts_used, expert_min_p,
                 activations and kv_type.
+            adapter: what the session was saved with: the same adapters and scales, under whatever
+                names. See pymixtral.Options.
 
         Returns:
             The ids of the text.
 
         Raises:
-            SessionFileError: for a file that is broken, or of another model.
+            SessionFileError: for a file that is broken, or of another model or other adapters.
+            InvalidArgumentError: for an adapter that is not loaded.
             ContextLengthError: for a text longer than n_ctx.
             ClosedError: after close().
         """
         self.core.engine.check_open()
-        return sessions.load(self.core.engine, path_of("path", path), self._session_form(), self._page_form)
+        adapted = self.core.factory.adapters.chosen(adapter)
+        form = self._session_form(adapted)
+        return sessions.load(self.core.engine, adapted, path_of("path", path), form, self._page_form)
 
     @property
     def _page_form(self) -> PageForm:
         config = self.config
         return PageForm(config.n_layers, config.n_kv_heads, config.head_dim, self.kv_type)
 
-    def _session_form(self) -> SessionForm:
+    def _session_form(self, adapted: Adapted) -> SessionForm:
         different = {**self.core.different, **self.config.choices}
         overrides = hashlib.sha256(json.dumps(different, sort_keys=True).encode()).digest()
-        binding = Binding(self.core.file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type)
+        adapters = hashlib.sha256(json.dumps(identity(adapted)).encode()).digest() if adapted else b""
+        names = self.core.factory.adapters.written(adapted)
+        binding = Binding(
+            self.core.file.digest(), overrides, ops.NUMERICS_VERSION, self.kv_type, adapters, adapted=names
+        )
         return SessionForm(binding, ops.PAGE, self._page_form.n_bytes, self.n_ctx, self.config.n_vocab)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal, TypedDict
 
+from pymixtral.engine.adapters import Choice
 from pymixtral.engine.generation import LogitsProcessor
 from pymixtral.sampling.grammar import NAMES, Form
 from pymixtral.sampling.parameters import Sampling, SamplingParameters
@@ -17,6 +18,7 @@ class How(TypedDict, total=False):
     priority: int
     timeout: float | None
     cache_salt: str | None
+    adapter: Choice
 
 
 class Options(Sampling, Form, How, total=False):
@@ -58,6 +60,9 @@ class Options(Sampling, Form, How, total=False):
         timeout: seconds until the text ends with finish_reason "deadline"; None: no limit.
         cache_salt: share the prefix cache only with requests of the same salt, so that nobody else
             learns from the time of an answer what was asked before; None: with those without one.
+        adapter: the name of a loaded adapter, or a mapping of several names to their scales, from -1000
+            to 1000; {}: none; None: what the model was opened with, which is none if nobody said
+            otherwise. See docs/adapters.md.
     """
 
     max_tokens: int | None
@@ -76,6 +81,7 @@ class Options(Sampling, Form, How, total=False):
 OPTIONS = (
     *("max_tokens", "stop", "stop_token_ids", "ignore_eos", "parse_special", "logprobs", "prompt_logprobs"),
     *("routing", "logits_processor", "prompt_lookup", "context_shift", "priority", "timeout", "cache_salt"),
+    "adapter",
     *NAMES,
     *(field.name for field in fields(SamplingParameters)),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pymixtral.arguments import integer, refuse_unknown, shown
+from pymixtral.arguments import integer, shown
 from pymixtral.arrays import F32, F64, Ids
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion
@@ -150,7 +150,7 @@ def scores(
         factory: makes the requests.
         context: a text or token ids.
         continuations: texts or token ids.
-        how: priority, timeout and cache_salt.
+        how: priority, timeout, cache_salt and adapter.
 
     Returns:
         The question.
@@ -162,6 +162,7 @@ def scores(
     """
     if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Sequence):
         raise InvalidArgumentError(f"expected continuations to be a list, found {shown(continuations)}")
+    served = factory.served_alone(how)
     before = factory.prompt_ids(context, name="context")
     readers: list[PromptLogprobs] = []
     readers_of: dict[tuple[bytes, int], list[PromptLogprobs]] = {}
@@ -189,7 +190,7 @@ def scores(
         readers.append(PromptLogprobs(ids, n_before))
         alike = readers_of.setdefault((ids[:-1].tobytes(), n_before), [])
         if not alike:
-            requests.append(factory.rows(ids[:-1], n_before - 1, partial(_read_all, alike), **_checked(how)))
+            requests.append(factory.rows(ids[:-1], n_before - 1, partial(_read_all, alike), served))
         alike.append(readers[-1])
 
     def answer(_: list[Any]) -> list[Score]:
@@ -216,7 +217,7 @@ def embeddings(
         texts: texts or token ids.
         pooling: one of POOLINGS.
         normalize: divide each vector by its length.
-        how: priority, timeout and cache_salt.
+        how: priority, timeout, cache_salt and adapter.
 
     Returns:
         The question.
@@ -230,13 +231,12 @@ def embeddings(
         raise InvalidArgumentError(f"expected pooling to be one of {', '.join(POOLINGS)}, found {shown(pooling)}")
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Sequence) or not len(texts):
         raise InvalidArgumentError(f"expected texts to be a list of at least one text, found {shown(texts)}")
+    served = factory.served_alone(how)
     pools = [_Pool(factory.config.hidden) for _ in texts]
     requests: list[Request] = []
     for i, (text, pool) in enumerate(zip(texts, pools, strict=True)):
         ids = factory.prompt_ids(text, name=f"texts[{i}]")
-        requests.append(
-            factory.rows(ids, 0 if pooling == "mean" else len(ids) - 1, pool, reads_hidden=True, **_checked(how))
-        )
+        requests.append(factory.rows(ids, 0 if pooling == "mean" else len(ids) - 1, pool, served, reads_hidden=True))
 
     def answer(_: list[Any]) -> F32:
         vectors = np.stack([pool.total / pool.n for pool in pools])
@@ -268,7 +268,7 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int, ho
         tokens: the ids.
         last_only: only the last row is wanted, as an array of one dimension.
         first: index of the first token whose row is wanted.
-        how: priority, timeout and cache_salt.
+        how: priority, timeout, cache_salt and adapter.
 
     Returns:
         The question.
@@ -286,7 +286,7 @@ def logits(factory: RequestFactory, tokens: Ids, last_only: bool, first: int, ho
     if last_only:
         first = len(ids) - 1
     rows: F32 = np.empty((len(ids) - first, factory.config.n_vocab), np.float32)
-    request = factory.rows(ids, first, partial(_put, rows, first), **_checked(how))
+    request = factory.rows(ids, first, partial(_put, rows, first), factory.served_alone(how))
     return Question([[request]], lambda _: rows[0] if last_only else rows)
 
 
@@ -297,7 +297,7 @@ def routings(factory: RequestFactory, text: str | Ids, full: bool, how: How) -> 
         factory: makes the requests.
         text: a text or token ids.
         full: whether the routers' probabilities are wanted.
-        how: priority, timeout and cache_salt.
+        how: priority, timeout, cache_salt and adapter.
 
     Returns:
         The question.
@@ -312,7 +312,7 @@ def routings(factory: RequestFactory, text: str | Ids, full: bool, how: How) -> 
     trace = factory.trace("full" if full else True)
     assert trace is not None
     ids = factory.prompt_ids(text, name="text")
-    request = factory.rows(ids, len(ids), _ignore, trace=trace, **_checked(how))
+    request = factory.rows(ids, len(ids), _ignore, factory.served_alone(how), trace=trace)
     return Question([[request]], lambda _: trace.routing(len(ids), len(ids)))
 
 
@@ -322,8 +322,3 @@ def _ignore(position: int, rows: F32) -> None:
 
 def _put(rows: F32, first: int, position: int, part: F32) -> None:
     rows[position - first : position - first + len(part)] = part
-
-
-def _checked(how: How) -> How:
-    refuse_unknown(how, How.__annotations__, "logits(), score(), embed() and routing()")
-    return how

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pymixtral.arguments import integer, number, refuse_unknown, shown, text_of
 from pymixtral.arrays import F32, I32, Ids
+from pymixtral.engine.adapters import Adapters, namespace
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.requests import Rows
 from pymixtral.engine.speculation import PromptLookup
@@ -20,7 +21,7 @@ from pymixtral.engine.trace import Trace
 from pymixtral.errors import ContextLengthError, InvalidArgumentError, UnsupportedError
 from pymixtral.model.config import ModelConfig
 from pymixtral.ops import PAGE
-from pymixtral.options import OPTIONS, Options
+from pymixtral.options import OPTIONS, How, Options
 from pymixtral.sampling.grammar import grammar_of
 from pymixtral.sampling.matcher import Grammars
 from pymixtral.sampling.parameters import SamplingParameters
@@ -48,6 +49,7 @@ class RequestFactory:
         n_ctx: most tokens of a text.
         pass_bytes: bytes of weights that a pass of one token reads.
         source: the file's name in messages.
+        adapters: those that are loaded.
     """
 
     config: ModelConfig
@@ -55,6 +57,7 @@ class RequestFactory:
     n_ctx: int
     pass_bytes: int
     source: str
+    adapters: Adapters
 
     def continuations(
         self,
@@ -122,9 +125,7 @@ class RequestFactory:
             "processor": processor,
             "streams": streams,
             "kept": self._kept(given.get("context_shift")),
-            "priority": integer("priority", given.get("priority", 0), -(1 << 31)),
-            "deadline": deadline_of(given.get("timeout")),
-            "namespace": _salt(given.get("cache_salt")),
+            **self.served(given),
         }
         tokenizer = self.text_tokenizer() if stop_strings else self.tokenizer
         texts = []
@@ -163,12 +164,10 @@ class RequestFactory:
         ids: I32,
         first: int,
         reader: Callable[[int, F32], None],
+        served: Mapping[str, Any],
         *,
         reads_hidden: bool = False,
         trace: Trace | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        cache_salt: str | None = None,
     ) -> Rows:
         """Make a request for numbers of a text.
 
@@ -176,25 +175,52 @@ class RequestFactory:
             ids: the text, as checked_ids() returns it.
             first: the first position whose row is wanted.
             reader: takes the rows; see Rows.
+            served: how it is served, as served_alone() returns it.
             reads_hidden: see Rows.
             trace: takes the routers' choices; None: nobody wants them.
-            priority: see Options.
-            timeout: see Options.
-            cache_salt: see Options.
 
         Returns:
             The request.
         """
-        return Rows(
-            ids,
-            reader,
-            reads_hidden=reads_hidden,
-            rows=range(first, len(ids)),
-            priority=integer("priority", priority, -(1 << 31)),
-            deadline=deadline_of(timeout),
-            namespace=_salt(cache_salt),
-            trace=trace,
-        )
+        return Rows(ids, reader, reads_hidden=reads_hidden, rows=range(first, len(ids)), trace=trace, **served)
+
+    def served(self, how: Mapping[str, Any]) -> dict[str, Any]:
+        """Turn options of pymixtral.options.How into arguments of requests.
+
+        Requests that belong together are made with the same: a name leads to one adapter for all of
+        them.
+
+        Args:
+            how: has them; others in it are left alone.
+
+        Returns:
+            priority, deadline, namespace and adapters; see pymixtral.engine.requests.Request.
+
+        Raises:
+            InvalidArgumentError: for values out of range, and an adapter that is not loaded.
+        """
+        adapted = self.adapters.chosen(how.get("adapter"))
+        return {
+            "priority": integer("priority", how.get("priority", 0), -(1 << 31)),
+            "deadline": deadline_of(how.get("timeout")),
+            "namespace": namespace(_salt(how.get("cache_salt")), adapted),
+            "adapters": adapted,
+        }
+
+    def served_alone(self, how: How) -> dict[str, Any]:
+        """Turn the keyword arguments of calls that want numbers of texts into arguments of requests.
+
+        Args:
+            how: all of them.
+
+        Returns:
+            See served().
+
+        Raises:
+            InvalidArgumentError: for unknown ones, and as served().
+        """
+        refuse_unknown(how, How.__annotations__, "logits(), score(), embed() and routing()")
+        return self.served(how)
 
     def trace(self, routing: object) -> Trace | None:
         """Make what takes the routers' choices for a text.

@@ -52,6 +52,19 @@ def test_streaming(model: Mixtral, tmp_path: Path) -> None:
     assert f"prompt: {want.stats.prompt_tokens} tokens" in rest
 
 
+def test_adapters(model: Mixtral, tmp_path: Path) -> None:
+    printed = output("adapters", tmp_path)
+    texts = re.findall(r"^(none|red|blue|\{.*\}): (['\"].*['\"]), alone the same: (True|False)$", printed, re.M)
+    assert [name for name, _, _ in texts] == ["none", "red", "blue", "{'red': 0.5, 'blue': 0.5}"]
+    assert len({text for _, text, _ in texts}) == 4
+    assert {same for _, _, same in texts} == {"True"}
+    want = model.generate("Once upon a time there was a king who had three daughters", seed=1, max_tokens=12).text
+    assert texts[0][1] == repr(want)
+    n = 4 * model.config.n_layers * (model.config.hidden + model.config.n_heads * model.config.head_dim)
+    assert f"red: {model.config.n_layers} matrices of rank 4, {4 * n / 1e3:.0f} kB" in printed
+    assert printed.endswith("left: blue\n")
+
+
 def test_many_prompts(model: Mixtral, tmp_path: Path) -> None:
     printed = output("many_prompts", tmp_path)
     texts = dict(re.findall(r"^([\w ]+):'(.*)'$", printed, re.M))

@@ -51,7 +51,7 @@ class Bulk(Job[Prompt]):
 
     A record that the output has is not computed again, so the same call goes on where an earlier one
     ended, even by SIGKILL. Each record has a digest of its prompt's line, of the options, and of the
-    model's name, size, n_ctx, kv_type and configuration.
+    model's name, size, n_ctx, kv_type, configuration and adapters.
 
     Args:
         model: generates.

@@ -12,6 +12,7 @@ from typing import ClassVar, Generic
 from pymixtral.arguments import integer
 from pymixtral.bulk.lines import L, read_lines
 from pymixtral.bulk.records import Record, Records
+from pymixtral.engine.adapters import identity
 from pymixtral.files.atomic import check_dest
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.mixtral import Mixtral
@@ -51,6 +52,9 @@ class Job(ABC, Generic[L]):
             check_dest(output, [source, *file.paths], force=True)  # all shards
         self._source, self._output, self._force = source, output, force
         state = (model.path.name, model.path.stat().st_size, model.n_ctx, model.kv_type, model.config)
+        loaded = model.core.factory.adapters
+        if loaded.named:
+            key = f" {loaded.digests()} {identity(loaded.chosen(None))}{key}"
         self._key = f"{state}{key}"
         self.n_lines = self.n_done = self.n_resumed = self.n_failed = self.n_tokens = 0
         self.seconds = 0.0

@@ -16,6 +16,7 @@ from pymixtral.cli.options import (
     model_option,
     opening_options,
     path_type,
+    served_adapter_option,
 )
 from pymixtral.cli.packages import check_packages
 
@@ -36,7 +37,8 @@ A line of requests.jsonl is {"custom_id": "1",
 @model_option
 @force_option
 @context_option(runs=True)
-@opening_options(shared=True)
+@served_adapter_option
+@opening_options(shared=True, adapted=False)
 @json_option
 @click.pass_context
 def batch(
@@ -45,6 +47,7 @@ def batch(
     output: Path,
     model: Path | None,
     force: bool,
+    adapter: dict[str, Any],
     opening: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -57,7 +60,7 @@ def batch(
     check_packages("server", "fastapi", "prometheus_client")
     from pymixtral.server.batch import Batch
 
-    with opened(model, **opening, chats=True) as opened_model:
-        job = Batch(opened_model, requests, output, force=force)
+    with opened(model, **opening, adapters=adapter["adapters"], chats=True) as opened_model:
+        job = Batch(opened_model, requests, output, scales=adapter["adapter"], force=force)
         code = run_job(job, output, 2 * opening["max_batch"], as_json=as_json, failed="refused")
     ctx.exit(code)

@@ -34,6 +34,7 @@ _COMMANDS = {
     "/reset": ("", "begin a new conversation with the same system text"),
     "/save": ("[FILE]", "write the messages to a file; without FILE, to the last one"),
     "/load": ("FILE", "go on with the messages of a file"),
+    "/adapter": ("[NAME[:SCALE]]", "answer with this adapter; without NAME, with none"),
     "/stats": ("", "show the length of the conversation and the last speed"),
     "/routing": ("", "show how often each expert was chosen for the last answer"),
 }
@@ -136,7 +137,7 @@ class _Terminal:
 
     def _help(self, _: str) -> bool:
         for name, (argument, line) in _COMMANDS.items():
-            note(f"  {f'{name} {argument}':16}{line}")
+            note(f"  {f'{name} {argument}':25}{line}")
         note_lines(_MORE_HELP)
         return False
 
@@ -174,6 +175,28 @@ class _Terminal:
         self._talk.history.load(_path(name))
         self._talk.last = None
         note(f"Going on after {self._n_messages()}.")
+        return False
+
+    def _adapter(self, text: str) -> bool:
+        loaded = self._talk.model.adapters
+        if not loaded:
+            note("No adapter is loaded; --adapter loads one at the start.")
+            return False
+        name, scale = text, 1.0
+        if text not in loaded and ":" in text:
+            name, _, number = text.rpartition(":")
+            try:
+                scale = float(number)
+            except ValueError:
+                raise InvalidArgumentError(f"expected NAME:SCALE with a number, found {text}: type another") from None
+        chosen = {name: scale} if name else {}
+        self._talk.model.core.factory.adapters.chosen(chosen)  # refuses what is not loaded
+        self._talk.options["adapter"] = chosen
+        note(
+            f"Answering with the adapter {name}, times {scale:g}."
+            if name
+            else f"Answering without an adapter; there are {', '.join(loaded)}."
+        )
         return False
 
     def _stats(self, _: str) -> bool:

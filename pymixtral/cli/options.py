@@ -7,6 +7,7 @@ becomes, so that errors of the library can be told in options (pymixtral.cli.in_
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -255,6 +256,39 @@ _activations_option = click.option(
     help="How finely activations are rounded. int16 is closer to the original model, and takes prompts twice the time.",
 )
 
+
+def _adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+    """`[NAME=]PATH[:SCALE]` as arguments of Mixtral: the files by name, and the scales."""
+    files: dict[str, Path] = {}
+    scales: dict[str, float] = {}
+    for text in texts:
+        before, equals, after = text.partition("=")
+        path = after if equals else text
+        front, _, end = path.rpartition(":")
+        scale = 1.0
+        with suppress(ValueError):
+            scale, path = (float(end), front) if front else (scale, path)
+        name = before if equals else Path(path).stem
+        if not name or not path or name in files:
+            wrong = f"{name!r} twice" if name in files else repr(text)
+            raise click.BadParameter(
+                f"expected NAME=PATH[:SCALE] with a NAME of its own, such as tales=tales.gguf:0.5, found {wrong}",
+                ctx,
+                param,
+            )
+        files[name], scales[name] = Path(path), scale
+    return {"adapters": files, "adapter": scales}
+
+
+def _adapter_option(help: str) -> Callable[[Function], Function]:
+    return click.option(
+        "--adapter", metavar="NAME=PATH[:SCALE]", multiple=True, callback=_adapters, help=f"{help}; may be repeated."
+    )
+
+
+served_adapter_option = _adapter_option("Answer as the model NAME with a low-rank adapter (LoRA)")
+"""As a parameter `adapter: dict`: "adapters" of Mixtral, and the scale of each as "adapter"."""
+
 _OPENING = (
     *("n_ctx", "n_threads", "kv_type", "experts_used", "overrides", "expert_min_p", "activations"),
     *("max_batch", "cache_bytes", "pace"),
@@ -262,7 +296,7 @@ _OPENING = (
 
 
 def opening_options(
-    *, kv_type: bool = True, shared: bool = False
+    *, kv_type: bool = True, shared: bool = False, adapted: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """How the model is opened. The command has all of it, with its -c, as one argument: `opening`, a
     dict of arguments of pymixtral.cli.model.opened().
@@ -270,14 +304,19 @@ def opening_options(
     Args:
         kv_type: whether the type of the cache is one of them.
         shared: whether texts of the command share the model.
+        adapted: whether all of it is done with adapters that are named.
     """
     kv = [kv_type_option] if kv_type else []
     options = [threads_option, *kv, override_options, _expert_min_p_option, _activations_option]
+    if adapted:
+        options.append(_adapter_option("Use a low-rank adapter (LoRA), a file or a folder, times SCALE"))
 
     def decorate(function: Function) -> Function:
         @wraps(function)
         def gathered(*args: Any, **params: Any) -> Any:
             opening = {name: params.pop(name) for name in _OPENING if name in params}
+            if adapted:
+                opening |= params.pop("adapter")
             return function(*args, opening=opening, **params)
 
         return _all(*options, *([_engine_options] if shared else []))(cast("Function", gathered))

@@ -17,6 +17,7 @@ from pymixtral.cli.options import (
     model_option,
     opening_options,
     path_type,
+    served_adapter_option,
 )
 from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note
@@ -31,7 +32,8 @@ Examples:
   pymixtral serve
   pymixtral serve -m mixtral-instruct.gguf --port 9000
   pymixtral serve -m mixtral-instruct.gguf --host 0.0.0.0 \\
-    --api-key-file keys.txt --timeout 300"""
+    --api-key-file keys.txt --timeout 300
+  pymixtral serve -m mixtral-instruct.gguf --adapter tales=tales.gguf"""
 )
 @model_option
 @click.option(
@@ -89,7 +91,15 @@ Examples:
 )
 @click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
 @context_option(runs=True)
-@opening_options(shared=True)
+@served_adapter_option
+@click.option(
+    "--allow-adapter-loading",
+    "adapter_folder",
+    type=path_type(),
+    metavar="DIR",
+    help="Let requests load and unload adapters of this folder.  [default: none]",
+)
+@opening_options(shared=True, adapted=False)
 @json_option
 def serve(
     model: Path | None,
@@ -103,6 +113,8 @@ def serve(
     timeout: float | None,
     drain: float,
     trace: Path | None,
+    adapter: dict[str, Any],
+    adapter_folder: Path | None,
     opening: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -129,6 +141,8 @@ def serve(
         max_waiting=max_waiting,
         timeout=timeout,
         drain=drain,
+        scales=adapter["adapter"],
+        adapter_folder=adapter_folder,
     )
     with listen(host, port) as listener:
         log = Log("json" if as_json else "text", trace)
@@ -136,7 +150,8 @@ def serve(
         note(f"Serving on {url_of(listener)}")
         if not settings.loopback and not keys:
             note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
-        run(settings, listener, partial(opened, model, chats=True, **opening), log)
+        open_model = partial(opened, model, chats=True, adapters=adapter["adapters"], **opening)
+        run(settings, listener, open_model, log)
 
 
 def _refuse_workers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pymixtral.cli.history import History
@@ -22,7 +21,7 @@ class Talk:
     Args:
         model: answers.
         history: the messages so far.
-        options: of Mixtral.stream_chat(), for every answer.
+        options: of Mixtral.stream_chat(), for every answer; they may change between two.
         as_json: write each answer as a line of JSON.
 
     Attributes:
@@ -31,13 +30,15 @@ class Talk:
         options: see above.
         last: the last answer, which may still be written; None before the first.
         asked: the messages that it answers.
+        adapter: what it is answered with, as pymixtral.Options has it.
         writing: whether it is.
     """
 
-    def __init__(self, model: Mixtral, history: History, options: Mapping[str, Any], *, as_json: bool) -> None:
+    def __init__(self, model: Mixtral, history: History, options: dict[str, Any], *, as_json: bool) -> None:
         self.model, self.history, self.options, self._as_json = model, history, options, as_json
         self.last: AnswerStream | None = None
         self.asked: list[dict[str, str]] = []
+        self.adapter: Any = None
         self.writing = False
 
     def answer(self, seed_shift: int = 0) -> None:
@@ -54,7 +55,7 @@ class Talk:
         if options.get("seed") is not None:
             options["seed"] += seed_shift
         with bar("prompt", " tokens") as progress:
-            asked = list(self.history.messages)
+            asked, self.adapter = list(self.history.messages), options.get("adapter")
             self.last, self.asked = self.model.stream_chat(asked, progress=progress, **options), asked
             self.writing = True
             try:
@@ -92,7 +93,7 @@ class Talk:
         answer = self.last.tokens[: self.model.n_ctx - len(ids)] if self.last else []  # no pass reads one beyond that
         if not answer:
             raise InvalidArgumentError("expected an answer of the model, found none yet: say something first")
-        routing = self.model.routing([*ids, *answer])
+        routing = self.model.routing([*ids, *answer], adapter=self.adapter)
         experts = routing.experts[len(ids) :].swapaxes(0, 1).reshape(routing.n_layers, -1)
         counts = np.array([np.bincount(layer, minlength=routing.n_experts) for layer in experts])
         shares: F64 = counts / experts.shape[1]

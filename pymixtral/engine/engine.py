@@ -16,6 +16,7 @@ from pymixtral.engine.requests import Abort, Event, Request
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.watch import Interest
 from pymixtral.errors import ClosedError, InvalidArgumentError
+from pymixtral.model.adapter import Adapter
 from pymixtral.model.forward import Model
 from pymixtral.threads import starting_threads
 
@@ -136,6 +137,17 @@ class Engine:
         """
         pages = self._open().pages
         return self.call(lambda _: function(pages))
+
+    def let_go(self, adapter: Adapter) -> None:
+        """Give back soon what the model keeps for an adapter that was unloaded. Nobody waits for it.
+
+        Args:
+            adapter: texts that have it keep it until they end.
+
+        Raises:
+            ClosedError: after close().
+        """
+        self._open().let_go(adapter)
 
     def forget(self) -> None:
         """Empty the prefix cache.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from pymixtral.arrays import F32, I32
+from pymixtral.engine.adapters import Adapters
 from pymixtral.engine.drawing import draw_tokens
 from pymixtral.engine.generation import Continuation
 from pymixtral.engine.pace import Pace
@@ -19,6 +21,7 @@ from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
 from pymixtral.errors import CanceledError, ClosedError, NativeError
+from pymixtral.model.adapter import Adapter
 from pymixtral.model.forward import Model
 from pymixtral.ops import EVERY, PAGE, Choices
 
@@ -50,6 +53,7 @@ class Loop:
         n_batch: the most tokens of given texts in a pass.
         pace: the longest pass while texts are generated, in seconds; None: by measurement.
         check_file: called after each pass; it raises if the model's file was shortened.
+        adapters: those that are loaded: the model keeps what they need for longer than a text.
 
     Attributes:
         pages: the model's cache.
@@ -72,6 +76,7 @@ class Loop:
         n_batch: int,
         pace: float | None,
         check_file: Callable[[], None],
+        adapters: Adapters,
     ) -> None:
         self.pages = Pages(model.new_cache(n_pages * PAGE, kv_type))
         self._model = model
@@ -79,6 +84,8 @@ class Loop:
         self._scheduler = Scheduler(self.pages, max_running)
         self._pace = Pace(pace, n_batch)
         self._check_file = check_file
+        self._adapters = adapters
+        self._adapted: Counter[Adapter] = Counter()  # the texts that have each adapter
         self._n_rows = max(_LOGITS // model.config.n_vocab, 1)
         self._mailbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
         self._requests = self.pages.requests
@@ -114,6 +121,14 @@ class Loop:
         self._silent |= silent
         self._closing = True
         self.watch.close()
+
+    def let_go(self, adapter: Adapter) -> None:
+        """Give back soon what the model keeps for an adapter that was unloaded. Texts that have it keep it.
+
+        Args:
+            adapter: it may be loaded again.
+        """
+        self.post(Call(lambda _: self._let_go(adapter)))
 
     def stats(self) -> EngineStats:
         """Describe the state, and the work since the beginning."""
@@ -198,6 +213,7 @@ class Loop:
             elif request is not None:
                 self._arriving.discard(request)
                 self._accept(request)
+            del request  # which may hold an adapter, while this waits
 
     def _accept(self, request: Request) -> None:
         reason = request.overdue()
@@ -226,6 +242,7 @@ class Loop:
         self._n_arrived += 1
         entry = request.entry = Entry(request.priority, self._n_arrived, request.n_ids)
         self._requests[entry] = request
+        self._adapted.update(request.adapters.keys())
         return entry
 
     def _promote(self, request: Request) -> None:
@@ -257,7 +274,18 @@ class Loop:
         del self._requests[entry]
         self.pages.leave(request)
         self._tell_end(request)
-        self._promote(request)
+        self._promote(request)  # whose siblings have the same adapters
+        adapters, request.adapters = request.adapters, {}  # a reader may keep the request
+        self._adapted.subtract(adapters.keys())
+        for adapter in adapters:
+            self._let_go(adapter)
+
+    def _let_go(self, adapter: Adapter) -> None:
+        """Gives back what the model keeps for an adapter, unless it has a name or a text has it."""
+        if self._adapted[adapter] <= 0:
+            del self._adapted[adapter]
+            if not self._adapters.has(adapter):
+                self._model.release(adapter)
 
     # --- A pass -----------------------------------------------------------------------------------
 
@@ -322,6 +350,7 @@ class Loop:
         every = sum(map(len, rows)) == at
         traces = [request.trace for request, _ in batch if request.trace is not None]
         choices = self._model.new_choices(at, full=any(trace.full for trace in traces)) if traces else None
+        adapters = [request.adapters for request, _ in batch]
         with self.watch.cancelling([request for request, _ in batch]) as somebody:
             if not somebody:
                 raise CanceledError
@@ -331,6 +360,7 @@ class Loop:
                 self.pages.cache,
                 rows=EVERY if every else np.concatenate([np.arange(r.start, r.stop) for r in rows]),
                 choices=choices,
+                adapters=adapters if any(adapters) else None,
             )
         return hidden, choices
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from pymixtral.arrays import I32, U8
 from pymixtral.engine.prefix_cache import PrefixCache
@@ -124,19 +124,20 @@ class Pages:
             entry.n_computed = sequence.length
             entry.shares_tail = False
 
-    def find(self, ids: I32, first: int, n: int) -> list[U8] | None:
+    def find(self, ids: I32, first: int, n: int, namespace: Hashable = None) -> list[U8] | None:
         """Copy pages of a text out of the prefix cache.
 
         Args:
             ids: the text, int32 [1 or more].
             first: the number of the first page that is wanted.
             n: how many are wanted, fewer if the text ends before.
+            namespace: the text's; see PrefixCache.
 
         Returns:
             The pages, as Sequence.read() gives them; None if the cache does not have all of them.
         """
         ids = ids[: (first + n) * PAGE]
-        pages, length = self._prefix.match(ids)
+        pages, length = self._prefix.match(ids, namespace)
         if length < len(ids):
             return None
         sequence = self.cache.new_sequence(pages, length)
@@ -144,7 +145,7 @@ class Pages:
         sequence.free()
         return contents
 
-    def put(self, ids: I32, first: int, contents: Sequence[bytes | U8]) -> int:
+    def put(self, ids: I32, first: int, contents: Sequence[bytes | U8], namespace: Hashable = None) -> int:
         """Put pages of a text into the prefix cache, as if they had just been computed.
 
         Pages that it has already stay. It evicts others, but none of running texts.
@@ -153,13 +154,14 @@ class Pages:
             ids: the text, int32 [1 or more].
             first: the number of the first page. The prefix cache should have those before it.
             contents: the pages, as find() gives them.
+            namespace: the text's; see PrefixCache.
 
         Returns:
             How many pages of the text the prefix cache has now. Where there is too little room, or
             pages before `first` are missing, some of `contents` are left out.
         """
         ids = ids[: (first + len(contents)) * PAGE]
-        pages, length = self._prefix.match(ids)
+        pages, length = self._prefix.match(ids, namespace)
         if length == len(ids):
             return len(pages)
         begin = length // PAGE
@@ -173,7 +175,7 @@ class Pages:
         for i in range(begin, begin + n):
             self.cache.write(int(sequence.pages[i]), contents[i - first])
         sequence.advance(length - sequence.length)
-        self._prefix.insert(ids[:length], sequence, tail=True)
+        self._prefix.insert(ids[:length], sequence, namespace, tail=True)
         sequence.free()
         return begin + n
 

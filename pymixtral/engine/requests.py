@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from pymixtral.arrays import F32, I32
 from pymixtral.engine.scheduler import Entry
 from pymixtral.engine.trace import Trace
 from pymixtral.errors import CanceledError, DeadlineError
+from pymixtral.model.adapter import Adapter
 from pymixtral.model.kv_cache import Sequence
 from pymixtral.ops import PAGE
 
@@ -58,6 +59,7 @@ class Request:
         priority: requests of a lower number come first.
         deadline: when it ends at the latest, as time.monotonic() counts; None: never.
         namespace: what the keys and values depend on beside the ids; see PrefixCache.
+        adapters: those that the text is computed with, and their scales; None: none.
         trace: takes the routers' choices; None: nobody wants them. Tokens that it does not have are
             computed, whatever the cache has.
 
@@ -96,6 +98,7 @@ class Request:
         priority: int = 0,
         deadline: float | None = None,
         namespace: Hashable = None,
+        adapters: Mapping[Adapter, float] | None = None,
         trace: Trace | None = None,
     ) -> None:
         self.ids: I32 = np.empty(len(ids) + room, np.int32)
@@ -106,6 +109,7 @@ class Request:
         self.priority = priority
         self.deadline = deadline
         self.namespace = namespace
+        self.adapters: Mapping[Adapter, float] = adapters or {}
         self.trace = trace
         self.sequence: Sequence | None = None
         self.entry: Entry | None = None

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from pymixtral.arrays import I32, U8
+from pymixtral.engine.adapters import Adapted, namespace
 from pymixtral.engine.asking import Question, ask
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.pages import Pages
@@ -26,8 +27,8 @@ _GROUP_BYTES = 1 << 25
 class _Export(Request):
     """A request for pages of a text, which is computed as far as the cache does not have it."""
 
-    def __init__(self, ids: I32, first: int, n: int) -> None:
-        super().__init__(ids, rows=range(0))
+    def __init__(self, ids: I32, adapted: Adapted, first: int, n: int) -> None:
+        super().__init__(ids, rows=range(0), adapters=adapted, namespace=namespace(None, adapted))
         self._first, self._n = first, n
 
     def result(self) -> list[U8]:
@@ -36,14 +37,15 @@ class _Export(Request):
         return self.sequence.read(self._first, self._n)
 
 
-def save(engine: Engine, ids: I32, path: Path, form: SessionForm, *, force: bool) -> None:
+def save(engine: Engine, ids: I32, adapted: Adapted, path: Path, form: SessionForm, *, force: bool) -> None:
     """Write a text and its pages to a file; what the cache does not have is computed.
 
     Args:
         engine: has the pages.
         ids: the text, int32 [1 to n_ctx].
+        adapted: the adapters that it is computed with.
         path: the file.
-        form: of the engine's model.
+        form: of the engine's model, with these adapters.
         force: whether an existing file is replaced.
 
     Raises:
@@ -55,21 +57,22 @@ def save(engine: Engine, ids: I32, path: Path, form: SessionForm, *, force: bool
 
     def pages() -> Iterator[U8]:
         for first in range(0, form.n_pages(len(ids)), n):
-            group = engine.call_with_pages(partial(_find, ids, first, n))
+            group = engine.call_with_pages(partial(_find, ids, adapted, first, n))
             if group is None:
-                group = ask(engine, Question([[_Export(ids, first, n)]], _only))
+                group = ask(engine, Question([[_Export(ids, adapted, first, n)]], _only))
             yield from group
 
     write(path, form, ids, pages(), force=force)
 
 
-def load(engine: Engine, path: Path, form: SessionForm, pages: PageForm) -> list[int]:
+def load(engine: Engine, adapted: Adapted, path: Path, form: SessionForm, pages: PageForm) -> list[int]:
     """Put the pages of a file into the prefix cache, once all of it has been checked.
 
     Args:
         engine: gets the pages.
+        adapted: the adapters that the text was computed with.
         path: the file.
-        form: of the engine's model.
+        form: of the engine's model, with these adapters.
         pages: the form of its pages.
 
     Returns:
@@ -88,7 +91,7 @@ def load(engine: Engine, path: Path, form: SessionForm, pages: PageForm) -> list
         while at < file.n_pages:
             # Checked again, as somebody may have written to the file meanwhile.
             group = [_checked(file, pages, i) for i in range(at, min(at + n, file.n_pages))]
-            reached = engine.call_with_pages(partial(_put, file.ids, at, group))
+            reached = engine.call_with_pages(partial(_put, file.ids, adapted, at, group))
             if reached <= at:
                 break  # others need the memory: what is missing is computed when it is needed
             at = reached
@@ -96,12 +99,12 @@ def load(engine: Engine, path: Path, form: SessionForm, pages: PageForm) -> list
         return ids
 
 
-def _find(ids: I32, first: int, n: int, pages: Pages) -> list[U8] | None:
-    return pages.find(ids, first, n)
+def _find(ids: I32, adapted: Adapted, first: int, n: int, pages: Pages) -> list[U8] | None:
+    return pages.find(ids, first, n, namespace(None, adapted))
 
 
-def _put(ids: I32, first: int, contents: list[bytes], pages: Pages) -> int:
-    return pages.put(ids, first, contents)
+def _put(ids: I32, adapted: Adapted, first: int, contents: list[bytes], pages: Pages) -> int:
+    return pages.put(ids, first, contents, namespace(None, adapted))
 
 
 def _only(results: list[list[U8]]) -> list[U8]:

@@ -28,6 +28,7 @@ from typing import Any
 
 from pymixtral import ops
 from pymixtral.arguments import integer
+from pymixtral.engine.adapters import identity
 from pymixtral.evaluation import inquiries
 from pymixtral.evaluation.answers import Answers
 from pymixtral.evaluation.estimates import Estimate
@@ -40,6 +41,10 @@ from pymixtral.threads import starting_threads
 
 _MARKERS = 8
 """Threads that mark answers where that means to wait."""
+
+
+_DIGITS = 16
+"""Of an adapter's digest, enough that no two have the same by chance."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,8 @@ class Card:
         experts_used: experts for each token.
         kv_type: the type of cached keys and values.
         n_ctx: most tokens of prompt and answer.
-        overrides: metadata that replaced the file's, and other choices of when it was opened.
+        overrides: metadata that replaced the file's, and other choices of when it was opened; of each
+            adapter the scale, under the beginning of its digest.
     """
 
     name: str
@@ -78,6 +84,7 @@ class Card:
             weights[name] = weights.get(name, 0) + math.prod(tensor.shape)
             n_bytes += tensor.data.nbytes
         total = sum(weights.values())
+        adapters = identity(model.core.factory.adapters.chosen(None))
         return cls(
             name=model.path.name,
             digest=model.core.file.digest().hex(),
@@ -87,7 +94,11 @@ class Card:
             experts_used=model.config.n_experts_used,
             kv_type=model.kv_type,
             n_ctx=model.n_ctx,
-            overrides={**model.core.different, **model.config.choices},
+            overrides={
+                **model.core.different,
+                **model.config.choices,
+                **{f"adapter {digest[:_DIGITS]}": scale for digest, scale in adapters},
+            },
         )
 
 

@@ -23,7 +23,10 @@ from pymixtral.files.kinds import directory_instead, named
 
 _MAGIC = b"PMXSESSN"
 _VERSION = 1
-_HEADER = struct.Struct("<8sII32s32sII32s")
+_ADAPTED_VERSION = 2
+"""Of files with adapters, whose header has their digest before the checksum."""
+_HEADER = struct.Struct("<8sII32s32sII")
+_ADAPTERS_BYTES = 32
 _CHECKSUM_BYTES = 32
 _PAGE = struct.Struct("<32sI")
 
@@ -40,12 +43,16 @@ class Binding:
         overrides: SHA-256 of the metadata that the caller gave in place of the file's.
         numerics: version of the numerics contract.
         kv_type: "f16", "f32" or "q8_0".
+        adapters: SHA-256 of the adapters and their scales; b"": none.
+        adapted: the names of the adapters, for messages.
     """
 
     model: bytes
     overrides: bytes
     numerics: int
     kv_type: str
+    adapters: bytes = b""
+    adapted: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,8 @@ class SessionForm:
         Args:
             n_ids: its length.
         """
-        return _HEADER.size + 4 * n_ids + self.n_pages(n_ids) * (self.page_bytes + _CHECKSUM_BYTES)
+        header = _HEADER.size + len(self.binding.adapters) + _CHECKSUM_BYTES
+        return header + 4 * n_ids + self.n_pages(n_ids) * (self.page_bytes + _CHECKSUM_BYTES)
 
 
 def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[U8], *, force: bool) -> None:
@@ -99,9 +107,10 @@ def write(path: Path, form: SessionForm, ids: I32, pages: Iterable[U8], *, force
     binding = form.binding
     content = ids.astype("<i4").tobytes()
     head = _HEADER.pack(
-        *(_MAGIC, _VERSION, binding.numerics, binding.model, binding.overrides),
-        *(KV_NUMBERS[binding.kv_type], len(ids), bytes(_CHECKSUM_BYTES)),
-    )[:-_CHECKSUM_BYTES]
+        *(_MAGIC, _ADAPTED_VERSION if binding.adapters else _VERSION, binding.numerics),
+        *(binding.model, binding.overrides, KV_NUMBERS[binding.kv_type], len(ids)),
+    )
+    head += binding.adapters
     checksum = hashlib.sha256(head + content).digest()
     with replacing(path, force=force) as temporary, temporary.open("wb") as file:
         file.write(head + checksum + content)
@@ -154,10 +163,17 @@ class SessionFile:
             raise self._error("a session file", "another file", "choose one that save_session() wrote")
         if len(head) < _HEADER.size:
             raise self._error(f"{_HEADER.size} bytes of header", f"{len(head)}", "save it again")
-        _, version, numerics, model, overrides, kv_number, n_ids, checksum = _HEADER.unpack(head)
-        if version != _VERSION:
-            raise self._error(f"version {_VERSION} of the format", f"{version}", "save it again with this pymixtral")
-        if n_ids < 1 or _HEADER.size + 4 * n_ids > size:
+        _, version, numerics, model, overrides, kv_number, n_ids = _HEADER.unpack(head)
+        if version not in (_VERSION, _ADAPTED_VERSION):
+            raise self._error(
+                f"version {_VERSION} or {_ADAPTED_VERSION} of the format",
+                f"{version}",
+                "save it again with this pymixtral",
+            )
+        adapters = self._file.read(_ADAPTERS_BYTES if version == _ADAPTED_VERSION else 0)
+        checksum = self._file.read(_CHECKSUM_BYTES)
+        self._begin = len(head) + len(adapters) + len(checksum) + 4 * n_ids
+        if n_ids < 1 or self._begin > size:
             raise self._error("1 or more ids inside the file", f"{n_ids} in {size} bytes", "save it again")
         if n_ids > form.n_ctx:
             raise ContextLengthError(
@@ -165,19 +181,18 @@ class SessionFile:
                 "open the model with a larger n_ctx"
             )
         content = self._file.read(4 * n_ids)
-        if hashlib.sha256(head[:-_CHECKSUM_BYTES] + content).digest() != checksum:
+        if hashlib.sha256(head + adapters + content).digest() != checksum:
             raise self._error("a header and ids of its checksum", "damage", "save it again")
-        self._check_binding(numerics, model, overrides, kv_number)
+        self._check_binding(numerics, model, overrides, kv_number, adapters)
         if size != form.n_bytes(n_ids):
             raise self._error(f"{form.n_bytes(n_ids)} bytes for {n_ids} tokens", f"{size}", "save it again")
         ids: I32 = np.frombuffer(content, "<i4").astype(np.int32)
         if ids.min() < 0 or ids.max() >= form.n_vocab:
             raise self._error(f"ids from 0 to {form.n_vocab - 1}", "others", "save it again")
         self._checksum = checksum
-        self._begin = _HEADER.size + len(content)
         return ids
 
-    def _check_binding(self, numerics: int, model: bytes, overrides: bytes, kv_number: int) -> None:
+    def _check_binding(self, numerics: int, model: bytes, overrides: bytes, kv_number: int, adapters: bytes) -> None:
         binding = self._form.binding
         if numerics != binding.numerics:
             raise self._error(
@@ -197,6 +212,14 @@ class SessionFile:
             found = {number: name for name, number in KV_NUMBERS.items()}.get(kv_number, f"type {kv_number}")
             raise self._error(
                 f"a session of a cache of kv_type {binding.kv_type}", found, "open the model with that kv_type"
+            )
+        if adapters != binding.adapters:
+            raise self._error(
+                f"a session with {binding.adapted}" if binding.adapters else "a session without adapters",
+                ("one with other adapters or scales" if binding.adapters else "one with some")
+                if adapters
+                else "one without adapters",
+                "name the adapter that it was saved with" if adapters else "load it with adapter={}",
             )
 
     def page(self, i: int) -> bytes:

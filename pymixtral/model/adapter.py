@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pymixtral.arguments import shown
 from pymixtral.arrays import F32
 from pymixtral.errors import AdapterError
 from pymixtral.files.names import FFN_STEMS, TensorName
@@ -65,6 +66,9 @@ class Adapter:
                 )
             if not (np.isfinite(a).all() and np.isfinite(b).all()):
                 raise AdapterError(f"{source}: {name}: expected finite numbers, found NaN or infinity")
+
+    def __repr__(self) -> str:
+        return f"<Adapter {shown(self.source)}: {len(self.pairs)} matrices of rank {self.rank}, {self.nbytes} bytes>"
 
     @property
     def nbytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -73,6 +73,7 @@ class Batch(Job[_Request]):
         model: answers.
         requests: the file of requests.
         output: the file of answers.
+        scales: what the model's adapters count, by name; None: 1. A request's `model` picks one.
         force: begin anew, whatever the output holds.
 
     Raises:
@@ -81,9 +82,18 @@ class Batch(Job[_Request]):
 
     noun = "request"
 
-    def __init__(self, model: Mixtral, requests: Path, output: Path, *, force: bool = False) -> None:
-        super().__init__(model, requests, output, force=force)
-        self._service = Service(Settings(), AsyncMixtral(model))
+    def __init__(
+        self,
+        model: Mixtral,
+        requests: Path,
+        output: Path,
+        *,
+        scales: Mapping[str, float] | None = None,
+        force: bool = False,
+    ) -> None:
+        scales = dict(scales or {})
+        super().__init__(model, requests, output, force=force, key=f" {sorted(scales.items())}" if scales else "")
+        self._service = Service(Settings(scales=scales), AsyncMixtral(model))
 
     # --- Parts of the job -------------------------------------------------------------------------
 

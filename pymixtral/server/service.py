@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, Request
 
-from pymixtral.errors import ClosedError
+from pymixtral.arguments import shown
+from pymixtral.errors import ClosedError, InvalidArgumentError
 from pymixtral.server.errors import APIError
 from pymixtral.server.log import Log
 from pymixtral.server.metrics import Metrics
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pymixtral.asynchronous import AsyncMixtral
     from pymixtral.engine.completion import Completion
     from pymixtral.engine.stats import EngineStats
+    from pymixtral.model.adapter import Adapter
 
 T = TypeVar("T")
 
@@ -80,6 +82,8 @@ class Service:
         n_requests: requests that are being answered.
         draining: whether the server is about to end.
         idle: set while no request is being answered.
+        scales: what adapters count, by name; 1 where it has none.
+        adapting: held while an adapter is loaded or unloaded.
     """
 
     def __init__(self, settings: Settings, model: AsyncMixtral | None = None, log: Log | None = None) -> None:
@@ -92,6 +96,8 @@ class Service:
         self.draining = False
         self.idle = asyncio.Event()
         self.idle.set()
+        self.scales = dict(settings.scales)
+        self.adapting = asyncio.Lock()
         self._model: AsyncMixtral | None = None
         self._mean_seconds = 1.0
         self._waits: set[asyncio.Future[Any]] = set()
@@ -105,8 +111,18 @@ class Service:
 
         Args:
             model: an open model.
+
+        Raises:
+            InvalidArgumentError: for an adapter of the model's own name, and a scale out of range.
         """
-        self.name = self.settings.name or model.model.path.stem
+        name = self.settings.name or model.model.path.stem
+        if name in model.adapters:
+            raise InvalidArgumentError(
+                f"expected adapters of other names than the model's, found {shown(name)}: name one of them otherwise"
+            )
+        for adapter in model.adapters:
+            model.model.core.factory.adapters.chosen({adapter: self.scales.get(adapter, 1.0)})
+        self.name = name
         self.metrics = Metrics(self.name, model.model.n_ctx, self._engine_stats)
         self._model = model
 
@@ -138,26 +154,49 @@ class Service:
         return self._model
 
     def check_model(self, name: str | None) -> None:
-        """Check that a request is for this model.
+        """Check that a request is for this model, or for one of its adapters.
+
+        Where there are adapters, or may be, no other name will do: somebody would get the model without
+        the adapter that he meant.
 
         Args:
             name: the model that a request names; None: none.
 
         Raises:
-            APIError: if it is another one, and the settings are strict.
+            APIError: if it is another one, and the settings are strict or there are adapters.
         """
-        if name is not None and name != self.name and not self.settings.any_model:
+        if name is None or name == self.name or name in self.adapters:
+            return
+        if not self.settings.any_model or self.adapters or self.settings.adapter_folder or self.settings.scales:
             raise self.unknown_model(name)
 
-    def unknown_model(self, name: str) -> APIError:
+    def adapter_of(self, name: str | None) -> dict[str, float]:
+        """Find the adapter of a request: `adapter` of pymixtral.Options.
+
+        Args:
+            name: the model that it names; None: none.
+
+        Raises:
+            APIError: as check_model().
+        """
+        self.check_model(name)
+        return {name: self.scales.get(name, 1.0)} if name is not None and name in self.adapters else {}
+
+    @property
+    def adapters(self) -> Mapping[str, Adapter]:
+        """The adapters that are loaded now, by name; none while the model is opened."""
+        return self._model.adapters if self._model else {}
+
+    def unknown_model(self, name: str, param: str = "model") -> APIError:
         """Make the error of a request for another model.
 
         Args:
             name: the model that it names.
+            param: the field that has it.
         """
-        return APIError(
-            404, f"expected the model {self.name!r}, found {name[:200]!r}", param="model", code="model_not_found"
-        )
+        names = [self.name, *self.adapters]
+        known = f"the model {names[0]!r}" if len(names) == 1 else f"one of the models {str(names[:20])[1:-1]}"
+        return APIError(404, f"expected {known}, found {name[:200]!r}", param=param, code="model_not_found")
 
     def timeout(self, asked: float | None = None) -> float | None:
         """How long a request may compute: what `timeout` of pymixtral.Options becomes.

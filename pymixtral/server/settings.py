@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from pymixtral.arguments import integer, number, shown
 from pymixtral.errors import InvalidArgumentError
@@ -33,10 +35,13 @@ class Settings:
         write_seconds: how long a client may read nothing of its answer.
         idle_seconds: how long a connection without a request stays open.
         ping_seconds: how long a stream is silent before a comment says that it lives.
+        scales: what an adapter of this name counts; others count 1.
+        adapter_folder: the folder of which requests may load adapters; None: they may load none.
+        max_adapters: the most adapters that may be loaded then.
 
     Raises:
-        InvalidArgumentError: for a number out of its range, and for an origin without http:// or
-            https://, which no page has.
+        InvalidArgumentError: for a number out of its range, for an origin without http:// or
+            https://, which no page has, and for a folder that is none.
     """
 
     name: str = ""
@@ -55,12 +60,20 @@ class Settings:
     write_seconds: float = 30.0
     idle_seconds: float = 75.0
     ping_seconds: float = 15.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+    adapter_folder: Path | None = None
+    max_adapters: int = 32
 
     def __post_init__(self) -> None:
         integer("max_waiting", self.max_waiting, 0, 1_000_000)
         if self.timeout is not None:
             number("timeout", self.timeout, 1e-3, _LONGEST)
         number("drain", self.drain, 0, _LONGEST)
+        integer("max_adapters", self.max_adapters, 0)
+        if self.adapter_folder is not None and not self.adapter_folder.is_dir():
+            raise InvalidArgumentError(
+                f"expected adapter_folder to be a folder, found {shown(str(self.adapter_folder))}: make it first"
+            )
         for origin in self.cors_origins:
             if origin != "*" and not re.fullmatch(r"(?i)https?://[^/\s]+/?", origin):
                 raise InvalidArgumentError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -54,8 +55,8 @@ async def metrics(request: Request, service: TheService) -> Response:
 @router.get("/v1/models", operation_id="v1_models")
 @router.get("/models", operation_id="models")
 async def models(service: TheService) -> dict[str, Any]:
-    """The list of models, which has one."""
-    return {"object": "list", "data": [_model(service)]}
+    """The list of models: the one that is served, then it with each of its adapters."""
+    return {"object": "list", "data": [_model(service), *(adapter_model(service, name) for name in service.adapters)]}
 
 
 @router.get("/v1/models/{id:path}", operation_id="v1_model", responses={404: {}})
@@ -63,6 +64,8 @@ async def models(service: TheService) -> dict[str, Any]:
 async def model(id: str, service: TheService) -> dict[str, Any]:
     """The model of this name."""
     found = _model(service)
+    if id in service.adapters:
+        return adapter_model(service, id)
     if id != service.name:
         raise service.unknown_model(id)
     return found
@@ -76,4 +79,17 @@ def _model(service: Service) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "pymixtral",
         "max_model_len": model.n_ctx,
+        "root": model.path.name,
+        "parent": None,
     }
+
+
+def adapter_model(service: Service, name: str) -> dict[str, Any]:
+    """Write the model with an adapter, as vLLM does; `root` is the name of its file, without the folder.
+
+    Args:
+        service: the application's.
+        name: of an adapter that is loaded.
+    """
+    source = service.adapters[name].source
+    return {**_model(service), "id": name, "root": PurePath(source).name, "parent": service.name}

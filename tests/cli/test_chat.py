@@ -18,6 +18,7 @@ from pymixtral import Mixtral
 from pymixtral.demo import demo_chat_path
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
+from support.adapter_files import write_adapter
 from support.checkpoints import Shape, make_checkpoint
 from support.command_line import COMMAND, DEMO_NOTE, refused, run
 from support.conversations import told
@@ -270,6 +271,30 @@ def test_routing_shows_the_experts_of_the_last_answer(start: Start, demo: Mixtra
         answer = experts[:, i].ravel().tolist()
         assert layer == i
         assert percents == [round(100 * answer.count(expert) / len(answer)) for expert in range(8)]
+    leave(session)
+
+
+def test_an_adapter_is_switched_between_answers(start: Start, tmp_path: Path) -> None:
+    with Mixtral(demo_chat_path(), n_ctx=256) as model:
+        for i, name in enumerate("ab"):
+            model.load_adapter(name, write_adapter(tmp_path / f"{name}.gguf", model.config, i))
+        chosen: list[Any] = [{"a": 1, "b": 2}, {"b": 0.5}, {}]
+        expected = [answer(model, told(FIRST), adapter=adapter) for adapter in chosen]
+        session = start(*LINE, "--adapter", f"{tmp_path}/a.gguf", "--adapter", f"{tmp_path}/b.gguf:2")
+        assert say(session, FIRST).replace(CUT + "\n", "") == shown(expected[0])
+        for typed, told_back, text in (
+            ("/adapter b:0.5", "Answering with the adapter b, times 0.5.", expected[1]),
+            ("/adapter", "Answering without an adapter; there are a, b.", expected[2]),
+        ):
+            assert say(session, typed) == told_back
+            say(session, "/reset")
+            assert say(session, FIRST).replace(CUT + "\n", "") == shown(text)
+        assert "found 'c': load it; loaded now: 'a', 'b'" in say(session, "/adapter c")
+        assert "expected NAME:SCALE with a number" in say(session, "/adapter a:x")
+        assert say(session, FIRST).replace(CUT + "\n", "")  # the conversation goes on
+        leave(session)
+    session = start("-n", 1)
+    assert say(session, "/adapter x") == "No adapter is loaded; --adapter loads one at the start."
     leave(session)
 
 

@@ -73,12 +73,22 @@ def test_a_letter_means_one_thing() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["--model", "--threads", "--kv-type", "--override-kv", "--experts-used", "--force", "--json"]
+    "name",
+    ["--model", "--threads", "--kv-type", "--override-kv", "--experts-used", "--expert-min-p", "--force", "--json"],
 )
 def test_an_option_of_several_commands_is_the_same_in_all(name: str) -> None:
     found = [options(command)[name].to_info_dict() for command in COMMANDS.values() if name in options(command)]
     assert len(found) > 1
     assert all(one == found[0] for one in found)
+
+
+def test_an_adapter_is_the_same_where_it_is_used_and_where_it_is_served() -> None:
+    of_a_model = {name: options(COMMANDS[name]) for name in OF_A_MODEL}
+    found = {name: given["--adapter"].to_info_dict() for name, given in of_a_model.items() if "--adapter" in given}
+    served = [found.pop(name) for name in ("serve", "batch")]
+    assert set(found) == {"generate", "chat", "score", "embed", "perplexity", "evaluate", "routing"}
+    for infos in (list(found.values()), served):
+        assert all(info == infos[0] for info in infos)
 
 
 def test_a_prompt_is_the_same_in_all_but_where_there_may_be_several() -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from pymixtral import Mixtral
+from support.adapter_files import write_adapter
 from support.command_line import COMMAND
 
 TEXT = "Once upon a time there was a king. " * 60
@@ -27,13 +29,15 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a", "max_tokens": 3}\n' * 5)
     (tmp_path / "out").mkdir()
+    with Mixtral(tiny_q8_0, n_ctx=64) as opened:
+        write_adapter(tmp_path / "tales.gguf", opened.config, 1)
     model, text, out = ["-m", str(tiny_q8_0)], ["-f", str(tmp_path / "text.txt")], tmp_path / "out"
     windows = ["-c", "32", "--windows", "2"]
     return {
         "generate": ["generate", *model, "-p", "a", "-n", "3"],
         "chat": ["chat", *model, "--chat-format", "mistral-v1", "-p", "a", "-n", "3"],
         "prompts": ["generate", *model, "--prompts", f"{tmp_path}/prompts.jsonl", "-o", f"{out}/texts"],
-        "score": ["score", *model, "-p", "a", "--continuation", "b"],
+        "score": ["score", *model, "-p", "a", "--continuation", "b", "--adapter", str(tmp_path / "tales.gguf")],
         "embed": ["embed", *model, "-p", "a", "-o", f"{out}/vectors"],
         "tokenize": ["tokenize", *model, "-p", "a"],
         "perplexity": ["perplexity", *model, *text, *windows, "--save-base", f"{out}/base"],

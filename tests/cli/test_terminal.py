@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pymixtral import Mixtral
 from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.files.gguf import GGUFFile
 from support import tasks
+from support.adapter_files import write_adapter
 from support.command_line import COMMAND, run
 from support.ggufs import rewrite
 
@@ -43,6 +45,8 @@ def place(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     request = {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": f"a{HOSTILE}", "max_tokens": 2}}
     tasks.hellaswag(place / f"{NAME}.data" / "hellaswag")
     (place / f"{NAME}.jsonl").write_text(json.dumps(request))
+    with Mixtral(tiny_q8_0, n_ctx=64) as model:
+        write_adapter(place / f"{NAME}.lora", model.config, 1)
     return place
 
 
@@ -69,7 +73,7 @@ def safe(text: str) -> bool:
 
 MODEL, FILE = f"{NAME}.gguf", f"{NAME}.txt"
 LINES = {
-    "generate": ["-m", MODEL, "-p", "a", "-n", 5],
+    "generate": ["-m", MODEL, "-p", "a", "-n", 5, "--adapter", f"x={NAME}.lora"],
     "chat": ["-m", MODEL, "-p", f"a{HOSTILE}", "--system", HOSTILE, "-n", 5, "--chat-format", "mistral-v1"],
     "batch": ["-m", MODEL, f"{NAME}.jsonl", f"{NAME}.answers", "--force"],
     "score": ["-m", MODEL, "-p", f"a{HOSTILE}", "--continuation", f"b{HOSTILE}"],

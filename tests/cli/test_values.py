@@ -135,12 +135,12 @@ def test_names_of_files_that_cannot_be(command: str, name: str, lines: dict[str,
     for i in names(line):
         refused(run(*line[:i], name, *line[i + 1 :]))
     more = {
-        "generate": ["--prompts", "-o"],
+        "generate": ["--prompts", "-o", "--adapter"],
         "perplexity": ["--save-base", "--kl-against"],
         "quantize": ["--imatrix", "--report", "--heatmap"],
         "calibrate": ["--merge"],
         "routing": ["--html", "--trace"],
-        "evaluate": ["-o", "--compare"],
+        "evaluate": ["-o", "--compare", "--adapter"],
     }
     for option in more.get(command, []):
         refused(run(*line, option, name))

@@ -418,9 +418,11 @@ def test_hostile_files_whose_checksums_are_right(model: Mixtral, saved: Path, tm
     for n_ids in (149, 151, 128, 192):
         path.write_bytes(replace(content, n_ids=n_ids).encode())
         refused(model, path, "save it again")
-    for version in (0, 2, 2**32 - 1):
+    for version in (0, 3, 2**32 - 1):
         path.write_bytes(replace(content, version=version).encode())
-        refused(model, path, f"expected version 1 of the format, found {version}")
+        refused(model, path, f"expected version 1 or 2 of the format, found {version}")
+    path.write_bytes(replace(content, version=2).encode())  # whose header is longer
+    refused(model, path, "a header and ids of its checksum")
     path.write_bytes(replace(content, kv_type=7).encode())
     refused(model, path, "kv_type f16, found type 7")
     for pages in ([], content.pages[:2], [*content.pages, content.pages[0]]):

@@ -11,8 +11,10 @@ from pathlib import Path
 import click
 import pytest
 
+from pymixtral import Mixtral
 from pymixtral.cli.serve import serve
 from pymixtral.demo import demo_chat_path
+from support.adapter_files import write_adapter
 from support.command_line import options, refused, run
 from support.serving import LONG, Server, Start
 
@@ -22,7 +24,7 @@ NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "-1", "1" + 
 
 def numeric() -> list[str]:
     """The options that take a number, a size or a choice, and are refused before the model is opened."""
-    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace", "--expert-min-p")
+    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace", "--expert-min-p", "--adapter")
     return [
         option
         for option, param in options(serve).items()
@@ -48,6 +50,8 @@ def test_numbers_that_are_none_or_too_large(option: str) -> None:
         ("--cache-size", "1"),
         ("-m", f"missing{NAME}"),
         ("--override-kv", "llama.rope.freq_base=float:nan"),
+        ("--adapter", f"x=missing{NAME}"),
+        ("--adapter", "/dev/null"),
     ],
     ids=lambda words: words[0],
 )
@@ -76,6 +80,34 @@ def test_the_model_is_named_or_of_the_environment_or_the_demo(start: Start, tiny
     assert name(start("--name", "mine", "-m", str(tiny_q8_0))) == "mine"
 
 
+def test_adapters_are_models(start: Start, tmp_path: Path) -> None:
+    with Mixtral(demo_chat_path(), n_ctx=256) as model:
+        path = write_adapter(tmp_path / "tales.gguf", model.config, 1)
+        model.load_adapter("tales", path)
+        expected = [
+            model.generate("Once", max_tokens=5, temperature=0, adapter=adapter).text
+            for adapter in ({}, {"tales": 1}, {"tales": 0.5})
+        ]
+    arguments = ("--adapter", str(path), "--adapter", f"half={path}:0.5", "--allow-adapter-loading", str(tmp_path))
+    server = start("-m", str(demo_chat_path()), *arguments)
+    with server.client() as client:
+
+        def text(name: str) -> str:
+            body = {"model": name, "prompt": "Once", "max_tokens": 5, "temperature": 0}
+            found: str = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            return found
+
+        names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert names == [demo_chat_path().stem, "tales", "half"]
+        assert [text(name) for name in names] == expected
+        assert client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "tales.gguf"}).is_success
+        assert text("x") == expected[1]
+        assert client.post("/v1/unload_lora_adapter", json={"lora_name": "half"}).is_success
+        assert client.post("/v1/completions", json={"model": "half", "prompt": "a"}).status_code == 404
+    refused(run("serve", "--port", "0", "--allow-adapter-loading", "nowhere"), "expected --allow-adapter-loading to be")
+    refused(run("serve", "--port", "0", "--adapter", "a=x", "--adapter", "a=y"), "'a' twice")
+
+
 def examples() -> list[str]:
     text = (serve.epilog or "").replace("\\\n", " ")
     return [" ".join(line.split()) for line in text.splitlines() if line.startswith("  ")]
@@ -84,6 +116,8 @@ def examples() -> list[str]:
 @pytest.mark.parametrize("line", examples())
 def test_the_examples_serve(line: str, tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("key\n")
+    with Mixtral(demo_chat_path(), n_ctx=64) as model:
+        write_adapter(tmp_path / "tales.gguf", model.config, 1)
     (tmp_path / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
     _, command, *words = shlex.split(line)
     assert command == "serve"

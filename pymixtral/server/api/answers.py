@@ -28,11 +28,22 @@ def new_id(prefix: str, request_id: str | None = None) -> str:
     return f"{prefix}-{request_id or secrets.token_hex(12)}"
 
 
-def head(service: Service, id: str, kind: str) -> dict[str, Any]:
+def model_name(service: Service, options: Mapping[str, Any]) -> str:
+    """Name the model of an answer.
+
+    Args:
+        service: the application's.
+        options: of the request, with the adapter that it chose.
+    """
+    return next(iter(options["adapter"]), service.name)
+
+
+def head(service: Service, options: Mapping[str, Any], id: str, kind: str) -> dict[str, Any]:
     """Make the fields that an answer, and all chunks of a stream, begin with.
 
     Args:
         service: the application's.
+        options: of the request, with the adapter that it chose.
         id: the answer's.
         kind: the value of `object`.
     """
@@ -40,7 +51,7 @@ def head(service: Service, id: str, kind: str) -> dict[str, Any]:
         "id": id,
         "object": kind,
         "created": int(time.time()),
-        "model": service.name,
+        "model": model_name(service, options),
         "system_fingerprint": f"pymixtral-{version('pymixtral')}",
     }
 

@@ -201,6 +201,7 @@ _NAMES = {
     "messages": ("messages", "input"),
     "max_tokens": ("max_completion_tokens", "max_output_tokens"),
     "context": ("context",),
+    "adapter": ("model",),
     "continuation": ("continuations",),
 }
 """What words of pymixtral's messages are called in requests."""

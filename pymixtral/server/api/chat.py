@@ -181,7 +181,7 @@ async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[s
     model, plan = service.model, body.plan()
     names = TokenTexts(model.model, body.return_tokens_as_token_ids)
     messages, options = body.arguments(service)
-    answer = head(service, new_id("chatcmpl", body.request_id), "chat.completion")
+    answer = head(service, options, new_id("chatcmpl", body.request_id), "chat.completion")
     result = await model.chat(messages, n=body.n or 1, **options)
     for one in result.choices:
         work.finished(one.completion)
@@ -218,7 +218,7 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
     names = TokenTexts(model.model, body.return_tokens_as_token_ids)
     messages, options = body.arguments(service)
     streams = await model.stream_chats(messages, body.n or 1, **options)
-    answer = head(service, new_id("chatcmpl", body.request_id), "chat.completion.chunk")
+    answer = head(service, options, new_id("chatcmpl", body.request_id), "chat.completion.chunk")
     first = {"prompt_token_ids": await body.awaited_ids(model.model)} if body.return_token_ids else {}
     choices = [
         _Deltas(i, one, body, plan, names, RoutingWriter(model.model, body.return_routing), work).choices()

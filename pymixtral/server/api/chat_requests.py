@@ -203,7 +203,7 @@ class ChatRequest(TemplateFields, WritingBody):
     refused = (
         *("chat_template", "functions", "function_call", "audio", "web_search_options", "documents"),
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar"),
-        *("use_beam_search", "length_penalty", "logits_processors"),
+        *("use_beam_search", "length_penalty", "logits_processors", "lora"),
     )
 
     tool_choice: ToolChoice | None = None

@@ -42,7 +42,7 @@ class CompletionRequest(WritingBody):
     )
     refused = (
         *("suffix", "guided_json", "guided_regex", "guided_choice", "guided_grammar", "grammar"),
-        *("use_beam_search", "length_penalty", "prompt_embeds", "logits_processors"),
+        *("use_beam_search", "length_penalty", "prompt_embeds", "logits_processors", "lora"),
     )
 
     prompt: (
@@ -255,7 +255,7 @@ async def complete(service: Service, body: CompletionRequest, work: Work) -> dic
     model = service.model
     prompts: Any = await body.prompts(model.model)
     options = body.options(service)
-    answer = head(service, new_id("cmpl", body.request_id), "text_completion")
+    answer = head(service, options, new_id("cmpl", body.request_id), "text_completion")
     results: Any = await model.generate(prompts, n=body.n or 1, best_of=body.best_of, **options)
     if body.reads_alone:
         results = [_unwritten(result) for result in results]
@@ -292,7 +292,7 @@ async def complete_chunks(service: Service, body: CompletionRequest, work: Work)
         for i, (writer, texts) in enumerate(zip(writers, streams, strict=True))
         for j, text in enumerate(texts)
     ]
-    answer = head(service, new_id("cmpl", body.request_id), "text_completion")
+    answer = head(service, options, new_id("cmpl", body.request_id), "text_completion")
     return chunks_of(answer, streams, choices, body.stream_options)
 
 

@@ -23,6 +23,7 @@ IGNORED = {
     "skip_special_tokens": "control tokens have no text",
     "spaces_between_special_tokens": "control tokens have no text",
     "include_obfuscation": "pieces have the length of their text",
+    "lora_int_id": "a name says which adapter it is",
 }
 """Fields that are accepted and have no effect, and why that is right."""
 
@@ -51,5 +52,6 @@ REFUSED = {
     "context_management": "`truncation` says what happens to a conversation that is too long",
     "dimensions": "vectors have the model's width",
     "documents": "put them into the messages",
+    "lora": "`model` picks an adapter by its name",
 }
 """Fields that are refused unless they are null, and why."""

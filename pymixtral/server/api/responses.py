@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from fastapi import Request
@@ -13,7 +13,7 @@ from starlette.responses import Response
 from pymixtral.chatting import AsyncAnswerStream
 from pymixtral.engine.completion import Completion
 from pymixtral.server.answering import Chunk
-from pymixtral.server.api.answers import Usage
+from pymixtral.server.api.answers import Usage, model_name
 from pymixtral.server.api.chat import calls_of, events_of
 from pymixtral.server.api.responses_requests import ResponseRequest
 from pymixtral.server.api.routes import make_router, post, stream, whole
@@ -55,14 +55,15 @@ class _Object:
     Args:
         service: the application's.
         body: the request.
+        options: of its chat.
     """
 
-    def __init__(self, service: Service, body: ResponseRequest) -> None:
+    def __init__(self, service: Service, body: ResponseRequest, options: Mapping[str, Any]) -> None:
         self._fields = {
             "id": f"resp_{secrets.token_hex(12)}",
             "object": "response",
             "created_at": int(time.time()),
-            "model": service.name,
+            "model": model_name(service, options),
             "error": None,
             "incomplete_details": None,
             **body.echoed(),
@@ -119,7 +120,7 @@ async def respond(service: Service, body: ResponseRequest, work: Work) -> dict[s
     chat = body.chat()
     plan = chat.plan()
     messages, options = chat.arguments(service)
-    response = _Object(service, body)
+    response = _Object(service, body, options)
     answer = await service.model.chat(messages, **options)
     work.finished(answer.completion)
     content, calls = calls_of(answer, plan)
@@ -229,7 +230,7 @@ async def respond_events(service: Service, body: ResponseRequest, work: Work) ->
     plan = chat.plan()
     messages, options = chat.arguments(service)
     (answer,) = await service.model.stream_chats(messages, 1, **options)
-    return _events_of(answer, plan, _Object(service, body), work)
+    return _events_of(answer, plan, _Object(service, body, options), work)
 
 
 async def _events_of(

@@ -158,6 +158,7 @@ class ResponseRequest(Body):
             name: getattr(self, name)
             for name in ("temperature", "top_p", "top_k", "min_p", "seed", "stop", "parallel_tool_calls", "timeout")
         }
+        given["model"] = self.model
         given["max_completion_tokens"] = self.max_output_tokens
         given["messages"] = self._messages()
         if self.tools:

@@ -38,6 +38,7 @@ _ERROR = {
 _STATUSES = {
     400: "The request is wrong; `param` names the field.",
     401: "A key is missing or wrong.",
+    403: "The operator does not allow it.",
     404: "There is no such model or path.",
     405: "The path has another method.",
     408: "The body did not come in time, or the time that the request gives itself is over.",

@@ -108,6 +108,7 @@ class WritingBody(Body):
             APIError: for fields that contradict each other.
         """
         options: dict[str, Any] = {**_DEFAULTS, "timeout": service.timeout(self.timeout)}
+        options["adapter"] = service.adapter_of(self.model)
         options |= {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
             options["top_k"] = max(self.top_k, 0)

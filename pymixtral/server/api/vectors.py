@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from pymixtral.arrays import F32
 from pymixtral.mixtral import Mixtral
+from pymixtral.server.api.answers import model_name
 from pymixtral.server.api.bodies import Body, TokenIds
 from pymixtral.server.api.completions import MAX_PROMPTS
 from pymixtral.server.api.routes import make_router, post, whole
@@ -41,6 +42,7 @@ class NumbersBody(Body):
             "priority": self.priority or 0,
             "cache_salt": self.cache_salt,
             "timeout": service.timeout(self.timeout),
+            "adapter": service.adapter_of(self.model),
         }
 
 
@@ -87,13 +89,14 @@ async def embed(service: Service, body: EmbeddingRequest) -> dict[str, Any]:
         PymixtralError: for what the model refuses.
     """
     model, texts = service.model, body.texts()
-    vectors = await model.embed(texts, normalize=True, **body.how(service))
+    how = body.how(service)
+    vectors = await model.embed(texts, normalize=True, **how)
     n_tokens = await _n_tokens(model.model, texts)
     written = _base64 if body.encoding_format == "base64" else _list
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": i, "embedding": written(row)} for i, row in enumerate(vectors)],
-        "model": service.name,
+        "model": model_name(service, how),
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }
 
@@ -127,7 +130,8 @@ async def score(service: Service, body: ScoreRequest) -> dict[str, Any]:
         PymixtralError: for what the model refuses.
     """
     model = service.model
-    scores = await model.score(body.context, list(body.continuations), **body.how(service))
+    how = body.how(service)
+    scores = await model.score(body.context, list(body.continuations), **how)
     n_tokens = await _n_tokens(model.model, [body.context]) + sum(len(one.tokens) for one in scores)
     return {
         "object": "list",
@@ -135,7 +139,7 @@ async def score(service: Service, body: ScoreRequest) -> dict[str, Any]:
             {"object": "score", "index": i, "logprob": one.logprob, "token_logprobs": one.tokens, "greedy": one.greedy}
             for i, one in enumerate(scores)
         ],
-        "model": service.name,
+        "model": model_name(service, how),
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }
 

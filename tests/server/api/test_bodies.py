@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pymixtral import ContextLengthError, InvalidArgumentError, NonFiniteError, UnsupportedError
+from pymixtral.server.api.adapters import LoadRequest, UnloadRequest
 from pymixtral.server.api.bodies import Body, of_library
 from pymixtral.server.api.chat_requests import ChatRequest
 from pymixtral.server.api.completions import CompletionRequest
@@ -31,6 +32,8 @@ BODIES: dict[type[Body], dict[str, Any]] = {
     TokenizeRequest: {"prompt": "a"},
     DetokenizeRequest: {"tokens": [1]},
     TemplateRequest: CHAT,
+    LoadRequest: {"lora_name": "a", "lora_path": "a.gguf"},
+    UnloadRequest: {"lora_name": "a"},
 }
 TOOL = {"type": "function", "function": {"name": "f"}}
 

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pymixtral.server.api.adapters import LoadRequest, UnloadRequest
 from pymixtral.server.api.bodies import Body
 from pymixtral.server.api.chat_requests import ChatRequest
 from pymixtral.server.api.completions import CompletionRequest
@@ -22,7 +23,7 @@ CHAPTER = (ROOT / "docs" / "server-api.md").read_text(encoding="utf-8")
     "kind",
     [
         *(CompletionRequest, ChatRequest, ResponseRequest, EmbeddingRequest, ScoreRequest),
-        *(TokenizeRequest, DetokenizeRequest, TemplateRequest),
+        *(TokenizeRequest, DetokenizeRequest, TemplateRequest, LoadRequest, UnloadRequest),
     ],
 )
 def test_every_field_is_in_the_chapter(kind: type[Body]) -> None:
