@@ -265,14 +265,15 @@ def _keeping_codes(checkpoint: Checkpoint, recipe: str) -> list[Type] | None:
     kind = TENSOR_TYPES.get(recipe)
     if checkpoint.packing is None or kind not in checkpoint.packing.kept_as:
         return None
-    for target in checkpoint.targets:
-        for tensor in checkpoint.packed(target):
-            if tensor.g_idx is not None and not kept_f32(target):
-                raise UnsupportedError(
-                    f"{checkpoint.path}: {tensor.name}: expected columns in the order of their groups for {recipe}, "
-                    "which keeps their codes, found another order (g_idx, of desc_act): ask for a type that is encoded "
-                    "again, such as q5_k_m"
-                )
+    packed = [tensor for target in checkpoint.targets if not kept_f32(target) for tensor in checkpoint.packed(target)]
+    if unordered := [tensor.name for tensor in packed if tensor.g_idx is not None]:
+        if kind != Type.Q4_1:  # q4_1 is asked for to keep codes, q4_0 also for its size
+            return None
+        raise UnsupportedError(
+            f"{checkpoint.path}: {unordered[0]}: expected columns in the order of their groups for {recipe}, which "
+            "keeps their codes, found another order (g_idx, of desc_act): ask for a type that is encoded again, such "
+            "as q5_k_m"
+        )
     return [
         Type.F32 if kept_f32(target) else kind if checkpoint.packed(target) else Type.Q8_0
         for target in checkpoint.targets
@@ -284,16 +285,19 @@ def _packing_notes(checkpoint: Checkpoint, tensors: Sequence[PlannedTensor]) -> 
     packing = checkpoint.packing
     if packing is None:
         return []
-    packed = [(tensor, parts) for tensor in tensors if (parts := checkpoint.packed(tensor.target))]
+    ordered: list[PlannedTensor] = []
+    others: list[PlannedTensor] = []
+    for tensor in tensors:
+        if parts := checkpoint.packed(tensor.target):
+            (ordered if all(part.g_idx is None for part in parts) else others).append(tensor)
     notes = []
-    if Type.Q4_0 in packing.kept_as and any(tensor.type == Type.Q4_1 for tensor, _ in packed):
+    if Type.Q4_0 in packing.kept_as and any(tensor.type == Type.Q4_1 for tensor in ordered):
         notes.append("the quantization is symmetric: q4_0 keeps its codes too, in a tenth fewer bytes than q4_1")
-    again = [(tensor, parts) for tensor, parts in packed if tensor.type not in (*packing.kept_as, Type.F32)]
-    if again:
-        ordered = all(part.g_idx is None for _, parts in again for part in parts)
+    again = [tensor for tensor in ordered if tensor.type not in packing.kept_as] + others
+    if again := [tensor for tensor in again if tensor.type != Type.F32]:
         notes.append(
             f"{len(again)} tensors of {packing.method} are encoded again, which adds errors to its own, such as "
-            f"{again[0][0].target.name} in {show_type(again[0][0].type)}" + ": as q4_1 their codes are kept" * ordered
+            f"{again[0].target.name} in {show_type(again[0].type)}" + ": as q4_1 their codes are kept" * (not others)
         )
     return notes
 

@@ -221,6 +221,17 @@ def test_columns_in_another_order_are_refused_for_q4_1_by_name(tmp_path: Path) -
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_columns_in_another_order_are_encoded_again_and_a_note_says_so(tmp_path: Path, symmetric: bool) -> None:
+    make_packed(tmp_path, SHAPE, Form(32, 2, act_order=True, symmetric=symmetric))
+    several: list[tuple[str, list[tuple[str, str]]]] = [("q4_0", []), ("q8_0", [("*", "q4_1")]), ("q8_0", [])]
+    for kind, tensors in several:
+        notes = plan(tmp_path, kind, tensors=tensors, progress=False).notes
+        assert sum("14 tensors of GPTQ are encoded again" in note for note in notes) == 1
+        assert not any("codes" in note for note in notes)
+    quantize(tmp_path, tmp_path / "m.gguf", "q4_0", progress=False)
+
+
 # --- Numbers that no block can hold --------------------------------------------------------------------------------
 
 

@@ -184,7 +184,7 @@ DAMAGE: list[tuple[Form, Callable[[Tensors], None], str]] = [
     (GPTQ, replaced("g_idx", lambda x: x + 1), "k_proj.g_idx: expected groups from 0 to 1, found 1 to 2"),
     (GPTQ, replaced("g_idx", lambda x: x * 2**30), "k_proj.g_idx: expected groups from 0 to 1, found 0 to 1073741824"),
     (GPTQ, replaced("qweight", lambda x: x.view(np.float32)), "k_proj.qweight': dtype: expected I32, found 'F32'"),
-    (GPTQ, replaced("scales", lambda x: x.view(np.int16)), "k_proj.scales': dtype: expected F32, F16 or BF16"),
+    (GPTQ, replaced("scales", lambda x: x.view(np.int16)), "k_proj.scales': dtype: expected F32, BF16 or F16"),
     (GPTQ, replaced("qweight", lambda x: x.reshape(2, 4, 32)), "k_proj.qweight: expected a matrix of a multiple of 32"),
     (GPTQ, replaced("qweight", lambda x: x[:0]), "k_proj.qweight: expected a matrix of a multiple of 32"),
     (GPTQ, replaced("qweight", lambda x: x[:3]), "k_proj.qweight: expected a matrix of a multiple of 32"),
