@@ -12,8 +12,8 @@ from pymixtral.errors import AdapterError
 from pymixtral.files.names import TensorName
 from pymixtral.model.adapter import Adapter, LowRank, adapted_shape
 from pymixtral.model.config import ModelConfig
-from support.adapters import adapter_for, low_rank
 from support.layers import Shape, example
+from support.low_rank import adapter_for, low_rank
 
 Q, UP = TensorName("attn_q", 0), TensorName("ffn_up", 0, expert=2)
 CONFIG: ModelConfig = example(Shape()).config

@@ -25,8 +25,8 @@ from pymixtral.model.forward import Model
 from pymixtral.model.weights import LayerWeights, ModelWeights, load_weights
 from pymixtral.quantize import quantize
 from pymixtral.reference import oracle
-from support.adapters import ATTENTION, adapter_for
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
+from support.low_rank import ATTENTION, adapter_for
 from support.variants import ISAS, generator
 
 ODD = Shape(
