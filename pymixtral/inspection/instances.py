@@ -56,9 +56,9 @@ class Instance:
         return max(0, (self.usable - memory.weights - memory.working) // memory.kv)
 
 
-_GRANITE = "Intel Granite Rapids", "avx512vnni"
-_EMERALD = "Intel Emerald Rapids", "avx512vnni"
-_TURIN = "AMD Turin", "avx512vnni"
+_GRANITE = "Intel Granite Rapids", "avx512vbmi"
+_EMERALD = "Intel Emerald Rapids", "avx512vbmi"
+_TURIN = "AMD Turin", "avx512vbmi"
 _GRAVITON = "AWS Graviton4", "neon_i8mm"
 _AXION = "Google Axion", "neon_i8mm"
 _COBALT = "Azure Cobalt 100", "neon_i8mm"
