@@ -6,10 +6,11 @@
 #include "../avx512vnni/avx512vnni.h"
 
 #if defined(__clang__)
-/* One literal: clang takes no other. */
-#define PMX_AVX512VBMI_BEGIN                                                                                           \
-    _Pragma("clang attribute push(__attribute__((target(\"avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi\"))), "     \
-            "apply_to=function)")
+/* One literal: clang takes no other. These bring avx512bw and what avx512vnni's bring. */
+/* clang-format off */
+#define PMX_AVX512VBMI_BEGIN \
+    _Pragma("clang attribute push(__attribute__((target(\"avx512dq,avx512vl,avx512vnni,avx512vbmi\"))), apply_to=function)")
+/* clang-format on */
 #define PMX_AVX512VBMI_END _Pragma("clang attribute pop")
 #else
 #define PMX_AVX512VBMI_BEGIN                                                                                           \
