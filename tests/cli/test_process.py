@@ -18,6 +18,7 @@ import pytest
 
 from pymixtral import Mixtral
 from support.adapter_files import write_adapter
+from support.adapters import ADAPTERS, adapter_base
 from support.command_line import COMMAND
 
 TEXT = "Once upon a time there was a king. " * 60
@@ -49,6 +50,13 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
         "doctor": ["doctor"],
         "quantize": ["quantize", str(tiny_checkpoint), f"{out}/model.gguf"],
         "calibrate": ["calibrate", *model, *text, *windows, "-o", f"{out}/imatrix"],
+        "convert-adapter": [
+            "convert-adapter",
+            str(ADAPTERS / "v4-all"),
+            f"{out}/adapter.gguf",
+            "--base",
+            str(adapter_base(tmp_path / "base")),
+        ],
         "convert-layout": ["convert-layout", str(tiny_q8_0), f"{out}/parts.gguf", "--max-shard-size", "6M"],
         "prune": [
             "prune",
