@@ -187,6 +187,7 @@ def test_a_long_prompt_needs_a_thread(lines: dict[str, list[str]]) -> None:
         ("perplexity", "pymixtral.evaluation.perplexity:tokens_of"),
         ("inspect", "pymixtral.inspection.inspect:GGUFFile"),
         ("quantize", "pymixtral.quantize.convert:write_gguf"),
+        ("convert-adapter", "pymixtral.quantize.adapters:open_adapter"),
         ("calibrate", "pymixtral.evaluation.calibration:tokens_of"),
     ],
 )
@@ -234,7 +235,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["generate", "prompts", "embed", "quantize", "convert-layout"])
+@pytest.mark.parametrize("command", ["generate", "prompts", "embed", "quantize", "convert-adapter", "convert-layout"])
 def test_two_signals_at_any_call_are_one_end(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
     """The moment is a number of calls that Python has made, of a million or more, from the imports
     on to the last flush.
