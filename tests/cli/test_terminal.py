@@ -110,25 +110,15 @@ def test_no_command_writes_what_a_terminal_obeys(command: str, place: Path) -> N
         assert (code, safe(text)) == (0, True), text
         if more:
             assert json.loads(text[text.index("\r\n{") if "\r\n{" in text else text.index("{") : text.rindex("}") + 1])
-    if command in (
-        "generate",
-        "chat",
-        "inspect",
-        "bench",
-        "calibrate",
-        "quantize",
-        "convert-layout",
-        "convert-adapter",
-        "prune",
-    ):
+    named = ("convert-layout", "convert-adapter", "prune")
+    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", *named):
         assert "\\x1b[2J" in in_terminal(place, command, *LINES[command])[1]
 
 
 @pytest.mark.parametrize("command", LINES)
 def test_no_error_has_what_a_terminal_obeys(command: str, place: Path) -> None:
-    wrong = [f"missing{NAME}" if word in (MODEL, FILE, NAME, f"{NAME}.of") else word for word in LINES[command]] or [
-        f"--{NAME}"
-    ]
+    there = (MODEL, FILE, NAME, f"{NAME}.of")
+    wrong = [f"missing{NAME}" if word in there else word for word in LINES[command]] or [f"--{NAME}"]
     for words in (wrong, [*LINES[command], f"--{NAME}"]):
         code, text = in_terminal(place, command, *words)
         assert (code, safe(text), text.count("\n")) == (2, True, 1), text
