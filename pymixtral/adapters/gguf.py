@@ -16,7 +16,7 @@ import numpy as np
 from pymixtral import ops
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32
-from pymixtral.errors import AdapterError, UnsupportedError
+from pymixtral.errors import AdapterError, NonFiniteError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import Tensor, quoted
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName
@@ -24,7 +24,7 @@ from pymixtral.files.types import MATRIX_TYPES, Matrix, show_type
 from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.model.config import ModelConfig
 
-from .pairs import Shapes, adapter_of, reading, scaled
+from .pairs import Shapes, adapter_of, scaled
 
 A, B = ".lora_a", ".lora_b"
 ALPHA = "adapter.lora.alpha"
@@ -53,7 +53,7 @@ def read(path: Path, config: ModelConfig) -> Adapter:
         file = GGUFFile(path)
     except UnsupportedError as error:
         raise AdapterError(str(error)) from None
-    with reading(), file, ops.Context(1) as context:
+    with file, ops.Context(1) as context:
         alpha = _read_keys(file)
         pairs: dict[TensorName, LowRank] = {}
         tensors = _pairs_of_tensors(file.path, file.tensors)
@@ -149,4 +149,9 @@ def _floats(context: ops.Context, source: str, tensor: Tensor) -> F32:
         )
     n_rows = prod(tensor.shape[:-1])
     matrix = Matrix(tensor.type, tensor.data.reshape(n_rows, -1))
-    return ops.embed(context, matrix, np.arange(n_rows, dtype=np.int32))
+    try:
+        return ops.embed(context, matrix, np.arange(n_rows, dtype=np.int32))
+    except NonFiniteError:
+        raise AdapterError(
+            f"{source}: tensor {shown(tensor.name)}: expected finite numbers, found NaN or infinity: get the file again"
+        ) from None

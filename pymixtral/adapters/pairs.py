@@ -15,7 +15,7 @@ import numpy as np
 
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32, F64
-from pymixtral.errors import AdapterError, CheckpointError, NonFiniteError
+from pymixtral.errors import AdapterError, CheckpointError
 from pymixtral.files.names import TensorName
 from pymixtral.files.stored import StoredTensor
 from pymixtral.model.adapter import MAX_RANK, Adapter, LowRank, adapted_shape
@@ -51,11 +51,11 @@ def reading() -> Iterator[None]:
     """Raise what the readers of files raise as what an adapter's reader raises.
 
     Raises:
-        AdapterError: where the block raises CheckpointError or NonFiniteError.
+        AdapterError: where the block raises CheckpointError.
     """
     try:
         yield
-    except (CheckpointError, NonFiniteError) as error:
+    except CheckpointError as error:
         raise AdapterError(str(error)) from None
 
 

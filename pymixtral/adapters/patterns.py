@@ -135,6 +135,8 @@ class Pattern:
                 if begin == (0 if character == "^" else len(text)):
                     yield begin
 
+            if self._peek() in ("*", "+", "?", "{"):
+                raise self._error("no repetition of ^ or $")
             return self._node(ends_from)
         if character == ".":
             return self._one(lambda c: c != "\n")
@@ -169,6 +171,8 @@ class Pattern:
                 raise self._error("no bracket in brackets")
             if character == "\\":
                 parts.append(self._escaped())
+                if self._peek() == "-" and self._text[self._pos + 1 : self._pos + 2] != "]":
+                    raise self._error("no range that begins with an escape")
                 continue
             if self._peek() == "-" and self._text[self._pos + 1 : self._pos + 2] not in ("]", ""):
                 self._pos += 1

@@ -31,12 +31,13 @@ Examples:
 @force_option
 @json_option
 def convert_adapter(source: Path, dest: Path, base: Path, force: bool, as_json: bool) -> None:
-    """Write a low-rank adapter (LoRA) for PEFT or for llama.cpp.
+    """Write an adapter for PEFT or for llama.cpp.
 
-    SOURCE is a folder of PEFT (adapter_config.json, adapter_model.safetensors) or of Mistral
-    (params.json, lora.safetensors), or a GGUF file. Where DEST ends in .gguf, it is a GGUF file, which
-    llama.cpp and pymixtral read; else it is a folder of PEFT, with the names of transformers 4. Numbers
-    are f32, and the scale of each pair is in them, so that alpha is not needed any more.
+    SOURCE is a low-rank adapter (LoRA): a folder of PEFT (adapter_config.json,
+    adapter_model.safetensors) or of Mistral (params.json, lora.safetensors), or a GGUF file. Where
+    DEST ends in .gguf, it is a GGUF file, which llama.cpp and pymixtral read; else it is a folder of
+    PEFT, with the names of transformers 4. Numbers are f32, and the scale of each pair is in them, so
+    that alpha is not needed any more.
 
     pymixtral itself reads all three forms: it needs no conversion.
     """

@@ -63,9 +63,8 @@ def _open(path: Path) -> Checkpoint:
         return mistral.read(path)
     if (path / "adapter_config.json").exists():
         raise UnsupportedError(
-            f"{path}: expected a whole model, found a LoRA adapter: merge it into its model and save "
-            "that, such as with "
-            "peft's merge_and_unload()"
+            f"{path}: expected a whole model, found a LoRA adapter: merge it into its model, by naming that here, "
+            "and this among the adapters"
         )
     pickles = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES)
     pickles = [name for name in pickles if name != "training_args.bin"]  # the trainer's settings, which hold no weights

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from pymixtral.cli import main
 from pymixtral.files import atomic
+from support.adapters import ADAPTERS, adapter_base
 from support.checkpoints import Shape, make_checkpoint
 
 TEXT = "Once upon a time there was a king who had three daughters. " * 4
@@ -22,6 +23,7 @@ TEXT = "Once upon a time there was a king who had three daughters. " * 4
         (["quantize", "{hf}", "{new}/m.gguf", "--type", "f16", "--heatmap", "{new}/h.png"], "h.png"),
         (["convert-layout", "{model}", "{new}/m.gguf", "--layout", "split"], "m.gguf"),
         (["convert-layout", "{model}", "{new}/m.gguf", "--max-shard-size", "10M"], "m-00002-of-00002.gguf"),
+        (["convert-adapter", f"{ADAPTERS}/v4-all", "{new}/a.gguf", "--base", "{base}"], "a.gguf"),
         (["prune", "{model}", "{new}/m.gguf", "--experts", "6", "--criterion", "random"], "m.gguf"),
         (["perplexity", "-m", "{model}", "-f", "{text}", "-c", "32", "--save-base", "{new}/b"], "b"),
         (["routing", "-m", "{model}", "-f", "{text}", "--trace", "{new}/t.npz"], "t.npz"),
@@ -39,6 +41,7 @@ def test_row_18_a_destination_that_appears_meanwhile_is_kept(
     new = tmp_path / "new"
     new.mkdir()
     places = {"hf": tmp_path / "hf", "new": new, "model": tiny_q8_0, "text": tmp_path / "text"}
+    places["base"] = adapter_base(tmp_path / "base")
     genuine = atomic._locked
 
     def locked(directory: Path) -> tuple[Path, int]:  # after everything was checked, before anything is written

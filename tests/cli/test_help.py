@@ -11,14 +11,19 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 
-from pymixtral import Mixtral, convert_layout, prune
+from pymixtral import Mixtral, convert_adapter, convert_layout, prune
+from pymixtral.adapters import peft_writer
 from pymixtral.cli import _COMMANDS, main
 from pymixtral.demo import demo_chat_path
 from pymixtral.evaluation.calibration import calibrate
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.files import imatrix
+from pymixtral.files.names import TensorName
+from pymixtral.model.adapter import Adapter, LowRank
+from pymixtral.quantize.adapters import read_numbers
 from support import tasks
 from support.checkpoints import Shape
 from support.command_line import COMMAND, commands, refused, run
@@ -104,6 +109,15 @@ def test_an_unknown_command_is_answered_with_the_nearest(wrong: str, words: str)
 # --- Examples -----------------------------------------------------------------------------------------------------
 
 
+def write_adapter(model: Path, shelf: Path) -> None:
+    """An adapter for a model, as a folder and as a file."""
+    config, random = read_numbers(model), np.random.default_rng(1)
+    shapes = (config.hidden, config.n_heads * config.head_dim)
+    pair = LowRank(*(random.standard_normal((2, n)).astype(np.float32) / 100 for n in shapes))
+    peft_writer.write(Adapter({TensorName("attn_q", 1): pair}, "tales"), config, shelf / "tales-lora", force=False)
+    convert_adapter(shelf / "tales-lora", shelf / "tales-lora.gguf", model)
+
+
 @pytest.fixture(scope="module")
 def shelf(
     tiny_checkpoint: Path, tiny_q4_0: Path, tiny_q8_0: Path, tiny_f16: Path, tmp_path_factory: pytest.TempPathFactory
@@ -137,6 +151,7 @@ def shelf(
     tasks.write_all(shelf / "data")
     for name in ("Mixtral-8x7B-v0.1", "my-merge"):
         (shelf / name).symlink_to(tiny_checkpoint)
+    write_adapter(tiny_q8_0, shelf)
     make_packed(shelf / "Mixtral-8x7B-AWQ", Shape(n_vocab=64), Form(32))
     return shelf
 

@@ -21,6 +21,7 @@ from pymixtral.inspection.verify import verify
 from pymixtral.model.residence import _refusal
 from pymixtral.quantize import plan, quantize
 from pymixtral.sampling.parameters import SamplingParameters
+from support.adapters import ADAPTERS
 from support.checkpoints import Shape, make_checkpoint, make_tensors, write_safetensors
 from support.command_line import commands, refused, run
 
@@ -87,6 +88,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("prune MODEL NEW --experts 8 --calibration TEXT", "--experts to be an integer from 2 to 7, found 8"),
         ("prune MODEL NEW --experts 6", "expected a text"),
+        (f"convert-adapter {ADAPTERS}/v4-all TEXT --base MODEL", "replace it with --force"),
+        (f"convert-adapter {ADAPTERS}/v4-all NEW --base MODEL", "use the adapter's own base model"),
+        (f"quantize CHECKPOINT NEW --adapter {ADAPTERS}/v4-all:0.5", "use the adapter's own base model"),
+        (f"quantize CHECKPOINT NEW --adapter {ADAPTERS}/v4-all:5000", "scale"),
         ("quantize CHECKPOINT NEW --tensor blk.0.ffn_down.3.weight=q8_0", "types of their own with --per-expert"),
         ("quantize BARE NEW", "write a file that takes token ids only, with --no-tokenizer"),
         ("quantize BROKEN NEW", "have such weights written as 0 with --zero-nonfinite"),
@@ -107,7 +112,7 @@ def test_messages_in_the_shell(
         assert run("calibrate", "-m", tiny_q8_0, "-f", text, "-c", 32, "--windows", 1, "-o", matrix).exit_code == 0
         assert read(matrix).n_windows == 1
     command, *rest = (names.get(word, word) for word in re.findall(r"[^\s']+|'[^']*'", line))
-    model = [] if command in ("quantize", "convert-layout", "prune") else ["-m", tiny_q8_0]
+    model = [] if command in ("quantize", "convert-adapter", "convert-layout", "prune") else ["-m", tiny_q8_0]
     result = run(command, *model, *(str(word).strip("'") for word in rest))
     refused(result, words)
     assert not re.search(rf"(?<![\w/.'])(?:{'|'.join(ARGUMENTS)}|\w+=True)(?![\w/.'])", result.stderr)

@@ -18,6 +18,7 @@ import pytest
 
 from pymixtral import Mixtral
 from support.adapter_files import write_adapter
+from support.adapters import ADAPTERS, adapter_base
 from support.command_line import COMMAND
 
 TEXT = "Once upon a time there was a king. " * 60
@@ -49,6 +50,13 @@ def lines(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path: Path) -> dict[str, l
         "doctor": ["doctor"],
         "quantize": ["quantize", str(tiny_checkpoint), f"{out}/model.gguf"],
         "calibrate": ["calibrate", *model, *text, *windows, "-o", f"{out}/imatrix"],
+        "convert-adapter": [
+            "convert-adapter",
+            str(ADAPTERS / "v4-all"),
+            f"{out}/adapter.gguf",
+            "--base",
+            str(adapter_base(tmp_path / "base")),
+        ],
         "convert-layout": ["convert-layout", str(tiny_q8_0), f"{out}/parts.gguf", "--max-shard-size", "6M"],
         "prune": [
             "prune",
@@ -179,6 +187,7 @@ def test_a_long_prompt_needs_a_thread(lines: dict[str, list[str]]) -> None:
         ("perplexity", "pymixtral.evaluation.perplexity:tokens_of"),
         ("inspect", "pymixtral.inspection.inspect:GGUFFile"),
         ("quantize", "pymixtral.quantize.convert:write_gguf"),
+        ("convert-adapter", "pymixtral.quantize.adapters:open_adapter"),
         ("calibrate", "pymixtral.evaluation.calibration:tokens_of"),
     ],
 )
@@ -226,7 +235,7 @@ finally:
 """
 
 
-@pytest.mark.parametrize("command", ["generate", "prompts", "embed", "quantize", "convert-layout"])
+@pytest.mark.parametrize("command", ["generate", "prompts", "embed", "quantize", "convert-adapter", "convert-layout"])
 def test_two_signals_at_any_call_are_one_end(command: str, lines: dict[str, list[str]], tmp_path: Path) -> None:
     """The moment is a number of calls that Python has made, of a million or more, from the imports
     on to the last flush.

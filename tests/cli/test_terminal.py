@@ -18,6 +18,7 @@ from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.files.gguf import GGUFFile
 from support import tasks
 from support.adapter_files import write_adapter
+from support.adapters import ADAPTERS, adapter_base
 from support.command_line import COMMAND, run
 from support.ggufs import rewrite
 
@@ -44,6 +45,8 @@ def place(tiny_q8_0: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempP
     (place / f"{NAME}.txt").write_text(TEXT)
     request = {"custom_id": "1", "url": "/v1/completions", "body": {"prompt": f"a{HOSTILE}", "max_tokens": 2}}
     tasks.hellaswag(place / f"{NAME}.data" / "hellaswag")
+    shutil.copytree(ADAPTERS / "v4-all", place / f"{NAME}.tales")
+    adapter_base(place / f"{NAME}.of")
     (place / f"{NAME}.jsonl").write_text(json.dumps(request))
     with Mixtral(tiny_q8_0, n_ctx=64) as model:
         write_adapter(place / f"{NAME}.lora", model.config, 1)
@@ -89,6 +92,7 @@ LINES = {
     "doctor": [],
     "quantize": [NAME, f"{NAME}.q8_0", "--force"],
     "calibrate": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "-o", f"{NAME}.imatrix", "--force"],
+    "convert-adapter": [f"{NAME}.tales", f"{NAME}.tales.gguf", "--base", f"{NAME}.of", "--force"],
     "convert-layout": [MODEL, f"{NAME}.merged", "--force"],
     "prune": [MODEL, f"{NAME}.pruned", "--experts", 6, "--calibration", FILE, "-c", 32, "--windows", 1, "--force"],
 }  # fmt: skip
@@ -106,13 +110,15 @@ def test_no_command_writes_what_a_terminal_obeys(command: str, place: Path) -> N
         assert (code, safe(text)) == (0, True), text
         if more:
             assert json.loads(text[text.index("\r\n{") if "\r\n{" in text else text.index("{") : text.rindex("}") + 1])
-    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", "convert-layout", "prune"):
+    named = ("convert-layout", "convert-adapter", "prune")
+    if command in ("generate", "chat", "inspect", "bench", "calibrate", "quantize", *named):
         assert "\\x1b[2J" in in_terminal(place, command, *LINES[command])[1]
 
 
 @pytest.mark.parametrize("command", LINES)
 def test_no_error_has_what_a_terminal_obeys(command: str, place: Path) -> None:
-    wrong = [f"missing{NAME}" if word in (MODEL, FILE, NAME) else word for word in LINES[command]] or [f"--{NAME}"]
+    there = (MODEL, FILE, NAME, f"{NAME}.of")
+    wrong = [f"missing{NAME}" if word in there else word for word in LINES[command]] or [f"--{NAME}"]
     for words in (wrong, [*LINES[command], f"--{NAME}"]):
         code, text = in_terminal(place, command, *words)
         assert (code, safe(text), text.count("\n")) == (2, True, 1), text

@@ -12,6 +12,7 @@ from pymixtral import InvalidArgumentError, Mixtral
 from pymixtral.files import imatrix
 from pymixtral.quantize import plan
 from support import tasks
+from support.adapters import ADAPTERS
 from support.command_line import commands, options, refused, run
 
 TEXT = "Once upon a time there was a king. " * 60
@@ -47,6 +48,7 @@ TEXTS = (
     "bad_words",
     "judge_url",
     "judge_model",
+    "adapters",
 )
 """Options that take any text."""
 
@@ -76,6 +78,7 @@ def lines(
         "deploy": ["deploy", "--for", str(tiny_q8_0)],
         "quantize": ["quantize", str(tiny_checkpoint), "model.gguf"],
         "calibrate": ["calibrate", *model, *text, "-o", "imatrix"],
+        "convert-adapter": ["convert-adapter", str(ADAPTERS / "v4-all"), "adapter.gguf", "--base", str(tiny_q8_0)],
         "convert-layout": ["convert-layout", str(tiny_q8_0), "parts.gguf"],
         "prune": ["prune", str(tiny_q8_0), "pruned.gguf", "--experts", "6", "--calibration", *text[1:]],
     }

@@ -94,6 +94,23 @@ CASES: dict[str, dict[str, Any]] = {
 """Arguments of LoraConfig by case; "load": an adapter that is loaded and saved again."""
 
 
+def zeros(name: str) -> Any:
+    """The model of a case, all of whose weights are 0."""
+    config = dict(DENSE if name.startswith("dense-") else CONFIG)
+    kind = "Llama" if name.startswith("dense-") else "Mixtral"
+    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**config))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    return model
+
+
+def merge(name: str, directory: Path, out: Path) -> None:
+    """Writes what PEFT makes of an adapter for the model of a case, whole, as .npz."""
+    merged = PeftModel.from_pretrained(zeros(name), str(directory)).merge_and_unload()
+    np.savez(out, **named(merged.state_dict()))  # type: ignore[arg-type]
+
+
 def fits(name: str) -> bool:
     """Whether the installed versions are a case's."""
     five = transformers.__version__.startswith("5.")
@@ -112,12 +129,7 @@ def make(name: str, directory: Path) -> Deltas:
         What PEFT adds to each matrix, by its name in GGUF, rows in the order of Hugging Face.
     """
     torch.manual_seed(list(CASES).index(name) + 1)
-    config = dict(DENSE if name.startswith("dense-") else CONFIG)
-    kind = "Llama" if name.startswith("dense-") else "Mixtral"
-    model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**config))
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.zero_()
+    model = zeros(name)
     arguments = CASES[name]
     if "load" in arguments:
         adapted = PeftModel.from_pretrained(model, str(ADAPTERS / arguments["load"]))
@@ -177,4 +189,7 @@ def main(fitting: Callable[[str], bool] = fits) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:]:  # of tests/adapters/test_peers.py
+        merge(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main()

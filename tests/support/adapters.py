@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,14 @@ ENDS = {
 def probe(n: int) -> NDArray[np.float64]:
     """What a matrix of n columns is multiplied by in the goldens: float64 [n, 2], of small whole numbers."""
     return np.random.default_rng(n).integers(-3, 4, (n, 2)).astype(np.float64)
+
+
+def adapter_base(directory: Path) -> Path:
+    """A folder with the configuration of CONFIG, which is enough of a model to convert an adapter."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = CONFIG | {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
 
 
 def model_config(of: dict[str, Any]) -> ModelConfig:

@@ -1,0 +1,129 @@
+"""Which form an adapter has, what is none, and damage to any of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pymixtral import AdapterError, InvalidArgumentError, ModelFileError
+from pymixtral.adapters import gguf_writer
+from pymixtral.adapters.opening import open_adapter
+from support.adapters import ADAPTERS, CONFIG, case_config, model_config
+
+CASE = case_config("v4-all")
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(AdapterError) as caught:
+        open_adapter(path, CASE)
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), caught.value
+
+
+def test_row_26_pickles_are_refused_with_the_way_to_convert(tmp_path: Path) -> None:
+    folder = shutil.copytree(ADAPTERS / "v4-all", tmp_path / "a")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    for path in (folder, folder / "adapter_model.bin"):
+        refused(path, "adapter_model.bin", "any code", "weights_only", "adapter_model.safetensors")
+
+
+def test_row_26_places_that_hold_no_adapter(tmp_path: Path) -> None:
+    refused(tmp_path, "found none of them")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    refused(tmp_path, "name one of them", "a.gguf")
+    (tmp_path / "lora.safetensors").symlink_to("/dev/zero")
+    (tmp_path / "params.json").write_text('{"lora": {"rank": 3, "scaling": 2}}')
+    refused(tmp_path, "lora.safetensors")
+    for path in (ADAPTERS / "v4-all" / "adapter_config.json", ADAPTERS / "v4-all" / "adapter_model.safetensors"):
+        refused(path, "name the folder")
+    with pytest.raises(ModelFileError):
+        open_adapter(tmp_path / "missing", CASE)
+    with pytest.raises(InvalidArgumentError):
+        open_adapter(3, CASE)  # type: ignore[arg-type]
+
+
+def test_row_26_files_that_are_links_elsewhere_or_no_files(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"peft_type": "LORA"}')
+    folder = shutil.copytree(ADAPTERS / "v4-all", tmp_path / "a")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        kept = (folder / name).read_bytes()
+        (folder / name).unlink()
+        (folder / name).symlink_to(secret)
+        refused(folder, name, "outside its directory")
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder, name, "not a regular one")
+        (folder / name).unlink()
+        (folder / name).write_bytes(kept)
+
+
+def test_row_26_json_that_expands_in_memory(tmp_path: Path) -> None:
+    folder = shutil.copytree(ADAPTERS / "v4-all", tmp_path / "a")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "x": [' + "[]," * 300_000 + "0]}")
+    refused(folder, "values")
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", forbidden)  # root may read everything
+    refused(tmp_path, str(tmp_path), "Permission denied", "permissions")
+
+
+FILES = ("adapter_config.json", "adapter_model.safetensors", "a.gguf")
+CHANGE = st.tuples(st.integers(0, 1 << 16), st.integers(0, 255))
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter in both forms, and folders for what becomes of it."""
+    place = tmp_path_factory.mktemp("fuzz")
+    for case in ("v4-all", "v5-all"):
+        folder = shutil.copytree(ADAPTERS / case, place / case)
+        gguf_writer.write(open_adapter(folder, CASE), CASE, folder / "a.gguf", force=False)
+        shutil.copytree(folder, place / f"{case}-damaged")
+    return place
+
+
+@pytest.mark.parametrize("case", ["v4-all", "v5-all"])
+@pytest.mark.parametrize("name", FILES)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(CHANGE, max_size=4), cut=st.integers(0, 40), in_header=st.booleans())
+def test_any_damage_is_refused_or_harmless(
+    sound: Path, case: str, name: str, changes: list[tuple[int, int]], cut: int, in_header: bool
+) -> None:
+    """Bytes that differ, and a file that is shorter: one error, in no more memory than some of the file's size."""
+    data = bytearray((sound / case / name).read_bytes())
+    end = min(len(data), 4000) if in_header else len(data)
+    for place, value in changes:
+        data[place % end] = value
+    damaged = sound / f"{case}-damaged"
+    (damaged / name).write_bytes(data[: len(data) - cut] if cut < 20 else data)
+    path = damaged / name if name == "a.gguf" else damaged
+    message = ""
+    tracemalloc.start()
+    try:
+        open_adapter(path, CASE).check(CASE)
+    except (AdapterError, ModelFileError) as error:
+        message = str(error)
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        shutil.copy(sound / case / name, damaged / name)
+    assert "\n" not in message
+    assert peak < 1_000_000 + 30 * len(data)
+
+
+def test_another_model_is_refused_before_numbers_are_read() -> None:
+    for case in ("v4-all", "v5-all"):
+        with pytest.raises(AdapterError, match="own base model"):
+            open_adapter(ADAPTERS / case, model_config(CONFIG | {"hidden_size": 32}))
