@@ -16,7 +16,7 @@
 
 #include "pmx.h"
 
-enum { MAX_INTS = 256, MAX_BUFFERS = 256, MAX_OUTPUTS = 4 };
+enum { MAX_INTS = 256, MAX_BUFFERS = 256, MAX_OUTPUTS = 4, MAX_ADAPTERS = 8 };
 
 typedef struct {
     char *map, *data;
@@ -72,10 +72,17 @@ static pmx_weight weight(const call *c, int at, int i) {
     return (pmx_weight){input(c, i), (int32_t)n[0], n[1], n[2], pmx_row_bytes((int32_t)n[0], n[2]), NULL};
 }
 
-/* type, rows, cols, tokens; x, w: y */
+/* type, rows, cols, tokens, and the rank of each adapter; x, w, scales, and a and b of each adapter: y */
 static pmx_status matmul(pmx_ctx *ctx, call *c) {
-    const pmx_weight w = weight(c, 0, 1);
-    return pmx_matmul(ctx, output(c, c->ints[3] * w.rows * 4), input(c, 0), &w, c->ints[3], NULL, 0);
+    pmx_weight w = weight(c, 0, 1);
+    pmx_low_rank pairs[MAX_ADAPTERS];
+    const int32_t n = (int32_t)c->n_in / 2 - 1; /* without adapters no scales */
+    for (int32_t i = 0; i < n; i++)
+        pairs[i] = (pmx_low_rank){input(c, 3 + 2 * i), input(c, 4 + 2 * i), (int32_t)c->ints[4 + i], i};
+    const pmx_delta delta = {pairs, n};
+    if (n > 0) w.delta = &delta;
+    return pmx_matmul(ctx, output(c, c->ints[3] * w.rows * 4), input(c, 0), &w, c->ints[3], n > 0 ? input(c, 2) : NULL,
+                      n);
 }
 
 /* type, rows, cols, n_ids; ids, w: y */

@@ -17,6 +17,7 @@ from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import LayerWeights
 from pymixtral.reference import oracle
 from pymixtral.reference.oracle import PAGE
+from support.low_rank import low_rank, scales_for
 from support.variants import (
     TYPES,
     activations,
@@ -117,6 +118,16 @@ def matmuls(kind: GGMLQuantizationType) -> Iterator[Case]:
     yield _matmul(x, matrix(kind, 9, 256, 4))
     w, ids = matrix(kind, 20, 3 * max(block, 3), 5), np.array([19, 0, 7], np.int32)
     yield Case("embed", [*_ints(w), 3], [ids, w.data], [oracle.embed(w, ids)])
+
+
+def adapters() -> Iterator[Case]:
+    for rows, cols, n, ranks in ((1, 7, 2, [1]), (67, 96, 9, [3, 8]), (130, 67, 61, [16, 1, 33])):
+        x, scales = normal(70, n, cols), scales_for(72, n, len(ranks))
+        w = model_matrix(GGMLQuantizationType.F32, rows, cols, 71)
+        pairs = [low_rank(73 + 2 * i, rank, rows, cols) for i, rank in enumerate(ranks)]
+        want = oracle.adapted(oracle.matmul(x, w), x, [(pair, scales[:, i]) for i, pair in enumerate(pairs)])
+        arrays = [array for pair in pairs for array in pair]
+        yield Case("matmul", [*_ints(w), n, *ranks], [x, w.data, scales, *arrays], [want])
 
 
 def quantizations() -> Iterator[Case]:
@@ -275,5 +286,6 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
         "route": routes,
         "attention": attentions,
         "layer": layers,
+        "adapters": adapters,
     },
 }
