@@ -16,7 +16,7 @@ enum {
      * 1 to 3% longer, with 512 as long. */
     PMX_TOKEN_BLOCK = 256,
     PMX_FEW_TOKENS = 16, /* the most that a few kernel takes */
-    /* Bytes. avx512vnni/matmul256.c needs most, 78,848: a strip of 46,080, and its results. */
+    /* Bytes. avx512vnni/matmul32.c needs most, 73,728: a strip of 40,960, and its results. */
     PMX_MAT_SCRATCH = 80 * 1024,
     PMX_ATTEND_SCRATCH = PMX_PAGE + 2, /* floats of each query of attend: its scores, and two factors */
     PMX_MAX_HEAD_DIM = 1024            /* kernels have a few arrays of so many floats on the stack */

@@ -6,8 +6,12 @@
  *
  * vec: 8 rows of up to 4 tokens; the rows' 16 lanes are reduced together once per block of 256, and
  * so are the products of the sums, which are formed for four rows in one register. mat takes a few
- * tokens so. mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 4 tokens: 8
- * accumulators of a sub-block and 8 of the block. */
+ * tokens so. mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 6 tokens: 12
+ * accumulators of a sub-block and 12 of the block. On Zen 5 two units do all that multiplies, so
+ * that a tile takes as long as its multiplications: of a block 768 vpdpbusd, and beside them 96
+ * vpmulld of 8 sub-blocks or 192 of 16, 48 vpdpwssd of minimums or 96, and 24 or 48 of the floats. What
+ * an offset adds is where a sub-block's accumulator begins, which takes none. Chains of 8
+ * accumulators wait for their own results. */
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
@@ -15,8 +19,8 @@
 
 enum {
     STRIP_ROWS = 32,
-    STRIP_BLOCKS = 4, /* blocks of 256 of a strip: 32 KB of weights */
-    TILE_TOKENS = 4,
+    STRIP_BLOCKS = 2, /* blocks of 256 of a strip: 16 KB of weights, which stay in L1 beside the activations */
+    TILE_TOKENS = 6,
     /* So many are multiplied without a strip. At 8 a strip is up to 13% faster from the cache, but 8
      * to 43% slower from memory; at 9 it is up to 20% faster from both, but for q6_k. */
     FEW_TOKENS = 8,
@@ -47,7 +51,7 @@ PMX_INLINE void few256(const pmx_product p, const type256 T) {
 typedef struct {
     uint8_t q[PMX_BLOCK256 / 4][STRIP_ROWS][4];
     int32_t scales[16][STRIP_ROWS];
-    int32_t pairs[PAIRS][STRIP_ROWS]; /* two int16 each */
+    int32_t pairs[PAIRS][STRIP_ROWS]; /* minimums of two sub-blocks as int16; of 8 the first half */
     float d[STRIP_ROWS], dmin[STRIP_ROWS];
 } strip_block;
 
@@ -72,25 +76,21 @@ PMX_INLINE void unpack_rows(strip_block *out, const uint8_t *const *rows, int64_
     _mm256_store_ps(out->d + part, d);
     _mm256_store_ps(out->dmin + part, dmin);
     if (T.n_sub == 1) return;
-    __m512i scales[2][2], pairs[2][2]; /* [low, high][rows 0..3, 4..7] */
+    __m512i scales[2][2], mins[2][2]; /* [low, high][rows 0..3, 4..7] */
     for (int i = 0; i < 2; i++) {
         words256 words, factors;
         load_scales256(&words, &factors, rows + 4 * i, at, T);
         scales[0][i] = words.low;
         scales[1][i] = words.high;
-        const __m512i factor = _mm512_set1_epi16((int16_t)-(1 << T.offset_bits));
-        pairs[0][i] = T.offset_bits ? _mm512_mullo_epi16(factors.low, factor) : factors.low;
-        pairs[1][i] = T.offset_bits ? _mm512_mullo_epi16(factors.high, factor) : factors.high;
+        mins[0][i] = factors.low;
+        mins[1][i] = factors.high;
     }
     for (int half = 0; half < T.n_sub / 8; half++) {
         for (int i = 0; i < 8; i++) v[i] = _mm256_cvtepi16_epi32(lane_of(scales[half], i));
         transpose8((uint8_t *)&out->scales[8 * half][part], 4 * STRIP_ROWS, v);
     }
-    for (int i = 0; i < 8; i++) {
-        const __m128i low = lane_of(pairs[0], i); /* of sub-blocks of 32, each has two equal ones */
-        v[i] = T.n_sub == 8 ? _mm256_set_m128i(_mm_unpackhi_epi16(low, low), _mm_unpacklo_epi16(low, low))
-                            : _mm256_set_m128i(lane_of(pairs[1], i), low);
-    }
+    if (!T.has_min) return;
+    for (int i = 0; i < 8; i++) v[i] = _mm256_set_m128i(lane_of(mins[T.n_sub / 16], i), lane_of(mins[0], i));
     transpose8((uint8_t *)&out->pairs[0][part], 4 * STRIP_ROWS, v);
 }
 
@@ -111,112 +111,160 @@ PMX_INLINE __m512i load_dword(const void *p) {
     return _mm512_set1_epi32(x);
 }
 
-PMX_INLINE __m256i sums16(const int32_t *sums) { return _mm512_cvtepi32_epi16(_mm512_loadu_si512(sums)); }
-
-/* sum + pairs of 16 rows times the sums of a token. */
-PMX_INLINE __m512i add_pairs(__m512i sum, const strip_block *block, const int half, const int16_t *xsums) {
-#pragma GCC unroll 8
-    for (int j = 0; j < PAIRS; j++)
-        sum = _mm512_dpwssd_epi32(sum, _mm512_load_si512(&block->pairs[j][half]), load_dword(xsums + 2 * j));
-    return sum;
+/* A token's sums as a tile wants them: int16 of the sub-blocks, which minimums are multiplied with; or
+ * int32, what the offset adds to each sub-block's products, with which these begin. */
+PMX_INLINE void store_sums(int32_t *out, const int32_t *sums, const int offset_bits, const int n_sub,
+                           const int has_min) {
+    const __m512i minus = _mm512_set1_epi32(-(1 << offset_bits));
+    if (n_sub == 1) {
+        out[0] = -kquant_sum(sums);
+        return;
+    }
+    __m512i v = _mm512_loadu_si512(sums);
+    if (n_sub == 8) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6, 8, 10, 12, 14);
+        v = _mm512_permutexvar_epi32(even, _mm512_add_epi32(v, _mm512_shuffle_epi32(v, _MM_PERM_CDAB)));
+    }
+    if (has_min)
+        _mm256_store_si256((__m256i *)(void *)out, _mm512_cvtepi32_epi16(v));
+    else
+        _mm512_store_si512(out, _mm512_mullo_epi32(v, minus));
 }
 
-PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m512i isum, float d, const int16_t *xsums,
-                      const type256 T) {
+/* 16 results of a token += a block. */
+PMX_INLINE void flush(float *acc, const strip_block *block, const int half, __m512i isum, float d, const int32_t *sums,
+                      const int n_sub, const int has_min) {
     const __m512 dx = _mm512_set1_ps(d);
-    if (T.offset_bits) isum = add_pairs(isum, block, half, xsums);
-    if (T.n_sub == 1) isum = _mm512_sub_epi32(isum, _mm512_set1_epi32(xsums[0]));
     __m512 y = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->d + half), dx), _mm512_cvtepi32_ps(isum),
                                _mm512_load_ps(acc + half));
-    if (T.has_min) {
-        const __m512 msum = _mm512_cvtepi32_ps(add_pairs(_mm512_setzero_si512(), block, half, xsums));
-        y = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->dmin + half), dx), msum, y);
+    if (has_min) {
+        __m512i msum = _mm512_setzero_si512();
+#pragma GCC unroll 8
+        for (int j = 0; j < n_sub / 2; j++)
+            msum = _mm512_dpwssd_epi32(msum, _mm512_load_si512(&block->pairs[j][half]), load_dword(sums + j));
+        y = _mm512_fnmadd_ps(_mm512_mul_ps(_mm512_load_ps(block->dmin + half), dx), _mm512_cvtepi32_ps(msum), y);
     }
     _mm512_store_ps(acc + half, y);
 }
 
-/* acc [N tokens][32 rows] += one block of 256. q, d, xsums: of each token. */
-PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *const *q, const float *d,
-                           const int16_t (*xsums)[16], const int N, const type256 T) {
+/* acc [N tokens][32 rows] += block b of the strip. q, d: of each token and all blocks; sums of this one. */
+PMX_INLINE void tile_block(float *acc, const strip_block *block, const int8_t *const *q, const float *const *d,
+                           int64_t b, const int32_t (*sums)[16], const int N, const int n_sub, const int has_min) {
     __m512i low[TILE_TOKENS], high[TILE_TOKENS];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int t = 0; t < N; t++) low[t] = high[t] = _mm512_setzero_si512();
-    for (int j = 0; j < T.n_sub; j++) {
+    const int quads = n_sub == 16 ? 4 : 8;
+    for (int j = 0; j < 64 / quads; j++) {
         __m512i dot_low[TILE_TOKENS], dot_high[TILE_TOKENS];
-        const int quads = PMX_BLOCK256 / 4 / T.n_sub;
-#pragma GCC unroll 4
-        for (int t = 0; t < N; t++) dot_low[t] = dot_high[t] = _mm512_setzero_si512();
+#pragma GCC unroll 6
+        for (int t = 0; t < N; t++) {
+            if (n_sub == 1) {
+                dot_low[t] = low[t];
+                dot_high[t] = high[t];
+            } else {
+                dot_low[t] = dot_high[t] = has_min ? _mm512_setzero_si512() : load_dword(sums[t] + j);
+            }
+        }
 #pragma GCC unroll 8
         for (int i = 0; i < quads; i++) {
             const uint8_t *w = &block->q[j * quads + i][0][0];
             const __m512i w0 = _mm512_load_si512(w), w1 = _mm512_load_si512(w + 64);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
             for (int t = 0; t < N; t++) {
-                const __m512i x = load_dword(q[t] + 4 * (j * quads + i));
+                const __m512i x = load_dword(q[t] + PMX_BLOCK256 * b + 4 * (j * quads + i));
                 dot_low[t] = _mm512_dpbusd_epi32(dot_low[t], w0, x);
                 dot_high[t] = _mm512_dpbusd_epi32(dot_high[t], w1, x);
             }
         }
-        if (T.n_sub == 1) {
-            memcpy(low, dot_low, sizeof low);
-            memcpy(high, dot_high, sizeof high);
-            break;
-        }
         const __m512i scale0 = _mm512_load_si512(block->scales[j]), scale1 = _mm512_load_si512(block->scales[j] + 16);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
         for (int t = 0; t < N; t++) {
-            low[t] = _mm512_add_epi32(low[t], _mm512_mullo_epi32(dot_low[t], scale0));
-            high[t] = _mm512_add_epi32(high[t], _mm512_mullo_epi32(dot_high[t], scale1));
+            low[t] = n_sub == 1 ? dot_low[t] : _mm512_add_epi32(low[t], _mm512_mullo_epi32(dot_low[t], scale0));
+            high[t] = n_sub == 1 ? dot_high[t] : _mm512_add_epi32(high[t], _mm512_mullo_epi32(dot_high[t], scale1));
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int t = 0; t < N; t++) {
-        flush(acc + t * STRIP_ROWS, block, 0, low[t], d[t], xsums[t], T);
-        flush(acc + t * STRIP_ROWS, block, 16, high[t], d[t], xsums[t], T);
-    }
-}
-
-/* acc [N tokens][32 rows] += n_blocks blocks of the strip, which begins at block `first`. */
-PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_product p, int64_t first, int64_t n_blocks,
-                     const int N, const type256 T) {
-    for (int64_t b = 0; b < n_blocks; b++) {
-        const int8_t *q[TILE_TOKENS];
-        float d[TILE_TOKENS];
-        int16_t xsums[TILE_TOKENS][16] __attribute__((aligned(32)));
-        for (int t = 0; t < N; t++) {
-            const pmx_quantized token = pmx_token_q256(p.acts, p.tokens[t], first + b);
-            q[t] = token.q;
-            d[t] = token.d[0];
-            if (T.n_sub == 1)
-                xsums[t][0] = (int16_t)kquant_sum(token.sums); /* at most 256 * 127 */
-            else
-                _mm256_store_si256((__m256i *)(void *)xsums[t], sums16(token.sums));
+        if (n_sub == 1) {
+            low[t] = _mm512_add_epi32(low[t], load_dword(sums[t]));
+            high[t] = _mm512_add_epi32(high[t], load_dword(sums[t]));
         }
-        tile_block(acc, strip + b, q, d, (const int16_t(*)[16])xsums, N, T);
+        flush(acc + t * STRIP_ROWS, block, 0, low[t], d[t][b], sums[t], n_sub, has_min);
+        flush(acc + t * STRIP_ROWS, block, 16, high[t], d[t][b], sums[t], n_sub, has_min);
     }
 }
 
+/* acc [N tokens][32 rows] += n_blocks blocks of the strip, which begins at block `first`. Tokens past
+ * the end repeat the last one. */
+PMX_INLINE void tile(float *acc, const strip_block *strip, const pmx_product *p, int64_t first_token, int64_t first,
+                     int64_t n_blocks, int offset_bits, const int N, const int n_sub, const int has_min) {
+    const int8_t *q[TILE_TOKENS];
+    const float *d[TILE_TOKENS];
+    _Alignas(64) int32_t sums[STRIP_BLOCKS][TILE_TOKENS][16];
+    for (int t = 0; t < N; t++) {
+        const int64_t i = first_token + t < p->n_tokens ? first_token + t : p->n_tokens - 1;
+        const pmx_quantized token = pmx_token_q256(p->acts, p->tokens[i], first);
+        q[t] = token.q;
+        d[t] = token.d;
+        for (int64_t b = 0; b < n_blocks; b++) store_sums(sums[b][t], token.sums + 16 * b, offset_bits, n_sub, has_min);
+    }
+    for (int64_t b = 0; b < n_blocks; b++)
+        tile_block(acc, strip + b, q, d, b, (const int32_t(*)[16])sums[b], N, n_sub, has_min);
+}
+
+/* Once for all types of a kind: as much code as in each type's kernel would take compilers minutes. */
+typedef void tile_kernel(float *acc, const strip_block *strip, const pmx_product *p, int64_t first_token, int64_t first,
+                         int64_t n_blocks, int offset_bits);
+#define TILES(KIND, N_SUB, HAS_MIN)                                                                                    \
+    static __attribute__((noinline)) void tile6_##KIND(float *acc, const strip_block *strip, const pmx_product *p,     \
+                                                       int64_t first_token, int64_t first, int64_t n_blocks,           \
+                                                       int offset_bits) {                                              \
+        tile(acc, strip, p, first_token, first, n_blocks, offset_bits, 6, N_SUB, HAS_MIN);                             \
+    }                                                                                                                  \
+    static __attribute__((noinline)) void tile4_##KIND(float *acc, const strip_block *strip, const pmx_product *p,     \
+                                                       int64_t first_token, int64_t first, int64_t n_blocks,           \
+                                                       int offset_bits) {                                              \
+        tile(acc, strip, p, first_token, first, n_blocks, offset_bits, 4, N_SUB, HAS_MIN);                             \
+    }
+
+TILES(min8, 8, 1)
+TILES(min16, 16, 1)
+TILES(offset8, 8, 0)
+TILES(offset16, 16, 0)
+TILES(whole, 1, 0)
+
+/* That of a type. */
+#define TILE_OF(N, T)                                                                                                  \
+    ((T).n_sub == 1   ? tile##N##_whole                                                                                \
+     : (T).has_min    ? (T).n_sub == 8 ? tile##N##_min8 : tile##N##_min16                                              \
+     : (T).n_sub == 8 ? tile##N##_offset8                                                                              \
+                      : tile##N##_offset16)
+
+/* Tiles of 6 tokens, and where these leave some over, one or two of 4: with at most one token too many. */
 PMX_INLINE void mat256(const pmx_product p, const type256 T) {
+    tile_kernel *const six = TILE_OF(6, T), *const four = TILE_OF(4, T);
     strip_block *strip = p.scratch;
     float *acc = (float *)(void *)(strip + STRIP_BLOCKS);
-    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256;
+    const int64_t n_blocks = p.acts->cols / PMX_BLOCK256, even = (p.n_tokens + 1) / 2 * 2, left = even % 6;
+    const int64_t sixes = even - (left ? (6 - left) / 2 * 4 : 0); /* the tokens in tiles of 6 */
     for (int64_t r = 0; r < p.n_rows; r += STRIP_ROWS) {
         const int64_t rows = p.n_rows - r < STRIP_ROWS ? p.n_rows - r : STRIP_ROWS;
-        memset(acc, 0, (size_t)(p.n_tokens * STRIP_ROWS) * sizeof *acc);
+        memset(acc, 0, (size_t)(even * STRIP_ROWS) * sizeof *acc);
         for (int64_t first = 0; first < n_blocks; first += STRIP_BLOCKS) {
             const int64_t n = n_blocks - first < STRIP_BLOCKS ? n_blocks - first : STRIP_BLOCKS;
             pmx_product part = pmx_product_from(p, r, 0);
             part.w += first * T.block_bytes;
             unpack_strip(strip, &part, n, p.w + (r + STRIP_ROWS) * p.row_bytes + first * STRIP_ROWS * T.block_bytes, T);
             int64_t t = 0;
-            for (; t + TILE_TOKENS <= p.n_tokens; t += TILE_TOKENS)
-                tile(acc + t * STRIP_ROWS, strip, pmx_product_from(p, 0, t), first, n, TILE_TOKENS, T);
-            for (; t < p.n_tokens; t++) tile(acc + t * STRIP_ROWS, strip, pmx_product_from(p, 0, t), first, n, 1, T);
+            for (; t < sixes; t += 6) six(acc + t * STRIP_ROWS, strip, &p, t, first, n, T.offset_bits);
+            for (; t < even; t += 4) four(acc + t * STRIP_ROWS, strip, &p, t, first, n, T.offset_bits);
         }
         for (int64_t t = 0; t < p.n_tokens; t++)
             memcpy(p.y + t * p.ldy + r, acc + t * STRIP_ROWS, (size_t)rows * sizeof *acc);
     }
 }
+_Static_assert(FEW_TOKENS >= 8, "fewer tokens are no sum of sixes and fours");
+_Static_assert(PMX_TOKEN_BLOCK % 2 == 0, "a token too many has its place");
 _Static_assert(STRIP_BLOCKS * sizeof(strip_block) + PMX_TOKEN_BLOCK * STRIP_ROWS * 4 <= PMX_MAT_SCRATCH, "scratch");
 _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks");
 
