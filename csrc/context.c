@@ -47,6 +47,7 @@ pmx_status pmx_ctx_create(pmx_ctx **ctx, int32_t n_threads, const char *isa) {
     made->kernels = kernels;
     made->n_threads = n_threads;
     made->planes = 1;
+    made->ahead = PMX_AHEAD;
     status = pmx_pool_create(&made->pool, n_threads);
     if (status != PMX_OK) {
         free(made);
@@ -114,15 +115,18 @@ void pmx_ctx_cancel(pmx_ctx *ctx, int32_t on) {
     if (ctx) pmx_pool_cancel(ctx->pool, on);
 }
 
-pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint) {
+pmx_status pmx_ctx_prefetch(pmx_ctx *ctx, int32_t hint, int32_t ahead) {
     pmx_status status = PMX_NOT_NULL(ctx);
     if (status != PMX_OK) return status;
     if (hint != PMX_PREFETCH_NEAR && hint != PMX_PREFETCH_FAR)
         return pmx_fail(PMX_EINVAL, "hint: expected PMX_PREFETCH_NEAR or PMX_PREFETCH_FAR, found %d", hint);
+    if (ahead < 0 || ahead > PMX_MAX_AHEAD)
+        return pmx_fail(PMX_EINVAL, "ahead: expected 0 to %d bytes, found %d", PMX_MAX_AHEAD, ahead);
     pmx_call call;
     status = pmx_enter(ctx, &call);
     if (status != PMX_OK) return status;
     ctx->prefetch = (pmx_prefetch)hint;
+    ctx->ahead = ahead;
     pmx_leave(ctx, call);
     return PMX_OK;
 }

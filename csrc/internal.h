@@ -61,6 +61,7 @@ struct pmx_ctx {
     _Atomic uint64_t user; /* the number of the thread whose call is running, or 0; its lowest bit: destroyed */
     int32_t n_threads;
     pmx_prefetch prefetch;
+    int32_t ahead;
     int32_t planes;     /* of quantized activations */
     pmx_timing *timing; /* NULL: off */
     struct {

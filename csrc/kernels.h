@@ -43,6 +43,7 @@ typedef struct {
     int64_t cols, n_tokens;
     int32_t planes;
     pmx_prefetch prefetch; /* of the rows that they are multiplied with */
+    int32_t ahead;         /* bytes before a line is read, it is asked for; where rows are read one by one */
 } pmx_acts;
 
 /* Prefetches the line at p, which need not be readable. */

@@ -65,8 +65,12 @@ pmx_status pmx_acts_prepare(pmx_ctx *ctx, pmx_acts *acts, const float *x, int64_
     if (n_tokens > INT32_MAX / ctx->planes) /* kernels count rows in 32 bits */
         return pmx_fail(PMX_EINVAL, "n_tokens: expected at most %d, found %lld: use smaller batches",
                         INT32_MAX / ctx->planes, (long long)n_tokens);
-    *acts = (pmx_acts){
-        .x = x, .cols = weights[0]->cols, .n_tokens = n_tokens, .planes = ctx->planes, .prefetch = ctx->prefetch};
+    *acts = (pmx_acts){.x = x,
+                       .cols = weights[0]->cols,
+                       .n_tokens = n_tokens,
+                       .planes = ctx->planes,
+                       .prefetch = ctx->prefetch,
+                       .ahead = ctx->ahead};
     int wanted[PMX_FORMS] = {0};
     for (int64_t i = 0; i < n_weights; i++) wanted[ctx->kernels->types[weights[i]->type].form] = 1;
     pmx_status status = PMX_OK;

@@ -54,7 +54,7 @@ class Context:
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer: Any = None
-        self._prefetch = "near"
+        self._prefetch, self._ahead = "near", int(lib.PMX_AHEAD)
         self._planes = 1
         if n_threads is None:
             n_threads = thread_limits().default
@@ -106,8 +106,27 @@ class Context:
         hints = {"near": lib.PMX_PREFETCH_NEAR, "far": lib.PMX_PREFETCH_FAR}
         if hint not in hints:
             raise InvalidArgumentError(f"expected a prefetch hint 'near' or 'far', found '{hint}': set one of them")
-        check(lib.pmx_ctx_prefetch(self.pointer, hints[hint]))
+        check(lib.pmx_ctx_prefetch(self.pointer, hints[hint], self._ahead))
         self._prefetch = hint
+
+    @property
+    def ahead(self) -> int:
+        """How many bytes before kernels of one token read a line they ask for it.
+
+        It holds for those that read rows one by one; others ask for a group of rows before they read
+        it. At first it is 8192. No result depends on it.
+
+        Raises:
+            InvalidArgumentError: when it is set to a number that is not 0 to 1048576.
+        """
+        return self._ahead
+
+    @ahead.setter
+    def ahead(self, n: int) -> None:
+        n = integer("ahead", n, 0, lib.PMX_MAX_AHEAD)
+        hints = {"near": lib.PMX_PREFETCH_NEAR, "far": lib.PMX_PREFETCH_FAR}
+        check(lib.pmx_ctx_prefetch(self.pointer, hints[self._prefetch], n))
+        self._ahead = n
 
     @property
     def planes(self) -> int:

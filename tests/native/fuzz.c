@@ -331,7 +331,8 @@ static pmx_ctx *create(input *in) {
     expect(status == PMX_OK || (may_fail && (status == PMX_ENOMEM || status == PMX_ETHREAD)), "no context");
     expect(!ctx || (strcmp(pmx_ctx_isa(ctx), isa) == 0 && pmx_ctx_threads(ctx) == n_threads),
            "not the context that was asked for");
-    expect(!ctx || pmx_ctx_prefetch(ctx, (int32_t)below(in, 2)) == PMX_OK, "a prefetch hint was refused");
+    expect(!ctx || pmx_ctx_prefetch(ctx, (int32_t)below(in, 2), (int32_t)below(in, PMX_MAX_AHEAD + 1)) == PMX_OK,
+           "a prefetch hint was refused");
     expect(!ctx || pmx_ctx_timing(ctx, (int32_t)below(in, 2)) == PMX_OK, "timing was refused");
     return ctx;
 }

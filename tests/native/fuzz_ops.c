@@ -341,8 +341,10 @@ void fuzz_queries(input *in) {
     statuses[0] = statuses[1] = pmx_ctx_create(&none, (int32_t)PICK(in, 0, -1, 257, INT32_MAX, INT32_MIN), name);
     int refused = statuses[0] == PMX_EINVAL && !none;
     refused &= pmx_ctx_create(NULL, 1, NULL) == PMX_EINVAL;
-    refused &= pmx_ctx_prefetch(NULL, PMX_PREFETCH_FAR) == PMX_EINVAL;
-    refused &= pmx_ctx_prefetch(contexts[1], (int32_t)PICK(in, 2, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
+    refused &= pmx_ctx_prefetch(NULL, PMX_PREFETCH_FAR, PMX_AHEAD) == PMX_EINVAL;
+    refused &= pmx_ctx_prefetch(contexts[1], (int32_t)PICK(in, 2, -1, INT32_MAX, INT32_MIN), PMX_AHEAD) == PMX_EINVAL;
+    refused &=
+        pmx_ctx_prefetch(contexts[1], 0, (int32_t)PICK(in, -1, PMX_MAX_AHEAD + 1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
     refused &= pmx_ctx_planes(NULL, 1) == PMX_EINVAL;
     refused &= pmx_ctx_planes(contexts[1], (int32_t)PICK(in, 0, 3, -1, INT32_MAX, INT32_MIN)) == PMX_EINVAL;
     refused &= pmx_ctx_create(&none, 1, "no such thing") == PMX_EUNSUPPORTED && !none;

@@ -109,7 +109,7 @@ static void *meet(void *arg) {
     shared *s = arg;
     for (int i = 0; !atomic_load(&s->done); i++) {
         atomic_fetch_add(&s->refused, multiply(s->ctx, PMX_EBUSY));
-        pmx_ctx_prefetch(s->ctx, i % 2);
+        pmx_ctx_prefetch(s->ctx, i % 2, PMX_AHEAD);
         pmx_ctx_timing(s->ctx, i % 3);
     }
     return NULL;
@@ -149,7 +149,7 @@ static void destroy_while_multiplying(int n_threads) {
         shared s = {.ctx = create(n_threads)};
         pthread_t thread;
         expect(pthread_create(&thread, NULL, multiply_once, &s) == 0, "no thread");
-        while (!atomic_load(&s.done) && pmx_ctx_prefetch(s.ctx, 0) != PMX_EBUSY) continue;
+        while (!atomic_load(&s.done) && pmx_ctx_prefetch(s.ctx, 0, PMX_AHEAD) != PMX_EBUSY) continue;
         pmx_ctx_destroy(s.ctx);
         pthread_join(thread, NULL);
     }

@@ -110,10 +110,19 @@ def test_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
 def test_no_bit_depends_on_the_prefetch_hint(isa: str, kind: GGMLQuantizationType) -> None:
     x, w, want = product(kind, 12, 19, LONG[block_weights(kind)][-1])
     with ops.Context(2, isa) as ctx:
-        for hint in ("near", "far"):
-            ctx.prefetch = hint
+        for hint, ahead in (("near", 0), ("far", 8192), ("near", 1 << 20)):
+            ctx.prefetch, ctx.ahead = hint, ahead
             for n in (1, 2, 3, 5, 12):
                 np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
+
+
+@every_context
+@pytest.mark.parametrize(
+    "kind", [kind for kind in INTEGER_TYPES if block_weights(kind) == 256], ids=lambda k: k.name.lower()
+)
+def test_one_token_of_very_long_rows(ctx: ops.Context, kind: GGMLQuantizationType) -> None:
+    x, w, want = product(kind, 1, 11, 16384 + 3 * 256)
+    np.testing.assert_array_equal(ops.matmul(ctx, x, w), want)
 
 
 @every_context

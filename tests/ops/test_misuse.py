@@ -520,7 +520,7 @@ def test_contexts_that_are_null() -> None:
     refused(lib.pmx_ctx_create(ffi.NULL, 1, b"scalar"))
     lib.pmx_ctx_destroy(ffi.NULL)
     lib.pmx_ctx_cancel(ffi.NULL, 1)
-    refused(lib.pmx_ctx_prefetch(ffi.NULL, lib.PMX_PREFETCH_FAR))
+    refused(lib.pmx_ctx_prefetch(ffi.NULL, lib.PMX_PREFETCH_FAR, lib.PMX_AHEAD))
     refused(lib.pmx_ctx_timing(ffi.NULL, 1))
     assert lib.pmx_ctx_isa(ffi.NULL) == ffi.NULL
     assert lib.pmx_ctx_threads(ffi.NULL) == 0
@@ -529,7 +529,9 @@ def test_contexts_that_are_null() -> None:
 def test_prefetch_hints_that_are_none() -> None:
     with ops.Context(1) as ctx:
         for hint in (-1, 2, (1 << 31) - 1, -(1 << 31)):
-            refused(lib.pmx_ctx_prefetch(ctx.pointer, hint))
+            refused(lib.pmx_ctx_prefetch(ctx.pointer, hint, lib.PMX_AHEAD))
+        for ahead in (-1, lib.PMX_MAX_AHEAD + 1, (1 << 31) - 1, -(1 << 31)):
+            refused(lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR, ahead))
 
 
 def test_planes_that_are_none() -> None:

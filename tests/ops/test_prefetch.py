@@ -133,6 +133,10 @@ def test_a_context_refuses_other_hints(ctx: ops.Context) -> None:
     with pytest.raises(InvalidArgumentError, match="'near' or 'far', found 'T1'"):
         ctx.prefetch = "T1"
     assert ctx.prefetch == "near"
+    for n in (-1, (1 << 20) + 1, 1 << 40):
+        with pytest.raises(InvalidArgumentError, match="ahead"):
+            ctx.ahead = n
+    assert ctx.ahead == 8192
 
 
 @pytest.mark.parametrize(("text", "want"), [

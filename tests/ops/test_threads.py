@@ -155,7 +155,7 @@ def test_every_entry_point_is_refused_in_a_busy_context(make: Callable[[ops.Cont
         before = [output.array.copy() for output in call.outputs]
         with in_a_long_call(ctx):
             assert call.status() == lib.PMX_EBUSY
-            assert lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR) == lib.PMX_EBUSY
+            assert lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR, lib.PMX_AHEAD) == lib.PMX_EBUSY
             assert lib.pmx_ctx_timing(ctx.pointer, 1) == lib.PMX_EBUSY
             times = ffi.new("pmx_part_time[]", lib.PMX_PARTS), ffi.new("pmx_thread_time[]", 2 * lib.PMX_PARTS)
             assert lib.pmx_ctx_times(ctx.pointer, *times) == lib.PMX_EBUSY

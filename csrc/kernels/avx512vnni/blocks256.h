@@ -40,6 +40,7 @@ typedef struct {
     int has_min;     /* each sub-block has a minimum */
     int offset_bits; /* the integers' offset is 2 to this; 0: none */
     int wide;        /* the sum of four products may exceed int16 */
+    int by_row;      /* one token is multiplied row by row */
     __m128i (*row_scales)(const uint8_t *block); /* of one row, in place of `scales` */
     /* In place of `unpack`: 32 codes of each of two rows at once, and integers from a row's codes. */
     void (*look_up)(__m512i codes[2], const uint8_t *a, const uint8_t *b);

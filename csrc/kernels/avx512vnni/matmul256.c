@@ -4,9 +4,10 @@
  * scaled as integers, and one conversion and fma ends the block of 256. Offsets and minimums are
  * vpdpwssd of int16: scales or minimums times the activations' sums, which fit (32 * 127).
  *
- * vec: 8 rows of up to 4 tokens; the rows' 16 lanes are reduced together once per block of 256, and
- * so are the products of the sums, which are formed for four rows in one register. mat takes a few
- * tokens so. mat of more: strips of 32 rows as bytes [k/4][32 rows][4] times 6 tokens: 12
+ * vec: q4_k, q5_k and q6_k row by row (rows256.h). Others: 8 rows of up to 4 tokens (vec256.h); the
+ * rows' 16 lanes are reduced together once per block of 256, and so are the products of the sums, which
+ * are formed for four rows in one register. mat takes a few tokens so. mat of more: strips of 32 rows as
+ * bytes [k/4][32 rows][4] times 6 tokens: 12
  * accumulators of a sub-block and 12 of the block. On Zen 5 two units do all that multiplies, so
  * that a tile takes as long as its multiplications: of a block 768 vpdpbusd, and beside them 96
  * vpmulld of 8 sub-blocks or 192 of 16, 48 vpdpwssd of minimums or 96, and 24 or 48 of the floats. What
@@ -15,7 +16,7 @@
 #if defined(__x86_64__)
 #include "../avx2/blocks32.h"
 #include "avx512vnni.h"
-#include "vec256.h"
+#include "rows256.h"
 
 enum {
     STRIP_ROWS = 32,
@@ -272,7 +273,12 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
 #define PRODUCTS(T, SCALES, HEAD, D, ORDER, ...)                                                                       \
     static const type256 T = {unpack_##T, SCALES, sizeof(pmx_block_##T), HEAD, D, ORDER, __VA_ARGS__};                 \
     static __attribute__((noinline)) void few_##T(const pmx_product *p) { few256(*p, T); }                             \
-    void pmx_avx512vnni_vec_##T(const pmx_product *p) { PMX_WITH_HINT(vec256, *p, 1, T); }                             \
+    void pmx_avx512vnni_vec_##T(const pmx_product *p) {                                                                \
+        if (T.by_row)                                                                                                  \
+            PMX_WITH_HINT(rows256, *p, T);                                                                             \
+        else                                                                                                           \
+            PMX_WITH_HINT(vec256, *p, 1, T);                                                                           \
+    }                                                                                                                  \
     void pmx_avx512vnni_mat_##T(const pmx_product *p) {                                                                \
         if (p->n_tokens <= FEW_TOKENS)                                                                                 \
             few_##T(p);                                                                                                \
@@ -286,9 +292,9 @@ _Static_assert(sizeof(strip_block) % 64 == 0, "alignment of the strip's blocks")
 
 TYPE(q2_k, scales4_q2_k, 0, ORDER_CRUMBS, .n_sub = 16, .has_min = 1)
 TYPE(q3_k, scales4_q3_k, sizeof(pmx_block_q3_k) - 16, ORDER_CRUMBS, .n_sub = 16, .offset_bits = 2)
-TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
-TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1)
-TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5)
+TYPE(q4_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1, .by_row = 1)
+TYPE(q5_k, scales4_k4, 0, ORDER_NIBBLES, .n_sub = 8, .has_min = 1, .by_row = 1)
+TYPE(q6_k, scales4_q6_k, offsetof(pmx_block_q6_k, scales), ORDER_PLAIN, .n_sub = 16, .offset_bits = 5, .by_row = 1)
 TYPE(iq1_s, scales4_iq1_s, LAST16(iq1_s), ORDER_PLAIN, .n_sub = 8, LATTICE_OF(PMX_IQ1_S))
 PRODUCTS(iq1_m, scales4_iq1_m, LAST16(iq1_m), -1, ORDER_PLAIN, .n_sub = 16, LATTICE_OF(PMX_IQ1_M))
 TYPE(iq2_xxs, NULL, 0, ORDER_FOURTHS, .n_sub = 8, LATTICE_OF(PMX_IQ2_XXS), .wide = 1, .row_scales = scales_iq2_xxs)
