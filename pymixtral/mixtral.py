@@ -214,7 +214,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
 
     @property
     def prefetch(self) -> str:
-        """The prefetch hint in use, "near" or "far"; generation measures which is faster here."""
+        """The prefetch hint in use, such as "near" or "far:4096"; generation measures which is fastest here."""
         return self._context.prefetch
 
     # --- Text -------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Bench:
     Attributes:
         model: the model file.
         isa: the instruction set.
-        prefetch: the prefetch hint that generation chose, "near" or "far".
+        prefetch: the prefetch hint that generation chose, such as "near" or "far:4096".
         n_threads: number of threads.
         n_prompt: tokens of the prompt.
         n_generate: tokens after it.

@@ -170,7 +170,7 @@ def prefetch() -> Prefetch:
     """Find the prefetch hint that a model begins with on this machine.
 
     Returns:
-        The hint. Without PYMIXTRAL_PREFETCH a model measures both while it generates.
+        The hint. Without PYMIXTRAL_PREFETCH a model measures a few while it generates.
     """
     try:
         asked = ops.asked_prefetch()
@@ -180,7 +180,7 @@ def prefetch() -> Prefetch:
         return Prefetch(asked, asked, "PYMIXTRAL_PREFETCH asks for it")
     hint = ops.default_prefetch()
     which = "of AMD's family 25" if hint == "far" else "of this CPU"
-    return Prefetch(hint, None, f"the default {which}; generation measures both hints")
+    return Prefetch(hint, None, f"the default {which}; generation measures others too")
 
 
 # --- Memory ---------------------------------------------------------------------------------------

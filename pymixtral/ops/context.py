@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from types import TracebackType
 from typing import Any
 
-from pymixtral.arguments import integer
+from pymixtral.arguments import integer, shown
 from pymixtral.errors import ClosedError, InvalidArgumentError, UnsupportedError
 from pymixtral.ops.native import check, ffi, lib
 from pymixtral.ops.threads import MAX_THREADS, thread_limits
@@ -54,7 +55,7 @@ class Context:
 
     def __init__(self, n_threads: int | None = None, isa: str | None = None) -> None:
         self._pointer: Any = None
-        self._prefetch, self._ahead = "near", int(lib.PMX_AHEAD)
+        self._prefetch = "near"
         self._planes = 1
         if n_threads is None:
             n_threads = thread_limits().default
@@ -92,9 +93,12 @@ class Context:
 
     @property
     def prefetch(self) -> str:
-        """Where kernels of one token put the rows that come next.
+        """Where kernels of one token put the weights that come next, and how early they ask for them.
 
-        "near" is the first cache, as at first, "far" the second. No result depends on it.
+        "near" is the first cache, as at first, "far" the second. "near:4096" asks for a line 4096 bytes,
+        at most 1048576, before it is read; without a number these are 8192. The number counts in
+        kernels that read rows one by one; others ask for a group of rows before they read it. No result
+        depends on it.
 
         Raises:
             InvalidArgumentError: when it is set to another value.
@@ -102,31 +106,11 @@ class Context:
         return self._prefetch
 
     @prefetch.setter
-    def prefetch(self, hint: str) -> None:
+    def prefetch(self, wanted: str) -> None:
+        hint, ahead = parse_prefetch(wanted)
         hints = {"near": lib.PMX_PREFETCH_NEAR, "far": lib.PMX_PREFETCH_FAR}
-        if hint not in hints:
-            raise InvalidArgumentError(f"expected a prefetch hint 'near' or 'far', found '{hint}': set one of them")
-        check(lib.pmx_ctx_prefetch(self.pointer, hints[hint], self._ahead))
-        self._prefetch = hint
-
-    @property
-    def ahead(self) -> int:
-        """How many bytes before kernels of one token read a line they ask for it.
-
-        It holds for those that read rows one by one; others ask for a group of rows before they read
-        it. At first it is 8192. No result depends on it.
-
-        Raises:
-            InvalidArgumentError: when it is set to a number that is not 0 to 1048576.
-        """
-        return self._ahead
-
-    @ahead.setter
-    def ahead(self, n: int) -> None:
-        n = integer("ahead", n, 0, lib.PMX_MAX_AHEAD)
-        hints = {"near": lib.PMX_PREFETCH_NEAR, "far": lib.PMX_PREFETCH_FAR}
-        check(lib.pmx_ctx_prefetch(self.pointer, hints[self._prefetch], n))
-        self._ahead = n
+        check(lib.pmx_ctx_prefetch(self.pointer, hints[hint], ahead))
+        self._prefetch = hint if ahead == lib.PMX_AHEAD else f"{hint}:{ahead}"
 
     @property
     def planes(self) -> int:
@@ -171,3 +155,25 @@ class Context:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def parse_prefetch(text: str) -> tuple[str, int]:
+    """Read what Context.prefetch may be set to.
+
+    Args:
+        text: "near" or "far", perhaps with a colon and a number of bytes.
+
+    Returns:
+        "near" or "far", and the bytes.
+
+    Raises:
+        InvalidArgumentError: for another text.
+    """
+    match = re.fullmatch(r"(near|far)(?::([0-9]{1,7}))?", text, re.ASCII)
+    ahead = int(match[2] or lib.PMX_AHEAD) if match else -1
+    if match is None or ahead > lib.PMX_MAX_AHEAD:
+        raise InvalidArgumentError(
+            f"expected prefetch to be 'near' or 'far', or with bytes such as 'near:4096', at most {lib.PMX_MAX_AHEAD}, "
+            f"found {shown(text)}: set one of them"
+        )
+    return match[1], ahead

@@ -1,10 +1,10 @@
 """The prefetch hint of a context, chosen by measurement.
 
-Kernels of one token ask memory for the rows that come next. Near, into the first cache, such a
+Kernels of one token ask memory for the weights that come next. Near, into the first cache, such a
 request holds one of a core's few miss buffers until the data is there. Far, into the second cache,
-it does not, but the row then comes from there. Which is faster depends on the CPU, by up to 1.7
-times, and no result depends on it. So both take turns in the first passes of one token, on the
-model's own weights.
+it does not, but the weights then come from there. How early to ask depends on how long memory takes.
+Which is fastest depends on the CPU, by up to 1.7 times, and no result depends on it. So a few
+candidates take turns in the first passes of one token, on the model's own weights.
 """
 
 from __future__ import annotations
@@ -14,18 +14,14 @@ import resource
 import time
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pymixtral.arguments import shown
 from pymixtral.cgroups import ROOT
 from pymixtral.errors import InvalidArgumentError
+from pymixtral.ops.context import Context, parse_prefetch
 
-if TYPE_CHECKING:
-    from pymixtral.ops.context import Context
-
-_HINTS = ("near", "far")
-_PAIRS = 8  # passes of each hint; the fastest counts, as whatever disturbs a pass slows it down
-_MARGIN = 0.98  # the other hint must take less than this part of the default's time
+_CANDIDATES = ("near", "far", "near:4096", "near:16384")
+_TURNS = 6  # passes of each candidate; the fastest counts, as whatever disturbs a pass slows it down
+_MARGIN = 0.98  # another one must take less than this part of the default's time
 _SHORTEST = 0.002  # seconds; a faster pass reads its weights from a cache
 _FAULTS = 64  # pages; a pass that meets more of them first waits for the system, or for the disk
 
@@ -36,16 +32,17 @@ def asked_prefetch() -> str | None:
     """Read the hint that the environment's PYMIXTRAL_PREFETCH asks for.
 
     Returns:
-        "near" or "far"; None if it is not set.
+        What Context.prefetch takes, such as "far" or "near:4096"; None if it is not set.
 
     Raises:
         InvalidArgumentError: for another value.
     """
     asked = os.environ.get("PYMIXTRAL_PREFETCH") or None
-    if asked is not None and asked not in _HINTS:
-        raise InvalidArgumentError(
-            f"expected PYMIXTRAL_PREFETCH to be 'near' or 'far', found {shown(asked)}: set one of them or unset it"
-        )
+    if asked is not None:
+        try:
+            parse_prefetch(asked)
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(str(error).replace("prefetch", "PYMIXTRAL_PREFETCH", 1)) from None
     return asked
 
 
@@ -70,7 +67,7 @@ def default_prefetch(root: Path = ROOT) -> str:
 
 
 class PrefetchTrial:
-    """Sets a context's hint, and changes it from pass to pass until the faster one is known.
+    """Sets a context's hint, and changes it from pass to pass until the fastest one is known.
 
     What a trial finds holds for all later ones of the process with the same instruction set and
     number of threads.
@@ -88,7 +85,7 @@ class PrefetchTrial:
         self._default = default_prefetch()
         fixed = asked_prefetch() or _chosen.get(self._key)
         self._running = fixed is None
-        self._seconds: dict[str, list[float]] = {hint: [] for hint in _HINTS}
+        self._seconds: dict[str, list[float]] = {hint: [] for hint in dict.fromkeys((self._default, *_CANDIDATES))}
         self._begin = (0.0, 0)
         self._n_short = 0
         ctx.prefetch = fixed or self._default
@@ -105,17 +102,18 @@ class PrefetchTrial:
         seconds, faults = time.perf_counter() - self._begin[0], _faults() - self._begin[1]
         if seconds < _SHORTEST:
             self._n_short += 1
-            self._running = self._n_short < 2 * _PAIRS  # a small model is not watched for ever
+            self._running = self._n_short < 2 * _TURNS  # a small model is not watched for ever
             return
         if faults > _FAULTS:
             return
         self._seconds[self._ctx.prefetch].append(seconds)
-        other = _HINTS[1 - _HINTS.index(self._default)]
-        if len(self._seconds[other]) < _PAIRS:
-            self._ctx.prefetch = _HINTS[1 - _HINTS.index(self._ctx.prefetch)]
+        left = min(self._seconds, key=lambda hint: len(self._seconds[hint]))
+        if len(self._seconds[left]) < _TURNS:
+            self._ctx.prefetch = left
             return
-        is_faster = min(self._seconds[other]) < _MARGIN * min(self._seconds[self._default])
-        self._ctx.prefetch = _chosen[self._key] = other if is_faster else self._default
+        best = min(self._seconds, key=lambda hint: min(self._seconds[hint]))
+        is_faster = min(self._seconds[best]) < _MARGIN * min(self._seconds[self._default])
+        self._ctx.prefetch = _chosen[self._key] = best if is_faster else self._default
         self._running = False
 
 

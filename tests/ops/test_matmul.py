@@ -111,7 +111,7 @@ def test_no_bit_depends_on_the_prefetch_hint(isa: str, kind: GGMLQuantizationTyp
     x, w, want = product(kind, 12, 19, LONG[block_weights(kind)][-1])
     with ops.Context(2, isa) as ctx:
         for hint, ahead in (("near", 0), ("far", 8192), ("near", 1 << 20)):
-            ctx.prefetch, ctx.ahead = hint, ahead
+            ctx.prefetch = f"{hint}:{ahead}"
             for n in (1, 2, 3, 5, 12):
                 np.testing.assert_array_equal(ops.matmul(ctx, x[:n], w), want[:n])
 
