@@ -41,7 +41,7 @@ CALLED = (
     quantize,
 )
 ARGUMENTS = {name for function in CALLED for name in inspect.signature(function).parameters if "_" in name}
-NEVER_WRONG = {"n_batch"}  # no command gives it
+NEVER_WRONG = {"n_batch", "replace"}  # no command gives them
 
 
 @pytest.fixture(scope="module")

@@ -106,8 +106,7 @@ def _allowed(service: Service) -> Path:
     if service.settings.adapter_folder is None:
         raise APIError(
             403,
-            "expected a server whose adapters may change, found another one: its operator starts it with "
-            "--allow-adapter-loading",
+            "expected a server whose adapters may change, found another one: its operator may allow it, for one folder",
             code="not_allowed",
         )
     return service.settings.adapter_folder
