@@ -10,7 +10,7 @@ from typing import Any
 from pymixtral.adapters import gguf_writer, peft_writer
 from pymixtral.adapters.opening import open_adapter
 from pymixtral.arguments import path_of
-from pymixtral.errors import CheckpointError
+from pymixtral.errors import CheckpointError, InvalidArgumentError
 from pymixtral.files.atomic import check_dest
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.kinds import named
@@ -67,11 +67,15 @@ def convert_adapter(source: _Path, dest: _Path, base: _Path, *, force: bool = Fa
         CheckpointError: `base` is no model.
         ModelConfigError: it describes none that makes sense.
         UnsupportedError: it is another kind of model.
-        InvalidArgumentError: an argument is no path.
+        InvalidArgumentError: an argument is no path, or `dest` is named like a file of a folder.
         OutputError: `dest` cannot be written.
     """
     path, place = path_of("dest", dest), path_of("source", source)
     as_gguf = path.suffix == ".gguf"
+    if path.suffix in (".safetensors", ".json", ".bin"):
+        raise InvalidArgumentError(
+            f"expected dest to end in .gguf, or to be a folder of PEFT, found {named(path)}: name the folder"
+        )
     files = (path,) if as_gguf else peft_writer.paths(path)
     used = [*adapter_files(place), path_of("base", base)]
     if as_gguf or path.is_dir():

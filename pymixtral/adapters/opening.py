@@ -48,7 +48,11 @@ def _open(path: Path, config: ModelConfig) -> Adapter:
         return _open_directory(path, config)
     if path.suffix in _PICKLES and path.is_file():
         raise peft.pickled(path)
-    if path.name.endswith((".safetensors", ".json")) and path.exists():
+    if not path.exists():
+        raise AdapterError(
+            f"{named(path)}: expected an adapter's folder or file, found none of this name: check the path"
+        )
+    if path.name.endswith((".safetensors", ".json")):
         raise AdapterError(
             f"{path}: expected an adapter's folder or a GGUF file, found one file of a folder: name the folder"
         )
@@ -66,6 +70,9 @@ def _open_directory(path: Path, config: ModelConfig) -> Adapter:
             f"{named(path)}: expected an adapter, found a folder of GGUF files: name one of them, such as "
             f"{path / ggufs[0]}"
         )
+    if peft.WEIGHTS in names or peft.PICKLE in names:
+        weights = peft.WEIGHTS if peft.WEIGHTS in names else peft.PICKLE
+        raise AdapterError(f"{named(path)}: expected {FILE} beside {weights}, found none: download it, too")
     raise AdapterError(
         f"{named(path)}: expected an adapter: {FILE} and {peft.WEIGHTS}, or {mistral.PARAMS} and {mistral.WEIGHTS}, or "
         "a GGUF file; found none of them"

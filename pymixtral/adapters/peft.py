@@ -75,8 +75,10 @@ def read(directory: Path, config: ModelConfig) -> Adapter:
     Raises:
         AdapterError: it is broken, does not fit the model, or means what is not computed.
     """
-    if not (directory / WEIGHTS).exists() and (directory / PICKLE).exists():
-        raise pickled(directory / PICKLE)
+    if not (directory / WEIGHTS).exists():
+        if (directory / PICKLE).exists():
+            raise pickled(directory / PICKLE)
+        raise AdapterError(f"{directory / WEIGHTS}: expected it beside {FILE}, found none: download it, too")
     with reading():
         meaning = PeftConfig.read(directory / FILE)
         tensors = read_safetensors(directory / WEIGHTS)

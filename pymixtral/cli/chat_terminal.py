@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -34,7 +34,7 @@ _COMMANDS = {
     "/reset": ("", "begin a new conversation with the same system text"),
     "/save": ("[FILE]", "write the messages to a file; without FILE, to the last one"),
     "/load": ("FILE", "go on with the messages of a file"),
-    "/adapter": ("[NAME[:SCALE]]", "answer with this adapter; without NAME, with none"),
+    "/adapter": ("[NAME[:SCALE] ...]", "answer with these adapters; without NAME, with none"),
     "/stats": ("", "show the length of the conversation and the last speed"),
     "/routing": ("", "show how often each expert was chosen for the last answer"),
 }
@@ -70,6 +70,9 @@ class _Terminal:
     def run(self) -> None:
         model, format = self._talk.model, self._talk.model.chat_format(self._talk.options["chat_format"])
         note(f"{model.path.name}, format {format.name}, context of {n_tokens(model.n_ctx)}.")
+        adapters = model.core.factory.adapters
+        if adapted := adapters.chosen(None):
+            note(f"Answering with {adapters.written(adapted)}.")
         note(_HINT)
         while True:
             try:
@@ -178,24 +181,17 @@ class _Terminal:
         return False
 
     def _adapter(self, text: str) -> bool:
-        loaded = self._talk.model.adapters
-        if not loaded:
+        adapters = self._talk.model.core.factory.adapters
+        if not adapters.named:
             note("No adapter is loaded; --adapter loads one at the start.")
             return False
-        name, scale = text, 1.0
-        if text not in loaded and ":" in text:
-            name, _, number = text.rpartition(":")
-            try:
-                scale = float(number)
-            except ValueError:
-                raise InvalidArgumentError(f"expected NAME:SCALE with a number, found {text}: type another") from None
-        chosen = {name: scale} if name else {}
-        self._talk.model.core.factory.adapters.chosen(chosen)  # refuses what is not loaded
-        self._talk.options["adapter"] = chosen
+        scales = _scales(text, adapters.named)
+        adapted = adapters.chosen(scales)  # refuses what is not loaded
+        self._talk.options["adapter"] = scales
         note(
-            f"Answering with the adapter {name}, times {scale:g}."
-            if name
-            else f"Answering without an adapter; there are {', '.join(loaded)}."
+            f"Answering with {adapters.written(adapted)}."
+            if adapted
+            else f"Answering without an adapter; there are {', '.join(adapters.named)}."
         )
         return False
 
@@ -274,6 +270,21 @@ def _stopping(talk: Talk) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _scales(text: str, loaded: Container[str]) -> dict[str, float]:
+    """What follows /adapter: names, each with its scale. One that stands alone may have spaces."""
+    scales = {}
+    alone = text in loaded or text.rpartition(":")[0] in loaded
+    for part in [text] if alone else text.split():
+        name, colon, number = part.rpartition(":")
+        if part in loaded or not colon:
+            name, number = part, "1"
+        try:
+            scales[name] = float(number)
+        except ValueError:
+            raise InvalidArgumentError(f"expected NAME:SCALE with a number, found {part}: type another") from None
+    return scales
 
 
 @contextmanager

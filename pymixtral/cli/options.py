@@ -257,7 +257,7 @@ _activations_option = click.option(
 )
 
 
-def _adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+def parse_adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
     """`[NAME=]PATH[:SCALE]` as arguments of Mixtral: the files by name, and the scales."""
     files: dict[str, Path] = {}
     scales: dict[str, float] = {}
@@ -268,7 +268,7 @@ def _adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
         scale = 1.0
         with suppress(ValueError):
             scale, path = (float(end), front) if front else (scale, path)
-        name = before if equals else Path(path).stem
+        name = before if equals else Path(path).name.removesuffix(".gguf")
         if not name or not path or name in files:
             wrong = f"{name!r} twice" if name in files else repr(text)
             raise click.BadParameter(
@@ -282,7 +282,11 @@ def _adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
 
 def _adapter_option(help: str) -> Callable[[Function], Function]:
     return click.option(
-        "--adapter", metavar="NAME=PATH[:SCALE]", multiple=True, callback=_adapters, help=f"{help}; may be repeated."
+        "--adapter",
+        metavar="NAME=PATH[:SCALE]",
+        multiple=True,
+        callback=parse_adapters,
+        help=f"{help}; may be repeated.",
     )
 
 

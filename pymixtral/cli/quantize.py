@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import click
 
 from pymixtral.cli.choices import RECIPES
 from pymixtral.cli.model import note_threads
-from pymixtral.cli.options import force_option, json_option, path_type, size, threads_option
+from pymixtral.cli.options import force_option, json_option, parse_adapters, path_type, size, threads_option
 from pymixtral.cli.text import write, write_json
 
 if TYPE_CHECKING:
@@ -32,17 +31,9 @@ def _tensors(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 
 
 def _adapters(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[Path, float]]:
-    """PATH[:SCALE] as pairs."""
-    found = []
-    for value in values:
-        path, colon, end = value.rpartition(":")
-        scale = 1.0
-        with suppress(ValueError):
-            scale, value = (float(end), path) if colon else (scale, value)
-        if not value:
-            raise click.BadParameter("expected PATH[:SCALE], such as tales.gguf:0.5, found no path", ctx, param)
-        found.append((Path(value), scale))
-    return found
+    """`[NAME=]PATH[:SCALE]` as pairs, by the rules of other commands; names have no use here."""
+    found = parse_adapters(ctx, param, values)
+    return [(path, found["adapter"][name]) for name, path in found["adapters"].items()]
 
 
 @click.command(

@@ -15,6 +15,11 @@ HEAD_BYTES = 512
 _MAX_SHOWN = 300
 """Characters of a path that a message has as it is."""
 
+_ADAPTER = "a LoRA adapter, which is no model by itself: open its model, with this as an adapter"
+
+_ADAPTER_FILES = ("adapter_model.safetensors", "lora.safetensors")
+"""Of PEFT and of Mistral."""
+
 _PART = re.compile(r"(.+\.\w+?)(?:[.-](?:split|part)-?)(?:[a-z]{1,3}|\d+(?:of\d+)?)", re.ASCII)
 """Names of files that were cut for hosts with a limit: x.gguf-split-a, x.gguf.part1of2."""
 
@@ -78,6 +83,8 @@ def found_instead(path: Path, head: bytes) -> str:
         return (
             "a web page: log in where the file is published, accept its terms if there are any, and download it again"
         )
+    if path.name in _ADAPTER_FILES:
+        return _ADAPTER
     if head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 1 << 30:
         return f"safetensors: {_quantize(path.parent)}"
     if text.startswith(b"{"):
@@ -94,7 +101,7 @@ def gguf_instead(metadata: Mapping[str, object]) -> str:
     if kind == "mmproj" or architecture == "clip":
         return "a projector of images, a part of a model that sees: name the model's own file"
     if kind == "adapter":
-        return "a LoRA adapter, which is no model by itself: merge it into its model"
+        return _ADAPTER
     if kind == "imatrix":
         return "an importance matrix: name a model here, and this file in quantize's imatrix"
     return ""
@@ -105,8 +112,8 @@ def directory_instead(path: Path) -> str:
     names = sorted(entry.name for entry in path.iterdir())
     if models := [name for name in names if name.endswith(".gguf")]:
         return f"a directory: name a file in it, such as {path / models[0]}"
-    if "adapter_config.json" in names and "config.json" not in names:
-        return "a LoRA adapter, which is no model by itself: merge it into its model"
+    if "lora.safetensors" in names or ("adapter_config.json" in names and "config.json" not in names):
+        return _ADAPTER
     if "config.json" in names or "params.json" in names:
         return f"the directory of a checkpoint: {_quantize(path)}"
     return "a directory: name a GGUF file"

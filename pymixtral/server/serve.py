@@ -217,7 +217,8 @@ async def _serve(
         if opened.done():
             model = opened.result()
             service.open(AsyncMixtral(model))
-            log.note(f"Ready: {escaped(service.name)}, {model.n_ctx} tokens of context.")
+            adapters = f"; adapters: {', '.join(map(escaped, model.adapters))}" if model.adapters else ""
+            log.note(f"Ready: {escaped(service.name)}, {model.n_ctx} tokens of context{adapters}.")
             await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
         service.draining = True
         if service.n_requests:

@@ -187,16 +187,15 @@ class Service:
         """The adapters that are loaded now, by name; none while the model is opened."""
         return self._model.adapters if self._model else {}
 
-    def unknown_model(self, name: str, param: str = "model") -> APIError:
+    def unknown_model(self, name: str) -> APIError:
         """Make the error of a request for another model.
 
         Args:
             name: the model that it names.
-            param: the field that has it.
         """
         names = [self.name, *self.adapters]
         known = f"the model {names[0]!r}" if len(names) == 1 else f"one of the models {str(names[:20])[1:-1]}"
-        return APIError(404, f"expected {known}, found {name[:200]!r}", param=param, code="model_not_found")
+        return APIError(404, f"expected {known}, found {name[:200]!r}", param="model", code="model_not_found")
 
     def timeout(self, asked: float | None = None) -> float | None:
         """How long a request may compute: what `timeout` of pymixtral.Options becomes.

@@ -61,7 +61,7 @@ def _open(path: Path) -> Checkpoint:
         return huggingface.read(path)
     if mistral.has_weights(path):
         return mistral.read(path)
-    if (path / "adapter_config.json").exists():
+    if any((path / name).exists() for name in ("adapter_config.json", "lora.safetensors")):
         raise UnsupportedError(
             f"{path}: expected a whole model, found a LoRA adapter: merge it into its model, by naming that here, "
             "and this among the adapters"

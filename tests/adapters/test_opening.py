@@ -43,10 +43,16 @@ def test_row_26_places_that_hold_no_adapter(tmp_path: Path) -> None:
     refused(tmp_path, "lora.safetensors")
     for path in (ADAPTERS / "v4-all" / "adapter_config.json", ADAPTERS / "v4-all" / "adapter_model.safetensors"):
         refused(path, "name the folder")
-    with pytest.raises(ModelFileError):
-        open_adapter(tmp_path / "missing", CASE)
+    refused(tmp_path / "missing", "missing", "found none of this name")
     with pytest.raises(InvalidArgumentError):
         open_adapter(3, CASE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_row_26_half_of_a_folder(tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(ADAPTERS / "v4-all", tmp_path / "a")
+    (folder / name).unlink()
+    refused(folder, f"expected {name}" if name.endswith("json") else f"{name}: expected it", "found none: download it")
 
 
 def test_row_26_files_that_are_links_elsewhere_or_no_files(tmp_path: Path) -> None:

@@ -196,3 +196,22 @@ def test_what_is_no_adapter(
     more = [word for one in adapters for word in ("--adapter", one)]
     for command in (["generate", "-p", "a", "-n", 1], ["score", "-p", "a", "--continuation", "b"]):
         refused(run(*command, "-m", tiny_q8_0, *more), words)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/run-0.5", "run-0.5"), ("a/run-0.5/", "run-0.5"), ("v0.1-lora.gguf", "v0.1-lora"), ("a.bin", "a.bin")],
+)
+def test_the_name_of_an_adapter_is_that_of_its_place(path: str, name: str) -> None:
+    """Folders have dots in their names, too, such as those of versions."""
+    assert parsed(path) == {"adapters": {name: Path(path)}, "adapter": {name: 1.0}}
+    assert parsed(f"{path}:2") == {"adapters": {name: Path(path)}, "adapter": {name: 2.0}}
+
+
+def test_quantize_takes_what_other_commands_take() -> None:
+    option = options(commands()["quantize"])["--adapter"]
+    assert option.callback
+    found = option.callback(click.Context(commands()["quantize"]), option, ("x=a.gguf:0.5", "b.gguf", "c=d:e"))
+    assert found == [(Path("a.gguf"), 0.5), (Path("b.gguf"), 1.0), (Path("d:e"), 1.0)]
+    with pytest.raises(click.BadParameter, match="'a' twice"):
+        option.callback(click.Context(commands()["quantize"]), option, ("a.gguf", "x/a.gguf"))

@@ -278,13 +278,20 @@ def test_an_adapter_is_switched_between_answers(start: Start, tmp_path: Path) ->
     with Mixtral(demo_chat_path(), n_ctx=256) as model:
         for i, name in enumerate("ab"):
             model.load_adapter(name, write_adapter(tmp_path / f"{name}.gguf", model.config, i))
-        chosen: list[Any] = [{"a": 1, "b": 2}, {"b": 0.5}, {}]
+        chosen: list[Any] = [{"a": 1, "b": 2}, {"b": 0.5}, {}, {"a": 1, "b": -1}]
         expected = [answer(model, told(FIRST), adapter=adapter) for adapter in chosen]
+
+        def written(scales: dict[str, float]) -> str:
+            adapters = model.core.factory.adapters
+            return f"Answering with {adapters.written(adapters.chosen(scales))}."
+
+        assert "the adapter 'b' of scale -1" in written({"a": 1, "b": -1})
         session = start(*LINE, "--adapter", f"{tmp_path}/a.gguf", "--adapter", f"{tmp_path}/b.gguf:2")
         assert say(session, FIRST).replace(CUT + "\n", "") == shown(expected[0])
         for typed, told_back, text in (
-            ("/adapter b:0.5", "Answering with the adapter b, times 0.5.", expected[1]),
+            ("/adapter b:0.5", "Answering with the adapter 'b' of scale 0.5.", expected[1]),
             ("/adapter", "Answering without an adapter; there are a, b.", expected[2]),
+            ("/adapter a b:-1", written({"a": 1, "b": -1}), expected[3]),
         ):
             assert say(session, typed) == told_back
             say(session, "/reset")

@@ -41,7 +41,7 @@ CALLED = (
     quantize,
 )
 ARGUMENTS = {name for function in CALLED for name in inspect.signature(function).parameters if "_" in name}
-NEVER_WRONG = {"n_batch"}  # no command gives it
+NEVER_WRONG = {"n_batch", "replace"}  # no command gives them
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("prune MODEL NEW --experts 8 --calibration TEXT", "--experts to be an integer from 2 to 7, found 8"),
         ("prune MODEL NEW --experts 6", "expected a text"),
         (f"convert-adapter {ADAPTERS}/v4-all TEXT --base MODEL", "replace it with --force"),
+        (
+            f"convert-adapter {ADAPTERS}/v4-all a.safetensors --base MODEL",
+            "or to be a folder of PEFT, found a.safetensors",
+        ),
         (f"convert-adapter {ADAPTERS}/v4-all NEW --base MODEL", "use the adapter's own base model"),
         (f"quantize CHECKPOINT NEW --adapter {ADAPTERS}/v4-all:0.5", "use the adapter's own base model"),
         (f"quantize CHECKPOINT NEW --adapter {ADAPTERS}/v4-all:5000", "scale"),

@@ -82,7 +82,14 @@ def test_directories_as_a_model(tmp_path: Path) -> None:
     refused(tmp_path / "hf", "the directory of a checkpoint", f"`pymixtral quantize {tmp_path / 'hf'} model.gguf`")
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora" / "adapter_config.json").write_text("{}")
-    refused(tmp_path / "lora", "a LoRA adapter")
+    refused(tmp_path / "lora", "a LoRA adapter", "as an adapter")
+    write_safetensors(tmp_path / "lora" / "adapter_model.safetensors", {})
+    refused(tmp_path / "lora" / "adapter_model.safetensors", "a LoRA adapter")
+    write_safetensors(empty / "lora.safetensors", {})
+    (empty / "params.json").write_text("{}")
+    for path in empty.glob("*.gguf"):
+        path.unlink()
+    refused(empty, "a LoRA adapter")
 
 
 @pytest.mark.parametrize("name", ["m.gguf-split-a", "m.gguf.part1of2", "m.gguf.split-01", "m.gguf-part-aa"])
@@ -139,9 +146,12 @@ def test_pointers_in_a_checkpoint(tmp_path: Path) -> None:
         quantize(tmp_path / "config.json", tmp_path / "m.gguf", progress=False)
 
 
-def test_an_adapter_as_a_checkpoint(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    write_safetensors(tmp_path / "adapter_model.safetensors", {})
+@pytest.mark.parametrize(
+    "names", [("adapter_config.json", "adapter_model.safetensors"), ("params.json", "lora.safetensors")]
+)
+def test_an_adapter_as_a_checkpoint(tmp_path: Path, names: tuple[str, str]) -> None:
+    (tmp_path / names[0]).write_text(json.dumps({"peft_type": "LORA"}))
+    write_safetensors(tmp_path / names[1], {})
     with pytest.raises(UnsupportedError, match="found a LoRA adapter: merge it into its model"):
         quantize(tmp_path, tmp_path / "m.gguf", progress=False)
 

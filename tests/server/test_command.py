@@ -90,6 +90,7 @@ def test_adapters_are_models(start: Start, tmp_path: Path) -> None:
         ]
     arguments = ("--adapter", str(path), "--adapter", f"half={path}:0.5", "--allow-adapter-loading", str(tmp_path))
     server = start("-m", str(demo_chat_path()), *arguments)
+    assert any(line.rstrip().endswith("; adapters: tales, half.") for line in server.lines)
     with server.client() as client:
 
         def text(name: str) -> str:

@@ -91,7 +91,13 @@ async def unload(service: Service, body: UnloadRequest) -> Response:
     async with service.adapting:
         _allowed(service)
         if body.lora_name not in service.model.adapters:
-            raise service.unknown_model(body.lora_name, "lora_name")
+            loaded = ", ".join(map(shown, list(service.adapters)[:20])) or "none"
+            raise APIError(
+                404,
+                f"expected lora_name to be an adapter's, found {shown(body.lora_name)}: loaded now: {loaded}",
+                param="lora_name",
+                code="model_not_found",
+            )
         service.model.unload_adapter(body.lora_name)
         service.scales.pop(body.lora_name, None)
         return JSONResponse({"id": body.lora_name, "object": "model", "deleted": True})
@@ -106,8 +112,7 @@ def _allowed(service: Service) -> Path:
     if service.settings.adapter_folder is None:
         raise APIError(
             403,
-            "expected a server whose adapters may change, found another one: its operator starts it with "
-            "--allow-adapter-loading",
+            "expected a server whose adapters may change, found another one: its operator may allow it, for one folder",
             code="not_allowed",
         )
     return service.settings.adapter_folder

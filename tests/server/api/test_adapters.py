@@ -142,6 +142,9 @@ def test_adapters_come_and_go(served: Served, client: OpenAI, folder: Path) -> N
             client.completions.create(model=name, prompt="Once")
     status, error = unload(served, "new")
     assert (status, error["error"]["param"], error["error"]["code"]) == (404, "lora_name", "model_not_found")
+    status, error = unload(served, served.service.name)
+    found = f"found {served.service.name!r}: loaded now: {', '.join(map(repr, served.service.adapters)) or 'none'}"
+    assert (status, error["error"]["message"]) == (404, f"expected lora_name to be an adapter's, {found}")
 
 
 @pytest.mark.parametrize(
