@@ -68,7 +68,7 @@ def _open_directory(path: Path, config: ModelConfig) -> Adapter:
     if ggufs := [name for name in names if name.endswith(".gguf")]:
         raise AdapterError(
             f"{named(path)}: expected an adapter, found a folder of GGUF files: name one of them, such as "
-            f"{path / ggufs[0]}"
+            f"{named(path / ggufs[0])}"
         )
     if peft.WEIGHTS in names or peft.PICKLE in names:
         weights = peft.WEIGHTS if peft.WEIGHTS in names else peft.PICKLE

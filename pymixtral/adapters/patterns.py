@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 MAX_CHARACTERS = 1000
 """Of a pattern. EVA writes a pattern for each module, of some 60 characters."""
 
+MAX_STEPS = 1 << 22
+"""Of a pattern in all its matches, some seconds. What people write takes a thousand for a name."""
+
 _MAX_DEPTH = 20
 _CLASSES: dict[str, Callable[[str], bool]] = {
     "d": str.isdecimal,
@@ -33,12 +36,15 @@ class _Node:
     """A part of a pattern: where it can end, given where it begins, noted for the text of a match."""
 
     ends_from: Callable[[str, int], Iterator[int]]
+    count: Callable[[int], None]
     known: dict[int, Ends] = field(default_factory=dict)
 
     def ends(self, text: str, begin: int) -> Ends:
         if begin not in self.known:
             self.known[begin] = frozenset(self.ends_from(text, begin))
-        return self.known[begin]
+        found = self.known[begin]
+        self.count(1 + len(found))  # whoever asked looks at each of them
+        return found
 
 
 class Pattern:
@@ -55,6 +61,7 @@ class Pattern:
         if len(text) > MAX_CHARACTERS:
             raise PatternError(f"expected a pattern of at most {MAX_CHARACTERS} characters, found {len(text)}")
         self._nodes: list[_Node] = []
+        self._n_steps = 0
         self._text, self._pos = text, 0
         self._root = self._alternatives(0)
         if self._pos < len(text):
@@ -69,6 +76,9 @@ class Pattern:
 
         Returns:
             Whether the pattern matches from one of these places to the end, as of re.
+
+        Raises:
+            PatternError: after MAX_STEPS, of this text and those before.
         """
         for node in self._nodes:
             node.known.clear()
@@ -77,8 +87,13 @@ class Pattern:
     def _error(self, expected: str) -> PatternError:
         return PatternError(f"expected {expected}, found {self._text[self._pos : self._pos + 10]!r} at {self._pos}")
 
+    def _count(self, n: int) -> None:
+        self._n_steps += n
+        if self._n_steps > MAX_STEPS:
+            raise PatternError(f"expected a pattern that matches all names in {MAX_STEPS} steps, found one of more")
+
     def _node(self, ends_from: Callable[[str, int], Iterator[int]]) -> _Node:
-        self._nodes.append(_Node(ends_from))
+        self._nodes.append(_Node(ends_from, self._count))
         return self._nodes[-1]
 
     def _peek(self) -> str:

@@ -175,7 +175,7 @@ class PeftConfig:
             rank: of the pair.
 
         Raises:
-            AdapterError: for a rank that the file does not have.
+            AdapterError: for a rank that the file does not have, and patterns that take too long.
         """
         if rank not in self.ranks:
             known = ", ".join(map(str, sorted(self.ranks)[:8])) + ", ..." * (len(self.ranks) > 8)
@@ -185,7 +185,10 @@ class PeftConfig:
             )
         begins = [0, *(i + 1 for i, character in enumerate(module) if character == ".")]
         found = [self.named[module[i:]] for i in begins if module[i:] in self.named]
-        found += [(place, alpha) for place, pattern, alpha in self.patterns if pattern.matches(module, begins)]
+        try:
+            found += [(place, alpha) for place, pattern, alpha in self.patterns if pattern.matches(module, begins)]
+        except PatternError as error:
+            raise AdapterError(f"{self.source}: alpha_pattern: {error}: name the modules") from None
         alpha = min(found)[1] if found else self.alpha  # the first that matches
         return alpha / (math.sqrt(rank) if self.root else rank)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from pymixtral.arguments import shown
+
 _MOST_FILES = 256
 """In the folder of an adapter, which has some ten: each is looked at."""
 
@@ -43,3 +45,22 @@ def _is_below(path: Path, root: Path) -> bool:
     """Whether a path without links is a file or a folder below another one; nothing else, such as a pipe."""
     mode = path.stat().st_mode
     return path.is_relative_to(root) and (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def told(error: Exception, folder: Path, path: Path, given: str) -> str:
+    """Write an error of loading for a client, who need not know where the folder is.
+
+    Args:
+        error: it may name the adapter, files of it and beside it, and the folder.
+        folder: the operator's.
+        path: of the adapter, as adapter_path() returned it.
+        given: what the client calls it.
+
+    Returns:
+        What the error says, with paths that begin in the folder; less where a path is cut.
+    """
+    root = str(folder.resolve())
+    message = str(error).replace(str(path), given).replace(f"{root}/", "").replace(root, "the server's folder")
+    if shown(root)[1:-1].removesuffix("..") in message:  # long names are cut, strange ones are escaped
+        return f"{given}: expected an adapter that can be read, found another one: check its files"
+    return message.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8

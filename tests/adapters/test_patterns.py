@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymixtral.adapters.patterns import MAX_CHARACTERS, Pattern, PatternError
+from pymixtral.adapters.patterns import MAX_CHARACTERS, MAX_STEPS, Pattern, PatternError
 
 NAMES = (
     "model.layers.0.self_attn.q_proj",
@@ -68,6 +68,22 @@ def test_any_text_is_matched_as_by_re_or_refused(pattern: str, text: str) -> Non
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|a)*b", "(a|a)" * 60, "(.*.*)*x", "((a*)*)*b", ".*" * 100 + "x"])
 def test_what_takes_re_for_ever_takes_no_time(pattern: str) -> None:
     assert not Pattern(pattern).matches("a" * 59 + "c")
+
+
+@pytest.mark.parametrize(
+    "pattern", [".*" * 499 + "x", "(" * 20 + ".*" * 470 + ")*" * 19 + ")y", "(?:.*|.*)*" * 90 + "y"]
+)
+def test_all_names_of_a_model_take_a_pattern_no_time_either(pattern: str) -> None:
+    slow = Pattern(pattern)
+    with pytest.raises(PatternError, match=f"{MAX_STEPS} steps"):
+        for layer in range(10_000):
+            slow.matches(f"model.layers.{layer}.block_sparse_moe.experts.7.w1")
+    assert layer < 200
+    plain = Pattern(r".*\.experts\.\d+\.w[13]")
+    names = [
+        f"model.layers.{i}.block_sparse_moe.experts.{e}.w{w}" for i in range(56) for e in range(8) for w in (1, 2, 3)
+    ]
+    assert sum(plain.matches(name, begins(name)) for name in names) == 56 * 8 * 2
 
 
 @pytest.mark.parametrize(

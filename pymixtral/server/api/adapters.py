@@ -12,8 +12,8 @@ from pydantic import Field
 from starlette.responses import JSONResponse, Response
 
 from pymixtral.arguments import shown
-from pymixtral.errors import AdapterError, ModelFileError
-from pymixtral.server.adapter_folder import adapter_path
+from pymixtral.errors import AdapterError, ModelFileError, NativeError
+from pymixtral.server.adapter_folder import adapter_path, told
 from pymixtral.server.answering import whole
 from pymixtral.server.api.bodies import Body
 from pymixtral.server.api.routes import make_router, post
@@ -68,8 +68,10 @@ async def load(service: Service, body: LoadRequest) -> Response:
             _refuse("lora_path", f"an adapter in the server's folder, found {shown(body.lora_path)}: put it there")
         try:
             await model.load_adapter(name, path, replace=True)
-        except (AdapterError, ModelFileError) as error:
-            message = str(error).replace(str(path), body.lora_path)  # clients need not know the folder
+        except (AdapterError, ModelFileError, NativeError) as error:
+            message = told(error, folder, path, body.lora_path)
+            if isinstance(error, NativeError):
+                raise NativeError(message) from error
             raise APIError(400, message, param="lora_path", code="invalid_value") from error
         service.scales.pop(name, None)
         return JSONResponse(adapter_model(service, name))

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from pymixtral import InvalidArgumentError, Mixtral, demo_chat_path
+from pymixtral import InvalidArgumentError, Mixtral, NativeError, demo_chat_path
 from pymixtral.server.adapter_folder import adapter_path
 from pymixtral.server.settings import Settings
 from support.adapter_files import write_adapter
@@ -213,6 +214,49 @@ def test_a_broken_adapter_is_refused_without_the_servers_folder(served: Served, 
         assert (status, answer["error"]["param"]) == (400, "lora_path")
         assert path in answer["error"]["message"]
         assert str(folder) not in answer["error"]["message"]
+
+
+def test_no_error_of_loading_tells_where_the_folder_is(tmp_path: Path) -> None:
+    """Files whose errors name other files, or whose names are cut or escaped in errors."""
+    roots = [tmp_path / "secret", tmp_path / ("secret" * 30), tmp_path / "secret\n"]
+    with Mixtral(demo_chat_path(), n_ctx=64) as model:
+        for root in roots:
+            (root / "links").mkdir(parents=True)
+            (root / "links" / "adapter_config.json").symlink_to("../some.json")
+            (root / "some.json").write_text('{"peft_type": "LORA"}')
+            (root / "names").mkdir()
+            (root / "names" / os.fsdecode(b"\xff.gguf")).write_bytes(b"")
+            (root / "safetensors.gguf").write_bytes((2).to_bytes(8, "little") + b"{}" + bytes(600))
+            long = root / ("l" * 200) / ("m" * 200)
+            long.mkdir(parents=True)
+            (long / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+            shard = GGUFWriter(root / "s-00001-of-00002.gguf", "llama")
+            shard.add_uint16("split.count", 2)
+            shard.add_uint16("split.no", 0)
+            shard.write_header_to_file()
+            shard.write_kv_data_to_file()
+            shard.close()
+            with serving(model, adapter_folder=root) as served:
+                names = ("links", "names", "s-00001-of-00002.gguf", "safetensors.gguf", str(long.relative_to(root)))
+                for name in (*names, str(root / "links")):
+                    status, answer = load(served, "a", name)
+                    assert (status, answer["error"]["param"]) == (400, "lora_path")
+                    message = answer["error"]["message"]
+                    assert "expected" in message or "cannot be read" in message
+                    for part in ("secret", str(tmp_path)):
+                        assert part not in message.replace(name, ""), message
+
+
+def test_an_error_of_the_machine_tells_no_path_either(
+    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(path: Path, config: object) -> None:
+        raise NativeError(f"{path}: expected room for one more file, found an error: raise the limit")
+
+    monkeypatch.setattr("pymixtral.model_adapters.open_adapter", fails)
+    status, answer = load(served, "full", "a.gguf")
+    assert status == 500
+    assert answer["error"]["message"].startswith("a.gguf: expected room")
 
 
 @pytest.mark.parametrize("name", ["", "x" * 257, "a\nb", "a\x7f"])
