@@ -4,16 +4,24 @@
     python benchmarks/adapters.py -m mixtral-q4_k_m.gguf --rank 16 --rounds 5
 
 The adapters are random, of all matrices of attention, the routers and all experts. Passes are those
-of a prompt, of one text that is written, and of several texts that are written together; in these all
-use the same adapter, or each its own. The order of the kinds changes from round to round. Figures are
-the fastest of the rounds, and the median over the rounds of the ratio to the pass without adapters of
-the same round.
+of a prompt, of one text that is written, and of several texts that are written together. The kinds
+are
+
+    unbound   no adapter was ever used: another model of the same weights
+    none      no text uses one
+    one       all texts use the same
+    1 of N    one text does, and the others none
+    N         each its own
+
+Their order changes from round to round. Figures are the fastest of the rounds, and the median over the
+rounds of the ratio to the pass without adapters ("none") of the same round.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -44,6 +52,9 @@ def random_adapter(config: ModelConfig, rank: int, stems: tuple[str, ...], seed:
     return Adapter(pairs, f"random {seed}")
 
 
+Using = Sequence[Adapter | None]
+
+
 class Texts:
     """Texts that are written together, each of some tokens already."""
 
@@ -53,34 +64,51 @@ class Texts:
         self.sequences = [self.cache.new_sequence() for _ in range(n)]
         self.ids = np.random.default_rng(1).integers(3, model.config.n_vocab, (n, n_tokens)).astype(np.int32)
 
-    def prompt(self, adapters: list[Adapter]) -> float:
-        """Seconds of a pass over all tokens; `adapters`: of the texts by turns, or none."""
+    def prompt(self, adapters: Using) -> float:
+        """Seconds of a pass over all tokens; `adapters`: of the texts by turns."""
         for sequence in self.sequences:
             sequence.truncate(0)
         return self._pass(self.ids, adapters)
 
-    def write(self, adapters: list[Adapter], n: int) -> float:
+    def write(self, adapters: Using, n: int) -> float:
         """Seconds of a pass that writes a token of each text, the mean of n."""
         seconds = [self._pass(self.ids[:, i : i + 1], adapters) for i in range(n)]
         for sequence in self.sequences:
             sequence.truncate(sequence.length - n)
         return float(np.mean(seconds))
 
-    def _pass(self, ids: np.ndarray, adapters: list[Adapter]) -> float:
+    def _pass(self, ids: np.ndarray, adapters: Using) -> float:
         runs = [(sequence, ids.shape[1]) for sequence in self.sequences]
-        scales = [{adapters[i % len(adapters)]: 1.0} for i in range(self.n)] if adapters else None
+        used = [adapters[i % len(adapters)] for i in range(self.n)]
+        scales = [None if adapter is None else {adapter: 1.0} for adapter in used]
         begin = time.perf_counter()
         hidden = self.model.forward(ids.ravel(), runs, self.cache, rows=slice(-1, None), adapters=scales)
         self.model.logits(hidden)
         return time.perf_counter() - begin
 
 
-def kinds(adapters: list[Adapter]) -> Iterator[tuple[str, list[Adapter]]]:
+def kinds(adapters: list[Adapter]) -> dict[str, Using]:
     """Of passes: which adapters the texts use."""
-    yield "none", []
-    yield "one", adapters[:1]
-    if len(adapters) > 1:
-        yield f"{len(adapters)}", adapters
+    found: dict[str, Using] = {"none": [None], "one": adapters[:1]}
+    if (n := len(adapters)) > 1:
+        found |= {f"1 of {n}": [adapters[0], *[None] * (n - 1)], str(n): adapters}
+    return found
+
+
+def compare(what: str, ways: dict[str, Callable[[], float]], rounds: int) -> None:
+    """Measure passes of some kinds in turns, and print them."""
+    names = list(ways)
+    seconds = np.empty((rounds, len(names)))
+    for i in range(rounds):
+        for j in np.roll(range(len(names)), i):
+            seconds[i, j] = ways[names[j]]()
+    none = seconds[:, names.index("none")]
+    for name, some in zip(names, seconds.T, strict=True):
+        print(
+            f"{what:>18}, {name:>7}: {1e3 * some.min():9.2f} ms, {some.min() / none.min() - 1:+7.2%}; "
+            f"median {np.median(some / none - 1):+7.2%}",
+            flush=True,
+        )
 
 
 @click.command()
@@ -105,32 +133,34 @@ def main(
     """Measure the cost of adapters."""
     with GGUFFile(path or demo_path()) as file:
         config = ModelConfig.from_gguf(file)
-        model = Model(load_weights(file, config), config, n_threads=threads)
+        weights = load_weights(file, config)
+        model, bare = (Model(weights, config, n_threads=threads) for _ in range(2))
         some = tuple(stems.split(","))
         adapters = [random_adapter(config, rank, some, seed) for seed in range(n_adapters)]
         print(f"{config.name}, {model.context.isa}, rank {rank}, {adapters[0].nbytes / 2**20:.0f} MiB each")
-        one = Texts(model, 1, prompt_tokens, max_tokens)
-        together = Texts(model, n_adapters, prompt_tokens // n_adapters, max_tokens)
-        measured = {
-            f"a prompt of {prompt_tokens}": (one.prompt, list(kinds(adapters[:1]))),
-            "a token of one text": (lambda a: one.write(a, max_tokens), list(kinds(adapters[:1]))),
-            f"{n_adapters} prompts of {prompt_tokens // n_adapters}": (together.prompt, list(kinds(adapters))),
-            f"a token of {n_adapters} texts": (lambda a: together.write(a, max_tokens), list(kinds(adapters))),
-        }
-        for texts in (one, together):
-            texts.prompt(adapters)  # reads the weights, and binds the adapters
-        for what, (measure, ways) in measured.items():
-            seconds = np.empty((rounds, len(ways)))
-            for i in range(rounds):
-                for j in np.roll(range(len(ways)), i):
-                    seconds[i, j] = measure(ways[j][1])
-            for j, (name, _) in enumerate(ways):
-                ratios = seconds[:, j] / seconds[:, 0] - 1
-                fastest, least = seconds[:, j].min(), seconds[:, 0].min()
-                print(
-                    f"{what:>22}, adapters {name:>4}: {1e3 * fastest:9.2f} ms, {fastest / least - 1:+7.2%}; "
-                    f"median {np.median(ratios):+7.2%}"
-                )
+        for n, some_adapters in ((1, adapters[:1]), (n_adapters, adapters)):
+            texts, free = (Texts(one, n, prompt_tokens // n, max_tokens) for one in (model, bare))
+            free.prompt([None])
+            texts.prompt(some_adapters)  # reads the weights, and binds the adapters
+            what = "one text" if n == 1 else f"{n} texts"
+            ways = kinds(some_adapters)
+            compare(
+                f"prompt of {what}",
+                {
+                    "unbound": partial(free.prompt, [None]),
+                    **{name: partial(texts.prompt, using) for name, using in ways.items()},
+                },
+                rounds,
+            )
+            compare(
+                f"token of {what}",
+                {
+                    "unbound": partial(free.write, [None], max_tokens),
+                    **{name: partial(texts.write, using, max_tokens) for name, using in ways.items()},
+                },
+                rounds,
+            )
+        bare.close()
         model.close()
 
 

@@ -79,9 +79,13 @@ class Passage:
         tokens = np.array(model.tokenize(self.text), np.int32)
         return np.array(list(Windows.cut(tokens, self.n_ctx, None, self.n_windows, bos, longest=self.n_ctx)))
 
-    def logits(self, model: Mixtral) -> F32:
-        """[n_windows, scored, n_vocab]."""
-        return np.array([model.logits(window[:-1], first=self.first) for window in self.windows(model)])
+    def logits(self, model: Mixtral, adapter: Path | None = None) -> F32:
+        """[n_windows, scored, n_vocab]; adapter: is used beside the model."""
+        used = {}
+        if adapter:
+            model.load_adapter("used", adapter)
+            used = {"adapter": "used"}
+        return np.array([model.logits(window[:-1], first=self.first, **used) for window in self.windows(model)])
 
 
 @dataclass(frozen=True)
@@ -118,23 +122,30 @@ class Agreement:
 
 
 def agreement(
-    peer: Peer, passage: Passage, ours: Path, theirs: Path, scratch: Path, adapter: Path | None = None
+    peer: Peer,
+    passage: Passage,
+    ours: Path,
+    theirs: Path,
+    scratch: Path,
+    *,
+    our_adapter: Path | None = None,
+    their_adapter: Path | None = None,
 ) -> Agreement:
     """Of pymixtral on the file `ours` and llama.cpp on `theirs`, which may be the same. scratch: a
-    directory for large files. adapter: of llama.cpp. Raises RefusedError if llama.cpp does not open its file, what
-    Mixtral() raises for the other.
+    directory for large files. our_adapter, their_adapter: used beside the file. Raises RefusedError if llama.cpp
+    does not open its file, what Mixtral() raises for the other.
     """
     with Mixtral(ours, n_ctx=passage.n_ctx, n_threads=peer.n_threads) as model:
         windows, ids = passage.windows(model), model.tokenize(passage.text)
         np.save(scratch / "windows.npy", windows)
         out = scratch / "logits.npy"
-        files = {"model": theirs, "windows": scratch / "windows.npy", "out": out, "adapter": adapter}
+        files = {"model": theirs, "windows": scratch / "windows.npy", "out": out, "adapter": their_adapter}
         answer = peer("logits", **files, first=passage.first, text=passage.text)
-        logits = {"pymixtral": passage.logits(model), "llama.cpp": np.load(out, mmap_mode="r")}
+        logits = {"pymixtral": passage.logits(model, our_adapter), "llama.cpp": np.load(out, mmap_mode="r")}
     exact = scratch / "exact.gguf"
     quantize(ours, exact, "f32", verify=False, progress=False)
     with Mixtral(exact, n_ctx=passage.n_ctx, n_threads=peer.n_threads, kv_type="f32") as model:
-        logits["exact"] = passage.logits(model)
+        logits["exact"] = passage.logits(model, our_adapter)
     exact.unlink()
     return _measured(windows[:, passage.first + 1 :], logits, mapped=_mapped(ours), same_tokens=answer["ids"] == ids)
 
