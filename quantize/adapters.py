@@ -10,7 +10,7 @@ from typing import Any
 from pymixtral.adapters import gguf_writer, peft_writer
 from pymixtral.adapters.opening import open_adapter
 from pymixtral.arguments import path_of
-from pymixtral.errors import CheckpointError, InvalidArgumentError
+from pymixtral.errors import AdapterError, CheckpointError, InvalidArgumentError
 from pymixtral.files.atomic import check_dest
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.kinds import named
@@ -85,6 +85,10 @@ def convert_adapter(source: _Path, dest: _Path, base: _Path, *, force: bool = Fa
         check_dest(path, used, force)
     config = read_numbers(path_of("base", base))
     adapter = open_adapter(place, config)
+    if not adapter.pairs:
+        raise AdapterError(
+            f"{named(place)}: expected an adapter that adds something, found one of zeros: train it first"
+        )
     write = gguf_writer.write if as_gguf else peft_writer.write
     write(adapter, config, path, force=force)
     n_bytes = sum(file.stat().st_size for file in files)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGUFReader
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from pymixtral import AdapterError, CheckpointError, InvalidArgumentError, OutputError, convert_adapter
 from pymixtral.adapters.opening import open_adapter
@@ -156,6 +157,17 @@ def test_a_configuration_alone_is_enough(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json or params\.json"):
         convert_adapter(ADAPTERS / "v5-all", tmp_path / "b.gguf", tmp_path)
+
+
+@pytest.mark.parametrize("dest", ["a.gguf", "a"])
+def test_an_adapter_of_zeros_is_not_converted(checkpoint: Path, tmp_path: Path, dest: str) -> None:
+    source = shutil.copytree(ADAPTERS / "v5-down", tmp_path / "source")
+    tensors = load_file(source / "adapter_model.safetensors")
+    zeros = {name: np.zeros_like(array) for name, array in tensors.items() if ".experts" in name}
+    save_file(zeros, source / "adapter_model.safetensors")
+    with pytest.raises(AdapterError, match="found one of zeros"):
+        convert_adapter(source, tmp_path / dest, checkpoint)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_row_18_destinations_of_conversions(checkpoint: Path, tmp_path: Path) -> None:
