@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Hashable, Mapping
 from types import MappingProxyType
@@ -154,13 +155,13 @@ class Adapters:
             raise InvalidArgumentError(
                 f"expected adapter to be a name, or a mapping of names to scales, found {shown(choice)}"
             )
-        found: dict[bytes, tuple[Adapter, float]] = {}
+        found: dict[bytes, tuple[Adapter, list[float]]] = {}
         for name, scale in choice.items():
             adapter = self.find(name)
             scale = number(f"the scale of adapter {shown(name)}", scale, -_LARGEST_SCALE, _LARGEST_SCALE)
-            first, before = found.get(adapter.digest, (adapter, 0.0))
-            found[adapter.digest] = first, before + scale
-        return {adapter: scale for _, (adapter, scale) in sorted(found.items()) if scale}
+            found.setdefault(adapter.digest, (adapter, []))[1].append(scale)
+        summed = {adapter: math.fsum(scales) for _, (adapter, scales) in sorted(found.items())}  # in whatever order
+        return {adapter: scale for adapter, scale in summed.items() if scale}
 
     def written(self, adapted: Adapted) -> str:
         """Write adapters for a message.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import struct
 import threading
 import weakref
 from collections.abc import Iterator
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -539,4 +541,10 @@ def test_identities_are_of_content_and_scale(of: dict[str, Adapter]) -> None:
     assert identity(table.chosen({"a": 0.25, "again": 0.5})) == ((of["a"].digest.hex(), 0.75),)
     assert identity(table.chosen({"a": 2, "b": 1})) == identity(table.chosen({"b": 1, "a": 2}))
     assert identity(table.chosen({"a": 1, "again": -1})) == identity(table.chosen(None)) == ()
+    named = {name: Adapter(of["a"].pairs, name) for name in "wxyz"}
+    few = {"w": 1.0, "x": 2.0**-60, "y": -1.0, "z": 0.1}
+    for order in permutations(few):  # additions of two would differ in their last bits
+        assert identity(Adapters(named).chosen({name: few[name] for name in order})) == (
+            (of["a"].digest.hex(), math.fsum(few.values())),
+        )
     assert not table.has(Adapter(of["c"].pairs, "c"))
