@@ -165,10 +165,7 @@ class Service:
         Raises:
             APIError: if it is another one, and the settings are strict or there are adapters.
         """
-        if name is None or name == self.name or name in self.adapters:
-            return
-        if not self.settings.any_model or self.adapters or self.settings.adapter_folder or self.settings.scales:
-            raise self.unknown_model(name)
+        self.adapter_of(name)
 
     def adapter_of(self, name: str | None) -> dict[str, float]:
         """Find the adapter of a request: `adapter` of pymixtral.Options.
@@ -179,8 +176,13 @@ class Service:
         Raises:
             APIError: as check_model().
         """
-        self.check_model(name)
-        return {name: self.scales.get(name, 1.0)} if name is not None and name in self.adapters else {}
+        if name is None or name == self.name:
+            return {}
+        if name in self.adapters:
+            return {name: self.scales.get(name, 1.0)}
+        if not self.settings.any_model or self.adapters or self.settings.adapter_folder or self.settings.scales:
+            raise self.unknown_model(name)
+        return {}
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:

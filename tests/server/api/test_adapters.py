@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from openai import OpenAI
 
 from pymixtral import InvalidArgumentError, Mixtral, NativeError, demo_chat_path
 from pymixtral.server.adapter_folder import adapter_path
+from pymixtral.server.errors import APIError
+from pymixtral.server.service import Service
 from pymixtral.server.settings import Settings
 from support.adapter_files import write_adapter
 from support.api_servers import Served, serving
@@ -247,10 +251,8 @@ def test_no_error_of_loading_tells_where_the_folder_is(tmp_path: Path) -> None:
                         assert part not in message.replace(name, ""), message
 
 
-def test_an_error_of_the_machine_tells_no_path_either(
-    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(path: Path, config: object) -> None:
+def test_an_error_of_the_machine_tells_no_path_either(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(path: Path, *_: object) -> None:
         raise NativeError(f"{path}: expected room for one more file, found an error: raise the limit")
 
     monkeypatch.setattr("pymixtral.model_adapters.open_adapter", fails)
@@ -277,6 +279,16 @@ def test_the_models_own_name_stays_its_own(served: Served) -> None:
             serving(model, scales={"mine": float("nan")}),
         ):
             pass
+
+
+def test_an_adapter_that_goes_or_comes_meanwhile_is_never_none(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another thread does between two looks: that adapter, or no answer."""
+    named = dict.fromkeys(["fleeting"], next(iter(served.model.adapters.values())))
+    for looks in product((named, {}), repeat=3):
+        left = iter([*looks, {}, {}, {}])
+        monkeypatch.setattr(Service, "adapters", property(lambda _, left=left: next(left)))
+        with suppress(APIError):
+            assert served.service.adapter_of("fleeting") == {"fleeting": 1.0}
 
 
 def test_loading_is_off_by_default(story: Served, folder: Path) -> None:
