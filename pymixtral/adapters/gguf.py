@@ -64,7 +64,7 @@ def read(path: Path, config: ModelConfig) -> Adapter:
                 if name in pairs:
                     raise AdapterError(f"{path}: tensor {shown(base)}: expected one pair for {name}, found two")
                 pairs[name] = pair
-        file.check_length()
+        file.check_unchanged()
     return adapter_of(pairs, str(path))
 
 

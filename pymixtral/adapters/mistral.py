@@ -49,7 +49,7 @@ def read(directory: Path, config: ModelConfig) -> Adapter:
     Raises:
         AdapterError: it is broken, does not fit the model, or means what is not computed.
     """
-    with reading():
+    with reading(directory / PARAMS, directory / WEIGHTS):
         rank, scaling = _read_params(directory / PARAMS)
         tensors = read_safetensors(directory / WEIGHTS)
         source = str(directory / WEIGHTS)

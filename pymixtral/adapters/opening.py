@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from pymixtral.arguments import path_of
-from pymixtral.errors import AdapterError
+from pymixtral.errors import AdapterError, NativeError
 from pymixtral.files.kinds import named
 from pymixtral.model.adapter import Adapter
 from pymixtral.model.config import ModelConfig
@@ -41,6 +41,10 @@ def open_adapter(path: str | os.PathLike[str], config: ModelConfig) -> Adapter:
         raise AdapterError(
             f"{named(place)}: cannot be read ({error.strerror}): check the path and its permissions"
         ) from None
+    except MemoryError as error:
+        raise NativeError(
+            f"{named(place)}: expected memory for the adapter, found too little: end other programs"
+        ) from error
 
 
 def _open(path: Path, config: ModelConfig) -> Adapter:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32, F64
 from pymixtral.errors import AdapterError, CheckpointError
+from pymixtral.files.identity import check_unchanged, identity
 from pymixtral.files.names import TensorName
 from pymixtral.files.stored import StoredTensor
 from pymixtral.model.adapter import MAX_RANK, Adapter, LowRank, adapted_shape
@@ -47,16 +49,23 @@ def adapter_of(pairs: Mapping[TensorName, LowRank], source: str) -> Adapter:
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Raise what the readers of files raise as what an adapter's reader raises.
+def reading(*paths: Path) -> Iterator[None]:
+    """Read files that belong together, and raise what an adapter's reader raises.
+
+    Args:
+        paths: the files; one that is not there is none.
 
     Raises:
-        AdapterError: where the block raises CheckpointError.
+        AdapterError: where the block raises CheckpointError, and where a file is another one after it, so
+            that settings may be those of other numbers.
     """
+    before = {path: identity(path.stat()) for path in paths if path.exists()}
     try:
         yield
     except CheckpointError as error:
         raise AdapterError(str(error)) from None
+    for path, one in before.items():
+        check_unchanged(path, one, AdapterError)
 
 
 class Module(NamedTuple):

@@ -79,7 +79,7 @@ def read(directory: Path, config: ModelConfig) -> Adapter:
         if (directory / PICKLE).exists():
             raise pickled(directory / PICKLE)
         raise AdapterError(f"{directory / WEIGHTS}: expected it beside {FILE}, found none: download it, too")
-    with reading():
+    with reading(directory / FILE, directory / WEIGHTS):
         meaning = PeftConfig.read(directory / FILE)
         tensors = read_safetensors(directory / WEIGHTS)
         source = str(directory / WEIGHTS)

@@ -6,21 +6,23 @@ import os
 import shutil
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pymixtral import AdapterError, InvalidArgumentError, ModelFileError
-from pymixtral.adapters import gguf_writer
+from pymixtral import AdapterError, InvalidArgumentError, ModelFileError, NativeError
+from pymixtral.adapters import gguf, gguf_writer, peft
 from pymixtral.adapters.opening import open_adapter
 from support.adapters import ADAPTERS, CONFIG, case_config, model_config
 
 CASE = case_config("v4-all")
+FILES = ("adapter_config.json", "adapter_model.safetensors", "a.gguf")
 
 
-def refused(path: Path, *words: str) -> None:
-    with pytest.raises(AdapterError) as caught:
+def refused(path: Path, *words: str, error: Any = AdapterError) -> None:
+    with pytest.raises(error) as caught:
         open_adapter(path, CASE)
     assert "\n" not in str(caught.value)
     for word in words:
@@ -85,7 +87,42 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     refused(tmp_path, str(tmp_path), "Permission denied", "permissions")
 
 
-FILES = ("adapter_config.json", "adapter_model.safetensors", "a.gguf")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["written in place", "replaced", "removed"])
+def test_a_file_that_changes_while_it_is_read(
+    sound: Path, name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read may be half of the old adapter, or its numbers with the settings of another."""
+    folder = shutil.copytree(sound / "v4-all", tmp_path / "a")
+    changed = folder / name
+
+    reader, step = (gguf, "_pairs_of_tensors") if name == "a.gguf" else (peft, "paired")
+    found = getattr(reader, step)
+
+    def late(*of: Any) -> Any:
+        data = changed.read_bytes()
+        if how != "written in place":
+            changed.unlink()
+        if how != "removed":
+            changed.write_bytes(data)
+            os.utime(changed, ns=(1, 1))
+        return found(*of)
+
+    monkeypatch.setattr(reader, step, late)
+    refused(changed if name == "a.gguf" else folder, name, "try again", error=(AdapterError, ModelFileError))
+
+
+@pytest.mark.parametrize("name", ["v4-all", "v5-all/a.gguf"])
+def test_too_little_memory(sound: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("pymixtral.adapters.peft.simple_pair", full)
+    monkeypatch.setattr("pymixtral.adapters.gguf.scaled", full)
+    with pytest.raises(NativeError, match="expected memory"):
+        open_adapter(sound / name, CASE)
+
+
 CHANGE = st.tuples(st.integers(0, 1 << 16), st.integers(0, 255))
 
 
