@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pymixtral import Adapter, AsyncMixtral, Completion, InvalidArgumentError, Mixtral
 from pymixtral.engine.adapters import Adapters, identity
-from pymixtral.errors import AdapterError, ClosedError, ModelFileError, SessionFileError
+from pymixtral.errors import AdapterError, ClosedError, SessionFileError
 from pymixtral.files.names import TensorName
 from pymixtral.model.adapter import LowRank
 from pymixtral.model.forward import Model
@@ -212,7 +212,7 @@ def test_what_is_no_adapter_is_refused(model: Mixtral, of: dict[str, Adapter], t
     name = TensorName("attn_q", model.config.n_layers)
     pair = LowRank(np.zeros((1, 4), np.float32), np.zeros((1, 4), np.float32))
     cases: list[tuple[Any, type[Exception], str]] = [
-        (tmp_path / "nothing.gguf", ModelFileError, "nothing.gguf"),
+        (tmp_path / "nothing.gguf", AdapterError, "nothing.gguf"),
         (5, InvalidArgumentError, "expected adapter to be a path"),
         ("", InvalidArgumentError, "expected adapter to be the name of a file"),
         (Adapter({name: pair}, "beyond"), AdapterError, "beyond: blk"),
