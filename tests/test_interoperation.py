@@ -21,7 +21,7 @@ from support.checkpoints import GOLDEN_MODELS, make_checkpoint
 from support.paths import GOLDENS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import adapters
+import adapter_formats
 from agreement import KL, Passage, Peer, RefusedError, agreement
 
 PYTHON = os.environ.get("PYMIXTRAL_PEER_PYTHON") or (sys.executable if find_spec("llama_cpp") else None)
@@ -104,12 +104,12 @@ def test_pruned_models_run_there(tiny_f32: Path, tmp_path: Path, peer: Peer, pas
     assert found.top1 >= TOP1
 
 
-@pytest.mark.parametrize("case", adapters.CASES)
+@pytest.mark.parametrize("case", adapter_formats.CASES)
 def test_adapters_change_the_same_there(
     tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, case: str
 ) -> None:
     """A converted adapter beside the model there, the merged model here."""
-    found, changed = adapters.compared(peer, passage, tiny_f32, case, tmp_path)
+    found, changed = adapter_formats.compared(peer, passage, tiny_f32, case, tmp_path)
     assert changed > 0.05
     assert found.kl < KL
     assert found.top1 >= TOP1
