@@ -15,7 +15,7 @@ import pytest
 from pymixtral import ContextLengthError, InvalidArgumentError, Mixtral
 from pymixtral.questions import _is_list
 
-NOT_TEXT: list[Any] = [b"Once", bytearray(b"Once"), None, 5, 2.5, {"a": 1}, object()]
+NOT_TEXT: list[Any] = [b"Once", bytearray(b"Once"), None, 5, 2.5, {"a": 1}, Ellipsis]
 NOT_IDS: list[Any] = [
     "Once",
     b"Once",

@@ -47,7 +47,7 @@ def refused(path: Path, *words: str, error: type[PymixtralError] = ModelFileErro
         (b"<html>", "a web page"),
         (b'{"error": "Repository not found"}', "JSON: download the file again"),
         (bytes(HEAD_BYTES), "zeros: the download is incomplete"),
-        (gzip.compress(b"GGUF" * 9), "a gzip archive: unpack it"),
+        (gzip.compress(b"GGUF" * 9, mtime=0), "a gzip archive: unpack it"),
         (b"tjgg" + bytes(40), "GGML, the format before GGUF"),
     ],
 )
