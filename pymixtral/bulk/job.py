@@ -48,11 +48,11 @@ class Job(ABC, Generic[L]):
     noun: ClassVar[str]
 
     def __init__(self, model: Mixtral, source: Path, output: Path, *, force: bool, key: str = "") -> None:
-        with GGUFFile(model.path) as file:
-            check_dest(output, [source, *file.paths], force=True)  # all shards
+        loaded = model.core.factory.adapters
+        with GGUFFile(model.path) as file:  # all shards
+            check_dest(output, [source, *file.paths, *(one.source for one in loaded.named.values())], force=True)
         self._source, self._output, self._force = source, output, force
         state = (model.path.name, model.path.stat().st_size, model.n_ctx, model.kv_type, model.config)
-        loaded = model.core.factory.adapters
         if loaded.named:
             key = f" {loaded.digests()} {identity(loaded.chosen(None))}{key}"
         self._key = f"{state}{key}"

@@ -167,7 +167,7 @@ def evaluate(
     models = [other for other in others if _is_model(other)]
     read = [Answers.read(other) for other in others if other not in models]
     if output:
-        check_dest(output, [path, *others], force=True)
+        check_dest(output, [path, *others, *opening.get("adapters", {}).values()], force=True)
     found: list[Result] = []
     judged: list[Pairs] = []
     with ExitStack() as stack:

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from pymixtral import ClosedError, InvalidArgumentError, Mixtral, OutputError, UnsupportedError
+from pymixtral.adapters import gguf_writer
 from pymixtral.bulk import generate as module
 from pymixtral.bulk.generate import Bulk
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
 from support.ggufs import rewrite
+from support.low_rank import adapter_for
 
 TEXT = "Once upon a time there was a king who had three daughters"
 
@@ -302,6 +304,19 @@ def test_options_and_places_are_checked_at_once(model: Mixtral, prompts: Path, o
             Bulk(model, prompts, place)
     with pytest.raises(InvalidArgumentError, match="n_in_flight"):
         Bulk(model, prompts, output).run(0)
+
+
+def test_the_output_is_no_adapter_of_the_model(prompts: Path, output: Path, tmp_path: Path) -> None:
+    write(prompts, some(1))
+    file = tmp_path / "a.gguf"
+    with Mixtral(n_ctx=64) as model:
+        gguf_writer.write(adapter_for(model.config, 1, stems=("attn_q",)), model.config, file, force=False)
+        model.load_adapter("a", file)
+        before = file.read_bytes()
+        with pytest.raises(OutputError, match="read or written otherwise"):
+            Bulk(model, prompts, file, force=True)
+        assert file.read_bytes() == before
+        Bulk(model, prompts, output)
 
 
 def test_log_probabilities_and_several_texts_are_in_the_records(model: Mixtral, prompts: Path, output: Path) -> None:
