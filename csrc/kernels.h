@@ -23,6 +23,17 @@ enum {
 };
 
 #define PMX_INLINE static inline __attribute__((always_inline))
+/* Of look-ups, which sanitizers check one by one: compilers took minutes over all their copies. */
+#ifdef __SANITIZE_ADDRESS__ /* gcc's */
+#define PMX_LOOKUP static __attribute__((noinline))
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(memory_sanitizer) || __has_feature(thread_sanitizer)
+#define PMX_LOOKUP static __attribute__((noinline))
+#endif
+#endif
+#ifndef PMX_LOOKUP
+#define PMX_LOOKUP PMX_INLINE
+#endif
 
 /* In which form a weight type wants its activations. */
 typedef enum { PMX_FORM_F32, PMX_FORM_Q32, PMX_FORM_Q256, PMX_FORMS } pmx_form;

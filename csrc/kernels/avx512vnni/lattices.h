@@ -66,20 +66,20 @@ PMX_INLINE void spread_seconds(__m512i q[4], const __m512i codes[2], __m256i sig
     }
 }
 
-PMX_INLINE void unpack_iq2_xxs(__m512i q[4], const uint8_t *block) {
+PMX_LOOKUP void unpack_iq2_xxs(__m512i q[4], const uint8_t *block) {
     const uint8_t *qs = block + offsetof(pmx_block_iq2_xxs, qs);
     const __m256 even = _mm256_shuffle_ps(_mm256_castsi256_ps(load32(qs)), _mm256_castsi256_ps(load32(qs + 32)), 0x88);
     const __m512i index = _mm512_cvtepu8_epi16(_mm256_permute4x64_epi64(_mm256_castps_si256(even), 0xd8));
     spread_fourths(q, look_up(pmx_codes_iq2_xxs, 256, index), load_signs(PMX_IQ2_XXS, block));
 }
 
-PMX_INLINE void unpack_iq2_xs(__m512i q[4], const uint8_t *block) {
+PMX_LOOKUP void unpack_iq2_xs(__m512i q[4], const uint8_t *block) {
     const __m512i words = _mm512_loadu_si512(block + offsetof(pmx_block_iq2_xs, qs));
     const __m512i index = _mm512_and_si512(words, _mm512_set1_epi16(511));
     spread_fourths(q, look_up(pmx_codes_iq2_xs, 512, index), load_signs(PMX_IQ2_XS, block));
 }
 
-PMX_INLINE void unpack_iq2_s(__m512i q[4], const uint8_t *block) {
+PMX_LOOKUP void unpack_iq2_s(__m512i q[4], const uint8_t *block) {
     const __m128i high = _mm_loadl_epi64((const __m128i *)(const void *)(block + offsetof(pmx_block_iq2_s, qh)));
     const __m512i copies =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, -1, 0, -1, 0, -1, 0, -1, 8, -1, 8, -1, 8, -1, 8, -1));
@@ -103,14 +103,14 @@ PMX_INLINE __m128i values_iq3_s(void) {
     return both_signs(_mm_setr_epi8(PMX_IQ3_S_VALUES, PMX_IQ3_S_VALUES), LATTICE_OFFSET_BITS(PMX_IQ3_S));
 }
 
-PMX_INLINE void unpack_iq3_xxs(__m512i q[4], const uint8_t *block) {
+PMX_LOOKUP void unpack_iq3_xxs(__m512i q[4], const uint8_t *block) {
     const uint8_t *qs = block + offsetof(pmx_block_iq3_xxs, qs);
     __m512i codes[2];
     for (int i = 0; i < 2; i++) codes[i] = look_up(pmx_codes_iq3_xxs, 256, _mm512_cvtepu8_epi16(load32(qs + 32 * i)));
     spread_seconds(q, codes, load_signs(PMX_IQ3_XXS, block), values_iq3_xxs());
 }
 
-PMX_INLINE void unpack_iq3_s(__m512i q[4], const uint8_t *block) {
+PMX_LOOKUP void unpack_iq3_s(__m512i q[4], const uint8_t *block) {
     const uint8_t *qs = block + offsetof(pmx_block_iq3_s, qs);
     uint32_t high[2];
     __m512i codes[2];
@@ -151,8 +151,8 @@ PMX_INLINE void unpack_shifted(__m512i q[4], const int type, const uint8_t *bloc
         q[i] = _mm512_mask_add_epi64(entries, (__mmask8)(up >> 8 * i), entries, _mm512_set1_epi8(2));
     }
 }
-PMX_INLINE void unpack_iq1_s(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_S, block); }
-PMX_INLINE void unpack_iq1_m(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_M, block); }
+PMX_LOOKUP void unpack_iq1_s(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_S, block); }
+PMX_LOOKUP void unpack_iq1_m(__m512i q[4], const uint8_t *block) { unpack_shifted(q, PMX_IQ1_M, block); }
 
 /* Scales of types that have them among the entries. */
 PMX_INLINE __m128i scales_iq2_xxs(const uint8_t *block) { return lattice_scales(PMX_IQ2_XXS, block); }
