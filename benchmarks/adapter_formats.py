@@ -95,6 +95,15 @@ def compared(
         yield "merged", agreement(peer, passage, ours, base, scratch, their_adapter=file), changed
 
 
+def show(model: Path, case: str, how: str, found: Agreement, changed: float) -> None:
+    here, there = (found.exact_kl[engine] for engine in ("pymixtral", "llama.cpp"))
+    print(
+        f"| {model.stem} | {case} | {how} | {changed:.3f} | {found.kl:.2e} | {found.top1:.2%} | {here:.2e} | "
+        f"{there:.2e} |",
+        flush=True,
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-f", "--file", type=Path, required=True, help="a text")
@@ -115,16 +124,12 @@ def main() -> None:
         if not given.model:
             quantize(given.checkpoint, models[0], "f32", progress=False)
         for model in models:
+            show(model, "none", "", agreement(peer, passage, model, model, scratch), 0)
             for case in given.only or CASES:
                 for how, found, changed in compared(
                     peer, passage, model, case, given.size, scratch, merging=not given.model
                 ):
-                    here, there = (found.exact_kl[engine] for engine in ("pymixtral", "llama.cpp"))
-                    print(
-                        f"| {model.stem} | {case} | {how} | {changed:.3f} | {found.kl:.2e} | {found.top1:.2%} | "
-                        f"{here:.2e} | {there:.2e} |",
-                        flush=True,
-                    )
+                    show(model, case, how, found, changed)
 
 
 if __name__ == "__main__":

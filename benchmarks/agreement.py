@@ -75,7 +75,7 @@ class Passage:
 
     def windows(self, model: Mixtral) -> I32:
         """int32 [n_windows, n_ctx], each beginning with the begin-of-text token."""
-        bos = model.tokenize("")[0]
+        bos = next(iter(model.tokenize("")), None)  # if the model wants one
         tokens = np.array(model.tokenize(self.text), np.int32)
         return np.array(list(Windows.cut(tokens, self.n_ctx, None, self.n_windows, bos, longest=self.n_ctx)))
 
