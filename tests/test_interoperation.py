@@ -108,11 +108,14 @@ def test_pruned_models_run_there(tiny_f32: Path, tmp_path: Path, peer: Peer, pas
 def test_adapters_change_the_same_there(
     tiny_f32: Path, tmp_path: Path, peer: Peer, passage: Passage, case: str
 ) -> None:
-    """A converted adapter beside the model there, the merged model here."""
-    found, changed = adapter_formats.compared(peer, passage, tiny_f32, case, tmp_path)
-    assert changed > 0.05
-    assert found.kl < KL
-    assert found.top1 >= TOP1
+    """The adapter beside the model in both; then a converted one there, and the merged model here."""
+    size = adapter_formats.SIZE
+    ways = list(adapter_formats.compared(peer, passage, tiny_f32, case, size, tmp_path, merging=True))
+    assert [how for how, _, _ in ways] == ["beside it", "merged"]
+    for _, found, changed in ways:
+        assert changed > 0.05
+        assert found.kl < KL
+        assert found.top1 >= TOP1
 
 
 @pytest.mark.parametrize("name", ["llama-linear", "mistral-yarn", "mixtral-llama3"])
