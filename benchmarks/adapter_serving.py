@@ -8,6 +8,9 @@ turns. The requests of a turn come at once, and the next turn begins when all ar
 random ids, another one for each request, so that no server has seen it. A turn with one token of each
 text gives the seconds of the prompts, and one with more tokens, less these, those of the tokens after the
 first. Figures are medians over the rounds.
+
+On a machine that is not idle, `--cpu -t 1` counts the seconds that the server's process had a processor, in
+place of those that passed.
 """
 
 from __future__ import annotations
@@ -57,6 +60,16 @@ def body(name: str, prompt: list[int], n_tokens: int, adapter: int | None) -> di
     return found | {"lora": used, "cache_prompt": False, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
+def processor_seconds(address: str) -> float:
+    """Of the process that serves an address: its command ends with the port."""
+    port = address.rpartition(":")[2].encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        if path.read_bytes().split(b"\0")[-2:-1] == [port]:
+            fields = (path.parent / "stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    raise click.ClickException(f"no process of this machine has the port {port.decode()}")
+
+
 async def together(address: str, bodies: list[dict[str, Any]]) -> float:
     """Seconds until all requests are answered."""
     async with httpx.AsyncClient(base_url=address, timeout=600) as http:
@@ -82,6 +95,8 @@ async def together(address: str, bodies: list[dict[str, Any]]) -> float:
 @click.option("--prompt-tokens", default=128, show_default=True)
 @click.option("-n", "--max-tokens", default=32, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
+@click.option("--only", multiple=True, help="Kinds: which requests have adapters.")
+@click.option("--cpu", is_flag=True, help="Seconds of the processor.")
 def main(
     model: Path,
     llama: Path | None,
@@ -92,6 +107,8 @@ def main(
     prompt_tokens: int,
     max_tokens: int,
     rounds: int,
+    only: tuple[str, ...],
+    cpu: bool,
 ) -> None:
     """Measure servers with several adapters."""
     with GGUFFile(model) as file:
@@ -111,20 +128,23 @@ def main(
         def turn(name: str, n_tokens: int, adapters: list[int | None]) -> float:
             prompts = [random.integers(3, config.n_vocab, prompt_tokens).tolist() for _ in adapters]
             bodies = [body(name, prompt, n_tokens, one) for prompt, one in zip(prompts, adapters, strict=True)]
-            return asyncio.run(together(addresses[name], bodies))
+            before = processor_seconds(addresses[name])
+            passed = asyncio.run(together(addresses[name], bodies))
+            return processor_seconds(addresses[name]) - before if cpu else passed
 
         found: dict[tuple[str, str, int], list[float]] = defaultdict(list)
         for name in addresses:
             turn(name, 4, list(range(n)))  # reads weights and adapters
+        ways = {kind: adapters for kind, adapters in kinds(n).items() if not only or kind in only}
         for i in range(rounds):
-            for kind, adapters in kinds(n).items():
+            for kind, adapters in ways.items():
                 for name in list(addresses)[:: 1 if i % 2 == 0 else -1]:
                     for n_tokens in (1, max_tokens):
                         found[name, kind, n_tokens].append(seconds := turn(name, n_tokens, adapters))
                         click.echo(f"{name}, {kind}, {n_tokens} tokens: {seconds:.3f} s", err=True)
         print(f"{cpu_name()}, {threads} threads; rank {rank}, {files[0].stat().st_size / 2**20:.0f} MiB each")
         for name in addresses:
-            for kind in kinds(n):
+            for kind in ways:
                 first, whole = (np.array(found[name, kind, k]) for k in (1, max_tokens))
                 prompt = n * prompt_tokens / statistics.median(first)
                 tokens = n * (max_tokens - 1) / statistics.median(whole - first)
