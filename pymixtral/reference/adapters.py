@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pymixtral.arrays import F32
+from pymixtral.arrays import F32, IdArray
 from pymixtral.files.names import TensorName
 from pymixtral.reference.arithmetic import finite, fma, sum8
 
@@ -66,7 +67,7 @@ class Deltas:
         name = TensorName(stem, self._layer, expert=expert if self._mixed else None)
         return [(adapter.pairs[name], scales) for adapter, scales in self._adapters if name in adapter.pairs]
 
-    def rows(self, rows: slice | np.ndarray) -> Deltas:
+    def rows(self, rows: slice | NDArray[np.bool_] | IdArray) -> Deltas:
         """The same for some of the rows."""
         return Deltas([(adapter, scales[rows]) for adapter, scales in self._adapters], self._layer, mixed=self._mixed)
 
