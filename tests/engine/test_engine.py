@@ -440,9 +440,10 @@ def test_closing_ends_the_texts_of_other_threads(tiny_q8_0: Path) -> None:
 
 def test_progress_may_close_the_model(tiny_q8_0: Path) -> None:
     with Mixtral(tiny_q8_0, n_ctx=256, n_batch=16) as engine:
-        stream = engine.stream([5] * 100, progress=lambda *_: engine.close())
+        # Long, so that the text has not ended when its reader comes to the first notice of progress.
+        stream = engine.stream([5] * 100, progress=lambda *_: engine.close(), max_tokens=150, ignore_eos=True)
         with pytest.raises(ClosedError):
-            next(stream)
+            list(stream)
 
 
 def test_progress_that_raises_stop_iteration_does_not_end_the_text(tiny_q8_0: Path) -> None:
