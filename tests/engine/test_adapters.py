@@ -26,6 +26,7 @@ from pymixtral.model.adapter import LowRank
 from pymixtral.model.forward import Model
 from support.adapter_files import write_adapter
 from support.low_rank import adapter_for
+from support.texts import lone, same
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 LONG = PROMPT * 12
@@ -50,17 +51,6 @@ def alone(tiny_q8_0: Path, of: dict[str, Adapter]) -> Iterator[Mixtral]:
     """A model that computes one text at a time, without a cache of earlier ones."""
     with Mixtral(tiny_q8_0, n_ctx=512, n_threads=1, max_batch=1, adapters=of) as model:
         yield model
-
-
-def lone(alone: Mixtral, prompt: Any, **options: Any) -> Completion:
-    alone.forget()
-    return alone.generate(prompt, **options)
-
-
-def same(a: Completion, b: Completion) -> None:
-    assert (a.text, a.tokens, a.finish_reason, a.stop_reason) == (b.text, b.tokens, b.finish_reason, b.stop_reason)
-    assert a.logprobs == b.logprobs
-    assert a.prompt_logprobs == b.prompt_logprobs
 
 
 def bound(model: Mixtral) -> int:

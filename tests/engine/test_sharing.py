@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pymixtral import Completion, Mixtral
+from pymixtral import Mixtral
 from pymixtral.errors import (
     ClosedError,
     ContextLengthError,
@@ -24,6 +24,7 @@ from pymixtral.errors import (
     NativeError,
     NonFiniteError,
 )
+from support.texts import lone, same
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
@@ -39,17 +40,6 @@ def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
     """A model that computes one text at a time, without a cache of earlier ones."""
     with Mixtral(tiny_q8_0, n_ctx=512, n_threads=1, max_batch=1) as model:
         yield model
-
-
-def lone(alone: Mixtral, prompt: Any, **options: Any) -> Completion:
-    alone.forget()
-    return alone.generate(prompt, **options)
-
-
-def same(a: Completion, b: Completion) -> None:
-    assert (a.text, a.tokens, a.finish_reason, a.stop_reason) == (b.text, b.tokens, b.finish_reason, b.stop_reason)
-    assert a.logprobs == b.logprobs
-    assert a.prompt_logprobs == b.prompt_logprobs
 
 
 def prompt_logprobs(model: Mixtral, ids: list[int]) -> list[Any]:
