@@ -26,6 +26,7 @@ from pymixtral.model.adapter import LowRank
 from pymixtral.model.forward import Model
 from support.adapter_files import write_adapter
 from support.low_rank import adapter_for
+from support.serving import eventually
 from support.texts import lone, same
 
 PROMPT = "Once upon a time there was a king who had three daughters"
@@ -400,7 +401,9 @@ def test_histories(steps: list[Any], model: Mixtral, alone: Mixtral, of: dict[st
         assert "".join(stream) == _expected(alone, "abc"[which], scale, options).text
     for name in named:
         model.unload_adapter(name)
-    assert bound(model) <= 2
+    eventually(
+        lambda: bound(model) <= 2, "adapters of texts that were cancelled are kept"
+    )  # the engine ends these soon
     assert model.core.engine.call(lambda inner: {*inner._adapters._bound} <= {of["a"].digest, of["b"].digest})
 
 
