@@ -179,6 +179,7 @@ PMX_INLINE void few32(const pmx_product p, const int N, few_dot dot, const few_t
             for (int line = 0; line < FEW_ROWS * T.n_blocks * T.block_bytes; line += 64)
                 pmx_prefetch_line(next + FEW_ROWS * at + line, PMX_PREFETCH_NEAR);
             if (n < T.n_blocks) {
+                memset(copies, 0, sizeof copies);
                 for (int i = 0; i < FEW_ROWS; i++) rows[i] = memcpy(copies[i], rows[i] + at, (size_t)T.block_bytes);
                 at = 0;
             }

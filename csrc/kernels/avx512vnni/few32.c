@@ -231,10 +231,11 @@ PMX_INLINE void few32(const pmx_product p, const int N, const type_few T) {
         memset(tokens.acc, 0, (size_t)p.n_tokens * sizeof tokens.acc[0]);
         for (int64_t b = 0; b < n_blocks; b += T.n_blocks) {
             const int64_t n = n_blocks - b < T.n_blocks ? n_blocks - b : T.n_blocks;
-            uint8_t copies[ROWS][96]; /* of the last blocks, where they are too few: nothing behind them is read */
+            uint8_t copies[ROWS][96]; /* of the last blocks, where they are too few: nothing behind the row is read */
             int64_t at = b * T.block_bytes;
             const char *ahead = next + ROWS * at;
             if (n < T.n_blocks) {
+                memset(copies, 0, sizeof copies);
                 for (int i = 0; i < ROWS; i++) rows[i] = memcpy(copies[i], rows[i] + at, (size_t)(n * T.block_bytes));
                 at = 0;
             }
