@@ -1,0 +1,61 @@
+"""Fixtures of the tests of clusters: real ones of Ray, whose nodes are processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+CPUS = 4
+"""CPUs that Ray takes each node to have, however many there are."""
+
+
+def add_node(cluster: Any) -> Any:
+    """Add a node of CPUS to a ray.cluster_utils.Cluster, and return it."""
+    return cluster.add_node(num_cpus=CPUS, object_store_memory=200_000_000, include_dashboard=False)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes, with a token of its own; `address` is what ray.init takes. It is connected to nobody."""
+    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, as names of sockets must be
+    before = dict(os.environ)
+    os.environ |= {
+        "RAY_TMPDIR": folder,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(16),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    reset_auth_token_state()  # a module of tests may have imported Ray, which reads the variables then
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        for _ in range(2):
+            add_node(cluster)
+        yield cluster
+    finally:
+        import ray
+
+        ray.shutdown()
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def driver(cluster: Any) -> Any:
+    """The same, to which the process of the tests is connected."""
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    return cluster
