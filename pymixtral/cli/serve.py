@@ -6,11 +6,11 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from pymixtral.cli.model import opened
+from pymixtral.cli.model import model_path, opened
 from pymixtral.cli.options import (
     context_option,
     json_option,
@@ -23,7 +23,29 @@ from pymixtral.cli.packages import check_packages
 from pymixtral.cli.text import note
 from pymixtral.errors import InvalidArgumentError
 
+if TYPE_CHECKING:
+    from pymixtral.server.serve import Served
+    from pymixtral.server.settings import Settings
+
 _KEYS = "PYMIXTRAL_API_KEYS"
+
+_MOST_REPLICAS = 1000
+
+
+def _replicas(ctx: click.Context, param: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """`N` or `MIN:MAX` as two numbers."""
+    if text is None:
+        return None
+    least, colon, most = text.partition(":")
+    try:
+        found = int(least), int(most if colon else least)
+    except ValueError:
+        found = 0, 0
+    if not 1 <= found[0] <= found[1] <= _MOST_REPLICAS:
+        raise click.BadParameter(
+            f"expected a number from 1 to {_MOST_REPLICAS}, or two of them as 2:8, found {text[:100]!r}", ctx, param
+        )
+    return found
 
 
 @click.command(
@@ -33,7 +55,8 @@ Examples:
   pymixtral serve -m mixtral-instruct.gguf --port 9000
   pymixtral serve -m mixtral-instruct.gguf --host 0.0.0.0 \\
     --api-key-file keys.txt --timeout 300
-  pymixtral serve -m mixtral-instruct.gguf --adapter tales=tales.gguf"""
+  pymixtral serve -m mixtral-instruct.gguf --adapter tales=tales.gguf
+  pymixtral serve -m mixtral-instruct.gguf --ray --replicas 2:8"""
 )
 @model_option
 @click.option(
@@ -90,6 +113,21 @@ Examples:
     help="After SIGTERM or Ctrl-C, wait so long for answers to end.",
 )
 @click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
+@click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Compute on a cluster of Ray that runs already: this host's, or that whose head is at HOST:PORT.",
+)
+@click.option(
+    "--replicas",
+    "n_replicas",
+    metavar="N|MIN:MAX",
+    callback=_replicas,
+    help="With --ray: engines, each with -t CPUs; MIN:MAX for as many as requests need.  [default: one per host]",
+)
 @context_option(runs=True)
 @served_adapter_option
 @click.option(
@@ -113,6 +151,8 @@ def serve(
     timeout: float | None,
     drain: float,
     trace: Path | None,
+    address: str | None,
+    n_replicas: tuple[int, int] | None,
     adapter: dict[str, Any],
     adapter_folder: Path | None,
     opening: dict[str, Any],
@@ -126,10 +166,14 @@ def serve(
     address.
     """
     check_packages("server", "fastapi", "uvicorn", "httptools", "prometheus_client")
+    if address is not None:
+        check_packages("ray", "ray", "ray.serve")
+    elif n_replicas is not None:
+        raise click.UsageError("expected --replicas beside --ray, found it alone: they are of a cluster")
     _refuse_workers()
     keys = _keys(api_key_file)
     from pymixtral.server.log import Log
-    from pymixtral.server.serve import is_loopback, listen, run, url_of
+    from pymixtral.server.serve import OneModel, is_loopback, listen, run, url_of
     from pymixtral.server.settings import Settings
 
     settings = Settings(
@@ -150,8 +194,31 @@ def serve(
         note(f"Serving on {url_of(listener)}")
         if not settings.loopback and not keys:
             note("Note: other machines can connect, and there is no API key: whoever reaches this port may ask.")
-        open_model = partial(opened, model, chats=True, adapters=adapter["adapters"], **opening)
-        run(settings, listener, open_model, log)
+        served: Served
+        if address is None:
+            served = OneModel(partial(opened, model, chats=True, adapters=adapter["adapters"], **opening))
+        else:
+            served = _on_cluster(settings, model, address, n_replicas, adapter["adapters"], opening)
+        run(settings, listener, served, log)
+
+
+def _on_cluster(
+    settings: Settings,
+    model: Path | None,
+    address: str,
+    n: tuple[int, int] | None,
+    adapters: dict[str, Path],
+    opening: dict[str, Any],
+) -> Served:
+    """The model on the hosts of a cluster, each of which has its file at the same path."""
+    from pymixtral.cluster.replica import open_model
+    from pymixtral.cluster.replicas import Replicas
+
+    model_path(model, chats=True)  # says that it is the demo
+    opening = {**opening, "adapters": {name: path.absolute() for name, path in adapters.items()}}
+    n_threads = opening.pop("n_threads")
+    opened_there = partial(open_model, model and model.absolute(), **opening)
+    return Replicas(opened_there, settings, address=address, n=n, n_threads=n_threads)
 
 
 def _refuse_workers() -> None:

@@ -47,6 +47,19 @@ def make_app(service: Service) -> FastAPI:
         router = getattr(importlib.import_module(f"{api.__name__}.{module.name}"), "router", None)
         if router is not None:
             app.include_router(router)
+    return with_door(app, service)
+
+
+def with_door(app: FastAPI, service: Service) -> FastAPI:
+    """Have requests pass what all of them pass: names, keys, origins, limits of bodies, the log.
+
+    Args:
+        app: the application behind the door.
+        service: the limits, and who is told.
+
+    Returns:
+        The application.
+    """
     app.add_middleware(Door, service=service)
     if service.settings.cors_origins:
         app.add_middleware(

@@ -13,15 +13,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from pymixtral.mixtral import Mixtral
     from pymixtral.server.log import Log
+    from pymixtral.server.service import Service
     from pymixtral.server.settings import Settings
 
 _BACKLOG = 1024
@@ -86,7 +89,74 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def run(settings: Settings, listener: socket.socket, open_model: Callable[[], Mixtral], log: Log) -> None:
+class Served(Protocol):
+    """What a server serves."""
+
+    def open(self) -> None:
+        """Open it. It runs in a thread of its own, while the server says that it is not ready."""
+
+    def app(self, service: Service) -> ASGIApp:
+        """Make the application. It is not open yet.
+
+        Args:
+            service: the names and limits.
+        """
+
+    def begin(self, service: Service) -> str:
+        """Begin to serve, once it is open; in the thread of the event loop.
+
+        Args:
+            service: as for app().
+
+        Returns:
+            What is ready, for people.
+        """
+
+    def close(self) -> None:
+        """Close it, in whatever state it is."""
+
+
+class OneModel:
+    """A model of this process: it is Served.
+
+    Args:
+        open_model: opens it.
+    """
+
+    def __init__(self, open_model: Callable[[], Mixtral]) -> None:
+        self._open_model = open_model
+        self._model: Mixtral | None = None
+
+    def open(self) -> None:
+        """Open the model.
+
+        Raises:
+            Exception: whatever open_model raises.
+        """
+        self._model = self._open_model()
+
+    def app(self, service: Service) -> ASGIApp:
+        """Make the application with all endpoints."""
+        from pymixtral.server.app import make_app
+
+        return make_app(service)
+
+    def begin(self, service: Service) -> str:
+        """Let the service have the model."""
+        from pymixtral.asynchronous import AsyncMixtral
+
+        assert self._model
+        service.open(AsyncMixtral(self._model))
+        adapters = f"; adapters: {', '.join(map(escaped, self._model.adapters))}" if self._model.adapters else ""
+        return f"{escaped(service.name)}, {self._model.n_ctx} tokens of context{adapters}"
+
+    def close(self) -> None:
+        """Close the model, if it is open."""
+        if self._model is not None:
+            self._model.close()
+
+
+def run(settings: Settings, listener: socket.socket, served: Served, log: Log) -> None:
     """Serve until a signal comes, then let the answers that are being written end.
 
     SIGINT and SIGTERM begin the end: no request is let in any more, and those that run get
@@ -95,35 +165,34 @@ def run(settings: Settings, listener: socket.socket, open_model: Callable[[], Mi
     Args:
         settings: the names and limits.
         listener: as listen() returns it.
-        open_model: opens the model. It runs in a thread of its own, while the server says that it
-            is not ready.
+        served: what answers. It is closed.
         log: what is told of requests. It is closed.
 
     Raises:
         SystemExit: after a second signal, as the signal would have ended the program.
-        Exception: whatever open_model raises.
+        Exception: whatever served.open() raises.
     """
-    model = _in_thread(open_model)
+    opening = _in_thread(served.open)
     try:
         with _signals() as signals:
-            asyncio.run(_serve(settings, listener, model, log, signals))
+            asyncio.run(_serve(settings, listener, served, opening, log, signals))
         if len(signals.numbers) > 1:
             raise SystemExit(128 + signals.numbers[1])
     finally:
         listener.close()
-        if model.done() and not model.exception():
-            model.result().close()
+        served.close()
         log.close()
 
 
-def _in_thread(function: Callable[[], Mixtral]) -> Future[Mixtral]:
+def _in_thread(function: Callable[[], None]) -> Future[None]:
     """Calls a function in a thread that the end of the program does not wait for."""
-    future: Future[Mixtral] = Future()
+    future: Future[None] = Future()
     future.set_running_or_notify_cancel()  # nobody can cancel it
 
     def call() -> None:
         try:
-            future.set_result(function())
+            function()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
 
@@ -180,20 +249,18 @@ def _signals() -> Iterator[_Signals]:
 
 
 async def _serve(
-    settings: Settings, listener: socket.socket, opening: Future[Mixtral], log: Log, signals: _Signals
+    settings: Settings, listener: socket.socket, served: Served, opening: Future[None], log: Log, signals: _Signals
 ) -> None:
     """The server's main task."""
     from uvicorn import Config
 
-    from pymixtral.asynchronous import AsyncMixtral
-    from pymixtral.server.app import make_app
     from pymixtral.server.protocol import Server, connection_class
     from pymixtral.server.service import Service
 
     signals.attach()
     service = Service(settings, log=log)
     config = Config(
-        make_app(service),
+        served.app(service),
         http=connection_class(settings),
         ws="none",
         loop="asyncio",
@@ -215,10 +282,8 @@ async def _serve(
         events: set[asyncio.Future[Any]] = {opened, first, serving}
         await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
         if opened.done():
-            model = opened.result()
-            service.open(AsyncMixtral(model))
-            adapters = f"; adapters: {', '.join(map(escaped, model.adapters))}" if model.adapters else ""
-            log.note(f"Ready: {escaped(service.name)}, {model.n_ctx} tokens of context{adapters}.")
+            opened.result()
+            log.note(f"Ready: {served.begin(service)}.")
             await asyncio.wait({first, serving}, return_when=asyncio.FIRST_COMPLETED)
         service.draining = True
         if service.n_requests:

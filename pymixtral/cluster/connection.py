@@ -1,0 +1,55 @@
+"""The connection to a cluster of Ray that runs already."""
+
+from __future__ import annotations
+
+import logging
+
+from pymixtral.arguments import shown
+from pymixtral.errors import InvalidArgumentError, UnsupportedError
+
+_HOW = (
+    "start one with `ray start --head` here, and with `ray start --address=HOST:6379` on each other host; all need "
+    "one token (`ray get-auth-token --generate`)"
+)
+
+
+def connect(address: str = "auto") -> None:
+    """Connect this process to a cluster, unless it is connected.
+
+    Args:
+        address: HOST:PORT of its head; "auto": RAY_ADDRESS, or the cluster that this host is one of.
+
+    Raises:
+        InvalidArgumentError: if there is no such cluster, or the token is not its own.
+        UnsupportedError: if it has another version of Ray or of Python.
+    """
+    import ray
+    from ray.exceptions import AuthenticationError, RayError
+
+    if ray.is_initialized():
+        return
+    if address != "auto" and (not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal()):
+        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except AuthenticationError:
+        raise InvalidArgumentError(
+            f"expected the token of the cluster at {address}, found none or another one: copy ~/.ray/auth_token of "
+            "its head, or set RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
+        ) from None
+    except (ConnectionError, ValueError, RayError) as error:
+        raise InvalidArgumentError(
+            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
+        ) from None
+    except RuntimeError as error:
+        if "mismatch" in str(error):
+            raise UnsupportedError(
+                f"expected the versions of Ray and Python of the cluster, found others: {' '.join(str(error).split())}"
+            ) from None
+        raise InvalidArgumentError(
+            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
+        ) from None
+
+
+def _first(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(". ")

@@ -1,0 +1,294 @@
+"""Front: the application that passes requests on to the replicas of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry, Counter, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from ray import exceptions as ray_errors
+from ray.serve import exceptions as serve_errors
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pymixtral import __version__
+from pymixtral.cluster.prefixes import prefix_of
+from pymixtral.cluster.replica import TEXTS, Forwarded
+from pymixtral.server import files
+from pymixtral.server.answering import event
+from pymixtral.server.app import with_door
+from pymixtral.server.errors import APIError, add_handlers, api_error
+from pymixtral.server.record import current
+from pymixtral.server.service import Service, server_ends
+
+_TRIES = 3
+"""Replicas that get a request. One that ends each of them would end them all."""
+
+_OURS = frozenset((b"authorization", b"x-api-key", b"origin", b"host", b"x-request-id", b"transfer-encoding"))
+"""Headers of requests that are checked here, and no replica's business."""
+
+_NAMED = frozenset((b"x-request-id", b"x-content-type-options"))
+"""Headers of answers that are set here."""
+
+_STATES = {"loading": "Loading model", "draining": "The server ends", "alone": "No replica runs"}
+
+
+class Front:
+    """Passes requests on. All of it belongs to the thread of the event loop.
+
+    A request whose replica dies goes to another one, unless a part of its answer was sent: a comment of
+    a stream, which says that it lives, is none.
+
+    Args:
+        service: the names and limits; its model is never open.
+        by_prefix: send texts that begin alike to one replica; else to the idlest of two that are drawn.
+
+    Attributes:
+        app: the ASGI application.
+        handle: of Ray Serve, for the replicas; None: they are not there yet.
+        count: says how many replicas run; it may wait for an answer of the cluster.
+    """
+
+    def __init__(self, service: Service, by_prefix: bool = True) -> None:
+        self._service = service
+        self._by_prefix = by_prefix
+        self.handle: Any = None
+        self.count: Callable[[], int] = lambda: 0
+        self._again = Counter(
+            "pymixtral:requests_sent_again", "Requests whose replica died before it answered.", registry=None
+        )
+        app = FastAPI(title="pymixtral", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+        add_handlers(app)
+        app.include_router(files.router)
+        for path in ("/health", "/v1/health"):
+            app.add_api_route(path, self._health, methods=["GET", "HEAD"])
+        app.add_api_route("/livez", _livez, methods=["GET", "HEAD"])
+        app.add_api_route("/metrics", self._metrics, methods=["GET"])
+        app.mount("/", self._forward)
+        self.app: ASGIApp = with_door(app, service)
+
+    # --- Of the cluster ---------------------------------------------------------------------------
+
+    async def _health(self) -> Response:
+        """Whether a replica is ready."""
+        state = "draining" if self._service.draining else "loading" if self.handle is None else "ready"
+        if state == "ready" and not await asyncio.to_thread(self.count):
+            state = "alone"
+        if state == "ready":
+            return JSONResponse({"status": "ok"})
+        error = {"code": 503, "message": _STATES[state], "type": "unavailable_error"}
+        return JSONResponse({"status": state, "error": error}, 503, {"retry-after": "1"})
+
+    async def _metrics(self, request: Request) -> Response:
+        """What Prometheus reads: the metrics of all replicas, each with the label `replica`."""
+        replicas = await self._opened().broadcast("metrics").results_async(timeout_s=10, return_exceptions=True)
+        registry = CollectorRegistry()
+        registry.register(_Labelled([found for found in replicas if not isinstance(found, Exception)]))
+        registry.register(self._again)
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(registry), headers={"content-type": kind})
+
+    def _opened(self) -> Any:
+        if self.handle is None:
+            raise APIError(
+                503,
+                "expected replicas that are open, found that they are still being opened: try again soon",
+                code="loading",
+                headers={"retry-after": "1"},
+            )
+        return self.handle
+
+    # --- Of a replica -----------------------------------------------------------------------------
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        handle = self._opened().options(stream=True)
+        record = current.get()
+        assert record
+        body = (await receive())["body"]  # the door has read it
+        headers = [(name, value) for name, value in scope["headers"] if name not in _OURS]
+        request = Forwarded(
+            scope["method"],
+            scope["path"],
+            scope["query_string"],
+            (*headers, (b"x-request-id", record.id.encode())),
+            body,
+            tuple(scope.get("client") or ("", 0)),
+            prefix_of(scope["path"], body) if self._by_prefix and scope["method"] == "POST" else "",
+        )
+        leaving = asyncio.ensure_future(_until_left(receive))
+        self._service.until_cut(leaving)
+        answer = _Answer(send)
+        try:
+            for last in [False] * (_TRIES - 1) + [True]:
+                try:
+                    await _pass_on(handle.answer.remote(request), answer, leaving)
+                    return
+                except _DIED as error:
+                    if last or answer.begun:
+                        raise APIError(
+                            503,
+                            "expected the whole answer of a replica, found that it ended before: ask again",
+                            code="replica_died",
+                            headers={"retry-after": "1"},
+                        ) from error
+                    self._again.inc()
+        except Exception as error:
+            told = _told(error)
+            if told is None:
+                self._service.log.fault(record.id, error)
+                told = api_error(error)
+            await answer.fail(told)
+        finally:
+            leaving.cancel()
+            if answer.texts:
+                record.texts.extend(answer.texts)
+                record.computed = time.perf_counter()
+
+
+_DIED = (
+    ray_errors.RayActorError,
+    ray_errors.NodeDiedError,
+    ray_errors.ObjectLostError,
+    ray_errors.TaskCancelledError,  # by Serve, of a replica that it ends
+    ray_errors.WorkerCrashedError,
+)
+
+
+def _told(error: Exception) -> APIError | None:
+    """What a client is told of an error; None: nobody expected it."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, serve_errors.BackPressureError):
+        return APIError(
+            429,
+            "expected fewer requests that wait, found as many as may: try again later",
+            code="queue_full",
+            headers={"retry-after": "5"},
+        )
+    if isinstance(error, serve_errors.DeploymentUnavailableError):
+        return APIError(
+            503, "expected replicas that run, found none that can be started: try again later", code="no_replica"
+        )
+    return None
+
+
+async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any]) -> None:
+    """Passes the answer of one replica on, as long as the client waits.
+
+    Raises:
+        APIError: if the server ends.
+        Exception: of Ray, if the replica dies or has a fault.
+    """
+    part: asyncio.Future[Any] | None = None
+    try:
+        while True:
+            part = asyncio.ensure_future(response.__anext__())
+            await asyncio.wait({part, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not part.done():
+                if leaving.cancelled():
+                    raise server_ends()
+                return
+            try:
+                messages = part.result()
+            except StopAsyncIteration:
+                return
+            for message in messages:
+                await answer.take(message)
+    finally:
+        if part is not None and not part.done():
+            response.cancel()
+            part.cancel()
+            await asyncio.gather(part, return_exceptions=True)
+
+
+class _Answer:
+    """An answer on its way out. Its head waits for its body, in case that the replica dies.
+
+    Args:
+        send: to the client.
+
+    Attributes:
+        begun: whether a part of it was sent, but for comments that say that it lives.
+        texts: what is known of its texts, once it is over.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._head: Message | None = None
+        self._sent_head = self._streams = False
+        self.begun = False
+        self.texts: list[Any] = []
+
+    async def take(self, message: Message) -> None:
+        """Send a message of a replica's application, or keep it."""
+        if message["type"] == TEXTS:
+            self.texts = message["texts"]
+        elif message["type"] == "http.response.start":
+            self._head = message
+        else:
+            await self._take_body(message)
+
+    async def _take_body(self, message: Message) -> None:
+        body = message.get("body", b"")
+        head, self._head = self._head, None
+        if head is not None and not self._sent_head:
+            headers = [(name, value) for name, value in head["headers"] if name not in _NAMED]
+            self._streams = any(name == b"content-type" and b"event-stream" in value for name, value in headers)
+            self._sent_head = True
+            await self._send({**head, "headers": headers})
+        elif head is not None and head["status"] != 200:  # an error in the place of the rest of a stream
+            message = {**message, "body": b"data: " + body + b"\n\n"}
+        if body and not (self._streams and body.startswith(b":")):
+            self.begun = True
+        await self._send(message)
+
+    async def fail(self, error: APIError) -> None:
+        """End it with an error: an answer of its own, an event of a stream, or a connection that breaks off.
+
+        Raises:
+            APIError: the error, unless it is an event.
+        """
+        if not self._sent_head or not self._streams:
+            raise error
+        await self._send({"type": "http.response.body", "body": event(error.body), "more_body": True})
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _until_left(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _livez() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+class _Labelled(Collector):
+    """The metrics of several replicas as those of one program.
+
+    Args:
+        replicas: the metrics of each.
+    """
+
+    def __init__(self, replicas: list[tuple[str, list[Metric]]]) -> None:
+        self._replicas = replicas
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all metrics; the label `replica` says whose a sample is."""
+        families: dict[str, Metric] = {}
+        for replica, metrics in self._replicas:
+            for metric in metrics:
+                family = families.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type, metric.unit)
+                )
+                for sample in metric.samples:
+                    family.samples.append(sample._replace(labels={**sample.labels, "replica": replica}))
+        yield from families.values()

@@ -1,0 +1,204 @@
+"""Replica: a model on one host of a cluster, behind the server's own application."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import Metric
+from starlette.types import Message
+
+from pymixtral import __version__
+from pymixtral.asynchronous import AsyncMixtral
+from pymixtral.demo import demo_chat_path
+from pymixtral.errors import UnsupportedError
+from pymixtral.server.app import make_app
+from pymixtral.server.log import Log
+from pymixtral.server.service import Service
+from pymixtral.server.settings import Settings
+
+if TYPE_CHECKING:
+    from pymixtral.mixtral import Mixtral
+    from pymixtral.server.record import Record
+
+TEXTS = "pymixtral.texts"
+"""The type of the last message of an answer: its "texts" are those of pymixtral.server.record.Record."""
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """A request on its way to a replica.
+
+    Attributes:
+        method: of HTTP.
+        path: as ASGI has it, without the query.
+        query: what stands after the question mark.
+        headers: pairs; names are in lower case.
+        body: all of it.
+        client: address and port.
+        prefix: where its prompt begins; see pymixtral.cluster.prefixes.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    client: tuple[str, int]
+    prefix: str
+
+
+@dataclass(frozen=True)
+class About:
+    """What a replica serves.
+
+    Attributes:
+        name: the model's name in answers.
+        n_ctx: tokens of its context.
+        adapters: names of its adapters.
+    """
+
+    name: str
+    n_ctx: int
+    adapters: tuple[str, ...]
+
+
+_texts: ContextVar[list[Any]] = ContextVar("texts")
+
+
+class _Told(Log):
+    """Hands what is known of a request to whoever asked for its answer."""
+
+    def request(self, record: Record) -> None:
+        _texts.get().extend(record.texts)
+
+
+def open_model(path: Path | None, *, n_threads: int, **options: Any) -> Mixtral:
+    """Open a model file of this host.
+
+    Args:
+        path: of the file; None: the demo's model for conversations.
+        n_threads: threads to compute with.
+        **options: those of Mixtral.
+
+    Raises:
+        PymixtralError: as Mixtral does.
+    """
+    from pymixtral.mixtral import Mixtral
+
+    return Mixtral(path or demo_chat_path(), n_threads=n_threads, **options)
+
+
+class Replica:
+    """The class of the actors. Ray Serve calls its methods.
+
+    Args:
+        open_model: opens the model; it is called with the number of threads as `n_threads`.
+        n_threads: threads to compute with.
+        settings: the names and limits.
+        version: of pymixtral, where the command runs.
+
+    Raises:
+        UnsupportedError: if this host has another version.
+        Exception: whatever open_model raises.
+    """
+
+    def __init__(self, open_model: Callable[..., Mixtral], n_threads: int, settings: Settings, version: str) -> None:
+        if version != __version__:
+            raise UnsupportedError(
+                f"expected pymixtral {version} on each host, found {__version__}: install the same version everywhere"
+            )
+        self._model = open_model(n_threads=n_threads)
+        self._service = Service(settings, AsyncMixtral(self._model), _Told())
+        self._app = make_app(self._service)
+
+    async def about(self) -> About:
+        """Say what is served."""
+        return About(self._service.name, self._model.n_ctx, tuple(self._model.adapters))
+
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """Say its own name and what was counted, as Prometheus has it."""
+        from ray import serve
+
+        assert self._service.metrics
+        return str(serve.get_replica_context().replica_id.unique_id), list(self._service.metrics.registry.collect())
+
+    def check_health(self) -> None:
+        """Check that the engine computes; Serve puts another replica into the place of one that does not.
+
+        Raises:
+            ClosedError: if its thread has ended.
+        """
+        self._model.stats()
+
+    async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
+        """Answer a request; to cancel it is to leave as a client leaves.
+
+        Args:
+            request: what is asked.
+
+        Yields:
+            The messages of the application, those together that are ready together; the last one has
+            the type TEXTS.
+        """
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+        left = asyncio.Event()
+        texts: list[Any] = []
+        _texts.set(texts)
+        unread: Message | None = {"type": "http.request", "body": request.body, "more_body": False}
+
+        async def receive() -> Message:
+            nonlocal unread
+            if unread is not None:
+                first, unread = unread, None
+                return first
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Message) -> None:
+            if not left.is_set():
+                messages.put_nowait(message)
+
+        async def run() -> None:
+            try:
+                await self._app(_scope(request), receive, send)
+            finally:
+                messages.put_nowait(None)
+
+        running = asyncio.create_task(run())
+        try:
+            over = False
+            while not over:
+                ready = [await messages.get()]
+                while not messages.empty():
+                    ready.append(messages.get_nowait())
+                over = ready[-1] is None
+                found = [message for message in ready if message is not None]
+                if over:
+                    await running
+                    found.append({"type": TEXTS, "texts": texts})
+                yield found
+        finally:
+            left.set()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+def _scope(request: Forwarded) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.path,
+        "raw_path": request.path.encode("utf-8", "surrogateescape"),
+        "query_string": request.query,
+        "root_path": "",
+        "headers": list(request.headers),
+        "client": request.client,
+        "server": None,
+    }

@@ -1,0 +1,219 @@
+"""Replicas: engines of one model on the hosts of a cluster, and the application in front of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from starlette.types import ASGIApp
+
+from pymixtral import __version__
+from pymixtral.cluster.connection import connect
+from pymixtral.cluster.front import Front
+from pymixtral.cluster.replica import About, Replica
+from pymixtral.cluster.router import PrefixRouter
+from pymixtral.errors import InvalidArgumentError
+from pymixtral.escapes import escaped
+from pymixtral.server.service import Service
+from pymixtral.server.settings import Settings
+
+if TYPE_CHECKING:
+    from pymixtral.mixtral import Mixtral
+
+_DEPLOYMENT = "Replica"
+
+_LOAD = 0.7
+"""Requests that a replica should have, over those that it computes together: more start another one."""
+
+_END_SECONDS = 600.0
+"""How long the answers of a replica that is not needed any more may take to end."""
+
+
+class Replicas:
+    """Serves a model by several engines, for pymixtral.server.serve.run(): it is `Served`.
+
+    Each engine is an actor of Ray Serve, which starts another one where one dies or its engine has a
+    fault. The application runs in this process and listens where this process listens; Serve's own
+    proxies are not used.
+
+    Args:
+        open_model: opens the model on a host; it is called with `n_threads`. It must be a function that
+            another process can import, or a partial of one.
+        settings: the names and limits.
+        address: as for pymixtral.cluster.connection.connect().
+        n: how many engines there are, least and most: between them Serve decides by the requests that
+            run and wait. None: one on each host.
+        n_threads: threads of each engine, and the CPUs that it takes of its host; None: all CPUs of the
+            smallest host.
+        by_prefix: as for Front.
+        autoscaling: more fields of ray.serve.config.AutoscalingConfig.
+
+    Raises:
+        InvalidArgumentError: for numbers that make no sense, and for a folder of adapters: requests
+            would load an adapter into one engine, and ask another.
+    """
+
+    def __init__(
+        self,
+        open_model: Callable[..., Mixtral],
+        settings: Settings,
+        *,
+        address: str = "auto",
+        n: tuple[int, int] | None = None,
+        n_threads: int | None = None,
+        by_prefix: bool = True,
+        autoscaling: Mapping[str, Any] | None = None,
+    ) -> None:
+        if n is not None and not 1 <= n[0] <= n[1]:
+            raise InvalidArgumentError(f"expected replicas to be N or MIN:MAX of at least 1, found {n[0]}:{n[1]}")
+        if settings.adapter_folder is not None:
+            raise InvalidArgumentError(
+                "expected adapters that are loaded from the beginning, found a folder that requests may load from: "
+                "they would load into one replica and ask another; name the adapters by --adapter"
+            )
+        self._open_model = open_model
+        self._settings = settings
+        self._address = address
+        self._n = n
+        self._n_threads = n_threads
+        self._by_prefix = by_prefix
+        self._autoscaling = dict(autoscaling or {})
+        self._front: Front | None = None
+        self._handle: Any = None
+        self._about: About | None = None
+        self._deployed: float | None = None
+        self.name = "pymixtral"
+
+    # --- Served -----------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Start the replicas, and wait until all that there are at first are ready.
+
+        An application of the same name is replaced.
+
+        Raises:
+            InvalidArgumentError: if there is no cluster, no host has the CPUs, or a replica cannot open
+                the model.
+        """
+        connect(self._address)
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        least, most, n_threads = self._size()
+        if self._settings.name:
+            self.name = f"pymixtral-{re.sub(r'[^A-Za-z0-9_.-]', '-', self._settings.name)}"
+        serve.start(proxy_location="Disabled")
+        self._deployed = 0.0
+        try:
+            self._handle = serve.run(self._application(least, most, n_threads), name=self.name, route_prefix=None)
+        except RuntimeError as error:
+            raise InvalidArgumentError(f"expected replicas that open the model, found that {_reason(error)}") from None
+        self._deployed = serve.status().applications[self.name].last_deployed_time_s
+        self._about = self._handle.about.remote().result()
+
+    def app(self, service: Service) -> ASGIApp:
+        """Make the application.
+
+        Args:
+            service: has the names and limits.
+        """
+        self._front = Front(service, self._by_prefix)
+        return self._front.app
+
+    def begin(self, service: Service) -> str:
+        """Begin to pass requests on.
+
+        Args:
+            service: as for app().
+
+        Returns:
+            What is ready, for people.
+        """
+        assert self._front
+        assert self._about
+        service.name = self._about.name
+        self._front.count, self._front.handle = self.count, self._handle
+        n = self.count()
+        adapters = f"; adapters: {', '.join(map(escaped, self._about.adapters))}" if self._about.adapters else ""
+        replicas = "1 replica" if n == 1 else f"{n} replicas"
+        return f"{escaped(service.name)}, {self._about.n_ctx} tokens of context, {replicas}{adapters}"
+
+    def close(self) -> None:
+        """End the replicas, unless somebody else has replaced them since."""
+        if self._deployed is None:
+            return
+        import ray
+        from ray import serve
+
+        found = serve.status().applications.get(self.name)
+        if found is not None and self._deployed in (0.0, found.last_deployed_time_s):
+            serve.delete(self.name)
+        self._deployed = None
+        ray.shutdown()
+
+    # --- Parts ------------------------------------------------------------------------------------
+
+    def count(self) -> int:
+        """How many replicas run; 0 where the cluster does not know."""
+        from ray import serve
+
+        application = serve.status().applications.get(self.name)
+        deployment = application.deployments.get(_DEPLOYMENT) if application else None
+        return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+
+    def _size(self) -> tuple[int, int, int]:
+        """The least and the most replicas, and the threads of each."""
+        import ray
+
+        hosts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        hosts = [n for n in hosts if n]
+        n_threads = self._n_threads or min(hosts, default=1)
+        fitting = sum(n // n_threads for n in hosts)
+        least, most = self._n or (min(fitting, len(hosts)), min(fitting, len(hosts)))
+        if not fitting or least > fitting:
+            raise InvalidArgumentError(
+                f"expected room for {max(least, 1)} replicas of {n_threads} CPUs each, found hosts with "
+                f"{', '.join(map(str, hosts)) or 'none'}: give fewer --replicas or --threads, or add hosts"
+            )
+        return least, most, n_threads
+
+    def _application(self, least: int, most: int, n_threads: int) -> Any:
+        """The application as Ray Serve has it."""
+        from ray import serve
+        from ray.serve.config import AutoscalingConfig, RequestRouterConfig
+
+        settings = self._settings
+        how_many: dict[str, Any] = {"num_replicas": least}
+        if most > least:
+            target = max(_LOAD * settings.max_batch, 1.0)
+            how_many = {
+                "autoscaling_config": AutoscalingConfig(
+                    min_replicas=least, max_replicas=most, target_ongoing_requests=target, **self._autoscaling
+                )
+            }
+        deployment = serve.deployment(
+            name=_DEPLOYMENT,
+            ray_actor_options={"num_cpus": n_threads},
+            max_ongoing_requests=2 * settings.max_batch,
+            max_queued_requests=max(settings.max_waiting, 1),  # 0: each would be one too many
+            graceful_shutdown_timeout_s=_END_SECONDS,
+            health_check_timeout_s=60,
+            max_constructor_retry_count=2,
+            request_router_config=RequestRouterConfig(
+                request_router_class=PrefixRouter,
+                request_router_kwargs={"slack": max(settings.max_batch // 2, 1)},
+            ),
+            **how_many,
+        )(Replica)
+        inner = replace(settings, keys=(), cors_origins=(), loopback=False)
+        return deployment.bind(self._open_model, n_threads, inner, __version__)
+
+
+def _reason(error: RuntimeError) -> str:
+    """The sentence of our own in an error of Serve, or its first line."""
+    text = str(error)
+    found = re.findall(r"pymixtral\.errors\.\w+: (.+)", text)
+    return str(found[-1] if found else text.strip().partition("\n")[0])
