@@ -13,11 +13,16 @@ _HOW = (
 )
 
 
-def connect(address: str = "auto") -> None:
+def connect(address: str = "auto") -> bool:
     """Connect this process to a cluster, unless it is connected.
+
+    Call it in the main thread, and before handlers of signals are set: Ray sets its own.
 
     Args:
         address: HOST:PORT of its head; "auto": RAY_ADDRESS, or the cluster that this host is one of.
+
+    Returns:
+        Whether it was not connected before.
 
     Raises:
         InvalidArgumentError: if there is no such cluster, or the token is not its own.
@@ -27,7 +32,7 @@ def connect(address: str = "auto") -> None:
     from ray.exceptions import AuthenticationError, RayError
 
     if ray.is_initialized():
-        return
+        return False
     if address != "auto" and (not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal()):
         raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     try:
@@ -49,6 +54,7 @@ def connect(address: str = "auto") -> None:
         raise InvalidArgumentError(
             f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
         ) from None
+    return True
 
 
 def _first(error: Exception) -> str:

@@ -132,6 +132,8 @@ class Front:
                     await _pass_on(handle.answer.remote(request), answer, leaving)
                     return
                 except _DIED as error:
+                    if answer.complete:
+                        return
                     if last or answer.begun:
                         raise APIError(
                             503,
@@ -191,7 +193,8 @@ async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any])
     try:
         while True:
             part = asyncio.ensure_future(response.__anext__())
-            await asyncio.wait({part, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            events: set[asyncio.Future[Any]] = {part} if answer.complete else {part, leaving}
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not part.done():
                 if leaving.cancelled():
                     raise server_ends()
@@ -217,14 +220,15 @@ class _Answer:
 
     Attributes:
         begun: whether a part of it was sent, but for comments that say that it lives.
-        texts: what is known of its texts, once it is over.
+        complete: whether all of it was sent.
+        texts: what is known of its texts, once it is complete.
     """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._head: Message | None = None
         self._sent_head = self._streams = False
-        self.begun = False
+        self.begun = self.complete = False
         self.texts: list[Any] = []
 
     async def take(self, message: Message) -> None:
@@ -248,6 +252,7 @@ class _Answer:
             message = {**message, "body": b"data: " + body + b"\n\n"}
         if body and not (self._streams and body.startswith(b":")):
             self.begun = True
+        self.complete = not message.get("more_body", False)
         await self._send(message)
 
     async def fail(self, error: APIError) -> None:
@@ -256,6 +261,8 @@ class _Answer:
         Raises:
             APIError: the error, unless it is an event.
         """
+        if self.complete:
+            return
         if not self._sent_head or not self._streams:
             raise error
         await self._send({"type": "http.response.body", "body": event(error.body), "more_body": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pymixtral.server.record import Record
 
 TEXTS = "pymixtral.texts"
-"""The type of the last message of an answer: its "texts" are those of pymixtral.server.record.Record."""
+"""The type of the message before the last one of an answer: its "texts" are those of pymixtral.server.record.Record."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ class About:
         name: the model's name in answers.
         n_ctx: tokens of its context.
         adapters: names of its adapters.
+        replica: its own name, as the metrics have it.
+        pid: its process.
     """
 
     name: str
     n_ctx: int
     adapters: tuple[str, ...]
+    replica: str
+    pid: int
 
 
 _texts: ContextVar[list[Any]] = ContextVar("texts")
@@ -118,14 +123,12 @@ class Replica:
 
     async def about(self) -> About:
         """Say what is served."""
-        return About(self._service.name, self._model.n_ctx, tuple(self._model.adapters))
+        return About(self._service.name, self._model.n_ctx, tuple(self._model.adapters), _name(), os.getpid())
 
     async def metrics(self) -> tuple[str, list[Metric]]:
         """Say its own name and what was counted, as Prometheus has it."""
-        from ray import serve
-
         assert self._service.metrics
-        return str(serve.get_replica_context().replica_id.unique_id), list(self._service.metrics.registry.collect())
+        return _name(), list(self._service.metrics.registry.collect())
 
     def check_health(self) -> None:
         """Check that the engine computes; Serve puts another replica into the place of one that does not.
@@ -142,8 +145,8 @@ class Replica:
             request: what is asked.
 
         Yields:
-            The messages of the application, those together that are ready together; the last one has
-            the type TEXTS.
+            The messages of the application, those together that are ready together. Before the last one
+            stands one of the type TEXTS.
         """
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
         left = asyncio.Event()
@@ -173,18 +176,31 @@ class Replica:
         try:
             over = False
             while not over:
-                ready = [await messages.get()]
-                while not messages.empty():
-                    ready.append(messages.get_nowait())
-                over = ready[-1] is None
-                found = [message for message in ready if message is not None]
+                ready = [await messages.get(), *_all_of(messages)]
+                over = any(message is None or _is_last(message) for message in ready)
                 if over:
-                    await running
-                    found.append({"type": TEXTS, "texts": texts})
-                yield found
+                    await running  # what it tells of its texts goes out before its last message
+                    ready += [{"type": TEXTS, "texts": texts}, *_all_of(messages)]
+                    ready.sort(key=lambda message: message is None or _is_last(message))
+                yield [message for message in ready if message is not None]
         finally:
             left.set()
             await asyncio.gather(running, return_exceptions=True)
+
+
+def _all_of(messages: asyncio.Queue[Message | None]) -> list[Message | None]:
+    return [messages.get_nowait() for _ in range(messages.qsize())]
+
+
+def _is_last(message: Message) -> bool:
+    return message["type"] == "http.response.body" and not message.get("more_body", False)
+
+
+def _name() -> str:
+    """Of the replica of this process."""
+    from ray import serve
+
+    return str(serve.get_replica_context().replica_id.unique_id)
 
 
 def _scope(request: Forwarded) -> dict[str, Any]:

@@ -33,7 +33,8 @@ _END_SECONDS = 600.0
 
 
 class Replicas:
-    """Serves a model by several engines, for pymixtral.server.serve.run(): it is `Served`.
+    """Serves a model by several engines, for pymixtral.server.serve.run(): it is `Served`. Make it where connect() may
+    be called.
 
     Each engine is an actor of Ray Serve, which starts another one where one dies or its engine has a
     fault. The application runs in this process and listens where this process listens; Serve's own
@@ -52,8 +53,8 @@ class Replicas:
         autoscaling: more fields of ray.serve.config.AutoscalingConfig.
 
     Raises:
-        InvalidArgumentError: for numbers that make no sense, and for a folder of adapters: requests
-            would load an adapter into one engine, and ask another.
+        InvalidArgumentError: for numbers that make no sense, for a folder of adapters (requests would
+            load an adapter into one engine, and ask another), and as connect() does.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Replicas:
             )
         self._open_model = open_model
         self._settings = settings
-        self._address = address
+        self._connected = connect(address)
         self._n = n
         self._n_threads = n_threads
         self._by_prefix = by_prefix
@@ -95,10 +96,8 @@ class Replicas:
         An application of the same name is replaced.
 
         Raises:
-            InvalidArgumentError: if there is no cluster, no host has the CPUs, or a replica cannot open
-                the model.
+            InvalidArgumentError: if no host has the CPUs, or a replica cannot open the model.
         """
-        connect(self._address)
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -143,16 +142,17 @@ class Replicas:
 
     def close(self) -> None:
         """End the replicas, unless somebody else has replaced them since."""
-        if self._deployed is None:
-            return
         import ray
         from ray import serve
 
-        found = serve.status().applications.get(self.name)
-        if found is not None and self._deployed in (0.0, found.last_deployed_time_s):
-            serve.delete(self.name)
-        self._deployed = None
-        ray.shutdown()
+        if self._deployed is not None:
+            found = serve.status().applications.get(self.name)
+            if found is not None and self._deployed in (0.0, found.last_deployed_time_s):
+                serve.delete(self.name)
+            self._deployed = None
+        if self._connected:
+            ray.shutdown()
+            self._connected = False
 
     # --- Parts ------------------------------------------------------------------------------------
 

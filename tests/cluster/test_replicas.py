@@ -1,0 +1,289 @@
+"""Replicas of the server on a real cluster: answers, prefixes, deaths, leaving, growth, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from pymixtral import InvalidArgumentError, Mixtral
+from pymixtral.demo import demo_chat_path
+from support.adapter_files import write_adapter
+from support.serving import LONG, Server, eventually
+
+pytestmark = pytest.mark.ray
+
+N = 3
+CPUS = 4
+STORY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+RUNNING = "pymixtral:num_requests_running"
+HITS = "pymixtral:prefix_cache_hits"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with Mixtral(demo_chat_path(), n_ctx=64) as model:
+        return write_adapter(tmp_path_factory.mktemp("adapters") / "tales.gguf", model.config, 1)
+
+
+@pytest.fixture(scope="module")
+def server(driver: Any, adapter: Path) -> Iterator[Server]:
+    """A server of N replicas on two nodes; it leaves the cluster in the last test."""
+    server = Server("--ray", driver.address, "--replicas", str(N), "-t", "1", "--adapter", f"tales={adapter}").ready()
+    yield server
+    if server.process.poll() is None:
+        server.send(signal.SIGTERM)
+        server.wait()
+
+
+def told(method: str) -> list[Any]:
+    """What each replica says."""
+    from ray import serve
+
+    found: list[Any] = serve.get_app_handle("pymixtral").broadcast(method).results(timeout_s=LONG)
+    return found
+
+
+def counted(name: str) -> dict[str, float]:
+    """A metric of each replica."""
+    return {
+        replica: sum(sample.value for metric in metrics if metric.name == name for sample in metric.samples)
+        for replica, metrics in told("metrics")
+    }
+
+
+def n_replicas() -> int:
+    from ray import serve
+
+    application = serve.status().applications["pymixtral"]
+    return int(application.deployments["Replica"].replica_states.get("RUNNING", 0))
+
+
+def eventually_replicas(n: int) -> None:
+    eventually(lambda: n_replicas() == n and len(told("about")) == n, f"{n} replicas")
+
+
+# --- Answers --------------------------------------------------------------------------------------
+
+
+def test_answers_are_those_of_the_model(server: Server) -> None:
+    body = {"prompt": "Once upon", "max_tokens": 20, "seed": 3}
+    with Mixtral(demo_chat_path()) as model:
+        expected = model.generate("Once upon", max_tokens=20, seed=3).text
+    assert any(line.endswith(f", {N} replicas; adapters: tales.") for line in server.lines)
+    with server.client() as client, OpenAI(base_url=f"{server.url}/v1", api_key="none") as asked:
+        texts = {client.post("/v1/completions", json=body).json()["choices"][0]["text"] for _ in range(2 * N)}
+        names = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        stream = asked.completions.create(model=names[0], stream=True, **body)  # type: ignore[call-overload]
+        assert "".join(chunk.choices[0].text for chunk in stream) == expected
+        other = client.post("/v1/completions", json={**body, "model": "tales"}).json()
+    assert texts == {expected}
+    assert names == [demo_chat_path().stem, "tales"]
+    assert other["choices"][0]["text"] != expected
+    assert re.search(r"POST /v1/completions: 200, .* s, \d+ \+ 20 tokens \[", server.until("POST /v1/completions"))
+
+
+def test_errors_of_replicas_are_those_of_the_server(server: Server) -> None:
+    with server.client() as client:
+        wrong = client.post("/v1/completions", json={"prompt": 3})
+        assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "prompt")
+        assert client.post("/v1/completions", content=b"{").status_code == 415
+        assert client.get("/nowhere").status_code == 404
+        assert client.get("/v1/completions").status_code == 405
+        assert client.post("/v1/completions", json={"prompt": "x" * (8 << 20)}).status_code == 413
+        assert client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "y"}).status_code >= 400
+        assert client.get("/v1/models", headers={"origin": "https://example.org"}).status_code == 403
+        assert client.get("/v1/models", headers={"host": "example.org"}).status_code == 403
+
+
+def test_what_the_front_says_of_the_cluster(server: Server) -> None:
+    with server.client() as client:
+        assert client.get("/health").json() == client.get("/livez").json() == {"status": "ok"}
+        assert "<html" in client.get("/").text
+        answer = client.get("/v1/models", headers={"x-request-id": "mine"})
+        assert answer.headers.get_list("x-request-id") == ["mine"]
+        text = client.get("/metrics").text
+    replicas = set(re.findall(r'^pymixtral:num_requests_running\{.*replica="(\w+)"\}', text, re.M))
+    assert replicas == {about.replica for about in told("about")}
+    assert len(replicas) == N
+    assert text.count("# TYPE pymixtral:num_requests_running") == 1
+
+
+# --- Which replica --------------------------------------------------------------------------------
+
+
+def test_conversations_come_back_to_their_replica(server: Server) -> None:
+    before = counted(HITS)
+    for i in range(2 * N):
+        talk = [{"role": "user", "content": f"Tell me tale number {i} of the fox, the king and the old mill. " * 3}]
+        with server.client() as client:
+            for turn in range(3):
+                answer = client.post("/v1/chat/completions", json={"messages": talk, "max_tokens": 8}).json()
+                cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+                assert turn == 0 or cached > 30
+                talk += [answer["choices"][0]["message"], {"role": "user", "content": "And then?"}]
+    assert sum(after > before[replica] for replica, after in counted(HITS).items()) > 1
+
+
+# --- Clients that leave, replicas that die ----------------------------------------------------------
+
+
+def test_a_client_that_leaves_ends_its_text(server: Server) -> None:
+    with server.client() as client:
+        with client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
+            next(answer.iter_lines())
+            assert sum(counted(RUNNING).values()) == 1
+        eventually(lambda: not sum(counted(RUNNING).values()), "no text is computed")
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/completions", json=STORY, timeout=0.3)
+        eventually(lambda: not sum(counted(RUNNING).values()), "no text is computed")
+
+
+def test_a_replica_that_is_killed_under_load(server: Server) -> None:
+    """Whole answers come from another replica. Streams that have begun end with an error that OpenAI's client raises."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=LONG) as client:
+
+        def body(i: int) -> dict[str, Any]:
+            return {"model": "x", "extra_body": {"ignore_eos": True}, "temperature": 0, "prompt": f"Tale {i}. " * 8}
+
+        model = client.models.list().data[0].id
+        streams = [
+            client.completions.create(**{**body(i), "model": model, "max_tokens": 1200}, stream=True) for i in range(9)
+        ]
+        for stream in streams:
+            next(stream)
+        with ThreadPoolExecutor(12) as pool:
+            wholes = [
+                pool.submit(client.completions.create, **{**body(i), "model": model, "max_tokens": 300})
+                for i in range(12)
+            ]
+            eventually(lambda: sum(counted(RUNNING).values()) > 9, "whole answers are computed, too")
+            busiest = max((load, replica) for replica, load in counted(RUNNING).items())[1]
+            victim = next(about for about in told("about") if about.replica == busiest)
+            os.kill(victim.pid, signal.SIGKILL)
+            assert all(len(whole.result().choices[0].text) > 100 for whole in wholes)
+
+            def end(stream: Any) -> str:
+                try:
+                    return str([chunk.choices[0].finish_reason for chunk in stream][-1])
+                except openai.APIError as error:
+                    return str(error.code)
+
+            ends = list(pool.map(end, streams))
+        assert set(ends) == {"length", "replica_died"}
+        again = server.metric("requests_sent_again_total")
+    assert again >= 1 or "length" in ends
+    eventually_replicas(N)
+
+
+def test_a_third_node_is_taken_and_lost(server: Server, driver: Any) -> None:
+    """A replica whose node is lost is replaced on another one, and the server answers all the time."""
+    node = driver.add_node(num_cpus=CPUS, object_store_memory=200_000_000, include_dashboard=False)
+    os.kill(told("about")[0].pid, signal.SIGKILL)
+    eventually_replicas(N)
+    driver.remove_node(node, allow_graceful=False)
+    with server.client() as client:
+        for i in range(5):
+            assert client.post("/v1/completions", json={"prompt": f"Tale {i}", "max_tokens": 5}).status_code == 200
+    eventually_replicas(N)
+
+
+# --- The end --------------------------------------------------------------------------------------
+
+
+def test_running_answers_end_first(server: Server) -> None:
+    from ray import serve
+
+    with server.client() as client:
+        with client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            server.send(signal.SIGTERM)
+            assert list(lines)[-2] == "data: [DONE]"
+    assert server.wait() == 0
+    assert "pymixtral" not in serve.status().applications
+
+
+def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
+    """The answers of a replica that is not needed any more end first."""
+    from pymixtral.cluster.replica import open_model
+    from pymixtral.cluster.replicas import Replicas
+    from pymixtral.server.service import Service
+    from pymixtral.server.settings import Settings
+
+    settings = Settings(loopback=False, max_batch=2)
+    quick = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.2, "metrics_interval_s": 0.1, "look_back_period_s": 0.3}
+    replicas = Replicas(
+        partial(open_model, None, max_batch=2),
+        settings,
+        address=driver.address,
+        n=(1, 2),
+        n_threads=1,
+        autoscaling=quick,
+    )
+
+    async def ask() -> None:
+        service = Service(settings)
+        app = replicas.app(service)
+        replicas.begin(service)
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://host", timeout=None) as client:
+            asked: set[asyncio.Task[httpx.Response]] = set()
+
+            async def until(condition: Callable[[int], bool], n: int) -> None:
+                while not condition(await asyncio.to_thread(replicas.count)):
+                    while sum(not task.done() for task in asked) < n:
+                        asked.add(asyncio.create_task(client.post("/v1/completions", json=STORY)))
+                    await asyncio.sleep(0.05)
+
+            await until(lambda count: count == 2, 6)
+            await until(lambda count: count == 1, 1)
+            answers = await asyncio.gather(*asked)
+            assert {answer.status_code for answer in answers} == {200}
+            assert {answer.json()["usage"]["completion_tokens"] for answer in answers} == {1500}
+
+    try:
+        replicas.open()
+        assert replicas.count() == 1
+        asyncio.run(asyncio.wait_for(ask(), LONG))
+    finally:
+        replicas.close()
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+def refusal(*words: str) -> str:
+    """The last line of a command that is refused."""
+    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("Error: ")
+    return line
+
+
+def test_models_and_clusters_that_are_refused(driver: Any, tmp_path: Path) -> None:
+    here = ("--ray", driver.address)
+    assert "missing.gguf" in refusal(*here, "-t", "1", "-m", str(tmp_path / "missing.gguf"))
+    assert "found hosts with 4, 4" in refusal(*here, "--replicas", "3")
+    assert "--adapter" in refusal(*here, "--allow-adapter-loading", str(tmp_path))
+    assert "ray start --head" in refusal("--ray", "nowhere")
+    with pytest.raises(InvalidArgumentError, match="MIN:MAX"):
+        from pymixtral.cluster.replicas import Replicas
+        from pymixtral.server.settings import Settings
+
+        Replicas(print, Settings(), address=driver.address, n=(2, 1))  # type: ignore[arg-type]
