@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,23 @@ def test_openai_client(tmp_path: Path) -> None:
     assert printed["model"] == demo_chat_path().stem
     assert printed["whole"] == printed["pieces"] == repr(answer.content)
     assert printed["choice"] == mood.text
+
+
+@pytest.mark.ray
+def test_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, as names of sockets must be
+        for name, value in (("RAY_TMPDIR", folder), ("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN", "t" * 32)):
+            monkeypatch.setenv(name, value)
+        ready, *lines = output("replicas", tmp_path).splitlines()
+    assert ready.endswith(", 2 replicas.")
+    found = [re.fullmatch(r"(the \w+): (\d+) tokens, (\d+) of them remembered", line) for line in lines]
+    turns = [(match[1], int(match[2]), int(match[3])) for match in found if match]
+    assert [someone for someone, _, _ in turns] == ["the fox"] * 3 + ["the king"] * 3
+    for first, *others in (turns[:3], turns[3:]):
+        before = first[1]
+        for _, n, cached in others:
+            assert before <= cached < n
+            before = n
 
 
 def test_evaluation(model: Mixtral, tmp_path: Path) -> None:

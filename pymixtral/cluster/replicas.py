@@ -109,7 +109,9 @@ class Replicas:
         try:
             self._handle = serve.run(self._application(least, most, n_threads), name=self.name, route_prefix=None)
         except RuntimeError as error:
-            raise InvalidArgumentError(f"expected replicas that open the model, found that {_reason(error)}") from None
+            raise InvalidArgumentError(
+                f"expected replicas that open the model, found that {self._reason(error)}"
+            ) from None
         self._deployed = serve.status().applications[self.name].last_deployed_time_s
         self._about = self._handle.about.remote().result()
 
@@ -211,9 +213,12 @@ class Replicas:
         inner = replace(settings, keys=(), cors_origins=(), loopback=False)
         return deployment.bind(self._open_model, n_threads, inner, __version__)
 
+    def _reason(self, error: RuntimeError) -> str:
+        """Why replicas do not start: the sentence of our own in what Serve says, or the end of that."""
+        from ray import serve
 
-def _reason(error: RuntimeError) -> str:
-    """The sentence of our own in an error of Serve, or its first line."""
-    text = str(error)
-    found = re.findall(r"pymixtral\.errors\.\w+: (.+)", text)
-    return str(found[-1] if found else text.strip().partition("\n")[0])
+        application = serve.status().applications.get(self.name)
+        deployment = application.deployments.get(_DEPLOYMENT) if application else None
+        text = (deployment.message if deployment else "") or str(error)
+        found = re.findall(r"pymixtral\.errors\.\w+: (.+)", text) or text.strip().splitlines()
+        return escaped(str(found[-1]).strip())

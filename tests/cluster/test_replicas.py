@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from openai import OpenAI
 
 from pymixtral import InvalidArgumentError, Mixtral
+from pymixtral.cli.serve import serve
 from pymixtral.demo import demo_chat_path
 from support.adapter_files import write_adapter
 from support.serving import LONG, Server, eventually
@@ -29,6 +31,7 @@ pytestmark = pytest.mark.ray
 N = 3
 CPUS = 4
 STORY: dict[str, Any] = {"prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": True, "temperature": 0}
+ENDLESS = {**STORY, "max_tokens": 1_000_000, "context_shift": 64}
 RUNNING = "pymixtral:num_requests_running"
 HITS = "pymixtral:prefix_cache_hits"
 
@@ -49,12 +52,17 @@ def server(driver: Any, adapter: Path) -> Iterator[Server]:
         server.wait()
 
 
-def told(method: str) -> list[Any]:
-    """What each replica says."""
+@cache
+def handle() -> Any:
     from ray import serve
 
-    found: list[Any] = serve.get_app_handle("pymixtral").broadcast(method).results(timeout_s=LONG)
-    return found
+    return serve.get_app_handle("pymixtral")
+
+
+def told(method: str) -> list[Any]:
+    """What each replica that lives says."""
+    found = handle().broadcast(method).results(timeout_s=LONG, return_exceptions=True)
+    return [one for one in found if not isinstance(one, Exception)]
 
 
 def counted(name: str) -> dict[str, float]:
@@ -80,9 +88,9 @@ def eventually_replicas(n: int) -> None:
 
 
 def test_answers_are_those_of_the_model(server: Server) -> None:
-    body = {"prompt": "Once upon", "max_tokens": 20, "seed": 3}
+    body = {"prompt": "Once upon", "max_tokens": 20, "temperature": 0}
     with Mixtral(demo_chat_path()) as model:
-        expected = model.generate("Once upon", max_tokens=20, seed=3).text
+        expected = model.generate("Once upon", max_tokens=20, temperature=0).text
     assert any(line.endswith(f", {N} replicas; adapters: tales.") for line in server.lines)
     with server.client() as client, OpenAI(base_url=f"{server.url}/v1", api_key="none") as asked:
         texts = {client.post("/v1/completions", json=body).json()["choices"][0]["text"] for _ in range(2 * N)}
@@ -143,17 +151,18 @@ def test_conversations_come_back_to_their_replica(server: Server) -> None:
 
 def test_a_client_that_leaves_ends_its_text(server: Server) -> None:
     with server.client() as client:
-        with client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
-            next(answer.iter_lines())
+        with client.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}) as answer:
+            lines = answer.iter_lines()  # which leaves when nobody holds it any more
+            next(lines)
             assert sum(counted(RUNNING).values()) == 1
         eventually(lambda: not sum(counted(RUNNING).values()), "no text is computed")
         with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/completions", json=STORY, timeout=0.3)
+            client.post("/v1/completions", json=ENDLESS, timeout=0.3)
         eventually(lambda: not sum(counted(RUNNING).values()), "no text is computed")
 
 
 def test_a_replica_that_is_killed_under_load(server: Server) -> None:
-    """Whole answers come from another replica. Streams that have begun end with an error that OpenAI's client raises."""
+    """Whole answers come from another replica. Streams end with an error that OpenAI's client raises."""
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=LONG) as client:
 
         def body(i: int) -> dict[str, Any]:
@@ -161,18 +170,24 @@ def test_a_replica_that_is_killed_under_load(server: Server) -> None:
 
         model = client.models.list().data[0].id
         streams = [
-            client.completions.create(**{**body(i), "model": model, "max_tokens": 1200}, stream=True) for i in range(9)
+            client.completions.create(**{**body(i), "model": model, "max_tokens": 1900}, stream=True) for i in range(9)
         ]
         for stream in streams:
             next(stream)
+        of_streams = counted(RUNNING)
         with ThreadPoolExecutor(12) as pool:
             wholes = [
-                pool.submit(client.completions.create, **{**body(i), "model": model, "max_tokens": 300})
+                pool.submit(client.completions.create, **{**body(i), "model": model, "max_tokens": 600})
                 for i in range(12)
             ]
-            eventually(lambda: sum(counted(RUNNING).values()) > 9, "whole answers are computed, too")
-            busiest = max((load, replica) for replica, load in counted(RUNNING).items())[1]
-            victim = next(about for about in told("about") if about.replica == busiest)
+            found: set[str] = set()
+
+            def busy() -> bool:
+                found.update(replica for replica, n in counted(RUNNING).items() if n > of_streams[replica] > 0)
+                return bool(found)
+
+            eventually(busy, "a replica computes whole answers beside streams")
+            victim = next(about for about in told("about") if about.replica in found)
             os.kill(victim.pid, signal.SIGKILL)
             assert all(len(whole.result().choices[0].text) > 100 for whole in wholes)
 
@@ -184,8 +199,7 @@ def test_a_replica_that_is_killed_under_load(server: Server) -> None:
 
             ends = list(pool.map(end, streams))
         assert set(ends) == {"length", "replica_died"}
-        again = server.metric("requests_sent_again_total")
-    assert again >= 1 or "length" in ends
+        assert server.metric("requests_sent_again_total") >= 1
     eventually_replicas(N)
 
 
@@ -205,16 +219,15 @@ def test_a_third_node_is_taken_and_lost(server: Server, driver: Any) -> None:
 
 
 def test_running_answers_end_first(server: Server) -> None:
-    from ray import serve
+    import ray
 
-    with server.client() as client:
-        with client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
-            lines = answer.iter_lines()
-            next(lines)
-            server.send(signal.SIGTERM)
-            assert list(lines)[-2] == "data: [DONE]"
+    with server.client() as client, client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        server.send(signal.SIGTERM)
+        assert list(lines)[-2] == "data: [DONE]"
     assert server.wait() == 0
-    assert "pymixtral" not in serve.status().applications
+    assert "pymixtral" not in ray.serve.status().applications
 
 
 def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
@@ -225,7 +238,7 @@ def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
     from pymixtral.server.settings import Settings
 
     settings = Settings(loopback=False, max_batch=2)
-    quick = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.2, "metrics_interval_s": 0.1, "look_back_period_s": 0.3}
+    quick = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.2, "look_back_period_s": 0.3}
     replicas = Replicas(
         partial(open_model, None, max_batch=2),
         settings,
@@ -263,6 +276,20 @@ def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
         replicas.close()
 
 
+def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
+    line = next(line for line in (serve.epilog or "").splitlines() if "--ray" in line)
+    (tmp_path / "mixtral-instruct.gguf").symlink_to(demo_chat_path())
+    program = [sys.executable, "-m", "pymixtral", *shlex.split(line)[1:], "--port", "0"]
+    env = {**os.environ, "RAY_ADDRESS": driver.address}
+    process = subprocess.Popen(program, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    for text in process.stderr:
+        if text.startswith("Ready"):
+            assert text.rstrip().endswith(", 2 replicas.")
+            process.send_signal(signal.SIGTERM)
+    assert process.wait(LONG) == 0
+
+
 # --- What is refused ------------------------------------------------------------------------------
 
 
@@ -282,8 +309,8 @@ def test_models_and_clusters_that_are_refused(driver: Any, tmp_path: Path) -> No
     assert "found hosts with 4, 4" in refusal(*here, "--replicas", "3")
     assert "--adapter" in refusal(*here, "--allow-adapter-loading", str(tmp_path))
     assert "ray start --head" in refusal("--ray", "nowhere")
-    with pytest.raises(InvalidArgumentError, match="MIN:MAX"):
-        from pymixtral.cluster.replicas import Replicas
-        from pymixtral.server.settings import Settings
+    from pymixtral.cluster.replicas import Replicas
+    from pymixtral.server.settings import Settings
 
+    with pytest.raises(InvalidArgumentError, match="MIN:MAX"):
         Replicas(print, Settings(), address=driver.address, n=(2, 1))  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ NUMBERS = ("nan", "inf", "-inf", "1e400", "", "x", "0x10", "1_0 0", "-1", "1" + 
 
 def numeric() -> list[str]:
     """The options that take a number, a size or a choice, and are refused before the model is opened."""
-    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace", "--expert-min-p", "--adapter")
+    texts = ("--name", "--host", "--cors-origin", "--override-kv", "--pace", "--expert-min-p", "--adapter", "--ray")
     return [
         option
         for option, param in options(serve).items()
@@ -111,7 +111,8 @@ def test_adapters_are_models(start: Start, tmp_path: Path) -> None:
 
 def examples() -> list[str]:
     text = (serve.epilog or "").replace("\\\n", " ")
-    return [" ".join(line.split()) for line in text.splitlines() if line.startswith("  ")]
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.startswith("  ")]
+    return [line for line in lines if "--ray" not in line]  # tests/cluster
 
 
 @pytest.mark.parametrize("line", examples())
