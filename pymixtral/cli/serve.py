@@ -167,7 +167,7 @@ def serve(
     """
     check_packages("server", "fastapi", "uvicorn", "httptools", "prometheus_client")
     if address is not None:
-        check_packages("ray", "ray", "ray.serve")
+        check_packages("ray", "ray")
     elif n_replicas is not None:
         raise click.UsageError("expected --replicas beside --ray, found it alone: they are of a cluster")
     _refuse_workers()
