@@ -188,6 +188,10 @@ def serve(
         scales=adapter["adapter"],
         adapter_folder=adapter_folder,
     )
+    if address is not None:  # before there are handlers of signals: Ray has its own
+        from pymixtral.cluster.connection import connect
+
+        connect(address)
     with listen(host, port) as listener:
         log = Log("json" if as_json else "text", trace)
         settings = replace(settings, loopback=is_loopback(listener))

@@ -276,6 +276,16 @@ def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
         replicas.close()
 
 
+def test_a_signal_while_replicas_start(driver: Any) -> None:
+    import ray.serve
+
+    server = Server("--ray", driver.address, "-t", "1", "--name", "early")
+    eventually(lambda: "pymixtral-early" in ray.serve.status().applications, "the replicas start")
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
+    assert "pymixtral-early" not in ray.serve.status().applications
+
+
 def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
     line = next(line for line in (serve.epilog or "").splitlines() if "--ray" in line)
     (tmp_path / "mixtral-instruct.gguf").symlink_to(demo_chat_path())

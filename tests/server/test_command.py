@@ -64,6 +64,12 @@ def test_a_model_that_is_refused(start: Start, words: tuple[str, str]) -> None:
     assert all(line.isprintable() for line in server.lines)
 
 
+def test_replicas_are_of_a_cluster() -> None:
+    refused(run("serve", "--port", "0", "--replicas", "2"), "expected --replicas beside --ray, found it alone")
+    for value in ("2:1", "0:2", ":", "1:", "1:2:3"):
+        refused(run("serve", "--port", "0", "--ray", "--replicas", value), "or two of them as 2:8")
+
+
 def test_addresses_that_are_none() -> None:
     for host in ("256.1.1.1", "no.such.host.invalid", "192.0.2.1", "", "x" * 300, NAME, "a..b"):
         refused(run("serve", "--port", "0", "--host", host), "expected --host to be a name or an address of this")
