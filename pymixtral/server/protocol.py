@@ -49,7 +49,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, in the place of the one that is idle longest if there are too many."""
         super().connection_made(transport)
-        _notice_lost_machines(transport)
+        prepare(transport)
         self._idle_since = self.loop.time()
         self._head_timer = self.loop.call_later(self.settings.header_seconds, transport.abort)
         if len(self.connections) > self.settings.max_connections:
@@ -188,10 +188,18 @@ class _Parser:
         return getattr(self._parser, name)
 
 
-def _notice_lost_machines(transport: asyncio.Transport) -> None:
+def prepare(transport: asyncio.Transport) -> None:
+    """Have a connection send each piece at once, and notice that the machine of its client is gone.
+
+    Else the body of an answer would wait until the client acknowledges its head, which takes 40 ms.
+
+    Args:
+        transport: of the connection.
+    """
     connection = transport.get_extra_info("socket")
     if connection is None:
         return
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not, for what create_server() makes
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _KEEP_ALIVE:
         if hasattr(socket, name):  # macOS has other names

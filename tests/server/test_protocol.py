@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import threading
+from typing import cast
 
 import pytest
 
+from pymixtral.server.protocol import prepare
+from pymixtral.server.serve import listen
 from support.serving import LONG, Server, Start, eventually, post, read_all
 
 GET = b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
@@ -33,6 +38,20 @@ def test_slow_heads_and_bodies_are_ended(start: Start) -> None:
     answer = read_all(body)
     assert status(answer) == 408
     assert b'"timeout_error"' in answer
+
+
+def test_pieces_are_sent_at_once() -> None:
+    class Transport:
+        def get_extra_info(self, name: str) -> socket.socket:
+            assert name == "socket"
+            return accepted
+
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            prepare(cast("asyncio.Transport", Transport()))
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_a_head_that_trickles_is_ended(start: Start) -> None:
