@@ -159,7 +159,7 @@ class Cost:
         machine: Machine,
         *,
         routing: F64 = UNIFORM,
-        rates: Rates = Rates(),  # noqa: B008, it is frozen
+        rates: Rates = Rates(),
         kv_type: str = "f16",
         stages: int = 1,
     ) -> None:
@@ -254,7 +254,9 @@ class Cost:
         pairs = sum(tokens * (begin + tokens / 2) for tokens, begin, _ in prompts)
         macs = pairs * 2 * config.n_heads * config.head_dim * config.n_layers
         arithmetic = macs / (rates.attention * self.machine.cores)
-        return self._matrices(n, rows) + arithmetic + positions * self._position + rates.text * len(prompts)
+        return (
+            self._matrices(n, rows) + rates.text * (decoding + len(prompts)) + arithmetic + positions * self._position
+        )
 
     def passes(self, decoding: int, positions: F64) -> F64:
         """Compute the seconds of passes without prompts; see seconds().
@@ -267,7 +269,7 @@ class Cost:
 
     def _decoding(self, n: int) -> float:
         if n not in self._fixed:
-            self._fixed[n] = self._matrices(n, n)
+            self._fixed[n] = self._matrices(n, n) + self.rates.text * n
         return self._fixed[n]
 
     @property
@@ -282,7 +284,7 @@ class Cost:
         seconds = n_layers * (attention + rates.serial) + (n_layers - 1) * experts
         if rows:  # the last layer's experts compute rows that somebody reads
             seconds += self.layer(rows)[1] + self._head_seconds(rows)
-        return seconds + rates.python * self.stages + rates.text * rows
+        return seconds + rates.python * self.stages
 
     def hop(self, tokens: int) -> float:
         """Compute the seconds from a stage to the next."""
@@ -365,11 +367,11 @@ def cost(model: str, mix: str, machine: Machine, *, n_layers: int | None = None,
 def _binomial(n: int, p: float) -> F64:
     """The probability of each number of successes in n trials, float64 [n+1]."""
     if p >= 1:
-        return np.eye(1, n + 1, n)[0]
-    if n <= 60:
-        k = np.arange(n + 1)
-        return np.array([comb(n, int(i)) for i in k]) * p**k * (1 - p) ** (n - k)
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+        return np.eye(1, n + 1, n, dtype=np.float64)[0]
     k = np.arange(n + 1)
-    result: F64 = np.exp(logs[n] - logs[k] - logs[n - k] + k * np.log(p) + (n - k) * np.log1p(-p))
-    return result
+    if n <= 60:
+        few: F64 = np.array([comb(n, i) for i in range(n + 1)]) * p**k * (1 - p) ** (n - k)
+        return few
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    many: F64 = np.exp(logs[n] - logs[k] - logs[n - k] + k * np.log(p) + (n - k) * np.log1p(-p))
+    return many

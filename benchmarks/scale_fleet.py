@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
+from scale_cost import Cost
 
 from pymixtral.arrays import F64, I32
 from pymixtral.engine.pace import Pace
@@ -24,7 +26,6 @@ from pymixtral.engine.requests import Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
-from scale_cost import Cost
 
 _LEAP = 512
 """Passes that are taken at once at most."""
@@ -113,7 +114,7 @@ class Text(Request):
         self.conversation = conversation
         self.turn = turn
         self.asked = asked
-        self.last = asked
+        self.first = self.last = asked
         self.n_answer = answer
 
     @property
@@ -157,6 +158,7 @@ class Tally:
         asked: questions.
         finished: answers.
         retried: questions whose machine failed.
+        again: those of them that had a token already.
         generated: tokens of answers.
         prompt: tokens of prompts that were computed.
         cached: tokens of prompts that the cache had.
@@ -170,6 +172,7 @@ class Tally:
     asked: int = 0
     finished: int = 0
     retried: int = 0
+    again: int = 0
     generated: int = 0
     prompt: int = 0
     cached: int = 0
@@ -247,12 +250,20 @@ class Engine:
         self.stages = stages
         self.cost = stages.cost
         self._leaps = leaps and stages.cost.stages == 1
-        self._make = lambda: (Pages(KVCache(1, 1, 8, n_pages)), Pace(pace, n_batch))
-        self._max_running = max_running
+        self._n_pages, self._max_running = n_pages, max_running
+        self._limit, self._n_batch = pace, n_batch
         self.tally = Tally()
         self.version = 0  # of the event that ends its pass
         self._arrived = 0
-        self.reset()
+        self._start()
+
+    def _start(self) -> None:
+        self.pages = Pages(KVCache(1, 1, 8, self._n_pages))
+        self.scheduler = Scheduler(self.pages, self._max_running)
+        self._pace = Pace(self._limit, self._n_batch)
+        self._pass: list[tuple[Entry, int]] | _Leap | None = None
+        self._n_preempted = 0
+        self.version += 1
 
     def reset(self) -> list[Text]:
         """Forget everything, as after a failure.
@@ -260,12 +271,8 @@ class Engine:
         Returns:
             The texts that it had.
         """
-        lost = [text for text in self.pages.requests.values() if isinstance(text, Text)] if self._arrived else []
-        self.pages, self._pace = self._make()
-        self.scheduler = Scheduler(self.pages, self._max_running)
-        self._pass: list[tuple[Entry, int]] | _Leap | None = None
-        self._n_preempted = 0
-        self.version += 1
+        lost = [text for text in self.pages.requests.values() if isinstance(text, Text)]
+        self._start()
         return lost
 
     @property
@@ -293,8 +300,8 @@ class Engine:
         if n > 1:
             entries = sorted(running, key=lambda entry: entry.order)
             positions = sum(entry.n_computed for entry in entries) + len(entries) * np.arange(n, dtype=np.float64)
-            seconds = self.cost.passes(len(entries), positions)
-            self._pass = _Leap(entries, np.cumsum(np.concatenate([[now], seconds])))
+            times = self.cost.passes(len(entries), positions)
+            self._pass = _Leap(entries, np.cumsum(np.concatenate([[now], times])))
             return float(self._pass.ends[-1])
         n_decoding = sum(entry.n_left == 1 for entry in running)
         batch = self.scheduler.plan(self._pace.budget(n_decoding))
@@ -322,6 +329,22 @@ class Engine:
         self._pass.ends = self._pass.ends[: n + 1]
         self.version += 1
         return float(self._pass.ends[-1])
+
+    def settle(self, now: float) -> float | None:
+        """Take the passes of a leap that are over.
+
+        Returns:
+            When the leap ends; None: nothing changes.
+        """
+        if not isinstance(self._pass, _Leap):
+            return None
+        ends = self._pass.ends
+        n = int(np.searchsorted(ends, now, "right")) - 1
+        if not 0 < n < len(ends) - 1:
+            return None
+        self._pass.ends = ends[: n + 1]
+        self.end(float(ends[n]))
+        return self.begin(float(ends[n]))
 
     @property
     def busy(self) -> bool:
@@ -390,6 +413,7 @@ class Engine:
         drawn = n_passes if entry.n_computed >= entry.n_ids else 0
         if drawn:
             if text.n_ids == text.n_prompt:
+                text.first = now
                 tally.first.add(np.array([now - text.asked]))
             elif n_passes == 1:
                 tally.between.add(np.array([now - text.last]))
@@ -464,7 +488,7 @@ class Fleet:
         *,
         max_running: int = 16,
         seed: int = 0,
-        routing: Routing = Routing(),  # noqa: B008, it is frozen
+        routing: Routing = Routing(),
         n_pages: int | None = None,
         n_batch: int = 512,
         pace: float | None = None,
@@ -529,7 +553,12 @@ class Fleet:
                 self.ask(text)
             else:
                 getattr(self, f"_{kind}")(i)
-        self.now = max(self.now, until)
+        if until < float("inf"):
+            self.now = max(self.now, until)
+        for i, engine in enumerate(self.engines):
+            end = engine.settle(self.now)
+            if end is not None:
+                self._push(end, "end", i, engine.version)
         return self.tally
 
     def drain(self, limit: float = float("inf")) -> Tally:
@@ -537,11 +566,17 @@ class Fleet:
         self._rate = self._life = 0.0
         return self.run(limit)
 
-    def restart(self) -> None:
-        """Begin a new tally."""
+    def restart(self) -> Tally:
+        """Begin a new tally, and return it."""
         self.tally = Tally()
         for engine in self.engines:
             engine.tally = self.tally
+        return self.tally
+
+    @property
+    def next_time(self) -> float:
+        """When the next thing happens, infinity if nothing will."""
+        return self._events[0][0] if self._events else float("inf")
 
     @property
     def n_texts(self) -> int:
@@ -601,6 +636,7 @@ class Fleet:
         self._push(self.now + self._repair, "return", i)
         for text in lost:
             self.tally.retried += 1
+            self.tally.again += text.n_ids > text.n_prompt
             self.ask(Text(text.conversation, text.turn, text.asked), again=True)
 
     def _return(self, i: int) -> None:
@@ -647,12 +683,12 @@ def _hash(text: Text, pages: int) -> int:
     return zlib.crc32(text.ids[: min(n, text.n_prompt)].tobytes()) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Spreads bits, as splitmix64 does."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
 
 
 def questions(lengths: list[tuple[int, int]], seed: int = 0) -> Iterator[Text]:
