@@ -319,7 +319,12 @@ class Cost:
         """
         begins = range(0, tokens, piece)
         pieces = [(min(piece, tokens - begin), begin, begin + piece >= tokens) for begin in begins]
-        return sum(self.seconds(0, 0, [one]) + self.stages * self.hop(one[0]) for one in pieces)
+        return sum(self._piece(one) + self.stages * self.hop(one[0]) for one in pieces)
+
+    def _piece(self, one: tuple[int, int, bool]) -> float:
+        """A last token by itself is like one that is generated."""
+        tokens, begin, complete = one
+        return self.seconds(1, begin, []) if complete and tokens == 1 else self.seconds(0, 0, [one])
 
     def prompt_speed(self, tokens: int) -> float:
         """Compute the prompt tokens/s of all stages, with as many prompts at once as there are stages."""

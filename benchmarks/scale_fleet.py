@@ -355,8 +355,8 @@ class Engine:
         """The passes for which plan() can only return a token of each running text."""
         scheduler = self.scheduler
         running = scheduler.running
-        if not running or any(entry.n_left != 1 for entry in running):
-            return 1
+        if not running or any(entry.n_left != 1 or self._text(entry).last != self._begun for entry in running):
+            return 1  # a text that got no token in the last pass waits for longer than a pass
         if scheduler.waiting and len(running) < scheduler.max_running:
             return 1
         n = min(_LEAP, min(self._text(entry).n_left for entry in running))
@@ -378,44 +378,49 @@ class Engine:
         if isinstance(done, _Leap):
             seconds, entries = np.diff(done.ends), done.entries
             n = len(seconds)
+            self._compute([(entry, n) for entry in entries])
             for one in seconds.tolist():
                 self._pace.observe(len(entries), 0, one)
             self.tally.between.add(seconds, len(entries))
             self._count(n, n * len(entries))
-            return [text for entry in entries if (text := self._advance(entry, n, now, n))]
+            return [text for entry in entries if (text := self._advance(entry, n, now, leapt=True))]
         n_decoding = sum(entry.n_left == 1 for entry, _ in done)
         n_prompt = sum(n for entry, n in done if entry.n_left > 1)
-        self.pages.make_free(sum(entry.n_new_pages(n) for entry, n in done))
-        finished = [text for entry, n in done if (text := self._advance(entry, n, now, 1))]
+        self._compute(done)
+        finished = [text for entry, n in done if (text := self._advance(entry, n, now, leapt=False))]
         self._pace.observe(n_decoding, n_prompt, now - self._begun)
         self._count(1, len(done))
         return finished
+
+    def _compute(self, batch: list[tuple[Entry, int]]) -> None:
+        """What Loop._forward and Model.forward do to the pages."""
+        self.pages.make_free(sum(entry.n_new_pages(n) for entry, n in batch))
+        for entry, n in batch:
+            sequence = self._text(entry).sequence
+            assert sequence
+            sequence.reserve(n)
+            sequence.advance(n)
 
     def _count(self, passes: int, texts: int) -> None:
         self.tally.passes += passes
         self.tally.texts += texts
 
-    def _advance(self, entry: Entry, n: int, now: float, n_passes: int) -> Text | None:
+    def _advance(self, entry: Entry, n: int, now: float, *, leapt: bool) -> Text | None:
         """What Loop._advance does for a text: n more ids are computed. Returns it if it is complete."""
         text, tally = self._text(entry), self.tally
-        assert text.sequence
         if not text.begun:
             text.begun = True
             tally.cached += entry.n_computed
         tally.prompt += min(n, max(text.n_prompt - entry.n_computed, 0))
-        if n_passes > 1:
-            self.pages.make_free(entry.n_new_pages(n))
-        text.sequence.reserve(n)
-        text.sequence.advance(n)
         entry.n_computed += n
         entry.shares_tail = False
         entry.passed_over = 0
-        drawn = n_passes if entry.n_computed >= entry.n_ids else 0
-        if drawn:
+        drawn = entry.n_computed - entry.n_ids + 1  # of a leap all, of a pass one
+        if drawn > 0:
             if text.n_ids == text.n_prompt:
                 text.first = now
                 tally.first.add(np.array([now - text.asked]))
-            elif n_passes == 1:
+            elif not leapt:
                 tally.between.add(np.array([now - text.last]))
             tally.generated += drawn
             text.n_ids += drawn
