@@ -12,13 +12,14 @@ from __future__ import annotations
 from statistics import median
 
 import click
-from scale_cost import SHARE, Machine, cost, named
+from scale_cost import SHARE, cost, named
 from scale_experiments import EXPERIMENTS, Size, Table
 from scale_measured import checks
 
-MACHINES = ("m8a.4xlarge", "r8a.8xlarge", "c4d-highmem-32", "Standard_E32as_v7", "r8a.24xlarge")
-MODELS = (("8x7b", "q2_k"), ("8x7b", "q4_k_m"), ("8x7b", "q8_0"), ("8x22b", "q2_k"), ("8x22b", "q4_k_m"))
-MODELS = (*MODELS, ("8x22b", "q8_0"))
+from pymixtral.ops import PAGE
+
+MACHINES = ("m8a.4xlarge", "r8a.8xlarge", "r8a.24xlarge", "Standard_E32as_v7")
+MODELS = [(model, mix) for model in ("8x7b", "8x22b") for mix in ("q2_k", "q4_k_m", "q8_0")]
 BATCHES = (1, 4, 16, 64)
 CONTEXT = 1000
 
@@ -46,53 +47,58 @@ def summary() -> Table:
     return Table("Errors by section", ["section of Performance", "fitted", "figures", "median error", "largest"], rows)
 
 
-def paper(per_core: float, price: float | None, machines: tuple[str, ...]) -> Table:
-    """Closed forms: speed and machine hours for a million tokens."""
-    rows = []
+def paper(per_core: float, price: float | None, machines: tuple[str, ...]) -> list[Table]:
+    """Closed forms: speed, and machine hours or the price of a million tokens.
+
+    Args:
+        per_core: GB/s.
+        price: of a machine for an hour; None: there is none.
+        machines: names of instance types. Where one does not hold a model, it is 2 or 4 of them.
+
+    Raises:
+        ValueError: for a name that is unknown.
+    """
+    speeds, costs = [], []
     for model, mix in MODELS:
         for machine in (named(name, per_core) for name in machines):
-            for stages in (1, 2, 4):
-                row = _paper(model, mix, machine, stages, price)
-                if row:
-                    rows.append(row)
-                    break  # more stages cost the same
-    unit = "machine hours" if price is None else "price"
-    head = ["model", "machines", "contexts of 8k", "prompts, tokens/s", f"{unit} for 10^6"]
-    for n in BATCHES:
-        head += [f"{n} texts, tokens/s", f"{unit} for 10^6"]
-    return Table(f"{per_core:g} GB/s a core, contexts of {CONTEXT} tokens", head, rows)
-
-
-def _paper(model: str, mix: str, machine: Machine, stages: int, price: float | None) -> list[str] | None:
-    one = cost(model, mix, machine, stages=stages)
-    if one.n_pages * 64 < 8192 * stages:
-        return None
-    prompts = one.prompt_speed(512)
-    row = [f"{model} {mix}", f"{stages} x {machine.name}" if stages > 1 else machine.name, f"{one.n_pages // 128}"]
-    row += [f"{prompts:.0f}", _hours(prompts, stages, price)]
-    for n in BATCHES:
-        if n * stages * CONTEXT > one.n_pages * 64:
-            row += ["no room", ""]
-            continue
-        speed = one.generation(n, CONTEXT)
-        row += [f"{speed:.1f}", _hours(speed, stages, price)]
-    return row
-
-
-def _hours(speed: float, stages: int, price: float | None) -> str:
-    """Machine hours of a million tokens, or their price."""
-    return _figure(1e6 / speed / 3600 * stages * (price or 1))
+            fitting = (cost(model, mix, machine, stages=stages) for stages in (1, 2, 4))
+            one = next((one for one in fitting if one.n_pages * PAGE >= 8192 * one.stages), None)
+            if one is None:
+                continue
+            what = [f"{model} {mix}", f"{one.stages} x {machine.name}" if one.stages > 1 else machine.name]
+            prompts = one.prompt_speed(512)
+            batches = [n for n in BATCHES if n * one.stages * CONTEXT <= one.n_pages * PAGE]
+            generated = [one.generation(n, CONTEXT) for n in batches]
+            none = [""] * (len(BATCHES) - len(batches))
+            gap = one.latency(16, CONTEXT)
+            speeds.append([*what, *(f"{x:.1f}" for x in [prompts, *generated]), *none, f"{gap:.2f}"])
+            hours = [1e6 / x / 3600 * one.stages for x in [prompts, *generated]]
+            vcpus = [f"{hours[i] * machine.vcpus:.0f}" for i in (0, 3)]
+            costs.append([*what, *(_figure(x * (price or 1)) for x in hours), *none, *vcpus])
+    texts = [f"{n} texts" if n > 1 else "1 text" for n in BATCHES]
+    where = f"{per_core:g} GB/s a core, contexts of {CONTEXT} tokens"
+    head = ["model", "machine", "prompts", *texts]
+    unit = "Machine hours" if price is None else "Price"
+    return [
+        Table(f"Tokens/s, {where}", [*head, "s between tokens of 16"], speeds),
+        Table(f"{unit} for 10^6 tokens, {where}", [*head, "vCPU hours: prompts", "16 texts"], costs),
+    ]
 
 
 def _figure(x: float) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def show(table: Table, *, markdown: bool) -> None:
+def markdown(table: Table) -> str:
+    """A table of the book."""
+    rule = ["---", *["---:"] * (len(table.head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (table.head, rule, *table.rows))
+
+
+def show(table: Table, *, as_markdown: bool) -> None:
     """Print a table."""
-    if markdown:
-        rule = ["---", *["---:"] * (len(table.head) - 1)]
-        click.echo("\n".join(f"| {' | '.join(row)} |" for row in (table.head, rule, *table.rows)) + "\n")
+    if as_markdown:
+        click.echo(f"{markdown(table)}\n")
         return
     widths = [max(map(len, column)) for column in zip(table.head, *table.rows, strict=True)]
     click.echo(table.title)
@@ -101,7 +107,7 @@ def show(table: Table, *, markdown: bool) -> None:
     click.echo()
 
 
-markdown_option = click.option("--markdown", is_flag=True, help="As tables of the book.")
+markdown_option = click.option("--markdown", "as_markdown", is_flag=True, help="As tables of the book.")
 
 
 @click.group()
@@ -112,9 +118,9 @@ def main() -> None:
 @main.command("errors")
 @click.option("--summary", "short", is_flag=True, help="By section only.")
 @markdown_option
-def errors_command(short: bool, markdown: bool) -> None:
+def errors_command(short: bool, as_markdown: bool) -> None:
     """Compare the model with what was measured."""
-    show(summary() if short else errors(), markdown=markdown)
+    show(summary() if short else errors(), as_markdown=as_markdown)
 
 
 @main.command("paper")
@@ -122,10 +128,11 @@ def errors_command(short: bool, markdown: bool) -> None:
 @click.option("--per-core", type=float, default=SHARE, show_default=True, help="GB/s of read bandwidth.")
 @click.option("--price", type=float, help="Of a machine for an hour; in place of machine hours.")
 @markdown_option
-def paper_command(machines: tuple[str, ...], per_core: float, price: float | None, markdown: bool) -> None:
+def paper_command(machines: tuple[str, ...], per_core: float, price: float | None, as_markdown: bool) -> None:
     """Compute speeds and machine hours for a million tokens."""
     try:
-        show(paper(per_core, price, machines), markdown=markdown)
+        for table in paper(per_core, price, machines):
+            show(table, as_markdown=as_markdown)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--machine") from error
 
@@ -137,10 +144,10 @@ def paper_command(machines: tuple[str, ...], per_core: float, price: float | Non
 @click.option("--seconds", type=float, default=Size.seconds, show_default=True, help="That are counted.")
 @click.option("--seed", type=int, default=Size.seed, show_default=True)
 @markdown_option
-def simulate(names: tuple[str, ...], machines: int, many: int, seconds: float, seed: int, markdown: bool) -> None:
+def simulate(names: tuple[str, ...], machines: int, many: int, seconds: float, seed: int, as_markdown: bool) -> None:
     """Run fleets of machines on a virtual clock."""
     for name in names or EXPERIMENTS:
-        show(EXPERIMENTS[name](Size(machines, many, seconds, seed)), markdown=markdown)
+        show(EXPERIMENTS[name](Size(machines, many, seconds, seed)), as_markdown=as_markdown)
 
 
 if __name__ == "__main__":

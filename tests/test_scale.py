@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -14,9 +13,12 @@ from hypothesis import strategies as st
 from pymixtral import Mixtral
 from pymixtral.model.kv_cache import n_pages_for
 from pymixtral.ops import PAGE
+from support.paths import ROOT
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from scale_cost import MEASURED, UNIFORM, Cost, Machine, cost, distinct, machines, named
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from scale import MACHINES, markdown, paper, summary
+from scale_cost import MEASURED, SHARE, UNIFORM, Cost, Machine, cost, distinct, machines, named
+from scale_experiments import EXPERIMENTS, Size
 from scale_fleet import CHAT, SINGLE, Conversation, Fleet, Routing, Tally, Text, Workload, questions
 from scale_measured import checks
 
@@ -190,6 +192,26 @@ def test_the_errors_are_those_that_the_chapter_admits() -> None:
     assert median(errors) < 0.07
     assert max(errors) < 0.5
     assert not any(np.isnan(errors))
+
+
+def test_the_chapter_has_the_tables_of_the_program() -> None:
+    """Those on paper: the simulated ones take minutes."""
+    chapter = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    on_paper = [summary(), *paper(SHARE, None, MACHINES), EXPERIMENTS["knee"](Size())]
+    for lines in map(markdown, on_paper):
+        assert lines in chapter
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "batches"])
+def test_an_experiment_fills_its_table(name: str) -> None:
+    table = EXPERIMENTS[name](Size(machines=2, many=3, seconds=20))
+    assert table.rows
+    assert {len(row) for row in table.rows} == {len(table.head)}
+
+
+def test_a_price_stands_in_place_of_hours() -> None:
+    hours, prices = (paper(SHARE, price, ("r8a.8xlarge",))[1] for price in (None, 2.0))
+    assert float(prices.rows[0][2]) == pytest.approx(2 * float(hours.rows[0][2]), rel=0.01)
 
 
 def test_pages_of_a_text() -> None:
