@@ -147,7 +147,7 @@ def paper_command(machines: tuple[str, ...], per_core: float, price: float | Non
 def simulate(names: tuple[str, ...], machines: int, many: int, seconds: float, seed: int, as_markdown: bool) -> None:
     """Run fleets of machines on a virtual clock."""
     for name in names or EXPERIMENTS:
-        show(EXPERIMENTS[name](Size(machines, many, seconds, seed)), as_markdown=as_markdown)
+        show(EXPERIMENTS[name](Size(machines, many, seconds, seed=seed)), as_markdown=as_markdown)
 
 
 if __name__ == "__main__":

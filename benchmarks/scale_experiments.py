@@ -16,9 +16,6 @@ SHAPE = "m8a.4xlarge"
 HTTP = 0.12e-3
 """Seconds of a core for a token over HTTP. Measured, of the server."""
 
-WARM = 600.0
-"""Seconds before anything is counted."""
-
 
 @dataclass(frozen=True)
 class Table:
@@ -43,12 +40,14 @@ class Size:
         machines: in most of them.
         many: in the largest.
         seconds: that are counted.
+        warm: seconds before that.
         seed: of all of them.
     """
 
     machines: int = 60
     many: int = 2000
     seconds: float = 900.0
+    warm: float = 600.0
     seed: int = 1
 
 
@@ -73,7 +72,6 @@ def settled(
     rate: float,
     *,
     n: int | None = None,
-    warm: float = WARM,
     **options: object,
 ) -> tuple[Fleet, Tally]:
     """Run a fleet until it is warm, and then for a while.
@@ -84,14 +82,13 @@ def settled(
         workload: what is asked.
         rate: questions/s of each engine.
         n: engines; None: as many as size says.
-        warm: seconds before anything is counted.
         **options: of Fleet.
     """
     n = n or size.machines
     fleet = Fleet(one, n, workload, n * rate / means(workload)[2], seed=size.seed, **options)  # type: ignore[arg-type]
-    fleet.run(warm)
+    fleet.run(size.warm)
     fleet.restart()
-    return fleet, fleet.run(warm + size.seconds)
+    return fleet, fleet.run(size.warm + size.seconds)
 
 
 def s(seconds: float) -> str:
@@ -145,16 +142,16 @@ def number(size: Size) -> Table:
     """The same load of each machine, with more and more machines."""
     one = cost("8x7b", "q4_k_m", named(SHAPE))
     rate = 0.8 * capacity(one, SINGLE, 16)
-    size = replace(size, seconds=size.seconds / 4)
+    size = replace(size, seconds=size.seconds / 4, warm=size.warm / 3)
     rows = []
-    for n in (10, 100, size.many):
+    for n in (size.many // 200, size.many // 20, size.many):
         for name, routing in (
             ("random", Routing("random")),
             ("two", Routing("two")),
             ("least, 1 s old", Routing("least", stale=1)),
             ("least, 10 s old", Routing("least", stale=10)),
         ):
-            _, tally = settled(one, size, SINGLE, rate, n=n, warm=200.0, routing=routing)
+            _, tally = settled(one, size, SINGLE, rate, n=n, routing=routing)
             speed = tally.generated / size.seconds
             proxies = f"{speed * HTTP:.2f}"
             rows.append([f"{n}", name, f"{speed:.0f}", *seen(tally), proxies])
@@ -193,16 +190,16 @@ def changes(size: Size) -> Table:
     for name in ("power of two", "conversation"):
         n = size.machines
         begins = n * rate / means(CHAT)[2]
-        growth = (n // 2, WARM + 300)
+        growth = (n // 2, size.warm + 300)
         fleet = Fleet(one, n, CHAT, begins, seed=size.seed, routing=_ROUTERS[name], growth=growth)
-        fleet.run(WARM)
+        fleet.run(size.warm)
         for what, until in (
             ("before", 300.0),
             ("2 minutes after half as many came", 420.0),
             ("10 minutes later", 1020.0),
         ):
             fleet.restart()
-            fleet.run(WARM + until)
+            fleet.run(size.warm + until)
             rows.append([name, what, f"{fleet.tally.hits:.0%}", *seen(fleet.tally), ""])
         for life in (4 * 3600.0, 1800.0):
             _, tally = settled(one, size, CHAT, rate, routing=_ROUTERS[name], life=life, repair=180.0)
@@ -242,9 +239,9 @@ def paces(size: Size) -> Table:
     for workload in (SINGLE, DOCUMENTS):
         rate = 0.6 * capacity(one, workload, 16)
         for name, pace in (("0.3 s", 0.3), ("0.5 s", 0.5), ("default", None), ("3 s", 3.0)):
-            _, tally = settled(one, size, workload, rate, n=50, pace=pace)
-            rows.append([workload.name, name, f"{tally.generated / size.seconds / 50:.1f}", *seen(tally)])
-    return Table(f"Pace at 60%, 50 {SHAPE}", ["questions", "pace", "tokens/s of a machine", *SEEN], rows)
+            _, tally = settled(one, size, workload, rate, pace=pace)
+            rows.append([workload.name, name, f"{tally.generated / size.seconds / size.machines:.1f}", *seen(tally)])
+    return Table(f"Pace at 60%, {size.machines} {SHAPE}", ["questions", "pace", "tokens/s of a machine", *SEEN], rows)
 
 
 # --- Pipelines ----------------------------------------------------------------------------------------------

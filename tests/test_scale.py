@@ -204,7 +204,7 @@ def test_the_chapter_has_the_tables_of_the_program() -> None:
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "batches"])
 def test_an_experiment_fills_its_table(name: str) -> None:
-    table = EXPERIMENTS[name](Size(machines=2, many=3, seconds=20))
+    table = EXPERIMENTS[name](Size(machines=2, many=200, seconds=20, warm=20))
     assert table.rows
     assert {len(row) for row in table.rows} == {len(table.head)}
 
