@@ -204,7 +204,7 @@ def changes(size: Size) -> Table:
         for life in (4 * 3600.0, 1800.0):
             _, tally = settled(one, size, CHAT, rate, routing=_ROUTERS[name], life=life, repair=180.0)
             what = f"a machine lives {life / 3600:g} h"
-            rows.append([name, what, f"{tally.hits:.0%}", *seen(tally), f"{tally.retried / tally.asked:.2%}"])
+            rows.append([name, what, f"{tally.hits:.0%}", *seen(tally), f"{tally.retried / max(tally.asked, 1):.2%}"])
     return Table(
         f"Conversations at 70%, {size.machines} {SHAPE}", ["router", "when", "hits", *SEEN, "asked again"], rows
     )

@@ -27,9 +27,6 @@ from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
-_LEAP = 512
-"""Passes that are taken at once at most."""
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -330,21 +327,15 @@ class Engine:
         self.version += 1
         return float(self._pass.ends[-1])
 
-    def settle(self, now: float) -> float | None:
-        """Take the passes of a leap that are over.
-
-        Returns:
-            When the leap ends; None: nothing changes.
-        """
-        if not isinstance(self._pass, _Leap):
-            return None
-        ends = self._pass.ends
-        n = int(np.searchsorted(ends, now, "right")) - 1
-        if not 0 < n < len(ends) - 1:
-            return None
-        self._pass.ends = ends[: n + 1]
-        self.end(float(ends[n]))
-        return self.begin(float(ends[n]))
+    def settle(self, now: float) -> None:
+        """Take the passes of a leap that are over."""
+        if isinstance(self._pass, _Leap):
+            entries, ends = self._pass.entries, self._pass.ends
+            n = int(np.searchsorted(ends, now, "right")) - 1
+            if 0 < n < len(ends) - 1:
+                self._pass.ends = ends[: n + 1]
+                self.end(float(ends[n]))
+                self._pass = _Leap(entries, ends[n:])
 
     @property
     def busy(self) -> bool:
@@ -359,7 +350,8 @@ class Engine:
             return 1  # a text that got no token in the last pass waits for longer than a pass
         if scheduler.waiting and len(running) < scheduler.max_running:
             return 1
-        n = min(_LEAP, min(self._text(entry).n_left for entry in running))
+        # A page that is full is indexed in its pass, so that the prefix cache's pages have their ages.
+        n = min(min(self._text(entry).n_left, PAGE - entry.n_computed % PAGE) for entry in running)
         return n if sum(entry.n_new_pages(n) for entry in running) <= self.pages.n_available() else 1
 
     def _text(self, entry: Entry) -> Text:
@@ -560,10 +552,8 @@ class Fleet:
                 getattr(self, f"_{kind}")(i)
         if until < float("inf"):
             self.now = max(self.now, until)
-        for i, engine in enumerate(self.engines):
-            end = engine.settle(self.now)
-            if end is not None:
-                self._push(end, "end", i, engine.version)
+        for engine in self.engines:
+            engine.settle(self.now)
         return self.tally
 
     def drain(self, limit: float = float("inf")) -> Tally:

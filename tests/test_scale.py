@@ -68,7 +68,7 @@ def test_texts_that_only_generate_are_as_fast_as_the_closed_form_says(one: Cost,
 
 
 @given(st.integers(0, 2**32), st.sampled_from([12, 20, 60]), st.sampled_from([2, 4, 16]))
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=30)
 def test_leaps_change_nothing(one: Cost, seed: int, n_pages: int, max_running: int) -> None:
     found = []
     for leaps in (True, False):
