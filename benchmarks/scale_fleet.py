@@ -28,6 +28,13 @@ from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
 
+_PAGE_BYTES = 2048
+"""Of a page of a simulated cache."""
+
+_MOST_BYTES = 4 << 30
+"""Of the caches of a fleet: the system may commit all of it."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """What people ask. Lengths are lognormal; no trace of real use was at hand.
@@ -473,7 +480,8 @@ class Fleet:
         tally: what happened since the last call of restart().
 
     Raises:
-        ValueError: if the weights do not fit, or too few pages are left for a text.
+        ValueError: if the weights do not fit, too few pages are left for a text, or the simulated caches
+            would take gigabytes.
     """
 
     def __init__(
@@ -500,13 +508,18 @@ class Fleet:
                 f"expected room for a text of {workload.context} tokens, found {max(n_pages, 0)} pages of {PAGE} "
                 f"({cost.config.name}, {cost.mix}, {cost.stages} x {cost.machine.name}): choose a larger machine"
             )
+        total = n_engines + growth[0]
+        if total * n_pages * _PAGE_BYTES > _MOST_BYTES:
+            raise ValueError(
+                f"expected caches of at most {_MOST_BYTES >> 30} GiB to simulate, found {total} of {n_pages} pages: "
+                "give n_pages"
+            )
         self.now = 0.0
         self.workload = workload
         self._rng = np.random.default_rng(seed)
         self._rate = rate
         self._routing = routing
         self._life, self._repair = life, repair
-        total = n_engines + growth[0]
         groups = [Stages(cost) for _ in range(-(-total // cost.stages))]
         self.engines = [
             Engine(groups[i // cost.stages], n_pages, max_running, n_batch, pace, leaps=leaps) for i in range(total)

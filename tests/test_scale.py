@@ -181,6 +181,11 @@ def test_weights_that_do_not_fit_are_read_from_the_disk() -> None:
         Fleet(slow, 1, CHAT, 1)
 
 
+def test_a_fleet_whose_caches_take_too_much_is_refused(one: Cost) -> None:
+    with pytest.raises(ValueError, match="expected caches of at most 4 GiB"):
+        Fleet(one, 1000, SINGLE, 1)
+
+
 def test_a_name_that_is_not_in_the_table() -> None:
     assert named("r8a.2xlarge") in machines()
     with pytest.raises(ValueError, match=r"expected an instance type with AMD Turin, found m8g\.xlarge"):
