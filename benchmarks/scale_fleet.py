@@ -27,7 +27,6 @@ from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
-
 _PAGE_BYTES = 2048
 """Of a page of a simulated cache."""
 
