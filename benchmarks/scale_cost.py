@@ -31,7 +31,8 @@ class Rates:
     Attributes:
         reading: the part of the read bandwidth at which kernels read weights. Fitted to one text in
             seven types, which have 0.78 to 0.96; a token's trace has 0.85.
-        few: MAC/s of up to 8 tokens, q4_k from the cache. Measured: 145 to 158.
+        few: MAC/s of up to 8 tokens. q4_k from the cache was measured at 117e9 to 141e9, and at 145e9 to
+            158e9 in another run.
         many: MAC/s of 64 tokens and more. Fitted to prompts of 512 in all types, 4 layers; the
             kernel of q4_k alone reaches 355.
         hidden: the part of the reading behind which arithmetic hides. Fitted to 8 and 16 texts.
