@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pymixtral.bulk import parquet
-from pymixtral.errors import InvalidArgumentError, PymixtralError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.escapes import escaped_json
 from pymixtral.files.kinds import named
 
@@ -113,8 +113,6 @@ def read_places(
             digest.update(data.strip())
             line = parse(data, number, index, digest.hexdigest()[:32])
         except PymixtralError as error:
-            if isinstance(error, UnsupportedError):
-                raise
             raise InvalidArgumentError(f"{named(path)}, {unit} {number}: {error}") from error
         yield Place(offset, number - 1, index), line
         index += 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.files.kinds import named
 
 _MAGIC = b"PAR1"
 
@@ -24,10 +25,18 @@ def is_parquet(path: Path) -> bool:
         path: a regular file.
 
     Raises:
+        UnsupportedError: if it does, and pyarrow, which reads them, is not there.
         OSError: if it cannot be read.
     """
     with path.open("rb") as file:
-        return file.read(len(_MAGIC)) == _MAGIC
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return False
+    if find_spec("pyarrow") is None:
+        raise UnsupportedError(
+            f"{named(path)}: expected the package pyarrow, as this is a Parquet file, found none: "
+            "install it with `pip install pyarrow`"
+        )
+    return True
 
 
 def rows(path: Path, first: int) -> Iterator[tuple[int, bytes]]:
@@ -45,13 +54,8 @@ def rows(path: Path, first: int) -> Iterator[tuple[int, bytes]]:
 
     Raises:
         InvalidArgumentError: for a file that is damaged, or a value that JSON cannot say.
-        UnsupportedError: without pyarrow.
         OSError: if it cannot be read.
     """
-    if find_spec("pyarrow") is None:
-        raise UnsupportedError(
-            "expected the package pyarrow for a Parquet file, found none: install it with `pip install pyarrow`"
-        )
     import pyarrow
     from pyarrow import parquet
 
