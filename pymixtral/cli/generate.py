@@ -194,7 +194,7 @@ def generate(
 
                 opening |= {"lock": lock, "prefault": prefault}
                 bulk = ClusterBulk(
-                    engine, prompts, output, opening=opening, address=address or None, force=force, n=n, **options
+                    engine, prompts, output, opening=opening, address=address, force=force, n=n, **options
                 )
             n_in_flight = 2 * opening["max_batch"]
             ctx.exit(run_job(bulk, output, n_in_flight, as_json=as_json, failed="without a text", with_tokens=True))

@@ -359,10 +359,10 @@ ray_option = click.option(
     "--ray",
     "address",
     is_flag=False,
-    flag_value="",
+    flag_value="auto",
     metavar="[HOST:PORT]",
     help="Compute on a cluster of Ray: that with its head at HOST:PORT, or the one that this machine is part of.",
 )
-"""As a parameter `address: str | None`: empty where none is named, None without the option."""
+"""As a parameter `address: str | None`: "auto" where none is named, None without the option."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

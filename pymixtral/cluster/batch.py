@@ -8,12 +8,13 @@ files of records in no order. Here the name of a part says all that its records 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -35,10 +36,6 @@ two chunks, and a chunk is a file, for some time."""
 
 _AT_ONCE = 2
 """Chunks that a worker has at a time: the texts of the next one begin while the last ones of one end."""
-
-_RETRIES = 8
-"""How often a chunk is given to another worker when one dies, so that a chunk that kills all of them
-ends the job."""
 
 _BLOCKS = 4096
 """Pieces of the table of chunks that Ray Data is given: each costs an object. A piece has one chunk, or
@@ -85,7 +82,7 @@ class ClusterBulk(Bulk):
         output: Path,
         *,
         opening: Mapping[str, Any],
-        address: str | None = None,
+        address: str = "auto",
         lines: int = LINES,
         force: bool = False,
         **options: Any,
@@ -186,7 +183,7 @@ class ClusterBulk(Bulk):
         self._parts.make()
         token = secrets.token_hex(16)
         self._parts.publish(token)
-        with connect(self._address):
+        with _connected(self._address):
             n_cpus, n_workers = places(self._opening.get("n_threads"))
             adapters = {
                 name: Path(file).absolute() if isinstance(file, (str, os.PathLike)) else file
@@ -210,6 +207,20 @@ class ClusterBulk(Bulk):
                 yield numbered[int(row["chunk"])]
 
 
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Connects this program for the time of the block, unless it is connected."""
+    import ray
+
+    was_connected = ray.is_initialized()
+    connect(address)
+    try:
+        yield
+    finally:
+        if not was_connected:
+            ray.shutdown()
+
+
 def answers(
     worker: Callable[..., Any], work: object, rows: list[dict[str, Any]], n_cpus: int, n_workers: int
 ) -> Iterator[dict[str, Any]]:
@@ -220,17 +231,19 @@ def answers(
         work: what the actors need to know.
         rows: the table.
         n_cpus: CPUs of an actor.
-        n_workers: actors at the beginning; one less where a node is lost, and more where one joins.
+        n_workers: actors at the beginning. An actor that is lost comes back where there is room, and a node
+            that joins gets actors.
 
     Yields:
         What the actors return, as it comes.
 
     Raises:
-        NativeError: if a row ends its actor again and again.
+        NativeError: if an actor fails.
     """
     import ray.data
     from ray.exceptions import RayError
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
@@ -238,17 +251,11 @@ def answers(
         min_size=1,
         initial_size=n_workers,
         max_tasks_in_flight_per_actor=_AT_ONCE,
+        max_concurrent_calls_per_actor=_AT_ONCE,
         enable_true_multi_threading=True,
     )
     table = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-    answered = table.map(
-        worker,
-        fn_constructor_args=[work],
-        compute=pool,
-        num_cpus=n_cpus,
-        max_concurrency=_AT_ONCE,
-        max_task_retries=_RETRIES,
-    )
+    answered = table.map(worker, fn_constructor_args=[work], compute=pool, num_cpus=n_cpus)
     try:
         for batch in answered.iter_batches(prefetch_batches=0, batch_size=None, batch_format="pyarrow"):
             yield from batch.to_pylist()

@@ -6,18 +6,22 @@ import hashlib
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pymixtral.bulk.lines import Line, Place
-from pymixtral.errors import OutputError, PymixtralError
+from pymixtral.errors import NativeError, OutputError, PymixtralError
 from pymixtral.files.atomic import replacing
 from pymixtral.files.kinds import named
 
-_OURS = re.compile(r"(part-\d{8,}-[0-9a-f]{32}\.jsonl|shared-[0-9a-f]+)")
+_OURS = re.compile(r"part-\d{8,}-[0-9a-f]{32}\.jsonl|tries-\d{8,}|shared-[0-9a-f]+")
+
+_MOST_TRIES = 8
+"""How often the work on a chunk may end without a part, as it does when its worker is killed. So a chunk
+that kills its workers ends the job."""
 
 _SECONDS = 90.0
 """How long a file of another node may take to be seen: NFS remembers for a minute what a folder held."""
@@ -131,7 +135,7 @@ class Parts:
             self.path.rmdir()
 
     def publish(self, token: str) -> None:
-        """Write a file by which another node knows this folder.
+        """Write a file by which another node knows this folder, and forget the tries of earlier jobs.
 
         Args:
             token: hexadecimal digits that no other job has.
@@ -140,14 +144,43 @@ class Parts:
             OutputError: if it cannot be written.
         """
         with suppress(FileNotFoundError):
-            for path in list(self.path.glob("shared-*")):
-                path.unlink(missing_ok=True)
+            for path in list(self.path.iterdir()):
+                if _OURS.fullmatch(path.name) and not path.name.startswith("part-"):
+                    path.unlink(missing_ok=True)
         with replacing(self.path / f"shared-{token}", force=True):
             pass
 
     def is_shared(self, token: str) -> bool:
         """Say whether this is the folder in which publish() was called, perhaps on another node."""
         return _seen(self.path / f"shared-{token}")
+
+    @contextmanager
+    def trying(self, chunk: Chunk) -> Iterator[Path]:
+        """Count a try to make a part: `with parts.trying(chunk) as path:`. Only what ends the process counts.
+
+        Args:
+            chunk: says which part.
+
+        Yields:
+            The path of the part.
+
+        Raises:
+            NativeError: if there were too many.
+            OSError: if the folder cannot be written.
+        """
+        path = self.path / f"tries-{chunk.number:08d}"
+        with path.open("ab") as tries:
+            if tries.tell() >= _MOST_TRIES:
+                raise NativeError(
+                    f"expected workers to survive the prompts from {chunk.place.index} to {chunk.end - 1}, found that "
+                    f"{_MOST_TRIES} were killed: look for a lack of memory, or ask for fewer texts at a time"
+                )
+            tries.write(b".")
+        try:
+            yield self.path / chunk.part
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
 
     def lines(self, chunk: Chunk) -> Iterator[bytes]:
         """Read the records of a chunk, whose part was written here or on another node.

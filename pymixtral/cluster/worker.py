@@ -128,9 +128,9 @@ class Worker:
         with self._opening:
             if self._model is None:
                 self._model = self._opened()
-        path = self._parts.path / chunk.part
-        if not path.exists():  # else the answer alone was lost
-            self._part(self._model, path).make(chunk, self._work.n_in_flight)
+        if not (self._parts.path / chunk.part).exists():  # else the answer alone was lost
+            with self._parts.trying(chunk) as path:
+                self._part(self._model, path).make(chunk, self._work.n_in_flight)
 
     def _opened(self) -> Mixtral:
         """The model, on a node that has what the job needs."""

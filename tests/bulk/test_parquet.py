@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def write(path: Path, rows: list[dict[str, Any]], **settings: Any) -> Path:
     return path
 
 
-def lines(path: Path, start: Place = Place()) -> list[tuple[Place, Prompt]]:
-    return list(read_places(path, "prompt", "key", parse_prompt, start))
+def lines(path: Path, start: Place | None = None) -> list[tuple[Place, Prompt]]:
+    return list(read_places(path, "prompt", "key", parse_prompt, start or Place()))
 
 
 @pytest.mark.parametrize("row_group_size", [1, 7, 64, 1000])
@@ -92,9 +93,5 @@ def test_a_damaged_file_is_refused_or_read(tmp_path_factory: pytest.TempPathFact
         damaged[at] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.getbasetemp() / "damaged.parquet"
     path.write_bytes(damaged[: data.draw(st.integers(len(whole) // 2, len(whole)))])
-    try:
-        found = list(read_lines(path, "prompt", "key", parse_prompt))
-    except InvalidArgumentError as error:
-        assert "\n" not in str(error)
-    else:
-        assert len(found) <= len(ROWS) * 100
+    with suppress(InvalidArgumentError):
+        assert len(list(read_lines(path, "prompt", "key", parse_prompt))) <= len(ROWS)
