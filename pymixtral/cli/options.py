@@ -360,8 +360,8 @@ ray_option = click.option(
     "address",
     is_flag=False,
     flag_value="auto",
-    metavar="[HOST:PORT]",
-    help="Compute on a cluster of Ray: that with its head at HOST:PORT, or the one that this machine is part of.",
+    metavar="[ADDRESS]",
+    help="Compute on a cluster of Ray that runs already: this host's, or that whose head is at HOST:PORT.",
 )
 """As a parameter `address: str | None`: "auto" where none is named, None without the option."""
 
