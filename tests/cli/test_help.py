@@ -39,13 +39,13 @@ WRITTEN = (*("dest", "output", "report", "heatmap", "save_base"), *("trace", "ht
 
 def examples() -> list[str]:
     """The commands of all examples, as a shell takes them, but for those that serve, which have no end:
-    tests/server runs them.
+    tests/server runs them; and for those of a cluster, which tests/cluster runs.
     """
     found = []
     for command in (main, *COMMANDS.values()):
         lines = (command.epilog or "").replace("\\\n", " ").splitlines()
         found += [" ".join(line.split()) for line in lines if line.startswith("  ") and "_COMPLETE" not in line]
-    found = [line for line in found if "pymixtral serve" not in line]
+    found = [line for line in found if "pymixtral serve" not in line and "--ray" not in line]
     return list(dict.fromkeys(found))
 
 
