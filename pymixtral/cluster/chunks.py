@@ -17,7 +17,10 @@ from pymixtral.errors import NativeError, OutputError, PymixtralError
 from pymixtral.files.atomic import replacing
 from pymixtral.files.kinds import named
 
-_OURS = re.compile(r"part-\d{8,}-[0-9a-f]{32}\.jsonl|tries-\d{8,}|shared-[0-9a-f]+")
+_OURS = re.compile(
+    r"part-\d{8,}-[0-9a-f]{32}\.jsonl|tries-\d{8,}|shared-[0-9a-f]+|\.pymixtral-[0-9a-f]{8}-[0-9a-f]{16}\.tmp"
+)
+"""Names in the folder, the last of them those of parts that are being written; see pymixtral.files.atomic."""
 
 _MOST_TRIES = 8
 """How often the work on a chunk may end without a part, as it does when its worker is killed. So a chunk
@@ -145,7 +148,7 @@ class Parts:
         """
         with suppress(FileNotFoundError):
             for path in list(self.path.iterdir()):
-                if _OURS.fullmatch(path.name) and not path.name.startswith("part-"):
+                if _OURS.fullmatch(path.name) and path.name.startswith(("tries-", "shared-")):
                     path.unlink(missing_ok=True)
         with replacing(self.path / f"shared-{token}", force=True):
             pass

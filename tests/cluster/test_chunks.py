@@ -74,6 +74,8 @@ def test_the_folder_keeps_what_is_not_ours(tmp_path: Path) -> None:
     parts.publish("ab")
     parts.publish("cd")
     (parts.path / chunk.part).write_bytes(b"1\n2\n")
+    temporary = parts.path / ".pymixtral-0123abcd-0123456789abcdef.tmp"  # of a node that was lost
+    temporary.write_bytes(b"1")
     (parts.path / "notes.txt").write_text("mine")
     assert parts.path == tmp_path / "texts.jsonl.parts"
     assert parts.names() == {chunk.part}
