@@ -119,7 +119,7 @@ class ClusterBulk(Bulk):
         self.n_resumed += sum(count(chunk) for chunk in rest if chunk.number in before)
         try:
             with closing(self._computed(list(missing.values()), n_in_flight)) as computed:
-                for chunk in chain([None], computed):
+                for chunk in chain([None], computed):  # those that are there come first
                     if chunk and missing.pop(chunk.number, None):
                         count(chunk)
                     while rest and rest[0].number not in missing:
@@ -132,6 +132,8 @@ class ClusterBulk(Bulk):
             for chunk in missing.values():
                 if chunk.part in names:
                     count(chunk)
+            if not names:
+                self._parts.remove()
             raise
         if n_written != self.n_lines:
             raise NativeError(

@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,25 @@ class Batch:
 
     def __init__(self, cluster: Any, model: Path, prompts: Path, output: Path, *more: object) -> None:
         self.output = output
+        self._tokens = self._shared()
         arguments = ["generate", "-m", model, "--prompts", prompts, "-o", output, "-c", 128]
         line = [*COMMAND, *map(str, [*arguments, "--ray", cluster.address, *more])]
         self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def reach(self, n: int) -> None:
-        """Waits until so many prompts have records; the work must not be over then."""
+    def _shared(self) -> set[Path]:
+        return set(self.output.parent.glob("texts.jsonl.parts/shared-*"))
+
+    def wait(self, come: Callable[[], object]) -> None:
+        """Waits for something to be true, while the work is not over."""
         deadline = time.monotonic() + SECONDS
-        while n_done(self.output) < n:
+        while not come():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+    def reach(self, n: int) -> None:
+        """Waits until the work has begun and so many prompts have records."""
+        self.wait(lambda: self._shared() - self._tokens and n_done(self.output) >= n)
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=SECONDS)
@@ -114,8 +122,9 @@ def test_a_worker_and_a_node_are_killed(
     try:
         with Batch(cluster, tiny_q8_0, prompts, output, "--json") as batch:
             batch.reach(1)
-            (first, *_) = (pid for node in cluster.list_all_nodes() if node is not third for pid in workers(node))
-            os.kill(first, signal.SIGKILL)
+            others = [node for node in cluster.list_all_nodes() if node is not third]
+            batch.wait(lambda: any(list(workers(node)) for node in others) and list(workers(third)))
+            os.kill(next(pid for node in others for pid in workers(node)), signal.SIGKILL)
             (lost,) = workers(third)
             batch.reach(200)
             assert n_done(output) < N
