@@ -197,3 +197,4 @@ def test_more_cpus_than_a_node_has(cluster: Any, tiny_q8_0: Path, prompts: Path,
         r"Error: expected a node of the cluster with 64 CPUs for a worker, found \d+ at most: .*\n", err
     )
     assert "--threads" in err
+    assert not output.with_name("texts.jsonl.parts").exists()
