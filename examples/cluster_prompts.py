@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -10,7 +11,7 @@ from pymixtral import Bulk, Mixtral
 from pymixtral.cluster.batch import ClusterBulk
 
 PROMPTS, TEXTS = Path("prompts.jsonl"), Path("texts.jsonl")
-OPENING = {"n_ctx": 256, "n_threads": 1}  # how each worker opens the model
+OPENING: dict[str, Any] = {"n_ctx": 256, "n_threads": 1}  # how each worker opens the model
 
 
 def texts() -> list[str]:
@@ -21,7 +22,7 @@ with PROMPTS.open("w", encoding="utf-8") as file:
     for i in range(100):
         file.write(json.dumps({"id": i, "prompt": f"Once upon a time there were {i} kings", "seed": i}) + "\n")
 
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # on a real one: ray.init("auto")
+ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # a real one is "auto"
 with Mixtral(*sys.argv[1:2], **OPENING) as model:  # a GGUF file; without one, the demo model
     job = ClusterBulk(model, PROMPTS, TEXTS, opening=OPENING, lines=20, force=True, max_tokens=12)
     job.run()

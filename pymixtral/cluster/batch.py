@@ -11,10 +11,11 @@ import json
 import logging
 import os
 import secrets
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, redirect_stdout
 from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
@@ -174,7 +175,7 @@ class ClusterBulk(Bulk):
         path = named(self._parts.path / chunk.part)
         raise OutputError(f"{path}: expected {wanted}, found something else: remove this file and start again")
 
-    def _computed(self, chunks: list[Chunk], n_in_flight: int) -> Iterator[Chunk]:
+    def _computed(self, chunks: list[Chunk], n_in_flight: int) -> Generator[Chunk, None, None]:
         """Has parts made by the cluster.
 
         Yields:
@@ -211,15 +212,20 @@ class ClusterBulk(Bulk):
 
 @contextmanager
 def _connected(address: str) -> Iterator[None]:
-    """Connects this program for the time of the block, unless it is connected."""
+    """Connects this program for the time of the block, unless it is connected.
+
+    Ray writes to standard output what befalls its nodes; here that goes to standard error.
+    """
     import ray
 
-    was_connected = ray.is_initialized()
-    connect(address)
-    try:
+    if ray.is_initialized():
         yield
-    finally:
-        if not was_connected:
+        return
+    with redirect_stdout(sys.stderr):
+        try:
+            connect(address)
+            yield
+        finally:
             ray.shutdown()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -185,7 +185,7 @@ class Parts:
             with suppress(FileNotFoundError):
                 path.unlink()
 
-    def lines(self, chunk: Chunk) -> Iterator[bytes]:
+    def lines(self, chunk: Chunk) -> Generator[bytes, None, None]:
         """Read the records of a chunk, whose part was written here or on another node.
 
         Args:
