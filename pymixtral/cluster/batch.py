@@ -218,15 +218,13 @@ def _connected(address: str) -> Iterator[None]:
     """
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
     with redirect_stdout(sys.stderr):
+        began = connect(address)
         try:
-            connect(address)
             yield
         finally:
-            ray.shutdown()
+            if began:
+                ray.shutdown()
 
 
 def answers(
