@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 import tempfile
@@ -76,6 +77,17 @@ def test_many_prompts(model: Mixtral, tmp_path: Path) -> None:
     assert re.findall(r": (True|False)$", printed, re.M) == ["True", "True"]
     there, again = map(int, re.findall(r"^(\d+) texts were there, (\d+) were written again$", printed, re.M)[0])
     assert (there + again, 0 < there < 6) == (6, True)
+
+
+@pytest.mark.ray
+def test_cluster_prompts(model: Mixtral, tmp_path: Path) -> None:
+    first, resumed, *same = output("cluster_prompts", tmp_path).splitlines()
+    texts = [json.loads(line)["text"] for line in (tmp_path / "texts.jsonl").read_bytes().splitlines()]
+    assert texts[7] == model.generate("Once upon a time there were 7 kings", seed=7, max_tokens=12).text
+    assert re.fullmatch(r"100 texts by the cluster, \d+ tokens", first)
+    there, again = map(int, re.findall(r"^(\d+) texts were there, (\d+) were written again$", resumed)[0])
+    assert (there + again, 0 < there < 100) == (100, True)
+    assert same == ["the same texts: True", "the texts of one process: True"]
 
 
 def test_seeds(model: Mixtral, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar, Generic
 
 from pymixtral.arguments import integer
-from pymixtral.bulk.lines import L, read_lines
+from pymixtral.bulk.lines import L, Place, read_lines, read_places
 from pymixtral.bulk.records import Record, Records
 from pymixtral.engine.adapters import identity
 from pymixtral.files.atomic import check_dest
@@ -66,6 +66,10 @@ class Job(ABC, Generic[L]):
             InvalidArgumentError: for a line that is not right; it names the file and the line.
             OSError: if the file cannot be read.
         """
+        self.n_lines = sum(1 for _ in self._checked())
+
+    def _checked(self) -> Iterator[tuple[Place, L]]:
+        """Checks the lines one after the other; see check()."""
         known: dict[str, int] = {}
 
         def checked(data: bytes, number: int, index: int, digest: str) -> L:
@@ -73,7 +77,7 @@ class Job(ABC, Generic[L]):
             self._check(line, known)
             return line
 
-        self.n_lines = sum(1 for _ in read_lines(self._source, self.noun, self._key, checked))
+        return read_places(self._source, self.noun, self._key, checked)
 
     def run(self, n_in_flight: int = 32, *, progress: bool = True) -> None:
         """Make the records that the output does not have. An exception, such as KeyboardInterrupt,

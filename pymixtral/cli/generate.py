@@ -20,16 +20,19 @@ from pymixtral.cli.options import (
     opening_options,
     path_type,
     prompt_options,
+    ray_option,
     special_option,
     texts_output_option,
     tokens_option,
 )
+from pymixtral.cli.packages import check_packages
 from pymixtral.cli.sampling import sampling_options
 from pymixtral.cli.structured import form_of, structured_options
 from pymixtral.cli.text import note, read_prompt, write_data, write_json
 from pymixtral.cli.work import bar, full, n_tokens, note_lines, plain_stats, summary
 
 if TYPE_CHECKING:
+    from pymixtral.bulk.generate import Bulk
     from pymixtral.engine.completion import Completion
     from pymixtral.engine.stream import Generation
 
@@ -52,14 +55,19 @@ Examples:
 
 \b
 Many prompts, each a line such as {"prompt": "Once", "max_tokens": 9}:
-  pymixtral generate --prompts prompts.jsonl -o texts.jsonl -n 100""",
+  pymixtral generate --prompts prompts.jsonl -o texts.jsonl -n 100
+
+\b
+The same on the nodes of a cluster, which share the folder of the files:
+  pymixtral generate --prompts prompts.parquet -o texts.jsonl -n 100 --ray""",
 )
 @model_option
 @prompt_options
 @click.option(
-    "--prompts", type=path_type(exists=True), metavar="FILE", help="Read many prompts from a file of JSON lines."
+    "--prompts", type=path_type(exists=True), metavar="FILE", help="Read many prompts from JSON lines or Parquet."
 )
 @texts_output_option
+@ray_option
 @force_option
 @tokens_option("max_tokens", 0, help="Tokens to write at most.  [default: until the model ends; of the demo 200]")
 @click.option("--stop", metavar="TEXT", multiple=True, help="End before this text; may be repeated.")
@@ -106,6 +114,7 @@ def generate(
     file: Path | None,
     prompts: Path | None,
     output: Path | None,
+    address: str | None,
     force: bool,
     max_tokens: int | None,
     stop: tuple[str, ...],
@@ -132,10 +141,17 @@ def generate(
 
     With --prompts there are many prompts, and their texts go to the file -o as JSON lines, in the
     order of the prompts. A line has a "prompt", a text or token ids, perhaps an "id" that its text
-    gets too, and options that it has alone, with the names that they have in Python. After Ctrl-C
-    the same command goes on where it ended. The exit code is 1 if there is no text for some prompt.
+    gets too, and options that it has alone, with the names that they have in Python; a row of a
+    Parquet file is such a line. After Ctrl-C the same command goes on where it ended. The exit code
+    is 1 if there is no text for some prompt.
+
+    With --ray the nodes of a cluster compute them, each with -t threads, or all of its CPUs. All
+    nodes need the files under the same names. The same command, with or without --ray, goes on
+    after Ctrl-C or a loss of nodes.
     """
     _check_usage(ctx)
+    if address is not None:
+        check_packages("ray", "ray", "pyarrow")
     if model is None and max_tokens is None:
         max_tokens = _DEMO_TOKENS
     if not prompts:
@@ -161,16 +177,25 @@ def generate(
         bar("prompt", " tokens") as prompt_read,
         opened(
             model,
-            **opening,
-            lock=lock,
-            prefault=weights_read if prefault else False,
+            **opening | ({"n_threads": 1} if address is not None else {}),
+            lock=lock and address is None,
+            prefault=weights_read if prefault and address is None else False,
         ) as engine,
     ):
         if prompts:
-            from pymixtral.bulk.generate import Bulk
-
             assert output
-            bulk = Bulk(engine, prompts, output, force=force, n=n, **options)
+            bulk: Bulk
+            if address is None:
+                from pymixtral.bulk.generate import Bulk as Alone
+
+                bulk = Alone(engine, prompts, output, force=force, n=n, **options)
+            else:
+                from pymixtral.cluster.batch import ClusterBulk
+
+                opening |= {"lock": lock, "prefault": prefault}
+                bulk = ClusterBulk(
+                    engine, prompts, output, opening=opening, address=address, force=force, n=n, **options
+                )
             n_in_flight = 2 * opening["max_batch"]
             ctx.exit(run_job(bulk, output, n_in_flight, as_json=as_json, failed="without a text", with_tokens=True))
         assert prompt is not None
@@ -206,8 +231,8 @@ def _check_usage(ctx: click.Context) -> None:
                 raise click.UsageError(f"expected --prompts or {option}, found both", ctx)
         if not given["output"]:
             raise click.UsageError("expected a file for the texts of --prompts, found none: name one with -o", ctx)
-    elif given["output"] or given["force"]:
-        option = "-o" if given["output"] else "--force"
+    elif given["output"] or given["force"] or given["address"] is not None:
+        option = "-o" if given["output"] else "--force" if given["force"] else "--ray"
         raise click.UsageError(
             f"expected {option} with --prompts, found it alone: one text goes to standard output", ctx
         )

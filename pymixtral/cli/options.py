@@ -355,4 +355,14 @@ logprobs_options = _all(
     ),
 )
 
+ray_option = click.option(
+    "--ray",
+    "address",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[ADDRESS]",
+    help="Compute on a cluster of Ray that runs already: this host's, or that whose head is at HOST:PORT.",
+)
+"""As a parameter `address: str | None`: "auto" where none is named, None without the option."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")

@@ -17,6 +17,7 @@ from pymixtral.cli.options import (
     model_option,
     opening_options,
     path_type,
+    ray_option,
     served_adapter_option,
 )
 from pymixtral.cli.packages import check_packages
@@ -113,14 +114,7 @@ Examples:
     help="After SIGTERM or Ctrl-C, wait so long for answers to end.",
 )
 @click.option("--trace", type=path_type(), metavar="FILE", help="Add the times of each request's phases to a file.")
-@click.option(
-    "--ray",
-    "address",
-    is_flag=False,
-    flag_value="auto",
-    metavar="[ADDRESS]",
-    help="Compute on a cluster of Ray that runs already: this host's, or that whose head is at HOST:PORT.",
-)
+@ray_option
 @click.option(
     "--replicas",
     "n_replicas",

@@ -99,6 +99,15 @@ class GrowingFile:
             while data:
                 data = data[self._file.write(data) :]
 
+    def sync(self) -> None:
+        """Bring everything to the disk.
+
+        Raises:
+            OutputError: if that fails.
+        """
+        with self._errors():
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Bring everything to the disk, and let others write the file.
 

@@ -156,6 +156,7 @@ def test_a_file_of_something_else_is_kept_and_replaced_with_force(tiny_q8_0: Pat
         (["--prompts", __file__, "-o", "x", "-f", __file__], "expected --prompts or -f, found both"),
         (["-p", "a", "-o", "x"], "expected -o with --prompts"),
         (["-p", "a", "--force"], "expected --force with --prompts"),
+        (["-p", "a", "--ray"], "expected --ray with --prompts"),
         (["-p", "a", "--logprobs", "3"], "expected --logprobs with --json or --prompts"),
         (["-p", "a", "--prompt-logprobs", "3"], "expected --prompt-logprobs with --json or --prompts"),
         (["--prompts", "missing.jsonl", "-o", "x"], "missing.jsonl"),

@@ -74,7 +74,17 @@ def test_a_letter_means_one_thing() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["--model", "--threads", "--kv-type", "--override-kv", "--experts-used", "--expert-min-p", "--force", "--json"],
+    [
+        "--model",
+        "--threads",
+        "--kv-type",
+        "--override-kv",
+        "--experts-used",
+        "--expert-min-p",
+        "--force",
+        "--json",
+        "--ray",
+    ],
 )
 def test_an_option_of_several_commands_is_the_same_in_all(name: str) -> None:
     found = [options(command)[name].to_info_dict() for command in COMMANDS.values() if name in options(command)]
