@@ -237,8 +237,7 @@ def answers(
         work: what the actors need to know.
         rows: the table.
         n_cpus: CPUs of an actor.
-        n_workers: actors at the beginning. An actor that is lost comes back where there is room, and a node
-            that joins gets actors.
+        n_workers: actors at the beginning. One that is lost comes back where there is room.
 
     Yields:
         What the actors return, as it comes.

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from support.command_line import COMMAND, run
+from support.command_line import COMMAND, refused, run
 
 pytestmark = pytest.mark.ray
 
@@ -197,4 +197,11 @@ def test_more_cpus_than_a_node_has(cluster: Any, tiny_q8_0: Path, prompts: Path,
         r"Error: expected a node of the cluster with 64 CPUs for a worker, found \d+ at most: .*\n", err
     )
     assert "--threads" in err
+    assert not output.with_name("texts.jsonl.parts").exists()
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":1", "host:port"])
+def test_an_address_that_is_none_leaves_no_folder(tiny_q8_0: Path, prompts: Path, output: Path, address: str) -> None:
+    line = ["generate", "-m", tiny_q8_0, "--prompts", prompts, "-o", output, "-c", 128, "--ray", address]
+    refused(run(*line), "expected the address of a cluster as HOST:PORT", address)
     assert not output.with_name("texts.jsonl.parts").exists()
