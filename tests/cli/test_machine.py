@@ -330,7 +330,8 @@ def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> No
 def test_doctor_names_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYMIXTRAL_ISA", ops.available_isas()[-1])
     monkeypatch.setattr(
-        "pymixtral.cli.doctor._probe", lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}}
+        "pymixtral.cli.doctor._probe",
+        lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}, "disk_gb_per_second": None},
     )
     n_cpus = ops.thread_limits().allowed
     seconds = iter([100.0, 1e9, 100.0, 100.0])
