@@ -2,7 +2,7 @@
 of it, pymixtral beside llama.cpp on the same file and limit.
 
     python benchmarks/synthetic.py --layers 4 --type q4_k_m /var/tmp/mixtral-q4_k_m.gguf
-    sudo python benchmarks/paging.py -m /var/tmp/mixtral-q4_k_m.gguf --memory 0.65
+    sudo python benchmarks/paging.py -m /var/tmp/mixtral-q4_k_m.gguf
     sudo python benchmarks/paging.py -m /var/tmp/mixtral-q4_k_m.gguf --llama-bench build/bin/llama-bench
 
 Each run is a process of its own in a memory control group of its own (version 1 or 2), whose limit
@@ -21,6 +21,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from typing import Any
 
 import click
 import numpy as np
+
+from pymixtral.inspection.probe import disk_rate
 
 CGROUPS = Path("/sys/fs/cgroup")
 SHORT_PROMPT = 8  # tokens before those that are generated
@@ -73,6 +76,8 @@ def worker(settings: dict[str, Any]) -> None:
     """Measures pymixtral in this process, and prints the figures."""
     from pymixtral import Mixtral
 
+    warnings.simplefilter("ignore")  # of too little memory, which is meant
+
     def measured(ids: list[int], n: int) -> dict[str, float]:
         before, faults = read_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         begin = time.perf_counter()
@@ -102,5 +107,58 @@ def worker(settings: dict[str, Any]) -> None:
     print(json.dumps(found))
 
 
+def ours(model: Path, n_bytes: int, n_prompt: int, n_generate: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The figures of pymixtral in a group."""
+    settings = {"model": str(model), "prompt": n_prompt, "generate": n_generate, "options": options}
+    found: dict[str, Any] = json.loads(
+        run([sys.executable, __file__, "--worker", json.dumps(settings)], model, n_bytes)
+    )
+    return found
+
+
+def theirs(program: Path, model: Path, n_bytes: int, n_prompt: int, n_generate: int) -> float:
+    """Seconds of llama-bench for a prompt, or for a token that is generated.
+
+    Without --repack 0 it would copy weights into memory of its own, which the limit has no room for.
+    """
+    options = f"-p {n_prompt} -n {n_generate} -r 1 --no-warmup --repack 0 -o json".split()
+    (found,) = json.loads(run([str(program), "-m", str(model), *options], model, n_bytes))
+    return float(found["avg_ns"]) / 1e9 / max(n_generate, 1)
+
+
+@click.command()
+@click.option("-m", "--model", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--memory", type=float, default=0.65, show_default=True, help="The limit, as a part of the file.")
+@click.option("--prompt", type=int, default=4096, show_default=True, help="Tokens.")
+@click.option("--generate", type=int, default=64, show_default=True, help="Tokens.")
+@click.option("--batch", "batches", type=int, multiple=True, default=(512, 0), help="n_batch; 0: what is chosen.")
+@click.option("--llama-bench", type=click.Path(exists=True, path_type=Path))
+def main(
+    model: Path, memory: float, prompt: int, generate: int, batches: tuple[int, ...], llama_bench: Path | None
+) -> None:
+    """Print the times of a prompt and of generation in a group with too little memory."""
+    n_bytes = int(model.stat().st_size * memory)
+    click.echo(f"disk: {disk_rate(model)}; limit: {n_bytes / 1e9:.2f} GB; load: {os.getloadavg()[0]:.1f}")
+    for n_batch in batches:
+        found = ours(model, n_bytes, prompt, 0, {"n_batch": n_batch} if n_batch else {})["prompt"]
+        click.echo(
+            f"prompt of {prompt}, n_batch {n_batch or 'as chosen'}: {found['seconds']:.1f} s, "
+            f"{found['read_gb']:.1f} GB read, {found['major_faults']} major faults"
+        )
+    if llama_bench:
+        click.echo(f"prompt of {prompt}, llama.cpp: {theirs(llama_bench, model, n_bytes, prompt, 0):.1f} s")
+    found = ours(model, n_bytes, 0, generate, {})["generation"]
+    click.echo(
+        f"generation: {found['generation_seconds'] / found['passes']:.3f} s a token, "
+        f"{found['read_gb'] / (found['passes'] + 1):.3f} GB read for each"
+    )
+    if llama_bench:
+        click.echo(f"generation, llama.cpp: {theirs(llama_bench, model, n_bytes, 0, generate):.3f} s a token")
+    click.echo(f"load: {os.getloadavg()[0]:.1f}")
+
+
 if __name__ == "__main__":
-    worker(json.loads(sys.argv[1]))
+    if sys.argv[1:2] == ["--worker"]:
+        worker(json.loads(sys.argv[2]))
+    else:
+        main()
