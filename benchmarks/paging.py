@@ -129,30 +129,31 @@ def theirs(program: Path, model: Path, n_bytes: int, n_prompt: int, n_generate: 
 @click.command()
 @click.option("-m", "--model", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--memory", type=float, default=0.65, show_default=True, help="The limit, as a part of the file.")
-@click.option("--prompt", type=int, default=4096, show_default=True, help="Tokens.")
-@click.option("--generate", type=int, default=64, show_default=True, help="Tokens.")
-@click.option("--batch", "batches", type=int, multiple=True, default=(512, 0), help="n_batch; 0: what is chosen.")
+@click.option("--prompt", type=int, default=4096, show_default=True, help="Tokens; 0: none.")
+@click.option("--generate", type=int, default=64, show_default=True, help="Tokens; 0: none.")
 @click.option("--llama-bench", type=click.Path(exists=True, path_type=Path))
-def main(
-    model: Path, memory: float, prompt: int, generate: int, batches: tuple[int, ...], llama_bench: Path | None
-) -> None:
+def main(model: Path, memory: float, prompt: int, generate: int, llama_bench: Path | None) -> None:
     """Print the times of a prompt and of generation in a group with too little memory."""
     n_bytes = int(model.stat().st_size * memory)
     click.echo(f"disk: {disk_rate(model)}; limit: {n_bytes / 1e9:.2f} GB; load: {os.getloadavg()[0]:.1f}")
-    for n_batch in batches:
-        found = ours(model, n_bytes, prompt, 0, {"n_batch": n_batch} if n_batch else {})["prompt"]
-        click.echo(
-            f"prompt of {prompt}, n_batch {n_batch or 'as chosen'}: {found['seconds']:.1f} s, "
-            f"{found['read_gb']:.1f} GB read, {found['major_faults']} major faults"
-        )
-    if llama_bench:
+    for name, options in {
+        "n_batch 512": {"n_batch": 512},
+        "n_batch 512, locked": {"n_batch": 512, "lock": True},
+        "as it is": {},
+        "locked": {"lock": True},
+    }.items():
+        if prompt:
+            found = ours(model, n_bytes, prompt, 0, options)["prompt"]
+            click.echo(f"prompt of {prompt}, {name}: {found['seconds']:.1f} s, {found['read_gb']:.1f} GB read")
+        if generate and "n_batch" not in options:
+            found = ours(model, n_bytes, 0, generate, options)["generation"]
+            click.echo(
+                f"generation, {name}: {found['generation_seconds'] / found['passes']:.3f} s a token, "
+                f"{found['read_gb'] / (found['passes'] + 1):.3f} GB read for each"
+            )
+    if llama_bench and prompt:
         click.echo(f"prompt of {prompt}, llama.cpp: {theirs(llama_bench, model, n_bytes, prompt, 0):.1f} s")
-    found = ours(model, n_bytes, 0, generate, {})["generation"]
-    click.echo(
-        f"generation: {found['generation_seconds'] / found['passes']:.3f} s a token, "
-        f"{found['read_gb'] / (found['passes'] + 1):.3f} GB read for each"
-    )
-    if llama_bench:
+    if llama_bench and generate:
         click.echo(f"generation, llama.cpp: {theirs(llama_bench, model, n_bytes, 0, generate):.3f} s a token")
     click.echo(f"load: {os.getloadavg()[0]:.1f}")
 

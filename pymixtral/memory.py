@@ -15,7 +15,14 @@ from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.machine import memory
 from pymixtral.inspection.plan import largest_that_fits, plans
 from pymixtral.model.config import ModelConfig, context_length
-from pymixtral.model.footprint import BATCH, Footprint, batch_size, footprint, kv_bytes_per_token
+from pymixtral.model.footprint import (
+    BATCH,
+    Footprint,
+    batch_size,
+    bytes_per_prompt_token,
+    footprint,
+    kv_bytes_per_token,
+)
 from pymixtral.model.kv_cache import n_pages_for
 from pymixtral.ops import PAGE
 from pymixtral.units import show_bytes
@@ -98,11 +105,14 @@ class Room:
 
     Attributes:
         n_batch: the most tokens of prompts in a pass.
+        lockable: bytes of weights that may be kept in memory, where they do not all fit. An eighth is
+            left for the others.
         shortage: what is missing and what to do, a sentence without its beginning; None where
             everything fits.
     """
 
     n_batch: int
+    lockable: int
     shortage: str | None
 
 
@@ -122,7 +132,7 @@ def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str) -> 
     one = footprint(config, sum(part.n_bytes for part in parts), size.n_ctx, kv_type)
     need, here = Footprint(one.weights, size.bytes, one.working), memory()
     if need.total <= here.usable:
-        return Room(BATCH, None)
+        return Room(BATCH, one.weights, None)
     inventory = Inventory(parts, config.n_experts, config.experts_used)
     best = largest_that_fits(plans(config, inventory, size.n_ctx, here, 1.0, kv_type=kv_type))
     better = (
@@ -130,8 +140,11 @@ def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str) -> 
         if best
         else "give it more memory, as no type fits"
     )
+    n_batch = batch_size(config, need, here.usable)
+    working = one.working + (n_batch - BATCH) * bytes_per_prompt_token(config)
     return Room(
-        batch_size(config, need, here.usable),
+        n_batch,
+        max(here.usable - need.kv - working, 0) * 7 // 8,
         f"expected {show_bytes(need.total)} of memory, found {show_bytes(here.usable)}, so that weights are read from "
         f"the disk again and again: {better}",
     )

@@ -84,7 +84,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         adapter: the adapter, or several with their scales, of requests that say nothing; see
             pymixtral.Options. None: none.
         lock: keep weights in memory once they have been read, so that the system does not evict
-            them.
+            them; of a model larger than memory as many as fit.
         prefault: read all weights now, not when they are first needed. A function given here is
             called with the bytes read so far and the bytes in all.
 
@@ -167,7 +167,9 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             self._context, self._n_batch = model.context, n_batch
             self._timed = {}
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
-            if lock:
+            if lock and space.shortage:
+                residence.lock_part(weights, space.lockable)
+            elif lock:
                 residence.lock(file.maps.values())
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)

@@ -193,8 +193,8 @@ def disk_rate(path: str | os.PathLike[str], seconds: float = 0.5) -> DiskRate | 
         seconds: for each of the two patterns.
 
     Returns:
-        The rates; None where the system does not read past its cache, as from memory and on macOS,
-        and for a file that cannot be read or has less than 1 MiB.
+        The rates; None where the system does not read past its cache, as macOS, and for a file that
+        cannot be read or has less than 1 MiB.
     """
     if not hasattr(os, "O_DIRECT"):
         return None
