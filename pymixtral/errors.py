@@ -10,6 +10,10 @@ class PymixtralError(Exception):
     """Base class of all exceptions that pymixtral raises on purpose."""
 
 
+class MemoryWarning(UserWarning):
+    """A model that is larger than the memory for it, and so reads its weights again and again."""
+
+
 class ModelFileError(PymixtralError):
     """A GGUF file that cannot be read: broken, truncated, or not GGUF."""
 

@@ -1,4 +1,4 @@
-"""How much memory keys and values get."""
+"""How much memory keys and values get, and what follows where the weights have too little."""
 
 from __future__ import annotations
 
@@ -10,11 +10,22 @@ from pathlib import Path
 
 from pymixtral.arguments import integer, shown
 from pymixtral.errors import InvalidArgumentError, NativeError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.inspection.inventory import Inventory, Part
 from pymixtral.inspection.machine import memory
+from pymixtral.inspection.plan import largest_that_fits, plans
 from pymixtral.model.config import ModelConfig, context_length
-from pymixtral.model.footprint import kv_bytes_per_token
+from pymixtral.model.footprint import (
+    BATCH,
+    Footprint,
+    batch_size,
+    bytes_per_prompt_token,
+    footprint,
+    kv_bytes_per_token,
+)
 from pymixtral.model.kv_cache import n_pages_for
 from pymixtral.ops import PAGE
+from pymixtral.units import show_bytes
 
 _CONTEXTS = 4
 """Contexts that the cache has room for, where memory allows."""
@@ -86,6 +97,57 @@ def cache_size(
             f"found {usable / 1e9:.2f} GB: ask for a shorter context, or kv_type q8_0"
         )
     return CacheSize(n_ctx, n_pages, n_pages * page)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Whether a model has room in memory, and what follows.
+
+    Attributes:
+        n_batch: the most tokens of prompts in a pass.
+        lockable: bytes of weights that may be kept in memory, where they do not all fit. An eighth is
+            left for the others.
+        shortage: what is missing and what to do, a sentence without its beginning; None where
+            everything fits.
+    """
+
+    n_batch: int
+    lockable: int
+    shortage: str | None
+
+
+def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str) -> Room:
+    """Find whether a model and its cache fit into the memory that is available now.
+
+    Args:
+        file: the open model.
+        config: its numbers.
+        size: of its cache.
+        kv_type: the type of keys and values.
+
+    Returns:
+        The room.
+    """
+    parts = [Part(name, tensor.type, tensor.shape) for name, tensor in file.tensors.items()]
+    one = footprint(config, sum(part.n_bytes for part in parts), size.n_ctx, kv_type)
+    need, here = Footprint(one.weights, size.bytes, one.working), memory()
+    if need.total <= here.usable:
+        return Room(BATCH, one.weights, None)
+    inventory = Inventory(parts, config.n_experts, config.experts_used)
+    best = largest_that_fits(plans(config, inventory, size.n_ctx, here, 1.0, kv_type=kv_type))
+    better = (
+        f"choose {best.type}, the largest type that fits, which is usually several times as fast"
+        if best
+        else "give it more memory, as no type fits"
+    )
+    n_batch = batch_size(config, need, here.usable)
+    working = one.working + (n_batch - BATCH) * bytes_per_prompt_token(config)
+    return Room(
+        n_batch,
+        max(here.usable - need.kv - working, 0) * 7 // 8,
+        f"expected {show_bytes(need.total)} of memory, found {show_bytes(here.usable)}, so that weights are read from "
+        f"the disk again and again: {better}",
+    )
 
 
 def _address_space() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from inspect import signature
@@ -20,9 +21,10 @@ from pymixtral.engine.completion import Completion
 from pymixtral.engine.engine import Engine
 from pymixtral.engine.stats import EngineStats
 from pymixtral.engine.stream import Generation
+from pymixtral.errors import MemoryWarning
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.hub import fetch
-from pymixtral.memory import cache_size
+from pymixtral.memory import cache_size, room
 from pymixtral.model import residence
 from pymixtral.model.adapter import Adapter
 from pymixtral.model.config import ModelConfig
@@ -58,8 +60,9 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             allow. The repr shows it.
         n_threads: 1 to 256; None: as many as the CPU affinity, the cgroup's quota and the number of
             physical cores allow.
-        n_batch: how many tokens of prompts are computed at once. It changes memory and speed, never
-            the result.
+        n_batch: how many tokens of prompts are computed at once; None: 512, or where the model is
+            larger than memory as many as a quarter of that has room for. It changes memory and speed,
+            never the result.
         max_batch: the most requests that are computed together, 1 to 256; the others wait.
         cache_bytes: memory for keys and values of all requests and of the prefix cache, at least
             one context; None: four contexts, or what half of the memory left by the weights allows.
@@ -81,7 +84,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         adapter: the adapter, or several with their scales, of requests that say nothing; see
             pymixtral.Options. None: none.
         lock: keep weights in memory once they have been read, so that the system does not evict
-            them.
+            them; of a model larger than memory as many as fit.
         prefault: read all weights now, not when they are first needed. A function given here is
             called with the bytes read so far and the bytes in all.
 
@@ -105,6 +108,9 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         AdapterError: for an adapter that cannot be read, or does not fit.
         InvalidArgumentError: for an argument out of its range, or an unknown one.
         NativeError: if memory for the cache or threads are short, or the system refuses to lock.
+
+    Warns:
+        MemoryWarning: if the model is larger than the memory that is available.
     """
 
     def __init__(
@@ -113,7 +119,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         *,
         n_ctx: int | None = None,
         n_threads: int | None = None,
-        n_batch: int = 512,
+        n_batch: int | None = None,
         max_batch: int = 16,
         cache_bytes: int | None = None,
         pace: float | None = None,
@@ -131,7 +137,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         refuse_unknown(unknown, [name for name in signature(Mixtral).parameters if name != "unknown"], "Mixtral()")
         self.is_demo = path is None
         self.path = demo_path() if path is None else path_of("path", path)
-        n_batch = integer("n_batch", n_batch, 1)
+        n_batch = None if n_batch is None else integer("n_batch", n_batch, 1)
         max_batch = integer("max_batch", max_batch, 1, 256)
         pace = None if pace is None else number("pace", pace, 1e-3, 1e6)
         with ExitStack() as stack:
@@ -150,6 +156,10 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
                 cache_bytes=cache_bytes,
             )
             self.n_ctx, self.kv_type, self.cache_bytes = size.n_ctx, kv_type, size.bytes
+            space = room(file, self.config, size, kv_type)
+            n_batch = space.n_batch if n_batch is None else n_batch
+            if space.shortage:
+                warnings.warn(f"{self.path}: {space.shortage}", MemoryWarning, stacklevel=2)
             self.active_bytes = weights.active_bytes(self.config.experts_used)
             self.prompt_weights = weights.prompt_weights(self.config.experts_used)
             model = Model(weights, self.config, n_threads=n_threads)
@@ -157,7 +167,9 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             self._context, self._n_batch = model.context, n_batch
             self._timed = {}
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
-            if lock:
+            if lock and space.shortage:
+                residence.lock_part(weights, space.lockable)
+            elif lock:
                 residence.lock(file.maps.values())
             if prefault:
                 residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)

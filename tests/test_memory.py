@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pymixtral import Mixtral, memory
+from pymixtral import MemoryWarning, Mixtral, memory
 from pymixtral.errors import InvalidArgumentError, NativeError
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.machine import memory as read_memory
+from pymixtral.inspection.mixes import mixed
 from pymixtral.inspection.published import MODELS
-from pymixtral.memory import CacheSize, cache_size
+from pymixtral.memory import CacheSize, cache_size, room
+from support.holes import write_hole
 
 GB = 10**9
 PAGE_8X7B = 64 * 131072
@@ -140,3 +146,46 @@ def test_a_model_tells_what_was_chosen(tiny_q8_0: Path, monkeypatch: pytest.Monk
     machine(monkeypatch, 10**6)
     with pytest.raises(NativeError, match="2048 tokens of context"):
         Mixtral(tiny_q8_0, n_ctx=2048)
+
+
+def test_a_model_larger_than_memory_warns_and_takes_more_tokens_at_once(
+    tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [1, *range(300, 1200)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Mixtral(tiny_q8_0, n_ctx=1024) as model:
+            expected = model.logits(ids)
+            assert model.stats().passes == 2  # of 512 tokens
+    machine(monkeypatch, tiny_q8_0.stat().st_size + 60 * 10**6)
+    with pytest.warns(MemoryWarning, match=r"tiny-mixtral-q8_0\.gguf: expected .* MB of memory, found .* MB, so that"):
+        model = Mixtral(tiny_q8_0, n_ctx=1024)
+    with model:
+        assert np.array_equal(model.logits(ids), expected)
+        assert model.stats().passes == 1
+    with pytest.warns(MemoryWarning):
+        model = Mixtral(tiny_q8_0, n_ctx=1024, n_batch=128)
+    with model:
+        assert np.array_equal(model.logits(ids), expected)
+        assert model.stats().passes == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MemoryWarning):
+            Mixtral(tiny_q8_0, n_ctx=1024)
+
+
+def test_the_warning_names_the_largest_type_that_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MODELS["8x7b"]
+    path = write_hole(tmp_path / "m.gguf", config, mixed(Inventory.of_model(config), "q8_0").parts)
+    with GGUFFile(path) as file:
+        found = []
+        for gigabytes in (64, 32, 8):
+            machine(monkeypatch, gigabytes * GB)
+            chosen = cache_size(config, 50 * GB, n_ctx=4096, kv_type="f16", cache_bytes=None)
+            found.append(room(file, config, chosen, "f16"))
+    assert (found[0].n_batch, found[0].shortage) == (512, None)
+    for one, words in zip(found[1:], ("choose q4_1, the largest type that fits", "no type fits"), strict=True):
+        assert one.n_batch > 512
+        assert 3 * GB < one.lockable < 28 * GB
+        assert one.shortage
+        assert words in one.shortage

@@ -35,10 +35,11 @@ Examples:
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Show what pymixtral finds on this machine, and measure it.
 
-    Shown are the CPU and its instruction sets, threads, memory and versions. Two limits are
-    measured, which takes about two seconds: how fast memory is read, which limits how fast text is
-    written, and how fast the kernels of pymixtral multiply in int8, which limits how fast a prompt
-    is read. GB is 10^9 bytes, GMAC/s 10^9 multiplications and additions a second. The exit code is
+    Shown are the CPU and its instruction sets, threads, memory and versions. Three limits are
+    measured, which takes about three seconds: how fast memory is read, which limits how fast text is
+    written; how fast the kernels of pymixtral multiply in int8, which limits how fast a prompt is
+    read; and how fast the disk is read that this package lies on, which limits both for a model that
+    is larger than memory. GB is 10^9 bytes, GMAC/s 10^9 multiplications and additions a second. The exit code is
     1 if something is wrong; a busy machine is named, and is no fault.
     """
     from pymixtral import ops
@@ -77,16 +78,19 @@ def _probe(isas: InstructionSets, threads: Threads, memory: Memory) -> dict[str,
 
     int8 runs with the chosen instruction set, or with the fastest if none could be chosen.
     """
+    from pymixtral.demo import demo_path
     from pymixtral.inspection import probe
 
     isa = isas.chosen or isas.available[-1]
     counts = sorted({1, threads.default})
+    disk = probe.disk_rate(demo_path())
     return {
         "isa": isa,
         "read_gb_per_second": {
             str(n): round(rate, 2) for n, rate in probe.read_bandwidth(counts, memory.usable).items()
         },
         "int8_gmac_per_second": {str(n): round(probe.int8_rate(n, isa).gmacs, 1) for n in counts},
+        "disk_gb_per_second": disk and {name: round(rate, 3) for name, rate in asdict(disk).items()},
     }
 
 
@@ -158,7 +162,18 @@ def _limits(threads: Threads, memory: Memory) -> list[str]:
 def _measured(probes: dict[str, Any]) -> list[str]:
     read = ", ".join(f"{rate:.1f} GB/s {_with(n)}" for n, rate in probes["read_gb_per_second"].items())
     int8 = ", ".join(f"{rate:.0f} GMAC/s {_with(n)}" for n, rate in probes["int8_gmac_per_second"].items())
-    return [_row("Read", read), _row("int8", f"{int8} (q4_0 kernel of {probes['isa']}, in cache)")]
+    rates = probes["disk_gb_per_second"]
+    disk = (
+        f"{rates['sequential']:.2f} GB/s in sequence, {rates['random']:.2f} GB/s in pieces of 1 MB anywhere (where "
+        "this package lies)"
+        if rates
+        else "not measured: this system does not read past its cache here"
+    )
+    return [
+        _row("Read", read),
+        _row("int8", f"{int8} (q4_0 kernel of {probes['isa']}, in cache)"),
+        _row("Disk", disk),
+    ]
 
 
 def _with(n_threads: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,6 +24,7 @@ from pymixtral.units import show_bytes, show_count
 if TYPE_CHECKING:
     from pymixtral.inspection.inventory import Inventory
     from pymixtral.inspection.plan import Plan
+    from pymixtral.inspection.probe import DiskRate
     from pymixtral.model.config import ModelConfig
 
 
@@ -72,7 +74,8 @@ def plan(
 
     MODEL, or -m, is a GGUF file. The memory that it takes is compared with what this machine has.
     The read bandwidth of memory is measured, which takes about a second: divided by the bytes of
-    weights that a token needs, it is the predicted speed. Real speed stays somewhat below. A type
+    weights that a token needs, it is the predicted speed. int8 products are measured for prompts, and
+    where the model does not fit, its disk. Real speed stays somewhat below. A type
     such as q4_k_m is a mix, in which some tensors have more bits than others. Its size is that of a
     file of pymixtral quantize; those of llama.cpp differ by less than 0.5%. GB is 10^9 bytes.
     """
@@ -80,34 +83,47 @@ def plan(
     if params and is_named(ctx):
         raise click.UsageError("expected a model file or --params, found both", ctx)
     from pymixtral import ops
+    from pymixtral.demo import demo_path
     from pymixtral.inspection import machine, probe
     from pymixtral.inspection import plan as planning
     from pymixtral.model.config import context_length
 
-    config, inventory, problem = of_published(params) if params else of_file(model_path(model))
+    if params:
+        path, (config, inventory, problem) = demo_path(), of_published(params)
+    else:
+        path = model_path(model)
+        config, inventory, problem = of_file(path)
     n_ctx = context_length(config, n_ctx)
     memory = machine.memory()
     note_threads(n_threads)
     n_threads = n_threads or ops.thread_limits().default
     bandwidth = probe.read_bandwidth([n_threads], memory.usable)[n_threads]
-    choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, kv_type=kv_type)
+    rates: dict[str, Any] = {"kv_type": kv_type, "gmacs": probe.int8_rate(n_threads).gmacs}
+    choices = planning.plans(config, inventory, n_ctx, memory, bandwidth, **rates)
+    every = bool(params) and mix is None
+    if not every:
+        found = None if mix else problem
+        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, problem=found, **rates)
+    if any(choice.disk_bytes_per_token for choice in (choices if every else [one])):
+        disk = probe.disk_rate(path)
+    else:
+        disk = None
+    if disk and every:
+        choices = [replace(choice, disk=disk) for choice in choices]
+    elif disk:
+        one = replace(one, disk=disk)
     best = planning.largest_that_fits(choices)
-    if params and mix is None:
+    if every:
         measured = f"{bandwidth:.1f} GB/s with {n_threads} thread{'s' * (n_threads > 1)}"
         if as_json:
             write_json({"plans": [choice.to_json() for choice in choices], "choose": best.type if best else None})
         else:
-            write("\n".join(_choices(choices, best, measured)))
-        return
-    if mix:
-        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type)
-    else:
-        one = planning.plan(config, inventory, n_ctx, memory, bandwidth, problem=problem, kv_type=kv_type)
-    if as_json:
+            write("\n".join(_choices(choices, best, measured, _disk(disk))))
+    elif as_json:
         fits = one.verdict == "fits" and one.problem is None
         write_json(one.to_json() | {"threads": n_threads, "choose": one.type if fits or best is None else best.type})
     else:
-        write("\n".join(_one(one, choices, best, n_threads)))
+        write("\n".join(_one(one, choices, best, n_threads, _disk(disk))))
 
 
 def of_published(name: str) -> tuple[ModelConfig, Inventory, str | None]:
@@ -130,7 +146,7 @@ def of_file(path: Path) -> tuple[ModelConfig, Inventory, str | None]:
     return found.config, found.inventory, found.problem
 
 
-def _one(one: Plan, choices: list[Plan], best: Plan | None, n_threads: int) -> list[str]:
+def _one(one: Plan, choices: list[Plan], best: Plan | None, n_threads: int, disk: str) -> list[str]:
     inventory, memory = one.inventory, one.memory
     active = f", {show_count(inventory.active_weights)} active for a token" if inventory.expert_bytes else ""
     rows = [
@@ -149,7 +165,7 @@ def _one(one: Plan, choices: list[Plan], best: Plan | None, n_threads: int) -> l
         *table(rows, "<>"),
         "",
         *map(wrap, _verdict(one)),
-        *map(wrap, _speed(one, n_threads)),
+        *map(wrap, _speed(one, n_threads, disk)),
         *map(wrap, _advice(one, choices, best)),
     ]
 
@@ -172,7 +188,14 @@ def _verdict(one: Plan) -> list[str]:
     return [f"It does not fit: {short} of memory are missing."]
 
 
-def _speed(one: Plan, n_threads: int) -> list[str]:
+def _disk(disk: DiskRate | None) -> str:
+    """What is known of the disk, as an object."""
+    if disk is None:
+        return "a disk of 2 GB/s, as this one could not be measured"
+    return f"a disk that was measured to give {disk.sequential:.2f} GB/s, {disk.random:.2f} in pieces of 1 MB"
+
+
+def _speed(one: Plan, n_threads: int, disk: str) -> list[str]:
     if one.verdict == "impossible":
         return []
     active = show_bytes(one.inventory.active_bytes)
@@ -182,13 +205,15 @@ def _speed(one: Plan, n_threads: int) -> list[str]:
         "the context is full "
         f"(a token reads {active} of weights; memory was measured to give {bandwidth})."
     )
+    prompts = f"Prompts: {_rate(one.prompt_tokens_per_second)} at most" if one.prompt_tokens_per_second else ""
     if not one.disk_bytes_per_token:
-        return [f"Prediction: {speed}"]
-    disk = show_bytes(one.disk_bytes_per_token)
+        return [f"Prediction: {speed}", *([f"{prompts}, by the int8 products that were measured."] * bool(prompts))]
+    absent = show_bytes(one.disk_bytes_per_token)
     return [
         f"It still runs, paging: the file stays mapped, and of the {active} that a token reads about "
-        f"{disk} come from the disk.",
-        f"Prediction now: {_rate(one.tokens_per_second)} from a disk that gives 2 GB/s. In memory it would be {speed}",
+        f"{absent} come from the disk.",
+        f"Prediction now: {_rate(one.tokens_per_second)} from {disk}. In memory it would be {speed}",
+        *([f"{prompts}, as each {one.n_batch} tokens of a prompt read the whole file once."] * bool(prompts)),
     ]
 
 
@@ -217,7 +242,7 @@ def _advice(one: Plan, choices: list[Plan], best: Plan | None) -> list[str]:
     return advice
 
 
-def _choices(choices: list[Plan], best: Plan | None, measured: str) -> list[str]:
+def _choices(choices: list[Plan], best: Plan | None, measured: str, disk: str) -> list[str]:
     first = choices[0]
     rows = [["type", "bits each", "weights", "in all", "fits", "tokens/s", ""]]
     for choice in choices:
@@ -230,6 +255,7 @@ def _choices(choices: list[Plan], best: Plan | None, measured: str) -> list[str]
         f", {show_count(first.inventory.active_weights)} active for a token" if first.inventory.expert_bytes else ""
     )
     end = f"Choose {best.type}, the largest type that fits." if best else "No type that pymixtral runs fits."
+    pages = f"; where the model pages, it reads {disk}" if any(one.disk_bytes_per_token for one in choices) else ""
     return [
         f"{first.config.name}: {show_count(first.inventory.n_weights)} parameters{active}",
         f"Context of {first.n_ctx} tokens; {show_bytes(first.available)} of memory available, "
@@ -237,9 +263,6 @@ def _choices(choices: list[Plan], best: Plan | None, measured: str) -> list[str]
         "",
         *table(rows, "<>>><><"),
         "",
-        wrap(
-            f"tokens/s is a prediction, and a limit: memory was measured to give {measured}; where the model pages, "
-            "a disk of 2 GB/s is assumed."
-        ),
+        wrap(f"tokens/s is a prediction, and a limit: memory was measured to give {measured}{pages}."),
         end,
     ]

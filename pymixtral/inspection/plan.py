@@ -6,7 +6,8 @@ bytes is a speed that decoding cannot exceed as long as everything is in memory.
 mapped file is paged: what every token reads (attention, router, output) stays in memory, and the
 experts share what is left. A token's choice of experts is as good as random, so the part of the
 experts' bytes that is in memory is also the probability that a chosen expert is; the others are
-read from the file.
+read from the file. A pass over a prompt uses all experts, layer after layer, so that each is evicted
+before it is used again: the pass reads the file whole.
 """
 
 from __future__ import annotations
@@ -18,11 +19,15 @@ from pymixtral.files.types import MATRIX_TYPES, show_type
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.mixes import MIXES, mixed
+from pymixtral.inspection.probe import DiskRate
 from pymixtral.model.config import ModelConfig
-from pymixtral.model.footprint import Footprint, footprint
+from pymixtral.model.footprint import Footprint, batch_size, footprint
 
-DISK_GB_PER_SECOND = 2.0
-"""Of an ordinary NVMe drive that reads pages as they are needed. Nothing measures it."""
+ORDINARY_DISK = DiskRate(2.0, 2.0)
+"""Of an ordinary NVMe drive that reads pages as they are needed, where nothing was measured."""
+
+PROMPT = 2048
+"""Tokens of the prompt whose speed is predicted, or fewer in a shorter context."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class Plan:
         limit: bytes of memory with all other programs ended.
         bandwidth: GB/s (10^9 bytes).
         problem: why pymixtral cannot run the model, a clause or sentence, or None.
+        disk: how fast what is not in memory is read.
+        gmacs: 10^9 int8 products a second; None: not measured, and prompts are not predicted.
     """
 
     config: ModelConfig
@@ -50,6 +57,8 @@ class Plan:
     limit: int
     bandwidth: float
     problem: str | None = None
+    disk: DiskRate = ORDINARY_DISK
+    gmacs: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -81,9 +90,45 @@ class Plan:
     def tokens_per_second(self) -> float:
         """A prediction and an upper limit of the speed of generating a short text now.
 
-        What is not in memory is read from a disk of DISK_GB_PER_SECOND.
+        What is not in memory is read from the disk, in pieces here and there.
         """
-        return 1 / (self._seconds(self.inventory.active_bytes) + self.disk_bytes_per_token / DISK_GB_PER_SECOND / 1e9)
+        return 1 / (self._seconds(self.inventory.active_bytes) + self.disk_bytes_per_token / self.disk.random / 1e9)
+
+    @property
+    def n_batch(self) -> int:
+        """Tokens of a prompt that are computed at once now."""
+        return batch_size(self.config, self.memory, self.available)
+
+    def prompt_seconds(self, n_tokens: int) -> float | None:
+        """Predict the time of a prompt now, as a lower limit.
+
+        Products of weights are counted, and reading the file whole for each pass where it does not
+        fit. Attention, which a long text needs more of, is not.
+
+        Args:
+            n_tokens: tokens of the prompt, at least 1.
+
+        Returns:
+            Seconds; None if gmacs is not known.
+        """
+        if self.gmacs is None:
+            return None
+        embedding = self.inventory.classes.get("embedding")
+        unread = embedding if embedding and not self.inventory.tied else None  # but for some rows
+        weights = self.inventory.active_weights - (unread.n_weights if unread else 0)
+        seconds = n_tokens * weights / self.gmacs / 1e9
+        if self.disk_bytes_per_token:
+            n_passes = -(-n_tokens // self.n_batch)
+            n_bytes = self.inventory.n_bytes - (unread.n_bytes if unread else 0)
+            seconds += n_passes * n_bytes / self.disk.sequential / 1e9
+        return seconds
+
+    @property
+    def prompt_tokens_per_second(self) -> float | None:
+        """The same as tokens a second of a prompt of PROMPT tokens, or of the whole context."""
+        n_tokens = min(PROMPT, self.n_ctx)
+        seconds = self.prompt_seconds(n_tokens)
+        return None if seconds is None else n_tokens / seconds
 
     @property
     def tokens_per_second_in_memory(self) -> float:
@@ -118,10 +163,15 @@ class Plan:
             "active_bytes_per_token": inventory.active_bytes,
             "disk_bytes_per_token": self.disk_bytes_per_token,
             "bandwidth_gb_per_second": round(self.bandwidth, 2),
+            "disk_gb_per_second": {name: round(rate, 3) for name, rate in asdict(self.disk).items()},
+            "tokens_at_once": self.n_batch,
             "predicted_tokens_per_second": {
                 "now": round(self.tokens_per_second, 3),
                 "in_memory": round(self.tokens_per_second_in_memory, 3),
                 "in_memory_context_full": round(self.tokens_per_second_full, 3),
+                "prompt_now": None
+                if self.prompt_tokens_per_second is None
+                else round(self.prompt_tokens_per_second, 3),
             },
         }
 
@@ -136,6 +186,8 @@ def plan(
     mix: str | None = None,
     problem: str | None = None,
     kv_type: str = "f16",
+    disk: DiskRate = ORDINARY_DISK,
+    gmacs: float | None = None,
 ) -> Plan:
     """Plans for one model in one type.
 
@@ -149,6 +201,8 @@ def plan(
             they are.
         problem: why pymixtral cannot run the model, or None. Types without a kernel are found here.
         kv_type: of keys and values.
+        disk: how fast what is not in memory is read; see pymixtral.inspection.probe.disk_rate().
+        gmacs: 10^9 int8 products a second, of all threads; None: not known.
 
     Returns:
         The plan.
@@ -163,7 +217,7 @@ def plan(
     if problem is None and missing:
         problem = f"there is no kernel for {', '.join(missing)}"
     need = footprint(config, inventory.n_bytes, n_ctx, kv_type)
-    return Plan(config, inventory, mix, n_ctx, need, memory.usable, memory.limit, bandwidth, problem)
+    return Plan(config, inventory, mix, n_ctx, need, memory.usable, memory.limit, bandwidth, problem, disk, gmacs)
 
 
 def plans(
@@ -174,9 +228,12 @@ def plans(
     bandwidth: float,
     *,
     kv_type: str = "f16",
+    disk: DiskRate = ORDINARY_DISK,
+    gmacs: float | None = None,
 ) -> list[Plan]:
     """Plans for a model in every mix, from the largest to the smallest; arguments as of plan()."""
-    found = [plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type) for mix in MIXES]
+    rates: dict[str, Any] = {"disk": disk, "gmacs": gmacs}
+    found = [plan(config, inventory, n_ctx, memory, bandwidth, mix=mix, kv_type=kv_type, **rates) for mix in MIXES]
     return sorted(found, key=lambda one: -one.memory.weights)
 
 

@@ -1,6 +1,6 @@
 """The machine's limits, measured now, to compare the speed of a model with.
 
-They are the memory's read bandwidth and the throughput of int8 products. Memory is read by the C
+They are the memory's read bandwidth, the throughput of int8 products, and the rate of a disk. Memory is read by the C
 library on its threads, in several patterns: a thread reads one, two or four places at once, and asks
 for the lines that come next, near or far, or for none. The best pattern counts. What is read is the
 mapped file of a model, or an array that is much larger than the caches.
@@ -8,10 +8,16 @@ mapped file of a model, or an array that is much larger than the caches.
 
 from __future__ import annotations
 
+import mmap
+import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -156,6 +162,68 @@ def int8_rate(n_threads: int, isa: str | None = None) -> Int8Rate:
             return rows * cols * n_tokens / (time.perf_counter() - begin) / 1e9
 
         return Int8Rate(context.isa, n_threads, _best(once, 0.3))
+
+
+# Read from a disk at once: as much as a system reads ahead on a fast one, and what is left of an
+# expert's matrix where a part of it is still in memory.
+_SEQUENTIAL_BYTES = 8 << 20
+_RANDOM_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class DiskRate:
+    """How fast a disk is read, in GB/s (10^9 bytes).
+
+    Attributes:
+        sequential: from the beginning on, in pieces of 8 MiB.
+        random: in pieces of 1 MiB, anywhere.
+    """
+
+    sequential: float
+    random: float
+
+
+def disk_rate(path: str | os.PathLike[str], seconds: float = 0.5) -> DiskRate | None:
+    """Measures the disk that a file lies on, past the system's cache of it (O_DIRECT).
+
+    One piece is asked for after the other. A disk that is asked for several at once may give more.
+
+    Args:
+        path: a file of some megabytes at least; a short one is read repeatedly.
+        seconds: for each of the two patterns.
+
+    Returns:
+        The rates; None where the system does not read past its cache, as macOS, and for a file that
+        cannot be read or has less than 1 MiB.
+    """
+    if not hasattr(os, "O_DIRECT"):
+        return None
+    places = random.Random(0)
+    try:
+        n_bytes, fd = Path(path).stat().st_size, os.open(path, os.O_RDONLY | os.O_DIRECT)
+        try:
+            if n_bytes < _RANDOM_BYTES:
+                return None
+            sequence = (at for _ in count() for at in range(0, n_bytes, _SEQUENTIAL_BYTES))
+            pieces = (places.randrange(n_bytes // _RANDOM_BYTES) * _RANDOM_BYTES for _ in count())
+            return DiskRate(
+                _disk_rate(fd, _SEQUENTIAL_BYTES, sequence, seconds), _disk_rate(fd, _RANDOM_BYTES, pieces, seconds)
+            )
+        finally:
+            os.close(fd)
+    except OSError:
+        return None
+
+
+def _disk_rate(fd: int, n_bytes: int, places: Iterator[int], seconds: float) -> float:
+    """GB/s of reading pieces at some places for some time."""
+    with closing(mmap.mmap(-1, n_bytes)) as buffer:  # whose address suits every disk
+        os.preadv(fd, [buffer], next(places))  # which also touches the buffer
+        begin, n_read, passed = time.perf_counter(), 0, 0.0
+        while passed < seconds:
+            n_read += os.preadv(fd, [buffer], next(places))
+            passed = time.perf_counter() - begin
+        return n_read / passed / 1e9
 
 
 def _best(measure: Callable[[], float], seconds: float) -> float:

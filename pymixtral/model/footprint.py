@@ -11,7 +11,11 @@ from pymixtral.ops import PAGE
 # Python, NumPy and the tokenizer, measured on Linux: 35 MB of private memory and some 20 MB of
 # libraries.
 _PROCESS_BYTES = 60_000_000
-_BATCH = 512  # tokens of a prompt that are computed at once: the default n_batch of Mixtral
+BATCH = 512
+"""Tokens of prompts that are computed at once, where all weights are in memory."""
+
+_LARGEST_BATCH = 8192
+"""Tokens of prompts that are computed at once, where they are not: a pass of so many takes minutes."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,41 @@ def footprint(config: ModelConfig, weight_bytes: int, n_ctx: int, kv_type: str =
         InvalidArgumentError: as kv_bytes_per_token() does.
     """
     kv = kv_bytes_per_token(config, kv_type) * n_pages_for(n_ctx) * PAGE
-    return Footprint(weight_bytes, kv, _PROCESS_BYTES + _BATCH * _bytes_per_prompt_token(config))
+    return Footprint(weight_bytes, kv, _PROCESS_BYTES + BATCH * bytes_per_prompt_token(config))
 
 
-def _bytes_per_prompt_token(config: ModelConfig) -> int:
-    """Bytes of the buffers for each token of a prompt; some 5% more than a full batch takes.
+def batch_size(config: ModelConfig, need: Footprint, usable: int) -> int:
+    """Choose how many tokens of prompts are computed at once.
+
+    Where the weights are not all in memory, every pass over a prompt reads the file again, so fewer
+    passes are better. Their buffers stay allocated, and what they take the weights lose.
+
+    Args:
+        config: the model's numbers.
+        need: what the model takes.
+        usable: bytes of memory for it.
+
+    Returns:
+        BATCH where the model fits; else as many as a quarter of the memory that keys and values leave
+        has room for, in whole pages, from BATCH to 8192.
+    """
+    if need.total <= usable:
+        return BATCH
+    n_tokens = max(usable - need.kv, 0) // 4 // bytes_per_prompt_token(config) // PAGE * PAGE
+    return max(BATCH, min(n_tokens, _LARGEST_BATCH))
+
+
+def bytes_per_prompt_token(config: ModelConfig) -> int:
+    """Compute the size of the buffers for each token of a prompt; some 5% more than a full batch takes.
 
     They are the residual stream, its norm, queries, keys, values, the attention's result and the
     experts' inner activations in f32, and the inner activations once more in int8.
+
+    Args:
+        config: the model's numbers.
+
+    Returns:
+        Bytes.
     """
     c = config
     inner = c.n_experts_used * c.ffn

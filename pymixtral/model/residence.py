@@ -13,6 +13,7 @@ import numpy as np
 
 from pymixtral.arrays import U8
 from pymixtral.errors import NativeError
+from pymixtral.model.weights import ModelWeights
 from pymixtral.threads import starting_threads
 
 PIECE_BYTES = 16 << 20
@@ -33,11 +34,47 @@ def lock(maps: Iterable[mmap.mmap]) -> None:
     Raises:
         NativeError: if the system refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
     for mapped in maps:
-        address, n_bytes = ctypes.c_void_p(_bytes(mapped).ctypes.data), ctypes.c_size_t(len(mapped))
-        if libc.mlock2(address, n_bytes, _MLOCK_ONFAULT) if hasattr(libc, "mlock2") else libc.mlock(address, n_bytes):
-            raise NativeError(_refusal(len(mapped), os.strerror(ctypes.get_errno())))
+        _lock(_bytes(mapped).ctypes.data, len(mapped))
+
+
+def lock_part(weights: ModelWeights, n_bytes: int) -> int:
+    """Keep a part of a model in memory, once it has been read, until its files are unmapped.
+
+    It is what every token reads, and then experts, as many of each layer, so that a pass that uses
+    all of them finds the same part each time. The least recently used would be evicted otherwise,
+    which is always the one that is used next.
+
+    Args:
+        weights: views of mapped files.
+        n_bytes: the most bytes to keep.
+
+    Returns:
+        The bytes that are kept, without the rest of their pages.
+
+    Raises:
+        NativeError: if the system refuses.
+    """
+    parts = [weights.head, *(m for layer in weights.layers for m in (layer.q, layer.k, layer.v, layer.output))]
+    parts += [layer.router for layer in weights.layers if layer.router]
+    each = zip(*(layer.experts for layer in weights.layers), strict=True)
+    parts += [matrix for alike in each for expert in alike for matrix in expert]
+    kept = 0
+    for part in parts:
+        if kept + part.data.nbytes > n_bytes:
+            break
+        kept += part.data.nbytes
+        begin, end = part.data.ctypes.data, part.data.ctypes.data + part.data.nbytes
+        begin -= begin % mmap.PAGESIZE
+        _lock(begin, end - begin)
+    return kept
+
+
+def _lock(address: int, n_bytes: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    where = ctypes.c_void_p(address), ctypes.c_size_t(n_bytes)
+    if libc.mlock2(*where, _MLOCK_ONFAULT) if hasattr(libc, "mlock2") else libc.mlock(*where):
+        raise NativeError(_refusal(n_bytes, os.strerror(ctypes.get_errno())))
 
 
 def _refusal(n_bytes: int, reason: str) -> str:

@@ -52,6 +52,8 @@ def of_64_gb(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine of 64 GB, 40 GB of them available, that reads 50 GB/s."""
     monkeypatch.setattr(machine, "memory", lambda: Memory(64 * 10**9, 40 * 10**9, None, "madvise"))
     monkeypatch.setattr(probe, "read_bandwidth", lambda counts, _: dict.fromkeys(counts, 50.0))
+    monkeypatch.setattr(probe, "int8_rate", lambda n_threads: probe.Int8Rate("avx2", n_threads, 500.0))
+    monkeypatch.setattr(probe, "disk_rate", lambda _: probe.DiskRate(3.0, 1.5))
 
 
 def hole(path: Path, mix: str) -> Path:
@@ -152,12 +154,34 @@ def test_plan_of_a_file_that_does_not_fit(tmp_path: Path) -> None:
     assert "It does not fit: 54.1 GB of memory are missing." in text
     assert "It still runs, paging" in text
     assert re.search(r"of the 25\.5 GB that a token reads about 1\d\.\d GB come from the disk", text)
+    assert "from a disk that was measured to give 3.00 GB/s, 1.50 in pieces of 1 MB" in text
+    assert re.search(
+        r"Prompts: \d+\.\d tokens/s at most, as each 8192 tokens of a prompt read the whole file once", text
+    )
     found = as_json("plan", path)
     assert (found["verdict"], found["type"]) == ("pages", None)
     if found["choose"] is None:
         assert "Nothing that pymixtral runs fits" in text
     else:
         assert f"Choose {found['choose']}, the largest type that fits" in text
+
+
+@pytest.mark.usefixtures("of_64_gb")
+def test_plan_of_a_disk_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "disk_rate", lambda _: None)
+    assert "a disk of 2 GB/s, as this one could not be measured" in " ".join(
+        output("plan", hole(tmp_path / "m.gguf", "f16")).split()
+    )
+    assert as_json("plan", tmp_path / "m.gguf")["disk_gb_per_second"] == {"sequential": 2.0, "random": 2.0}
+
+
+def test_commands_say_that_a_model_is_larger_than_memory(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = tiny_q8_0.stat().st_size + 25 * 10**6
+    monkeypatch.setattr("pymixtral.memory.memory", lambda: Memory(found, found, None, None))
+    result = run("generate", "-m", tiny_q8_0, "-p", "Once", "-n", 1)
+    assert result.exit_code == 0
+    assert f"Note: {tiny_q8_0}: expected " in result.stderr
+    assert "read from the disk again and again: give it more memory, as no type fits." in result.stderr
 
 
 @pytest.mark.usefixtures("of_64_gb")
@@ -303,7 +327,7 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     names = [line.split()[0] for line in lines if line and not line.startswith(" ")]
-    known = ["CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Versions"]
+    known = ["CPU", "Kernels", "Prefetch", "Threads", "Memory", "Read", "int8", "Disk", "Versions"]
     assert [name for name in names if name in known] == known
     assert f"chosen: {ops.available_isas()[-1]} (PYMIXTRAL_ISA asks for it" in result.stdout
     assert f"pymixtral {pymixtral.__version__}" in " ".join(result.stdout.split())
@@ -330,7 +354,8 @@ def test_doctor_in_json_and_with_problems(monkeypatch: pytest.MonkeyPatch) -> No
 def test_doctor_names_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYMIXTRAL_ISA", ops.available_isas()[-1])
     monkeypatch.setattr(
-        "pymixtral.cli.doctor._probe", lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}}
+        "pymixtral.cli.doctor._probe",
+        lambda *_: {"isa": "", "read_gb_per_second": {}, "int8_gmac_per_second": {}, "disk_gb_per_second": None},
     )
     n_cpus = ops.thread_limits().allowed
     seconds = iter([100.0, 1e9, 100.0, 100.0])

@@ -10,8 +10,10 @@ from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.machine import Memory
 from pymixtral.inspection.mixes import MIXES
 from pymixtral.inspection.plan import Plan, largest_that_fits, plans
+from pymixtral.inspection.probe import DiskRate
 from pymixtral.inspection.published import MODELS
 from pymixtral.model.footprint import kv_bytes_per_token
+from pymixtral.ops import PAGE
 
 GB = 10**9
 
@@ -79,6 +81,35 @@ def test_paging_reads_the_absent_share_of_the_experts() -> None:
     seconds = inventory.active_bytes / 50e9 + found.disk_bytes_per_token / 2e9
     assert found.tokens_per_second == pytest.approx(1 / seconds)
     assert found.tokens_per_second < found.tokens_per_second_in_memory
+
+
+def test_a_prompt_reads_the_file_once_for_each_of_its_passes() -> None:
+    config = MODELS["8x7b"]
+    found = Inventory.of_model(config)
+    disk = DiskRate(3.0, 1.0)
+
+    def one(available: int, gmacs: float | None = 500.0) -> Plan:
+        memory = Memory(64 * GB, available, None, None)
+        return planning.plan(config, found, 4096, memory, 50.0, mix="q4_0", disk=disk, gmacs=gmacs)
+
+    fits, pages = one(40 * GB), one(16 * GB)
+    assert one(16 * GB, None).prompt_seconds(100) is None
+    assert one(16 * GB, None).prompt_tokens_per_second is None
+    assert (fits.n_batch, pages.n_batch % PAGE) == (512, 0)
+    assert 3000 < pages.n_batch <= 8192
+    embedding = 32000 * 4096
+    products = (fits.inventory.active_weights - embedding) / 500e9
+    assert fits.prompt_seconds(1000) == pytest.approx(1000 * products)
+    read = (pages.inventory.n_bytes - pages.inventory.classes["embedding"].n_bytes) / 3e9
+    for n_tokens, n_passes in ((pages.n_batch, 1), (pages.n_batch + 1, 2), (1, 1)):
+        assert pages.prompt_seconds(n_tokens) == pytest.approx(n_tokens * products + n_passes * read)
+    assert pages.prompt_tokens_per_second == pytest.approx(2048 / (2048 * products + read))
+    seconds = pages.inventory.active_bytes / 50e9 + pages.disk_bytes_per_token / 1e9
+    assert pages.tokens_per_second == pytest.approx(1 / seconds)
+    told = pages.to_json()
+    assert told["disk_gb_per_second"] == {"sequential": 3.0, "random": 1.0}
+    assert told["tokens_at_once"] == pages.n_batch
+    assert told["predicted_tokens_per_second"]["prompt_now"] == pytest.approx(pages.prompt_tokens_per_second, rel=1e-3)
 
 
 def test_paging_where_nothing_stays() -> None:

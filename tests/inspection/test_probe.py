@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import sys
 import time
 from pathlib import Path
@@ -98,3 +100,45 @@ def test_int8_rate(isa: str) -> None:
 def test_an_unknown_instruction_set_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="mmx"):
         probe.int8_rate(1, "mmx")
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="not run: this system does not read past its cache")
+def test_disk_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\1" * ((9 << 20) + 12345))
+    read: list[tuple[int, int, int]] = []
+    preadv = os.preadv
+
+    def noted(fd: int, buffers: list[mmap.mmap], at: int) -> int:
+        n_bytes = preadv(fd, buffers, at)
+        read.append((len(buffers[0]), at, n_bytes))
+        return n_bytes
+
+    monkeypatch.setattr(os, "preadv", noted)
+    found = probe.disk_rate(path, 0.05)
+    if found is None:
+        pytest.skip("not run: this folder's file system does not read past the cache")
+    assert found.sequential > 0
+    assert found.random > 0
+    sequential = [(at, n_bytes) for size, at, n_bytes in read if size == 8 << 20]
+    assert sequential[:2] == [(0, 8 << 20), (8 << 20, (1 << 20) + 12345)]  # then from the beginning
+    places = [at for size, at, n_bytes in read if size == 1 << 20 and n_bytes == size]
+    assert all(at % (1 << 20) == 0 for at in places)
+    assert len(places) == len(read) - len(sequential)
+
+
+def test_a_disk_that_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert probe.disk_rate(tmp_path / "missing") is None
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    assert probe.disk_rate(path) is None
+    path.write_bytes(bytes(1 << 21))
+
+    def refused(*_: object) -> int:
+        raise OSError(22, "Invalid argument")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", refused)
+        assert probe.disk_rate(path) is None
+    monkeypatch.delattr(os, "O_DIRECT", raising=False)
+    assert probe.disk_rate(path) is None

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pymixtral import Mixtral
+from pymixtral import MemoryWarning, Mixtral, ModelConfig
+from pymixtral.files.gguf import GGUFFile
+from pymixtral.inspection.machine import Memory
 from pymixtral.model import residence
+from pymixtral.model.weights import load_weights
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="not run: reads /proc")
 
@@ -143,3 +146,36 @@ def test_opening_reads_few_pages(tiny_q8_0: Path) -> None:
         ).stdout.split(),
     )
     assert opened < used / 4
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="not run: locks more than most users may")
+def test_a_part_is_locked_of_each_layer_alike(tiny_q8_0: Path) -> None:
+    before = status("VmLck")
+    with GGUFFile(tiny_q8_0) as file:
+        weights = load_weights(file, ModelConfig.from_gguf(file))
+        matrices = [m for layer in weights.layers for expert in layer.experts for m in expert]
+        every_token = weights.active_bytes(0) - weights.embedding.row_bytes
+        one_expert = sum(m.data.nbytes for m in matrices) // len(weights.layers[0].experts)
+        kept = residence.lock_part(weights, every_token + 2 * one_expert + 10)
+        assert kept == every_token + 2 * one_expert
+        locked = status("VmLck") - before
+        assert kept <= locked <= kept + 2 * mmap.PAGESIZE * 100
+        assert residence.lock_part(weights, 0) == 0
+    del weights, matrices, file
+    assert status("VmLck") == before
+
+
+@linux
+@pytest.mark.skipif(os.geteuid() != 0, reason="not run: locks more than most users may")
+def test_the_engine_locks_a_part_of_a_model_larger_than_memory(
+    tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usable = n_bytes = tiny_q8_0.stat().st_size
+    monkeypatch.setattr("pymixtral.model.footprint._PROCESS_BYTES", 0)  # which are more than this model
+    monkeypatch.setattr("pymixtral.memory.memory", lambda: Memory(usable, usable, None, None))
+    before = status("VmLck")
+    with pytest.warns(MemoryWarning):
+        model = Mixtral(tiny_q8_0, n_ctx=512, n_batch=512, lock=True)
+    with model:
+        assert 0 < status("VmLck") - before < n_bytes
