@@ -1,0 +1,49 @@
+"""A cluster of three nodes that loses one."""
+
+from __future__ import annotations
+
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from support.serving import Server, eventually
+
+pytestmark = pytest.mark.ray
+
+CPUS = 4
+
+
+def test_a_node_that_is_lost(driver: Any) -> None:
+    """Three replicas, each of which needs most of a node. Where one is lost the others answer; another one is taken."""
+    import ray.serve
+
+    def running() -> int:
+        application = ray.serve.status().applications["pymixtral-spread"]
+        return int(application.deployments["Replica"].replica_states.get("RUNNING", 0))
+
+    def add_node() -> Any:
+        return driver.add_node(num_cpus=CPUS, object_store_memory=200_000_000, include_dashboard=False)
+
+    node = add_node()
+    server = Server("--ray", driver.address, "--replicas", "3", "-t", str(CPUS - 1), "--name", "spread").ready()
+    try:
+        with server.client() as client, ThreadPoolExecutor(9) as pool:
+
+            def ask(i: int) -> int:
+                body = {"prompt": f"Tale {i}. " * 8, "max_tokens": 100, "ignore_eos": True}
+                return client.post("/v1/completions", json=body).status_code
+
+            answers = [pool.submit(ask, i) for i in range(9)]
+            driver.remove_node(node, allow_graceful=False)
+            answers += [pool.submit(ask, i) for i in range(9)]
+            assert {answer.result() for answer in answers} == {200}
+        node = add_node()
+        eventually(lambda: running() == 3, "three replicas")
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "pymixtral-spread" not in ray.serve.status().applications
+    finally:
+        server.stop()
+        driver.remove_node(node)
