@@ -22,18 +22,18 @@ reported and an interrupt is noticed."""
 _MLOCK_ONFAULT = 1  # of mlock2 in Linux: pages are locked when they are first read
 
 
-def lock(maps: Iterable[mmap.mmap]) -> None:
+def lock(maps: Iterable[mmap.mmap | U8]) -> None:
     """Keep in memory whatever is read of mapped files, until they are unmapped.
 
     On Linux this reads nothing by itself (mlock2); elsewhere it reads the files whole (mlock).
 
     Args:
-        maps: the mapped files.
+        maps: the mapped files, or parts of them, uint8 [n].
 
     Raises:
         NativeError: if the system refuses.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # which takes whole pages, also where a part begins within one
     for mapped in maps:
         address, n_bytes = ctypes.c_void_p(_bytes(mapped).ctypes.data), ctypes.c_size_t(len(mapped))
         if libc.mlock2(address, n_bytes, _MLOCK_ONFAULT) if hasattr(libc, "mlock2") else libc.mlock(address, n_bytes):
@@ -52,11 +52,11 @@ def _refusal(n_bytes: int, reason: str) -> str:
     )
 
 
-def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int, int], None] | None = None) -> None:
+def prefault(maps: Iterable[mmap.mmap | U8], n_threads: int, progress: Callable[[int, int], None] | None = None) -> None:
     """Read every page of mapped files, so that the model does not wait for the disk later.
 
     Args:
-        maps: the mapped files.
+        maps: the mapped files, or parts of them, uint8 [n].
         n_threads: threads that read.
         progress: called in this thread with the bytes read so far and the bytes in all. An
             exception that it raises ends the reading, as an interrupt does.
@@ -75,7 +75,7 @@ def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int,
             raise
 
 
-def _bytes(mapped: mmap.mmap) -> U8:
+def _bytes(mapped: mmap.mmap | U8) -> U8:
     return np.frombuffer(mapped, np.uint8)
 
 
