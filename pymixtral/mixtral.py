@@ -161,7 +161,6 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source, loaded)
             engine = self._engine(
                 model,
-                file,
                 n_pages=size.n_pages,
                 kv_type=kv_type,
                 max_running=max_batch,
@@ -185,7 +184,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         """The bytes that this process reads."""
         return file.maps.values()
 
-    def _engine(self, model: Model, file: GGUFFile, **options: Any) -> Engine:
+    def _engine(self, model: Model, **options: Any) -> Engine:
         return Engine(model, str(self.path), **options)
 
     @classmethod

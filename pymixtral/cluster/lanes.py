@@ -72,8 +72,8 @@ class Lanes(Engine):
         self._before = EngineStats(*[0] * 15)
         self._lane_of: weakref.WeakKeyDictionary[Request, Engine] = weakref.WeakKeyDictionary()
         self._begun: OrderedDict[Hashable, int] = OrderedDict()
-        self._finalizer = weakref.finalize(self, _close_all, self._chains)
-        self._finalizer.atexit = False
+        self._ending = weakref.finalize(self, _close_all, self._chains)
+        self._ending.atexit = False
         self._start()
 
     @property
@@ -158,7 +158,7 @@ class Lanes(Engine):
             engines, self._engines = self._engines, []
         for engine in engines:
             engine.close(reason)
-        self._finalizer()
+        self._ending()
 
     def _open(self) -> Loop:
         """The first engine's loop, which calls functions."""

@@ -119,4 +119,5 @@ def part_of_page(form: PageForm, content: bytes | U8, layers: range) -> U8:
         The contents that PageForm.encode() would make of these layers.
     """
     some: list[NDArray[Any]] = [half[layers.start : layers.stop].reshape(-1) for half in form.decode(content)]
-    return np.concatenate(some).view(np.uint8)
+    joined: U8 = np.concatenate(some).view(np.uint8)
+    return joined

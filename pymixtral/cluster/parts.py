@@ -29,7 +29,7 @@ def layer_ranges(sizes: Sequence[int], beside: int, n: int) -> list[range]:
     """
     if not 1 <= n <= len(sizes):
         raise InvalidArgumentError(
-            f"expected 1 to {len(sizes)} hosts for a model of {len(sizes)} layers, found {n}: each takes a layer or more"
+            f"expected 1 to {len(sizes)} hosts for a model of {len(sizes)} layers, found {n}: each takes a layer"
         )
 
     def extended(some: _Parts, end: int) -> _Parts:

@@ -91,9 +91,7 @@ class PipelinedMixtral(Mixtral):
             HostLostError: while a host is gone.
         """
         mapped, file = mapped_bytes(self.core.file, self.stage_layers[0]), self.core.file
-        own = StageState(
-            os.getpid(), self.stage_layers[0], self.n_threads, sum(map(len, mapped)), resident_bytes(file)
-        )
+        own = StageState(os.getpid(), self.stage_layers[0], self.n_threads, sum(map(len, mapped)), resident_bytes(file))
         return [own, *self.chain.states()]
 
     def load_adapter(self, *_: Any, **__: Any) -> NoReturn:
@@ -124,10 +122,10 @@ class PipelinedMixtral(Mixtral):
     def _mapped(self, file: GGUFFile) -> Iterable[mmap.mmap | U8]:
         return mapped_bytes(file, self.stage_layers[0])
 
-    def _engine(self, model: Model, file: GGUFFile, *, max_running: int, n_pages: int, **options: Any) -> Engine:
+    def _engine(self, model: Model, **options: Any) -> Engine:
         model.close()
         first = First(self._weights, self._part, self.config.n_layers, self.n_threads, Turns())
-        path = os.path.abspath(self.path)
+        path = str(self.path.absolute())
         plans = [
             StagePlan(
                 path,
@@ -135,7 +133,7 @@ class PipelinedMixtral(Mixtral):
                 self.config,
                 layers,
                 self._n_lanes,
-                n_pages,
+                options["n_pages"],
                 self.kv_type,
                 self._asked.get("n_threads"),
                 lock=bool(self._asked.get("lock")),
@@ -144,10 +142,10 @@ class PipelinedMixtral(Mixtral):
             for layers in self.stage_layers[1:]
         ]
         name = str(self.path)
-        most = -(-max_running // self._n_lanes)
+        options["max_running"] = -(-options["max_running"] // self._n_lanes)
 
         def lane(chain: Chain, number: int) -> Engine:
-            return Engine(PipelinedModel(first, chain, number), name, max_running=most, n_pages=n_pages, **options)
+            return Engine(PipelinedModel(first, chain, number), name, **options)
 
         return Lanes(name, partial(self._begin, plans), lane, self._n_lanes)
 

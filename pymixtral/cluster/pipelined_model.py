@@ -199,5 +199,3 @@ def _unsupported(what: str) -> UnsupportedError:
     return UnsupportedError(
         f"expected a model in one process for {what}, found one in the stages of a pipeline: open it without them"
     )
-
-

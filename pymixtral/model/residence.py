@@ -52,7 +52,9 @@ def _refusal(n_bytes: int, reason: str) -> str:
     )
 
 
-def prefault(maps: Iterable[mmap.mmap | U8], n_threads: int, progress: Callable[[int, int], None] | None = None) -> None:
+def prefault(
+    maps: Iterable[mmap.mmap | U8], n_threads: int, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Read every page of mapped files, so that the model does not wait for the disk later.
 
     Args:

@@ -65,7 +65,7 @@ class LocalChain:
 
 def sent(message: Any) -> Any:
     """The message as another process has it."""
-    return pickle.loads(pickle.dumps(message))  # noqa: S301
+    return pickle.loads(pickle.dumps(message))
 
 
 def open_local(path: Path, n_stages: int = 2, **options: Any) -> PipelinedMixtral:
