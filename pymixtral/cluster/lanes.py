@@ -220,9 +220,9 @@ class Lanes(Engine):
                 return
             self._lost, engines, self._engines = lost, self._engines, []
             loops = [loop for engine in engines if (loop := engine._loop)]
-            self._before = EngineStats.together([self._before, *(loop.stats().past for loop in loops)])
         for engine in engines:
             engine.close(lost)
+        self._before = EngineStats.together([self._before, *(loop.stats().past for loop in loops)])
         chain.close()
         self._pause = 0.0 if chain.is_ready else min(2 * self._pause or 1.0, _LONGEST_PAUSE)
         while not self._closing.wait(self._pause):

@@ -1,0 +1,125 @@
+"""Models over the nodes of a real cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pymixtral import HostLostError, Mixtral
+from support.texts import lone, same
+
+ray = pytest.importorskip("ray")
+
+from pymixtral.cluster.pipeline import PipelinedMixtral, open_pipeline  # noqa: E402
+
+pytestmark = pytest.mark.ray
+
+PROMPT = "Once upon a time there was a king who had three daughters"
+ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "context_shift": 0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
+    with Mixtral(tiny_q8_0, n_ctx=256, n_threads=1, max_batch=1) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def model(driver: Any, tiny_q8_0: Path) -> Iterator[PipelinedMixtral]:
+    """Two stages on two nodes, with few pages."""
+    with open_pipeline(tiny_q8_0, 2, n_ctx=256, n_threads=1, cache_bytes=2 * 9 * 64 * 2048) as model:
+        yield model
+
+
+def test_each_stage_is_on_a_node_of_its_own_with_its_own_bytes(driver: Any, tiny_q8_0: Path) -> None:
+    with open_pipeline(tiny_q8_0, 2, n_ctx=256, n_threads=1, prefault=True) as model:
+        own, other = model.stages()
+        assert other.pid != own.pid
+        assert other.layers == model.stage_layers[1]
+        # What neighbours on the disk add: a read maps 64 kB around it at once, and the header is read.
+        slack = 1 << 20
+        assert other.weight_bytes <= other.resident_bytes < other.weight_bytes + slack
+        actors = [one for one in ray.util.state.list_actors() if one.pid == other.pid] if False else []
+        assert not actors
+
+
+def test_texts_are_those_of_one_process(model: PipelinedMixtral, alone: Mixtral) -> None:
+    wanted: list[tuple[Any, dict[str, Any]]] = [
+        ([1, *range(300, 300 + n)], {"seed": n, "max_tokens": m, "logprobs": 1, "ignore_eos": True})
+        for n, m in ((1, 70), (120, 60), (63, 30), (120, 60), (110, 70), (150, 40))
+    ]
+    wanted.append((PROMPT, {"seed": 3, "max_tokens": 20, "prompt_logprobs": 1}))
+    streams = [model.stream(prompt, **options) for prompt, options in wanted]
+    for stream, (prompt, options) in zip(streams, wanted, strict=True):
+        list(stream)
+        assert stream.completion
+        same(stream.completion, lone(alone, prompt, **options))
+    shifted: dict[str, Any] = {"seed": 1, "max_tokens": 300, "context_shift": 0, "ignore_eos": True}
+    same(model.generate(PROMPT, **shifted), lone(alone, PROMPT, **shifted))
+
+
+def test_three_nodes(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
+    from cluster.conftest import add_node  # type: ignore[import-not-found]
+
+    node = add_node(driver)
+    try:
+        with open_pipeline(tiny_q8_0, 3, n_ctx=256, n_threads=1, patience=120) as model:
+            assert len({state.pid for state in model.stages()}) == 3
+            prompts = [PROMPT[:n] for n in (3, 20, 40, 50)]
+            for prompt, found in zip(prompts, model.generate(prompts, seed=1, max_tokens=20), strict=True):
+                same(found, lone(alone, prompt, seed=1, max_tokens=20))
+    finally:
+        driver.remove_node(node)
+
+
+def test_a_stage_that_is_killed_ends_its_texts_and_comes_back(model: PipelinedMixtral, alone: Mixtral) -> None:
+    streams = [model.stream(PROMPT, seed=i, **ENDLESS) for i in range(4)]
+    for stream in streams:
+        next(stream)
+    pid = model.stages()[1].pid
+    os.kill(pid, signal.SIGKILL)
+    for stream in streams:
+        with pytest.raises(HostLostError, match=r"^expected all hosts of the model, found that the one with .* is gone"):
+            list(stream)
+    found = next(asked(model))
+    same(found, lone(alone, PROMPT, seed=1, max_tokens=9))
+    assert model.stages()[1].pid != pid
+
+
+def test_a_stage_that_is_killed_while_nobody_asks_is_not_noticed(model: PipelinedMixtral, alone: Mixtral) -> None:
+    model.generate(PROMPT, seed=1, max_tokens=9)
+    chain = model.chain
+    os.kill(model.stages()[1].pid, signal.SIGKILL)
+    with pytest.raises(HostLostError):
+        chain.wait_lost()  # type: ignore[attr-defined]
+    found = next(asked(model))
+    assert found.stats.cached_tokens == 0
+    same(found, lone(alone, PROMPT, seed=1, max_tokens=9))
+
+
+def asked(model: PipelinedMixtral) -> Iterator[Any]:
+    """An answer, asked for again as long as the loss is being noticed."""
+    while True:
+        try:
+            yield model.generate(PROMPT, seed=1, max_tokens=9)
+        except HostLostError:
+            continue
+
+
+def test_a_pass_that_nobody_wants_ends(model: PipelinedMixtral, alone: Mixtral) -> None:
+    stream = model.stream(PROMPT, **ENDLESS)
+    next(stream)
+    stream.cancel()
+    list(stream)
+    assert stream.finish_reason == "cancelled"
+    same(model.generate(PROMPT, seed=1, max_tokens=9), lone(alone, PROMPT, seed=1, max_tokens=9))
+
+
+def test_too_few_hosts(driver: Any, tiny_q8_0: Path) -> None:
+    with pytest.raises(HostLostError, match="expected 3 other hosts in the cluster with 1 free CPUs each, found too few"):
+        open_pipeline(tiny_q8_0, 4, n_ctx=256, n_threads=1, patience=2)
