@@ -132,7 +132,10 @@ def test_options_that_change_the_computation(tiny_q8_0: Path, options: dict[str,
         Mixtral(tiny_q8_0, n_ctx=128, n_threads=1, **options) as alone,
         open_local(tiny_q8_0, 2, n_ctx=128, n_threads=1, **options) as model,
     ):
-        same(model.generate(PROMPT, seed=1, max_tokens=20, logprobs=3), alone.generate(PROMPT, seed=1, max_tokens=20, logprobs=3))
+        same(
+            model.generate(PROMPT, seed=1, max_tokens=20, logprobs=3),
+            alone.generate(PROMPT, seed=1, max_tokens=20, logprobs=3),
+        )
 
 
 def test_a_cut_of_any_number_of_layers(tiny_q8_0: Path, alone: Mixtral) -> None:

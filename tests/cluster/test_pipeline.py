@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,6 @@ def test_each_stage_is_on_a_node_of_its_own_with_its_own_bytes(driver: Any, tiny
         # What neighbours on the disk add: a read maps 64 kB around it at once, and the header is read.
         slack = 1 << 20
         assert other.weight_bytes <= other.resident_bytes < other.weight_bytes + slack
-        actors = [one for one in ray.util.state.list_actors() if one.pid == other.pid] if False else []
-        assert not actors
 
 
 def test_texts_are_those_of_one_process(model: PipelinedMixtral, alone: Mixtral) -> None:
@@ -84,22 +83,37 @@ def test_a_stage_that_is_killed_ends_its_texts_and_comes_back(model: PipelinedMi
     pid = model.stages()[1].pid
     os.kill(pid, signal.SIGKILL)
     for stream in streams:
-        with pytest.raises(HostLostError, match=r"^expected all hosts of the model, found that the one with .* is gone"):
+        with pytest.raises(
+            HostLostError, match=r"^expected all hosts of the model, found that the one with .* is gone"
+        ):
             list(stream)
     found = next(asked(model))
     same(found, lone(alone, PROMPT, seed=1, max_tokens=9))
     assert model.stages()[1].pid != pid
 
 
-def test_a_stage_that_is_killed_while_nobody_asks_is_not_noticed(model: PipelinedMixtral, alone: Mixtral) -> None:
+def test_a_stage_that_is_killed_while_nobody_asks_is_replaced(model: PipelinedMixtral, alone: Mixtral) -> None:
     model.generate(PROMPT, seed=1, max_tokens=9)
-    chain = model.chain
+    before = model.chain
     os.kill(model.stages()[1].pid, signal.SIGKILL)
-    with pytest.raises(HostLostError):
-        chain.wait_lost()  # type: ignore[attr-defined]
-    found = next(asked(model))
+    wait_for(lambda: current(model) not in (None, before))
+    found = model.generate(PROMPT, seed=1, max_tokens=9)  # which waits for the new stage
     assert found.stats.cached_tokens == 0
     same(found, lone(alone, PROMPT, seed=1, max_tokens=9))
+
+
+def current(model: PipelinedMixtral) -> Any:
+    try:
+        return model.chain
+    except HostLostError:
+        return None
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def asked(model: PipelinedMixtral) -> Iterator[Any]:
@@ -121,5 +135,7 @@ def test_a_pass_that_nobody_wants_ends(model: PipelinedMixtral, alone: Mixtral) 
 
 
 def test_too_few_hosts(driver: Any, tiny_q8_0: Path) -> None:
-    with pytest.raises(HostLostError, match="expected 3 other hosts in the cluster with 1 free CPUs each, found too few"):
+    with pytest.raises(
+        HostLostError, match="expected 3 other hosts in the cluster with 1 free CPUs each, found too few"
+    ):
         open_pipeline(tiny_q8_0, 4, n_ctx=256, n_threads=1, patience=2)
