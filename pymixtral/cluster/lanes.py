@@ -120,7 +120,7 @@ class Lanes(Engine):
                 for request in (*group, *siblings):
                     self._lane_of[request] = engines[lane]
                 parts.append(engines[lane].submit(group, siblings))
-        except ClosedError:
+        except ClosedError:  # meanwhile
             raise self._lost or closed(self._name) from None
         return _Interests(parts)
 

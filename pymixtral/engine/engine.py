@@ -194,7 +194,7 @@ class Engine:
         self.check_process()
         loop = self._loop
         if loop is not None and loop.fault:
-            raise ClosedError(loop.fault)
+            raise type(loop.fault)(str(loop.fault))
         if loop is None or not self._thread.is_alive():
             raise closed(self._name)
         return loop

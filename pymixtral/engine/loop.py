@@ -94,7 +94,7 @@ class Loop:
         self._counts = Counts()
         self._closing = self._silent = False
         self._reason: BaseException | None = None
-        self.fault: str | None = None
+        self.fault: BaseException | None = None
         self.watch = Watch(model, self._mailbox)
 
     # --- For other threads ------------------------------------------------------------------------
@@ -164,16 +164,14 @@ class Loop:
             while not self._closing:
                 self._turn()
         except HostLostError as error:  # with the keys and values of all texts
-            self._reason = self._reason or error
-            self.fault = str(error)
+            self._reason = self.fault = self._reason or error
         except BaseException as error:  # a fault of ours, or no memory: nobody may wait for ever
             if not self._closing:
-                self._reason = ClosedError(
+                self._reason = self.fault = ClosedError(
                     f"expected an engine that runs, found one that {type(error).__name__} has ended ({self._name}): "
                     "open the model again"
                 )
                 self._reason.__cause__ = error
-                self.fault = str(self._reason)
         reason = self._closed()
         self._closing = True
         self.watch.close()

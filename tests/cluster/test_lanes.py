@@ -272,7 +272,7 @@ def test_a_loss_that_a_pass_meets_first(tiny_q8_0: Path) -> None:
         for stream in streams:
             with pytest.raises(HostLostError):
                 list(stream)
-        with pytest.raises(ClosedError, match="one is gone"):
+        with pytest.raises(HostLostError, match="one is gone"):
             model.generate(PROMPT)
         here.lose()  # its own thread notices it, too
         assert model.generate(PROMPT, max_tokens=2).tokens

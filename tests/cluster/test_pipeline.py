@@ -6,12 +6,18 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from click.testing import CliRunner
 
 from pymixtral import HostLostError, Mixtral
+from pymixtral.cli.serve import serve
+from pymixtral.demo import demo_chat_path
+from support.serving import LONG, Server
 from support.texts import lone, same
 
 ray = pytest.importorskip("ray")
@@ -33,11 +39,13 @@ def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
 @pytest.fixture(scope="module")
 def model(driver: Any, tiny_q8_0: Path) -> Iterator[PipelinedMixtral]:
     """Two stages on two nodes, with few pages."""
+    assert driver
     with open_pipeline(tiny_q8_0, 2, n_ctx=256, n_threads=1, cache_bytes=2 * 9 * 64 * 2048) as model:
         yield model
 
 
-def test_each_stage_is_on_a_node_of_its_own_with_its_own_bytes(driver: Any, tiny_q8_0: Path) -> None:
+@pytest.mark.usefixtures("driver")
+def test_each_stage_is_on_a_node_of_its_own_with_its_own_bytes(tiny_q8_0: Path) -> None:
     with open_pipeline(tiny_q8_0, 2, n_ctx=256, n_threads=1, prefault=True) as model:
         own, other = model.stages()
         assert other.pid != own.pid
@@ -72,6 +80,25 @@ def test_three_nodes(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
             prompts = [PROMPT[:n] for n in (3, 20, 40, 50)]
             for prompt, found in zip(prompts, model.generate(prompts, seed=1, max_tokens=20), strict=True):
                 same(found, lone(alone, prompt, seed=1, max_tokens=20))
+    finally:
+        driver.remove_node(node)
+
+
+def test_a_node_that_is_lost_is_waited_for(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
+    from cluster.conftest import add_node  # type: ignore[import-not-found]
+
+    node = add_node(driver)
+    try:
+        with open_pipeline(tiny_q8_0, 3, n_ctx=256, n_threads=1, patience=120) as model:
+            stream = model.stream(PROMPT, **ENDLESS)
+            next(stream)
+            driver.remove_node(node, allow_graceful=False)
+            with pytest.raises(HostLostError, match="is gone"):
+                list(stream)
+            with ThreadPoolExecutor() as pool:
+                waiting = pool.submit(next, asked(model))
+                node = add_node(driver)
+                same(waiting.result(200), lone(alone, PROMPT, seed=1, max_tokens=9))
     finally:
         driver.remove_node(node)
 
@@ -134,8 +161,30 @@ def test_a_pass_that_nobody_wants_ends(model: PipelinedMixtral, alone: Mixtral) 
     same(model.generate(PROMPT, seed=1, max_tokens=9), lone(alone, PROMPT, seed=1, max_tokens=9))
 
 
-def test_too_few_hosts(driver: Any, tiny_q8_0: Path) -> None:
+@pytest.mark.usefixtures("driver")
+def test_too_few_hosts(tiny_q8_0: Path) -> None:
     with pytest.raises(
         HostLostError, match="expected 3 other hosts in the cluster with 1 free CPUs each, found too few"
     ):
         open_pipeline(tiny_q8_0, 4, n_ctx=256, n_threads=1, patience=2)
+
+
+def test_a_server_whose_engine_is_on_two_hosts(driver: Any) -> None:
+    server = Server("--ray", driver.address, "--pipeline", "2", "-t", "1", "--name", "parts").ready()
+    try:
+        assert any("parts" in line and "1 replica" in line for line in server.lines)
+        body = {"prompt": PROMPT, "seed": 1, "max_tokens": 9, "temperature": 0}
+        answer = httpx.post(f"{server.url}/v1/completions", json=body, timeout=LONG).json()
+        with Mixtral(demo_chat_path(), n_threads=1) as alone:
+            expected = alone.generate(PROMPT, seed=1, max_tokens=9, temperature=0)
+        assert answer["choices"][0]["text"] == expected.text
+    finally:
+        server.send(signal.SIGTERM)
+        server.wait()
+
+
+@pytest.mark.parametrize("arguments", [["--pipeline", "2"], ["--ray", "--pipeline", "2", "--adapter", "a=a.gguf"]])
+def test_what_a_pipeline_needs(arguments: list[str]) -> None:
+    found = CliRunner().invoke(serve, arguments)
+    assert found.exit_code == 2
+    assert "--pipeline" in found.output
