@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +107,32 @@ def test_the_bytes_of_the_cache_bound_a_context_that_is_chosen(monkeypatch: pyte
         size("8x7b", 26.4, cache_bytes=70 * GB)
     with pytest.raises(InvalidArgumentError, match="cache_bytes"):
         size("8x7b", 26.4, cache_bytes=0)
+
+
+def test_several_caches_of_some_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with a quarter of the layers has the pages of four times the memory, for two caches half of them."""
+
+    def parts(**options: Any) -> CacheSize:
+        return cache_size(
+            MODELS["8x7b"], 7 * GB, kv_type="f16", **{"n_ctx": None, "cache_bytes": None, "n_layers": 8, **options}
+        )
+
+    machine(monkeypatch, 9 * GB)
+    whole = parts()
+    assert whole.n_pages == GB // (PAGE_8X7B // 4)
+    assert whole.bytes == whole.n_pages * PAGE_8X7B
+    two = parts(n_caches=2)
+    assert two.n_pages == GB // (PAGE_8X7B // 2)
+    assert two.bytes == two.n_pages * 2 * PAGE_8X7B
+    assert two.n_ctx == (two.n_pages - 1) * 64
+    assert parts(n_caches=2, cache_bytes=40 * PAGE_8X7B) == CacheSize(19 * 64, 20, 40 * PAGE_8X7B)
+    with pytest.raises(InvalidArgumentError, match=f"at least {34 * PAGE_8X7B}, .* 1024 tokens in each of 2 caches"):
+        parts(n_caches=2, n_ctx=1024, cache_bytes=33 * PAGE_8X7B)
+    with pytest.raises(NativeError, match=r"expected 10\.00 GB of memory"):
+        parts(cache_bytes=40 * GB)
+    machine(monkeypatch, 1000 * GB)
+    assert parts(n_caches=2, n_ctx=1024).n_pages == 2 * 17  # four contexts in all
+    assert parts(n_caches=8, n_ctx=1024).n_pages == 17
 
 
 def test_the_limit_of_a_cgroup_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -217,8 +217,11 @@ class ActorChain:
             self._lose(self._of_loss(self.layers[staying.index(gone[0])], None))
         except PymixtralError as error:
             self._lose(error)
-        except Exception as error:  # of Ray
+        except RayError as error:
             self._lose(self._of_loss(None, error))
+        except Exception as error:  # of Ray, too, such as of a process that is not connected
+            why = " ".join(str(error).split())
+            self._lose(HostLostError(f"expected a cluster that starts the stages of the model, found an error: {why}"))
         if not self._closing:
             assert self._error
             self._lost(self, self._error)
@@ -236,7 +239,7 @@ class ActorChain:
         group = placement_group(
             [{"CPU": self._n_cpus}] * n,
             strategy=self._spread,
-            bundle_label_selector=[elsewhere] * n if strict else [],
+            bundle_label_selector=[elsewhere] * n if strict else None,
         )
         with self._changed:
             self._group = group
