@@ -41,7 +41,7 @@ from pymixtral.request_factory import RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
@@ -493,7 +493,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         self.core.engine.close()
         self._resources.close()
 
-    def __enter__(self) -> Mixtral:
+    def __enter__(self) -> Self:
         self.core.engine.check_open()
         return self
 

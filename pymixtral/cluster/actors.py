@@ -25,6 +25,9 @@ some 10 ms from host to host, where 3 such pieces take 1.4."""
 _MOST_PIECES = 24
 """More take longer than the store."""
 
+_NOTICE_SECONDS = 5
+"""How long a pass that has met a loss waits for the news whose it is."""
+
 _CONTROL = 4
 """Calls that an actor answers beside those that compute: open, stay, cancel, state."""
 
@@ -154,10 +157,12 @@ class ActorChain:
                 parts = done if n > 1 else [done]
             found = joined(ray.get(parts))
         except RayError as error:
+            with self._changed:  # the thread that waits for the actors knows which it is
+                self._changed.wait_for(lambda: self._error or self._closing, _NOTICE_SECONDS)
             self._lose(self._of_loss(None, error))
             with self._changed:
                 self._check()
-                raise
+            raise
         return found
 
     def cancel(self, lane: int, number: int) -> None:

@@ -120,8 +120,8 @@ class Lanes(Engine):
                 for request in (*group, *siblings):
                     self._lane_of[request] = engines[lane]
                 parts.append(engines[lane].submit(group, siblings))
-        except ClosedError:  # meanwhile
-            raise self._lost or closed(self._name) from None
+        except ClosedError as error:
+            raise self._instead(error, engines) from None
         return _Interests(parts)
 
     def interrupt(self, request: Request, reason: Abort = "cancelled") -> None:
@@ -137,8 +137,12 @@ class Lanes(Engine):
 
     def forget(self) -> None:
         """Empty the prefix caches; see Engine."""
-        for engine in self._running():
-            engine.forget()
+        engines = self._running()
+        try:
+            for engine in engines:
+                engine.forget()
+        except ClosedError as error:
+            raise self._instead(error, engines) from None
 
     def stats(self) -> EngineStats:
         """Describe the state of all micro-batches together, and the work since the beginning."""
@@ -162,7 +166,17 @@ class Lanes(Engine):
 
     def _open(self) -> Loop:
         """The first engine's loop, which calls functions."""
-        return self._running()[0]._open()
+        engines = self._running()
+        try:
+            return engines[0]._open()
+        except ClosedError as error:
+            raise self._instead(error, engines) from None
+
+    def _instead(self, error: ClosedError, engines: list[Engine]) -> PymixtralError:
+        """What a caller is told who has met engines that were closed meanwhile: why."""
+        with self._lock:
+            is_lost = self._engines is not engines and not self._closing.is_set()
+        return self._lost if is_lost and self._lost else error
 
     def _running(self) -> list[Engine]:
         self.check_process()
@@ -206,7 +220,6 @@ class Lanes(Engine):
             if not self._closing.is_set():
                 self._engines, self._chains[:] = engines, [chain]
                 self._begun.clear()
-                self._lost = None
                 return
         for engine in engines:
             engine.close()

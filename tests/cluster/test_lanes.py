@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from pymixtral import AsyncMixtral, HostLostError, Mixtral
+from pymixtral.cluster.lanes import Lanes
 from pymixtral.cluster.messages import Copied, Rotated, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral
 from pymixtral.cluster.stages import Stage, StagePlan
@@ -289,6 +291,21 @@ def test_nobody_waits_for_a_model_that_is_closed(tiny_q8_0: Path) -> None:
         with pytest.raises(ClosedError):
             call()
     model.close()
+
+
+def test_a_model_that_nobody_has_any_more_ends(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setattr(LocalChain, "close", lambda _: closed.set())
+    model = open_local(tiny_q8_0, 2, n_ctx=256, n_threads=1)
+    model.generate(PROMPT, max_tokens=2)
+    assert isinstance(model.core.engine, Lanes)
+    threads = [engine._thread for engine in model.core.engine._engines]
+    del model
+    gc.collect()
+    assert closed.wait(60)
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 # --- What is refused ------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -22,6 +23,8 @@ from support.texts import lone, same
 
 ray = pytest.importorskip("ray")
 
+from pymixtral.cluster.actors import joined, pieces  # noqa: E402
+from pymixtral.cluster.messages import Done  # noqa: E402
 from pymixtral.cluster.pipeline import PipelinedMixtral, open_pipeline  # noqa: E402
 
 pytestmark = pytest.mark.ray
@@ -181,6 +184,20 @@ def test_a_server_whose_engine_is_on_two_hosts(driver: Any) -> None:
     finally:
         server.send(signal.SIGTERM)
         server.wait()
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5, 6, 16, 131, 200])
+@pytest.mark.parametrize("n", [None, 1, 7])
+def test_messages_in_pieces(n_rows: int, n: int | None) -> None:
+    rows = np.random.default_rng(1).standard_normal((n_rows, 4096), np.float32)
+    cut = pieces(Done(rows), n)
+    found = joined(cut).rows
+    assert found is not None
+    assert np.array_equal(found, rows)
+    assert n in (None, len(cut))
+    if n is None:
+        assert len(cut) == 1 or max(map(len, cut)) <= 90_000
+        assert (len(cut) > 1) == (6 <= n_rows <= 131)
 
 
 @pytest.mark.parametrize("arguments", [["--pipeline", "2"], ["--ray", "--pipeline", "2", "--adapter", "a=a.gguf"]])
