@@ -4,9 +4,9 @@
     python benchmarks/pipeline.py -m /var/tmp/mixtral-q4_k_m.gguf
 
 Both stages run on this machine, on nodes of a cluster of Ray that is made for this, with one thread
-each: beside them stand one process with one thread, which has half of their cores, and one with two.
-Prompts are random ids, another one for each text. Figures are of one turn each, prompts first, then
-the tokens after them.
+each: beside them stand one process with one thread, which has half of their cores, and one with two,
+with all texts and with half of them, as each of two micro-batches has. Prompts are random ids, another
+one for each text. Figures are of one turn each, prompts first, then the tokens after them.
 """
 
 from __future__ import annotations
@@ -57,23 +57,24 @@ def measure(model: Mixtral, prompts: list[list[int]], n_tokens: int) -> tuple[fl
 @click.command(help=__doc__)
 @click.option("-m", "--model", "path", type=click.Path(path_type=Path, exists=True), required=True)
 @click.option("--texts", default=16, show_default=True)
-@click.option("--tokens", "n_tokens", default=12, show_default=True, help="Of each text.")
-@click.option("--prompt", "n_prompt", default=32, show_default=True, help="Tokens of each prompt.")
+@click.option("--tokens", "n_tokens", default=32, show_default=True, help="Of each text.")
+@click.option("--prompt", "n_prompt", default=64, show_default=True, help="Tokens of each prompt.")
 def main(path: Path, texts: int, n_tokens: int, n_prompt: int) -> None:
     from pymixtral.cluster.pipeline import open_pipeline
 
     random = np.random.default_rng(1)
-    options: dict[str, Any] = {"n_ctx": 512, "max_batch": texts, "prefault": True}
+    options: dict[str, Any] = {"n_ctx": 512, "n_batch": 128, "max_batch": texts, "prefault": True}
     print("| | prompts, tok/s | texts, tok/s |\n| --- | --- | --- |", flush=True)
 
-    def row(name: str, model: Mixtral) -> None:
-        prompts = random.integers(3, model.config.n_vocab, (texts, n_prompt)).tolist()
+    def row(name: str, model: Mixtral, n_texts: int = texts) -> None:
+        prompts = random.integers(3, model.config.n_vocab, (n_texts, n_prompt)).tolist()
         first, second = measure(model, prompts, n_tokens)
         print(f"| {name} | {first:.1f} | {second:.1f} |", flush=True)
 
     for n in (1, 2):
         with Mixtral(path, n_threads=n, **options) as model:
             row(f"one process, {n} thread{'s' * (n > 1)}", model)
+            row(f"the same, {texts // 2} texts", model, texts // 2)
     with ExitStack() as stack:
         stack.enter_context(cluster())
         for n in range(1, 5):
