@@ -219,7 +219,10 @@ class ActorChain:
             self._open()
             staying = [actor.stay.remote() for actor in self._actors]
             gone, _ = ray.wait(staying, num_returns=1, fetch_local=False)
-            self._lose(self._of_loss(self.layers[staying.index(gone[0])], None))
+            try:
+                ray.get(gone)  # which says why
+            except RayError as error:
+                self._lose(self._of_loss(self.layers[staying.index(gone[0])], error))
         except PymixtralError as error:
             self._lose(error)
         except RayError as error:
@@ -284,10 +287,9 @@ class ActorChain:
             self._changed.notify_all()
         self._kill()
 
-    def _of_loss(self, layers: range | None, error: Exception | None) -> HostLostError:
+    def _of_loss(self, layers: range | None, error: RayError) -> HostLostError:
         of = "a part of the model" if layers is None else f"layers {layers.start} to {layers.stop - 1}"
-        why = f" ({type(error).__name__})" if error else ""
         return HostLostError(
-            f"expected all hosts of the model, found that the one with {of} is gone{why}, with what it had of this "
-            "text: ask again, while another host takes its place"
+            f"expected all hosts of the model, found that the one with {of} is gone ({type(error).__name__}), with "
+            "what it had of this text: ask again, while another host takes its place"
         )
