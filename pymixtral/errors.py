@@ -93,5 +93,9 @@ class ClosedError(PymixtralError):
     """A model, an engine or a context that is used after close()."""
 
 
+class HostLostError(PymixtralError):
+    """A host that had a part of a model is gone, or none is there to take the part."""
+
+
 class NativeError(PymixtralError):
     """Something that the system refuses: memory, threads, or locking memory."""

@@ -50,27 +50,37 @@ class CacheSize:
 
 
 def cache_size(
-    config: ModelConfig, weight_bytes: int, *, n_ctx: int | None, kv_type: str, cache_bytes: int | None
+    config: ModelConfig,
+    weight_bytes: int,
+    *,
+    n_ctx: int | None,
+    kv_type: str,
+    cache_bytes: int | None,
+    n_caches: int = 1,
+    n_layers: int | None = None,
 ) -> CacheSize:
     """Choose the size of a model's cache, and check that it fits into memory.
 
     Args:
         config: the model's numbers.
-        weight_bytes: bytes of its tensors.
+        weight_bytes: bytes of its tensors that this machine has.
         n_ctx: positions of a context; None: the model's own, as far as cache_bytes allow, but at
             least 512, or those of a shorter model.
         kv_type: the type of keys and values.
         cache_bytes: bytes of the cache; None: as many as 4 contexts, as far as half of the memory
             that the weights leave allows.
+        n_caches: caches of one size that share the bytes; n_pages is that of each.
+        n_layers: layers whose keys and values this machine has; None: all.
 
     Returns:
-        The size. It has room for one context and a page.
+        The size. It has room for one context and a page, in each cache.
 
     Raises:
         InvalidArgumentError: for values out of range, and cache_bytes below one context.
         NativeError: if there is too little memory for what was asked.
     """
-    page = PAGE * kv_bytes_per_token(config, kv_type)
+    page = PAGE * kv_bytes_per_token(config, kv_type) * n_caches
+    here = page * (n_layers or config.n_layers) // config.n_layers
     usable = memory().usable
     mappable = _address_space()  # the weights have theirs already
     half = max(min(usable - weight_bytes, mappable), 0) // 2
@@ -78,22 +88,23 @@ def cache_size(
     if cache_bytes is not None:
         cache_bytes = integer("cache_bytes", cache_bytes, 1)
     if n_ctx is None:
-        fitting = max((half if cache_bytes is None else cache_bytes) // page - 1, _FEWEST // PAGE) * PAGE
-        n_ctx = min(config.n_ctx_train, fitting)
+        n_fitting = half // here if cache_bytes is None else cache_bytes // page
+        n_ctx = min(config.n_ctx_train, max(n_fitting - 1, _FEWEST // PAGE) * PAGE)
     n_ctx = context_length(config, n_ctx)
     one = n_pages_for(n_ctx) + 1  # a page more, for the copy of one that is shared
     if cache_bytes is None:
-        n_pages = max(one, min(_CONTEXTS * one, half // page))
+        n_pages = max(one, min(_CONTEXTS * one // n_caches, half // here))
     else:
         n_pages = cache_bytes // page
         if n_pages < one:
             raise InvalidArgumentError(
-                f"expected cache_bytes of at least {one * page}, for one context of {n_ctx} tokens, "
+                f"expected cache_bytes of at least {one * page}, for one context of {n_ctx} tokens"
+                f"{f' in each of {n_caches} caches' if n_caches > 1 else ''}, "
                 f"found {shown(cache_bytes)}: give more, or a smaller n_ctx"
             )
-    if n_pages * page > usable:
+    if n_pages * here > usable:
         raise NativeError(
-            f"expected {n_pages * page / 1e9:.2f} GB of memory for keys and values ({n_ctx} tokens of context), "
+            f"expected {n_pages * here / 1e9:.2f} GB of memory for keys and values ({n_ctx} tokens of context), "
             f"found {usable / 1e9:.2f} GB: ask for a shorter context, or kv_type q8_0"
         )
     return CacheSize(n_ctx, n_pages, n_pages * page)
@@ -116,7 +127,7 @@ class Room:
     shortage: str | None
 
 
-def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str) -> Room:
+def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str, n_bytes: int) -> Room:
     """Find whether a model and its cache fit into the memory that is available now.
 
     Args:
@@ -124,12 +135,13 @@ def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str) -> 
         config: its numbers.
         size: of its cache.
         kv_type: the type of keys and values.
+        n_bytes: bytes of the file that this process reads.
 
     Returns:
         The room.
     """
     parts = [Part(name, tensor.type, tensor.shape) for name, tensor in file.tensors.items()]
-    one = footprint(config, sum(part.n_bytes for part in parts), size.n_ctx, kv_type)
+    one = footprint(config, n_bytes, size.n_ctx, kv_type)
     need, here = Footprint(one.weights, size.bytes, one.working), memory()
     if need.total <= here.usable:
         return Room(BATCH, one.weights, None)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from inspect import signature
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
-from pymixtral.arrays import F32, Ids
+from pymixtral.arrays import F32, U8, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.core import Core
 from pymixtral.demo import demo_path
@@ -24,14 +25,14 @@ from pymixtral.engine.stream import Generation
 from pymixtral.errors import MemoryWarning
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.hub import fetch
-from pymixtral.memory import cache_size, room
+from pymixtral.memory import CacheSize, cache_size, room
 from pymixtral.model import residence
 from pymixtral.model.adapter import Adapter
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import ExpertsUsed, Override, override, with_activations, with_experts
 from pymixtral.model.routing import Routing
-from pymixtral.model.weights import load_weights
+from pymixtral.model.weights import ModelWeights, load_weights
 from pymixtral.model_adapters import ModelAdapters, opened_adapters
 from pymixtral.model_measuring import ModelMeasuring
 from pymixtral.model_sessions import ModelSessions
@@ -42,7 +43,7 @@ from pymixtral.request_factory import RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 
 class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
@@ -148,37 +149,30 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             tokenizer = open_tokenizer(file.metadata, file.path, self.config.n_vocab)
             loaded = Adapters(opened_adapters(adapters, self.config), adapter)
             weights = load_weights(file, self.config)
-            size = cache_size(
-                self.config,
-                sum(tensor.data.nbytes for tensor in file.tensors.values()),
-                n_ctx=n_ctx,
-                kv_type=kv_type,
-                cache_bytes=cache_bytes,
-            )
+            size = self._cache_size(file, n_ctx=n_ctx, kv_type=kv_type, cache_bytes=cache_bytes)
             self.n_ctx, self.kv_type, self.cache_bytes = size.n_ctx, kv_type, size.bytes
-            space = room(file, self.config, size, kv_type)
+            space = room(file, self.config, size, kv_type, sum(map(len, self._mapped(file))))
             n_batch = space.n_batch if n_batch is None else n_batch
             if space.shortage:
                 warnings.warn(f"{self.path}: {space.shortage}", MemoryWarning, stacklevel=2)
             self.active_bytes = weights.active_bytes(self.config.experts_used)
             self.prompt_weights = weights.prompt_weights(self.config.experts_used)
-            model = Model(weights, self.config, n_threads=n_threads)
+            model = self._model(weights, n_threads)
             stack.callback(model.close)
             self._context, self._n_batch = model.context, n_batch
             self._timed = {}
             self.isa, self.n_threads = model.context.isa, model.context.n_threads
             if lock and space.shortage:
-                residence.lock_part(weights, space.lockable)
+                residence.lock_part(model.weights, space.lockable)
             elif lock:
-                residence.lock(file.maps.values())
+                residence.lock(self._mapped(file))
             if prefault:
-                residence.prefault(file.maps.values(), self.n_threads, prefault if callable(prefault) else None)
+                residence.prefault(self._mapped(file), self.n_threads, prefault if callable(prefault) else None)
             source = str(self.path)
             self.metadata = MappingProxyType(dict(file.metadata))
             factory = RequestFactory(self.config, tokenizer, self.n_ctx, self.active_bytes, source, loaded)
-            engine = Engine(
+            engine = self._engine(
                 model,
-                source,
                 n_pages=size.n_pages,
                 kv_type=kv_type,
                 max_running=max_batch,
@@ -189,6 +183,21 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
             )
             self.core = Core(file, different, factory, engine)
             self._resources = stack.pop_all()
+
+    # --- What a model in several parts does otherwise ---------------------------------------------
+
+    def _cache_size(self, file: GGUFFile, **asked: Any) -> CacheSize:
+        return cache_size(self.config, sum(tensor.data.nbytes for tensor in file.tensors.values()), **asked)
+
+    def _model(self, weights: ModelWeights, n_threads: int | None) -> Model:
+        return Model(weights, self.config, n_threads=n_threads)
+
+    def _mapped(self, file: GGUFFile) -> Iterable[mmap.mmap | U8]:
+        """The bytes that this process reads."""
+        return file.maps.values()
+
+    def _engine(self, model: Model, **options: Any) -> Engine:
+        return Engine(model, str(self.path), **options)
 
     @classmethod
     def from_pretrained(
@@ -496,7 +505,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         self.core.engine.close()
         self._resources.close()
 
-    def __enter__(self) -> Mixtral:
+    def __enter__(self) -> Self:
         self.core.engine.check_open()
         return self
 

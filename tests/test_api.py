@@ -27,7 +27,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_errors_are_pymixtral_errors() -> None:
     errors = [getattr(pymixtral, name) for name in pymixtral.__all__ if name.endswith("Error")]
-    assert len(errors) == 15
+    assert len(errors) == 16
     assert all(issubclass(error, pymixtral.PymixtralError) for error in errors)
 
 

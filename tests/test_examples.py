@@ -348,6 +348,22 @@ def test_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             before = n
 
 
+@pytest.mark.ray
+def test_pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # short, as names of sockets must be
+        for name, value in (("RAY_TMPDIR", folder), ("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN", "t" * 32)):
+            monkeypatch.setenv(name, value)
+        lines = [line for line in output("pipeline", tmp_path).splitlines() if "(raylet)" not in line]  # of Ray
+    *stages, same, lost, afterwards = lines
+    found = [re.fullmatch(r"layers (\d) to (\d): (.+) MB, in memory (.+) MB of the file", line) for line in stages]
+    assert [match and (match[1], match[2]) for match in found] == [("0", "1"), ("2", "3")]
+    for match in found:
+        assert match
+        assert float(match[3]) <= float(match[4]) < float(match[3]) + 1
+    assert (same, afterwards) == ("the same as in one process: True", "afterwards: True")
+    assert lost.startswith("lost: expected all hosts of the model, found that the one with layers 2 to 3 is gone")
+
+
 def test_evaluation(model: Mixtral, tmp_path: Path) -> None:
     two, one, difference, again = output("evaluation", tmp_path).splitlines()
     text = (EXAMPLES / "evaluation.py").read_text(encoding="utf-8")

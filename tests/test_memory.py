@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,32 @@ def test_the_bytes_of_the_cache_bound_a_context_that_is_chosen(monkeypatch: pyte
         size("8x7b", 26.4, cache_bytes=0)
 
 
+def test_several_caches_of_some_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with a quarter of the layers has the pages of four times the memory, for two caches half of them."""
+
+    def parts(**options: Any) -> CacheSize:
+        return cache_size(
+            MODELS["8x7b"], 7 * GB, kv_type="f16", **{"n_ctx": None, "cache_bytes": None, "n_layers": 8, **options}
+        )
+
+    machine(monkeypatch, 9 * GB)
+    whole = parts()
+    assert whole.n_pages == GB // (PAGE_8X7B // 4)
+    assert whole.bytes == whole.n_pages * PAGE_8X7B
+    two = parts(n_caches=2)
+    assert two.n_pages == GB // (PAGE_8X7B // 2)
+    assert two.bytes == two.n_pages * 2 * PAGE_8X7B
+    assert two.n_ctx == (two.n_pages - 1) * 64
+    assert parts(n_caches=2, cache_bytes=40 * PAGE_8X7B) == CacheSize(19 * 64, 20, 40 * PAGE_8X7B)
+    with pytest.raises(InvalidArgumentError, match=f"at least {34 * PAGE_8X7B}, .* 1024 tokens in each of 2 caches"):
+        parts(n_caches=2, n_ctx=1024, cache_bytes=33 * PAGE_8X7B)
+    with pytest.raises(NativeError, match=r"expected 10\.00 GB of memory"):
+        parts(cache_bytes=40 * GB)
+    machine(monkeypatch, 1000 * GB)
+    assert parts(n_caches=2, n_ctx=1024).n_pages == 2 * 17  # four contexts in all
+    assert parts(n_caches=8, n_ctx=1024).n_pages == 17
+
+
 def test_the_limit_of_a_cgroup_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, content in {
         "proc/meminfo": "MemTotal: 128000000 kB\nMemAvailable: 120000000 kB\n",
@@ -182,7 +209,7 @@ def test_the_warning_names_the_largest_type_that_fits(tmp_path: Path, monkeypatc
         for gigabytes in (64, 32, 8):
             machine(monkeypatch, gigabytes * GB)
             chosen = cache_size(config, 50 * GB, n_ctx=4096, kv_type="f16", cache_bytes=None)
-            found.append(room(file, config, chosen, "f16"))
+            found.append(room(file, config, chosen, "f16", sum(map(len, file.maps.values()))))
     assert (found[0].n_batch, found[0].shortage) == (512, None)
     for one, words in zip(found[1:], ("choose q4_1, the largest type that fits", "no type fits"), strict=True):
         assert one.n_batch > 512

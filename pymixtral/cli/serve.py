@@ -122,6 +122,13 @@ Examples:
     callback=_replicas,
     help="With --ray: engines, each with -t CPUs; MIN:MAX for as many as requests need.  [default: one per host]",
 )
+@click.option(
+    "--pipeline",
+    "n_stages",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="With --ray: hosts of each engine, which share the model's layers, where one cannot hold it.  [default: one]",
+)
 @context_option(runs=True)
 @served_adapter_option
 @click.option(
@@ -147,6 +154,7 @@ def serve(
     trace: Path | None,
     address: str | None,
     n_replicas: tuple[int, int] | None,
+    n_stages: int | None,
     adapter: dict[str, Any],
     adapter_folder: Path | None,
     opening: dict[str, Any],
@@ -164,6 +172,10 @@ def serve(
         check_packages("ray", "ray")
     elif n_replicas is not None:
         raise click.UsageError("expected --replicas beside --ray, found it alone: they are of a cluster")
+    elif n_stages is not None:
+        raise click.UsageError("expected --pipeline beside --ray, found it alone: it needs hosts of a cluster")
+    if n_stages is not None and adapter["adapters"]:
+        raise click.UsageError("expected --pipeline without --adapter, found both: its stages take no adapters")
     _refuse_workers()
     keys = _keys(api_key_file)
     from pymixtral.server.log import Log
@@ -196,7 +208,7 @@ def serve(
         if address is None:
             served = OneModel(partial(opened, model, chats=True, adapters=adapter["adapters"], **opening))
         else:
-            served = _on_cluster(settings, model, address, n_replicas, adapter["adapters"], opening)
+            served = _on_cluster(settings, model, address, n_replicas, n_stages or 1, adapter["adapters"], opening)
         run(settings, listener, served, log)
 
 
@@ -205,6 +217,7 @@ def _on_cluster(
     model: Path | None,
     address: str,
     n: tuple[int, int] | None,
+    n_stages: int,
     adapters: dict[str, Path],
     opening: dict[str, Any],
 ) -> Served:
@@ -215,8 +228,8 @@ def _on_cluster(
     model_path(model, chats=True)  # says that it is the demo
     opening = {**opening, "adapters": {name: path.absolute() for name, path in adapters.items()}}
     n_threads = opening.pop("n_threads")
-    opened_there = partial(open_model, model and model.absolute(), **opening)
-    return Replicas(opened_there, settings, address=address, n=n, n_threads=n_threads)
+    opened_there = partial(open_model, model and model.absolute(), n_stages=n_stages, **opening)
+    return Replicas(opened_there, settings, address=address, n=n, n_threads=n_threads, n_hosts=n_stages)
 
 
 def _refuse_workers() -> None:

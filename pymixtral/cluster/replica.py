@@ -82,19 +82,23 @@ class _Told(Log):
         _texts.get().extend(record.texts)
 
 
-def open_model(path: Path | None, *, n_threads: int, **options: Any) -> Mixtral:
+def open_model(path: Path | None, *, n_threads: int, n_stages: int = 1, **options: Any) -> Mixtral:
     """Open a model file of this host.
 
     Args:
         path: of the file; None: the demo's model for conversations.
         n_threads: threads to compute with.
+        n_stages: hosts that share its layers; see pymixtral.cluster.pipeline.open_pipeline().
         **options: those of Mixtral.
 
     Raises:
         PymixtralError: as Mixtral does.
     """
+    from pymixtral.cluster.pipeline import open_pipeline
     from pymixtral.mixtral import Mixtral
 
+    if n_stages > 1:
+        return open_pipeline(path or demo_chat_path(), n_stages, n_threads=n_threads, stage_cpus=n_threads, **options)
     return Mixtral(path or demo_chat_path(), n_threads=n_threads, **options)
 
 

@@ -49,6 +49,7 @@ class Replicas:
             run and wait. None: one on each host.
         n_threads: threads of each engine, and the CPUs that it takes of its host; None: all CPUs of the
             smallest host.
+        n_hosts: hosts of each engine, which takes these CPUs of each.
         by_prefix: as for Front.
         autoscaling: more fields of ray.serve.config.AutoscalingConfig.
 
@@ -65,6 +66,7 @@ class Replicas:
         address: str = "auto",
         n: tuple[int, int] | None = None,
         n_threads: int | None = None,
+        n_hosts: int = 1,
         by_prefix: bool = True,
         autoscaling: Mapping[str, Any] | None = None,
     ) -> None:
@@ -79,7 +81,7 @@ class Replicas:
         self._settings = settings
         self._connected = connect(address)
         self._n = n
-        self._n_threads = n_threads
+        self._n_threads, self._n_hosts = n_threads, n_hosts
         self._by_prefix = by_prefix
         self._autoscaling = dict(autoscaling or {})
         self._front: Front | None = None
@@ -173,11 +175,13 @@ class Replicas:
         hosts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
         hosts = [n for n in hosts if n]
         n_threads = self._n_threads or min(hosts, default=1)
-        fitting = sum(n // n_threads for n in hosts)
-        least, most = self._n or (min(fitting, len(hosts)), min(fitting, len(hosts)))
+        fitting = sum(n // n_threads for n in hosts) // self._n_hosts * (len(hosts) >= self._n_hosts)
+        wanted = min(fitting, len(hosts) // self._n_hosts)
+        least, most = self._n or (wanted, wanted)
         if not fitting or least > fitting:
             raise InvalidArgumentError(
-                f"expected room for {max(least, 1)} replicas of {n_threads} CPUs each, found hosts with "
+                f"expected room for {max(least, 1)} replicas of {n_threads} CPUs each"
+                f"{f' on {self._n_hosts} hosts' if self._n_hosts > 1 else ''}, found hosts with "
                 f"{', '.join(map(str, hosts)) or 'none'}: give fewer --replicas or --threads, or add hosts"
             )
         return least, most, n_threads

@@ -168,15 +168,18 @@ class Engine:
         """
         return self._open().stats()
 
-    def close(self) -> None:
+    def close(self, reason: BaseException | None = None) -> None:
         """End all requests and the thread, and free the memory. A second close() does nothing.
 
         What computes is ended at once; its callers get ClosedError.
+
+        Args:
+            reason: what they get in its place; None: nothing else.
         """
         loop = self._loop
         if loop is not None and os.getpid() == self._pid:
             self._finalizer.detach()
-            _end(self._thread, loop)  # also for a second caller, who must not free what a pass reads
+            _end(self._thread, loop, reason=reason)  # also for a second caller, who must not free what a pass reads
         self._loop = None
 
     def check_open(self) -> None:
@@ -191,7 +194,7 @@ class Engine:
         self.check_process()
         loop = self._loop
         if loop is not None and loop.fault:
-            raise ClosedError(loop.fault)
+            raise type(loop.fault)(str(loop.fault))
         if loop is None or not self._thread.is_alive():
             raise closed(self._name)
         return loop
@@ -212,8 +215,15 @@ class Engine:
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
-def _end(thread: threading.Thread, loop: Loop, timeout: float | None = None, *, silent: bool = False) -> None:
-    loop.close(silent=silent)
+def _end(
+    thread: threading.Thread,
+    loop: Loop,
+    timeout: float | None = None,
+    *,
+    reason: BaseException | None = None,
+    silent: bool = False,
+) -> None:
+    loop.close(reason, silent=silent)
     if thread is not threading.current_thread():
         thread.join(timeout)
 

@@ -20,7 +20,7 @@ from pymixtral.engine.requests import Abort, Request
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.engine.stats import Counts, EngineStats
 from pymixtral.engine.watch import Watch
-from pymixtral.errors import CanceledError, ClosedError, NativeError
+from pymixtral.errors import CanceledError, ClosedError, HostLostError, NativeError
 from pymixtral.model.adapter import Adapter
 from pymixtral.model.forward import Model
 from pymixtral.ops import EVERY, PAGE, Choices
@@ -93,7 +93,8 @@ class Loop:
         self._n_arrived = 0
         self._counts = Counts()
         self._closing = self._silent = False
-        self.fault: str | None = None
+        self._reason: BaseException | None = None
+        self.fault: BaseException | None = None
         self.watch = Watch(model, self._mailbox)
 
     # --- For other threads ------------------------------------------------------------------------
@@ -108,16 +109,18 @@ class Loop:
             self._arriving.add(request)
         self._mailbox.put(request)
         if self._closing:  # perhaps nobody takes it any more
-            request.stop(closed(self._name))
+            request.stop(self._closed())
             if not self._silent:
                 request.tell_end()
 
-    def close(self, *, silent: bool = False) -> None:
+    def close(self, reason: BaseException | None = None, *, silent: bool = False) -> None:
         """End all requests and the loop soon. A second close() does nothing.
 
         Args:
+            reason: what callers are told; None: that the model was closed.
             silent: tell no caller. At the end of the program those left are threads that end with it.
         """
+        self._reason = self._reason or reason
         self._silent |= silent
         self._closing = True
         self.watch.close()
@@ -157,18 +160,19 @@ class Loop:
 
     def run(self) -> None:
         """Serve until close()."""
-        reason = closed(self._name)
         try:
             while not self._closing:
                 self._turn()
+        except HostLostError as error:  # with the keys and values of all texts
+            self._reason = self.fault = self._reason or error
         except BaseException as error:  # a fault of ours, or no memory: nobody may wait for ever
             if not self._closing:
-                reason = ClosedError(
+                self._reason = self.fault = ClosedError(
                     f"expected an engine that runs, found one that {type(error).__name__} has ended ({self._name}): "
                     "open the model again"
                 )
-                reason.__cause__ = error
-                self.fault = str(reason)
+                self._reason.__cause__ = error
+        reason = self._closed()
         self._closing = True
         self.watch.close()
         while self._requests:
@@ -259,7 +263,7 @@ class Loop:
                     raise CanceledError
                 call.finish(call.function(self._model))
         except CanceledError:
-            call.stop(closed(self._name) if self._closing else call.abort or "cancelled")
+            call.stop(self._closed() if self._closing else call.abort or "cancelled")
         except BaseException as error:
             call.stop(error)
         self._tell_end(call)
@@ -297,6 +301,8 @@ class Loop:
             self._check_file()
         except CanceledError:  # the next turn sees whose pass it was
             return
+        except HostLostError:
+            raise
         except Exception as error:
             if len(batch) > 1:  # the bits do not depend on the batch: each is tried alone
                 for one in batch:
@@ -455,9 +461,13 @@ class Loop:
         except BaseException as error:
             request.failed = error
         if request.failed is not None:
-            request.stop(closed(self._name) if self._closing else request.failed)
+            request.stop(self._closed() if self._closing else request.failed)
         if request.ended:
             self._drop(entry, request)
+
+    def _closed(self) -> BaseException:
+        """What callers are told once the loop is closing."""
+        return self._reason or closed(self._name)
 
     def _fail(self, request: Request, error: Exception) -> None:
         assert request.entry

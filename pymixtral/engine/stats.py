@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,26 @@ class EngineStats:
         """The part of the tokens of given texts that the prefix cache had, 0 to 1."""
         total = self.prompt_tokens + self.cached_tokens
         return self.cached_tokens / total if total else 0.0
+
+    @property
+    def past(self) -> EngineStats:
+        """The same of an engine that has ended: its work, without requests and pages."""
+        return replace(self, waiting=0, prefilling=0, decoding=0, pages=0, used_pages=0, cached_pages=0)
+
+    @classmethod
+    def together(cls, stats: Sequence[EngineStats]) -> EngineStats:
+        """Add up the statistics of engines that share a model.
+
+        Args:
+            stats: of each engine.
+
+        Returns:
+            Sums; batch_size and experts_read are means over the passes.
+        """
+        sums = {one.name: sum(getattr(each, one.name) for each in stats) for one in fields(cls)}
+        for name in ("batch_size", "experts_read"):
+            sums[name] = sum(getattr(each, name) * each.passes for each in stats) / max(sums["passes"], 1)
+        return cls(**sums)
 
 
 @dataclass

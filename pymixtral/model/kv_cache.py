@@ -168,6 +168,46 @@ class KVCache:
         """
         self.k[:, page], self.v[:, page] = self.form.decode(content)
 
+    def read(self, page: int, n: int) -> U8:
+        """Copy a page out of the cache.
+
+        Args:
+            page: the page.
+            n: positions that count, 1 to 64; the others become zeros.
+
+        Returns:
+            Its contents, as PageForm.encode() makes them.
+        """
+        return self.form.encode(self.k[:, page], self.v[:, page], n)
+
+    def copy(self, page: int, to: int) -> None:
+        """Copy a page into another one.
+
+        Args:
+            page: the page.
+            to: a page that nobody else holds.
+        """
+        self.k[:, to] = self.k[:, page]
+        self.v[:, to] = self.v[:, page]
+
+    def rotate(self, context: ops.Context, page: int, cosines: F32, sines: F32) -> None:
+        """Rotate the first keys of a page, in all layers, and round them again.
+
+        Args:
+            context: threads and instruction set.
+            page: a page that nobody else holds.
+            cosines: float32 [n, head_dim/2] of the n positions that are rotated, 1 to 64.
+            sines: likewise.
+
+        Raises:
+            NonFiniteError: for a rotated key beyond the range of the cache's type.
+        """
+        runs = ops.Runs([(len(cosines), 0, np.array([page], np.int32))])
+        for layer, k, v in zip(self.layers, self.k[:, page], self.v[:, page], strict=True):
+            rotated, values = ops.rope(context, keys(k)[: len(cosines)], cosines, sines), v.copy()
+            ops.cache_write(context, layer, rotated, rotated, runs)
+            v[...] = values
+
     def _take(self) -> int:
         page = self._free.pop()
         self.references[page] = 1
@@ -304,7 +344,8 @@ class Sequence:
                         f"expected a free page for a copy of page {i}, found none of the cache's {self.cache.n_pages}"
                     )
                 self._copy(i)
-            self._rotate(context, i, cosines, -sines)
+            n_keys = min(self.length - i * PAGE, PAGE)
+            self.cache.rotate(context, int(self.pages[i]), cosines[:n_keys], -sines[:n_keys])
         self.cache.drop(self.pages[first : first + n])
         self.pages = np.concatenate([self.pages[:first], self.pages[first + n :]])
         self.length = self._writable = self.length - n * PAGE
@@ -335,10 +376,9 @@ class Sequence:
         Returns:
             Their contents, as PageForm.encode() makes them, with zeros after the last position.
         """
-        k, v, encode = self.cache.k, self.cache.v, self.cache.form.encode
         pages = self.pages[: n_pages_for(self.length)].tolist()
         return [
-            encode(k[:, pages[i]], v[:, pages[i]], min(self.length - i * PAGE, PAGE))
+            self.cache.read(pages[i], min(self.length - i * PAGE, PAGE))
             for i in range(first, min(first + n, len(pages)))
         ]
 
@@ -349,21 +389,10 @@ class Sequence:
     def _copy(self, i: int) -> None:
         """Puts a copy in the place of a page."""
         cache, old, new = self.cache, int(self.pages[i]), self.cache._take()
-        cache.k[:, new] = cache.k[:, old]
-        cache.v[:, new] = cache.v[:, old]
+        cache.copy(old, new)
         cache.drop(self.pages[i : i + 1])
         self.pages = self.pages.copy()
         self.pages[i] = new
-
-    def _rotate(self, context: ops.Context, i: int, cosines: F32, sines: F32) -> None:
-        """Rotates the keys of a page, in all layers."""
-        cache, page = self.cache, int(self.pages[i])
-        n = min(self.length - i * PAGE, PAGE)
-        runs = ops.Runs([(n, 0, self.pages[i : i + 1].copy())])
-        for layer, k, v in zip(cache.layers, cache.k[:, page], cache.v[:, page], strict=True):
-            rotated, values = ops.rope(context, keys(k)[:n], cosines[:n], sines[:n]), v.copy()
-            ops.cache_write(context, layer, rotated, rotated, runs)
-            v[...] = values
 
 
 def _count(n_tokens: int) -> int:

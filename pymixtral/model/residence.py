@@ -23,13 +23,13 @@ reported and an interrupt is noticed."""
 _MLOCK_ONFAULT = 1  # of mlock2 in Linux: pages are locked when they are first read
 
 
-def lock(maps: Iterable[mmap.mmap]) -> None:
+def lock(maps: Iterable[mmap.mmap | U8]) -> None:
     """Keep in memory whatever is read of mapped files, until they are unmapped.
 
     On Linux this reads nothing by itself (mlock2); elsewhere it reads the files whole (mlock).
 
     Args:
-        maps: the mapped files.
+        maps: the mapped files, or parts of them, uint8 [n].
 
     Raises:
         NativeError: if the system refuses.
@@ -64,14 +64,12 @@ def lock_part(weights: ModelWeights, n_bytes: int) -> int:
         if kept + part.data.nbytes > n_bytes:
             break
         kept += part.data.nbytes
-        begin, end = part.data.ctypes.data, part.data.ctypes.data + part.data.nbytes
-        begin -= begin % mmap.PAGESIZE
-        _lock(begin, end - begin)
+        _lock(part.data.ctypes.data, part.data.nbytes)
     return kept
 
 
 def _lock(address: int, n_bytes: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None, use_errno=True)  # which takes whole pages, also where a part begins within one
     where = ctypes.c_void_p(address), ctypes.c_size_t(n_bytes)
     if libc.mlock2(*where, _MLOCK_ONFAULT) if hasattr(libc, "mlock2") else libc.mlock(*where):
         raise NativeError(_refusal(n_bytes, os.strerror(ctypes.get_errno())))
@@ -89,11 +87,13 @@ def _refusal(n_bytes: int, reason: str) -> str:
     )
 
 
-def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int, int], None] | None = None) -> None:
+def prefault(
+    maps: Iterable[mmap.mmap | U8], n_threads: int, progress: Callable[[int, int], None] | None = None
+) -> None:
     """Read every page of mapped files, so that the model does not wait for the disk later.
 
     Args:
-        maps: the mapped files.
+        maps: the mapped files, or parts of them, uint8 [n].
         n_threads: threads that read.
         progress: called in this thread with the bytes read so far and the bytes in all. An
             exception that it raises ends the reading, as an interrupt does.
@@ -112,7 +112,7 @@ def prefault(maps: Iterable[mmap.mmap], n_threads: int, progress: Callable[[int,
             raise
 
 
-def _bytes(mapped: mmap.mmap) -> U8:
+def _bytes(mapped: mmap.mmap | U8) -> U8:
     return np.frombuffer(mapped, np.uint8)
 
 

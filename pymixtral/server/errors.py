@@ -15,6 +15,7 @@ from pymixtral.errors import (
     ClosedError,
     ContextLengthError,
     DeadlineError,
+    HostLostError,
     InvalidArgumentError,
     PymixtralError,
     UnsupportedError,
@@ -104,6 +105,8 @@ def api_error(error: BaseException) -> APIError:
         return APIError(499, message, code="cancelled")
     if isinstance(error, ClosedError):
         return APIError(503, message, code="closed")
+    if isinstance(error, HostLostError):
+        return APIError(503, message, code="host_lost")
     if isinstance(error, PymixtralError):
         return APIError(500, message, headers=_NO_RETRY)
     return APIError(500, "expected an answer, found a fault of the server: its log has more", headers=_NO_RETRY)

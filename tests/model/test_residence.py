@@ -70,6 +70,25 @@ def test_an_interrupt_ends_the_reading(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @linux
+def test_parts_of_a_file(tmp_path: Path) -> None:
+    """Of a part that begins or ends within a page the whole page is locked."""
+    page = mmap.PAGESIZE
+    before, rss = status("VmLck"), status("RssFile")
+    whole = mapped(tmp_path / "a", 1000 * page)
+    array = np.frombuffer(whole, np.uint8)
+    parts = [array[100 * page + 7 : 103 * page + 7], array[500 * page : 502 * page]]
+    residence.lock(parts)
+    assert status("VmLck") - before == 6 * page
+    told = list[tuple[int, int]]()
+    residence.prefault(parts, 2, lambda *counts: told.append(counts))
+    assert told[-1] == (5 * page, 5 * page)
+    assert 6 * page <= status("RssFile") - rss < 600 * page
+    del array, parts
+    whole.close()
+    assert status("VmLck") == before
+
+
+@linux
 def test_what_is_locked_stays_locked_until_it_is_closed(tmp_path: Path) -> None:
     n_bytes = 10 * mmap.PAGESIZE
     before, rss = status("VmLck"), status("RssFile")
