@@ -17,15 +17,11 @@ from click.testing import CliRunner
 
 from pymixtral import HostLostError, Mixtral
 from pymixtral.cli.serve import serve
+from pymixtral.cluster.messages import Done
+from pymixtral.cluster.pipeline import PipelinedMixtral, open_pipeline
 from pymixtral.demo import demo_chat_path
 from support.serving import LONG, Server
 from support.texts import lone, same
-
-ray = pytest.importorskip("ray")
-
-from pymixtral.cluster.actors import joined, pieces  # noqa: E402
-from pymixtral.cluster.messages import Done  # noqa: E402
-from pymixtral.cluster.pipeline import PipelinedMixtral, open_pipeline  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -189,6 +185,8 @@ def test_a_server_whose_engine_is_on_two_hosts(driver: Any) -> None:
 @pytest.mark.parametrize("n_rows", [0, 1, 5, 6, 16, 131, 200])
 @pytest.mark.parametrize("n", [None, 1, 7])
 def test_messages_in_pieces(n_rows: int, n: int | None) -> None:
+    from pymixtral.cluster.actors import joined, pieces  # which import Ray
+
     rows = np.random.default_rng(1).standard_normal((n_rows, 4096), np.float32)
     cut = pieces(Done(rows), n)
     found = joined(cut).rows
