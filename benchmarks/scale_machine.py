@@ -26,6 +26,19 @@ PAGE_BYTES = 2048
 """Of a page of a simulated cache."""
 
 
+class Blank(KVCache):
+    """A cache that counts its pages and has nothing in them, as nobody reads them.
+
+    Args:
+        n_pages: how many.
+    """
+
+    def __init__(self, n_pages: int) -> None:
+        super().__init__(1, 1, 8, n_pages)
+        del self.layers, self.stack  # C's view of the arrays
+        self.k = self.v = np.empty((1, n_pages, 0), np.float16)
+
+
 class Stages:
     """The machines that share a model's layers, each of which does one thing at a time.
 
@@ -91,7 +104,7 @@ class Engine:
         self._start()
 
     def _start(self) -> None:
-        self.pages = Pages(KVCache(1, 1, 8, self._n_pages))
+        self.pages = Pages(Blank(self._n_pages))
         self.scheduler = Scheduler(self.pages, self._max_running)
         self._pace = Pace(self._limit, self._n_batch)
         self._pass: list[tuple[Entry, int]] | _Leap | None = None
