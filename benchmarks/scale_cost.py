@@ -17,7 +17,7 @@ from pymixtral.arrays import F64
 from pymixtral.inspection.instances import SERIES, Instance
 from pymixtral.inspection.inventory import Inventory
 from pymixtral.inspection.mixes import mixed
-from pymixtral.inspection.plan import DISK_GB_PER_SECOND
+from pymixtral.inspection.plan import ORDINARY_DISK
 from pymixtral.inspection.published import MODELS
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.footprint import Footprint, footprint, kv_bytes_per_token
@@ -76,7 +76,7 @@ class Machine:
     cores: float
     bandwidth: float
     memory: int
-    disk: float = DISK_GB_PER_SECOND * 1e9
+    disk: float = ORDINARY_DISK.random * 1e9
 
 
 SHARE = 5.0

@@ -8,7 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 from scale_cost import ALONE, Cost, cost, named
-from scale_fleet import CHAT, DOCUMENTS, SINGLE, Fleet, Routing, Tally, Workload
+from scale_fleet import Fleet
+from scale_routing import POWER_OF_TWO, Routing
+from scale_tally import Tally
+from scale_workload import CHAT, DOCUMENTS, SINGLE, Workload
 
 SHAPE = "m8a.4xlarge"
 """16 cores and 64 GiB: what deploy/kubernetes asks for."""
@@ -162,7 +165,7 @@ def number(size: Size) -> Table:
 
 _ROUTERS = {
     "random": Routing("random"),
-    "power of two": Routing("two"),
+    "power of two": POWER_OF_TWO,
     "first page": Routing("prefix", pages=1),
     "first 8 pages": Routing("prefix", pages=8),
     "conversation": Routing("conversation"),

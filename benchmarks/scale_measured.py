@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scale_cost import MEASURED, UNIFORM, Cost, Machine, cost, distinct
-from scale_fleet import SINGLE, Conversation, Fleet, Text, questions
+from scale_fleet import Fleet
+from scale_workload import SINGLE, Conversation, Text, questions
 
 from pymixtral.inspection.published import MODELS
 

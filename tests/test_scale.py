@@ -19,8 +19,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from scale import MACHINES, markdown, paper, summary
 from scale_cost import MEASURED, SHARE, UNIFORM, Cost, Machine, cost, distinct, machines, named
 from scale_experiments import EXPERIMENTS, Size
-from scale_fleet import CHAT, SINGLE, Conversation, Fleet, Routing, Tally, Text, Workload, questions
+from scale_fleet import Fleet
 from scale_measured import checks
+from scale_routing import Routing
+from scale_tally import Tally
+from scale_workload import CHAT, SINGLE, Conversation, Text, Workload, questions
 
 SMALL = Workload("small", tenants=2, system=40, message=50, answer=20, turns=3.0, think=5.0, context=512)
 
