@@ -145,9 +145,9 @@ def generate(
     Parquet file is such a line. After Ctrl-C the same command goes on where it ended. The exit code
     is 1 if there is no text for some prompt.
 
-    With --ray the nodes of a cluster compute them, each with -t threads, or all of its CPUs. All
-    nodes need the files under the same names. The same command, with or without --ray, goes on
-    after Ctrl-C or a loss of nodes.
+    With --ray the nodes of a cluster compute them. Each process there has -t threads, by default as
+    many as the smallest node has CPUs. All nodes need the files under the same names. The same
+    command, with or without --ray, goes on after Ctrl-C or a loss of nodes.
     """
     _check_usage(ctx)
     if address is not None:

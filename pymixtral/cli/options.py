@@ -361,7 +361,8 @@ ray_option = click.option(
     is_flag=False,
     flag_value="auto",
     metavar="[ADDRESS]",
-    help="Compute on a cluster of Ray that runs already: this host's, or that whose head is at HOST:PORT.",
+    help="Compute on a cluster of Ray that runs already: that of RAY_ADDRESS or this host, or the one with its head "
+    "at HOST:PORT.",
 )
 """As a parameter `address: str | None`: "auto" where none is named, None without the option."""
 

@@ -33,18 +33,19 @@ def connect(address: str = "auto") -> bool:
 
     if ray.is_initialized():
         return False
+    where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
     if address != "auto" and (not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal()):
         raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
         raise InvalidArgumentError(
-            f"expected the token of the cluster at {address}, found none or another one: copy ~/.ray/auth_token of "
+            f"expected the token of the cluster {where}, found none or another one: copy ~/.ray/auth_token of "
             "its head, or set RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
         ) from None
     except (ConnectionError, ValueError, RayError) as error:
         raise InvalidArgumentError(
-            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
+            f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     except RuntimeError as error:
         if "mismatch" in str(error):
@@ -52,7 +53,7 @@ def connect(address: str = "auto") -> bool:
                 f"expected the versions of Ray and Python of the cluster, found others: {' '.join(str(error).split())}"
             ) from None
         raise InvalidArgumentError(
-            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
+            f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     return True
 

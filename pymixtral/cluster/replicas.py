@@ -179,10 +179,11 @@ class Replicas:
         wanted = min(fitting, len(hosts) // self._n_hosts)
         least, most = self._n or (wanted, wanted)
         if not fitting or least > fitting:
+            replicas = "a replica" if least <= 1 else f"{least} replicas"
+            where = f" on each of {self._n_hosts} hosts" if self._n_hosts > 1 else ""
             raise InvalidArgumentError(
-                f"expected room for {max(least, 1)} replicas of {n_threads} CPUs each"
-                f"{f' on {self._n_hosts} hosts' if self._n_hosts > 1 else ''}, found hosts with "
-                f"{', '.join(map(str, hosts)) or 'none'}: give fewer --replicas or --threads, or add hosts"
+                f"expected room for {replicas} of {n_threads} CPU{'s' * (n_threads > 1)}{where}, found hosts with "
+                f"{', '.join(map(str, hosts)) or 'no'} CPUs: give fewer --replicas or --threads, or add hosts"
             )
         return least, most, n_threads
 
