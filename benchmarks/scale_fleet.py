@@ -183,7 +183,7 @@ class Fleet:
         """A pass ends."""
         engine = self.engines[i]
         for text in engine.end(self.now):
-            self._router.finish(i)
+            self._router.finish(text, i)
             if text.turn + 1 < len(text.conversation.turns):
                 at = self.now + self._rng.exponential(self.workload.think)
                 self._push(at, "ask", text=Text(text.conversation, text.turn + 1, at))
