@@ -23,9 +23,6 @@ from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
 
-PAGE_BYTES = 2048
-"""Of a page of a simulated cache."""
-
 
 class Blank(KVCache):
     """A cache that counts its pages and has nothing in them, as nobody reads them.

@@ -48,13 +48,16 @@ class Router:
         n_up: those that there are; the others are down.
         seed: of the hash.
         rng: draws the rest.
+
+    Attributes:
+        load: texts of each machine that each front knows of, int64 [fronts, n].
     """
 
     def __init__(self, routing: Routing, n: int, n_up: int, seed: int, rng: np.random.Generator) -> None:
         self._routing = routing
         self._rng = rng
-        self._load = np.zeros((routing.fronts, n), np.int64)
-        self._seen, self._looked = self._load.sum(0), -1.0
+        self.load = np.zeros((routing.fronts, n), np.int64)
+        self._seen, self._looked = self.load.sum(0), -1.0
         self._salts = np.random.default_rng([seed, 1]).integers(1 << 63, size=n, dtype=np.uint64)
         self._alive = np.arange(n) < n_up
         self._ups = np.flatnonzero(self._alive)
@@ -74,7 +77,7 @@ class Router:
         self._alive[i] = up
         self._ups = np.flatnonzero(self._alive)
         if not up:
-            self._load[:, i] = 0
+            self.load[:, i] = 0
 
     def send(self, text: Text, now: float) -> int:
         """Choose a machine for a question, and count it there; one at least must be up.
@@ -87,13 +90,13 @@ class Router:
             The number of the machine.
         """
         text.front = int(self._rng.integers(self._routing.fronts)) if self._routing.fronts > 1 else 0
-        i = self._choose(text, now, self._load[text.front])
-        self._load[text.front, i] += 1
+        i = self._choose(text, now, self.load[text.front])
+        self.load[text.front, i] += 1
         return i
 
     def finish(self, text: Text, i: int) -> None:
         """Note that a machine has answered a question."""
-        self._load[text.front, i] -= 1
+        self.load[text.front, i] -= 1
 
     def _choose(self, text: Text, now: float, load: NDArray[np.int64]) -> int:
         routing, ups = self._routing, self._ups
@@ -103,7 +106,7 @@ class Router:
             return self._better(load)
         if routing.policy == "least":
             if now - self._looked >= routing.stale:
-                self._seen, self._looked = self._load.sum(0), now
+                self._seen, self._looked = self.load.sum(0), now
             few = self._seen[ups]
             return int(self._rng.choice(ups[few == few.min()]))
         key = text.conversation.number if routing.policy == "conversation" else _hash(text, routing.pages)
