@@ -58,7 +58,7 @@ class Workload:
         return int(np.clip(round(median * np.exp(self.spread * rng.standard_normal())), 1, most))
 
 
-CHAT = Workload("chat")
+CHAT = Workload("conversations")
 DOCUMENTS = Workload("documents", system=64, message=1500, answer=150, spread=1.0, turns=2.0, think=60.0)
 SINGLE = Workload("single questions", tenants=1, system=1, message=120, answer=150, turns=1.0)
 
