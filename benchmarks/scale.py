@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py errors             what was measured beside what the model says
     python benchmarks/scale.py paper              closed forms for machines, models, types and batches
-    python benchmarks/scale.py simulate NAME...   fleets with the engine's own scheduler; all: some 20 minutes
+    python benchmarks/scale.py simulate NAME...   fleets with the engine's own scheduler; all: some half an hour
 
 --markdown prints the tables of docs/scale.md.
 """
@@ -140,7 +140,7 @@ def paper_command(machines: tuple[str, ...], per_core: float, price: float | Non
 @main.command()
 @click.argument("names", nargs=-1, type=click.Choice([*EXPERIMENTS]))
 @click.option("--machines", type=click.IntRange(2), default=Size.machines, show_default=True)
-@click.option("--many", type=click.IntRange(2), default=Size.many, show_default=True, help="Of the largest fleet.")
+@click.option("--many", type=click.IntRange(200), default=Size.many, show_default=True, help="Of the largest fleet.")
 @click.option("--seconds", type=float, default=Size.seconds, show_default=True, help="That are counted.")
 @click.option("--seed", type=int, default=Size.seed, show_default=True)
 @markdown_option

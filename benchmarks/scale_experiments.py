@@ -54,6 +54,10 @@ class Size:
     seed: int = 1
 
 
+_LONGER = 2.5
+"""Times as long until conversations are warm: the last of their questions come after many minutes."""
+
+
 def means(workload: Workload, n: int = 4000) -> tuple[float, float, float]:
     """Draw conversations, and return the mean tokens of a prompt and an answer, and questions of each."""
     rng = np.random.default_rng(0)
@@ -141,26 +145,39 @@ def load(size: Size) -> Table:
     return Table(f"Single questions, {size.machines} {SHAPE}, power of two", head, rows)
 
 
+_NUMBER = [
+    (SINGLE, "power of two", POWER_OF_TWO),
+    (SINGLE, "power of two, 16 fronts", Routing("two", fronts=16)),
+    (SINGLE, "least, 1 s old", Routing("least", stale=1)),
+    (SINGLE, "least, 10 s old", Routing("least", stale=10)),
+    (CHAT, "conversation", Routing("conversation")),
+]
+
+
 def number(size: Size) -> Table:
-    """The same load of each machine, with more and more machines."""
+    """The same load of each machine, with more and more machines.
+
+    Their caches are smaller than a machine's memory, and large enough: single questions hit nothing, and
+    512 pages hold what conversations come back to. The largest fleet is counted for a ninth of the time,
+    the others for a third.
+    """
     one = cost("8x7b", "q4_k_m", named(SHAPE))
-    rate = 0.8 * capacity(one, SINGLE, 16)
-    size = replace(size, seconds=size.seconds / 9, warm=size.warm / 5)
     rows = []
-    for n in (size.many // 200, size.many // 20, size.many):
-        for name, routing in (
-            ("random", Routing("random")),
-            ("two", Routing("two")),
-            ("least, 1 s old", Routing("least", stale=1)),
-            ("least, 10 s old", Routing("least", stale=10)),
-        ):
-            # Few pages: nobody asks twice, and thousands of caches take gigabytes.
-            tally = settled(one, size, SINGLE, rate, n=n, routing=routing, n_pages=256)[1]
-            speed = tally.generated / size.seconds
-            proxies = f"{speed * HTTP:.2f}"
-            rows.append([f"{n}", name, f"{speed:.0f}", *seen(tally), proxies])
-    head = ["machines", "router", "tokens/s of all", *SEEN, "cores that pass them on"]
-    return Table("Single questions at 80% of the capacity", head, rows)
+    for n in (size.many // 100, size.many // 10, size.many):
+        for workload, name, routing in _NUMBER:
+            chat = workload is CHAT
+            counted = size.seconds / (9 if n == size.many else 3)
+            shorter = replace(size, seconds=counted, warm=size.warm * (1.5 if chat else 0.5))
+            rate = 0.8 * capacity(one, workload, 16, hits=0.85 * chat)
+            pages = 512 if chat else 256
+            fleet, tally = settled(one, shorter, workload, rate, n=n, routing=routing, n_pages=pages)
+            speed = tally.generated / counted
+            busiest = max(engine.n_texts for engine in fleet.engines)
+            del fleet  # before the next one is made
+            row = [f"{n}", workload.name, name, f"{tally.hits:.0%}" * chat, *seen(tally), f"{busiest}"]
+            rows.append([*row, f"{speed:.0f}", f"{speed * HTTP:.2f}"])
+    head = ["machines", "questions", "router", "hits", *SEEN, "texts of the busiest", "tokens/s of all"]
+    return Table("80% of the capacity", [*head, "cores that pass them on"], rows)
 
 
 _ROUTERS = {
@@ -175,6 +192,7 @@ _ROUTERS = {
 def routers(size: Size) -> Table:
     """Conversations by different routers, at a load that only a warm cache can bear."""
     one = cost("8x7b", "q4_k_m", named(SHAPE))
+    size = replace(size, warm=_LONGER * size.warm)
     rows = []
     for part in (0.5, 0.8):
         rate = part * capacity(one, CHAT, 16, hits=0.85)
@@ -188,6 +206,7 @@ def routers(size: Size) -> Table:
 
 def changes(size: Size) -> Table:
     """Machines that come, and machines that fail."""
+    size = replace(size, warm=_LONGER * size.warm)
     one = cost("8x7b", "q4_k_m", named(SHAPE))
     rate = 0.7 * capacity(one, CHAT, 16, hits=0.85)
     rows = []

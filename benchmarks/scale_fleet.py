@@ -7,15 +7,18 @@ from collections import deque
 
 import numpy as np
 from scale_cost import Cost
-from scale_machine import PAGE_BYTES, Engine, Stages
+from scale_machine import Engine, Stages
 from scale_routing import POWER_OF_TWO, Router, Routing
 from scale_tally import Tally
 from scale_workload import Text, Workload
 
 from pymixtral.ops import PAGE
 
+_PAGE_BYTES = 1024
+"""Of a page that the prefix cache has, with its ids. Measured, of whole fleets."""
+
 _MOST_BYTES = 4 << 30
-"""Of the caches of a fleet: the system may commit all of it."""
+"""Of the caches of a fleet, when they are full."""
 
 
 class Fleet:
@@ -40,6 +43,7 @@ class Fleet:
     Attributes:
         now: seconds since the beginning.
         engines: all of them.
+        router: chooses among them.
         tally: what happened since the last call of restart().
 
     Raises:
@@ -72,7 +76,7 @@ class Fleet:
                 f"({cost.config.name}, {cost.mix}, {cost.stages} x {cost.machine.name}): choose a larger machine"
             )
         total = n_engines + growth[0]
-        if total * n_pages * PAGE_BYTES > _MOST_BYTES:
+        if total * n_pages * _PAGE_BYTES > _MOST_BYTES:
             raise ValueError(
                 f"expected caches of at most {_MOST_BYTES >> 30} GiB to simulate, found {total} of {n_pages} pages: "
                 "give n_pages"
@@ -86,7 +90,7 @@ class Fleet:
         self.engines = [
             Engine(groups[i // cost.stages], n_pages, max_running, n_batch, pace, leaps=leaps) for i in range(total)
         ]
-        self._router = Router(routing, total, n_engines, seed, self._rng)
+        self.router = Router(routing, total, n_engines, seed, self._rng)
         self._number = 0
         self._events: list[tuple[float, int, str, int, int, Text | None]] = []
         self._stranded: deque[Text] = deque()
@@ -169,10 +173,10 @@ class Fleet:
             again: whether it was sent before.
         """
         self.tally.asked += not again
-        if not self._router.n_up:
+        if not self.router.n_up:
             self._stranded.append(text)
             return
-        i = self._router.send(text, self.now)
+        i = self.router.send(text, self.now)
         engine = self.engines[i]
         engine.add(text)
         end = engine.cut(self.now) if engine.busy else engine.begin(self.now)
@@ -183,7 +187,7 @@ class Fleet:
         """A pass ends."""
         engine = self.engines[i]
         for text in engine.end(self.now):
-            self._router.finish(i)
+            self.router.finish(text, i)
             if text.turn + 1 < len(text.conversation.turns):
                 at = self.now + self._rng.exponential(self.workload.think)
                 self._push(at, "ask", text=Text(text.conversation, text.turn + 1, at))
@@ -194,7 +198,7 @@ class Fleet:
     def _fail(self, i: int) -> None:
         if not self._life:
             return
-        self._router.set_up(i, up=False)
+        self.router.set_up(i, up=False)
         lost = self.engines[i].reset()
         self._push(self.now + self._repair, "return", i)
         for text in lost:
@@ -203,11 +207,11 @@ class Fleet:
             self.ask(Text(text.conversation, text.turn, text.asked), again=True)
 
     def _return(self, i: int) -> None:
-        self._router.set_up(i, up=True)
+        self.router.set_up(i, up=True)
         if self._life:
             self._push(self.now + self._rng.exponential(self._life), "fail", i)
         while self._stranded:
             self.ask(self._stranded.popleft(), again=True)
 
     def _grow(self, _: int) -> None:
-        self._router.set_up(slice(None), up=True)
+        self.router.set_up(slice(None), up=True)

@@ -9,6 +9,7 @@ in which the same texts get a token each are taken at once, as many as nothing c
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from scale_cost import Cost
@@ -21,9 +22,6 @@ from pymixtral.engine.pages import Pages
 from pymixtral.engine.scheduler import Entry, Scheduler
 from pymixtral.model.kv_cache import KVCache
 from pymixtral.ops import PAGE
-
-PAGE_BYTES = 2048
-"""Of a page of a simulated cache."""
 
 
 class Blank(KVCache):
@@ -105,6 +103,7 @@ class Engine:
 
     def _start(self) -> None:
         self.pages = Pages(Blank(self._n_pages))
+        self._texts = cast("dict[Entry, Text]", self.pages.requests)
         self.scheduler = Scheduler(self.pages, self._max_running)
         self._pace = Pace(self._limit, self._n_batch)
         self._pass: list[tuple[Entry, int]] | _Leap | None = None
@@ -117,7 +116,7 @@ class Engine:
         Returns:
             The texts that it had.
         """
-        lost = [text for text in self.pages.requests.values() if isinstance(text, Text)]
+        lost = list(self._texts.values())
         self._start()
         return lost
 
@@ -195,18 +194,18 @@ class Engine:
         """The passes for which plan() can only return a token of each running text."""
         scheduler = self.scheduler
         running = scheduler.running
-        if not running or any(entry.n_left != 1 or self._text(entry).last != self._begun for entry in running):
-            return 1  # a text that got no token in the last pass waits for longer than a pass
-        if scheduler.waiting and len(running) < scheduler.max_running:
+        if not running or (scheduler.waiting and len(running) < scheduler.max_running):
             return 1
-        # A page that is full is indexed in its pass, so that the prefix cache's pages have their ages.
-        n = min(min(self._text(entry).n_left, PAGE - entry.n_computed % PAGE) for entry in running)
-        return n if sum(entry.n_new_pages(n) for entry in running) <= self.pages.n_available() else 1
-
-    def _text(self, entry: Entry) -> Text:
-        text = self.pages.requests[entry]
-        assert isinstance(text, Text)
-        return text
+        texts, n, n_new = self._texts, PAGE, 0
+        for entry in running:
+            text = texts[entry]
+            if text.last != self._begun or entry.n_left != 1:
+                return 1  # a text that got no token in the last pass waits for longer than a pass
+            # A page that is full is indexed in its pass, so that the prefix cache's pages have their ages.
+            used = entry.n_computed % PAGE
+            n = min(n, text.n_left, PAGE - used)
+            n_new += not used
+        return n if not n_new or n_new <= self.pages.n_available() else 1
 
     def end(self, now: float) -> list[Text]:
         """End the pass, or passes.
@@ -217,38 +216,60 @@ class Engine:
         done, self._pass = self._pass, None
         assert done
         if isinstance(done, _Leap):
-            seconds, entries = np.diff(done.ends), done.entries
-            n = len(seconds)
-            self._compute([(entry, n) for entry in entries])
-            for one in seconds.tolist():
-                self._pace.observe(len(entries), 0, one)
-            self.tally.between.add(seconds, len(entries))
-            self._count(n, n * len(entries))
-            return [text for entry in entries if (text := self._advance(entry, n, now, leapt=True))]
+            return self._end_leap(done, now)
         n_decoding = sum(entry.n_left == 1 for entry, _ in done)
         n_prompt = sum(n for entry, n in done if entry.n_left > 1)
         self._compute(done)
-        finished = [text for entry, n in done if (text := self._advance(entry, n, now, leapt=False))]
+        finished = [text for entry, n in done if (text := self._advance(entry, n, now))]
         self._pace.observe(n_decoding, n_prompt, now - self._begun)
         self._count(1, len(done))
         return finished
 
+    def _end_leap(self, leap: _Leap, now: float) -> list[Text]:
+        """What a pass after the other would do to texts that get tokens within a page."""
+        seconds, entries, texts = np.diff(leap.ends), leap.entries, self._texts
+        n, finished = len(seconds), []
+        self._compute([(entry, n) for entry in entries])
+        for one in seconds.tolist():
+            self._pace.observe(len(entries), 0, one)
+        self.tally.between.add(seconds, len(entries))
+        self.tally.generated += n * len(entries)
+        self._count(n, n * len(entries))
+        for entry in entries:
+            text = texts[entry]
+            entry.n_computed += n
+            entry.passed_over = 0
+            text.n_ids += n
+            entry.n_ids = text.n_ids
+            text.last = now
+            if not text.n_left:
+                self._finish(entry, text)
+                finished.append(text)
+            elif not entry.n_computed % PAGE:
+                self.pages.index(text)
+        return finished
+
     def _compute(self, batch: list[tuple[Entry, int]]) -> None:
-        """What Loop._forward and Model.forward do to the pages."""
-        self.pages.make_free(sum(entry.n_new_pages(n) for entry, n in batch))
-        for entry, n in batch:
-            sequence = self._text(entry).sequence
+        """What Loop._forward and Model.forward do to the pages.
+
+        The rest of a text's last page is reserved with it.
+        """
+        n_new = [entry.n_new_pages(n) for entry, n in batch]
+        self.pages.make_free(sum(n_new))
+        for (entry, n), new in zip(batch, n_new, strict=True):
+            sequence = self._texts[entry].sequence
             assert sequence
-            sequence.reserve(n)
+            if new:
+                sequence.reserve(n + -(entry.n_computed + n) % PAGE)
             sequence.advance(n)
 
     def _count(self, passes: int, texts: int) -> None:
         self.tally.passes += passes
         self.tally.texts += texts
 
-    def _advance(self, entry: Entry, n: int, now: float, *, leapt: bool) -> Text | None:
+    def _advance(self, entry: Entry, n: int, now: float) -> Text | None:
         """What Loop._advance does for a text: n more ids are computed. Returns it if it is complete."""
-        text, tally = self._text(entry), self.tally
+        text, tally = self._texts[entry], self.tally
         if not text.begun:
             text.begun = True
             tally.cached += entry.n_computed
@@ -256,22 +277,24 @@ class Engine:
         entry.n_computed += n
         entry.shares_tail = False
         entry.passed_over = 0
-        drawn = entry.n_computed - entry.n_ids + 1  # of a leap all, of a pass one
-        if drawn > 0:
+        if entry.n_computed == entry.n_ids:
             if text.n_ids == text.n_prompt:
                 text.first = now
-                tally.first.add(np.array([now - text.asked]))
-            elif not leapt:
-                tally.between.add(np.array([now - text.last]))
-            tally.generated += drawn
-            text.n_ids += drawn
+                tally.first.add_one(now - text.asked)
+            else:
+                tally.between.add_one(now - text.last)
+            tally.generated += 1
+            text.n_ids += 1
             text.last = now
             entry.n_ids = text.n_ids
         if text.n_left:
             self.pages.index(text)
             return None
-        self.scheduler.remove(entry)
-        del self.pages.requests[entry]
-        self.pages.leave(text)
-        tally.finished += 1
+        self._finish(entry, text)
         return text
+
+    def _finish(self, entry: Entry, text: Text) -> None:
+        self.scheduler.remove(entry)
+        del self._texts[entry]
+        self.pages.leave(text)
+        self.tally.finished += 1

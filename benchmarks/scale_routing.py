@@ -24,12 +24,15 @@ class Routing:
         full: texts of the chosen machine from which on "prefix" and "conversation" look at two
             others and take the better one if it has two thirds of the texts or fewer.
         stale: seconds between two looks of "least".
+        fronts: processes that route, of which a question meets any. Each knows only of the texts that
+            it sent itself, but for "least", which asks the machines.
     """
 
     policy: str = "two"
     pages: int = 4
     full: int = 16
     stale: float = 1.0
+    fronts: int = 1
 
 
 POWER_OF_TWO = Routing()
@@ -45,13 +48,16 @@ class Router:
         n_up: those that there are; the others are down.
         seed: of the hash.
         rng: draws the rest.
+
+    Attributes:
+        load: texts of each machine that each front knows of, int64 [fronts, n].
     """
 
     def __init__(self, routing: Routing, n: int, n_up: int, seed: int, rng: np.random.Generator) -> None:
         self._routing = routing
         self._rng = rng
-        self._load = np.zeros(n, np.int64)
-        self._seen, self._looked = self._load.copy(), -1.0
+        self.load = np.zeros((routing.fronts, n), np.int64)
+        self._seen, self._looked = self.load.sum(0), -1.0
         self._salts = np.random.default_rng([seed, 1]).integers(1 << 63, size=n, dtype=np.uint64)
         self._alive = np.arange(n) < n_up
         self._ups = np.flatnonzero(self._alive)
@@ -71,7 +77,7 @@ class Router:
         self._alive[i] = up
         self._ups = np.flatnonzero(self._alive)
         if not up:
-            self._load[i] = 0
+            self.load[:, i] = 0
 
     def send(self, text: Text, now: float) -> int:
         """Choose a machine for a question, and count it there; one at least must be up.
@@ -83,36 +89,37 @@ class Router:
         Returns:
             The number of the machine.
         """
-        i = self._choose(text, now)
-        self._load[i] += 1
+        text.front = int(self._rng.integers(self._routing.fronts)) if self._routing.fronts > 1 else 0
+        i = self._choose(text, now, self.load[text.front])
+        self.load[text.front, i] += 1
         return i
 
-    def finish(self, i: int) -> None:
+    def finish(self, text: Text, i: int) -> None:
         """Note that a machine has answered a question."""
-        self._load[i] -= 1
+        self.load[text.front, i] -= 1
 
-    def _choose(self, text: Text, now: float) -> int:
+    def _choose(self, text: Text, now: float, load: NDArray[np.int64]) -> int:
         routing, ups = self._routing, self._ups
         if routing.policy == "random":
             return int(ups[self._rng.integers(len(ups))])
         if routing.policy == "two":
-            return self._better()
+            return self._better(load)
         if routing.policy == "least":
             if now - self._looked >= routing.stale:
-                self._seen, self._looked = self._load.copy(), now
+                self._seen, self._looked = self.load.sum(0), now
             few = self._seen[ups]
             return int(self._rng.choice(ups[few == few.min()]))
         key = text.conversation.number if routing.policy == "conversation" else _hash(text, routing.pages)
         i = int(ups[np.argmax(_mix(self._salts[ups] ^ np.uint64(key)))])
-        if self._load[i] >= routing.full:
-            other = self._better()
-            if 1.5 * self._load[other] <= self._load[i]:
+        if load[i] >= routing.full:
+            other = self._better(load)
+            if 1.5 * load[other] <= load[i]:
                 return other
         return i
 
-    def _better(self) -> int:
+    def _better(self, load: NDArray[np.int64]) -> int:
         a, b = (int(one) for one in self._ups[self._rng.integers(len(self._ups), size=2)])
-        return a if self._load[a] <= self._load[b] else b
+        return a if load[a] <= load[b] else b
 
 
 def _hash(text: Text, pages: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import log
 
 import numpy as np
 
@@ -24,6 +25,10 @@ class Histogram:
         """
         bins = np.clip(np.log(np.maximum(values, 1e-6) / 1e-6) / 0.01, 0, 2999).astype(np.int64)
         np.add.at(self._counts, bins, times)
+
+    def add_one(self, value: float) -> None:
+        """Add a number, once; see add()."""
+        self._counts[min(max(int(log(max(value, 1e-6) / 1e-6) / 0.01), 0), 2999)] += 1
 
     def __len__(self) -> int:
         return int(self._counts.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -40,7 +41,6 @@ class Workload:
     def conversation(self, rng: np.random.Generator) -> Conversation:
         """Draw a conversation with all of its questions and answers."""
         tenant = int(rng.integers(self.tenants))
-        prefix = np.random.default_rng([7, tenant]).integers(3, 32000, self.system, np.int32)
         turns, length = [], self.system
         for _ in range(int(rng.geometric(1 / self.turns))):
             message, answer = (self._length(median, rng) for median in (self.message, self.answer))
@@ -50,7 +50,7 @@ class Workload:
             length += message + answer
         if not turns:
             turns, length = [(self.system + 1, 1)], self.system + 2
-        ids = np.concatenate([prefix, rng.integers(3, 32000, length - self.system, np.int32)])
+        ids = np.concatenate([_system(tenant, self.system), rng.integers(3, 32000, length - self.system, np.int32)])
         return Conversation(int(rng.integers(1 << 62)), ids, turns)
 
     def _length(self, median: int, rng: np.random.Generator) -> int:
@@ -58,7 +58,7 @@ class Workload:
         return int(np.clip(round(median * np.exp(self.spread * rng.standard_normal())), 1, most))
 
 
-CHAT = Workload("chat")
+CHAT = Workload("conversations")
 DOCUMENTS = Workload("documents", system=64, message=1500, answer=150, spread=1.0, turns=2.0, think=60.0)
 SINGLE = Workload("single questions", tenants=1, system=1, message=120, answer=150, turns=1.0)
 
@@ -85,6 +85,12 @@ class Text(Request):
         conversation: whose.
         turn: the number of the question.
         asked: when it was asked, in seconds of the virtual clock.
+
+    Attributes:
+        first: when it got its first token.
+        last: when it got its last one so far.
+        n_answer: tokens of the answer.
+        front: the number of the process that routed it.
     """
 
     def __init__(self, conversation: Conversation, turn: int, asked: float) -> None:
@@ -96,11 +102,18 @@ class Text(Request):
         self.asked = asked
         self.first = self.last = asked
         self.n_answer = answer
+        self.front = 0
 
     @property
     def n_left(self) -> int:
         """Tokens of the answer that are missing."""
         return self.n_prompt + self.n_answer - self.n_ids
+
+
+@cache
+def _system(tenant: int, n: int) -> I32:
+    """A system prompt."""
+    return np.random.default_rng([7, tenant]).integers(3, 32000, n, np.int32)
 
 
 def questions(lengths: list[tuple[int, int]], seed: int = 0) -> Iterator[Text]:

@@ -22,7 +22,7 @@ from scale_experiments import EXPERIMENTS, Size
 from scale_fleet import Fleet
 from scale_measured import checks
 from scale_routing import Routing
-from scale_tally import Tally
+from scale_tally import Histogram, Tally
 from scale_workload import CHAT, SINGLE, Conversation, Text, Workload, questions
 
 SMALL = Workload("small", tenants=2, system=40, message=50, answer=20, turns=3.0, think=5.0, context=512)
@@ -87,17 +87,23 @@ def test_leaps_change_nothing(one: Cost, seed: int, n_pages: int, max_running: i
     st.sampled_from([0.0, 30.0]),
     st.sampled_from([10, 60]),
     st.sampled_from([1, 2]),
+    st.sampled_from([1, 3]),
 )
 @settings(deadline=None, max_examples=25)
-def test_no_question_and_no_page_is_lost(seed: int, policy: str, life: float, n_pages: int, stages: int) -> None:
+def test_no_question_and_no_page_is_lost(
+    seed: int, policy: str, life: float, n_pages: int, stages: int, fronts: int
+) -> None:
     one = cost("8x7b", "q4_k_m", named("r8a.8xlarge"), stages=stages)
-    routing = Routing(policy, full=2)
+    routing = Routing(policy, full=2, fronts=fronts)
     fleet = Fleet(one, 4, SMALL, 0.5, seed=seed, n_pages=n_pages, life=life, repair=5, routing=routing, max_running=4)
     fleet.run(30)
     assert fleet.tally.asked == fleet.tally.finished + fleet.n_texts
+    assert fleet.router.load.shape == (fronts, 4)
+    assert fleet.router.load.sum(0).tolist() == [engine.n_texts for engine in fleet.engines]
     tally = fleet.drain()
     assert tally.asked == tally.finished == len(tally.first) - tally.again
     assert fleet.n_texts == 0
+    assert not fleet.router.load.any()
     for engine in fleet.engines:
         pages = engine.pages
         assert pages.n_available() == pages.cache.n_pages
@@ -156,6 +162,27 @@ def test_a_failed_machine_gives_its_questions_to_others(one: Cost) -> None:
     assert fleet.tally.retried > 0
     tally = fleet.drain()
     assert tally.asked == tally.finished
+
+
+def test_fronts_that_know_their_own_texts_alone_load_machines_less_evenly(one: Cost) -> None:
+    busiest = {}
+    for fronts in (1, 40):
+        fleet = Fleet(one, 40, SINGLE, 0, seed=1, n_pages=400, routing=Routing("two", fronts=fronts))
+        for text in questions([(50, 20)] * 160):
+            fleet.ask(text)
+        busiest[fronts] = max(engine.n_texts for engine in fleet.engines)
+    assert 4 <= busiest[1] < busiest[40]
+
+
+@given(st.lists(st.floats(1e-7, 1e6), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_one_number_is_counted_as_many_are(values: list[float]) -> None:
+    found = Histogram(), Histogram()
+    found[0].add(np.array(values))
+    for value in values:
+        found[1].add_one(value)
+    for q in (0.01, 0.3, 1.0):
+        assert found[0].quantile(q) == pytest.approx(found[1].quantile(q), rel=0.011)
 
 
 def test_experts_that_are_read() -> None:

@@ -176,6 +176,11 @@ def serve(
         raise click.UsageError("expected --pipeline beside --ray, found it alone: it needs hosts of a cluster")
     if n_stages is not None and adapter["adapters"]:
         raise click.UsageError("expected --pipeline without --adapter, found both: its stages take no adapters")
+    if address is not None and adapter_folder is not None:
+        raise click.UsageError(
+            "expected --ray without --allow-adapter-loading, found both: a request would load into one replica, and "
+            "the next one ask another; name the adapters by --adapter"
+        )
     _refuse_workers()
     keys = _keys(api_key_file)
     from pymixtral.server.log import Log

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+import socket
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
@@ -11,6 +14,11 @@ _HOW = (
     "start one with `ray start --head` here, and with `ray start --address=HOST:6379` on each other host; all need "
     "one token (`ray get-auth-token --generate`)"
 )
+
+_HOST_PORT = re.compile(r"(.+):([0-9]+)")
+
+_SECONDS = 10
+"""How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
 
 
 def connect(address: str = "auto") -> bool:
@@ -34,8 +42,9 @@ def connect(address: str = "auto") -> bool:
     if ray.is_initialized():
         return False
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
-    if address != "auto" and (not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal()):
+    if address != "auto" and not _HOST_PORT.fullmatch(address):
         raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
+    _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
@@ -56,6 +65,23 @@ def connect(address: str = "auto") -> bool:
             f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     return True
+
+
+def _reach(address: str) -> None:
+    """Makes sure that somebody listens at HOST:PORT; Ray has addresses of other forms, too.
+
+    Raises:
+        InvalidArgumentError: if nobody does.
+    """
+    found = _HOST_PORT.fullmatch(address)
+    if not found:
+        return
+    try:
+        socket.create_connection((found[1].strip("[]"), int(found[2])), _SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:  # a port too large; a name with an empty or a long part
+        raise InvalidArgumentError(
+            f"expected a cluster of Ray at {address}, found nobody who listens there ({error}): {_HOW}"
+        ) from None
 
 
 def _first(error: Exception) -> str:
