@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,22 @@ def test_a_signal_while_replicas_start(driver: Any) -> None:
     server.send(signal.SIGTERM)
     assert server.wait() == 0
     assert "pymixtral-early" not in ray.serve.status().applications
+
+
+def test_a_command_that_was_killed_is_replaced(driver: Any) -> None:
+    """Though its replicas have all CPUs, and write what nobody reads."""
+    line = ("--ray", driver.address, "--replicas", "2", "-t", "4", "--name", "again")
+    killed = Server(*line).ready()
+    with killed.client() as client, ExitStack() as streams:
+        for i in range(4):
+            body = {**ENDLESS, "prompt": f"Tale {i}. " * 8, "stream": True}
+            next(streams.enter_context(client.stream("POST", "/v1/completions", json=body)).iter_raw())
+        killed.stop()
+    server = Server(*line).ready()
+    with server.client() as client:
+        assert client.post("/v1/completions", json={"prompt": "Once", "max_tokens": 3}).status_code == 200
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
 
 
 def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
