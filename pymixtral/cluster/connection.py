@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import socket
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
@@ -11,6 +13,8 @@ _HOW = (
     "start one with `ray start --head` here, and with `ray start --address=HOST:6379` on each other host; all need "
     "one token (`ray get-auth-token --generate`)"
 )
+
+_CONNECT_SECONDS = 10.0
 
 
 def connect(address: str = "auto") -> bool:
@@ -34,8 +38,8 @@ def connect(address: str = "auto") -> bool:
     if ray.is_initialized():
         return False
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
-    if address != "auto" and (not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal()):
-        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
+    if address != "auto":
+        _check_listens(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
@@ -56,6 +60,19 @@ def connect(address: str = "auto") -> bool:
             f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     return True
+
+
+def _check_listens(address: str) -> None:
+    """Checks an address before Ray does, which takes a minute for one where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
+        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name with a long part
+        raise InvalidArgumentError(
+            f"expected a cluster of Ray, found none at {shown(address)} ({_first(error)}): {_HOW}"
+        ) from None
 
 
 def _first(error: Exception) -> str:
