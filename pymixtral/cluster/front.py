@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -87,7 +88,10 @@ class Front:
 
     async def _metrics(self, request: Request) -> Response:
         """What Prometheus reads: the metrics of all replicas, each with the label `replica`."""
-        replicas = await self._opened().broadcast("metrics").results_async(timeout_s=10, return_exceptions=True)
+        asked = self._opened().broadcast("metrics")
+        replicas: list[Any] = []
+        with suppress(serve_errors.DeploymentUnavailableError, TimeoutError):  # while no replica runs, or all are busy
+            replicas = await asked.results_async(timeout_s=10, return_exceptions=True)
         registry = CollectorRegistry()
         registry.register(_Labelled([found for found in replicas if not isinstance(found, Exception)]))
         registry.register(self._again)

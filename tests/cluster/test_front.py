@@ -117,6 +117,32 @@ def test_a_full_queue_is_told_as_the_server_tells_it() -> None:
     assert answer.headers["retry-after"]
 
 
+def test_metrics_while_no_replica_answers() -> None:
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    from pymixtral.cluster.front import Front
+
+    class NoReplica(Handle):
+        error: Exception
+
+        def broadcast(self, _: str) -> NoReplica:
+            return self
+
+        async def results_async(self, **_: Any) -> Any:
+            raise self.error
+
+    async def asked(error: Exception) -> httpx.Response:
+        front = Front(Service(Settings()))
+        front.handle = NoReplica()
+        front.handle.error = error
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            return await client.get("/metrics")
+
+    for error in (DeploymentUnavailableError(None), TimeoutError()):  # type: ignore[arg-type]
+        answer = asyncio.run(asked(error))
+        assert (answer.status_code, "requests_sent_again" in answer.text) == (200, True)
+
+
 def test_a_fault_of_a_replica_is_told_as_that_of_the_server() -> None:
     answer = ask(Handle([ValueError("secret")]))
     assert answer.status_code == 500
