@@ -31,6 +31,9 @@ from pymixtral.server.service import Service, server_ends
 _TRIES = 3
 """Replicas that get a request. One that ends each of them would end them all."""
 
+_COUNT_SECONDS = 5.0
+"""How long the cluster may take to say how many replicas run."""
+
 _OURS = frozenset((b"authorization", b"x-api-key", b"origin", b"host", b"x-request-id", b"transfer-encoding"))
 """Headers of requests that are checked here, and no replica's business."""
 
@@ -79,8 +82,13 @@ class Front:
     async def _health(self) -> Response:
         """Whether a replica is ready."""
         state = "draining" if self._service.draining else "loading" if self.handle is None else "ready"
-        if state == "ready" and not await asyncio.to_thread(self.count):
-            state = "alone"
+        if state == "ready":
+            try:
+                n = await asyncio.wait_for(asyncio.to_thread(self.count), _COUNT_SECONDS)
+            except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+                n = 0  # a cluster without its head does not answer
+            if not n:
+                state = "alone"
         if state == "ready":
             return JSONResponse({"status": "ok"})
         error = {"code": 503, "message": _STATES[state], "type": "unavailable_error"}
