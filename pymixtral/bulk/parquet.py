@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pymixtral.arguments import shown
-from pymixtral.errors import InvalidArgumentError, UnsupportedError
+from pymixtral.errors import InvalidArgumentError, PymixtralError, UnsupportedError
 from pymixtral.files.kinds import named
 
 _MAGIC = b"PAR1"
@@ -76,8 +76,15 @@ def rows(path: Path, first: int) -> Iterator[tuple[int, bytes]]:
                     for row in batch.slice(skipped).to_pylist():
                         yield number, _line(row)
                         number += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(f"expected a Parquet file, found a damaged one ({error})") from error
+    except PymixtralError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        why = " ".join(str(error).split())
+        raise InvalidArgumentError(
+            f"expected a Parquet file with values that JSON has, found another or a damaged one ({why})"
+        ) from error
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -161,10 +161,14 @@ class ClusterBulk(Bulk):
                 data, head = next(records, b""), line.head.encode()
                 if not data.startswith(head + b", ") or not data.endswith(b"}\n"):
                     self._refuse(chunk, f"the record of prompt {line.index}")
+                try:
+                    record = json.loads(data)
+                except (ValueError, RecursionError):
+                    self._refuse(chunk, f"the record of prompt {line.index}")
                 self._records.append(data.decode("utf-8"))
-                self.n_failed += data.startswith(head + b', "error": ')
+                self.n_failed += "error" in record
                 if own:
-                    self.n_tokens += json.loads(data).get("usage", {}).get("generated_tokens", 0)
+                    self.n_tokens += record.get("usage", {}).get("generated_tokens", 0)
             if next(records, None):
                 self._refuse(chunk, f"{chunk.n_lines} records")
         self._records.sync()

@@ -203,6 +203,8 @@ class Parts:
                 f"{named(path)}: expected a part that another node has written, found none: "
                 "put the output into a folder that all nodes share"
             )
+        if not path.is_file():
+            raise OutputError(f"{named(path)}: expected a file of records, found something else: remove it")
         try:
             with path.open("rb") as file:
                 yield from file

@@ -15,7 +15,7 @@ _HOW = (
     "one token (`ray get-auth-token --generate`)"
 )
 
-_HOST_PORT = re.compile(r"(.+):([0-9]+)")
+_HOST_PORT = re.compile(r"(.+):([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])")
 
 _SECONDS = 10
 """How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
@@ -78,9 +78,9 @@ def _reach(address: str) -> None:
         return
     try:
         socket.create_connection((found[1].strip("[]"), int(found[2])), _SECONDS).close()
-    except (OSError, OverflowError, UnicodeError) as error:  # a port too large; a name with an empty or a long part
+    except (OSError, UnicodeError) as error:  # UnicodeError: of a name with an empty or a long part
         raise InvalidArgumentError(
-            f"expected a cluster of Ray at {address}, found nobody who listens there ({error}): {_HOW}"
+            f"expected a cluster of Ray, found none at {shown(address)} ({_first(error)}): {_HOW}"
         ) from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI, Response
@@ -29,6 +30,9 @@ from pymixtral.server.service import Service, server_ends
 
 _TRIES = 3
 """Replicas that get a request. One that ends each of them would end them all."""
+
+_COUNT_SECONDS = 5.0
+"""How long the cluster may take to say how many replicas run."""
 
 _OURS = frozenset((b"authorization", b"x-api-key", b"origin", b"host", b"x-request-id", b"transfer-encoding"))
 """Headers of requests that are checked here, and no replica's business."""
@@ -78,8 +82,13 @@ class Front:
     async def _health(self) -> Response:
         """Whether a replica is ready."""
         state = "draining" if self._service.draining else "loading" if self.handle is None else "ready"
-        if state == "ready" and not await asyncio.to_thread(self.count):
-            state = "alone"
+        if state == "ready":
+            try:
+                n = await asyncio.wait_for(asyncio.to_thread(self.count), _COUNT_SECONDS)
+            except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
+                n = 0  # a cluster without its head does not answer
+            if not n:
+                state = "alone"
         if state == "ready":
             return JSONResponse({"status": "ok"})
         error = {"code": 503, "message": _STATES[state], "type": "unavailable_error"}
@@ -87,7 +96,10 @@ class Front:
 
     async def _metrics(self, request: Request) -> Response:
         """What Prometheus reads: the metrics of all replicas, each with the label `replica`."""
-        replicas = await self._opened().broadcast("metrics").results_async(timeout_s=10, return_exceptions=True)
+        asked = self._opened().broadcast("metrics")
+        replicas: list[Any] = []
+        with suppress(serve_errors.DeploymentUnavailableError, TimeoutError):  # while no replica runs, or all are busy
+            replicas = await asked.results_async(timeout_s=10, return_exceptions=True)
         registry = CollectorRegistry()
         registry.register(_Labelled([found for found in replicas if not isinstance(found, Exception)]))
         registry.register(self._again)

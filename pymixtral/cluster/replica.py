@@ -142,6 +142,10 @@ class Replica:
         """
         self._model.stats()
 
+    async def cut(self) -> None:
+        """End all answers that are not complete, and refuse others: this replica is about to be replaced."""
+        self._service.cut()
+
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
         """Answer a request; to cancel it is to leave as a client leaves.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ _LOAD = 0.7
 
 _END_SECONDS = 600.0
 """How long the answers of a replica that is not needed any more may take to end."""
+
+_CUT_SECONDS = 10.0
+"""How long replicas of an earlier command may take to cut their answers."""
 
 
 class Replicas:
@@ -95,7 +99,8 @@ class Replicas:
     def open(self) -> None:
         """Start the replicas, and wait until all that there are at first are ready.
 
-        An application of the same name is replaced.
+        An application of the same name is replaced. Its answers are cut, as nobody reads those of a
+        command that was killed, and they would keep their CPUs until they end.
 
         Raises:
             InvalidArgumentError: if no host has the CPUs, or a replica cannot open the model.
@@ -107,6 +112,7 @@ class Replicas:
         if self._settings.name:
             self.name = f"pymixtral-{re.sub(r'[^A-Za-z0-9_.-]', '-', self._settings.name)}"
         serve.start(proxy_location="Disabled")
+        self._cut()
         self._deployed = 0.0
         try:
             self._handle = serve.run(self._application(least, most, n_threads), name=self.name, route_prefix=None)
@@ -167,6 +173,17 @@ class Replicas:
         application = serve.status().applications.get(self.name)
         deployment = application.deployments.get(_DEPLOYMENT) if application else None
         return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+
+    def _cut(self) -> None:
+        """Ends the answers of an application of this name, if there is one."""
+        from ray import serve
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        if self.name in serve.status().applications:
+            with suppress(RayError, RayServeException, TimeoutError):  # such as of one that has no replica
+                found = serve.get_app_handle(self.name).broadcast("cut")
+                found.results(timeout_s=_CUT_SECONDS, return_exceptions=True)
 
     def _size(self) -> tuple[int, int, int]:
         """The least and the most replicas, and the threads of each."""

@@ -194,7 +194,7 @@ def disk_rate(path: str | os.PathLike[str], seconds: float = 0.5) -> DiskRate | 
 
     Returns:
         The rates; None where the system does not read past its cache, as macOS, and for a file that
-        cannot be read or has less than 1 MiB.
+        cannot be read, has less than 1 MiB, or loses its bytes meanwhile.
     """
     if not hasattr(os, "O_DIRECT"):
         return None
@@ -223,6 +223,8 @@ def _disk_rate(fd: int, n_bytes: int, places: Iterator[int], seconds: float) -> 
         while passed < seconds:
             n_read += os.preadv(fd, [buffer], next(places))
             passed = time.perf_counter() - begin
+        if not n_read:
+            raise OSError("expected bytes, found none: the file became shorter")
         return n_read / passed / 1e9
 
 

@@ -83,6 +83,22 @@ def test_rows_that_are_no_prompts(tmp_path: Path, rows: list[dict[str, Any]], wo
     assert str(error.value).startswith(f"{tmp_path}/p.parquet, row ")
 
 
+def test_values_that_python_or_json_do_not_have(tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    def nested(depth: int) -> Any:
+        return pa.list_(nested(depth - 1)) if depth else pa.int64()
+
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["x", "x"])
+    far = (pa.array([2**30], pa.int32()).cast(pa.date32()), pa.array([2**55], pa.timestamp("ms")))
+    for i, ids in enumerate((twice, *far, pa.array([2**62], pa.duration("s")), pa.array([None], nested(150)))):
+        path = tmp_path / f"{i}.parquet"
+        parquet.write_table(pa.table({"prompt": ["a"], "id": ids}), path)
+        with pytest.raises(InvalidArgumentError, match="row 1: expected a Parquet file with values that JSON has"):
+            lines(path)
+
+
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_a_damaged_file_is_refused_or_read(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pymixtral import Mixtral, OutputError
 from support.command_line import COMMAND, refused, run
 
 pytestmark = pytest.mark.ray
@@ -200,7 +201,25 @@ def test_more_cpus_than_a_node_has(cluster: Any, tiny_q8_0: Path, prompts: Path,
     assert not output.with_name("texts.jsonl.parts").exists()
 
 
-@pytest.mark.parametrize("address", ["nowhere", ":1", "host:port"])
+@pytest.mark.parametrize("damage", [b"\xff", b'{"a": 1, ', b"[" * 100_000])
+def test_a_part_that_was_tampered_with(tiny_q8_0: Path, output: Path, damage: bytes) -> None:
+    """Its records begin and end as they should. No cluster is asked, as all parts are there."""
+    from pymixtral.cluster.batch import ClusterBulk
+
+    prompts = output.with_name("prompts.jsonl")
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with Mixtral(tiny_q8_0, n_ctx=128) as model:
+        bulk = ClusterBulk(model, prompts, output, opening={}, lines=1, max_tokens=1)
+        bulk.check()
+        bulk._parts.make()
+        for chunk, line in zip(bulk._chunks, bulk._read(), strict=True):
+            (bulk._parts.path / chunk.part).write_bytes(line.head.encode() + b', "text": "' + damage + b'"x}\n')
+        with pytest.raises(OutputError, match=r"part-.*: expected the record of prompt 0, found something else"):
+            bulk.run(progress=False)
+    assert output.read_bytes() == b""
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":1", "host:port", "host:99999", "host:\u00b2"])
 def test_an_address_that_is_none_leaves_no_folder(tiny_q8_0: Path, prompts: Path, output: Path, address: str) -> None:
     line = ["generate", "-m", tiny_q8_0, "--prompts", prompts, "-o", output, "-c", 128, "--ray", address]
     refused(run(*line), "expected the address of a cluster as HOST:PORT", address)

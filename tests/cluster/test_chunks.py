@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,16 @@ def test_a_folder_that_another_node_does_not_see(tmp_path: Path, monkeypatch: py
     parts.publish("ab")
     assert not parts.is_shared("cd")
     with pytest.raises(OutputError, match="put the output into a folder that all nodes share"):
+        list(parts.lines(chunk))
+
+
+def test_a_part_that_is_no_file(tmp_path: Path) -> None:
+    """A pipe, too, which would be waited for without an end."""
+    (chunk,) = cut_of(write(tmp_path / "p.jsonl", 2), 4)
+    parts = Parts(tmp_path / "texts.jsonl")
+    parts.make()
+    os.mkfifo(parts.path / chunk.part)
+    with pytest.raises(OutputError, match="expected a file of records, found something else"):
         list(parts.lines(chunk))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -115,6 +116,54 @@ def test_a_full_queue_is_told_as_the_server_tells_it() -> None:
     answer = ask(Handle([BackPressureError(num_queued_requests=1, max_queued_requests=1)]))
     assert (answer.status_code, answer.json()["error"]["code"]) == (429, "queue_full")
     assert answer.headers["retry-after"]
+
+
+def test_health_while_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymixtral.cluster import front as module
+
+    monkeypatch.setattr(module, "_COUNT_SECONDS", 0.01)
+    over = threading.Event()
+
+    def count() -> int:
+        over.wait()
+        return 1
+
+    async def asked() -> httpx.Response:
+        front = module.Front(Service(Settings()))
+        front.handle, front.count = Handle(), count
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            try:
+                return await client.get("/health")
+            finally:
+                over.set()
+
+    assert asyncio.run(asked()).status_code == 503
+
+
+def test_metrics_while_no_replica_answers() -> None:
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    from pymixtral.cluster.front import Front
+
+    class NoReplica(Handle):
+        error: Exception
+
+        def broadcast(self, _: str) -> NoReplica:
+            return self
+
+        async def results_async(self, **_: Any) -> Any:
+            raise self.error
+
+    async def asked(error: Exception) -> httpx.Response:
+        front = Front(Service(Settings()))
+        front.handle = NoReplica()
+        front.handle.error = error
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            return await client.get("/metrics")
+
+    for error in (DeploymentUnavailableError(None), TimeoutError()):  # type: ignore[arg-type]
+        answer = asyncio.run(asked(error))
+        assert (answer.status_code, "requests_sent_again" in answer.text) == (200, True)
 
 
 def test_a_fault_of_a_replica_is_told_as_that_of_the_server() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,56 @@ def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
         replicas.close()
 
 
+def test_a_replica_whose_engine_has_a_fault_is_replaced(driver: Any, tmp_path: Path) -> None:
+    from ray.serve.exceptions import DeploymentUnavailableError
+
+    from pymixtral.cluster.replica import Forwarded, open_model
+    from pymixtral.cluster.replicas import Replicas
+    from pymixtral.server.settings import Settings
+
+    here = str(tmp_path)
+
+    def faulty(*, n_threads: int) -> Mixtral:
+        """A function of a function, which Ray sends as it is. The first engine ends when a file appears."""
+        model = open_model(None, n_threads=n_threads)
+        try:
+            Path(here, "opened").touch(exist_ok=False)
+        except FileExistsError:
+            return model
+        loop = model.core.engine._open()
+        turn = loop._turn
+
+        def failing() -> None:
+            turn()
+            if Path(here, "end").exists():
+                raise MemoryError
+
+        loop._turn = failing  # type: ignore[method-assign]
+        return model
+
+    settings = Settings(loopback=False, name="faulty")
+    replicas = Replicas(faulty, settings, address=driver.address, n=(1, 1), n_threads=1)
+    try:
+        replicas.open()
+        first = replicas._handle.about.remote().result()
+        (tmp_path / "end").touch()
+        head, body = ((b"content-type", b"application/json"),), b'{"prompt": "Once", "max_tokens": 9}'
+        request = Forwarded("POST", "/v1/completions", b"", head, body, ("", 0), "")
+        messages = [one for part in replicas._handle.options(stream=True).answer.remote(request) for one in part]
+        assert messages[0]["status"] >= 500
+
+        def replaced() -> bool:
+            try:
+                found = replicas._handle.broadcast("about").results(timeout_s=LONG, return_exceptions=True)
+            except DeploymentUnavailableError:  # between the two
+                return False
+            return any(getattr(one, "pid", first.pid) != first.pid for one in found)
+
+        eventually(replaced, "another replica runs")
+    finally:
+        replicas.close()
+
+
 def test_a_signal_while_replicas_start(driver: Any) -> None:
     import ray.serve
 
@@ -271,6 +322,22 @@ def test_a_signal_while_replicas_start(driver: Any) -> None:
     server.send(signal.SIGTERM)
     assert server.wait() == 0
     assert "pymixtral-early" not in ray.serve.status().applications
+
+
+def test_a_command_that_was_killed_is_replaced(driver: Any) -> None:
+    """Though its replicas have all CPUs, and write what nobody reads."""
+    line = ("--ray", driver.address, "--replicas", "2", "-t", "4", "--name", "again")
+    killed = Server(*line).ready()
+    with killed.client() as client, ExitStack() as streams:
+        for i in range(4):
+            body = {**ENDLESS, "prompt": f"Tale {i}. " * 8, "stream": True}
+            next(streams.enter_context(client.stream("POST", "/v1/completions", json=body)).iter_raw())
+        killed.stop()
+    server = Server(*line).ready()
+    with server.client() as client:
+        assert client.post("/v1/completions", json={"prompt": "Once", "max_tokens": 3}).status_code == 200
+    server.send(signal.SIGTERM)
+    assert server.wait() == 0
 
 
 def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
