@@ -25,7 +25,7 @@ from pymixtral.arguments import integer
 from pymixtral.bulk.generate import Bulk
 from pymixtral.bulk.prompts import Prompt
 from pymixtral.cluster.chunks import Chunk, Parts, cut
-from pymixtral.cluster.connection import connect
+from pymixtral.cluster.connection import connect, host_cpus
 from pymixtral.cluster.worker import Work, Worker
 from pymixtral.errors import NativeError, OutputError
 from pymixtral.files.kinds import named
@@ -284,15 +284,12 @@ def places(n_threads: int | None) -> tuple[int, int]:
     Raises:
         NativeError: if no node has as many CPUs.
     """
-    import ray
-
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = [n for n in nodes if n]
+    cpus = host_cpus()
     n_cpus = n_threads or min(cpus, default=1)
     n_workers = sum(n // n_cpus for n in cpus)
     if not n_workers:
         raise NativeError(
             f"expected a node of the cluster with {n_cpus} CPUs for a worker, found {max(cpus, default=0)} at most: "
-            f"give a worker fewer with n_threads"
+            "give a worker fewer with n_threads"
         )
     return n_cpus, n_workers

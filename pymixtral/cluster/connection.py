@@ -42,20 +42,19 @@ def connect(address: str = "auto") -> bool:
             f"expected the token of the cluster at {address}, found none or another one: copy ~/.ray/auth_token of "
             "its head, or set RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
         ) from None
-    except (ConnectionError, ValueError, RayError) as error:
-        raise InvalidArgumentError(
-            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
-        ) from None
-    except RuntimeError as error:
-        if "mismatch" in str(error):
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" in str(error):
             raise UnsupportedError(
                 f"expected the versions of Ray and Python of the cluster, found others: {' '.join(str(error).split())}"
             ) from None
-        raise InvalidArgumentError(
-            f"expected a cluster of Ray, found none at {address} ({_first(error)}): {_HOW}"
-        ) from None
+        first = str(error).strip().partition("\n")[0].rstrip(". ")
+        raise InvalidArgumentError(f"expected a cluster of Ray, found none at {address} ({first}): {_HOW}") from None
     return True
 
 
-def _first(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(". ")
+def host_cpus() -> list[int]:
+    """List the CPUs of each host of the cluster that has some."""
+    import ray
+
+    counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [n for n in counts if n]
