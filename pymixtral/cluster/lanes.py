@@ -69,7 +69,8 @@ class Lanes(Engine):
         self._engines: list[Engine] = []
         self._chains: list[Chain] = []  # the one in use; a list, as the finalizer must not hold this object
         self._pause = 0.0
-        self._before = EngineStats(*[0] * 15)
+        self._before = EngineStats.together(())  # of engines that have ended
+        self._ending_loops: list[Loop] = []
         self._lane_of: weakref.WeakKeyDictionary[Request, Engine] = weakref.WeakKeyDictionary()
         self._begun: OrderedDict[Hashable, int] = OrderedDict()
         self._ending = weakref.finalize(self, _close_all, self._chains)
@@ -151,7 +152,8 @@ class Lanes(Engine):
             raise closed(self._name)
         with self._lock:
             loops = [loop for engine in self._engines if (loop := engine._loop)]
-            return EngineStats.together([self._before, *(loop.stats() for loop in loops)])
+            past = [loop.stats().past for loop in self._ending_loops]
+            return EngineStats.together([self._before, *past, *(loop.stats() for loop in loops)])
 
     def close(self, reason: BaseException | None = None) -> None:
         """End all requests, threads and stages; see Engine."""
@@ -232,10 +234,12 @@ class Lanes(Engine):
             if self._closing.is_set() or chain not in self._chains:
                 return
             self._lost, engines, self._engines = lost, self._engines, []
-            loops = [loop for engine in engines if (loop := engine._loop)]
+            self._ending_loops = [loop for engine in engines if (loop := engine._loop)]
         for engine in engines:
             engine.close(lost)
-        self._before = EngineStats.together([self._before, *(loop.stats().past for loop in loops)])
+        with self._lock:
+            past = [loop.stats().past for loop in self._ending_loops]
+            self._before, self._ending_loops = EngineStats.together([self._before, *past]), []
         chain.close()
         self._pause = 0.0 if chain.is_ready else min(2 * self._pause or 1.0, _LONGEST_PAUSE)
         while not self._closing.wait(self._pause):

@@ -16,10 +16,11 @@ import pytest
 
 from pymixtral import AsyncMixtral, HostLostError, Mixtral
 from pymixtral.cluster.lanes import Lanes
-from pymixtral.cluster.messages import Copied, Rotated, Work
+from pymixtral.cluster.messages import Copied, Done, Rotated, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral
 from pymixtral.cluster.stages import Stage, StagePlan
 from pymixtral.errors import (
+    CanceledError,
     ClosedError,
     DeadlineError,
     InvalidArgumentError,
@@ -176,6 +177,12 @@ def test_a_text_goes_where_its_beginning_is_cached(model: PipelinedMixtral) -> N
         assert model.generate([*prompt, 9], max_tokens=1).stats.cached_tokens == len(prompt)
 
 
+def test_a_beginning_that_many_texts_have_fills_no_micro_batch(model: PipelinedMixtral) -> None:
+    before = len(chain(model).lanes)
+    model.generate([[1, *range(300, 390), 500 + i] for i in range(18)], max_tokens=1)
+    assert set(chain(model).lanes[before:]) == {0, 1, 2}
+
+
 def test_statistics_are_of_all(model: PipelinedMixtral) -> None:
     before = model.stats()
     model.generate(["a", "b", "c"], max_tokens=5, ignore_eos=True)
@@ -226,6 +233,26 @@ def test_a_pass_in_another_stage_is_cancelled(tiny_q8_0: Path) -> None:
         assert stream.finish_reason == "cancelled"
         stage._begin, stage.cancel = begin, cancel  # type: ignore[method-assign]
         model.generate(PROMPT, max_tokens=1)
+
+
+def test_work_is_cancelled_by_its_number(tiny_q8_0: Path, model: PipelinedMixtral) -> None:
+    stage = Stage(plan(tiny_q8_0, model))
+    rows, begin = np.ones((3, model.config.hidden), np.float32), stage._begin
+
+    def error(number: int) -> Exception | None:
+        return stage.run(0, Work(number, runs=[(3, 0, np.zeros(1, np.int32))]), Done(rows)).error
+
+    stage.cancel(0, 2)  # before the work comes
+    assert [type(error(number)) for number in (1, 2, 3)] == [CanceledError, CanceledError, type(None)]
+    for late, expected in ((1, type(None)), (0, CanceledError)):  # while it is computed
+
+        def beginning(mine: Any, number: int, late: int = late) -> None:
+            begin(mine, number)
+            stage.cancel(0, number - late)
+
+        stage._begin = beginning  # type: ignore[method-assign]
+        assert type(error(7 - late)) is expected
+    stage.close()
 
 
 def test_tasks(model: PipelinedMixtral, alone: Mixtral) -> None:
