@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
@@ -11,6 +12,16 @@ _HOW = (
     "start one with `ray start --head` here, and with `ray start --address=HOST:6379` on each other host; all need "
     "one token (`ray get-auth-token --generate`)"
 )
+
+
+def check_ray() -> None:
+    """Check that Ray is there.
+
+    Raises:
+        UnsupportedError: if it is missing.
+    """
+    if find_spec("ray") is None:
+        raise UnsupportedError("expected the package ray, found none: install it with `pip install 'pymixtral[ray]'`")
 
 
 def connect(address: str = "auto") -> bool:
@@ -26,8 +37,9 @@ def connect(address: str = "auto") -> bool:
 
     Raises:
         InvalidArgumentError: if there is no such cluster, or the token is not its own.
-        UnsupportedError: if it has another version of Ray or of Python.
+        UnsupportedError: if it has another version of Ray or of Python, or Ray is missing.
     """
+    check_ray()
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
