@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 import ray
@@ -195,7 +196,7 @@ class ActorChain:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)  # each raise adds its frames
         if self._closing:
             raise ClosedError("expected an open pipeline, found one that was closed: open it again")
 

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 
 from pymixtral.cluster.messages import Chain, Lost
 from pymixtral.engine.engine import Engine
@@ -178,7 +179,7 @@ class Lanes(Engine):
         """What a caller is told who has met engines that were closed meanwhile: why."""
         with self._lock:
             is_lost = self._engines is not engines and not self._closing.is_set()
-        return self._lost if is_lost and self._lost else error
+        return copy(self._lost) if is_lost and self._lost else error
 
     def _running(self) -> list[Engine]:
         self.check_process()
@@ -186,7 +187,7 @@ class Lanes(Engine):
             raise closed(self._name)
         with self._lock:
             if not self._engines:
-                raise self._lost or closed(self._name)
+                raise copy(self._lost) if self._lost else closed(self._name)  # a copy: each raise adds its frames
             return self._engines
 
     def _choose(self, request: Request, loads: list[int]) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -305,6 +306,28 @@ def test_a_loss_that_a_pass_meets_first(tiny_q8_0: Path) -> None:
             model.generate(PROMPT)
         here.lose()  # its own thread notices it, too
         assert model.generate(PROMPT, max_tokens=2).tokens
+
+
+def test_a_loss_that_lasts_keeps_no_frames_of_its_callers(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_local(tiny_q8_0, 2, n_ctx=256, n_threads=1) as model:
+        lanes, tried = model.core.engine, threading.Event()
+        assert isinstance(lanes, Lanes)
+
+        def failing(*_: Any) -> None:
+            tried.set()
+            raise NativeError("expected memory, found none: end other programs")
+
+        monkeypatch.setattr(lanes, "_begin", failing)
+        thread = threading.Thread(target=lanes._replace, args=(lanes.chain, HostLostError("expected all hosts")))
+        thread.start()
+        assert tried.wait(60)
+        for _ in range(3):
+            with pytest.raises((HostLostError, NativeError)):
+                model.generate(PROMPT)
+        assert lanes._lost is not None
+        assert len(traceback.extract_tb(lanes._lost.__traceback__)) <= 3
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_nobody_waits_for_a_model_that_is_closed(tiny_q8_0: Path) -> None:
