@@ -20,6 +20,7 @@ from pymixtral.cluster.lanes import Lanes
 from pymixtral.cluster.messages import Copied, Done, Rotated, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral
 from pymixtral.cluster.stages import Stage, StagePlan
+from pymixtral.engine.stats import EngineStats
 from pymixtral.errors import (
     CanceledError,
     ClosedError,
@@ -192,6 +193,13 @@ def test_statistics_are_of_all(model: PipelinedMixtral) -> None:
     assert after.finished - before.finished == 3
     assert after.pages == 3 * 8
     assert (after.waiting, after.prefilling, after.decoding) == (0, 0, 0)
+
+
+def test_means_of_several_engines_are_over_their_passes() -> None:
+    nothing = EngineStats.together(())
+    some = [replace(nothing, passes=n, batch_size=size, experts_read=2 * size) for n, size in ((1, 4.0), (3, 2.0))]
+    assert EngineStats.together(some) == replace(nothing, passes=4, batch_size=2.5, experts_read=5.0)
+    assert nothing.batch_size == 0
 
 
 def test_what_ends_early(model: PipelinedMixtral, alone: Mixtral) -> None:
