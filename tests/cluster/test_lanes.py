@@ -19,6 +19,7 @@ from pymixtral import AsyncMixtral, HostLostError, Mixtral
 from pymixtral.cluster.lanes import Lanes
 from pymixtral.cluster.messages import Copied, Done, Rotated, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral
+from pymixtral.cluster.pipelined_model import PipelinedModel
 from pymixtral.cluster.stages import Stage, StagePlan
 from pymixtral.engine.stats import EngineStats
 from pymixtral.errors import (
@@ -31,6 +32,8 @@ from pymixtral.errors import (
     NonFiniteError,
     UnsupportedError,
 )
+from pymixtral.model.forward import Model
+from pymixtral.model.kv_cache import Sequence
 from support.local_stages import LocalChain, open_local
 from support.texts import lone, same
 
@@ -307,11 +310,13 @@ def test_a_loss_that_a_pass_meets_first(tiny_q8_0: Path) -> None:
             next(stream)
         here = chain(model)
         here._error = HostLostError("expected all hosts, found that one is gone: ask again")
+        tried = len(here.work)
         for stream in streams:
             with pytest.raises(HostLostError):
                 list(stream)
         with pytest.raises(HostLostError, match="one is gone"):
             model.generate(PROMPT)
+        assert len(here.work) <= tried + 1
         here.lose()  # its own thread notices it, too
         assert model.generate(PROMPT, max_tokens=2).tokens
 
@@ -426,8 +431,6 @@ def test_too_little_memory_for_a_stage(
 def test_an_error_of_a_later_stage_ends_one_text(
     model: PipelinedMixtral, alone: Mixtral, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pymixtral.model.forward import Model
-
     forward = Model.forward
 
     def failing(self: Model, inputs: Any, runs: Any, cache: Any, **options: Any) -> Any:
@@ -445,6 +448,27 @@ def test_an_error_of_a_later_stage_ends_one_text(
             list(stream)
             assert stream.completion
             same(stream.completion, lone(alone, [1, *range(300, 300 + n)], seed=1, max_tokens=5))
+
+
+def test_a_pass_that_fails_in_a_later_stage_leaves_its_texts_as_they_were(
+    model: PipelinedMixtral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Done(error=NonFiniteError("expected finite numbers, found others"))
+
+    def compute(pipelined: Model) -> int:
+        assert isinstance(pipelined, PipelinedModel)
+        assert pipelined._cache is not None
+        sequence = Sequence(pipelined._cache)
+        with pytest.raises(NonFiniteError):
+            pipelined.forward(np.array([1, 2, 3], np.int32), [(sequence, 3)], pipelined._cache)
+        length = sequence.length
+        sequence.free()
+        return length
+
+    model.forget()  # so that there are free pages
+    with monkeypatch.context() as patch:
+        patch.setattr(chain(model), "run", lambda *_: failed)
+        assert model.core.engine.call(compute) == 0
 
 
 def test_a_rotation_that_fails_in_a_later_stage_ends_its_text_alone(
