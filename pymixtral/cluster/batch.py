@@ -249,7 +249,7 @@ def answers(
     from ray.exceptions import RayError
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()  # the program's own stays as it is
     context.enable_progress_bars = context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     pool = ray.data.ActorPoolStrategy(
@@ -259,8 +259,9 @@ def answers(
         max_concurrent_calls_per_actor=_AT_ONCE,
         enable_true_multi_threading=True,
     )
-    table = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-    answered = table.map(worker, fn_constructor_args=[work], compute=pool, num_cpus=n_cpus)
+    with ray.data.DataContext.current(context):
+        table = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
+        answered = table.map(worker, fn_constructor_args=[work], compute=pool, num_cpus=n_cpus)
     try:
         for batch in answered.iter_batches(prefetch_batches=0, batch_size=None, batch_format="pyarrow"):
             yield from batch.to_pylist()
