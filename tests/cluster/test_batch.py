@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from support.command_line import COMMAND, refused, run
+from support.nodes import add_node
 
 pytestmark = pytest.mark.ray
 
@@ -117,8 +118,7 @@ def workers(node: Any) -> Iterator[int]:
 def test_a_worker_and_a_node_are_killed(
     cluster: Any, tiny_q8_0: Path, prompts: Path, expected: list[dict[str, Any]], output: Path
 ) -> None:
-    settings = {"num_cpus": 4, "object_store_memory": 200_000_000, "include_dashboard": False}
-    third = cluster.add_node(**settings)
+    third = add_node(cluster)
     try:
         with Batch(cluster, tiny_q8_0, prompts, output, "--json") as batch:
             batch.reach(1)
