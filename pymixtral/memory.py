@@ -40,13 +40,15 @@ class CacheSize:
 
     Attributes:
         n_ctx: positions of a context.
-        n_pages: pages for all requests.
-        bytes: their size.
+        n_pages: pages for all requests, of each cache.
+        bytes: the size of them all; of several caches together, with all layers.
+        bytes_here: what this machine has of that.
     """
 
     n_ctx: int
     n_pages: int
     bytes: int
+    bytes_here: int
 
 
 def cache_size(
@@ -107,7 +109,7 @@ def cache_size(
             f"expected {n_pages * here / 1e9:.2f} GB of memory for keys and values ({n_ctx} tokens of context), "
             f"found {usable / 1e9:.2f} GB: ask for a shorter context, or kv_type q8_0"
         )
-    return CacheSize(n_ctx, n_pages, n_pages * page)
+    return CacheSize(n_ctx, n_pages, n_pages * page, n_pages * here)
 
 
 @dataclass(frozen=True)
@@ -142,16 +144,17 @@ def room(file: GGUFFile, config: ModelConfig, size: CacheSize, kv_type: str, n_b
     """
     parts = [Part(name, tensor.type, tensor.shape) for name, tensor in file.tensors.items()]
     one = footprint(config, n_bytes, size.n_ctx, kv_type)
-    need, here = Footprint(one.weights, size.bytes, one.working), memory()
+    need, here = Footprint(one.weights, size.bytes_here, one.working), memory()
     if need.total <= here.usable:
         return Room(BATCH, one.weights, None)
     inventory = Inventory(parts, config.n_experts, config.experts_used)
     best = largest_that_fits(plans(config, inventory, size.n_ctx, here, 1.0, kv_type=kv_type))
-    better = (
-        f"choose {best.type}, the largest type that fits, which is usually several times as fast"
-        if best
-        else "give it more memory, as no type fits"
-    )
+    if n_bytes < sum(tensor.data.nbytes for tensor in file.tensors.values()):
+        better = "share the model among more hosts, or choose a smaller type"
+    elif best:
+        better = f"choose {best.type}, the largest type that fits, which is usually several times as fast"
+    else:
+        better = "give it more memory, as no type fits"
     n_batch = batch_size(config, need, here.usable)
     working = one.working + (n_batch - BATCH) * bytes_per_prompt_token(config)
     return Room(

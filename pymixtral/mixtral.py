@@ -12,7 +12,7 @@ from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 from pymixtral.arguments import integer, number, path_of, refuse_unknown, shown
-from pymixtral.arrays import F32, U8, Ids
+from pymixtral.arrays import U8, Ids
 from pymixtral.chatting import Answer, AnswerStream, Messages
 from pymixtral.core import Core
 from pymixtral.demo import demo_path
@@ -31,14 +31,14 @@ from pymixtral.model.adapter import Adapter
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
 from pymixtral.model.overrides import ExpertsUsed, Override, override, with_activations, with_experts
-from pymixtral.model.routing import Routing
 from pymixtral.model.weights import ModelWeights, load_weights
 from pymixtral.model_adapters import ModelAdapters, opened_adapters
 from pymixtral.model_measuring import ModelMeasuring
+from pymixtral.model_numbers import ModelNumbers
 from pymixtral.model_sessions import ModelSessions
 from pymixtral.model_text import ModelText
-from pymixtral.options import ChatOptions, How, Options
-from pymixtral.questions import Score, embeddings, generations, logits, routings, scores
+from pymixtral.options import ChatOptions, Options
+from pymixtral.questions import generations
 from pymixtral.request_factory import RequestFactory
 from pymixtral.text.tokenizer import open_tokenizer
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 
-class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
+class Mixtral(ModelText, ModelNumbers, ModelAdapters, ModelSessions, ModelMeasuring):
     """A model of the Mixtral family, ready to use by any number of threads and tasks at the same time.
 
     Requests are computed together: each gets the same result to the bit as alone. Keys and values of
@@ -380,103 +380,7 @@ class Mixtral(ModelText, ModelAdapters, ModelSessions, ModelMeasuring):
         generation = Generation(self.core.engine, talk.requests(1)[0], progress)
         return AnswerStream(generation, talk.parser(), talk.prompt.continued)
 
-    # --- Numbers ----------------------------------------------------------------------------------
-
-    def logits(self, tokens: Ids, last_only: bool = False, *, first: int = 0, **how: Unpack[How]) -> F32:
-        """Compute the logits of what follows each token.
-
-        Args:
-            tokens: 1 to n_ctx ids, taken as they are: no begin-of-text id is added.
-            last_only: return only the logits after the last token, which is less work.
-            first: index of the first token whose logits are returned, 0 to n_tokens - 1. Tokens
-                before it that are in the cache are not computed.
-            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
-
-        Returns:
-            float32 [n_tokens - first, n_vocab], or [n_vocab] with last_only.
-
-        Raises:
-            InvalidArgumentError: for ids outside the vocabulary, and other arguments out of range.
-            ContextLengthError: for more than n_ctx ids.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ModelFileError: if the model's file was shortened while in use.
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        return ask(self.core.engine, logits(self.core.factory, tokens, last_only, first, how))
-
-    def score(self, context: str | Ids, continuations: Sequence[str | Ids], **how: Unpack[How]) -> list[Score]:
-        """Compute how likely texts are to follow another one.
-
-        Args:
-            context: a text or token ids, at least one token.
-            continuations: texts or token ids, at least one token each. A text after a text is tokenized
-                with it: tokens that the context alone does not have count for the continuation.
-            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
-
-        Returns:
-            For each continuation the log-probabilities of its tokens. The context is computed once.
-
-        Raises:
-            InvalidArgumentError: for an empty context or continuation, and ids outside the
-                vocabulary.
-            ContextLengthError: if context and continuation are longer than n_ctx.
-            UnsupportedError: for texts, if the file has no tokenizer.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        return ask(self.core.engine, scores(self.core.factory, context, continuations, how))
-
-    def embed(
-        self, texts: Sequence[str | Ids], *, pooling: str = "mean", normalize: bool = False, **how: Unpack[How]
-    ) -> F32:
-        """Compute vectors of texts: the hidden state after the last norm.
-
-        Args:
-            texts: texts or token ids, at least one token each.
-            pooling: "mean" over the tokens of a text, or the state of its "last" token.
-            normalize: divide each vector by its length.
-            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
-
-        Returns:
-            float32 [n, hidden].
-
-        Raises:
-            InvalidArgumentError: for another pooling, no text, and ids outside the vocabulary.
-            ContextLengthError: for a text longer than n_ctx.
-            UnsupportedError: for texts, if the file has no tokenizer.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        return ask(self.core.engine, embeddings(self.core.factory, texts, pooling, normalize, how))
-
-    def routing(self, text: str | Ids | Messages, *, full: bool = False, **how: Unpack[How]) -> Routing:
-        """Compute which experts the tokens of a text go to, in every layer.
-
-        generate() and the others give the same of what they write with routing=True.
-
-        Args:
-            text: a text or token ids, at least one token; or the messages of a conversation, which the
-                model's own chat format turns into ids.
-            full: give the router's probability of every expert, too.
-            **how: priority, timeout, cache_salt and adapter; see pymixtral.Options.
-
-        Returns:
-            The experts of every token and their weights; see docs/routing.md.
-
-        Raises:
-            InvalidArgumentError: for no tokens, ids outside the vocabulary, and messages that make no
-                sense.
-            ContextLengthError: for a text longer than n_ctx.
-            UnsupportedError: for a dense model, for a text if the file has no tokenizer, and for
-                messages if no chat format fits.
-            NonFiniteError: if the model's weights lead to NaN or infinity.
-            ClosedError: after close().
-        """
-        self.core.engine.check_open()
-        return ask(self.core.engine, routings(self.core.factory, self.core.ids_of(text), full, how))
+    # --- The engine -------------------------------------------------------------------------------
 
     def stats(self) -> EngineStats:
         """Describe the requests, the cache and the work so far.

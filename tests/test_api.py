@@ -25,6 +25,14 @@ def test_every_public_name_is_there() -> None:
     assert (files("pymixtral") / "py.typed").is_file()
 
 
+def test_nothing_imports_a_cluster_that_nobody_asks_for() -> None:
+    modules = "pymixtral, pymixtral.cluster.prefixes, pymixtral.cluster.pipeline, pymixtral.cluster.worker"
+    code = f"import sys, {modules}; from pymixtral.cli import generate, serve"
+    code += "; print({'ray', 'pyarrow', 'fastapi'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "set()\n"
+
+
 def test_errors_are_pymixtral_errors() -> None:
     errors = [getattr(pymixtral, name) for name in pymixtral.__all__ if name.endswith("Error")]
     assert len(errors) == 16

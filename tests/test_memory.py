@@ -69,7 +69,7 @@ def test_contexts_that_are_chosen(
 
 
 def test_what_is_chosen_grows_with_the_memory_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = CacheSize(0, 0, 0)
+    before = CacheSize(0, 0, 0, 0)
     for available in range(1 * GB, 80 * GB, GB // 3):
         machine(monkeypatch, available)
         found = size("8x7b", 26.4)
@@ -101,9 +101,9 @@ def test_an_explicit_context_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_the_bytes_of_the_cache_bound_a_context_that_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 62 * GB)
-    assert size("8x7b", 26.4, cache_bytes=100 * PAGE_8X7B + 5) == CacheSize(99 * 64, 100, 100 * PAGE_8X7B)
+    assert size("8x7b", 26.4, cache_bytes=100 * PAGE_8X7B + 5) == CacheSize(99 * 64, 100, *[100 * PAGE_8X7B] * 2)
     assert size("8x7b", 26.4, cache_bytes=30 * GB) == CacheSize(
-        32768, 30 * GB // PAGE_8X7B, 30 * GB // PAGE_8X7B * PAGE_8X7B
+        32768, 30 * GB // PAGE_8X7B, *[30 * GB // PAGE_8X7B * PAGE_8X7B] * 2
     )
     for n_ctx, least in ((None, 9), (32768, 513)):
         with pytest.raises(InvalidArgumentError, match=f"at least {least * PAGE_8X7B}"):
@@ -131,7 +131,7 @@ def test_several_caches_of_some_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two.n_pages == GB // (PAGE_8X7B // 2)
     assert two.bytes == two.n_pages * 2 * PAGE_8X7B
     assert two.n_ctx == (two.n_pages - 1) * 64
-    assert parts(n_caches=2, cache_bytes=40 * PAGE_8X7B) == CacheSize(19 * 64, 20, 40 * PAGE_8X7B)
+    assert parts(n_caches=2, cache_bytes=40 * PAGE_8X7B) == CacheSize(19 * 64, 20, 40 * PAGE_8X7B, 10 * PAGE_8X7B)
     with pytest.raises(InvalidArgumentError, match=f"at least {34 * PAGE_8X7B}, .* 1024 tokens in each of 2 caches"):
         parts(n_caches=2, n_ctx=1024, cache_bytes=33 * PAGE_8X7B)
     with pytest.raises(NativeError, match=r"expected 10\.00 GB of memory"):
@@ -216,3 +216,18 @@ def test_the_warning_names_the_largest_type_that_fits(tmp_path: Path, monkeypatc
         assert 3 * GB < one.lockable < 28 * GB
         assert one.shortage
         assert words in one.shortage
+
+
+def test_a_part_of_a_model_has_room_where_its_own_bytes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = MODELS["8x7b"]
+    path = write_hole(tmp_path / "m.gguf", config, mixed(Inventory.of_model(config), "q8_0").parts)
+    n_bytes = 125 * GB // 10  # of a host with 8 of the 32 layers
+    with GGUFFile(path) as file:
+        machine(monkeypatch, 16 * GB)
+        chosen = cache_size(config, n_bytes, n_ctx=None, kv_type="f16", cache_bytes=None, n_layers=8)
+        assert n_bytes + chosen.bytes > 16 * GB > n_bytes + chosen.bytes_here
+        assert room(file, config, chosen, "f16", n_bytes).shortage is None
+        machine(monkeypatch, 12 * GB)
+        found = room(file, config, chosen, "f16", n_bytes).shortage
+        assert found
+        assert found.endswith("share the model among more hosts, or choose a smaller type")

@@ -39,8 +39,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     measured, which takes about three seconds: how fast memory is read, which limits how fast text is
     written; how fast the kernels of pymixtral multiply in int8, which limits how fast a prompt is
     read; and how fast the disk is read that this package lies on, which limits both for a model that
-    is larger than memory. GB is 10^9 bytes, GMAC/s 10^9 multiplications and additions a second. The exit code is
-    1 if something is wrong; a busy machine is named, and is no fault.
+    is larger than memory. GB is 10^9 bytes, GMAC/s 10^9 multiplications and additions a second. The
+    exit code is 1 if something is wrong; a busy machine is named, and is no fault.
     """
     from pymixtral import ops
     from pymixtral.inspection import machine

@@ -75,9 +75,9 @@ def plan(
     MODEL, or -m, is a GGUF file. The memory that it takes is compared with what this machine has.
     The read bandwidth of memory is measured, which takes about a second: divided by the bytes of
     weights that a token needs, it is the predicted speed. int8 products are measured for prompts, and
-    where the model does not fit, its disk. Real speed stays somewhat below. A type
-    such as q4_k_m is a mix, in which some tensors have more bits than others. Its size is that of a
-    file of pymixtral quantize; those of llama.cpp differ by less than 0.5%. GB is 10^9 bytes.
+    where the model does not fit, its disk. Real speed stays somewhat below. A type such as q4_k_m is a
+    mix, in which some tensors have more bits than others. Its size is that of a file of pymixtral
+    quantize; those of llama.cpp differ by less than 0.5%. GB is 10^9 bytes.
     """
     model = same_model(ctx, subject, model)
     if params and is_named(ctx):
@@ -190,8 +190,10 @@ def _verdict(one: Plan) -> list[str]:
 
 def _disk(disk: DiskRate | None) -> str:
     """What is known of the disk, as an object."""
+    from pymixtral.inspection.plan import ORDINARY_DISK
+
     if disk is None:
-        return "a disk of 2 GB/s, as this one could not be measured"
+        return f"a disk of {ORDINARY_DISK.sequential:g} GB/s, as this one could not be measured"
     return f"a disk that was measured to give {disk.sequential:.2f} GB/s, {disk.random:.2f} in pieces of 1 MB"
 
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 import ray
@@ -114,12 +115,10 @@ class ActorChain:
 
     Attributes:
         is_ready: whether all stages are open.
-        layers: those of each stage.
     """
 
     def __init__(self, plans: Sequence[StagePlan], lost: Lost, *, n_cpus: float, spread: str, patience: float) -> None:
         self.is_ready = False
-        self.layers = [plan.layers for plan in plans]
         self._plans, self._lost = plans, lost
         self._n_cpus, self._spread, self._patience = n_cpus, spread, patience
         self._changed = threading.Condition()
@@ -197,7 +196,7 @@ class ActorChain:
 
     def _check(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise copy(self._error)  # each raise adds its frames
         if self._closing:
             raise ClosedError("expected an open pipeline, found one that was closed: open it again")
 
@@ -222,7 +221,7 @@ class ActorChain:
             try:
                 ray.get(gone)  # which says why
             except RayError as error:
-                self._lose(self._of_loss(self.layers[staying.index(gone[0])], error))
+                self._lose(self._of_loss(self._plans[staying.index(gone[0])].layers, error))
         except PymixtralError as error:
             self._lose(error)
         except RayError as error:
@@ -239,6 +238,7 @@ class ActorChain:
 
         Raises:
             HostLostError: if there are too few.
+            ClosedError: after close().
             PymixtralError: what a stage finds wrong.
         """
         n = len(self._plans)
@@ -253,8 +253,8 @@ class ActorChain:
             self._group = group
         end = time.monotonic() + self._patience
         while not group.wait(timeout_seconds=1):
-            if self._closing:
-                return
+            with self._changed:
+                self._check()
             if time.monotonic() >= end:
                 raise HostLostError(
                     f"expected {n} {'other hosts' if strict else 'places'} in the cluster with {self._n_cpus:g} free "

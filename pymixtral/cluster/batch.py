@@ -25,7 +25,7 @@ from pymixtral.arguments import integer
 from pymixtral.bulk.generate import Bulk
 from pymixtral.bulk.prompts import Prompt
 from pymixtral.cluster.chunks import Chunk, Parts, cut
-from pymixtral.cluster.connection import connect
+from pymixtral.cluster.connection import connect, host_cpus
 from pymixtral.cluster.worker import Work, Worker
 from pymixtral.errors import NativeError, OutputError
 from pymixtral.files.kinds import named
@@ -253,7 +253,7 @@ def answers(
     from ray.exceptions import RayError
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()  # the program's own stays as it is
     context.enable_progress_bars = context.print_on_execution_start = False
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     pool = ray.data.ActorPoolStrategy(
@@ -263,8 +263,9 @@ def answers(
         max_concurrent_calls_per_actor=_AT_ONCE,
         enable_true_multi_threading=True,
     )
-    table = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
-    answered = table.map(worker, fn_constructor_args=[work], compute=pool, num_cpus=n_cpus)
+    with ray.data.DataContext.current(context):
+        table = ray.data.from_items(rows, override_num_blocks=min(len(rows), _BLOCKS))
+        answered = table.map(worker, fn_constructor_args=[work], compute=pool, num_cpus=n_cpus)
     try:
         for batch in answered.iter_batches(prefetch_batches=0, batch_size=None, batch_format="pyarrow"):
             yield from batch.to_pylist()
@@ -288,15 +289,12 @@ def places(n_threads: int | None) -> tuple[int, int]:
     Raises:
         NativeError: if no node has as many CPUs.
     """
-    import ray
-
-    nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    cpus = [n for n in nodes if n]
+    cpus = host_cpus()
     n_cpus = n_threads or min(cpus, default=1)
     n_workers = sum(n // n_cpus for n in cpus)
     if not n_workers:
         raise NativeError(
             f"expected a node of the cluster with {n_cpus} CPUs for a worker, found {max(cpus, default=0)} at most: "
-            f"give a worker fewer with n_threads"
+            "give a worker fewer with n_threads"
         )
     return n_cpus, n_workers

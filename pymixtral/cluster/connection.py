@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import socket
+from importlib.util import find_spec
 
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError, UnsupportedError
@@ -21,6 +22,16 @@ _SECONDS = 10
 """How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
 
 
+def check_ray() -> None:
+    """Check that Ray is there.
+
+    Raises:
+        UnsupportedError: if it is missing.
+    """
+    if find_spec("ray") is None:
+        raise UnsupportedError("expected the package ray, found none: install it with `pip install 'pymixtral[ray]'`")
+
+
 def connect(address: str = "auto") -> bool:
     """Connect this process to a cluster, unless it is connected.
 
@@ -34,8 +45,9 @@ def connect(address: str = "auto") -> bool:
 
     Raises:
         InvalidArgumentError: if there is no such cluster, or the token is not its own.
-        UnsupportedError: if it has another version of Ray or of Python.
+        UnsupportedError: if it has another version of Ray or of Python, or Ray is missing.
     """
+    check_ray()
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
@@ -52,12 +64,8 @@ def connect(address: str = "auto") -> bool:
             f"expected the token of the cluster {where}, found none or another one: copy ~/.ray/auth_token of "
             "its head, or set RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token"
         ) from None
-    except (ConnectionError, ValueError, RayError) as error:
-        raise InvalidArgumentError(
-            f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
-        ) from None
-    except RuntimeError as error:
-        if "mismatch" in str(error):
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
+        if isinstance(error, RuntimeError) and "mismatch" in str(error):
             raise UnsupportedError(
                 f"expected the versions of Ray and Python of the cluster, found others: {' '.join(str(error).split())}"
             ) from None
@@ -65,6 +73,14 @@ def connect(address: str = "auto") -> bool:
             f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     return True
+
+
+def host_cpus() -> list[int]:
+    """List the CPUs of each host of the cluster that has some."""
+    import ray
+
+    counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [n for n in counts if n]
 
 
 def _reach(address: str) -> None:

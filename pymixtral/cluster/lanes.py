@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 
 from pymixtral.cluster.messages import Chain, Lost
 from pymixtral.engine.engine import Engine
@@ -69,7 +70,8 @@ class Lanes(Engine):
         self._engines: list[Engine] = []
         self._chains: list[Chain] = []  # the one in use; a list, as the finalizer must not hold this object
         self._pause = 0.0
-        self._before = EngineStats(*[0] * 15)
+        self._before = EngineStats.together(())  # of engines that have ended
+        self._ending_loops: list[Loop] = []
         self._lane_of: weakref.WeakKeyDictionary[Request, Engine] = weakref.WeakKeyDictionary()
         self._begun: OrderedDict[Hashable, int] = OrderedDict()
         self._ending = weakref.finalize(self, _close_all, self._chains)
@@ -151,7 +153,8 @@ class Lanes(Engine):
             raise closed(self._name)
         with self._lock:
             loops = [loop for engine in self._engines if (loop := engine._loop)]
-            return EngineStats.together([self._before, *(loop.stats() for loop in loops)])
+            past = [loop.stats().past for loop in self._ending_loops]
+            return EngineStats.together([self._before, *past, *(loop.stats() for loop in loops)])
 
     def close(self, reason: BaseException | None = None) -> None:
         """End all requests, threads and stages; see Engine."""
@@ -176,7 +179,7 @@ class Lanes(Engine):
         """What a caller is told who has met engines that were closed meanwhile: why."""
         with self._lock:
             is_lost = self._engines is not engines and not self._closing.is_set()
-        return self._lost if is_lost and self._lost else error
+        return copy(self._lost) if is_lost and self._lost else error
 
     def _running(self) -> list[Engine]:
         self.check_process()
@@ -184,7 +187,7 @@ class Lanes(Engine):
             raise closed(self._name)
         with self._lock:
             if not self._engines:
-                raise self._lost or closed(self._name)
+                raise copy(self._lost) if self._lost else closed(self._name)  # a copy: each raise adds its frames
             return self._engines
 
     def _choose(self, request: Request, loads: list[int]) -> int:
@@ -232,10 +235,12 @@ class Lanes(Engine):
             if self._closing.is_set() or chain not in self._chains:
                 return
             self._lost, engines, self._engines = lost, self._engines, []
-            loops = [loop for engine in engines if (loop := engine._loop)]
+            self._ending_loops = [loop for engine in engines if (loop := engine._loop)]
         for engine in engines:
             engine.close(lost)
-        self._before = EngineStats.together([self._before, *(loop.stats().past for loop in loops)])
+        with self._lock:
+            past = [loop.stats().past for loop in self._ending_loops]
+            self._before, self._ending_loops = EngineStats.together([self._before, *past]), []
         chain.close()
         self._pause = 0.0 if chain.is_ready else min(2 * self._pause or 1.0, _LONGEST_PAUSE)
         while not self._closing.wait(self._pause):

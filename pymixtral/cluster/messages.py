@@ -111,11 +111,9 @@ class Chain(Protocol):
 
     Attributes:
         is_ready: whether they can compute.
-        layers: those of each of them.
     """
 
     is_ready: bool
-    layers: list[range]
 
     def run(self, lane: int, work: Work, before: Done) -> Done:
         """Let the stages work, one after the other. A micro-batch does one work at a time.

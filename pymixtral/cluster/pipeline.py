@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from pymixtral.arguments import integer, number
 from pymixtral.arrays import U8
+from pymixtral.cluster.connection import check_ray
 from pymixtral.cluster.lanes import Lanes
 from pymixtral.cluster.messages import Chain, Lost, StageState
 from pymixtral.cluster.parts import layer_bytes, layer_ranges, mapped_bytes, part_bytes, part_of
@@ -180,6 +181,7 @@ def open_pipeline(
         UnsupportedError: if Ray is missing, and for adapters.
         PymixtralError: as Mixtral, on whichever host.
     """
+    check_ray()
     from pymixtral.cluster.actors import ActorChain
 
     patience, stage_cpus = number("patience", patience, 1, 1e6), number("stage_cpus", stage_cpus, 0, 1e6)

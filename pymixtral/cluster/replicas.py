@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp
 
 from pymixtral import __version__
-from pymixtral.cluster.connection import connect
+from pymixtral.cluster.connection import connect, host_cpus
 from pymixtral.cluster.front import Front
 from pymixtral.cluster.replica import About, Replica
 from pymixtral.cluster.router import PrefixRouter
@@ -168,11 +168,15 @@ class Replicas:
 
     def count(self) -> int:
         """How many replicas run; 0 where the cluster does not know."""
+        deployment = self._status()
+        return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+
+    def _status(self) -> Any:
+        """What Ray Serve says of the deployment; None: there is none."""
         from ray import serve
 
         application = serve.status().applications.get(self.name)
-        deployment = application.deployments.get(_DEPLOYMENT) if application else None
-        return int(deployment.replica_states.get("RUNNING", 0)) if deployment else 0
+        return application.deployments.get(_DEPLOYMENT) if application else None
 
     def _cut(self) -> None:
         """Ends the answers of an application of this name, if there is one."""
@@ -187,10 +191,7 @@ class Replicas:
 
     def _size(self) -> tuple[int, int, int]:
         """The least and the most replicas, and the threads of each."""
-        import ray
-
-        hosts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        hosts = [n for n in hosts if n]
+        hosts = host_cpus()
         n_threads = self._n_threads or min(hosts, default=1)
         fitting = sum(n // n_threads for n in hosts) // self._n_hosts * (len(hosts) >= self._n_hosts)
         wanted = min(fitting, len(hosts) // self._n_hosts)
@@ -237,10 +238,7 @@ class Replicas:
 
     def _reason(self, error: RuntimeError) -> str:
         """Why replicas do not start: the sentence of our own in what Serve says, or the end of that."""
-        from ray import serve
-
-        application = serve.status().applications.get(self.name)
-        deployment = application.deployments.get(_DEPLOYMENT) if application else None
+        deployment = self._status()
         text = (deployment.message if deployment else "") or str(error)
         found = re.findall(r"pymixtral\.errors\.\w+: (.+)", text) or text.strip().splitlines()
         return escaped(str(found[-1]).strip())

@@ -6,7 +6,7 @@ import random
 from collections import defaultdict
 from typing import Any
 
-from ray.serve.request_router import PendingRequest, ReplicaID, ReplicaResult, RequestRouter, RunningReplica
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from pymixtral.cluster.prefixes import chosen
 
@@ -44,7 +44,7 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # Ray is not always th
         loads = {name: len(self._running[name]) for name in replicas}
         return [[replicas[name] for name in group] for group in chosen(prefix, loads, self._slack, self._draw)]
 
-    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, _result: ReplicaResult) -> None:
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, _result: Any) -> None:
         """Count a request that a replica has taken."""
         self._running[str(replica_id.unique_id)].add(pending_request.metadata.internal_request_id)
 

@@ -180,8 +180,8 @@ def run(settings: Settings, listener: socket.socket, served: Served, log: Log) -
             raise SystemExit(128 + signals.numbers[1])
     finally:
         listener.close()
-        served.close()
         log.close()
+        served.close()  # the last, as a cluster may refuse it
 
 
 def _in_thread(function: Callable[[], None]) -> Future[None]:

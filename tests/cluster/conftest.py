@@ -11,13 +11,7 @@ from typing import Any
 
 import pytest
 
-CPUS = 4
-"""CPUs that Ray takes each node to have, however many there are."""
-
-
-def add_node(cluster: Any) -> Any:
-    """Add a node of CPUS to a ray.cluster_utils.Cluster, and return it."""
-    return cluster.add_node(num_cpus=CPUS, object_store_memory=200_000_000, include_dashboard=False)
+from support.nodes import add_node
 
 
 @pytest.fixture(scope="session")

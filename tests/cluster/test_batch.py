@@ -17,6 +17,7 @@ import pytest
 
 from pymixtral import Mixtral, OutputError
 from support.command_line import COMMAND, refused, run
+from support.nodes import add_node
 
 pytestmark = pytest.mark.ray
 
@@ -118,8 +119,7 @@ def workers(node: Any) -> Iterator[int]:
 def test_a_worker_and_a_node_are_killed(
     cluster: Any, tiny_q8_0: Path, prompts: Path, expected: list[dict[str, Any]], output: Path
 ) -> None:
-    settings = {"num_cpus": 4, "object_store_memory": 200_000_000, "include_dashboard": False}
-    third = cluster.add_node(**settings)
+    third = add_node(cluster)
     try:
         with Batch(cluster, tiny_q8_0, prompts, output, "--json") as batch:
             batch.reach(1)

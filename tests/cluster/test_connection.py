@@ -1,4 +1,4 @@
-"""Addresses of clusters that are none: no Ray is needed to refuse them."""
+"""Where there is no Ray, and addresses of clusters that are none: no Ray is needed to refuse them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 
-from pymixtral import InvalidArgumentError
+from pymixtral import InvalidArgumentError, UnsupportedError
+from pymixtral.cluster import connection
 from pymixtral.cluster.connection import connect
+from pymixtral.cluster.pipeline import open_pipeline
 
 
-@pytest.fixture(autouse=True)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "find_spec", lambda _: None)
+    for call in (connect, open_pipeline):
+        with pytest.raises(UnsupportedError, match=r"^expected the package ray, found none: .* `pip install 'pymix"):
+            call()
+
+
+@pytest.fixture
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Ray that fails the test where it is asked to connect."""
     ray, exceptions = ModuleType("ray"), ModuleType("ray.exceptions")
@@ -25,10 +34,12 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         setattr(ray, name, value)
     for name in ("AuthenticationError", "RayError"):
         setattr(exceptions, name, type(name, (Exception,), {}))
+    monkeypatch.setattr(connection, "check_ray", lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setitem(sys.modules, "ray.exceptions", exceptions)
 
 
+@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize(
     "address", ["nonsense", "", ":", "host:", ":6379", "host:port", "ray://host:x", "host:99999", "host:\u00b2"]
 )
@@ -37,6 +48,7 @@ def test_what_is_no_address(address: str) -> None:
         connect(address)
 
 
+@pytest.mark.usefixtures("no_ray")
 @pytest.mark.parametrize("by_variable", [False, True])
 def test_nobody_listens(by_variable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as bound:  # a port that nobody else gets, and that nobody listens at
@@ -47,6 +59,7 @@ def test_nobody_listens(by_variable: bool, monkeypatch: pytest.MonkeyPatch) -> N
             connect("auto" if by_variable else address)
 
 
+@pytest.mark.usefixtures("no_ray")
 def test_a_name_that_no_host_can_have() -> None:
     with pytest.raises(InvalidArgumentError, match="found none at"):
         connect(f"{80 * 'a'}.example:1")

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,13 @@ import pytest
 
 from pymixtral import AsyncMixtral, HostLostError, Mixtral
 from pymixtral.cluster.lanes import Lanes
-from pymixtral.cluster.messages import Copied, Rotated, Work
+from pymixtral.cluster.messages import Copied, Done, Rotated, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral
+from pymixtral.cluster.pipelined_model import PipelinedModel
 from pymixtral.cluster.stages import Stage, StagePlan
+from pymixtral.engine.stats import EngineStats
 from pymixtral.errors import (
+    CanceledError,
     ClosedError,
     DeadlineError,
     InvalidArgumentError,
@@ -28,6 +32,8 @@ from pymixtral.errors import (
     NonFiniteError,
     UnsupportedError,
 )
+from pymixtral.model.forward import Model
+from pymixtral.model.kv_cache import Sequence
 from support.local_stages import LocalChain, open_local
 from support.texts import lone, same
 
@@ -176,6 +182,12 @@ def test_a_text_goes_where_its_beginning_is_cached(model: PipelinedMixtral) -> N
         assert model.generate([*prompt, 9], max_tokens=1).stats.cached_tokens == len(prompt)
 
 
+def test_a_beginning_that_many_texts_have_fills_no_micro_batch(model: PipelinedMixtral) -> None:
+    before = len(chain(model).lanes)
+    model.generate([[1, *range(300, 390), 500 + i] for i in range(18)], max_tokens=1)
+    assert set(chain(model).lanes[before:]) == {0, 1, 2}
+
+
 def test_statistics_are_of_all(model: PipelinedMixtral) -> None:
     before = model.stats()
     model.generate(["a", "b", "c"], max_tokens=5, ignore_eos=True)
@@ -184,6 +196,13 @@ def test_statistics_are_of_all(model: PipelinedMixtral) -> None:
     assert after.finished - before.finished == 3
     assert after.pages == 3 * 8
     assert (after.waiting, after.prefilling, after.decoding) == (0, 0, 0)
+
+
+def test_means_of_several_engines_are_over_their_passes() -> None:
+    nothing = EngineStats.together(())
+    some = [replace(nothing, passes=n, batch_size=size, experts_read=2 * size) for n, size in ((1, 4.0), (3, 2.0))]
+    assert EngineStats.together(some) == replace(nothing, passes=4, batch_size=2.5, experts_read=5.0)
+    assert nothing.batch_size == 0
 
 
 def test_what_ends_early(model: PipelinedMixtral, alone: Mixtral) -> None:
@@ -226,6 +245,26 @@ def test_a_pass_in_another_stage_is_cancelled(tiny_q8_0: Path) -> None:
         assert stream.finish_reason == "cancelled"
         stage._begin, stage.cancel = begin, cancel  # type: ignore[method-assign]
         model.generate(PROMPT, max_tokens=1)
+
+
+def test_work_is_cancelled_by_its_number(tiny_q8_0: Path, model: PipelinedMixtral) -> None:
+    stage = Stage(plan(tiny_q8_0, model))
+    rows, begin = np.ones((3, model.config.hidden), np.float32), stage._begin
+
+    def error(number: int) -> Exception | None:
+        return stage.run(0, Work(number, runs=[(3, 0, np.zeros(1, np.int32))]), Done(rows)).error
+
+    stage.cancel(0, 2)  # before the work comes
+    assert [type(error(number)) for number in (1, 2, 3)] == [CanceledError, CanceledError, type(None)]
+    for late, expected in ((1, type(None)), (0, CanceledError)):  # while it is computed
+
+        def beginning(mine: Any, number: int, late: int = late) -> None:
+            begin(mine, number)
+            stage.cancel(0, number - late)
+
+        stage._begin = beginning  # type: ignore[method-assign]
+        assert type(error(7 - late)) is expected
+    stage.close()
 
 
 def test_tasks(model: PipelinedMixtral, alone: Mixtral) -> None:
@@ -271,13 +310,37 @@ def test_a_loss_that_a_pass_meets_first(tiny_q8_0: Path) -> None:
             next(stream)
         here = chain(model)
         here._error = HostLostError("expected all hosts, found that one is gone: ask again")
+        tried = len(here.work)
         for stream in streams:
             with pytest.raises(HostLostError):
                 list(stream)
         with pytest.raises(HostLostError, match="one is gone"):
             model.generate(PROMPT)
+        assert len(here.work) <= tried + 1
         here.lose()  # its own thread notices it, too
         assert model.generate(PROMPT, max_tokens=2).tokens
+
+
+def test_a_loss_that_lasts_keeps_no_frames_of_its_callers(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_local(tiny_q8_0, 2, n_ctx=256, n_threads=1) as model:
+        lanes, tried = model.core.engine, threading.Event()
+        assert isinstance(lanes, Lanes)
+
+        def failing(*_: Any) -> None:
+            tried.set()
+            raise NativeError("expected memory, found none: end other programs")
+
+        monkeypatch.setattr(lanes, "_begin", failing)
+        thread = threading.Thread(target=lanes._replace, args=(lanes.chain, HostLostError("expected all hosts")))
+        thread.start()
+        assert tried.wait(60)
+        for _ in range(3):
+            with pytest.raises((HostLostError, NativeError)):
+                model.generate(PROMPT)
+        assert lanes._lost is not None
+        assert len(traceback.extract_tb(lanes._lost.__traceback__)) <= 3
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_nobody_waits_for_a_model_that_is_closed(tiny_q8_0: Path) -> None:
@@ -368,8 +431,6 @@ def test_too_little_memory_for_a_stage(
 def test_an_error_of_a_later_stage_ends_one_text(
     model: PipelinedMixtral, alone: Mixtral, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pymixtral.model.forward import Model
-
     forward = Model.forward
 
     def failing(self: Model, inputs: Any, runs: Any, cache: Any, **options: Any) -> Any:
@@ -387,6 +448,27 @@ def test_an_error_of_a_later_stage_ends_one_text(
             list(stream)
             assert stream.completion
             same(stream.completion, lone(alone, [1, *range(300, 300 + n)], seed=1, max_tokens=5))
+
+
+def test_a_pass_that_fails_in_a_later_stage_leaves_its_texts_as_they_were(
+    model: PipelinedMixtral, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = Done(error=NonFiniteError("expected finite numbers, found others"))
+
+    def compute(pipelined: Model) -> int:
+        assert isinstance(pipelined, PipelinedModel)
+        assert pipelined._cache is not None
+        sequence = Sequence(pipelined._cache)
+        with pytest.raises(NonFiniteError):
+            pipelined.forward(np.array([1, 2, 3], np.int32), [(sequence, 3)], pipelined._cache)
+        length = sequence.length
+        sequence.free()
+        return length
+
+    model.forget()  # so that there are free pages
+    with monkeypatch.context() as patch:
+        patch.setattr(chain(model), "run", lambda *_: failed)
+        assert model.core.engine.call(compute) == 0
 
 
 def test_a_rotation_that_fails_in_a_later_stage_ends_its_text_alone(

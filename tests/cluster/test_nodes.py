@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from support.nodes import CPUS, add_node
 from support.serving import Server, eventually
 
 pytestmark = pytest.mark.ray
-
-CPUS = 4
 
 
 def test_a_node_that_is_lost(driver: Any) -> None:
@@ -23,10 +22,7 @@ def test_a_node_that_is_lost(driver: Any) -> None:
         application = ray.serve.status().applications["pymixtral-spread"]
         return int(application.deployments["Replica"].replica_states.get("RUNNING", 0))
 
-    def add_node() -> Any:
-        return driver.add_node(num_cpus=CPUS, object_store_memory=200_000_000, include_dashboard=False)
-
-    node = add_node()
+    node = add_node(driver)
     server = Server("--ray", driver.address, "--replicas", "3", "-t", str(CPUS - 1), "--name", "spread").ready()
     try:
         with server.client() as client, ThreadPoolExecutor(9) as pool:
@@ -39,7 +35,7 @@ def test_a_node_that_is_lost(driver: Any) -> None:
             driver.remove_node(node, allow_graceful=False)
             answers += [pool.submit(ask, i) for i in range(9)]
             assert {answer.result() for answer in answers} == {200}
-        node = add_node()
+        node = add_node(driver)
         eventually(lambda: running() == 3, "three replicas")
         server.send(signal.SIGTERM)
         assert server.wait() == 0

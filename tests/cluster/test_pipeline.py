@@ -17,9 +17,11 @@ from click.testing import CliRunner
 
 from pymixtral import HostLostError, Mixtral
 from pymixtral.cli.serve import serve
-from pymixtral.cluster.messages import Done
+from pymixtral.cluster.messages import Done, Work
 from pymixtral.cluster.pipeline import PipelinedMixtral, open_pipeline
 from pymixtral.demo import demo_chat_path
+from pymixtral.errors import CanceledError
+from support.nodes import add_node
 from support.serving import LONG, Server
 from support.texts import lone, same
 
@@ -45,13 +47,27 @@ def model(driver: Any, tiny_q8_0: Path) -> Iterator[PipelinedMixtral]:
 
 @pytest.mark.usefixtures("driver")
 def test_each_stage_is_on_a_node_of_its_own_with_its_own_bytes(tiny_q8_0: Path) -> None:
+    before = n_groups()
     with open_pipeline(tiny_q8_0, 2, n_ctx=256, n_threads=1, prefault=True) as model:
         own, other = model.stages()
+        assert n_groups() == before + 1
         assert other.pid != own.pid
         assert other.layers == model.stage_layers[1]
         # What neighbours on the disk add: a read maps 64 kB around it at once, and the header is read.
         slack = 1 << 20
         assert other.weight_bytes <= other.resident_bytes < other.weight_bytes + slack
+        work = Work(10**9, runs=[(1, 0, np.zeros(1, np.int32))])
+        model.chain.cancel(0, work.number)
+        rows = Done(np.ones((1, model.config.hidden), np.float32))
+        wait_for(lambda: isinstance(model.chain.run(0, work, rows).error, CanceledError))
+    wait_for(lambda: n_groups() == before)  # its places are free again
+
+
+def n_groups() -> int:
+    """Places for stages that are reserved."""
+    from ray.util import placement_group_table
+
+    return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
 
 
 def test_texts_are_those_of_one_process(model: PipelinedMixtral, alone: Mixtral) -> None:
@@ -70,8 +86,6 @@ def test_texts_are_those_of_one_process(model: PipelinedMixtral, alone: Mixtral)
 
 
 def test_three_nodes(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
-    from cluster.conftest import add_node  # type: ignore[import-not-found]
-
     node = add_node(driver)
     try:
         with open_pipeline(tiny_q8_0, 3, n_ctx=256, n_threads=1, patience=120) as model:
@@ -84,8 +98,6 @@ def test_three_nodes(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
 
 
 def test_a_node_that_is_lost_is_waited_for(driver: Any, tiny_q8_0: Path, alone: Mixtral) -> None:
-    from cluster.conftest import add_node  # type: ignore[import-not-found]
-
     node = add_node(driver)
     try:
         with open_pipeline(tiny_q8_0, 3, n_ctx=256, n_threads=1, patience=120) as model:

@@ -146,6 +146,25 @@ def test_conversations_come_back_to_their_replica(server: Server) -> None:
     assert sum(after > before[replica] for replica, after in counted(HITS).items()) > 1
 
 
+def test_a_beginning_that_many_ask_for_at_once_is_shared(server: Server) -> None:
+    """Its replica takes the half of a full batch more than the idlest; what has ended does not count."""
+    most = []
+    for _ in range(3):
+        with server.client() as client, ExitStack() as stack:
+            held = []  # an answer leaves when nobody holds its lines any more
+            for _ in range(14):
+                answer = stack.enter_context(client.stream("POST", "/v1/completions", json={**ENDLESS, "stream": True}))
+                held.append(answer.iter_lines())
+                next(held[-1])
+            counts = sorted(counted(RUNNING).values())
+            assert sum(counts) == 14
+            assert counts[-1] < 14
+            most.append(counts[-1])
+        eventually(lambda: not sum(counted(RUNNING).values()), "no text is computed")
+    assert most[0] >= 9
+    assert max(most[1:]) >= 9  # the router learns of an end a little later than the replica
+
+
 # --- Clients that leave, replicas that die ----------------------------------------------------------
 
 
@@ -215,6 +234,7 @@ def test_running_answers_end_first(server: Server) -> None:
         server.send(signal.SIGTERM)
         assert list(lines)[-2] == "data: [DONE]"
     assert server.wait() == 0
+    assert not [line for line in server.lines if "Warning" in line]  # of Ray
     assert "pymixtral" not in ray.serve.status().applications
 
 
@@ -226,7 +246,7 @@ def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
     from pymixtral.server.settings import Settings
 
     settings = Settings(loopback=False, max_batch=2)
-    quick = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.2, "look_back_period_s": 0.3}
+    quick = {"upscale_delay_s": 0.2, "downscale_delay_s": 0.2, "look_back_period_s": 10.5}  # Ray's least is 10
     replicas = Replicas(
         partial(open_model, None, max_batch=2),
         settings,

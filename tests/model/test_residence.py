@@ -169,14 +169,23 @@ def test_opening_reads_few_pages(tiny_q8_0: Path) -> None:
 
 @linux
 @pytest.mark.skipif(os.geteuid() != 0, reason="not run: locks more than most users may")
-def test_a_part_is_locked_of_each_layer_alike(tiny_q8_0: Path) -> None:
+def test_a_part_is_locked_of_each_layer_alike(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = status("VmLck")
     with GGUFFile(tiny_q8_0) as file:
         weights = load_weights(file, ModelConfig.from_gguf(file))
         matrices = [m for layer in weights.layers for expert in layer.experts for m in expert]
         every_token = weights.active_bytes(0) - weights.embedding.row_bytes
         one_expert = sum(m.data.nbytes for m in matrices) // len(weights.layers[0].experts)
+        lock, locked_at = residence._lock, set[int]()
+
+        def noted(address: int, n_bytes: int) -> None:
+            locked_at.add(address)
+            lock(address, n_bytes)
+
+        monkeypatch.setattr(residence, "_lock", noted)
         kept = residence.lock_part(weights, every_token + 2 * one_expert + 10)
+        first_two = {m.data.ctypes.data for layer in weights.layers for expert in layer.experts[:2] for m in expert}
+        assert {m.data.ctypes.data for m in matrices} & locked_at == first_two
         assert kept == every_token + 2 * one_expert
         locked = status("VmLck") - before
         assert kept <= locked <= kept + 2 * mmap.PAGESIZE * 100

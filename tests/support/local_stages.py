@@ -14,14 +14,13 @@ from pymixtral.errors import HostLostError
 
 
 class LocalChain:
-    """See pymixtral.cluster.messages.Chain."""
+    """See pymixtral.cluster.messages.Chain. `work` is what was asked for, and `lanes` by which micro-batches."""
 
     def __init__(self, plans: list[StagePlan], lost: Lost) -> None:
         self.stages = [Stage(sent(plan)) for plan in plans]
-        self.layers = [plan.layers for plan in plans]
         self.is_ready = True
         self.work: list[Work] = []
-        self.running = self.most_running = 0
+        self.lanes: list[int] = []
         self._error: HostLostError | None = None
         self._lost = lost
         self._lock = threading.Lock()
@@ -29,16 +28,11 @@ class LocalChain:
     def run(self, lane: int, work: Work, before: Done) -> Done:
         with self._lock:
             self.work.append(work)
-            self.running += 1
-            self.most_running = max(self.most_running, self.running)
-        try:
-            for stage in self.stages:
-                before = sent(stage.run(lane, sent(work), sent(before)))
-                if self._error:
-                    raise self._error
-        finally:
-            with self._lock:
-                self.running -= 1
+            self.lanes.append(lane)
+        for stage in self.stages:
+            before = sent(stage.run(lane, sent(work), sent(before)))
+            if self._error:
+                raise self._error
         return before
 
     def lose(self) -> None:
