@@ -102,7 +102,7 @@ def mapped_bytes(file: GGUFFile, layers: range) -> list[U8]:
     Returns:
         The bytes of each of its tensors, views.
     """
-    found = []
+    found: list[U8] = []
     for name, tensor in file.tensors.items():
         parsed = TensorName.parse(name)
         layer = None if parsed is None else parsed.layer
