@@ -79,7 +79,7 @@ class Replicas:
         if settings.adapter_folder is not None:
             raise InvalidArgumentError(
                 "expected adapters that are loaded from the beginning, found a folder that requests may load from: "
-                "they would load into one replica and ask another; name the adapters by --adapter"
+                "they would load into one replica and ask another; name them where the model is opened"
             )
         self._open_model = open_model
         self._settings = settings
@@ -201,7 +201,7 @@ class Replicas:
             where = f" on each of {self._n_hosts} hosts" if self._n_hosts > 1 else ""
             raise InvalidArgumentError(
                 f"expected room for {replicas} of {n_threads} CPU{'s' * (n_threads > 1)}{where}, found hosts with "
-                f"{', '.join(map(str, hosts)) or 'no'} CPUs: give fewer --replicas or --threads, or add hosts"
+                f"{', '.join(map(str, hosts)) or 'no'} CPUs: give fewer replicas or n_threads, or add hosts"
             )
         return least, most, n_threads
 

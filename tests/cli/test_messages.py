@@ -152,7 +152,8 @@ def messages() -> Iterator[tuple[str, str]]:
 
 
 def test_the_library_speaks_of_no_option() -> None:
-    assert [place for place, text in messages() if re.search(r"(?<![\w-])--[a-z]", text)] == []
+    others = re.compile("`ray [^`]*`")  # commands of another program
+    assert [place for place, text in messages() if re.search(r"(?<![\w-])--[a-z]", others.sub("", text))] == []
 
 
 def test_each_argument_that_the_library_speaks_of_is_an_option() -> None:
