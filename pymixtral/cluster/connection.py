@@ -16,7 +16,7 @@ _HOW = (
     "one token (`ray get-auth-token --generate`)"
 )
 
-_HOST_PORT = re.compile(r"(.+):([0-9]{1,4}|[0-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])")
+_HOST_PORT = re.compile(r"(.+):([0-9]{1,5})")
 
 _SECONDS = 10
 """How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
@@ -54,7 +54,7 @@ def connect(address: str = "auto") -> bool:
     if ray.is_initialized():
         return False
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
-    if address != "auto" and not _HOST_PORT.fullmatch(address):
+    if address != "auto" and not _host_and_port(address):
         raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     try:
@@ -83,17 +83,23 @@ def host_cpus() -> list[int]:
     return [n for n in counts if n]
 
 
+def _host_and_port(address: str) -> tuple[str, int] | None:
+    """What HOST:PORT consists of; None: the address is of another form."""
+    found = _HOST_PORT.fullmatch(address)
+    return (found[1].strip("[]"), int(found[2])) if found and int(found[2]) < 1 << 16 else None
+
+
 def _reach(address: str) -> None:
     """Makes sure that somebody listens at HOST:PORT; Ray has addresses of other forms, too.
 
     Raises:
         InvalidArgumentError: if nobody does.
     """
-    found = _HOST_PORT.fullmatch(address)
-    if not found:
+    place = _host_and_port(address)
+    if not place:
         return
     try:
-        socket.create_connection((found[1].strip("[]"), int(found[2])), _SECONDS).close()
+        socket.create_connection(place, _SECONDS).close()
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name with an empty or a long part
         raise InvalidArgumentError(
             f"expected a cluster of Ray, found none at {shown(address)} ({_first(error)}): {_HOW}"
