@@ -7,10 +7,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pymixtral import Mixtral
 from support.nodes import add_node
 
 
@@ -53,3 +55,10 @@ def driver(cluster: Any) -> Any:
 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     return cluster
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
+    """A model in one process, whose texts those of pipelines are compared with."""
+    with Mixtral(tiny_q8_0, n_ctx=256, n_threads=1, max_batch=1) as model:
+        yield model

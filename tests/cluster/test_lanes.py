@@ -41,12 +41,6 @@ PROMPT = "Once upon a time there was a king who had three daughters"
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
-    with Mixtral(tiny_q8_0, n_ctx=256, n_threads=1, max_batch=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def model(tiny_q8_0: Path) -> Iterator[PipelinedMixtral]:
     """Three stages, with room for so few pages that texts give way to others."""
     with open_local(tiny_q8_0, 3, n_ctx=256, n_threads=1, cache_bytes=pages(tiny_q8_0, 3 * 8)) as model:

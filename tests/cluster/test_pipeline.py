@@ -32,12 +32,6 @@ ENDLESS: dict[str, Any] = {"max_tokens": 100_000, "context_shift": 0, "ignore_eo
 
 
 @pytest.fixture(scope="module")
-def alone(tiny_q8_0: Path) -> Iterator[Mixtral]:
-    with Mixtral(tiny_q8_0, n_ctx=256, n_threads=1, max_batch=1) as model:
-        yield model
-
-
-@pytest.fixture(scope="module")
 def model(driver: Any, tiny_q8_0: Path) -> Iterator[PipelinedMixtral]:
     """Two stages on two nodes, with few pages."""
     assert driver
