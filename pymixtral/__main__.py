@@ -11,13 +11,18 @@ import gc
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
+    from typing import TextIO
 
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+
+_show_warning = warnings.showwarning
+"""Python's own, for warnings of other libraries."""
 
 _first = 0
 """The signal that ends the program; those that follow would interrupt the cleaning up, and change nothing."""
@@ -36,6 +41,7 @@ def main() -> None:
                 signal.signal(number, _end)
         signal.signal(signal.SIGALRM, _end)
         sys.unraisablehook = _lost
+        warnings.showwarning = _show
         _open_streams()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, which has nothing to do here
         from pymixtral.cli import main as command_line
@@ -90,6 +96,28 @@ def _lost(error: UnraisableHookArgs) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:
         sys.__unraisablehook__(error)
+
+
+def _show(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows a warning of pymixtral's own as a note, without the place in the source that Python names.
+
+    It is set once and for the whole process, as warnings.catch_warnings() is not for several threads: a
+    server opens its model in one thread while libraries are imported in another.
+    """
+    from pymixtral.cli.text import note
+    from pymixtral.errors import MemoryWarning
+
+    if issubclass(category, MemoryWarning):
+        note(f"Note: {message}.")
+    else:
+        _show_warning(message, category, filename, lineno, file, line)
 
 
 def _open_streams() -> None:

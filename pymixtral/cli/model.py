@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,13 +78,8 @@ def opened(model: Path | None, *, n_threads: int | None, chats: bool = False, **
         chats: as for model_path().
         **options: those of Mixtral.
     """
-    from pymixtral.errors import MemoryWarning
     from pymixtral.mixtral import Mixtral
 
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always", MemoryWarning)
-        engine = Mixtral(model_path(model, chats=chats), n_threads=n_threads, **options)
-    for one in told:
-        note(f"Note: {one.message}.")
+    engine = Mixtral(model_path(model, chats=chats), n_threads=n_threads, **options)
     note_threads(n_threads)
     return engine

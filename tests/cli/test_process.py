@@ -152,6 +152,34 @@ main()
 """
 
 
+LITTLE_MEMORY = """
+import warnings
+from pymixtral import memory, mixtral
+from pymixtral.inspection.machine import Memory
+memory.memory = lambda: Memory(64 * 10**6, 64 * 10**6, None, None)
+before = list(warnings.filters)
+load = mixtral.load_weights
+def loading(*arguments):
+    assert warnings.filters == before, "another thread may be about to restore its own"
+    warnings.warn("from a library")
+    return load(*arguments)
+mixtral.load_weights = loading
+from pymixtral.__main__ import main
+main()
+"""
+
+
+def test_too_little_memory_is_a_note(lines: dict[str, list[str]]) -> None:
+    """It is shown without a change of Python's filters, which are those of all threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, *lines["generate"]], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    library, note = (line for line in done.stderr.splitlines() if "library" in line or "Note" in line)
+    assert library == "<string>:10: UserWarning: from a library"
+    assert re.fullmatch(r"Note: .*\.gguf: expected .* MB of memory, found .* MB, so that .*[^.]\.", note)
+
+
 @pytest.mark.parametrize(
     "command",
     [
