@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pymixtral import Mixtral, demo_chat_path
+from pymixtral import Mixtral, demo_chat_path, demo_path
 from pymixtral.evaluation.perplexity import perplexity
 from pymixtral.evaluation.pruning import expert_use
+from pymixtral.inspection.inventory import Inventory
+from pymixtral.inspection.mixes import mixed
+from pymixtral.inspection.published import MODELS
 from support.checkpoints import Shape
+from support.holes import write_hole
 from support.packed import Form, make_packed
 from support.paths import ROOT
 from support.programs import run
@@ -298,6 +302,15 @@ def test_planning(tmp_path: Path, memory: str, best: str | None) -> None:
     assert [row[0] for row in rows if row[4]] == ([best] if best else [])
     rates = [float(row[3]) for row in rows]
     assert rates == sorted(rates)
+
+
+def test_larger_than_memory(model: Mixtral, tmp_path: Path) -> None:
+    config = MODELS["8x22b"]
+    large = write_hole(tmp_path / "large.gguf", config, mixed(Inventory.of_model(config), "f32").parts, tokens=True)
+    refused, opened, *rest = output("larger_than_memory", tmp_path, str(large), str(demo_path())).splitlines()
+    assert re.fullmatch(r"large\.gguf does not fit: (choose \w+, the largest|give it more memory).*", refused)
+    assert opened.startswith(f"{demo_path().name}: a token reads ")
+    assert "\n".join(rest).endswith(model.generate("Once upon a time", max_tokens=20, temperature=0).text)
 
 
 def test_pruning(model: Mixtral, tmp_path: Path) -> None:
