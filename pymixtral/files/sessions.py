@@ -175,15 +175,15 @@ class SessionFile:
         self._begin = len(head) + len(adapters) + len(checksum) + 4 * n_ids
         if n_ids < 1 or self._begin > size:
             raise self._error("1 or more ids inside the file", f"{n_ids} in {size} bytes", "save it again")
+        content = self._file.read(4 * n_ids)
+        if hashlib.sha256(head + adapters + content).digest() != checksum:
+            raise self._error("a header and ids of its checksum", "damage", "save it again")
+        self._check_binding(numerics, model, overrides, kv_number, adapters)
         if n_ids > form.n_ctx:
             raise ContextLengthError(
                 f"{named(self._path)}: expected a session of at most {form.n_ctx} tokens (n_ctx), found {n_ids}: "
                 "open the model with a larger n_ctx"
             )
-        content = self._file.read(4 * n_ids)
-        if hashlib.sha256(head + adapters + content).digest() != checksum:
-            raise self._error("a header and ids of its checksum", "damage", "save it again")
-        self._check_binding(numerics, model, overrides, kv_number, adapters)
         if size != form.n_bytes(n_ids):
             raise self._error(f"{form.n_bytes(n_ids)} bytes for {n_ids} tokens", f"{size}", "save it again")
         ids: I32 = np.frombuffer(content, "<i4").astype(np.int32)

@@ -29,6 +29,7 @@ from pymixtral.engine.completion import Stats
 from pymixtral.quantize import quantize
 from support.checkpoints import Shape, make_checkpoint
 from support.command_line import COMMAND, DEMO_NOTE, refused, run
+from support.terminal import Session
 
 PROMPT = "Once upon a time there was a king"
 SUMMARY = re.compile(
@@ -353,13 +354,15 @@ def test_long_work_shows_a_bar_in_a_terminal(endless: Path, tmp_path: Path) -> N
 
 def test_ctrl_c_ends_a_long_prompt(endless: Path, tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("a " * 20_000)
-    process = start("generate", "-m", endless, "-c", 1 << 16, "-t", 1, "-f", tmp_path / "long.txt")
-    time.sleep(2)
-    assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, b"\n")
-    assert re.fullmatch(r"prompt: \d+ tokens; nothing generated \(interrupted\)\n", err.decode())
+    session = Session("generate", "-m", endless, "-c", 1 << 16, "-t", 1, "-f", tmp_path / "long.txt")
+    try:
+        session.until("prompt:")  # its bar
+        session.type("\x03")
+        status, shown = session.end()
+    finally:
+        session.kill()
+    assert status == 130
+    assert re.search(r"\nprompt: \d+ tokens; nothing generated \(interrupted\)\r\n", shown)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)

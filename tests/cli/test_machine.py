@@ -175,15 +175,6 @@ def test_plan_of_a_disk_that_cannot_be_measured(tmp_path: Path, monkeypatch: pyt
     assert as_json("plan", tmp_path / "m.gguf")["disk_gb_per_second"] == {"sequential": 2.0, "random": 2.0}
 
 
-def test_commands_say_that_a_model_is_larger_than_memory(tiny_q8_0: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tiny_q8_0.stat().st_size + 25 * 10**6
-    monkeypatch.setattr("pymixtral.memory.memory", lambda: Memory(found, found, None, None))
-    result = run("generate", "-m", tiny_q8_0, "-p", "Once", "-n", 1)
-    assert result.exit_code == 0
-    assert f"Note: {tiny_q8_0}: expected " in result.stderr
-    assert "read from the disk again and again: give it more memory, as no type fits." in result.stderr
-
-
 @pytest.mark.usefixtures("of_64_gb")
 def test_plan_without_a_file() -> None:
     found = as_json("plan", "--params", "8x7b", "--type", "Q8_0")
