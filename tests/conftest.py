@@ -8,10 +8,16 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pymixtral.inspection.machine import instruction_sets
 from pymixtral.quantize import quantize
 from support.paths import DATA
+
+# The same cases each time, so that what fails once fails again. To hunt: pytest --hypothesis-profile=explore
+settings.register_profile("seeded", derandomize=True)
+settings.register_profile("explore")
+settings.load_profile("seeded")
 
 
 def pytest_configure() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pymixtral import Adapter, AsyncMixtral, Completion, InvalidArgumentError, Mixtral
@@ -503,6 +503,7 @@ def test_the_words_of_a_session_of_another_adapter(model: Mixtral, tmp_path: Pat
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 159), bits=st.integers(1, 255))
+@example(at=85, bits=2)  # more ids than a context holds
 def test_a_damaged_header_of_a_session_with_adapters(at: int, bits: int, model: Mixtral, tmp_path: Path) -> None:
     path = tmp_path / "a.session"
     if not path.exists():
