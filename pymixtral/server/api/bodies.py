@@ -98,6 +98,12 @@ class Body(Part):
             raise invalid(error.errors(), prepared) from None
 
 
+class ModelBody(Body):
+    """The body of a request to the model, or to one of its adapters."""
+
+    model: Annotated[str, Field(max_length=256)] | None = None
+
+
 def invalid(errors: Sequence[Mapping[str, Any]], data: Any) -> APIError:
     """Say what pydantic found.
 

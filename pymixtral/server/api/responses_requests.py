@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pymixtral.server.api.bodies import Body, Part, Text
+from pymixtral.server.api.bodies import ModelBody, Part, Text
 from pymixtral.server.api.chat_requests import MAX_MESSAGES, ChatRequest
 from pymixtral.server.api.forms import Schema
 from pymixtral.server.api.sampling import StopTexts
@@ -111,7 +111,7 @@ class ResponseStreamOptions(Part):
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(Body):
+class ResponseRequest(ModelBody):
     """What /v1/responses takes: the part that needs nothing that is kept between requests."""
 
     ignored = (
@@ -123,7 +123,6 @@ class ResponseRequest(Body):
         "context_management",
     )
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     input: (
         Text
         | Annotated[

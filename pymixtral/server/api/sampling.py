@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pymixtral.server.api.bodies import Body, Part, TokenId
+from pymixtral.server.api.bodies import ModelBody, Part, TokenId
 from pymixtral.server.api.forms import ResponseFormat, StructuredOutputs, form_options
 from pymixtral.server.api.routing import Wanted
 from pymixtral.server.service import Service
@@ -43,10 +43,9 @@ class StreamOptions(Part):
     include_obfuscation: bool | None = None
 
 
-class WritingBody(Body):
+class WritingBody(ModelBody):
     """The fields of all requests that write texts: OpenAI's, vLLM's and pymixtral's own."""
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     stream: bool | None = None
     n: Several | None = None
     temperature: Annotated[float, Field(ge=0, le=1e9)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Request
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from pymixtral.errors import PymixtralError
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.answering import whole
-from pymixtral.server.api.bodies import Body, Text, TokenId, of_library
+from pymixtral.server.api.bodies import ModelBody, Text, TokenId, of_library
 from pymixtral.server.api.chat_requests import ChatRequest, Messages, TemplateFields
 from pymixtral.server.api.routes import RESPONSES, make_router, post
 from pymixtral.server.errors import APIError
@@ -25,13 +26,12 @@ _PART = 1000
 """Items of a list that are written as JSON at once."""
 
 
-class TokenizeRequest(TemplateFields, Body):
+class TokenizeRequest(TemplateFields, ModelBody):
     """What /tokenize takes: vLLM's `prompt` or `messages`, or llama.cpp's `content`."""
 
     refused = ("chat_template",)
     one_of = ("prompt", "messages", "content")
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     messages: Messages | None = None  # type: ignore[assignment]
     prompt: Text | None = None
     content: Text | None = None
@@ -80,19 +80,16 @@ class TokenizeRequest(TemplateFields, Body):
                     )
 
 
-class DetokenizeRequest(Body):
+class DetokenizeRequest(ModelBody):
     """What /detokenize takes."""
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]
 
 
-class TemplateRequest(TemplateFields, Body):
+class TemplateRequest(TemplateFields, ModelBody):
     """What /apply-template takes."""
 
     refused = ("chat_template",)
-
-    model: Annotated[str, Field(max_length=256)] | None = None
 
 
 def pieces_of(model: Mixtral, ids: list[int]) -> list[dict[str, Any]]:
@@ -141,10 +138,8 @@ async def tokenize(body: TokenizeRequest, request: Request, service: TheService)
         request: its connection.
         service: the application's.
     """
-    service.check_model(body.model)
-    model = service.model.model
 
-    def answer() -> Response:
+    def answer(model: Mixtral) -> Response:
         ids = body.ids(model)
         found: dict[str, Any] = {"count": len(ids), "max_model_len": model.n_ctx, "tokens": ids}
         if body.return_token_strs:
@@ -165,10 +160,8 @@ async def detokenize(body: DetokenizeRequest, request: Request, service: TheServ
         request: its connection.
         service: the application's.
     """
-    service.check_model(body.model)
-    model = service.model.model
 
-    def answer() -> Response:
+    def answer(model: Mixtral) -> Response:
         text = model.detokenize(body.tokens)
         return JSONResponse({"prompt": text, "content": text})
 
@@ -184,10 +177,8 @@ async def apply_template(body: TemplateRequest, request: Request, service: TheSe
         request: its connection.
         service: the application's.
     """
-    service.check_model(body.model)
-    model = service.model.model
 
-    def answer() -> Response:
+    def answer(model: Mixtral) -> Response:
         ids = body.prompt_ids(model)
         return JSONResponse({"prompt": spelled(model, ids), "tokens": ids})
 
@@ -203,10 +194,8 @@ async def input_tokens(body: ChatRequest, request: Request, service: TheService)
         request: its connection.
         service: the application's.
     """
-    service.check_model(body.model)
-    model = service.model.model
 
-    def answer() -> Response:
+    def answer(model: Mixtral) -> Response:
         return JSONResponse({"object": "response.input_tokens", "input_tokens": len(body.prompt_ids(model))})
 
     return await _threaded(request, service, body, answer)
@@ -256,9 +245,13 @@ def _json(answer: dict[str, Any]) -> str:
     return f"{{{','.join(fields)}}}"
 
 
-async def _threaded(request: Request, service: Service, body: Body, answer: Callable[[], Response]) -> Response:
+async def _threaded(
+    request: Request, service: Service, body: ModelBody, answer: Callable[[Mixtral], Response]
+) -> Response:
     """Makes an answer in a thread, all of it, so that long texts delay nobody."""
+    service.check_model(body.model)
+    make = partial(answer, service.model.model)
     try:
-        return await whole(request, service.tokenized(answer))
+        return await whole(request, service.tokenized(make))
     except PymixtralError as error:
         raise of_library(error, body) from error

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from pymixtral.arrays import F32
 from pymixtral.mixtral import Mixtral
 from pymixtral.server.api.answers import model_name
-from pymixtral.server.api.bodies import Body, TokenIds
+from pymixtral.server.api.bodies import ModelBody, TokenIds
 from pymixtral.server.api.completions import MAX_PROMPTS
 from pymixtral.server.api.routes import make_router, post, whole
 from pymixtral.server.service import Service, TheService
@@ -22,12 +22,11 @@ from pymixtral.server.service import Service, TheService
 router = make_router()
 
 
-class NumbersBody(Body):
+class NumbersBody(ModelBody):
     """The fields of requests for numbers."""
 
     ignored = ("user", "metadata")
 
-    model: Annotated[str, Field(max_length=256)] | None = None
     priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = None
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     timeout: Annotated[float, Field(ge=0, le=1e9)] | None = None
