@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from pymixtral.chatting import Answer, AsyncAnswerStream
 from pymixtral.engine.completion import Completion
+from pymixtral.mixtral import Mixtral
 from pymixtral.server.answering import Chunk
 from pymixtral.server.api.answers import Usage, chunks_of, ending, head, new_id
 from pymixtral.server.api.chat_requests import ChatRequest
@@ -68,98 +69,103 @@ async def events_of(answer: AsyncAnswerStream, plan: ToolPlan) -> AsyncIterator[
         yield event
 
 
-def _choice(
-    index: int, answer: Answer, body: ChatRequest, plan: ToolPlan, names: TokenTexts, routing: RoutingWriter
-) -> dict[str, Any]:
-    completion = answer.completion
-    content, calls = calls_of(answer, plan)
-    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-    if calls:
-        message |= {"content": content or None, "tool_calls": calls}
-    choice: dict[str, Any] = {
-        "index": index,
-        "message": message,
-        "logprobs": names.of_chat(completion.logprobs or []) if body.logprobs else None,
-        **_answer_ending(completion, bool(calls), plan),
-    }
-    if body.return_token_ids:
-        choice["token_ids"] = completion.tokens
-    return choice | routing.field(completion.routing)
-
-
-def _answer_ending(completion: Completion, called: bool, plan: ToolPlan) -> dict[str, Any]:
-    """Why an answer ended. OpenAI says "stop" where a request names the function."""
-    end = ending(completion)
-    if called and end["finish_reason"] == "stop":
-        end["finish_reason"] = "stop" if plan.name is not None else "tool_calls"
-    elif called and not plan.forced:
-        end = {"finish_reason": "tool_calls", "stop_reason": None}
-    return end
-
-
-class _Deltas:
-    """Writes an answer piece by piece.
+class _Writer:
+    """Writes the answers to a request.
 
     Args:
-        index: its number among the choices.
-        answer: the model's.
+        model: has the vocabulary.
         body: the request.
-        plan: what it wants of tools.
+
+    Attributes:
         names: writes tokens.
-        routing: writes their experts.
-        work: is told the end.
+
+    Raises:
+        APIError: for fields that contradict each other.
     """
 
-    def __init__(
-        self,
-        index: int,
-        answer: AsyncAnswerStream,
-        body: ChatRequest,
-        plan: ToolPlan,
-        names: TokenTexts,
-        routing: RoutingWriter,
-        work: Work,
-    ) -> None:
-        self._index, self._answer, self._body, self._plan = index, answer, body, plan
-        self._names, self._routing, self._work = names, routing, work
-        self._n_tokens = self._n_calls = 0
+    def __init__(self, model: Mixtral, body: ChatRequest) -> None:
+        body.check()
+        self._model, self._body, self._plan = model, body, body.plan()
+        self.names = TokenTexts(model, body.return_tokens_as_token_ids)
 
-    async def choices(self) -> AsyncIterator[dict[str, Any]]:
-        """Write the choices of the chunks.
+    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        """Write a whole answer.
+
+        Args:
+            index: its number among the choices.
+            answer: the model's.
+
+        Returns:
+            The choice.
+        """
+        body, completion = self._body, answer.completion
+        content, calls = calls_of(answer, self._plan)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            message |= {"content": content or None, "tool_calls": calls}
+        choice: dict[str, Any] = {
+            "index": index,
+            "message": message,
+            "logprobs": self.names.of_chat(completion.logprobs or []) if body.logprobs else None,
+            **self._ending(completion, bool(calls)),
+        }
+        if body.return_token_ids:
+            choice["token_ids"] = completion.tokens
+        return choice | RoutingWriter(self._model, body.return_routing).field(completion.routing)
+
+    async def choices(self, index: int, answer: AsyncAnswerStream, work: Work) -> AsyncIterator[dict[str, Any]]:
+        """Write an answer piece by piece.
+
+        Args:
+            index: its number among the choices.
+            answer: the model's.
+            work: is told the end.
 
         Yields:
-            The first with the role, the last with finish_reason; each with the number of tokens so
-            far as "n".
+            Choices, the first with the role, the last with finish_reason; each with the number of
+            tokens so far as "n".
         """
-        yield self._choice({"role": "assistant", "content": None})
-        async for event in events_of(self._answer, self._plan):
-            if isinstance(event, TextPiece):
-                yield self._choice({"content": event.text})
-            elif isinstance(event, CallBegins):
-                self._n_calls += 1
-                yield self._choice({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
-            elif isinstance(event, ArgumentsPiece):
-                yield self._choice({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
-            else:
-                self._n_calls -= not isinstance(event, CallEnds)
-        completion = self._answer.generation.completion
-        assert completion
-        self._work.finished(completion)
-        yield self._choice({}) | _answer_ending(completion, self._n_calls > 0, self._plan)
+        body, generation = self._body, answer.generation
+        routing = RoutingWriter(self._model, body.return_routing)
+        n_tokens = n_calls = 0
 
-    def _choice(self, delta: dict[str, Any]) -> dict[str, Any]:
-        body, generation = self._body, self._answer.generation
-        choice: dict[str, Any] = {"index": self._index, "delta": delta, "logprobs": None, "finish_reason": None}
-        ids = generation.tokens[self._n_tokens :]
-        if body.logprobs and ids:
-            choice["logprobs"] = self._names.of_chat(generation.logprobs[self._n_tokens :])
-        if body.return_token_ids:
-            choice["token_ids"] = ids
-        self._n_tokens += len(ids)
-        if body.return_routing:
-            choice |= self._routing.field(generation.routing)
-        choice["n"] = self._n_tokens
-        return choice
+        def choice(delta: dict[str, Any]) -> dict[str, Any]:
+            nonlocal n_tokens
+            choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+            ids = generation.tokens[n_tokens:]
+            if body.logprobs and ids:
+                choice["logprobs"] = self.names.of_chat(generation.logprobs[n_tokens:])
+            if body.return_token_ids:
+                choice["token_ids"] = ids
+            n_tokens += len(ids)
+            if body.return_routing:
+                choice |= routing.field(generation.routing)
+            return {**choice, "n": n_tokens}
+
+        yield choice({"role": "assistant", "content": None})
+        async for event in events_of(answer, self._plan):
+            if isinstance(event, TextPiece):
+                yield choice({"content": event.text})
+            elif isinstance(event, CallBegins):
+                n_calls += 1
+                yield choice({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
+            elif isinstance(event, ArgumentsPiece):
+                yield choice({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
+            else:
+                n_calls -= not isinstance(event, CallEnds)
+        completion = generation.completion
+        assert completion
+        work.finished(completion)
+        yield choice({}) | self._ending(completion, n_calls > 0)
+
+    def _ending(self, completion: Completion, called: bool) -> dict[str, Any]:
+        """Why an answer ended. OpenAI says "stop" where a request names the function."""
+        end = ending(completion)
+        if called and end["finish_reason"] == "stop":
+            end["finish_reason"] = "stop" if self._plan.name is not None else "tool_calls"
+        elif called and not self._plan.forced:
+            end = {"finish_reason": "tool_calls", "stop_reason": None}
+        return end
 
 
 async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[str, Any]:
@@ -177,22 +183,18 @@ async def answer_chat(service: Service, body: ChatRequest, work: Work) -> dict[s
         PymixtralError: for what the model refuses.
         APIError: for fields that contradict each other.
     """
-    body.check()
-    model, plan = service.model, body.plan()
-    names = TokenTexts(model.model, body.return_tokens_as_token_ids)
+    model = service.model
+    writer = _Writer(model.model, body)
     messages, options = body.arguments(service)
     answer = head(service, options, new_id("chatcmpl", body.request_id), "chat.completion")
     result = await model.chat(messages, n=body.n or 1, **options)
     for one in result.choices:
         work.finished(one.completion)
-    answer["choices"] = [
-        _choice(i, one, body, plan, names, RoutingWriter(model.model, body.return_routing))
-        for i, one in enumerate(result.choices)
-    ]
+    answer["choices"] = [writer.choice(i, one) for i, one in enumerate(result.choices)]
     n_generated = sum(len(one.completion.tokens) for one in result.choices)
     answer["usage"] = Usage([result.completion.stats], n_generated).plain()
     if body.prompt_logprobs is not None:
-        answer["prompt_logprobs"] = names.of_prompt(result.completion.prompt_logprobs or [])
+        answer["prompt_logprobs"] = writer.names.of_prompt(result.completion.prompt_logprobs or [])
     if body.return_token_ids:
         answer["prompt_token_ids"] = await body.awaited_ids(model.model)
     return answer
@@ -213,17 +215,13 @@ async def answer_chat_chunks(service: Service, body: ChatRequest, work: Work) ->
         PymixtralError: for what the model refuses.
         APIError: for fields that contradict each other.
     """
-    body.check()
-    model, plan = service.model, body.plan()
-    names = TokenTexts(model.model, body.return_tokens_as_token_ids)
+    model = service.model
+    writer = _Writer(model.model, body)
     messages, options = body.arguments(service)
     streams = await model.stream_chats(messages, body.n or 1, **options)
     answer = head(service, options, new_id("chatcmpl", body.request_id), "chat.completion.chunk")
     first = {"prompt_token_ids": await body.awaited_ids(model.model)} if body.return_token_ids else {}
-    choices = [
-        _Deltas(i, one, body, plan, names, RoutingWriter(model.model, body.return_routing), work).choices()
-        for i, one in enumerate(streams)
-    ]
+    choices = [writer.choices(i, one, work) for i, one in enumerate(streams)]
     return chunks_of(answer, [streams], choices, body.stream_options, first)
 
 
