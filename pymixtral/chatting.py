@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pymixtral.engine.asking import Question
 from pymixtral.engine.completion import Completion, FinishReason, Stats
@@ -28,6 +28,8 @@ Messages = Sequence[Mapping[str, Any]]
 
 Tools = Sequence[Mapping[str, Any]]
 """Functions that a model may call, as OpenAI's interface has them."""
+
+_Read = TypeVar("_Read", bound=Generation | AsyncGeneration)
 
 
 @dataclass(frozen=True)
@@ -169,14 +171,14 @@ class Conversation:
         return Answer(parser.text, calls, reason, completion, others, self.prompt.continued)
 
 
-class _AnswerReader:
+class _AnswerReader(Generic[_Read]):
     """What both readers of an answer do with its pieces."""
 
-    def __init__(self, generation: Generation | AsyncGeneration, parser: ToolCallParser, continued: str) -> None:
+    def __init__(self, generation: _Read, parser: ToolCallParser, continued: str = "") -> None:
+        self.generation = generation
         self._parser = parser
         self._continued = continued
         self._n_parsed = 0
-        self._read = generation
         self._waiting: deque[Event] = deque()
         self._over = False
 
@@ -188,7 +190,7 @@ class _AnswerReader:
     @property
     def answer(self) -> Answer | None:
         """The whole answer; None until its end was read."""
-        completion = self._read.completion
+        completion = self.generation.completion
         if completion is None:
             return None
         reason = "tool_calls" if self._parser.calls else completion.finish_reason
@@ -202,21 +204,21 @@ class _AnswerReader:
     @property
     def tokens(self) -> list[int]:
         """The ids of what was read, with those of calls."""
-        return self._read.tokens
+        return self.generation.tokens
 
     @property
     def stats(self) -> Stats:
         """The work and the time so far."""
-        return self._read.stats
+        return self.generation.stats
 
     @property
     def routing(self) -> Routing | None:
         """The experts of what was read, as in Generation; None if they were not asked for."""
-        return self._read.routing
+        return self.generation.routing
 
     def cancel(self) -> None:
         """End the answer soon. Any thread may call this."""
-        self._read.cancel()
+        self.generation.cancel()
 
     def _end(self) -> None:
         self._over = True
@@ -224,7 +226,7 @@ class _AnswerReader:
 
     def _events(self, text: str) -> list[Event]:
         """What the tokens that were read since, and their text, mean."""
-        tokens = self._read.tokens[self._n_parsed :]
+        tokens = self.generation.tokens[self._n_parsed :]
         self._n_parsed += len(tokens)
         if not tokens:
             return self._parser.push_text(text)
@@ -233,7 +235,7 @@ class _AnswerReader:
         return events + self._parser.push(last, text)
 
 
-class AnswerStream(_AnswerReader, Iterator[str]):
+class AnswerStream(_AnswerReader[Generation], Iterator[str]):
     """An iterator over the pieces of an answer's text; events() has the calls of tools, too.
 
     It ends early like Generation.
@@ -246,10 +248,6 @@ class AnswerStream(_AnswerReader, Iterator[str]):
     Attributes:
         generation: see above.
     """
-
-    def __init__(self, generation: Generation, parser: ToolCallParser, continued: str = "") -> None:
-        super().__init__(generation, parser, continued)
-        self.generation = generation
 
     def _next(self) -> Event | None:
         """The next event; None at the end."""
@@ -286,7 +284,7 @@ class AnswerStream(_AnswerReader, Iterator[str]):
         self.close()
 
 
-class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
+class AsyncAnswerStream(_AnswerReader[AsyncGeneration], AsyncIterator[str]):
     """An asynchronous iterator over the pieces of an answer's text; see AnswerStream.
 
     Args:
@@ -297,10 +295,6 @@ class AsyncAnswerStream(_AnswerReader, AsyncIterator[str]):
     Attributes:
         generation: see above.
     """
-
-    def __init__(self, generation: AsyncGeneration, parser: ToolCallParser, continued: str = "") -> None:
-        super().__init__(generation, parser, continued)
-        self.generation = generation
 
     async def _next(self) -> Event | None:
         """The next event; None at the end."""
