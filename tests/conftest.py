@@ -1,5 +1,5 @@
 """Fixtures shared by the tests: tests/data/tiny-mixtral and the GGUF files that the quantizer makes
-of it, once per session.
+of it, and a model that takes its time, once per session.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from hypothesis import settings
 
 from pymixtral.inspection.machine import instruction_sets
 from pymixtral.quantize import quantize
+from support.checkpoints import Shape, make_checkpoint
 from support.paths import DATA
 
 # The same cases each time, so that what fails once fails again. To hunt: pytest --hypothesis-profile=explore
@@ -70,3 +71,12 @@ def tiny_q8_0(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def tiny_q4_0(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _quantized("q4_0", tiny_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights that writes for minutes, and reads a long prompt for as long."""
+    directory = tmp_path_factory.mktemp("endless")
+    make_checkpoint(directory / "endless", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
+    quantize(directory / "endless", directory / "endless.gguf", "q8_0", progress=False)
+    return directory / "endless.gguf"

@@ -26,8 +26,6 @@ from pymixtral.cli import _COMMANDS as COMMANDS
 from pymixtral.cli.model import note_control_names
 from pymixtral.cli.work import summary
 from pymixtral.engine.completion import Stats
-from pymixtral.quantize import quantize
-from support.checkpoints import Shape, make_checkpoint
 from support.command_line import COMMAND, DEMO_NOTE, refused, run
 from support.terminal import Session
 
@@ -296,15 +294,6 @@ def test_a_prompt_longer_than_the_context_is_refused_with_both_numbers(tiny_q8_0
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
-
-
-@pytest.fixture(scope="module")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights that writes for minutes, and reads a long prompt for as long."""
-    directory = tmp_path_factory.mktemp("endless")
-    make_checkpoint(directory / "endless", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
-    quantize(directory / "endless", directory / "endless.gguf", "q8_0", progress=False)
-    return directory / "endless.gguf"
 
 
 def test_pieces_arrive_as_they_come_and_ctrl_c_keeps_them(endless: Path) -> None:

@@ -17,24 +17,13 @@ import pytest
 from pymixtral import Mixtral
 from pymixtral.errors import ClosedError, NativeError
 from pymixtral.model.kv_cache import Sequence
-from pymixtral.quantize import quantize
-from support.checkpoints import Shape, make_checkpoint
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 
 
 @pytest.fixture(scope="module")
-def slow_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model whose attention takes half a minute and more for its whole context."""
-    directory = tmp_path_factory.mktemp("slow")
-    make_checkpoint(directory / "slow", Shape(n_heads=16, n_kv_heads=1, n_ctx=1 << 16), seed=1)
-    quantize(directory / "slow", directory / "slow.gguf", "q8_0", progress=False)
-    return directory / "slow.gguf"
-
-
-@pytest.fixture(scope="module")
-def slow(slow_path: Path) -> Iterator[Mixtral]:
-    with Mixtral(slow_path, n_ctx=1 << 16, n_batch=1 << 16, n_threads=1) as engine:
+def slow(endless: Path) -> Iterator[Mixtral]:
+    with Mixtral(endless, n_ctx=1 << 16, n_batch=1 << 16, n_threads=1) as engine:
         yield engine
 
 
@@ -249,9 +238,9 @@ print("held")
 
 
 @pytest.mark.parametrize("kind", ["alarm", "term", "int"])
-def test_a_storm_of_signals_leaves_the_engine_whole(kind: str, slow_path: Path) -> None:
+def test_a_storm_of_signals_leaves_the_engine_whole(kind: str, endless: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", STORM, kind, slow_path], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", STORM, kind, endless], capture_output=True, text=True, timeout=300, check=False
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "held\n", "")
 
