@@ -16,23 +16,18 @@ import pytest
 from pymixtral import ops
 from pymixtral.arrays import F32, I32
 from pymixtral.errors import AdapterError, InvalidArgumentError
-from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.names import TensorName
 from pymixtral.files.types import Matrix
 from pymixtral.model.adapter import Adapter, LowRank
-from pymixtral.model.config import ModelConfig
 from pymixtral.model.forward import Model
-from pymixtral.model.weights import LayerWeights, ModelWeights, load_weights
-from pymixtral.quantize import quantize
+from pymixtral.model.weights import LayerWeights
 from pymixtral.reference import oracle
-from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
+from support import passes
+from support.checkpoints import Shape
 from support.low_rank import ATTENTION, adapter_for
-from support.variants import ISAS, generator
+from support.passes import DENSE, ODD
+from support.variants import ISAS
 
-ODD = Shape(
-    hidden=96, ffn=160, n_layers=3, n_heads=6, n_kv_heads=3, head_dim=24, n_experts=5, n_experts_used=3, n_vocab=333
-)
-DENSE = Shape(hidden=64, ffn=96, n_heads=8, n_kv_heads=1, head_dim=8, n_experts=0, n_vocab=64, window=20, rope_base=1e4)
 MODELS: dict[str, tuple[Shape | None, str]] = {
     "tiny-q4_0": (None, "q4_0"),
     "odd-q8_0": (ODD, "q8_0"),
@@ -44,27 +39,17 @@ N = 40
 Scales = Mapping[Adapter, float]
 
 
-class Example:
+class Example(passes.Example):
     """A model, a text for it, and two adapters."""
 
     def __init__(self, directory: Path, shape: Shape | None, kind: str) -> None:
-        checkpoint = directory / "checkpoint" if shape else TINY_MIXTRAL
-        if shape:
-            make_checkpoint(checkpoint, shape, seed=7)
-        quantize(checkpoint, directory / "model.gguf", kind, progress=False)
-        with GGUFFile(directory / "model.gguf") as file:
-            self.config = ModelConfig.from_gguf(file)
-            self.weights = load_weights(file, self.config)
-        self.tokens: I32 = generator(8).integers(0, self.config.n_vocab, N).astype(np.int32)
+        super().__init__(directory, shape, kind, N)
         self.whole, self.attention = adapter_for(self.config, 1, 5), adapter_for(self.config, 2, 3, ATTENTION)
 
     def expected(self, scales: Scales | None, planes: int = 1) -> F32:
         config = dataclasses.replace(self.config, planes=planes)
         ordered = sorted((scales or {}).items(), key=lambda item: item[0].digest)
         return oracle.forward(self.weights, config, self.tokens, np.float32, ordered)
-
-    def model(self, isa: str = ISAS[-1], n_threads: int = 2, weights: ModelWeights | None = None) -> Model:
-        return Model(weights or self.weights, self.config, n_threads=n_threads, isa=isa)
 
 
 Load = Callable[[str], Example]
