@@ -105,24 +105,30 @@ def test_texts_add_up(model: Mixtral, whole: ImportanceMatrix) -> None:
     equal(first, whole)
 
 
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Interrupts the third window that is observed. The list gets an entry for each."""
+    observe, calls = Mixtral.observe, list[object]()
+
+    def counted(*arguments: Any) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return observe(*arguments)
+
+    monkeypatch.setattr(Mixtral, "observe", counted)
+    return calls
+
+
 def test_an_interrupted_calibration_goes_on(
     model: Mixtral, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observe, calls, path = Mixtral.observe, [0], tmp_path / "i.gguf"
-
-    def interrupted(*arguments: object) -> object:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise KeyboardInterrupt
-        return observe(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Mixtral, "observe", interrupted)
+    calls, path = interrupted(monkeypatch), tmp_path / "i.gguf"
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, [("t", TEXT)], n_ctx=32, save=lambda state: write(state, path, force=True), progress=False)
     assert read(path).n_windows == 2
     rest = calibrate(model, [("t", TEXT)], n_ctx=32, resume=read(path), progress=False)
     assert rest.n_windows == whole.n_windows
-    assert calls[0] == 3 + whole.n_windows - 2
+    assert len(calls) == 3 + whole.n_windows - 2
     equal(rest, whole, rtol=1e-6)  # sums are float32 in the file
     with pytest.raises(InvalidArgumentError, match="begun with others"):
         calibrate(model, [("t", "Twice" + TEXT[4:])], n_ctx=32, resume=read(path), progress=False)
@@ -163,21 +169,10 @@ def test_the_command_measures_resumes_and_merges(tiny_f32: Path, whole: Importan
 def test_ctrl_c_keeps_the_windows_beside_what_is_merged(
     tiny_f32: Path, whole: ImportanceMatrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    observe, calls, (text, old, out) = (
-        Mixtral.observe,
-        [0],
-        (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf")),
-    )
+    text, old, out = (tmp_path / name for name in ("t.txt", "old.gguf", "out.gguf"))
     text.write_text(TEXT)
     write(whole, old, force=True)
-
-    def interrupted(*arguments: object) -> object:
-        calls[0] += 1
-        if calls[0] == 3:
-            raise KeyboardInterrupt
-        return observe(*arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Mixtral, "observe", interrupted)
+    interrupted(monkeypatch)
     result = run("-m", tiny_f32, "-f", text, "-c", 32, "--merge", old, "-o", out)
     assert (result.exit_code, result.stdout) == (130, "")
     assert "2 windows so far; with what is merged" in result.stderr
