@@ -20,8 +20,6 @@ from pymixtral import Mixtral
 from pymixtral.errors import CheckpointError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
-from pymixtral.quantize.vocabulary.reading import read_vocabulary
-from pymixtral.quantize.vocabulary.vocabulary import Vocabulary
 from pymixtral.text.tokenizer import Tokenizer
 from support.bpe import (
     ADDED_NAMES,
@@ -36,8 +34,7 @@ from support.bpe import (
     without_special,
 )
 from support.checkpoints import Shape, make_checkpoint
-
-Json = dict[str, Any]
+from support.tokenizer_json import Json, mangle, read
 
 CONFIG = {"bos_token": "<|begin|>", "eos_token": {"content": "<|im_end|>"}, "add_prefix_space": False}
 
@@ -53,12 +50,6 @@ def write(directory: Path, values: Json, **files: Any) -> Path:
     for name, content in ({"tokenizer_config": CONFIG} | files).items():
         (directory / f"{name}.json").write_text(json.dumps(content))
     return directory
-
-
-def read(directory: Path) -> Vocabulary:
-    vocabulary = read_vocabulary(directory)
-    assert vocabulary is not None
-    return vocabulary
 
 
 @pytest.mark.parametrize("pre", CUTS)
@@ -225,26 +216,11 @@ def test_row_17_what_is_broken_is_refused(tmp_path: Path, change: Callable[[Json
         read(write(tmp_path, changed(change)))
 
 
-_VALUES = st.none() | st.booleans() | st.integers(-2, 5000) | st.text(max_size=3) | st.just([]) | st.just({})
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     values = changed(lambda _: None, data.draw(st.sampled_from(list(CUTS))))
-    for _ in range(data.draw(st.integers(1, 3))):
-        place: Any = values
-        for _ in range(data.draw(st.integers(0, 4))):
-            inner = [
-                item
-                for item in (place.values() if isinstance(place, dict) else place)
-                if isinstance(item, dict | list) and item
-            ]
-            if not inner:
-                break
-            place = data.draw(st.sampled_from(inner))
-        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-        place[key] = data.draw(_VALUES)
+    mangle(values, data)
     try:
         vocabulary = read(write(tmp_path_factory.mktemp("changed"), values))
     except (CheckpointError, UnsupportedError):

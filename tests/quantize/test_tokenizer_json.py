@@ -18,7 +18,7 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from pymixtral.text.tokenizer import Tokenizer
 from support.checkpoints import TINY_MIXTRAL, Shape, make_checkpoint
-from support.tokenizer_json import CONFIG, CONVERTED, SPACE, Json, changed, read, template, write
+from support.tokenizer_json import CONFIG, CONVERTED, SPACE, Json, changed, mangle, read, template, write
 
 
 def test_equal_to_the_sentencepiece_model(tmp_path: Path) -> None:
@@ -216,33 +216,11 @@ def test_row_17_a_tokenizer_that_would_not_run_is_refused(tmp_path: Path) -> Non
         read(tmp_path)
 
 
-_VALUES = (
-    st.none()
-    | st.booleans()
-    | st.integers(-2, 5000)
-    | st.text(max_size=3)
-    | st.lists(st.none(), max_size=2)
-    | st.just({})
-)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_row_17_any_change_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     values = json.loads(json.dumps(CONVERTED))
-    for _ in range(data.draw(st.integers(1, 3))):
-        place: Any = values
-        for _ in range(data.draw(st.integers(0, 3))):
-            inner = [
-                item
-                for item in (place.values() if isinstance(place, dict) else place)
-                if isinstance(item, dict | list) and item
-            ]
-            if not inner:
-                break
-            place = data.draw(st.sampled_from(inner))
-        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-        place[key] = data.draw(_VALUES)
+    mangle(values, data)
     directory = tmp_path_factory.mktemp("changed")
     try:
         vocabulary = read(write(directory, values))

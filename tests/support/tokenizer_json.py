@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2 as sentencepiece_model
 
 from pymixtral.quantize.vocabulary.reading import read_vocabulary
@@ -63,6 +64,29 @@ def changed(change: Callable[[Json], Any]) -> Json:
     values: Json = json.loads(json.dumps(CONVERTED))
     change(values)
     return values
+
+
+_VALUES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(-2, 5000), st.text(max_size=3)),
+    *(st.lists(st.none(), max_size=2), st.just({})),
+)
+
+
+def mangle(values: Json, data: st.DataObject) -> None:
+    """Replaces one to three values, wherever they are."""
+    for _ in range(data.draw(st.integers(1, 3))):
+        place: Any = values
+        for _ in range(data.draw(st.integers(0, 4))):
+            inner = [
+                item
+                for item in (place.values() if isinstance(place, dict) else place)
+                if isinstance(item, dict | list) and item
+            ]
+            if not inner:
+                break
+            place = data.draw(st.sampled_from(inner))
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+        place[key] = data.draw(_VALUES)
 
 
 def read(directory: Path) -> Vocabulary:
