@@ -21,6 +21,7 @@ from pymixtral.errors import ModelFileError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.header import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
 from support.gguf_bytes import F32, Q8_0, V, build, key, refused, string, tensor, u32, u64
+from support.ggufs import finish
 
 VALID = build(
     [
@@ -81,10 +82,7 @@ def test_reads_back_what_the_gguf_package_writes(tmp_path: Path) -> None:
     for name, array in arrays.items():
         writer.add_tensor(name, array)
     writer.add_tensor("quantized", quantized, raw_dtype=GGMLQuantizationType.Q4_0)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
     with GGUFFile(tmp_path / "x.gguf") as file:
         assert (file.version, file.alignment) == (3, 64)

@@ -18,6 +18,7 @@ from pymixtral.errors import InvalidArgumentError, ModelFileError, OutputError
 from pymixtral.files import imatrix
 from pymixtral.files.imatrix import read, write
 from pymixtral.files.importance import FLOOR, HARDLY_SEEN, PRIOR_TOKENS, ImportanceMatrix, merge
+from support.ggufs import finish
 
 GATE, QUERY = "blk.0.ffn_gate_exps.weight", "blk.0.attn_q.weight"
 
@@ -208,10 +209,7 @@ def write_gguf(path: Path, tensors: dict[str, Any], **keys: object) -> Path:
             writer.add_array(key, value)
     for name, array in tensors.items():
         writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

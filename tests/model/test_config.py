@@ -18,6 +18,7 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.config import ModelConfig, context_length
 from pymixtral.model.keys import FEATURES
 from support.configs import DENSE, MIXTRAL, YARN, read
+from support.ggufs import finish
 
 V = GGUFValueType
 
@@ -92,10 +93,7 @@ def test_the_size_of_the_vocabulary(tmp_path: Path) -> None:
         elif isinstance(value, float):
             writer.add_float32(key, value)
     writer.add_tensor("token_embd.weight", np.zeros((5, 8), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     assert ModelConfig.from_gguf(GGUFFile(tmp_path / "embedding.gguf")).n_vocab == 5
 
     del tokens["tokenizer.ggml.tokens"]

@@ -20,6 +20,7 @@ from pymixtral.files.gguf import GGUFFile
 from pymixtral.files.types import Matrix
 from pymixtral.model.config import ModelConfig
 from pymixtral.model.weights import load_weights
+from support.ggufs import finish
 
 Type = GGMLQuantizationType
 Arrays = dict[str, NDArray[Any]]
@@ -86,10 +87,7 @@ def write(tmp_path: Path) -> Callable[..., GGUFFile]:
                 writer.add_tensor(name, array)
             else:
                 writer.add_tensor(name, quantize(array, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer)
         return GGUFFile(tmp_path / "model.gguf")
 
     return write

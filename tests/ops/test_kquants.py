@@ -21,6 +21,7 @@ from pymixtral.model.weights import load_weights
 from pymixtral.reference import oracle
 from pymixtral.reference.blocks import decode
 from support.exact import exact_fma
+from support.ggufs import finish
 from support.variants import ISAS, SCALES, activations, every_context, generator, matrix, model_matrix, normal
 
 Type = GGMLQuantizationType
@@ -235,10 +236,7 @@ def mixed_model(path: Path) -> None:
             add(f"blk.{i}.ffn_gate.{e}", gates[e - i], c.ffn, c.hidden)
             add(f"blk.{i}.ffn_up.{e}", ups[e - i], c.ffn, c.hidden)
             add(f"blk.{i}.ffn_down.{e}", downs[e - i], c.hidden, c.ffn)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
 def test_a_model_of_mixed_types(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from gguf import GGUFWriter
 from pymixtral.files.names import TensorName
 from pymixtral.model.adapter import adapted_shape
 from pymixtral.model.config import ModelConfig
+from support.ggufs import finish
 from support.low_rank import ATTENTION, low_rank
 
 RANK = 4
@@ -34,8 +35,5 @@ def write_adapter(path: Path, config: ModelConfig, seed: int) -> Path:
         a, b = low_rank(1000 * seed + 2 * i, RANK, *shape)
         writer.add_tensor(f"{name}.lora_a", a)
         writer.add_tensor(f"{name}.lora_b", np.ascontiguousarray(b.T))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.model.config import ModelConfig
+from support.ggufs import finish
 
 V = GGUFValueType
 
@@ -56,10 +57,7 @@ def write(path: Path, metadata: dict[str, Any], tensors: dict[str, NDArray[Any]]
             writer.add_key_value(key, value, V.ARRAY)
     for name, array in (tensors or {}).items():
         writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return path
 
 

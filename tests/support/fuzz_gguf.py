@@ -30,6 +30,7 @@ from pymixtral.model.forward import Model
 from pymixtral.model.weights import load_weights
 from pymixtral.text.bpe import ALPHABET
 from pymixtral.text.tokenizer import Tokenizer
+from support.ggufs import finish
 from support.variants import TYPES, model_matrix
 
 N_VOCAB, HIDDEN, FFN, N_EXPERTS, N_LAYERS = 270, 256, 256, 3, 2
@@ -124,10 +125,7 @@ def base(path: Path, seed: int, split: bool) -> bytes:
                 kind = TYPES[made % len(TYPES)]
                 merged = model_matrix(kind, N_EXPERTS * FFN, HIDDEN, made).data.reshape(N_EXPERTS, FFN, -1)
                 writer.add_tensor(f"blk.{i}.ffn_{name}_exps.weight", merged, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     assert block_weights(GGMLQuantizationType.Q4_K) == HIDDEN
     return path.read_bytes()
 

@@ -27,6 +27,14 @@ def _encode(values: F32, kind: GGMLQuantizationType) -> NDArray[Any]:
         return np.zeros((*values.shape[:-1], row_bytes(kind, values.shape[-1])), np.uint8)
 
 
+def finish(writer: GGUFWriter) -> None:
+    """Writes all that a writer was given."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def rewrite(
     source: Path,
     dest: Path,
@@ -83,10 +91,7 @@ def rewrite(
                 writer.add_tensor(tensor.name.replace("_exps.", f".{e}."), np.ascontiguousarray(expert), raw_dtype=kind)
         else:
             writer.add_tensor(tensor.name, np.ascontiguousarray(data), raw_dtype=kind)
-    writer.write_header_to_file(dest)
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     paths = sorted(dest.parent.glob(f"{dest.stem}-*-of-*.gguf")) if shard_tensors else [dest]
     for path in paths:
         with path.open("r+b") as file:  # both versions have the same layout
