@@ -1,4 +1,4 @@
-"""`pymixtral chat`: real processes on terminals and in pipes."""
+"""`pymixtral chat`: conversations on terminals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from pymixtral.demo import demo_chat_path
 from pymixtral.files.gguf import GGUFFile
 from pymixtral.quantize import quantize
 from support.adapter_files import write_adapter
+from support.chats import CUT, FIRST, LINE, SECOND, answer, shown
 from support.checkpoints import Shape, make_checkpoint
-from support.command_line import COMMAND, DEMO_NOTE, refused, run
+from support.command_line import refused, run
 from support.conversations import told
 from support.ggufs import rewrite
 from support.paths import DATA
@@ -28,7 +28,6 @@ from support.terminal import Session
 
 HOSTILE = "\x1b[2J\x9b31m\x7f\u202e\u2066"
 SHOWN = HOSTILE.encode("unicode_escape").decode()
-FIRST, SECOND = "Who are you?", "What did the wolf say?"
 HINT = "/help lists the commands, Ctrl-D leaves.\r\n"
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -68,22 +67,6 @@ def say(session: Session, line: str) -> str:
 def leave(session: Session) -> None:
     session.type(CTRL_D)
     assert session.end() == (0, "\r\n")
-
-
-def answer(model: Mixtral, messages: list[dict[str, Any]], **options: Any) -> str:
-    return model.chat(messages, **{"max_tokens": 40, "seed": 5} | options).content
-
-
-LINE = ["-n", 40, "--seed", 5]
-CUT = "The answer ends after 40 tokens; -n makes it longer."
-
-
-# --- On a terminal ------------------------------------------------------------------------------------------------
-
-
-def shown(text: str) -> str:
-    """How an answer is shown, up to the next prompt, where a model wrote no note behind it."""
-    return text if text.endswith("\n") else text + "\n"
 
 
 def test_a_conversation_is_that_of_the_python_interface(start: Start, demo: Mixtral, tmp_path: Path) -> None:
@@ -407,27 +390,6 @@ def test_an_answer_is_escaped_on_a_terminal_alone(tmp_path: Path, start: Start) 
     leave(session)
 
 
-# --- In a pipe ----------------------------------------------------------------------------------------------------
-
-
-def test_each_line_of_a_pipe_is_a_message(demo: Mixtral) -> None:
-    result = run("chat", *LINE, input=f"{FIRST}\n\n  \n{SECOND}\r\n/help")
-    one = answer(demo, told(FIRST))
-    two = answer(demo, told(FIRST, one, SECOND))
-    three = answer(demo, told(FIRST, one, SECOND, two, "/help"))
-    assert (result.exit_code, result.stdout) == (0, "".join(map(shown, (one, two, three))))
-    assert result.stderr.replace(CUT + "\n", "") == DEMO_NOTE
-
-
-def test_each_answer_is_a_line_of_json(demo: Mixtral) -> None:
-    result = run("chat", *LINE, "--json", input=f"{FIRST}\n{SECOND}\n")
-    first, second = map(json.loads, result.stdout.splitlines())
-    expected = demo.chat(told(FIRST), max_tokens=40, seed=5)
-    assert (first["content"], first["finish_reason"]) == (expected.content, expected.finish_reason)
-    assert second["content"] == answer(demo, told(FIRST, first["content"], SECOND))
-    assert second["stats"]["cached_tokens"] > first["stats"]["prompt_tokens"]
-
-
 def test_answers_have_the_form_that_is_asked_for(start: Start, demo: Mixtral, tmp_path: Path) -> None:
     schema = {"type": "object", "properties": {"legs": {"enum": [2, 4]}}, "required": ["legs"]}
     schema["additionalProperties"] = False
@@ -447,50 +409,3 @@ def test_answers_have_the_form_that_is_asked_for(start: Start, demo: Mixtral, tm
     refused(run(*ask, "--json-schema", tmp_path / "schema.json"), "--json-schema", "hiccup")
     (tmp_path / "schema.json").write_text("none", encoding="utf-8")
     refused(run(*ask, "--json-schema", tmp_path / "schema.json", "-m", tmp_path / "none"), "no JSON")
-
-
-def test_an_answer_comes_before_the_next_line_is_read() -> None:
-    command = [*COMMAND, "chat", "--json", "-n", "9"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin
-        assert process.stdout
-        for _ in range(3):
-            process.stdin.write(FIRST + "\n")
-            process.stdin.flush()
-            assert json.loads(process.stdout.readline())["content"]
-        process.stdin.close()
-        assert process.wait(60) == 0
-
-
-def test_one_message_and_one_answer(demo: Mixtral, tmp_path: Path) -> None:
-    text = f"{FIRST}\n{SECOND}"
-    (tmp_path / "text").write_text(text + "\n", encoding="utf-8")
-    system = [{"role": "system", "content": "Be brief."}]
-    for given_text in (["-p", text], ["-f", tmp_path / "text"]):
-        result = run("chat", *LINE, "--system", "Be brief.", *given_text)
-        assert (result.exit_code, result.stdout) == (0, shown(answer(demo, [*system, *told(text)])))
-
-
-def test_ctrl_c_in_a_pipe_ends_the_program() -> None:
-    command = [*COMMAND, "chat", "-p", FIRST, "--min-tokens", "5000", "-n", "5000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        first = process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        rest = process.stdout.read()
-        assert process.wait(60) == 130
-        assert first
-        assert rest.endswith("\n")
-
-
-def test_what_is_refused(tiny_q8_0: Path) -> None:
-    refused(run("chat", "-m", tiny_q8_0, "-p", "a"), "chat format", "mistral-v1")
-    refused(run("chat", "-p", "a", "-f", __file__), "found both")
-    refused(run("chat", "-p", "a", "--system", "caf\udce9"), "UTF-8")
-    refused(run("chat", "--chat-format", "x", "-p", "a"), "mistral-v1")
-    refused(run("chat", "-m", demo_chat_path(), input=b"caf\xe9\n"), "0xe9", "line 1")
-    refused(run("chat", "-m", demo_chat_path(), "-c", "16", "-p", "a " * 99), "--context")
-    assert run("chat", "-m", demo_chat_path(), input="").stdout == ""
-    done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", *COMMAND, "chat"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "no message" in done.stderr
