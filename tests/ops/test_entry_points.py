@@ -20,6 +20,7 @@ from support.calls import (
     cache_write,
     embed,
     encode,
+    every_call,
     exp,
     layer_attention,
     layer_experts,
@@ -31,8 +32,6 @@ from support.calls import (
 )
 from support.fences import Guarded, fenced
 from support.variants import ENCODED, activations, every_context, every_type, matrix
-
-every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
 
 
 def check(call: Call) -> None:

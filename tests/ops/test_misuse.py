@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,18 +10,18 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from pymixtral import ops
-from pymixtral.errors import InvalidArgumentError
 from pymixtral.ops.native import ffi, lib
 from support.calls import (
-    CALLS,
     HEADS,
     KINDS,
+    MATRICES,
     Call,
     N,
     attention,
     cache_write,
     embed,
     encode,
+    every_call,
     exp,
     layer_attention,
     layer_experts,
@@ -42,117 +40,10 @@ from support.calls import (
     weight,
 )
 from support.low_rank import low_rank
-from support.paths import CSRC
+from support.refusals import refused
 from support.variants import FIRST_CONTEXT, TYPES, every_context, matrix
 
-every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
-
 LARGEST = (1 << 63) - 1
-
-
-def refused(status: int, expected: int = lib.PMX_EINVAL) -> str:
-    """Checks a refusal and returns its message, which names an argument."""
-    assert status == expected
-    assert lib.pmx_bad_row() == -1
-    message = bytes(ffi.string(lib.pmx_message())).decode()
-    assert re.fullmatch(r"(row \d+ of )?[a-z][\w\[\].>, -]*: expected .+, found .+", message), message
-    return message
-
-
-MATRICES = ("q", "k", "v", "output", "router")
-UNREAD = {
-    "pmx_layer_attention": ["layer->experts"],
-    "pmx_layer_experts": [
-        *("batch->cosines", "batch->sines", "runs", "layer->attn_norm", "layer->ffn_norm"),
-        *(f"layer->{name}." for name in MATRICES),
-    ],
-    "pmx_run_layers": ["layers->observers", "layers->kept", "layers->choices"],
-    "pmx_embed": ["w->delta"],
-    "pmx_sample": ["samplers[0]->allowed", "samplers[0]->mask", "samplers[0]->dry_breaker_tokens"],
-}
-"""Beginnings of the pointers that an entry point is given and does not read."""
-
-CONTEXT = ffi.typeof("pmx_ctx *").item
-Pointer = tuple[str, Callable[[Any], None], Any]
-
-
-def pointers(call: Call) -> list[Pointer]:
-    """Every pointer that a call needs, those inside of structs too: its name in C, what sets it, and its value."""
-    found: list[Pointer] = []
-    for name, value in call.args.items():
-        if isinstance(value, ffi.CData):
-            found.append((name, partial(call.args.__setitem__, name), value))
-            if name == "samplers":
-                found.append((f"{name}[0]", partial(value.__setitem__, 0), value[0]))
-                found += members(f"{name}[0]->", value[0])
-                continue
-            found += members(f"{name}[0].", value[0]) if name == "runs" else members(f"{name}->", value)
-    unread = ("observer", "importance", "scales", "batch->scales", *UNREAD.get(call.entry, ()))
-    return [pointer for pointer in found if not pointer[0].startswith(unread) and not pointer[0].endswith("delta")]
-
-
-def members(prefix: str, struct: Any) -> Iterator[Pointer]:
-    """The pointers inside of a struct, or of what a pointer points to, if that is a struct."""
-    kind = ffi.typeof(struct)
-    kind = kind.item if kind.kind == "pointer" else kind
-    for field, member in kind.fields if kind.kind == "struct" and kind is not CONTEXT else []:
-        value, name = getattr(struct, field), f"{prefix}{field}".removeprefix("batch->" if field == "runs" else "")
-        if member.type.kind == "struct":
-            yield from members(f"{name}.", value)
-        elif member.type.kind == "pointer":
-            yield name, partial(setattr, struct, field), value
-            if field == "delta" and value:
-                yield from members(f"{name}->", value)
-            for i in range({"runs": 1, "experts": 9, "pairs": 2}.get(field, 0) if value else 0):
-                yield from members(f"{name}[{i}].", value[i])
-
-
-@every_context
-@every_call
-def test_the_pointer_that_is_null_is_named(ctx: ops.Context, make: Callable[[ops.Context], Call]) -> None:
-    call = make(ctx)
-    before = [output.array.copy() for output in call.outputs]
-    for name, change, value in pointers(call):
-        change(ffi.NULL)
-        assert refused(call.status()) == f"{name}: expected a pointer, found NULL"
-        change(value)
-    for output, contents in zip(call.outputs, before, strict=True):
-        assert output.guards_intact
-        np.testing.assert_array_equal(output.array, contents)
-    assert call.status() == lib.PMX_OK
-
-
-def test_no_pointer_is_forgotten() -> None:
-    declared = (CSRC / "pmx.h").read_text()
-    for make in CALLS:
-        call = make(FIRST_CONTEXT)
-        parameters = re.search(rf"{call.entry}\(([^)]*)\);", declared)
-        assert parameters
-        names = {
-            re.sub(r".*\*", "", parameter, flags=re.S) for parameter in parameters[1].split(",") if "*" in parameter
-        }
-        found = {name for name, _, _ in pointers(call)}
-        assert {name for name in found if name.isidentifier()} >= names - {"observer", "importance", "scales"}
-    inside = {name for name, _, _ in pointers(layer_attention(FIRST_CONTEXT)) if not name.isidentifier()}
-    batch = {f"batch->{name}" for name in ("x", "normed", "ids", "weights")}
-    low_rank = [f"delta->pairs{rest}" for rest in ("", *(f"[{i}].{name}" for i in range(2) for name in "ab"))]
-    matrices = {f"layer->{name}.{member}" for name in MATRICES for member in ("data", *low_rank)}
-    rest = {
-        "batch->cosines",
-        "batch->sines",
-        "layer->attn_norm",
-        "layer->ffn_norm",
-        "runs[0].pages",
-        "cache->k",
-        "cache->v",
-    }
-    assert inside == batch | matrices | rest
-    inside = {name for name, _, _ in pointers(run_layers(FIRST_CONTEXT)) if not name.isidentifier()}
-    assert inside == batch | {"layers->layers", "layers->caches", "batch->cosines", "batch->sines", "runs[0].pages"}
-    inside = {name for name, _, _ in pointers(layer_experts(FIRST_CONTEXT)) if not name.isidentifier()}
-    experts = {f"layer->experts[{i}].{member}" for i in range(9) for member in ("data", *low_rank)}
-    assert inside == batch | {"layer->experts"} | experts
-
 
 SIZES: list[tuple[Callable[[ops.Context], Call], str, list[int]]] = [
     (rms_norm, "n_tokens", [-1, -LARGEST - 1, LARGEST, 1 << 58]),
@@ -271,7 +162,7 @@ def test_weights_that_make_no_sense(changed: dict[str, Any], status: int) -> Non
     view, _data = weight(matrix(KINDS.Q8_0, 21, 96, 1), **changed)
     refused(matmul(FIRST_CONTEXT).status(w=view), status)
     refused(embed(FIRST_CONTEXT).status(w=view), status)
-    for name in ("q", "k", "v", "output", "router"):
+    for name in MATRICES:
         call = layer_attention(FIRST_CONTEXT)
         if name != "router" or "data" not in changed:
             set_members(getattr(call.args["layer"], name), changed)
@@ -497,67 +388,3 @@ def test_experts_that_no_router_chooses() -> None:
         call.inputs["ids"][N - 1] = bad
         assert f"row {N - 1}" in refused(call.status())
         assert call.outputs[0].guards_intact
-
-
-# --- Contexts ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("n_threads", "isa", "status"), [
-    (0, b"scalar", lib.PMX_EINVAL),
-    (-1, b"scalar", lib.PMX_EINVAL),
-    (257, b"scalar", lib.PMX_EINVAL),
-    (1, b"", lib.PMX_EUNSUPPORTED),
-    (1, b"Scalar", lib.PMX_EUNSUPPORTED),
-    (1, b"x" * 10_000, lib.PMX_EUNSUPPORTED),
-])  # fmt: skip
-def test_contexts_that_make_no_sense(n_threads: int, isa: bytes, status: int) -> None:
-    out = ffi.new("pmx_ctx **")
-    refused(lib.pmx_ctx_create(out, n_threads, isa), status)
-    assert out[0] == ffi.NULL
-
-
-def test_contexts_that_are_null() -> None:
-    refused(lib.pmx_ctx_create(ffi.NULL, 1, b"scalar"))
-    lib.pmx_ctx_destroy(ffi.NULL)
-    lib.pmx_ctx_cancel(ffi.NULL, 1)
-    refused(lib.pmx_ctx_prefetch(ffi.NULL, lib.PMX_PREFETCH_FAR, lib.PMX_AHEAD))
-    refused(lib.pmx_ctx_timing(ffi.NULL, 1))
-    assert lib.pmx_ctx_isa(ffi.NULL) == ffi.NULL
-    assert lib.pmx_ctx_threads(ffi.NULL) == 0
-
-
-def test_prefetch_hints_that_are_none() -> None:
-    with ops.Context(1) as ctx:
-        for hint in (-1, 2, (1 << 31) - 1, -(1 << 31)):
-            refused(lib.pmx_ctx_prefetch(ctx.pointer, hint, lib.PMX_AHEAD))
-        for ahead in (-1, lib.PMX_MAX_AHEAD + 1, (1 << 31) - 1, -(1 << 31)):
-            refused(lib.pmx_ctx_prefetch(ctx.pointer, lib.PMX_PREFETCH_FAR, ahead))
-
-
-def test_planes_that_are_none() -> None:
-    refused(lib.pmx_ctx_planes(ffi.NULL, 1))
-    with ops.Context(1) as ctx:
-        for n in (-1, 0, 3, (1 << 31) - 1, -(1 << 31)):
-            refused(lib.pmx_ctx_planes(ctx.pointer, n))
-        with pytest.raises(InvalidArgumentError, match="planes"):
-            ctx.planes = 3
-
-
-def test_times_without_a_place_or_without_timing() -> None:
-    parts, threads = ffi.new("pmx_part_time[]", lib.PMX_PARTS), ffi.new("pmx_thread_time[]", 2 * lib.PMX_PARTS)
-    with ops.Context(2) as ctx:
-        refused(lib.pmx_ctx_times(ctx.pointer, parts, threads))
-        assert lib.pmx_ctx_timing(ctx.pointer, 1) == lib.PMX_OK
-        for i, name in enumerate(("ctx", "parts", "threads")):
-            arguments = [ctx.pointer, parts, threads]
-            arguments[i] = ffi.NULL
-            assert refused(lib.pmx_ctx_times(*arguments)) == f"{name}: expected a pointer, found NULL"
-        assert lib.pmx_ctx_times(ctx.pointer, parts, threads) == lib.PMX_OK
-        assert lib.pmx_ctx_timing(ctx.pointer, 0) == lib.PMX_OK
-        refused(lib.pmx_ctx_times(ctx.pointer, parts, threads))
-
-
-def test_instruction_sets_past_the_ends() -> None:
-    for i in (-1, 100, (1 << 31) - 1, -(1 << 31)):
-        assert lib.pmx_isa_name(i) == ffi.NULL
-        assert lib.pmx_isa_available(i) == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike, NDArray
 
@@ -129,6 +130,9 @@ def weight(w: Matrix, *pairs: LowRank, **changed: Any) -> tuple[Any, Any]:
 # --- Valid calls -------------------------------------------------------------------------------------------------
 
 N, HIDDEN, HEADS, KV_HEADS, DIM = 5, 64, 4, 2, 24
+
+MATRICES = ("q", "k", "v", "output", "router")
+"""Of the first half of a layer."""
 
 
 def rms_norm(ctx: ops.Context) -> Call:
@@ -449,3 +453,5 @@ CALLS: list[Callable[[ops.Context], Call]] = [
     *(rms_norm, quantize_activations, matmul, embed, exp, silu_mul, rope_table, rope),
     *(cache_write, attention, route, encode, read, sample, layer_attention, layer_experts, run_layers),
 ]
+
+every_call = pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
