@@ -15,6 +15,12 @@ COMMAND = [sys.executable, "-m", "pymixtral"]
 
 DEMO_NOTE = "No model named (-m FILE or PYMIXTRAL_MODEL): using the small demo model.\n"
 
+SUMMARY = re.compile(
+    r"prompt: (\d+) tokens, [\d.]+ tokens/s, first token after [\d.]+ s\n"
+    r"generated: (\d+) tokens, [\d.]+ tokens/s, [\d.]+ GB/s of weights"
+)
+"""The two lines that follow a text, with the numbers of its tokens."""
+
 _CONTEXT = click.Context(main, info_name="pymixtral")
 
 
