@@ -16,13 +16,14 @@ import pytest
 import regex
 from jsonschema import validate
 
-from pymixtral import AsyncMixtral, Completion, InvalidArgumentError, Mixtral
+from pymixtral import AsyncMixtral, InvalidArgumentError, Mixtral
 from pymixtral.demo import demo_path
 from pymixtral.engine import generation
 from pymixtral.quantize import quantize
 from pymixtral.sampling.grammar import grammar_of
 from support.bpe import tokenizer_json, trained
 from support.checkpoints import Shape, make_checkpoint
+from support.texts import same
 
 PROMPT = "Once upon a time there was a king who had"
 OTHER = "The wolf said to the little girl:"
@@ -124,11 +125,6 @@ def model(request: pytest.FixtureRequest) -> Mixtral:
 def alone() -> Iterator[Mixtral]:
     with Mixtral(n_ctx=512, n_threads=1, max_batch=1) as model:
         yield model
-
-
-def same(a: Completion, b: Completion) -> None:
-    assert (a.text, a.tokens, a.finish_reason, a.stop_reason) == (b.text, b.tokens, b.finish_reason, b.stop_reason)
-    assert a.logprobs == b.logprobs
 
 
 # --- Kinds --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pymixtral import Mixtral
 from pymixtral.arrays import F32
 from pymixtral.files.names import FFN_STEMS, TensorName
 from pymixtral.model.adapter import Adapter, LowRank, adapted_shape
@@ -44,3 +45,8 @@ def scales_for(seed: int, n_tokens: int, n_adapters: int) -> F32:
     scales[0] = 0.75
     scales[1:2] = 0
     return scales
+
+
+def bound(model: Mixtral) -> int:
+    """How many adapters the model keeps."""
+    return model.core.engine.call(lambda inner: len(inner._adapters))
