@@ -35,6 +35,29 @@ pmx_search pmx_avx512vnni_search;
  * Within the caches mat is as fast at 12, and 1.15 times as fast at 16. */
 enum { PMX_AVX512VNNI_MIN_TOKENS = 2, PMX_AVX512VNNI_MIN_TOKENS32 = PMX_FEW_TOKENS + 1 };
 
+/* Types in a table. ISA is that of vec: avx512vbmi has some of its own. */
+#define PMX_AVX512VNNI_FLOATS(NAME, T, FORM, ELEMENTS)                                                                 \
+    [PMX_##NAME] = {FORM,                                                                                              \
+                    pmx_avx512vnni_vec_##T,                                                                            \
+                    NULL,                                                                                              \
+                    pmx_avx512vnni_mat_##T,                                                                            \
+                    PMX_AVX512VNNI_MIN_TOKENS,                                                                         \
+                    pmx_avx2_dequantize_##T},
+#define PMX_AVX512VNNI_BLOCKS32(NAME, T, FORM, ISA)                                                                    \
+    [PMX_##NAME] = {FORM,                                                                                              \
+                    pmx_##ISA##_vec_##T,                                                                               \
+                    pmx_avx512vnni_few_##T,                                                                            \
+                    pmx_avx512vnni_mat_##T,                                                                            \
+                    PMX_AVX512VNNI_MIN_TOKENS32,                                                                       \
+                    pmx_avx2_dequantize_##T},
+#define PMX_AVX512VNNI_BLOCKS256(NAME, T, FORM, ISA)                                                                   \
+    [PMX_##NAME] = {FORM,                                                                                              \
+                    pmx_##ISA##_vec_##T,                                                                               \
+                    NULL,                                                                                              \
+                    pmx_avx512vnni_mat_##T,                                                                            \
+                    PMX_AVX512VNNI_MIN_TOKENS,                                                                         \
+                    pmx_scalar_dequantize_##T},
+
 /* What is no product. */
 #define PMX_AVX512VNNI_OPERATIONS                                                                                      \
     PMX_AVX2_OPERATIONS, .attend_f32 = pmx_avx512vnni_attend_f32, .attend_f16 = pmx_avx512vnni_attend_f16,             \
