@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from pymixtral.arrays import F32, I32
+from pymixtral.arrays import F32
 from pymixtral.engine.adapters import Adapters
+from pymixtral.engine.batch import Batch
 from pymixtral.engine.drawing import draw_tokens
-from pymixtral.engine.generation import Continuation
 from pymixtral.engine.pace import Pace
 from pymixtral.engine.pages import Pages
 from pymixtral.engine.requests import Abort, Request
@@ -23,7 +23,7 @@ from pymixtral.engine.watch import Watch
 from pymixtral.errors import CanceledError, ClosedError, HostLostError, NativeError
 from pymixtral.model.adapter import Adapter
 from pymixtral.model.forward import Model
-from pymixtral.ops import EVERY, PAGE, Choices
+from pymixtral.ops import PAGE
 
 _LOGITS = 1 << 22
 """Logits that are computed at once where rows of a text are read: 16 MB of float32."""
@@ -202,9 +202,9 @@ class Loop:
             if entry.n_left == 1:
                 n_decoding += 1
                 entry.n_drafted = self._requests[entry].propose()
-        batch = self._scheduler.plan(self._pace.budget(n_decoding))
-        if batch and not self._closing:
-            self._pass([(self._requests[entry], n) for entry, n in batch])
+        plan = self._scheduler.plan(self._pace.budget(n_decoding))
+        if plan and not self._closing:
+            self._pass([(self._requests[entry], n) for entry, n in plan])
 
     def _receive(self) -> None:
         """Takes what callers sent, and waits for it if there is nothing else to do."""
@@ -293,91 +293,32 @@ class Loop:
 
     # --- A pass -----------------------------------------------------------------------------------
 
-    def _pass(self, batch: list[tuple[Request, int]]) -> None:
+    def _pass(self, texts: list[tuple[Request, int]]) -> None:
         """Computes the next tokens of some texts."""
         begin = time.perf_counter()
         try:
-            hidden, choices = self._forward(batch)
+            batch = Batch(texts)
+            hidden, choices = batch.compute(self._model, self.pages, self.watch)
             self._check_file()
         except CanceledError:  # the next turn sees whose pass it was
             return
         except HostLostError:
             raise
         except Exception as error:
-            if len(batch) > 1:  # the bits do not depend on the batch: each is tried alone
-                for one in batch:
+            if len(texts) > 1:  # the bits do not depend on the batch: each is tried alone
+                for one in texts:
                     self._pass([one])
             else:
-                self._fail(batch[0][0], error)
+                self._fail(texts[0][0], error)
             return
         if choices is not None:
-            _trace(batch, choices)
-        drawing: list[tuple[Continuation, F32]] = []
-        reading: list[tuple[Request, range, F32]] = []
-        at = 0
-        for request, n in batch:
-            read, last = self._wanted(request, n)
-            if read:
-                reading.append((request, read, hidden[at : at + len(read)]))
-                at += len(read)
-            if last:
-                assert isinstance(request, Continuation)
-                drawing.append((request, hidden[at : at + last]))
-                at += last
+            batch.trace(choices)
+        reading, drawing = batch.divided(hidden)
         for request, positions, rows in reading:
             self._read(request, positions, rows)
         if drawing:
             draw_tokens(self._model, drawing)
-        self._advance(batch, time.perf_counter() - begin)
-
-    def _forward(self, batch: list[tuple[Request, int]]) -> tuple[F32, Choices | None]:
-        """The rows that are wanted after the last layer, and the routers' choices if any text wants
-        them. The sequences advance.
-        """
-        ids: list[I32] = []
-        runs = []
-        rows: list[range] = []
-        n_new, at = 0, 0
-        for request, n in batch:
-            entry, sequence = request.entry, request.sequence
-            assert entry
-            assert sequence
-            begin = entry.n_computed
-            if sequence.length > begin:  # a pass that was computed and then failed for another reason
-                sequence.truncate(begin)
-            n_new += entry.n_new_pages(n)
-            ids.append(request.ids[begin : begin + n])
-            runs.append((sequence, n))
-            read, last = self._wanted(request, n)
-            rows.append(range(at + read.start - begin, at + read.stop - begin))
-            rows.append(range(at + n - last, at + n))
-            at += n
-        self.pages.make_free(n_new)
-        every = sum(map(len, rows)) == at
-        traces = [request.trace for request, _ in batch if request.trace is not None]
-        choices = self._model.new_choices(at, full=any(trace.full for trace in traces)) if traces else None
-        adapters = [request.adapters for request, _ in batch]
-        with self.watch.cancelling([request for request, _ in batch]) as somebody:
-            if not somebody:
-                raise CanceledError
-            hidden = self._model.forward(
-                ids[0] if len(ids) == 1 else np.concatenate(ids),
-                runs,
-                self.pages.cache,
-                rows=EVERY if every else np.concatenate([np.arange(r.start, r.stop) for r in rows]),
-                choices=choices,
-                adapters=adapters if any(adapters) else None,
-            )
-        return hidden, choices
-
-    @staticmethod
-    def _wanted(request: Request, n: int) -> tuple[range, int]:
-        """The positions whose rows are read in a pass, and how many of its last rows are drawn from."""
-        entry = request.entry
-        assert entry
-        end = entry.n_computed + n
-        n_draw = max(end - entry.n_ids + 1, 0) if isinstance(request, Continuation) else 0
-        return request.unread(entry.n_computed, end - n_draw), n_draw
+        self._advance(texts, time.perf_counter() - begin)
 
     def _read(self, request: Request, positions: range, hidden: F32) -> None:
         try:
@@ -389,14 +330,14 @@ class Loop:
             request.failed = error
         request.rows = range(positions.stop, request.rows.stop)
 
-    def _advance(self, batch: list[tuple[Request, int]], seconds: float) -> None:
+    def _advance(self, texts: list[tuple[Request, int]], seconds: float) -> None:
         """Notes what a pass has computed, and tells the callers."""
         counts = self._counts
         counts.passes += 1
-        counts.texts += len(batch)
+        counts.texts += len(texts)
         counts.seconds += seconds
         n_decoding = n_prompt = 0
-        for request, n in batch:
+        for request, n in texts:
             entry, sequence = request.entry, request.sequence
             assert entry
             assert sequence
@@ -478,17 +419,6 @@ class Loop:
             )
         request.failed = error
         self._end(request.entry, request, error)
-
-
-def _trace(batch: list[tuple[Request, int]], choices: Choices) -> None:
-    """Gives each text that wants it its part of a pass's choices."""
-    at = 0
-    for request, n in batch:
-        if request.trace is not None:
-            assert request.entry
-            begin = request.entry.n_computed
-            request.trace.add(request.n_cut + begin, request.ids[begin : begin + n], choices, at)
-        at += n
 
 
 def closed(name: str) -> ClosedError:
