@@ -19,7 +19,7 @@ from pymixtral.errors import SessionFileError
 from pymixtral.model.forward import Model
 from support.adapter_files import write_adapter
 from support.low_rank import bound
-from support.texts import lone, same
+from support.texts import held, lone, same
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 LONG = PROMPT * 12
@@ -33,7 +33,8 @@ OPTIONS: dict[str, Any] = {"max_tokens": 10, "seed": 4, "logprobs": 2, "prompt_l
 def test_adapters_of_one_batch_are_each_as_alone(model: Mixtral, alone: Mixtral) -> None:
     model.forget()
     before = model.stats()
-    streams = [model.stream(prompt, adapter=choice, **OPTIONS) for choice in CHOICES for prompt in (PROMPT, LONG)]
+    with held(model):
+        streams = [model.stream(prompt, adapter=choice, **OPTIONS) for choice in CHOICES for prompt in (PROMPT, LONG)]
     for stream in streams:
         list(stream)
     after = model.stats()
