@@ -27,7 +27,7 @@ from pymixtral import ops
 from pymixtral.files.types import FLOAT_TYPES, WEIGHT_TYPES, Matrix, block_bytes, row_bytes, show_type
 from pymixtral.inspection import probe
 
-TYPES = [show_type(kind) for kind, of in WEIGHT_TYPES.items() if of.kernels]
+TYPES = [show_type(kind) for kind in WEIGHT_TYPES]
 ROWS = COLS = 4096
 TOKENS = 512
 SMALL = (2, 4, 8, 16)

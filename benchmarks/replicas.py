@@ -22,16 +22,17 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import httpx
 from server_process import running
 
-from pymixtral.cluster.replica import open_model
-from pymixtral.cluster.replicas import Replicas
 from pymixtral.server.service import Service
 from pymixtral.server.settings import Settings
+
+if TYPE_CHECKING:
+    from pymixtral.cluster.replicas import Replicas
 
 N_REQUESTS = 50
 N_TOKENS = 200
@@ -120,6 +121,9 @@ async def hits(replicas: Replicas, settings: Settings, seed: int) -> float:
 
 def prefixes(model: Path | None, cluster: str) -> dict[str, float]:
     """The hits with and without prefixes."""
+    from pymixtral.cluster.replica import open_model
+    from pymixtral.cluster.replicas import Replicas
+
     settings = Settings()
     found = {}
     for name, by_prefix in (("drawn", False), ("by prefix", True)):
