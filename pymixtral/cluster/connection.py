@@ -44,18 +44,19 @@ def connect(address: str = "auto") -> bool:
         Whether it was not connected before.
 
     Raises:
-        InvalidArgumentError: if there is no such cluster, or the token is not its own.
+        InvalidArgumentError: if the address is none, also where the process is connected; if there is no
+            such cluster, or the token is not its own.
         UnsupportedError: if it has another version of Ray or of Python, or Ray is missing.
     """
     check_ray()
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
+    if address != "auto" and not _host_and_port(address):
+        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     if ray.is_initialized():
         return False
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
-    if address != "auto" and not _host_and_port(address):
-        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
