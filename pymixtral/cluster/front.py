@@ -81,7 +81,10 @@ class Front:
         self._counting: Future[int] | None = None
         self._lost = asyncio.get_running_loop().create_future()
         self._again = Counter(
-            "pymixtral:requests_sent_again", "Requests whose replica died before it answered.", registry=None
+            "pymixtral:requests_sent_again",
+            "Requests whose replica died before it answered.",
+            ["model_name"],
+            registry=None,
         )
         app = FastAPI(title="pymixtral", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
         add_handlers(app)
@@ -146,6 +149,7 @@ class Front:
             replicas = await asked.results_async(timeout_s=10, return_exceptions=True)
         registry = CollectorRegistry()
         registry.register(_Labelled([found for found in replicas if not isinstance(found, Exception)]))
+        self._again.labels(self._service.name)  # which has a sample from then on
         registry.register(self._again)
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": kind})
@@ -199,7 +203,7 @@ class Front:
                             code="replica_died",
                             headers={"retry-after": "1"},
                         ) from error
-                    self._again.inc()
+                    self._again.labels(self._service.name).inc()
         except Exception as error:
             told = _told(error)
             if told is None:

@@ -266,7 +266,7 @@ def test_metrics_while_no_replica_answers() -> None:
     for error in (DeploymentUnavailableError(None), TimeoutError()):  # type: ignore[arg-type]
         answer = asyncio.run(asked(error))
         assert answer.status_code == 200
-        assert "requests_sent_again" in answer.text
+        assert 'pymixtral:requests_sent_again_total{model_name="tales"} 0.0' in answer.text
 
 
 def test_a_fault_of_a_replica_is_told_as_that_of_the_server() -> None:

@@ -216,7 +216,7 @@ def test_a_replica_that_is_killed_under_load(server: Server) -> None:
 
             ends = list(pool.map(end, streams))
         assert set(ends) == {"length", "replica_died"}
-        assert server.metric("requests_sent_again_total") >= 1
+        assert server.metric("requests_sent_again_total", model_name=model) >= 1
     eventually_replicas(N)
 
 
