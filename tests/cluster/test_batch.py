@@ -22,7 +22,7 @@ from support.nodes import add_node
 
 pytestmark = pytest.mark.ray
 
-N = 1000
+N = 600
 SECONDS = 240.0
 
 
@@ -128,7 +128,7 @@ def test_a_worker_and_a_node_are_killed(
             batch.wait(lambda: any(list(workers(node)) for node in others) and list(workers(third)))
             os.kill(next(pid for node in others for pid in workers(node)), signal.SIGKILL)
             (lost,) = workers(third)
-            batch.reach(200)
+            batch.reach(100)
             assert n_done(output) < N
             os.kill(raylet(third), signal.SIGKILL)
             with suppress(ProcessLookupError):
