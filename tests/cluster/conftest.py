@@ -52,6 +52,8 @@ def cluster(token: None) -> Iterator[Any]:  # noqa: ARG001
         yield cluster
     finally:
         ray.shutdown()
+        for node in cluster.list_all_nodes():
+            cluster.remove_node(node, allow_graceful=False)  # which a loaded machine takes too long for
         cluster.shutdown()
 
 

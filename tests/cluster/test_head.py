@@ -24,9 +24,10 @@ def mortal(token: None) -> Iterator[Any]:  # noqa: ARG001
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
-    nodes = [add_node(cluster), add_node(cluster)]
+    for _ in range(2):
+        add_node(cluster)
     yield cluster
-    for node in nodes:
+    for node in cluster.list_all_nodes():
         node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
