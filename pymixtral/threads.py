@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import TypeVar
 
 from pymixtral.errors import NativeError
+
+T = TypeVar("T")
+
+
+def called_in_thread(function: Callable[[], T], name: str) -> Future[T]:
+    """Call a function in a thread of its own, which the end of the program does not wait for.
+
+    Args:
+        function: what is called.
+        name: of the thread.
+
+    Returns:
+        Gets what the function returns or raises. Nobody can cancel it.
+    """
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, name=name, daemon=True).start()
+    return future
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pymixtral.cli.bulk import run_job
-from pymixtral.cli.model import note_control_names, opened
+from pymixtral.cli.model import model_path, note_control_names, opened
 from pymixtral.cli.options import (
     context_option,
     force_option,
@@ -146,14 +146,17 @@ def generate(
     is 1 if there is no text for some prompt.
 
     With --ray the nodes of a cluster compute them. Each process there has -t threads, by default as
-    many as the smallest node has CPUs. All nodes need the files under the same names. The same
-    command, with or without --ray, goes on after Ctrl-C or a loss of nodes.
+    many as the smallest node has CPUs, and without -c the model's whole context. All nodes need the
+    files under the same names. The same command goes on after Ctrl-C or a loss of nodes.
     """
     _check_usage(ctx)
     if address is not None:
         check_packages("ray", "ray", "pyarrow")
     if model is None and max_tokens is None:
         max_tokens = _DEMO_TOKENS
+    if address is not None and opening["n_ctx"] is None:
+        model = model_path(model)
+        opening["n_ctx"] = _whole_context(model)
     if not prompts:
         from_pipe = prompt is None and file is None
         prompt = read_prompt(ctx, prompt, file)
@@ -241,6 +244,15 @@ def _check_usage(ctx: click.Context) -> None:
             if given[name] is not None:
                 option = f"--{name.replace('_', '-')}"
                 raise click.UsageError(f"expected {option} with --json or --prompts, found it alone", ctx)
+
+
+def _whole_context(model: Path) -> int:
+    """The model's own context: as far as the memory of this host allows says nothing of those that compute."""
+    from pymixtral.files.gguf import GGUFFile
+    from pymixtral.model.config import ModelConfig
+
+    with GGUFFile(model) as file:
+        return ModelConfig.from_gguf(file).n_ctx_train
 
 
 def _show(generation: Generation) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -199,11 +200,13 @@ def serve(
         scales=adapter["adapter"],
         adapter_folder=adapter_folder,
     )
-    if address is not None:  # before there are handlers of signals: Ray has its own
-        from pymixtral.cluster.connection import connect
+    with ExitStack() as stack:
+        if address is not None:  # before there are handlers of signals: Ray has its own
+            from pymixtral.cluster.connection import connect, leaving_at_once
 
-        connect(address)
-    with listen(host, port) as listener:
+            connect(address)
+            stack.enter_context(leaving_at_once())
+        listener = stack.enter_context(listen(host, port))
         log = Log("json" if as_json else "text", trace)
         settings = replace(settings, loopback=is_loopback(listener))
         note(f"Serving on {url_of(listener)}")

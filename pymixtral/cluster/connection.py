@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 from pymixtral.arguments import shown
@@ -20,6 +24,9 @@ _HOST_PORT = re.compile(r"(.+):([0-9]{1,5})")
 
 _SECONDS = 10
 """How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
+
+_HEAD_SECONDS = 2
+"""The same of one that has taken one before."""
 
 
 def check_ray() -> None:
@@ -44,18 +51,19 @@ def connect(address: str = "auto") -> bool:
         Whether it was not connected before.
 
     Raises:
-        InvalidArgumentError: if there is no such cluster, or the token is not its own.
+        InvalidArgumentError: if the address is none, also where the process is connected; if there is no
+            such cluster, or the token is not its own.
         UnsupportedError: if it has another version of Ray or of Python, or Ray is missing.
     """
     check_ray()
     import ray
     from ray.exceptions import AuthenticationError, RayError
 
+    if address != "auto" and not _host_and_port(address):
+        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     if ray.is_initialized():
         return False
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
-    if address != "auto" and not _host_and_port(address):
-        raise InvalidArgumentError(f"expected the address of a cluster as HOST:PORT, found {shown(address)}: {_HOW}")
     _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -81,6 +89,43 @@ def host_cpus() -> list[int]:
 
     counts = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     return [n for n in counts if n]
+
+
+def head_answers() -> bool:
+    """Find out whether the head of the cluster that this process is connected to takes connections, within seconds.
+
+    Ray itself goes on asking a head that is gone, and ends the program after a minute.
+    """
+    import ray
+
+    place = _host_and_port(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
+    try:
+        if place:
+            socket.create_connection(place, _HEAD_SECONDS).close()
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)  # which say nothing of the head
+    return place is not None
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """End the program after the block, if the head of its cluster is gone: Ray would ask it for half a minute.
+
+    It is for a program that has nothing else to do. Errors of the block pass.
+    """
+    import ray
+
+    end = None
+    try:
+        yield
+    except SystemExit as error:
+        end = error
+    if ray.is_initialized() and not head_answers():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if end and isinstance(end.code, int) else 0)
+    if end:
+        raise end
 
 
 def _host_and_port(address: str) -> tuple[str, int] | None:

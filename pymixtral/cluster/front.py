@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
@@ -27,6 +28,7 @@ from pymixtral.server.app import with_door
 from pymixtral.server.errors import APIError, add_handlers, api_error
 from pymixtral.server.record import current
 from pymixtral.server.service import Service, server_ends
+from pymixtral.threads import called_in_thread
 
 _TRIES = 3
 """Replicas that get a request. One that ends each of them would end them all."""
@@ -34,20 +36,32 @@ _TRIES = 3
 _COUNT_SECONDS = 5.0
 """How long the cluster may take to say how many replicas run."""
 
+_LOOK_SECONDS = 1.5
+"""From one look whether the head of the cluster answers to the next."""
+
+_LOOKS = 3
+"""In so many looks one after the other it must not answer until it counts as lost."""
+
 _OURS = frozenset((b"authorization", b"x-api-key", b"origin", b"host", b"x-request-id", b"transfer-encoding"))
 """Headers of requests that are checked here, and no replica's business."""
 
 _NAMED = frozenset((b"x-request-id", b"x-content-type-options"))
 """Headers of answers that are set here."""
 
-_STATES = {"loading": "Loading model", "draining": "The server ends", "alone": "No replica runs"}
+_STATES = {
+    "loading": "Loading model",
+    "draining": "The server ends",
+    "lost": "The cluster's head does not answer",
+    "alone": "No replica runs",
+}
 
 
 class Front:
     """Passes requests on. All of it belongs to the thread of the event loop.
 
     A request whose replica dies goes to another one, unless a part of its answer was sent: a comment of
-    a stream, which says that it lives, is none.
+    a stream, which says that it lives, is none. Where the head of the cluster is lost, Ray waits for it, and
+    says nothing of replicas that are lost with it; so requests end then, until it answers again.
 
     Args:
         service: the names and limits; its model is never open.
@@ -56,7 +70,7 @@ class Front:
     Attributes:
         app: the ASGI application.
         handle: of Ray Serve, for the replicas; None: they are not there yet.
-        count: says how many replicas run; it may wait for an answer of the cluster.
+        count: says how many replicas run; it may wait for an answer of the cluster, without an end.
     """
 
     def __init__(self, service: Service, by_prefix: bool = True) -> None:
@@ -64,8 +78,13 @@ class Front:
         self._by_prefix = by_prefix
         self.handle: Any = None
         self.count: Callable[[], int] = lambda: 0
+        self._counting: Future[int] | None = None
+        self._lost = asyncio.get_running_loop().create_future()
         self._again = Counter(
-            "pymixtral:requests_sent_again", "Requests whose replica died before it answered.", registry=None
+            "pymixtral:requests_sent_again",
+            "Requests whose replica died before it answered.",
+            ["model_name"],
+            registry=None,
         )
         app = FastAPI(title="pymixtral", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
         add_handlers(app)
@@ -79,20 +98,48 @@ class Front:
 
     # --- Of the cluster ---------------------------------------------------------------------------
 
+    async def watch(self, answers: Callable[[], bool]) -> NoReturn:
+        """Look whether the head of the cluster answers, until this is cancelled.
+
+        Args:
+            answers: says so, in a thread; it may take seconds.
+        """
+        missed = 0
+        while True:
+            missed = 0 if await asyncio.to_thread(answers) else missed + 1
+            if missed >= _LOOKS and not self._lost.done():
+                self._lost.set_result(None)
+                self._service.log.note("The cluster's head does not answer: requests end with 503.")
+            elif not missed and self._lost.done():
+                self._lost = asyncio.get_running_loop().create_future()
+                self._service.log.note("The cluster's head answers again.")
+            await asyncio.sleep(_LOOK_SECONDS)
+
     async def _health(self) -> Response:
         """Whether a replica is ready."""
-        state = "draining" if self._service.draining else "loading" if self.handle is None else "ready"
-        if state == "ready":
-            try:
-                n = await asyncio.wait_for(asyncio.to_thread(self.count), _COUNT_SECONDS)
-            except (TimeoutError, asyncio.TimeoutError):  # two classes before Python 3.11
-                n = 0  # a cluster without its head does not answer
-            if not n:
-                state = "alone"
-        if state == "ready":
+        if self._service.draining:
+            state = "draining"
+        elif self.handle is None:
+            state = "loading"
+        elif self._lost.done():
+            state = "lost"
+        elif await self._count():
             return JSONResponse({"status": "ok"})
+        else:
+            state = "alone"
         error = {"code": 503, "message": _STATES[state], "type": "unavailable_error"}
         return JSONResponse({"status": state, "error": error}, 503, {"retry-after": "1"})
+
+    async def _count(self) -> int:
+        """How many replicas run; 0 where the cluster does not say. One thread at most waits for it."""
+        if self._counting is None or self._counting.done():
+            self._counting = called_in_thread(self.count, "pymixtral-count")
+        counting = asyncio.wrap_future(self._counting)
+        await asyncio.wait({counting, self._lost}, timeout=_COUNT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not counting.done():
+            counting.cancel()  # this wait; the thread's goes on
+            return 0
+        return 0 if counting.exception() else counting.result()
 
     async def _metrics(self, request: Request) -> Response:
         """What Prometheus reads: the metrics of all replicas, each with the label `replica`."""
@@ -102,6 +149,7 @@ class Front:
             replicas = await asked.results_async(timeout_s=10, return_exceptions=True)
         registry = CollectorRegistry()
         registry.register(_Labelled([found for found in replicas if not isinstance(found, Exception)]))
+        self._again.labels(self._service.name)  # which has a sample from then on
         registry.register(self._again)
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(registry), headers={"content-type": kind})
@@ -114,6 +162,8 @@ class Front:
                 code="loading",
                 headers={"retry-after": "1"},
             )
+        if self._lost.done():
+            raise _cluster_lost()
         return self.handle
 
     # --- Of a replica -----------------------------------------------------------------------------
@@ -141,7 +191,7 @@ class Front:
         try:
             for last in [False] * (_TRIES - 1) + [True]:
                 try:
-                    await _pass_on(handle.answer.remote(request), answer, leaving)
+                    await _pass_on(handle.answer.remote(request), answer, leaving, self._lost)
                     return
                 except _DIED as error:
                     if answer.complete:
@@ -153,7 +203,7 @@ class Front:
                             code="replica_died",
                             headers={"retry-after": "1"},
                         ) from error
-                    self._again.inc()
+                    self._again.labels(self._service.name).inc()
         except Exception as error:
             told = _told(error)
             if told is None:
@@ -194,20 +244,31 @@ def _told(error: Exception) -> APIError | None:
     return None
 
 
-async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any]) -> None:
+def _cluster_lost() -> APIError:
+    return APIError(
+        503,
+        "expected a cluster whose head answers, found that it does not: ask again when the cluster is back",
+        code="cluster_lost",
+        headers={"retry-after": "5"},
+    )
+
+
+async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any], lost: asyncio.Future[None]) -> None:
     """Passes the answer of one replica on, as long as the client waits.
 
     Raises:
-        APIError: if the server ends.
+        APIError: if the server ends, or the cluster is lost.
         Exception: of Ray, if the replica dies or has a fault.
     """
     part: asyncio.Future[Any] | None = None
     try:
         while True:
             part = asyncio.ensure_future(response.__anext__())
-            events: set[asyncio.Future[Any]] = {part} if answer.complete else {part, leaving}
+            events: set[asyncio.Future[Any]] = {part, lost} if answer.complete else {part, leaving, lost}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not part.done():
+                if lost.done() and not answer.complete:
+                    raise _cluster_lost()
                 if leaving.cancelled():
                     raise server_ends()
                 return

@@ -8,21 +8,29 @@ that are its own change their place.
 
 from __future__ import annotations
 
-import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
+from pydantic_core import from_json
+
 LENGTH = 512
 """Characters of a prompt that count as its beginning: of English text some eight pages of the cache."""
+
+LOOKED_AT = 1 << 15
+"""Bytes of a body that are read here, at each of its ends. Others wait for it: some milliseconds at the worst."""
+
+_MODEL = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 def prefix_of(path: str, body: bytes) -> str:
     """Find where the prompt of a request begins.
 
     Of a conversation it is what stands before its first answer, so that it stays the same from turn to
-    turn. Texts for different adapters begin differently, as their pages do.
+    turn. Texts for different adapters begin differently, as their pages do. Of a long body only the first
+    LOOKED_AT bytes are read, and as many at its end for the name of the model, which many clients write there.
 
     Args:
         path: of the request.
@@ -32,8 +40,8 @@ def prefix_of(path: str, body: bytes) -> str:
         A text; "": there is no prompt whose pages another request could use.
     """
     try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
+        fields = from_json(body[:LOOKED_AT].decode("utf-8", "ignore"), allow_partial="trailing-strings")
+    except ValueError:
         return ""
     if not isinstance(fields, dict):
         return ""
@@ -47,8 +55,16 @@ def prefix_of(path: str, body: bytes) -> str:
         if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
             prompt = prompt[0]  # of several prompts
         text = _text(prompt)
-    model = fields.get("model")
-    return f"{model if isinstance(model, str) else ''}\0{text[:LENGTH]}" if text else ""
+    model = fields.get("model") or _model_at_end(body)
+    return f"{model[:LENGTH] if isinstance(model, str) else ''}\0{text[:LENGTH]}" if text else ""
+
+
+def _model_at_end(body: bytes) -> Any:
+    found = _MODEL.findall(body[max(LOOKED_AT, len(body) - LOOKED_AT) :])
+    try:
+        return from_json(found[-1]) if found else ""
+    except ValueError:
+        return ""
 
 
 def _opening(messages: Any) -> str:

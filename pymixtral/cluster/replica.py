@@ -15,6 +15,7 @@ from starlette.types import Message
 
 from pymixtral import __version__
 from pymixtral.asynchronous import AsyncMixtral
+from pymixtral.cluster.presence import until_gone
 from pymixtral.demo import demo_chat_path
 from pymixtral.errors import UnsupportedError
 from pymixtral.server.app import make_app
@@ -105,18 +106,24 @@ def open_model(path: Path | None, *, n_threads: int, n_stages: int = 1, **option
 class Replica:
     """The class of the actors. Ray Serve calls its methods.
 
+    Where the command ends without a word, as by SIGKILL, nobody reads the answers any more. Then each
+    replica cuts its own, and has Serve delete the application.
+
     Args:
         open_model: opens the model; it is called with the number of threads as `n_threads`.
         n_threads: threads to compute with.
         settings: the names and limits.
         version: of pymixtral, where the command runs.
+        command: is there as long as the command; see pymixtral.cluster.presence.
 
     Raises:
         UnsupportedError: if this host has another version.
         Exception: whatever open_model raises.
     """
 
-    def __init__(self, open_model: Callable[..., Mixtral], n_threads: int, settings: Settings, version: str) -> None:
+    def __init__(
+        self, open_model: Callable[..., Mixtral], n_threads: int, settings: Settings, version: str, command: Any
+    ) -> None:
         if version != __version__:
             raise UnsupportedError(
                 f"expected pymixtral {version} on each host, found {__version__}: install the same version everywhere"
@@ -124,6 +131,14 @@ class Replica:
         self._model = open_model(n_threads=n_threads)
         self._service = Service(settings, AsyncMixtral(self._model), _Told())
         self._app = make_app(self._service)
+        self._ending = asyncio.get_running_loop().create_task(self._end_with(command))  # Serve runs this in its loop
+
+    async def _end_with(self, command: Any) -> None:
+        from ray import serve
+
+        await until_gone(command)
+        self._service.cut()
+        await asyncio.to_thread(serve.delete, serve.get_replica_context().app_name, _blocking=False)
 
     async def about(self) -> About:
         """Say what is served."""
@@ -141,10 +156,6 @@ class Replica:
             ClosedError: if its thread has ended.
         """
         self._model.stats()
-
-    async def cut(self) -> None:
-        """End all answers that are not complete, and refuse others: this replica is about to be replaced."""
-        self._service.cut()
 
     async def answer(self, request: Forwarded) -> AsyncIterator[list[Message]]:
         """Answer a request; to cancel it is to leave as a client leaves.

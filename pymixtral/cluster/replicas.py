@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
+import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from starlette.types import ASGIApp
 
 from pymixtral import __version__
-from pymixtral.cluster.connection import connect, host_cpus
+from pymixtral.cluster.connection import connect, head_answers, host_cpus
 from pymixtral.cluster.front import Front
+from pymixtral.cluster.presence import present
 from pymixtral.cluster.replica import About, Replica
 from pymixtral.cluster.router import PrefixRouter
 from pymixtral.errors import InvalidArgumentError
@@ -32,8 +35,8 @@ _LOAD = 0.7
 _END_SECONDS = 600.0
 """How long the answers of a replica that is not needed any more may take to end."""
 
-_CUT_SECONDS = 10.0
-"""How long replicas of an earlier command may take to cut their answers."""
+_HEALTH_SECONDS = 3.0
+"""From one question whether a replica's engine computes to the next. The third no ends it."""
 
 
 class Replicas:
@@ -91,16 +94,16 @@ class Replicas:
         self._front: Front | None = None
         self._handle: Any = None
         self._about: About | None = None
-        self._deployed: float | None = None
-        self.name = "pymixtral"
+        self._n_ready = 0
+        self._presence: Any = None
+        self._watching: asyncio.Task[None] | None = None
+        parts = ("pymixtral", re.sub(r"[^A-Za-z0-9_.-]", "-", settings.name), secrets.token_hex(4))
+        self.name = "-".join(filter(None, parts))
 
     # --- Served -----------------------------------------------------------------------------------
 
     def open(self) -> None:
         """Start the replicas, and wait until all that there are at first are ready.
-
-        An application of the same name is replaced. Its answers are cut, as nobody reads those of a
-        command that was killed, and they would keep their CPUs until they end.
 
         Raises:
             InvalidArgumentError: if no host has the CPUs, or a replica cannot open the model.
@@ -109,19 +112,15 @@ class Replicas:
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         least, most, n_threads = self._size()
-        if self._settings.name:
-            self.name = f"pymixtral-{re.sub(r'[^A-Za-z0-9_.-]', '-', self._settings.name)}"
         serve.start(proxy_location="Disabled")
-        self._cut()
-        self._deployed = 0.0
+        self._presence = present()
         try:
             self._handle = serve.run(self._application(least, most, n_threads), name=self.name, route_prefix=None)
         except RuntimeError as error:
             raise InvalidArgumentError(
                 f"expected replicas that open the model, found that {self._reason(error)}"
             ) from None
-        self._deployed = serve.status().applications[self.name].last_deployed_time_s
-        self._about = self._handle.about.remote().result()
+        self._about, self._n_ready = self._handle.about.remote().result(), self.count()
 
     def app(self, service: Service) -> ASGIApp:
         """Make the application.
@@ -145,24 +144,25 @@ class Replicas:
         assert self._about
         service.name = self._about.name
         self._front.count, self._front.handle = self.count, self._handle
-        n = self.count()
+        self._watching = asyncio.get_running_loop().create_task(self._front.watch(head_answers))
+        n = self._n_ready
         adapters = f"; adapters: {', '.join(map(escaped, self._about.adapters))}" if self._about.adapters else ""
         replicas = "1 replica" if n == 1 else f"{n} replicas"
         return f"{escaped(service.name)}, {self._about.n_ctx} tokens of context, {replicas}{adapters}"
 
     def close(self) -> None:
-        """End the replicas, unless somebody else has replaced them since."""
+        """End the replicas. Where the head of the cluster is gone, nobody is there who could."""
         import ray
         from ray import serve
 
-        if self._deployed is not None:
-            found = serve.status().applications.get(self.name)
-            if found is not None and self._deployed in (0.0, found.last_deployed_time_s):
-                serve.delete(self.name)
-            self._deployed = None
-        if self._connected:
-            ray.shutdown()
-            self._connected = False
+        if head_answers():
+            if self._presence is not None:
+                with suppress(TimeoutError):  # Serve goes on with it
+                    serve.delete(self.name)
+                ray.kill(self._presence)
+            if self._connected:
+                ray.shutdown()
+        self._presence, self._connected = None, False
 
     # --- Parts ------------------------------------------------------------------------------------
 
@@ -177,17 +177,6 @@ class Replicas:
 
         application = serve.status().applications.get(self.name)
         return application.deployments.get(_DEPLOYMENT) if application else None
-
-    def _cut(self) -> None:
-        """Ends the answers of an application of this name, if there is one."""
-        from ray import serve
-        from ray.exceptions import RayError
-        from ray.serve.exceptions import RayServeException
-
-        if self.name in serve.status().applications:
-            with suppress(RayError, RayServeException, TimeoutError):  # such as of one that has no replica
-                found = serve.get_app_handle(self.name).broadcast("cut")
-                found.results(timeout_s=_CUT_SECONDS, return_exceptions=True)
 
     def _size(self) -> tuple[int, int, int]:
         """The least and the most replicas, and the threads of each."""
@@ -225,6 +214,7 @@ class Replicas:
             max_ongoing_requests=2 * settings.max_batch,
             max_queued_requests=max(settings.max_waiting, 1),  # 0: each would be one too many
             graceful_shutdown_timeout_s=_END_SECONDS,
+            health_check_period_s=_HEALTH_SECONDS,
             health_check_timeout_s=60,
             max_constructor_retry_count=2,
             request_router_config=RequestRouterConfig(
@@ -234,7 +224,7 @@ class Replicas:
             **how_many,
         )(Replica)
         inner = replace(settings, keys=(), cors_origins=(), loopback=False)
-        return deployment.bind(self._open_model, n_threads, inner, __version__)
+        return deployment.bind(self._open_model, n_threads, inner, __version__, self._presence)
 
     def _reason(self, error: RuntimeError) -> str:
         """Why replicas do not start: the sentence of our own in what Serve says, or the end of that."""

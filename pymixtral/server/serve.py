@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pymixtral.arguments import shown
 from pymixtral.errors import InvalidArgumentError
 from pymixtral.escapes import escaped
+from pymixtral.threads import called_in_thread
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -172,7 +173,7 @@ def run(settings: Settings, listener: socket.socket, served: Served, log: Log) -
         SystemExit: after a second signal, as the signal would have ended the program.
         Exception: whatever served.open() raises.
     """
-    opening = _in_thread(served.open)
+    opening = called_in_thread(served.open, "pymixtral-open")
     try:
         with _signals() as signals:
             asyncio.run(_serve(settings, listener, served, opening, log, signals))
@@ -182,22 +183,6 @@ def run(settings: Settings, listener: socket.socket, served: Served, log: Log) -
         listener.close()
         log.close()
         served.close()  # the last, as a cluster may refuse it
-
-
-def _in_thread(function: Callable[[], None]) -> Future[None]:
-    """Calls a function in a thread that the end of the program does not wait for."""
-    future: Future[None] = Future()
-    future.set_running_or_notify_cancel()  # nobody can cancel it
-
-    def call() -> None:
-        try:
-            function()
-            future.set_result(None)
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=call, name="pymixtral-open", daemon=True).start()
-    return future
 
 
 class _Signals:

@@ -17,8 +17,8 @@ from support.nodes import add_node
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Any]:
-    """A cluster of two nodes, with a token of its own; `address` is what ray.init takes. It is connected to nobody."""
+def token() -> Iterator[None]:
+    """A token for clusters, and a folder."""
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # short, as names of sockets must be
     before = dict(os.environ)
     os.environ |= {
@@ -31,6 +31,18 @@ def cluster() -> Iterator[Any]:
     from ray._private.authentication_test_utils import reset_auth_token_state
 
     reset_auth_token_state()  # a module of tests may have imported Ray, which reads the variables then
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def cluster(token: None) -> Iterator[Any]:  # noqa: ARG001
+    """A cluster of two nodes, with a token; `address` is what ray.init takes. It is connected to nobody."""
+    import ray
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
@@ -39,13 +51,10 @@ def cluster() -> Iterator[Any]:
             add_node(cluster)
         yield cluster
     finally:
-        import ray
-
         ray.shutdown()
+        for node in cluster.list_all_nodes():
+            cluster.remove_node(node, allow_graceful=False)  # which a loaded machine takes too long for
         cluster.shutdown()
-        os.environ.clear()
-        os.environ.update(before)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from support.nodes import add_node
 
 pytestmark = pytest.mark.ray
 
-N = 1000
+N = 600
 SECONDS = 240.0
 
 
@@ -127,7 +128,7 @@ def test_a_worker_and_a_node_are_killed(
             batch.wait(lambda: any(list(workers(node)) for node in others) and list(workers(third)))
             os.kill(next(pid for node in others for pid in workers(node)), signal.SIGKILL)
             (lost,) = workers(third)
-            batch.reach(200)
+            batch.reach(100)
             assert n_done(output) < N
             os.kill(raylet(third), signal.SIGKILL)
             with suppress(ProcessLookupError):
@@ -217,6 +218,26 @@ def test_a_part_that_was_tampered_with(tiny_q8_0: Path, output: Path, damage: by
         with pytest.raises(OutputError, match=r"part-.*: expected the record of prompt 0, found something else"):
             bulk.run(progress=False)
     assert output.read_bytes() == b""
+
+
+def test_the_context_is_that_of_no_host(tiny_q8_0: Path, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this one has little memory the records are the same; no cluster is asked, as they are all there."""
+    from pymixtral import memory as module
+
+    prompts = output.with_name("prompts.jsonl")
+    prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    with Mixtral(tiny_q8_0) as model:
+        longest = model.config.n_ctx_train
+        assert model.n_ctx == longest
+    line: list[object] = ["generate", "-m", tiny_q8_0, "--prompts", prompts, "-o", output, "-n", 1, "--json"]
+    assert run(*line, "-c", longest).exit_code == 0
+    little = replace(module.memory(), available=tiny_q8_0.stat().st_size * 11 // 10)
+    monkeypatch.setattr(module, "memory", lambda: little)
+    with Mixtral(tiny_q8_0) as model:
+        assert model.n_ctx < longest
+    found = run(*line, "--ray")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["resumed"] == 2
 
 
 @pytest.mark.parametrize("address", ["nowhere", ":1", "host:port", "host:99999", "host:\u00b2"])

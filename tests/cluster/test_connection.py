@@ -40,10 +40,12 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("connected", [False, True])
 @pytest.mark.parametrize(
     "address", ["nonsense", "", ":", "host:", ":6379", "host:port", "ray://host:x", "host:99999", "host:\u00b2"]
 )
-def test_what_is_no_address(address: str) -> None:
+def test_what_is_no_address(address: str, connected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: connected)
     with pytest.raises(InvalidArgumentError, match="address of a cluster as HOST:PORT"):
         connect(address)
 

@@ -16,6 +16,7 @@ import pytest
 
 from pymixtral.server.service import Service
 from pymixtral.server.settings import Settings
+from support.serving import LONG
 
 pytestmark = pytest.mark.ray
 
@@ -123,8 +124,10 @@ def test_health_while_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(module, "_COUNT_SECONDS", 0.01)
     over = threading.Event()
+    waiting = []
 
     def count() -> int:
+        waiting.append(threading.current_thread())
         over.wait()
         return 1
 
@@ -133,11 +136,110 @@ def test_health_while_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatc
         front.handle, front.count = Handle(), count
         async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
             try:
-                return await client.get("/health")
+                for _ in range(9):
+                    assert (await client.get("/health")).status_code == 503
             finally:
                 over.set()
+            waiting[0].join()
+            return await client.get("/health")
 
-    assert asyncio.run(asked()).status_code == 503
+    assert asyncio.run(asked()).status_code == 200
+    assert len(waiting) == 2  # one at a time
+
+
+def test_health_where_the_count_fails() -> None:
+    from pymixtral.cluster.front import Front
+
+    def count() -> int:
+        raise died()
+
+    async def asked() -> httpx.Response:
+        front = Front(Service(Settings()))
+        front.handle, front.count = Handle(), count
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            return await client.get("/health")
+
+    assert asyncio.run(asked()).json()["status"] == "alone"
+
+
+def test_requests_end_while_the_head_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait for a replica, and those whose answer is out but not over; when it is back, they are welcome."""
+    from pymixtral.cluster import front as module
+
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0)
+
+    class Waiting:
+        def __init__(self, parts: AsyncIterator[Parts]) -> None:
+            self.parts = parts
+            self.cancelled = False
+
+        async def __anext__(self) -> Parts:
+            return await self.parts.__anext__()
+
+        def cancel(self) -> None:
+            self.cancelled = True
+
+    responses = []
+
+    class Silent(Handle):
+        def remote(self, request: Any) -> Any:
+            responses.append(Waiting(super().remote(request)))
+            return responses[-1]
+
+        async def _parts(self, parts: Parts) -> AsyncIterator[Parts]:
+            for one in parts:
+                yield [one]
+            await asyncio.Event().wait()
+
+    async def asked() -> None:
+        service = Service(Settings())
+        front = module.Front(service)
+        front.handle, front.count = Silent([], [start(STREAM), part(b"data: 1\n\n")], WHOLE), lambda: 1
+        there = True
+        watching = asyncio.create_task(front.watch(lambda: there))
+        body = {"prompt": "Once"}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            asked = [asyncio.create_task(client.post("/v1/completions", json=body)) for _ in range(3)]
+            while len(front.handle.asked) < 3:
+                await asyncio.sleep(0)
+            there = False
+            silent, stream, whole = await asyncio.gather(*asked)
+            assert (silent.status_code, silent.json()["error"]["code"]) == (503, "cluster_lost")
+            assert (stream.status_code, "cluster_lost" in stream.text) == (200, True)
+            assert (whole.status_code, whole.content) == (200, b"{}")
+            assert service.n_requests == 0
+            assert all(response.cancelled for response in responses)
+            front.handle = Handle(WHOLE)
+            assert (await client.post("/v1/completions", json=body)).json()["error"]["code"] == "cluster_lost"
+            assert (await client.get("/health")).json()["status"] == "lost"
+            assert (await client.get("/metrics")).status_code == 503
+            there = True
+            while (await client.get("/health")).status_code != 200:
+                pass
+            assert (await client.post("/v1/completions", json=body)).content == b"{}"
+        watching.cancel()
+
+    asyncio.run(asyncio.wait_for(asked(), LONG))
+
+
+def test_a_head_that_misses_a_look_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymixtral.cluster import front as module
+
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0)
+    looks = [False, False, True] * 9
+
+    def answers() -> bool:
+        if not looks:
+            raise EOFError
+        return looks.pop()
+
+    async def watched() -> None:
+        front = module.Front(Service(Settings()))
+        with pytest.raises(EOFError):
+            await front.watch(answers)
+        assert not front._lost.done()
+
+    asyncio.run(watched())
 
 
 def test_metrics_while_no_replica_answers() -> None:
@@ -155,7 +257,7 @@ def test_metrics_while_no_replica_answers() -> None:
             raise self.error
 
     async def asked(error: Exception) -> httpx.Response:
-        front = Front(Service(Settings()))
+        front = Front(Service(Settings(name="tales")))
         front.handle = NoReplica()
         front.handle.error = error
         async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
@@ -163,7 +265,8 @@ def test_metrics_while_no_replica_answers() -> None:
 
     for error in (DeploymentUnavailableError(None), TimeoutError()):  # type: ignore[arg-type]
         answer = asyncio.run(asked(error))
-        assert (answer.status_code, "requests_sent_again" in answer.text) == (200, True)
+        assert answer.status_code == 200
+        assert 'pymixtral:requests_sent_again_total{model_name="tales"} 0.0' in answer.text
 
 
 def test_a_fault_of_a_replica_is_told_as_that_of_the_server() -> None:

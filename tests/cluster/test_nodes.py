@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.nodes import CPUS, add_node
+from support.nodes import CPUS, add_node, applications, n_running
 from support.serving import Server, eventually
 
 pytestmark = pytest.mark.ray
@@ -16,12 +16,6 @@ pytestmark = pytest.mark.ray
 
 def test_a_node_that_is_lost(driver: Any) -> None:
     """Three replicas, each of which needs most of a node. Where one is lost the others answer; another one is taken."""
-    import ray.serve
-
-    def running() -> int:
-        application = ray.serve.status().applications["pymixtral-spread"]
-        return int(application.deployments["Replica"].replica_states.get("RUNNING", 0))
-
     node = add_node(driver)
     server = Server("--ray", driver.address, "--replicas", "3", "-t", str(CPUS - 1), "--name", "spread").ready()
     try:
@@ -36,10 +30,11 @@ def test_a_node_that_is_lost(driver: Any) -> None:
             answers += [pool.submit(ask, i) for i in range(9)]
             assert {answer.result() for answer in answers} == {200}
         node = add_node(driver)
-        eventually(lambda: running() == 3, "three replicas")
+        (application,) = applications("spread")
+        eventually(lambda: n_running(application) == 3, "three replicas")
         server.send(signal.SIGTERM)
         assert server.wait() == 0
-        assert "pymixtral-spread" not in ray.serve.status().applications
+        assert not applications("spread")
     finally:
         server.stop()
         driver.remove_node(node)

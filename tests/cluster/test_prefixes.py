@@ -6,10 +6,11 @@ import json
 import random
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pymixtral.cluster.prefixes import LENGTH, chosen, prefix_of, ranked
+from pymixtral.cluster.prefixes import LENGTH, LOOKED_AT, chosen, prefix_of, ranked
 
 NAMES = st.lists(st.text("abcdef0123456789", min_size=1, max_size=8), min_size=1, max_size=9, unique=True)
 VALUES = st.recursive(
@@ -24,8 +25,8 @@ def chat(*contents: Any, **more: Any) -> str:
     return prefix_of("/v1/chat/completions", json.dumps({"messages": messages, **more}).encode())
 
 
-def prompt(value: Any, path: str = "/v1/completions", **more: Any) -> str:
-    return prefix_of(path, json.dumps({"prompt": value, **more}).encode())
+def prompt(value: Any, path: str = "/v1/completions", **form: Any) -> str:
+    return prefix_of(path, json.dumps({"prompt": value}, **form).encode())
 
 
 def test_a_conversation_begins_as_its_first_turn() -> None:
@@ -51,6 +52,47 @@ def test_responses_begin_with_their_instructions() -> None:
     assert of(instructions="a", input="b") != of(instructions="a", input="c")
     turn = {"role": "user", "content": "b"}
     assert of(input=[turn]) == of(input=[turn, {"role": "assistant", "content": "x"}]) != ""
+
+
+@pytest.mark.parametrize("form", [{}, {"ensure_ascii": False}, {"indent": 1, "ensure_ascii": False}])
+@pytest.mark.parametrize("length", range(LOOKED_AT - 9, LOOKED_AT + 9))
+def test_a_body_that_is_cut_begins_as_the_whole_one(length: int, form: dict[str, Any]) -> None:
+    """Wherever the cut is: within a letter, a pair of surrogates, a name."""
+    talk = [{"role": "system", "content": "Be kind \u00e4\U0001f98a"}, {"role": "user", "content": "Who are you?"}]
+    short = json.dumps({"messages": talk, "model": "t\u00e4les"}, **form).encode()
+    long = [
+        *talk,
+        {"role": "assistant", "content": length * "x" + 9 * "\U0001f98a"},
+        {"role": "user", "content": "And?"},
+    ]
+    for more in ({}, {"tools": [{"a": i} for i in range(9)]}):
+        body = json.dumps({"messages": long, **more, "model": "t\u00e4les"}, **form).encode()
+        assert len(body) > LOOKED_AT
+        for path in ("/v1/chat/completions", "/v1/completions"):
+            assert prefix_of(path, body) == prefix_of(path, short) != prefix_of(path, short.replace(b"les", b"lks"))
+    text = length * "\U0001f98a"
+    assert prompt(text, **form) == prompt(text + "x", **form) == "\0" + text[:LENGTH]
+
+
+def test_what_is_read_of_a_long_body_is_limited() -> None:
+    """However long a body is, the event loop waits for no more than its two ends."""
+
+    class Counted(bytes):
+        n = 0
+
+        def __getitem__(self, part: Any) -> Any:
+            found = super().__getitem__(part)
+            Counted.n += len(found)
+            return found
+
+    for body in (
+        b"[" + b"[[[[]]]]," * (1 << 20),
+        b'{"a":' + b'"model":' * (1 << 20),
+        b'{"prompt":"' + b"x" * (1 << 23),
+    ):
+        Counted.n = 0
+        prefix_of("/v1/completions", Counted(body))
+        assert Counted.n <= 2 * LOOKED_AT
 
 
 def test_what_has_no_prompt_has_no_beginning() -> None:

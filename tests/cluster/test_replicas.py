@@ -25,6 +25,8 @@ from pymixtral import InvalidArgumentError, Mixtral
 from pymixtral.cli.serve import serve
 from pymixtral.demo import demo_chat_path
 from support.adapter_files import write_adapter
+from support.command_line import run
+from support.nodes import applications, n_running
 from support.serving import LONG, Server, eventually
 
 pytestmark = pytest.mark.ray
@@ -53,35 +55,31 @@ def server(driver: Any, adapter: Path) -> Iterator[Server]:
 
 
 @cache
-def handle() -> Any:
+def handle(name: str = "") -> Any:
+    """Of the replicas of the command of this --name."""
     from ray import serve
 
-    return serve.get_app_handle("pymixtral")
+    (application,) = applications(name)
+    return serve.get_app_handle(application)
 
 
-def told(method: str) -> list[Any]:
+def told(method: str, name: str = "") -> list[Any]:
     """What each replica that lives says."""
-    found = handle().broadcast(method).results(timeout_s=LONG, return_exceptions=True)
+    found = handle(name).broadcast(method).results(timeout_s=LONG, return_exceptions=True)
     return [one for one in found if not isinstance(one, Exception)]
 
 
-def counted(name: str) -> dict[str, float]:
+def counted(metric: str, name: str = "") -> dict[str, float]:
     """A metric of each replica."""
     return {
-        replica: sum(sample.value for metric in metrics if metric.name == name for sample in metric.samples)
-        for replica, metrics in told("metrics")
+        replica: sum(sample.value for one in metrics if one.name == metric for sample in one.samples)
+        for replica, metrics in told("metrics", name)
     }
 
 
-def n_replicas() -> int:
-    from ray import serve
-
-    application = serve.status().applications["pymixtral"]
-    return int(application.deployments["Replica"].replica_states.get("RUNNING", 0))
-
-
 def eventually_replicas(n: int) -> None:
-    eventually(lambda: n_replicas() == n and len(told("about")) == n, f"{n} replicas")
+    (application,) = applications()
+    eventually(lambda: n_running(application) == n and len(told("about")) == n, f"{n} replicas")
 
 
 # --- Answers --------------------------------------------------------------------------------------
@@ -218,7 +216,7 @@ def test_a_replica_that_is_killed_under_load(server: Server) -> None:
 
             ends = list(pool.map(end, streams))
         assert set(ends) == {"length", "replica_died"}
-        assert server.metric("requests_sent_again_total") >= 1
+        assert server.metric("requests_sent_again_total", model_name=model) >= 1
     eventually_replicas(N)
 
 
@@ -226,8 +224,6 @@ def test_a_replica_that_is_killed_under_load(server: Server) -> None:
 
 
 def test_running_answers_end_first(server: Server) -> None:
-    import ray.serve
-
     with server.client() as client, client.stream("POST", "/v1/completions", json={**STORY, "stream": True}) as answer:
         lines = answer.iter_lines()
         next(lines)
@@ -235,7 +231,7 @@ def test_running_answers_end_first(server: Server) -> None:
         assert list(lines)[-2] == "data: [DONE]"
     assert server.wait() == 0
     assert not [line for line in server.lines if "Warning" in line]  # of Ray
-    assert "pymixtral" not in ray.serve.status().applications
+    assert not applications()
 
 
 def test_replicas_grow_and_shrink_with_the_requests(driver: Any) -> None:
@@ -335,29 +331,36 @@ def test_a_replica_whose_engine_has_a_fault_is_replaced(driver: Any, tmp_path: P
 
 
 def test_a_signal_while_replicas_start(driver: Any) -> None:
-    import ray.serve
-
     server = Server("--ray", driver.address, "-t", "1", "--name", "early")
-    eventually(lambda: "pymixtral-early" in ray.serve.status().applications, "the replicas start")
+    eventually(lambda: bool(applications("early")), "the replicas start")
     server.send(signal.SIGTERM)
     assert server.wait() == 0
-    assert "pymixtral-early" not in ray.serve.status().applications
+    assert not applications("early")
 
 
-def test_a_command_that_was_killed_is_replaced(driver: Any) -> None:
-    """Though its replicas have all CPUs, and write what nobody reads."""
+def test_a_command_that_is_killed_takes_its_replicas_with_it(driver: Any) -> None:
+    """Though they have all CPUs, and write what nobody reads. So another one of the same name has room."""
     line = ("--ray", driver.address, "--replicas", "2", "-t", "4", "--name", "again")
     killed = Server(*line).ready()
-    with killed.client() as client, ExitStack() as streams:
+    with killed.client() as client, ExitStack() as streams, ThreadPoolExecutor(2) as pool:
+        held = []  # an answer leaves when nobody holds its lines any more
         for i in range(4):
             body = {**ENDLESS, "prompt": f"Tale {i}. " * 8, "stream": True}
-            next(streams.enter_context(client.stream("POST", "/v1/completions", json=body)).iter_raw())
+            held.append(streams.enter_context(client.stream("POST", "/v1/completions", json=body)).iter_lines())
+            next(held[-1])
+        wholes = [pool.submit(client.post, "/v1/completions", json=ENDLESS) for _ in range(2)]
+        (first,) = applications("again")
+        eventually(lambda: sum(counted(RUNNING, "again").values()) == 6, "all texts are computed")
         killed.stop()
-    server = Server(*line).ready()
+        assert all(isinstance(whole.exception(), httpx.TransportError) for whole in wholes)
+    server = Server(*line)
+    eventually(lambda: first not in applications("again"), "the replicas of the killed command are gone")
+    server.ready()
     with server.client() as client:
         assert client.post("/v1/completions", json={"prompt": "Once", "max_tokens": 3}).status_code == 200
     server.send(signal.SIGTERM)
     assert server.wait() == 0
+    assert not applications("again")
 
 
 def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
@@ -378,10 +381,9 @@ def test_the_example_of_the_command(driver: Any, tmp_path: Path) -> None:
 
 
 def refusal(*words: str) -> str:
-    """The last line of a command that is refused."""
-    command = [sys.executable, "-m", "pymixtral", "serve", "--port", "0", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG)
-    assert done.returncode == 2
+    """The last line of a command that is refused, in this process."""
+    done = run("serve", "--port", "0", *words)
+    assert done.exit_code == 2
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("Error: ")
     return line
@@ -393,6 +395,7 @@ def test_models_and_clusters_that_are_refused(driver: Any, tmp_path: Path) -> No
     assert "found hosts with 4, 4" in refusal(*here, "--replicas", "3")
     assert "--adapter" in refusal(*here, "--allow-adapter-loading", str(tmp_path))
     assert "ray start --head" in refusal("--ray", "nowhere")
+    assert not applications()
     from pymixtral.cluster.replicas import Replicas
     from pymixtral.server.settings import Settings
 
