@@ -290,6 +290,9 @@ def _adapter_option(help: str) -> Callable[[Function], Function]:
     )
 
 
+adapter_option = _adapter_option("Use a low-rank adapter (LoRA), a file or a folder, times SCALE")
+"""As a parameter `adapter: dict`: "adapters" and "adapter" of Mixtral."""
+
 served_adapter_option = _adapter_option("Answer as the model NAME with a low-rank adapter (LoRA)")
 """As a parameter `adapter: dict`: "adapters" of Mixtral, and the scale of each as "adapter"."""
 
@@ -313,7 +316,7 @@ def opening_options(
     kv = [kv_type_option] if kv_type else []
     options = [threads_option, *kv, override_options, _expert_min_p_option, _activations_option]
     if adapted:
-        options.append(_adapter_option("Use a low-rank adapter (LoRA), a file or a folder, times SCALE"))
+        options.append(adapter_option)
 
     def decorate(function: Function) -> Function:
         @wraps(function)
