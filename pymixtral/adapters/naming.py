@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from pymixtral.errors import InvalidArgumentError
 
-
 WANTED = "NAME=PATH[:SCALE] with a NAME of its own, such as tales=tales.gguf:0.5"
 """What messages expect."""
 

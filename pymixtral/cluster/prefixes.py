@@ -48,7 +48,15 @@ def prefix_of(path: str, body: bytes) -> str:
             prompt = prompt[0]  # of several prompts
         text = _text(prompt)
     model = fields.get("model")
-    return f"{model if isinstance(model, str) else ''}\0{text[:LENGTH]}" if text else ""
+    whose = (model if isinstance(model, str) else "") + _scales(fields.get("adapter"))[:LENGTH]
+    return f"{whose}\0{text[:LENGTH]}" if text else ""
+
+
+def _scales(adapter: Any) -> str:
+    """The adapters that a request names beside its model, in whatever order."""
+    if isinstance(adapter, dict):
+        return " ".join(f"{name} {scale}" for name, scale in sorted(adapter.items()) if isinstance(scale, (int, float)))
+    return adapter if isinstance(adapter, str) else ""
 
 
 def _opening(messages: Any) -> str:
