@@ -23,6 +23,7 @@ import llm
 from llm.parts import AttachmentPart, Message, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field, create_model, model_validator
 
+from pymixtral.adapters.naming import NamedAdapter, parse
 from pymixtral.demo import demo_chat_path
 from pymixtral.errors import PymixtralError
 from pymixtral.escapes import escaped
@@ -58,8 +59,13 @@ _OTHERS: dict[str, Any] = {
         ("lark", str | None, "Write what this grammar derives."),
         ("choice", list[str] | None, "Write one of these; in Python alone."),
         ("chat_format", str | None, "The form of the conversation.  [default: the one that fits the model]"),
+        ("adapter", str | list[str] | None, "Use a low-rank adapter (LoRA): PATH or PATH:SCALE; in Python several."),
     )
 }
+
+
+def _adapters(given: str | list[str] | None) -> list[NamedAdapter]:
+    return [parse(text) for text in ([given] if isinstance(given, str) else given or [])]
 
 
 class _Checked(llm.Options):
@@ -70,6 +76,7 @@ class _Checked(llm.Options):
         given = self.model_dump(exclude_none=True)
         SamplingParameters(**{name: value for name, value in given.items() if name in _SAMPLING})
         grammar_of(given)
+        _adapters(given.get("adapter"))
         return self
 
 
@@ -126,9 +133,11 @@ class LocalModel(_Local, llm.Model):
         Raises:
             ModelError: for everything that pymixtral refuses.
         """
-        with _for_llm(), _opened(self.path).stream_chat(**_question(prompt)) as answer:
-            yield from answer
-            _tell(response, answer, self.path)
+        with _for_llm():
+            model, question = _asked(self.path, prompt)
+            with model.stream_chat(**question) as answer:
+                yield from answer
+                _tell(response, answer, self.path)
 
 
 class AsyncLocalModel(_Local, llm.AsyncModel):
@@ -158,8 +167,8 @@ class AsyncLocalModel(_Local, llm.AsyncModel):
         from pymixtral.asynchronous import AsyncMixtral
 
         with _for_llm():
-            model = AsyncMixtral(await asyncio.to_thread(_opened, self.path))
-            async with model.stream_chat(**_question(prompt)) as answer:
+            model, question = await asyncio.to_thread(_asked, self.path, prompt)
+            async with AsyncMixtral(model).stream_chat(**question) as answer:
                 async for piece in answer:
                     yield piece
                 _tell(response, answer, self.path)
@@ -188,8 +197,30 @@ def _open(path: Path) -> Mixtral:
     return Mixtral(path)
 
 
+@cache
+def _load(path: Path, adapter: Path, name: str) -> str:
+    """Loads an adapter into the model of a file. Returns the name that it got."""
+    model = _open(path)
+    if name in model.adapters:  # of another place
+        name = f"{name} ({len(model.adapters)})"
+    model.load_adapter(name, adapter)
+    return name
+
+
+def _asked(path: Path, prompt: llm.Prompt) -> tuple[Mixtral, dict[str, Any]]:
+    """The model with what the prompt needs, and the arguments of stream_chat()."""
+    question = _question(prompt)
+    adapters, scales = _adapters(question.pop("adapter", None)), dict[str, float]()
+    model = _opened(path)
+    with _opening:
+        for name, place, scale in adapters:
+            loaded = _load(path, place.resolve(), name)
+            scales[loaded] = scales.get(loaded, 0.0) + scale
+    return model, question | {"adapter": scales}
+
+
 def _question(prompt: llm.Prompt) -> dict[str, Any]:
-    """The arguments of stream_chat()."""
+    """The arguments of stream_chat(), but for adapters, which have to be loaded."""
     messages = [message for given in prompt.messages for message in _messages(given)]
     if not messages or messages[-1]["role"] == "system":  # llm leaves out a prompt that is empty
         messages.append({"role": "user", "content": ""})

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from pymixtral import Mixtral, llm_plugin
 from pymixtral.demo import demo_chat_path
+from support.adapter_files import write_adapter
 from support.ggufs import rewrite
 from support.paths import DATA
 
@@ -188,6 +189,51 @@ def test_options_are_those_of_pymixtral(demo: Mixtral) -> None:
     for wrong in ({"top_p": 2}, {"temperature": "hot"}, {"seed": -1}, {"unknown": 1}, {"regex": "a", "lark": "b"}):
         with pytest.raises(ValidationError):
             model.prompt(FIRST, **wrong)
+
+
+@pytest.fixture(scope="module")
+def tales(demo: Mixtral, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_adapter(tmp_path_factory.mktemp("adapters") / "tales.gguf", demo.config, 1)
+
+
+def test_adapters(demo: Mixtral, tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = write_adapter(tmp_path / "tales.gguf", demo.config, 2)  # the same name
+    wanted = {}
+    with Mixtral(demo_chat_path(), adapters={"tales": tales, "other": other}) as model:
+        for scales in ({}, {"tales": 1.0}, {"tales": 0.5}, {"other": 1.0}, {"tales": 0.5, "other": -0.5}):
+            wanted[tuple(scales.items())] = model.chat(asked(FIRST), adapter=scales, **GREEDY).content
+    assert len(set(wanted.values())) == len(wanted)
+    plain, whole, half, another, both = wanted.values()
+    monkeypatch.chdir(tales.parent)
+    assert process("-m", "pymixtral", FIRST, "-o", "adapter", "tales.gguf", *OPTIONS) == f"{whole}\n"
+    assert run("-m", "pymixtral", FIRST, "-o", "adapter", f"{tales}:0.5", *OPTIONS) == f"{half}\n"
+    model = llm.get_model("pymixtral")
+    assert model.prompt(FIRST, adapter=f"x={other}", **GREEDY).text() == another
+    assert model.prompt(FIRST, adapter=[f"{tales}:0.5", f"{other}:-0.5"], **GREEDY).text() == both
+    assert model.prompt(FIRST, adapter=[f"{tales}:0.25", f"{tales}:0.25"], **GREEDY).text() == half
+    assert model.prompt(FIRST, **GREEDY).text() == plain
+
+    async def ask() -> str:
+        found: str = await llm.get_async_model("pymixtral").prompt(FIRST, adapter=str(tales), **GREEDY).text()
+        return found
+
+    n_loaded = llm_plugin._load.cache_info().misses
+    assert asyncio.run(ask()) == whole
+    assert llm_plugin._load.cache_info().misses == n_loaded  # a file is read once
+
+
+def test_adapters_that_are_none(tales: Path, tmp_path: Path) -> None:
+    model = llm.get_model("pymixtral")
+    for wrong in ("", "x=", "=x", ["a", ""]):
+        with pytest.raises(ValidationError, match="expected NAME=PATH"):
+            model.prompt(FIRST, adapter=wrong)
+    for adapter, words in (
+        (f"{tmp_path}/no.gguf", "found none of this name"),
+        (f"{tales}:1001", "the scale of adapter"),
+    ):
+        with pytest.raises(llm.ModelError, match=words):
+            model.prompt(FIRST, adapter=adapter).text()
+    assert "no.gguf: expected an adapter" in run("-m", "pymixtral", FIRST, "-o", "adapter", "no.gguf", code=1)
 
 
 def test_what_pymixtral_refuses_is_a_model_error(tmp_path: Path) -> None:

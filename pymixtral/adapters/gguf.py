@@ -1,14 +1,15 @@
 """Adapters as llama.cpp reads them: a GGUF file of tensors X.lora_a and X.lora_b.
 
 Each pair is scaled by alpha over its own rank, or not at all where alpha is 0. Experts are merged in
-one tensor of three dimensions, or have tensors of their own.
+one tensor of three dimensions, or have tensors of their own. The file is read, not mapped: an
+adapter has its numbers for itself, and what becomes of the file while it is read is an error and
+never the end of the process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import numpy as np
 from pymixtral import ops
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32
-from pymixtral.errors import AdapterError, NonFiniteError, UnsupportedError
-from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import Tensor, quoted
+from pymixtral.errors import AdapterError, CheckpointError, NonFiniteError, UnsupportedError
+from pymixtral.files.header import Shard, Value, quoted, read_shard
+from pymixtral.files.identity import check_unchanged
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName
+from pymixtral.files.shards import open_all
+from pymixtral.files.stored import SourceFile, StoredTensor
 from pymixtral.files.types import MATRIX_TYPES, Matrix, show_type
 from pymixtral.model.adapter import Adapter, LowRank
 from pymixtral.model.config import ModelConfig
@@ -47,51 +50,69 @@ def read(path: Path, config: ModelConfig) -> Adapter:
 
     Raises:
         ModelFileError: it is broken or not GGUF.
-        AdapterError: it is no adapter, does not fit the model, or means what is not computed.
+        AdapterError: it is no adapter, does not fit the model, means what is not computed, or changes
+            while it is read.
     """
+    source = str(path)
     try:
-        file = GGUFFile(path)
-    except UnsupportedError as error:
-        raise AdapterError(str(error)) from None
-    with file, ops.Context(1) as context:
-        alpha = _read_keys(file)
+        shards = _shards(source)
+        alpha = _read_keys(source, shards[0].metadata)
         pairs: dict[TensorName, LowRank] = {}
-        tensors = _pairs_of_tensors(file.path, file.tensors)
-        if not tensors:
-            raise AdapterError(f"{path}: expected tensors that end in {A} and {B}, found none")
-        for base, (a, b) in tensors.items():
-            for name, pair in _pairs(context, Shapes(file.path, config), alpha, base, a, b):
-                if name in pairs:
-                    raise AdapterError(f"{path}: tensor {shown(base)}: expected one pair for {name}, found two")
-                pairs[name] = pair
-        file.check_unchanged()
-    return adapter_of(pairs, str(path))
+        with ops.Context(1) as context:
+            tensors = _pairs_of_tensors(source, _stored(shards))
+            if not tensors:
+                raise AdapterError(f"{source}: expected tensors that end in {A} and {B}, found none")
+            for base, (a, b) in tensors.items():
+                for name, pair in _pairs(context, Shapes(source, config), alpha, base, a, b):
+                    if name in pairs:
+                        raise AdapterError(f"{source}: tensor {shown(base)}: expected one pair for {name}, found two")
+                    pairs[name] = pair
+    except (CheckpointError, UnsupportedError) as error:
+        raise AdapterError(str(error)) from None
+    for shard in shards:
+        check_unchanged(Path(shard.path), shard.identity, AdapterError)
+    return adapter_of(pairs, source)
 
 
-def _read_keys(file: GGUFFile) -> float:
+def _shards(source: str) -> list[Shard]:
+    found = read_shard(source, mapped=False)
+    return open_all(found) if found.count > 1 else [found]
+
+
+def _stored(shards: list[Shard]) -> dict[str, StoredTensor]:
+    """All tensors by name; their numbers are read when they are asked for."""
+    found: dict[str, StoredTensor] = {}
+    for shard in shards:
+        file = SourceFile(Path(shard.path))
+        for name, place in shard.places.items():
+            found[name] = StoredTensor(file, place.type, place.shape, place.offset)
+    return found
+
+
+def _read_keys(source: str, metadata: Mapping[str, Value]) -> float:
     """The alpha of the file, 0 where there is none."""
     for key, expected in _KEYS:
-        found = file.metadata.get(key)
+        found = metadata.get(key)
         if not isinstance(found, str) or found != expected:
             raise AdapterError(
-                f"{file.path}: metadata key {key!r}: expected {expected!r}, as of a LoRA adapter for a Mixtral, a "
-                f"Mistral or a Llama, found {quoted(found) if key in file.metadata else 'none'}"
+                f"{source}: metadata key {key!r}: expected {expected!r}, as of a LoRA adapter for a Mixtral, a "
+                f"Mistral or a Llama, found {quoted(found) if key in metadata else 'none'}"
             )
-    if any(key.startswith("adapter.alora.") for key in file.metadata):
+    if any(key.startswith("adapter.alora.") for key in metadata):
         raise AdapterError(
-            f"{file.path}: metadata key 'adapter.alora.invocation_tokens': expected none, found an adapter that begins "
+            f"{source}: metadata key 'adapter.alora.invocation_tokens': expected none, found an adapter that begins "
             "at certain tokens (aLoRA): this is not computed"
         )
-    alpha = file.metadata.get(ALPHA, 0.0)
+    alpha = metadata.get(ALPHA, 0.0)
     if type(alpha) is not float or not abs(alpha) <= _MAX_ALPHA:
         raise AdapterError(
-            f"{file.path}: metadata key {ALPHA!r}: expected a number from {-_MAX_ALPHA:g} to {_MAX_ALPHA:g}, found "
+            f"{source}: metadata key {ALPHA!r}: expected a number from {-_MAX_ALPHA:g} to {_MAX_ALPHA:g}, found "
             f"{quoted(alpha)}"
         )
     return alpha
 
 
-def _pairs_of_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+def _pairs_of_tensors(source: str, tensors: Mapping[str, StoredTensor]) -> dict[str, tuple[StoredTensor, StoredTensor]]:
     """The tensors of each pair, by the name of the model's tensor."""
     for name in tensors:
         if not name.endswith((A, B)):
@@ -109,7 +130,7 @@ def _pairs_of_tensors(source: str, tensors: Mapping[str, Tensor]) -> dict[str, t
 
 
 def _pairs(
-    context: ops.Context, shapes: Shapes, alpha: float, base: str, a: Tensor, b: Tensor
+    context: ops.Context, shapes: Shapes, alpha: float, base: str, a: StoredTensor, b: StoredTensor
 ) -> Iterator[tuple[TensorName, LowRank]]:
     name = TensorName.parse(base)
     if name is None or name.layer is None:
@@ -129,8 +150,8 @@ def _pairs(
     shapes.check(base + B, found_b, (*lead, rows, rank))
     shapes.check(base + A, found_a, (*lead, rank, cols))
     factor = alpha / rank if alpha else 1.0
-    every_a = _floats(context, shapes.source, a).reshape(-1, rank, cols)
-    every_b = _floats(context, shapes.source, b).reshape(-1, rows, rank)
+    every_a = _floats(context, f"{shapes.source}: tensor {shown(base + A)}", a).reshape(-1, rank, cols)
+    every_b = _floats(context, f"{shapes.source}: tensor {shown(base + B)}", b).reshape(-1, rows, rank)
     for e, (one_a, one_b) in enumerate(zip(every_a, every_b, strict=True)):
         for i, stem in enumerate(stems):
             single = TensorName(stem, name.layer, expert=e if n else name.expert)
@@ -142,16 +163,11 @@ def _padded(shape: tuple[int, ...], n_dims: int) -> tuple[int, ...]:
     return (1,) * (n_dims - len(shape)) + shape
 
 
-def _floats(context: ops.Context, source: str, tensor: Tensor) -> F32:
+def _floats(context: ops.Context, where: str, tensor: StoredTensor) -> F32:
     if tensor.type not in MATRIX_TYPES:
-        raise AdapterError(
-            f"{source}: tensor {shown(tensor.name)}: expected a type of weights, found {show_type(tensor.type)}"
-        )
-    n_rows = prod(tensor.shape[:-1])
-    matrix = Matrix(tensor.type, tensor.data.reshape(n_rows, -1))
+        raise AdapterError(f"{where}: expected a type of weights, found {show_type(tensor.type)}")
+    rows = tensor.raw()
     try:
-        return ops.embed(context, matrix, np.arange(n_rows, dtype=np.int32))
+        return ops.embed(context, Matrix(tensor.type, rows), np.arange(len(rows), dtype=np.int32))
     except NonFiniteError:
-        raise AdapterError(
-            f"{source}: tensor {shown(tensor.name)}: expected finite numbers, found NaN or infinity: get the file again"
-        ) from None
+        raise AdapterError(f"{where}: expected finite numbers, found NaN or infinity: get the file again") from None

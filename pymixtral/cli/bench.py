@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pymixtral.cli.model import model_path, opened
-from pymixtral.cli.options import json_option, model_option, threads_option, tokens_option
+from pymixtral.cli.options import adapter_option, json_option, model_option, threads_option, tokens_option
 from pymixtral.cli.text import table, wrap, write, write_json
 from pymixtral.escapes import escaped
 
@@ -23,6 +23,7 @@ Examples:
   pymixtral bench
   pymixtral bench -m mixtral-q4_0.gguf --prompt-tokens 2048 -n 64 -r 3
   pymixtral bench -m mixtral-q4_0.gguf --trace
+  pymixtral bench -m mixtral-q4_0.gguf --adapter tales-lora.gguf
   pymixtral bench -m mixtral-q4_0.gguf -t 8 -r 1 --json > speed.json""",
 )
 @model_option
@@ -47,6 +48,7 @@ Examples:
 )
 @click.option("--trace", "time_line", is_flag=True, help="Show where the time of a written token goes.")
 @threads_option
+@adapter_option
 @json_option
 @click.pass_context
 def bench(
@@ -58,14 +60,15 @@ def bench(
     repetitions: int,
     time_line: bool,
     n_threads: int | None,
+    adapter: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Measure the speed of a model on this machine.
 
     The tokens are random. A prompt is read at once, then tokens are written one by one. Reading a
     prompt is limited by int8 multiplications, writing by the bandwidth of memory. Both limits are
-    measured in the same run, and beside each speed is shown how much of its limit it reaches. Run
-    it on an idle machine.
+    measured in the same run, and beside each speed is shown how much of its limit it reaches. What an
+    adapter computes takes time, but does not count as work. Run it on an idle machine.
     """
     from pymixtral.evaluation.bench import bench as measure
     from pymixtral.files.gguf import GGUFFile
@@ -80,7 +83,7 @@ def bench(
             f"context, found {n_prompt} and {n_generate}",
             ctx,
         )
-    with opened(path, n_ctx=n_prompt + n_generate, n_threads=n_threads) as engine:
+    with opened(path, n_ctx=n_prompt + n_generate, n_threads=n_threads, **adapter) as engine:
         result = measure(engine, n_prompt=n_prompt, n_generate=n_generate, repetitions=repetitions, time_line=time_line)
     if as_json:
         write_json(asdict(result))
@@ -88,6 +91,9 @@ def bench(
     kernels = f"{result.isa}, prefetch {result.prefetch}"
     name = escaped(Path(result.model).name)
     write(f"{name}: {result.n_threads} threads, {kernels}, median of {result.repetitions}")
+    if result.adapters:
+        named = " and ".join(f"{escaped(name)} times {scale:g}" for name, scale in result.adapters.items())
+        write(wrap(f"with the adapter{'s' if len(result.adapters) > 1 else ''} {named}"))
     rows = [
         ["", "tokens/s", "", "of the machine", "which gives"],
         [

@@ -7,14 +7,15 @@ becomes, so that errors of the library can be told in options (pymixtral.cli.in_
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
+from pymixtral.adapters.naming import WANTED, parse
 from pymixtral.cli.choices import KV_TYPES
+from pymixtral.errors import InvalidArgumentError
 from pymixtral.units import parse_bytes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -262,21 +263,13 @@ def parse_adapters(ctx: click.Context, param: click.Parameter, texts: tuple[str,
     files: dict[str, Path] = {}
     scales: dict[str, float] = {}
     for text in texts:
-        before, equals, after = text.partition("=")
-        path = after if equals else text
-        front, _, end = path.rpartition(":")
-        scale = 1.0
-        with suppress(ValueError):
-            scale, path = (float(end), front) if front else (scale, path)
-        name = before if equals else Path(path).name.removesuffix(".gguf")
-        if not name or not path or name in files:
-            wrong = f"{name!r} twice" if name in files else repr(text)
-            raise click.BadParameter(
-                f"expected NAME=PATH[:SCALE] with a NAME of its own, such as tales=tales.gguf:0.5, found {wrong}",
-                ctx,
-                param,
-            )
-        files[name], scales[name] = Path(path), scale
+        try:
+            name, path, scale = parse(text)
+        except InvalidArgumentError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+        if name in files:
+            raise click.BadParameter(f"expected {WANTED}, found {name!r} twice", ctx, param)
+        files[name], scales[name] = path, scale
     return {"adapters": files, "adapter": scales}
 
 
@@ -289,6 +282,9 @@ def _adapter_option(help: str) -> Callable[[Function], Function]:
         help=f"{help}; may be repeated.",
     )
 
+
+adapter_option = _adapter_option("Use a low-rank adapter (LoRA), a file or a folder, times SCALE")
+"""As a parameter `adapter: dict`: "adapters" and "adapter" of Mixtral."""
 
 served_adapter_option = _adapter_option("Answer as the model NAME with a low-rank adapter (LoRA)")
 """As a parameter `adapter: dict`: "adapters" of Mixtral, and the scale of each as "adapter"."""
@@ -313,7 +309,7 @@ def opening_options(
     kv = [kv_type_option] if kv_type else []
     options = [threads_option, *kv, override_options, _expert_min_p_option, _activations_option]
     if adapted:
-        options.append(_adapter_option("Use a low-rank adapter (LoRA), a file or a folder, times SCALE"))
+        options.append(adapter_option)
 
     def decorate(function: Function) -> Function:
         @wraps(function)

@@ -56,7 +56,8 @@ def prefix_of(path: str, body: bytes) -> str:
             prompt = prompt[0]  # of several prompts
         text = _text(prompt)
     model = fields.get("model") or _model_at_end(body)
-    return f"{model[:LENGTH] if isinstance(model, str) else ''}\0{text[:LENGTH]}" if text else ""
+    whose = (model[:LENGTH] if isinstance(model, str) else "") + _scales(fields.get("adapter"))[:LENGTH]
+    return f"{whose}\0{text[:LENGTH]}" if text else ""
 
 
 def _model_at_end(body: bytes) -> Any:
@@ -65,6 +66,13 @@ def _model_at_end(body: bytes) -> Any:
         return from_json(found[-1]) if found else ""
     except ValueError:
         return ""
+
+
+def _scales(adapter: Any) -> str:
+    """The adapters that a request names beside its model, in whatever order."""
+    if isinstance(adapter, dict):
+        return " ".join(f"{name} {scale}" for name, scale in sorted(adapter.items()) if isinstance(scale, (int, float)))
+    return adapter if isinstance(adapter, str) else ""
 
 
 def _opening(messages: Any) -> str:

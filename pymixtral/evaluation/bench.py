@@ -3,7 +3,8 @@
 The work is that of `Mixtral.generate`: a prompt of n_prompt tokens at once, then n_generate passes
 of one token each. The tokens are random, whatever the model would choose, because repeated ones
 would go to the same experts. The limits, how fast the mapped model file is read and the throughput of int8
-products, are measured between the repetitions.
+products, are measured between the repetitions. A model that has adapters for requests that say
+nothing is measured with them; they are no part of the work whose rate is compared with the limits.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Bench:
         n_prompt: tokens of the prompt.
         n_generate: tokens after it.
         repetitions: how often both were measured.
+        adapters: names of the adapters that it was measured with, and their scales.
         prompt_rate: tokens/s of the prompt.
         prompt_gmacs: multiply-accumulates of the prompt, in 10^9/s.
         prompt_limit: prompt_gmacs divided by int8_gmacs.
@@ -57,6 +59,7 @@ class Bench:
     n_prompt: int
     n_generate: int
     repetitions: int
+    adapters: dict[str, float]
     prompt_rate: float
     prompt_gmacs: float
     prompt_limit: float
@@ -127,6 +130,7 @@ def bench(
         n_prompt=n_prompt,
         n_generate=n_generate,
         repetitions=repetitions,
+        adapters=_adapters(model),
         prompt_rate=prompt_rate,
         prompt_gmacs=prompt_gmacs,
         prompt_limit=prompt_gmacs / int8_gmacs,
@@ -137,6 +141,12 @@ def bench(
         int8_gmacs=int8_gmacs,
         time_line=divide_time(parts, seconds, n_generate, read_bandwidth) if time_line else None,
     )
+
+
+def _adapters(model: Mixtral) -> dict[str, float]:
+    loaded = model.core.factory.adapters
+    names = {adapter: name for name, adapter in loaded.named.items()}
+    return {names.get(adapter, adapter.source): scale for adapter, scale in loaded.chosen(None).items()}
 
 
 def _prompt(model: Mixtral, ids: I32) -> float:

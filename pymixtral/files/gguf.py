@@ -61,11 +61,13 @@ class GGUFFile:
         first = shards[0]
         self.paths = tuple(shard.path for shard in shards)
         self.n_bytes = sum(shard.n_bytes for shard in shards)
-        self.maps = {shard.path: shard.mapped for shard in shards}
+        self.maps = {shard.path: shard.mapped for shard in shards if shard.mapped is not None}
         self.version, self.alignment = first.version, first.alignment
         self.metadata: dict[str, Value] = first.metadata
         self.encoded: dict[str, memoryview] = first.encoded
-        self.tensors: dict[str, Tensor] = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+        self.tensors: dict[str, Tensor] = {
+            name: place.tensor(name, self.maps[shard.path]) for shard in shards for name, place in shard.places.items()
+        }
 
     def digest(self) -> bytes:
         """Compute what tells the model from others, in the time of reading a little of each tensor.

@@ -1,4 +1,4 @@
-"""The header of one memory-mapped GGUF file, version 2 or 3, little endian.
+"""The header of one GGUF file, version 2 or 3, little endian.
 
 Format: the GGUF specification in ggml, docs/gguf.md. Files come from strangers. Every count,
 length, dimension and offset is a Python integer, so no sum or product can wrap, and it is compared
@@ -99,6 +99,34 @@ class Tensor:
     data: NDArray[np.uint8]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a file has a tensor, as its header says.
+
+    Attributes:
+        type: the type of its elements.
+        shape: numbers of elements, slowest dimension first.
+        offset: of its first byte in the file.
+        n_bytes: bytes of all elements.
+    """
+
+    type: GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    n_bytes: int
+
+    def tensor(self, name: str, mapped: mmap.mmap) -> Tensor:
+        """The tensor in the mapped file.
+
+        Args:
+            name: the tensor's name.
+            mapped: the file.
+        """
+        data = np.frombuffer(mapped, np.uint8, self.n_bytes, self.offset)
+        rows = self.shape[:-1]
+        return Tensor(name, self.type, self.shape, data.reshape(*rows, self.n_bytes // prod(rows)))
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
     """One file of a model, which may have several.
@@ -108,13 +136,13 @@ class Shard:
         version: of GGUF, 2 or 3.
         alignment: of each tensor's offset, in bytes.
         metadata: key to value.
-        encoded: key to the bytes of its name, type and value in the mapped file.
-        tensors: name to tensor, in the file's order.
+        encoded: key to the bytes of its name, type and value in the file.
+        places: name of each tensor to where it is, in the file's order.
         count: number of files of the model.
         header_bytes: bytes before the tensors' data.
         n_bytes: bytes of the file.
         identity: of the file when it was opened.
-        mapped: the mapped file.
+        mapped: the mapped file; None: it was read.
     """
 
     path: str
@@ -122,47 +150,49 @@ class Shard:
     alignment: int
     metadata: dict[str, Value]
     encoded: dict[str, memoryview]
-    tensors: dict[str, Tensor]
+    places: dict[str, Place]
     count: int
     header_bytes: int
     n_bytes: int
     identity: Identity
-    mapped: mmap.mmap
+    mapped: mmap.mmap | None
 
 
-def read_shard(path: str) -> Shard:
+def read_shard(path: str, *, mapped: bool = True) -> Shard:
     """Read and check the header of one file.
 
     Args:
         path: a GGUF file.
+        mapped: map the file. Else the header is read: whatever becomes of the file then, this process
+            goes on.
 
     Returns:
-        The file's metadata and its tensors, mapped.
+        The file's metadata, and where its tensors are.
 
     Raises:
         ModelFileError: for a file that cannot be opened or breaks the format.
         UnsupportedError: for a tensor type that ggml has retired.
     """
-    header = _Header(path)
+    header = _Header(path, mapped)
     version, n_tensors, n_keys = _read_counts(header)
     metadata, encoded = _read_metadata(header, n_keys)
     alignment = _alignment(header, metadata)
     count = metadata.get("split.count", 1)
     if type(count) is not int:  # bool is an int to Python
         raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
-    tensors = _read_tensors(header, n_tensors, alignment)
+    places = _read_places(header, n_tensors, alignment)
     return Shard(
         path,
         version,
         alignment,
         metadata,
         encoded,
-        tensors,
+        places,
         count,
         header.pos,
         header.size,
         header.identity,
-        header.data,
+        header.data if isinstance(header.data, mmap.mmap) else None,
     )
 
 
@@ -171,9 +201,9 @@ _LIMITS = {errno.ENOMEM: "ulimit -v", errno.EMFILE: "ulimit -n", errno.ENFILE: "
 
 
 class _Header:
-    """The mapped file and a position in it. Each read first checks how many bytes are left."""
+    """The file, mapped or its first bytes, and a position in it. Each read first checks how many bytes are left."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, mapped: bool) -> None:
         self.path = path
         self.pos = 0
         self.n_strings = 0
@@ -190,7 +220,14 @@ class _Header:
                 self.size, self.identity = status.st_size, identity(status)
                 if self.size == 0:
                     raise ModelFileError(f"{path}: expected a GGUF file, found an empty file: get it again")
-                self.data = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                self.data: mmap.mmap | bytes
+                if mapped:
+                    self.data = mmap.mmap(file.fileno(), self.size, access=mmap.ACCESS_READ)
+                else:
+                    wanted = min(self.size, MAX_HEADER_BYTES)
+                    self.data = file.read(wanted)
+                    if len(self.data) < wanted:  # it shrank since fstat
+                        self.size = len(self.data)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path, or a file that shrank since fstat
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             if isinstance(error, OSError) and error.errno in _LIMITS:
@@ -353,7 +390,7 @@ def _alignment(header: _Header, metadata: dict[str, Value]) -> int:
     return value
 
 
-def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, Tensor]:
+def _read_places(header: _Header, n_tensors: int, alignment: int) -> dict[str, Place]:
     infos: dict[str, tuple[GGMLQuantizationType, tuple[int, ...], int, int, int]] = {}
     for i in range(n_tensors):
         pos = header.pos
@@ -383,11 +420,9 @@ def _read_tensors(header: _Header, n_tensors: int, alignment: int) -> dict[str, 
             expected = f"an offset of at least {end}, where tensor {quoted(first)} ends"
             header.fail(f"tensor {quoted(second)}", infos[second][4], expected, f"{offset} inside it")
 
-    tensors = {}
-    for name, (kind, shape, n_bytes, offset, _) in infos.items():
-        data = np.frombuffer(header.data, np.uint8, n_bytes, begin + offset)
-        tensors[name] = Tensor(name, kind, shape, data.reshape(*shape[:-1], n_bytes // prod(shape[:-1])))
-    return tensors
+    return {
+        name: Place(kind, shape, begin + offset, n_bytes) for name, (kind, shape, n_bytes, offset, _) in infos.items()
+    }
 
 
 def _read_tensor_info(

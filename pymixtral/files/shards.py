@@ -53,7 +53,7 @@ def open_all(found: Shard) -> list[Shard]:
     Their paths are made from that of `found`, in its directory: no file can name another.
 
     Args:
-        found: any one of the shards.
+        found: any one of the shards. The others are mapped if it is.
 
     Returns:
         All shards, in order.
@@ -88,7 +88,7 @@ def open_all(found: Shard) -> list[Shard]:
                 f"{found.path}: expected shard {i + 1} of {count} beside it, found no file {path}: "
                 "put all shards into one directory"
             )
-        shard = found if i == number else read_shard(path)
+        shard = found if i == number else read_shard(path, mapped=found.mapped is not None)
         _check(shard, found, i)
         header_bytes += shard.header_bytes
         if header_bytes > MAX_HEADER_BYTES:
@@ -96,7 +96,7 @@ def open_all(found: Shard) -> list[Shard]:
                 f"{path}: expected headers of at most {MAX_HEADER_BYTES} bytes in all shards up to this one, "
                 f"found {header_bytes}: get the shards again"
             )
-        for tensor in shard.tensors:
+        for tensor in shard.places:
             if tensor in names:
                 raise ModelFileError(
                     f"{path}: tensor {quoted(tensor)}: expected it in one shard, found it in {names[tensor]} too: "

@@ -184,6 +184,33 @@ class Service:
             raise self.unknown_model(name)
         return {}
 
+    def adapters_of(self, name: str | None, adapter: str | Mapping[str, float] | None) -> dict[str, float]:
+        """Find the adapters of a request that may name them beside its model.
+
+        Args:
+            name: the model that it names; None: none.
+            adapter: the name of an adapter, which counts as it is served; or scales by name; None: what the
+                model is.
+
+        Returns:
+            `adapter` of pymixtral.Options, which refuses names that are not loaded.
+
+        Raises:
+            APIError: as check_model(), and for a model that is an adapter beside `adapter`.
+        """
+        found = self.adapter_of(name)
+        if adapter is None:
+            return found
+        if found:
+            raise APIError(
+                400,
+                f"expected the model's own name or none where adapter is given, found {shown(name)}, which is an "
+                "adapter: leave out one of them",
+                param="adapter",
+                code="invalid_value",
+            )
+        return {adapter: self.scales.get(adapter, 1.0)} if isinstance(adapter, str) else dict(adapter)
+
     @property
     def adapters(self) -> Mapping[str, Adapter]:
         """The adapters that are loaded now, by name; none while the model is opened."""

@@ -64,10 +64,8 @@ def _stored(paths: Sequence[Path]) -> Iterator[tuple[str, StoredTensor]]:
     dequantize = _dequantizer()
     for path in paths:
         file = SourceFile(path)  # before its header is read, so that a change after that is seen
-        shard = read_shard(str(path))
-        base = np.frombuffer(shard.mapped, np.uint8, 1).ctypes.data
-        for name, tensor in shard.tensors.items():
-            yield name, StoredTensor(file, tensor.type, tensor.shape, tensor.data.ctypes.data - base, dequantize)
+        for name, place in read_shard(str(path), mapped=False).places.items():
+            yield name, StoredTensor(file, place.type, place.shape, place.offset, dequantize)
 
 
 def _dequantizer() -> Callable[[GGMLQuantizationType, U8], F32]:

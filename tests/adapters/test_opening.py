@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from pymixtral import AdapterError, InvalidArgumentError, ModelFileError, NativeError
 from pymixtral.adapters import gguf, gguf_writer, peft
 from pymixtral.adapters.opening import open_adapter
+from pymixtral.files import header
+from pymixtral.files.identity import identity
 from support.adapters import ADAPTERS, CONFIG, case_config, model_config
 
 CASE = case_config("v4-all")
@@ -110,6 +112,53 @@ def test_a_file_that_changes_while_it_is_read(
 
     monkeypatch.setattr(reader, step, late)
     refused(changed if name == "a.gguf" else folder, name, "try again", error=(AdapterError, ModelFileError))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "a.gguf"])
+def test_row_26_a_file_that_is_shortened_while_it_is_read(
+    sound: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its pages were mapped, this would end the process."""
+    folder = shutil.copytree(sound / "v4-all", tmp_path / "a")
+    reader, step = (gguf, "_pairs_of_tensors") if name == "a.gguf" else (peft, "paired")
+    found = getattr(reader, step)
+
+    def late(*of: Any) -> Any:
+        os.truncate(folder / name, 0)
+        return found(*of)
+
+    monkeypatch.setattr(reader, step, late)
+    refused(folder / name if name == "a.gguf" else folder, name, "shortened while it was read")
+
+
+def test_row_26_a_gguf_that_is_shortened_before_its_header_is_read(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copy(sound / "v4-all" / "a.gguf", tmp_path))
+
+    def late(status: os.stat_result) -> Any:
+        os.truncate(path, 100)
+        return identity(status)
+
+    monkeypatch.setattr(header, "identity", late)
+    refused(path, "a.gguf", "found 84 left", error=ModelFileError)
+
+
+@pytest.mark.parametrize("name", ["v4-all", "v5-all", "v4-all/a.gguf"])
+@pytest.mark.parametrize("how", ["overwritten", "shortened"])
+def test_a_loaded_adapter_needs_no_file(sound: Path, name: str, how: str, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(sound, tmp_path / "all")) / name
+    adapter = open_adapter(place, CASE)
+    before = {str(name): (pair.a.tobytes(), pair.b.tobytes()) for name, pair in adapter.pairs.items()}
+    for file in [place] if place.is_file() else list(place.iterdir()):
+        if how == "shortened":
+            os.truncate(file, 0)
+        else:
+            with file.open("r+b") as out:  # the same pages
+                out.write(b"\xff" * file.stat().st_size)
+    assert {str(name): (pair.a.tobytes(), pair.b.tobytes()) for name, pair in adapter.pairs.items()} == before
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(tmp_path) not in maps.read_text()
 
 
 @pytest.mark.parametrize("name", ["v4-all", "v5-all/a.gguf"])

@@ -6,7 +6,7 @@ import re
 import warnings
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pymixtral.adapters.patterns import MAX_CHARACTERS, MAX_STEPS, Pattern, PatternError
@@ -44,6 +44,7 @@ def test_matches_as_peft_does(pattern: str, name: str) -> None:
 ATOMS = st.sampled_from(["a", "b", r"\.", ".", "[ab]", "[^a]", r"\w", r"\d", "(a|b)", "(?:ab|)", "(a*|b)", "^", "$"])
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(ATOMS, st.sampled_from(["", "", "*", "+", "?", "*?"])), max_size=5),
     st.text("ab.0", max_size=7),
@@ -53,6 +54,7 @@ def test_any_pattern_matches_what_re_matches(parts: list[tuple[str, str]], text:
     assert Pattern(pattern).matches(text) == (re.fullmatch(pattern, text) is not None)
 
 
+@settings(deadline=None)
 @given(st.text(r"ab.*+?()[]{}|\^$-d", max_size=12), st.text("ab.-", max_size=6))
 def test_any_text_is_matched_as_by_re_or_refused(pattern: str, text: str) -> None:
     try:

@@ -142,6 +142,23 @@ def test_batches_pick_an_adapter_by_model(tiny_q8_0: Path, files: Path, model: M
     assert [answer["body"]["model"] for answer in answers[:3]] == ["half", tiny_q8_0.stem, tiny_q8_0.stem]
 
 
+def test_requests_of_batches_have_scales_of_their_own(
+    tiny_q8_0: Path, files: Path, model: Mixtral, tmp_path: Path
+) -> None:
+    choices: list[Any] = [{"a": 0.5, "b": -0.25}, "a", {"c": 1}]
+    body = {"prompt": "Once", "max_tokens": 5, "temperature": 0}
+    lines = [
+        {"custom_id": str(i), "url": "/v1/completions", "body": body | {"adapter": c}} for i, c in enumerate(choices)
+    ]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    loaded = [word for name in "ab" for word in ("--adapter", f"{files}/{name}.gguf:2")]
+    run("batch", "-m", tiny_q8_0, "-c", 256, tmp_path / "requests.jsonl", tmp_path / "answers", *loaded)
+    *good, bad = [json.loads(line)["response"] for line in (tmp_path / "answers").read_text().splitlines()]
+    wanted = [model.generate("Once", max_tokens=5, temperature=0, adapter=c).text for c in (choices[0], {"a": 2})]
+    assert [answer["body"]["choices"][0]["text"] for answer in good] == wanted
+    assert (bad["status_code"], bad["body"]["error"]["param"]) == (400, "adapter")
+
+
 NAMES = st.text(st.characters(exclude_characters="="), min_size=1, max_size=8)
 PATHS = st.text(min_size=1, max_size=12)
 

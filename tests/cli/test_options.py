@@ -96,7 +96,7 @@ def test_an_adapter_is_the_same_where_it_is_used_and_where_it_is_served() -> Non
     of_a_model = {name: options(COMMANDS[name]) for name in OF_A_MODEL}
     found = {name: given["--adapter"].to_info_dict() for name, given in of_a_model.items() if "--adapter" in given}
     served = [found.pop(name) for name in ("serve", "batch")]
-    assert set(found) == {"generate", "chat", "score", "embed", "perplexity", "evaluate", "routing"}
+    assert set(found) == {"generate", "chat", "score", "embed", "perplexity", "evaluate", "routing", "bench"}
     for infos in (list(found.values()), served):
         assert all(info == infos[0] for info in infos)
 

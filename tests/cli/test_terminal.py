@@ -85,7 +85,7 @@ LINES = {
     "perplexity": ["-m", MODEL, "-f", FILE, "-c", 32, "--windows", 1, "--save-base", f"{NAME}.base"],
     "evaluate": ["-m", MODEL, "--tasks", "hellaswag", "--data", f"{NAME}.data", "--limit", 1],
     "routing": ["-m", MODEL, "-f", f"a{HOSTILE}={FILE}", "-c", 32, "--windows", 1],
-    "bench": ["-m", MODEL, "--prompt-tokens", 2, "-n", 1, "-r", 1],
+    "bench": ["-m", MODEL, "--prompt-tokens", 2, "-n", 1, "-r", 1, "--adapter", f"x={NAME}.lora"],
     "inspect": [MODEL],
     "plan": [MODEL],
     "deploy": ["--for", MODEL],

@@ -144,6 +144,7 @@ def test_names_of_files_that_cannot_be(command: str, name: str, lines: dict[str,
         "calibrate": ["--merge"],
         "routing": ["--html", "--trace"],
         "evaluate": ["-o", "--compare", "--adapter"],
+        "bench": ["--adapter"],
     }
     for option in more.get(command, []):
         refused(run(*line, option, name))

@@ -36,6 +36,10 @@ def test_a_conversation_begins_as_its_first_turn() -> None:
     assert first == chat([{"type": "text", "text": "Be kind."}], "Who are you?")
     assert first != chat("Be kind.", "Who is he?")
     assert first != chat("Be kind.", "Who are you?", model="tales")
+    scaled = chat("Be kind.", "Who are you?", adapter={"a": 0.5, "b": 1})
+    assert scaled == chat("Be kind.", "Who are you?", adapter={"b": 1, "a": 0.5})
+    assert len({first, scaled, chat("Be kind.", "Who are you?", adapter={"a": 0.5})}) == 3
+    assert first == chat("Be kind.", "Who are you?", adapter={}) == chat("Be kind.", "Who are you?", adapter=None)
     assert chat("x" * LENGTH, "one") == chat("x" * LENGTH, "two")
 
 
@@ -102,11 +106,11 @@ def test_what_has_no_prompt_has_no_beginning() -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(["messages", "prompt", "input", "instructions", "model"]), VALUES))
+@given(st.dictionaries(st.sampled_from(["messages", "prompt", "input", "instructions", "model", "adapter"]), VALUES))
 def test_any_json_has_a_beginning_of_limited_length(fields: dict[str, Any]) -> None:
     for path in ("/v1/completions", "/v1/responses"):
         found = prefix_of(path, json.dumps(fields).encode())
-        assert len(found) <= LENGTH + 1 + len(str(fields.get("model")))
+        assert len(found) <= 2 * LENGTH + 1 + len(str(fields.get("model")))
         ranked(found, ["a", "b"])
 
 

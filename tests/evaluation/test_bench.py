@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,8 @@ from pymixtral import Mixtral, ops
 from pymixtral.cli import main
 from pymixtral.errors import ContextLengthError, InvalidArgumentError
 from pymixtral.evaluation.bench import Bench, bench
+from pymixtral.model.forward import Model
+from support.adapter_files import write_adapter
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +127,35 @@ def test_the_command_shows_the_time_line(n_threads: int) -> None:
     assert [part["name"] for part in line["parts"]] == list(ops.PARTS)
     assert all(len(part["busy"]) in (0, n_threads) for part in line["parts"])
     assert line["limit"] + sum(line["loss"].values()) == pytest.approx(1)
+
+
+def test_adapters_are_used_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Mixtral(n_ctx=24) as model:
+        paths = {name: write_adapter(tmp_path / f"{name}.gguf", model.config, i) for i, name in enumerate("ab")}
+    seen = []
+    forward = Model.forward
+
+    def noted(*arguments: Any, **more: Any) -> Any:
+        seen.append([dict(adapted) for adapted in more["adapters"]] if more.get("adapters") else None)
+        return forward(*arguments, **more)
+
+    monkeypatch.setattr(Model, "forward", noted)
+    args = ["bench", "--prompt-tokens", "16", "-n", "8", "-r", "1", "-t", "1"]
+    adapters = ["--adapter", str(paths["a"]), "--adapter", f"x={paths['b']}:0.5"]
+    shown = CliRunner().invoke(main, [*args, *adapters])
+    assert shown.exit_code == 0, shown.stderr
+    first, second, *_ = shown.stdout.splitlines()
+    assert "median of 1" in first
+    assert second in ("with the adapters a times 1 and x times 0.5", "with the adapters x times 0.5 and a times 1")
+    assert len(seen) == 10
+    for (adapted,) in seen:
+        assert {adapter.source: scale for adapter, scale in adapted.items()} == {
+            str(paths["a"]): 1,
+            str(paths["b"]): 0.5,
+        }
+    read = json.loads(CliRunner().invoke(main, [*args, *adapters[:2], "--json"]).stdout)
+    assert read["adapters"] == {"a": 1.0}
+    assert json.loads(CliRunner().invoke(main, [*args, "--json"]).stdout)["adapters"] == {}
 
 
 def test_a_prompt_beyond_the_model_s_context_names_the_options() -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pymixtral.errors import ModelFileError, PymixtralError, UnsupportedError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS
+from pymixtral.files.header import MAX_HEADER_BYTES, MAX_KEYS, MAX_STRINGS, MAX_TENSORS, read_shard
 from support.gguf_bytes import F32, Q8_0, V, build, key, refused, string, tensor, u32, u64
 from support.ggufs import finish
 
@@ -410,6 +410,16 @@ edits = st.lists(
 small = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.just(1), st.integers(0, 255)), max_size=3)
 
 
+def described(path: Path, *, mapped: bool) -> Any:
+    """What the header says, or why it is refused."""
+    try:
+        shard = read_shard(str(path), mapped=mapped)
+    except PymixtralError as error:
+        return type(error), str(error)
+    encoded = {key: bytes(value) for key, value in shard.encoded.items()}
+    return encoded, shard.places, shard.alignment, shard.count, shard.header_bytes, shard.n_bytes, shard.identity
+
+
 @settings(max_examples=1500, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=edits | small, end=st.just(len(VALID)) | st.integers(0, len(VALID)), tail=st.binary(max_size=40))
 def test_a_mutated_file_opens_cleanly_or_is_refused(
@@ -419,6 +429,7 @@ def test_a_mutated_file_opens_cleanly_or_is_refused(
     for pos, width, value in changes:
         content[pos : pos + width] = (value % (1 << 8 * width)).to_bytes(width, "little")
     path = write(bytes(content[:end]) + tail)
+    assert described(path, mapped=True) == described(path, mapped=False)
     try:
         file = GGUFFile(path)
     except PymixtralError:

@@ -33,9 +33,13 @@ def model_name(service: Service, options: Mapping[str, Any]) -> str:
 
     Args:
         service: the application's.
-        options: of the request, with the adapter that it chose.
+        options: of the request, with the adapters that it chose.
+
+    Returns:
+        The adapter's name where it chose one; else the model's own.
     """
-    return next(iter(options["adapter"]), service.name)
+    names = list(options["adapter"])
+    return names[0] if len(names) == 1 else service.name
 
 
 def head(service: Service, options: Mapping[str, Any], id: str, kind: str) -> dict[str, Any]:

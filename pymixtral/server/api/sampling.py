@@ -31,6 +31,8 @@ _BadWord = Annotated[str, Field(min_length=1, max_length=128)]  # each is looked
 StopTexts = _Stop | Annotated[list[_Stop], Field(max_length=64)]
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Number = Annotated[float, Field(ge=0, le=100)]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+_Scale = Annotated[float, Field(ge=-1000, le=1000)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 Several = Annotated[int, Field(ge=1, le=MAX_TEXTS)]
 
@@ -46,6 +48,7 @@ class StreamOptions(Part):
 class WritingBody(ModelBody):
     """The fields of all requests that write texts: OpenAI's, vLLM's and pymixtral's own."""
 
+    adapter: _Name | Annotated[dict[_Name, _Scale], Field(max_length=256)] | None = None
     stream: bool | None = None
     n: Several | None = None
     temperature: Annotated[float, Field(ge=0, le=1e9)] | None = None
@@ -107,7 +110,7 @@ class WritingBody(ModelBody):
             APIError: for fields that contradict each other.
         """
         options: dict[str, Any] = {**_DEFAULTS, "timeout": service.timeout(self.timeout)}
-        options["adapter"] = service.adapter_of(self.model)
+        options["adapter"] = service.adapters_of(self.model, self.adapter)
         options |= {name: value for name in _SAME if (value := getattr(self, name)) is not None}
         if self.top_k is not None:
             options["top_k"] = max(self.top_k, 0)

@@ -3,7 +3,7 @@
 // A conversation is a tree of messages, because an edited or retried message stands beside the old one:
 //   { id, title, created, changed, leaf, settings, nodes: [{ id, parent, role, content, ... }] }
 // What is read is the path from the root to `leaf`. A node of the assistant may also have: finish, error,
-// usage {prompt, cached, completion}, times {first, rate}, trace (trace.js).
+// model (one that the reader chose), usage {prompt, cached, completion}, times {first, rate}, trace (trace.js).
 
 import { Trace } from "./trace.js";
 
@@ -12,6 +12,7 @@ const FORMAT = "pymixtral-conversations";
 const LARGEST_FILE = 64 * 1024 * 1024; // characters
 
 export const SETTINGS = Object.freeze({
+  model: "", // the server's own; else the name of one of its adapters
   system: "",
   temperature: 0.7,
   top_p: 0.95,
@@ -99,7 +100,7 @@ function checked(value) {
       throw new ImportError("a message follows one that does not stand before it");
     known.add(node.id);
     node.content = text(given.content, "a message");
-    for (const name of ["finish", "error"])
+    for (const name of ["finish", "error", "model"])
       if (given[name] !== undefined) node[name] = text(given[name], "the end of a message", 10_000);
     for (const name of ["usage", "times"]) {
       if (given[name])

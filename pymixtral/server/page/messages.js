@@ -89,8 +89,9 @@ export const ENDS = {
 
 const finish = (node) => (node.role === "assistant" ? (node.finish ?? "interrupted") : "");
 
-function figures({ usage, times }) {
+function figures({ model, usage, times }) {
   const parts = [`${usage.completion} tokens`];
+  if (model) parts.unshift(model);
   if (times?.rate) parts.push(`${times.rate.toFixed(1)} tokens/s`);
   if (times?.first) parts.push(`first after ${times.first.toFixed(2)} s`);
   parts.push(`${usage.prompt} tokens read${usage.cached ? `, ${usage.cached} of them from the cache` : ""}`);

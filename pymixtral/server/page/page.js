@@ -90,7 +90,21 @@ function drawComposer() {
   if (!running) $("rate").textContent = "";
 }
 
+/** Offers the models of the server, where there are several, and the one that the conversation has. */
+function drawModels() {
+  const chosen = current.settings.model;
+  const names = chosen && !server.models.includes(chosen) ? [...server.models, chosen] : server.models;
+  $("model").hidden = names.length < 2;
+  const options = [...$("model").options].map(({ value }) => value);
+  if (JSON.stringify(options) !== JSON.stringify(names)) // else the list may be open
+    $("model").replaceChildren(...names.map((name) => new Option(name, name)));
+  for (const option of $("model").options)
+    option.text = server.models.includes(option.value) ? option.value : `${option.value} (not loaded)`;
+  $("model").value = chosen || (names[0] ?? "");
+}
+
 function draw() {
+  drawModels();
   drawList();
   drawMessages();
   drawComposer();
@@ -187,6 +201,8 @@ async function run(node) {
   const controller = new AbortController();
   const speaker = new Speaker($("spoken"));
   runs.set(conversation.id, { controller, node });
+  if (conversation.settings.model) node.model = conversation.settings.model;
+  else delete node.model;
   if (!body.return_routing) delete node.trace; // that of the text so far
   notice("");
   drawList();
@@ -287,6 +303,13 @@ onSettings((name, value) => {
   if (store.get(current.id)) store.save(current);
 });
 
+$("model").addEventListener("change", () => {
+  const { value } = $("model");
+  current.settings.model = value === server.models[0] ? "" : value;
+  drawModels();
+  if (store.get(current.id)) store.save(current);
+});
+
 function needKey() {
   if (panel() !== "settings") openPanel("settings", false);
   $("key").focus();
@@ -303,6 +326,7 @@ $("access").addEventListener("submit", (event) => {
 const server = new Watch((state) => {
   $("state").dataset.state = state.name;
   $("state-text").textContent = state.text;
+  drawModels();
   drawComposer();
 });
 

@@ -1,4 +1,4 @@
-// What the page asks of the server: its state, the name of its model, and answers as streams.
+// What the page asks of the server: its state, the names of its models, and answers as streams.
 
 import { Trace } from "./trace.js";
 
@@ -62,7 +62,8 @@ async function failure(response) {
 
 /**
  * The state of the server: { name, text }. Its name is "loading", "draining", "away", "locked" (it wants a key), "busy"
- * (something else is wrong), or "ready": then the text is the name of the model.
+ * (something else is wrong), or "ready": then the text is the name of the model, and `models` has it and then those of
+ * its adapters.
  */
 async function serverState() {
   try {
@@ -70,7 +71,8 @@ async function serverState() {
     if (!health.ok) throw await failure(health);
     const models = await ask("v1/models");
     if (!models.ok) throw await failure(models);
-    return { name: "ready", text: String((await models.json()).data[0].id) };
+    const names = (await models.json()).data.map(({ id }) => String(id));
+    return { name: "ready", text: names[0], models: names };
   } catch (error) {
     if (!(error instanceof ServerError)) return { name: "away", text: "The server does not answer" };
     if (error.status === 401) return { name: "locked", text: "The server wants a key" };
@@ -89,6 +91,7 @@ export class Watch {
   constructor(changed) {
     this.changed = changed;
     this.model = ""; // its name while the server is ready
+    this.models = []; // its name and those of its adapters, as they were last seen
     document.addEventListener("visibilitychange", () => !document.hidden && this.look());
   }
 
@@ -98,6 +101,7 @@ export class Watch {
     if (look !== this.#looks) return; // a newer look tells more
     const ready = state.name === "ready";
     this.model = ready ? state.text : "";
+    this.models = state.models ?? this.models;
     this.changed(state);
     clearTimeout(this.#timer);
     if (!document.hidden) this.#timer = setTimeout(() => this.look(), ready ? 15_000 : 2_000);

@@ -49,14 +49,14 @@ export function onSettings(changed) {
 
 /**
  * The request for the answer `node`, which is the last of its conversation; one that has a text is continued, and comes
- * without its experts then, whatever `routing` says: they would begin in the middle.
+ * without its experts then, whatever `routing` says: they would begin in the middle. `model` is the server's own.
  */
 export function request(conversation, node, model, routing) {
   const { settings } = conversation;
   const written = path(conversation).filter(({ content }) => content); // answers that failed have none, nor has a new one
   const messages = written.map(({ role, content }) => ({ role, content }));
   if (settings.system.trim()) messages.unshift({ role: "system", content: settings.system });
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+  const body = { model: settings.model || model, messages, stream: true, stream_options: { include_usage: true } };
   if (node.content) Object.assign(body, { continue_final_message: true, add_generation_prompt: false });
   for (const name of ["temperature", "top_p", "seed", "max_tokens"]) {
     if (settings[name] !== "") body[name] = Number(settings[name]);

@@ -120,6 +120,90 @@ def test_openais_client_picks_an_adapter_by_its_name(client: OpenAI, served: Ser
             ask()
 
 
+@pytest.mark.parametrize(
+    ("given", "adapter"),
+    [
+        ("own 0", {"own 0": 1.0}),
+        ("own 1", {"own 1": 0.5}),  # as it is served
+        ({"own 1": 1}, {"own 1": 1.0}),
+        ({"own 0": 0.25, "own 1": -0.75}, {"own 0": 0.25, "own 1": -0.75}),
+        ({"own 0": 0}, {}),
+        ({}, {}),
+    ],
+)
+def test_a_request_has_scales_of_its_own(served: Served, given: Any, adapter: dict[str, float]) -> None:
+    base = served.service.name
+    name = given if isinstance(given, str) else next(iter(given)) if len(given) == 1 else base
+    expected = served.model.chat(USER, adapter=adapter, **ASK, **OPENAI).content
+    text = served.model.generate("Once upon", adapter=adapter, **ASK, **OPENAI).text
+    for model in ({}, {"model": base}):
+        answer = served.ok("/v1/chat/completions", messages=USER, adapter=given, **ASK, **model)
+        assert (answer["model"], answer["choices"][0]["message"]["content"]) == (name, expected)
+        answer = served.ok("/v1/completions", prompt="Once upon", adapter=given, **ASK, **model)
+        assert (answer["model"], answer["choices"][0]["text"]) == (name, text)
+
+
+def test_scales_of_a_request_in_streams_and_several_texts(served: Served, client: OpenAI) -> None:
+    scales = {"own 0": 0.25, "own 1": -0.75}
+    same: Any = {"model": served.service.name, "extra_body": {"adapter": scales}, **ASK}
+    stream = client.chat.completions.create(messages=USER, stream=True, **same)
+    expected = served.model.chat(USER, adapter=scales, **ASK, **OPENAI).content
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == expected
+    texts = client.completions.create(prompt=["Once", "Twice"], n=2, **same).choices
+    alone = [
+        served.model.generate(prompt, adapter=scales, **ASK | {"seed": seed}, **OPENAI).text
+        for prompt in ("Once", "Twice")
+        for seed in (1, 2)
+    ]
+    assert [texts[0].text, texts[2].text] == [alone[0], alone[2]]
+
+
+def test_pages_of_the_prefix_cache_are_those_of_the_same_scales(served: Served) -> None:
+    prompt = "The fox and the bear went into the forest. " * 8
+
+    def cached(adapter: Any) -> int:
+        answer = served.ok("/v1/completions", prompt=prompt, max_tokens=1, adapter=adapter)
+        found: int = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+        return found
+
+    assert cached({"own 0": 0.7}) == 0
+    assert cached({"own 0": 0.7}) > 0
+    assert cached({"own 0": 0.6}) == 0
+    assert cached({"own 0": 0.7, "own 1": 0.0}) > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"adapter": "no"}, ["expected adapter to be one that is loaded", "'no'", "'own 0'"]),
+        ({"adapter": {"own 0": 1, "no": 1}}, ["expected adapter to be one that is loaded", "'no'"]),
+        ({"adapter": {"own 0": 1001}}, ["expected adapter.own 0", "1000", "1001"]),
+        ({"adapter": {"own 0": -1000.5}}, ["-1000"]),
+        ({"adapter": {"own 0": "1"}}, ["expected adapter.own 0 to be a number"]),
+        ({"adapter": {"own 0": True}}, ["expected adapter.own 0 to be a number"]),
+        ({"adapter": {"own 0": None}}, ["expected adapter.own 0 to be a number"]),
+        ({"adapter": ["own 0"]}, ["expected adapter to be text or an object"]),
+        ({"adapter": 1}, ["expected adapter to be text or an object"]),
+        ({"adapter": ""}, ["adapter", "the length 1 or more"]),
+        ({"adapter": {str(i): 1 for i in range(300)}}, ["adapter", "256"]),
+        ({"adapter": {"own 0": 1}, "model": "own 1"}, ["the model's own name", "'own 1'"]),
+        ({"adapter": {}, "model": "own 1"}, ["the model's own name"]),
+    ],
+)
+def test_adapters_of_a_request_that_are_none(served: Served, fields: Any, words: list[str]) -> None:
+    for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": USER})):
+        error = served.refused(path, **body, max_tokens=1, **fields)
+        assert error["param"].startswith("adapter")
+        assert error["code"] == "invalid_value"
+        for word in words:
+            assert word in error["message"], error["message"]
+
+
+def test_a_model_that_is_none_is_refused_beside_adapters(served: Served) -> None:
+    status, error = served.post("/v1/completions", {"prompt": "a", "model": "no", "adapter": "own 0"})
+    assert (status, error["error"]["code"]) == (404, "model_not_found")
+
+
 def test_llama_cpps_field_is_refused_with_the_way_that_is_there(served: Served) -> None:
     for path, body in (("/v1/completions", {"prompt": "a"}), ("/v1/chat/completions", {"messages": USER})):
         error = served.refused(path, **body, lora=[{"id": 0, "scale": 0.5}])

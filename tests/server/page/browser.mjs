@@ -92,6 +92,22 @@ async function asked(page, text) {
   await written(page);
 }
 
+/** Has axe look for what readers with other eyes and hands would miss. */
+async function accessible(page, what) {
+  if (!(await page.evaluate(() => "axe" in window))) {
+    const path = createRequire(`${process.env.PYMIXTRAL_BROWSER}/`).resolve("axe-core/axe.min.js");
+    await page.evaluate(readFileSync(path, "utf8"));
+  }
+  const { violations } = await page.evaluate(() =>
+    window.axe.run(document, { rules: { "page-has-heading-one": { enabled: true } } }),
+  );
+  assert.deepEqual(
+    violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html.slice(0, 200))]),
+    [],
+    what,
+  );
+}
+
 const scenarios = {
   async stream() {
     const { page } = await open();
@@ -614,21 +630,73 @@ const scenarios = {
     assert.deepEqual(Object.fromEntries(traced), { One: false, Two: true });
   },
 
+  async adapters() {
+    const { page } = await open();
+    await ready(page);
+    await set(page, { max_tokens: 12 });
+    const models = [];
+    page.on("request", (request) => {
+      if (request.method() === "POST") models.push(request.postDataJSON().model);
+    });
+    const select = page.getByLabel("Model that answers");
+    const [base, ...adapters] = await select.locator("option").allInnerTexts();
+    assert.deepEqual(adapters, ["tales", "polite"]);
+    assert.equal(await select.inputValue(), base);
+    assert.ok(await page.isHidden("#state-text"), "the model's name is there twice");
+    await asked(page, "Hello");
+    const alone = await answer(page);
+
+    // By keys, and it holds for this conversation, whenever it is opened.
+    await page.focus("#title");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("t");
+    assert.equal(await select.inputValue(), "tales");
+    await last(page).getByRole("button", { name: "Retry" }).click();
+    await page.waitForSelector("text=2 of 2");
+    await written(page);
+    assert.match(await last(page).locator(".figures").innerText(), /^tales · 12 tokens/);
+    assert.notEqual(await answer(page), alone);
+    await accessible(page, "a choice of models");
+    await page.click("#new");
+    await page.selectOption("#model", base);
+    await asked(page, "Hello");
+    assert.equal(await answer(page), alone);
+    assert.match(await last(page).locator(".figures").innerText(), /^12 tokens/);
+    await page.reload();
+    await ready(page);
+    assert.equal(await select.inputValue(), base);
+    await page.click("#list li:last-child .open");
+    assert.equal(await select.inputValue(), "tales");
+    assert.match(await last(page).locator(".figures").innerText(), /^tales/);
+    assert.deepEqual(models, [base, "tales", base]);
+
+    // On a phone it has a line of its own.
+    await page.setViewportSize({ width: 390, height: 780 });
+    const [box, title] = [await select.boundingBox(), await page.locator("#title").boundingBox()];
+    assert.ok(box.width > 350 && box.y >= title.y + title.height, JSON.stringify([box, title]));
+
+    // An adapter that is gone is said to be: the model alone is another one.
+    await page.route("**/v1/models", async (route) => {
+      const response = await route.fetch();
+      const { data } = await response.json();
+      await route.fulfill({ response, json: { data: data.slice(0, 1) } });
+    });
+    await page.setViewportSize({ width: 1280, height: 800 });
+    await page.reload();
+    await ready(page);
+    assert.ok(await select.isHidden());
+    await page.click("#list li:last-child .open");
+    assert.deepEqual(await select.locator("option").allInnerTexts(), [base, "tales (not loaded)"]);
+    assert.equal(await select.inputValue(), "tales");
+    await select.selectOption(base);
+    assert.ok(await select.isHidden());
+  },
+
   async accessible() {
     const { page } = await open();
     await ready(page);
-    const axe = readFileSync(createRequire(`${process.env.PYMIXTRAL_BROWSER}/`).resolve("axe-core/axe.min.js"), "utf8");
-    const check = async (what) => {
-      const { violations } = await page.evaluate(() =>
-        window.axe.run(document, { rules: { "page-has-heading-one": { enabled: true } } }),
-      );
-      assert.deepEqual(
-        violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html.slice(0, 200))]),
-        [],
-        what,
-      );
-    };
-    await page.evaluate(axe);
+    assert.ok(await page.isHidden("#model"));
+    const check = (what) => accessible(page, what);
     await check("welcome");
     await set(page, { max_tokens: 40 });
     await asked(page, "Hello");

@@ -17,6 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pymixtral import Mixtral
+from pymixtral.demo import demo_chat_path
+from support.adapter_files import write_adapter
 from support.serving import Server, Start
 
 pytestmark = pytest.mark.browser
@@ -56,13 +59,19 @@ def play(node: str, folder: str, scenario: str, *arguments: str) -> None:
 SCENARIOS = re.findall(r"(?m)^  async (\w+)\(\) \{", (HERE / "browser.mjs").read_text())
 
 
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("key", "server")])
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name not in ("adapters", "key", "server")])
 def test_scenario(node: str, folder: str, server: Server, scenario: str) -> None:
     play(node, folder, scenario, f"{server.url}/")
 
 
 def test_key(node: str, folder: str, start: Start) -> None:
     play(node, folder, "key", f"{start(env={'PYMIXTRAL_API_KEYS': KEY}).url}/", KEY)
+
+
+def test_adapters(node: str, folder: str, start: Start, tmp_path: Path) -> None:
+    with Mixtral(demo_chat_path()) as model:
+        paths = [write_adapter(tmp_path / f"{name}.gguf", model.config, i) for i, name in ((1, "tales"), (2, "polite"))]
+    play(node, folder, "adapters", f"{start(*(word for path in paths for word in ('--adapter', path))).url}/")
 
 
 def test_server_that_goes_away(node: str, folder: str, start: Start) -> None:
