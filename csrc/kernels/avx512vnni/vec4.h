@@ -99,21 +99,22 @@ PMX_INLINE __m512 widen(__m256i words, const type4 T) {
                       : _mm512_cvtph_ps(words);
 }
 
-/* The number in word `at` of each block of 16 rows: scales[b] of 16 rows. */
-PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m512i heads[ROWS], const int at, const type4 T) {
-    __m512i pairs[8], quads[4], eights[2];
+/* Two rows' words b0 b0' b1 b1' b2 b2' b3 b3', the number in word `at` of each block. */
+PMX_INLINE __m128i pair_scales(const __m512i head0, const __m512i head1, const int at, const type4 T) {
     const int16_t w0 = (int16_t)at, w1 = (int16_t)(at + T.block_bytes / 2), w2 = (int16_t)(at + T.block_bytes),
                   w3 = (int16_t)(at + 3 * T.block_bytes / 2);
-    /* Rows 2i and 2i+1: words b0 b0' b1 b1' b2 b2' b3 b3'. */
     const __m512i two = _mm512_castsi128_si512(
         _mm_setr_epi16(w0, (int16_t)(32 + w0), w1, (int16_t)(32 + w1), w2, (int16_t)(32 + w2), w3, (int16_t)(32 + w3)));
-    for (int i = 0; i < 8; i++) pairs[i] = _mm512_permutex2var_epi16(heads[2 * i], two, heads[2 * i + 1]);
+    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(head0, two, head1));
+}
+
+/* scales[b] of 16 rows, of their pairs. */
+PMX_INLINE void gather_scales(__m512 scales[BLOCKS], const __m128i pairs[ROWS / 2], const type4 T) {
+    __m512i quads[4], eights[2];
     /* Two pairs by dwords, then two quads by quadwords: block b of 8 rows is 128-bit lane b. */
     for (int i = 0; i < 4; i++)
-        quads[i] = _mm512_inserti32x4(
-            _mm512_castsi128_si512(
-                _mm_unpacklo_epi32(_mm512_castsi512_si128(pairs[2 * i]), _mm512_castsi512_si128(pairs[2 * i + 1]))),
-            _mm_unpackhi_epi32(_mm512_castsi512_si128(pairs[2 * i]), _mm512_castsi512_si128(pairs[2 * i + 1])), 1);
+        quads[i] = _mm512_inserti32x4(_mm512_castsi128_si512(_mm_unpacklo_epi32(pairs[2 * i], pairs[2 * i + 1])),
+                                      _mm_unpackhi_epi32(pairs[2 * i], pairs[2 * i + 1]), 1);
     for (int i = 0; i < 2; i++) {
         const __m512i low = _mm512_unpacklo_epi64(quads[2 * i], quads[2 * i + 1]),
                       high = _mm512_unpackhi_epi64(quads[2 * i], quads[2 * i + 1]);
@@ -154,22 +155,29 @@ PMX_INLINE acts4 load_acts(const pmx_quantized token, int64_t b, const int64_t n
  * bandwidth than they gain. */
 PMX_INLINE __m512 add_blocks(__m512 acc, const uint8_t *const *rows, int64_t at, const char *next, const acts4 *x,
                              const int64_t n, const pmx_prefetch hint, const type4 T) {
-    __m512i heads[ROWS], sums[4];
+    __m512i sums[4];
+    __m128i d[ROWS / 2], m[ROWS / 2];
+#pragma GCC unroll 4
     for (int g = 0; g < 4; g++) {
-        __m512i p[4];
+        __m512i p[4], heads[4];
+#pragma GCC unroll 4
         for (int i = 0; i < 4; i++) {
             const uint8_t *row = rows[4 * g + i] + at;
             pmx_prefetch_line(next + (4 * g + i) * T.block_bytes * BLOCKS, hint);
             __asm__ volatile("" ::: "memory"); /* the compiler would issue the prefetches of all rows at once */
-            heads[4 * g + i] = load_first(row, n * T.block_bytes);
-            p[i] = dot_row(load_nibbles4(heads[4 * g + i], row, n, T), x, T);
+            heads[i] = load_first(row, n * T.block_bytes);
+            p[i] = dot_row(load_nibbles4(heads[i], row, n, T), x, T);
+        }
+        for (int i = 0; i < 2; i++) {
+            d[2 * g + i] = pair_scales(heads[2 * i], heads[2 * i + 1], 0, T);
+            if (T.has_min) m[2 * g + i] = pair_scales(heads[2 * i], heads[2 * i + 1], 1, T);
         }
         sums[g] = reduce4(p);
     }
     transpose_lanes(sums);
     __m512 scales[BLOCKS], mins[BLOCKS];
-    gather_scales(scales, heads, 0, T);
-    if (T.has_min) gather_scales(mins, heads, 1, T);
+    gather_scales(scales, d, T);
+    if (T.has_min) gather_scales(mins, m, T);
     for (int64_t b = 0; b < n; b++) {
         acc = _mm512_fmadd_ps(_mm512_mul_ps(scales[b], _mm512_set1_ps(x->d[b])), _mm512_cvtepi32_ps(sums[b]), acc);
         if (T.has_min) acc = _mm512_fmadd_ps(mins[b], _mm512_set1_ps(x->d[b] * (float)x->sums[b]), acc);
