@@ -205,13 +205,14 @@ PMX_INLINE __m512i move_bits512(__m512i v, const int from, const int to, const i
 
 /* 128 bytes of nibbles. */
 PMX_INLINE void load_nibbles256(__m512i q[4], const uint8_t *qs) {
+    const __m512i v[2] = {load_once(qs), load_once(qs + 64)};
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) q[i] = move_bits512(_mm512_loadu_si512(qs + 64 * (i / 2)), i % 2 * 4, 0, 15);
+    for (int i = 0; i < 4; i++) q[i] = move_bits512(v[i / 2], i % 2 * 4, 0, 15);
 }
 
 /* 64 bytes of crumbs. */
 PMX_INLINE void load_crumbs256(__m512i q[4], const uint8_t *qs) {
-    const __m512i crumbs = _mm512_loadu_si512(qs);
+    const __m512i crumbs = load_once(qs);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = move_bits512(crumbs, 2 * i, 0, 3);
 }
@@ -237,7 +238,7 @@ PMX_INLINE __m512i load_bits(const uint8_t *bits) {
 }
 
 PMX_INLINE void unpack_q3_k(__m512i q[4], const uint8_t *block) {
-    const __m512i crumbs = _mm512_loadu_si512(block + offsetof(pmx_block_q3_k, qs));
+    const __m512i crumbs = load_once(block + offsetof(pmx_block_q3_k, qs));
     const __m512i bits = load_bits(block + offsetof(pmx_block_q3_k, hmask));
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) q[i] = _mm512_or_si512(move_bits512(crumbs, 2 * i, 0, 3), move_bits512(bits, i, 2, 1));
