@@ -5,11 +5,12 @@
  * a block of 8 rows, in about 14 cycles. Here each row's four blocks are one register of nibbles,
  * block i in 128-bit lane i, so that a vpdpbusd of the low and one of the high nibbles leave four
  * partial sums a block, and 16 rows are reduced together: 44 vector operations for 64 blocks. The
- * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Blocks are multiples
- * of words, so word permutations (AVX-512BW) suffice. Those of mxfp4 have 17 bytes: its nibbles are
- * loaded block by block. Two loads of 64 bytes and a permutation of words took 1.3 times as long,
- * since nearly every such load crosses a line; the other types lose a seventh by block by block. VBMI
- * permutes bytes. */
+ * f16 scales of 16 rows and 4 blocks are gathered by 30 more, not one by one. Those of two rows are
+ * taken out while these are read: 16 registers that are kept for it until the end took a fifth of
+ * the time to store and load. Blocks are multiples of words, so word permutations (AVX-512BW)
+ * suffice. Those of mxfp4 have 17 bytes: its nibbles are loaded block by block. Two loads of 64
+ * bytes and a permutation of words took 1.3 times as long, since nearly every such load crosses a
+ * line; the other types lose a seventh by block by block. VBMI permutes bytes. */
 #ifndef PMX_AVX512VNNI_VEC4_H
 #define PMX_AVX512VNNI_VEC4_H
 
