@@ -52,6 +52,7 @@ REFUSED = {
     "context_management": "`truncation` says what happens to a conversation that is too long",
     "dimensions": "vectors have the model's width",
     "documents": "put them into the messages",
+    "adapter": "outside of completions and chats `model` picks an adapter, by its name",
     "lora": "`model` picks an adapter by its name, `adapter` several with their scales",
 }
 """Fields that are refused unless they are null, and why."""

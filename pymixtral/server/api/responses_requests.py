@@ -120,7 +120,7 @@ class ResponseRequest(ModelBody):
     )
     refused = (
         *("previous_response_id", "conversation", "background", "include", "prompt", "max_tool_calls"),
-        "context_management",
+        *("context_management", "adapter"),
     )
 
     input: (

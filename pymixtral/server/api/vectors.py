@@ -48,7 +48,7 @@ class NumbersBody(ModelBody):
 class EmbeddingRequest(NumbersBody):
     """What /v1/embeddings takes."""
 
-    refused = ("dimensions",)
+    refused = ("dimensions", "adapter")
 
     input: (
         Annotated[str, Field(min_length=1, max_length=1 << 23)]
@@ -66,6 +66,8 @@ class EmbeddingRequest(NumbersBody):
 
 class ScoreRequest(NumbersBody):
     """What /v1/score takes: pymixtral's own fields."""
+
+    refused = ("adapter",)
 
     context: Annotated[str, Field(min_length=1, max_length=1 << 23)] | TokenIds
     continuations: Annotated[

@@ -211,6 +211,17 @@ def test_llama_cpps_field_is_refused_with_the_way_that_is_there(served: Served) 
         assert "`model` picks an adapter" in error["message"]
 
 
+def test_where_scales_are_not_taken_the_way_that_is_there_is_named(served: Served) -> None:
+    for path, body in (
+        ("/v1/responses", {"input": "a"}),
+        ("/v1/embeddings", {"input": "a"}),
+        ("/v1/score", {"context": "a", "continuations": ["b"]}),
+    ):
+        error = served.refused(path, **body, adapter="own 0")
+        assert (error["param"], error["code"]) == ("adapter", "unsupported_parameter")
+        assert "`model` picks an adapter" in error["message"]
+
+
 def test_adapters_come_and_go(served: Served, client: OpenAI, folder: Path) -> None:
     status, model = load(served, "new", "a.gguf")
     assert status == 200
