@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 import click
 import llm
 from llm.parts import AttachmentPart, Message, TextPart, ToolCallPart, ToolResultPart
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from pymixtral.adapters.naming import NamedAdapter, parse
 from pymixtral.demo import demo_chat_path
-from pymixtral.errors import PymixtralError
+from pymixtral.errors import InvalidArgumentError, PymixtralError
 from pymixtral.escapes import escaped
 from pymixtral.sampling.grammar import grammar_of
 from pymixtral.sampling.parameters import SamplingParameters
@@ -59,12 +59,20 @@ _OTHERS: dict[str, Any] = {
         ("lark", str | None, "Write what this grammar derives."),
         ("choice", list[str] | None, "Write one of these; in Python alone."),
         ("chat_format", str | None, "The form of the conversation.  [default: the one that fits the model]"),
-        ("adapter", str | list[str] | None, "Use a low-rank adapter (LoRA): PATH or PATH:SCALE; in Python several."),
+        ("adapter", str | list[str] | None, "Use a low-rank adapter (LoRA): PATH or PATH:SCALE; several as JSON."),
     )
 }
 
 
 def _adapters(given: str | list[str] | None) -> list[NamedAdapter]:
+    """What `adapter` names: one, a list, or a list in JSON, as llm's command line gives an option only once."""
+    if isinstance(given, str) and given.startswith("["):
+        try:
+            given = TypeAdapter(list[str]).validate_json(given)
+        except ValidationError:
+            raise InvalidArgumentError(
+                f'expected several adapters as a list of JSON, such as ["tales.gguf:0.5", "polite.gguf"], found {given}'
+            ) from None
     return [parse(text) for text in ([given] if isinstance(given, str) else given or [])]
 
 

@@ -210,6 +210,7 @@ def test_adapters(demo: Mixtral, tales: Path, tmp_path: Path, monkeypatch: pytes
     model = llm.get_model("pymixtral")
     assert model.prompt(FIRST, adapter=f"x={other}", **GREEDY).text() == another
     assert model.prompt(FIRST, adapter=[f"{tales}:0.5", f"{other}:-0.5"], **GREEDY).text() == both
+    assert run("-m", "pymixtral", FIRST, "-o", "adapter", f'["{tales}:0.5", "{other}:-0.5"]', *OPTIONS) == f"{both}\n"
     assert model.prompt(FIRST, adapter=[f"{tales}:0.25", f"{tales}:0.25"], **GREEDY).text() == half
     assert model.prompt(FIRST, **GREEDY).text() == plain
 
@@ -226,6 +227,9 @@ def test_adapters_that_are_none(tales: Path, tmp_path: Path) -> None:
     model = llm.get_model("pymixtral")
     for wrong in ("", "x=", "=x", ["a", ""]):
         with pytest.raises(ValidationError, match="expected NAME=PATH"):
+            model.prompt(FIRST, adapter=wrong)
+    for wrong in ("[", "[1]", '["a"', '["a"] b', "[" * 10_000):
+        with pytest.raises(ValidationError, match="expected several adapters as a list of JSON"):
             model.prompt(FIRST, adapter=wrong)
     for adapter, words in (
         (f"{tmp_path}/no.gguf", "found none of this name"),
