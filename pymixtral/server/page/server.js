@@ -3,6 +3,7 @@
 import { Trace } from "./trace.js";
 
 const KEY = "pymixtral.key";
+const SPAN = 20; // ms between the first piece and the last, from which a rate says something: pieces come in bunches
 const LONGEST_EVENT = 16 * 1024 * 1024; // characters: more than any event, less than the memory of a phone
 
 /** What the server refused or failed to do, as a sentence. */
@@ -189,7 +190,7 @@ export async function fill(node, body, signal, changed, untraced) {
   let count = 0;
   let status = 0;
   let traced = body.return_routing;
-  const rate = () => (last > first && count > 1 ? (1000 * (count - 1)) / (last - first) : 0);
+  const rate = () => (last - first >= SPAN && count > 1 ? (1000 * (count - 1)) / (last - first) : 0);
   for (const name of ["error", "finish", "usage"]) delete node[name];
   try {
     for await (const chunk of chunks(body, signal)) {
