@@ -52,7 +52,7 @@ _STATES = {
     "loading": "Loading model",
     "draining": "The server ends",
     "lost": "The cluster's head does not answer",
-    "alone": "No replica runs",
+    "alone": "No replica is known to run",
 }
 
 
