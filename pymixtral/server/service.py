@@ -224,7 +224,8 @@ class Service:
         """
         names = [self.name, *self.adapters]
         known = f"the model {names[0]!r}" if len(names) == 1 else f"one of the models {str(names[:20])[1:-1]}"
-        return APIError(404, f"expected {known}, found {name[:200]!r}", param="model", code="model_not_found")
+        do = "name that one" if len(names) == 1 else "choose one of them"
+        return APIError(404, f"expected {known}, found {name[:200]!r}: {do}", param="model", code="model_not_found")
 
     def timeout(self, asked: float | None = None) -> float | None:
         """How long a request may compute: what `timeout` of pymixtral.Options becomes.
