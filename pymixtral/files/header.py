@@ -181,6 +181,8 @@ def read_shard(path: str, *, mapped: bool = True) -> Shard:
     if type(count) is not int:  # bool is an int to Python
         raise ModelFileError(f"{path}: metadata key 'split.count': expected an integer, found {quoted(count)}")
     places = _read_places(header, n_tensors, alignment)
+    if not mapped:  # views would keep all that was read, which of many shards is much
+        encoded = {key: memoryview(bytes(view)) for key, view in encoded.items()}
     return Shard(
         path,
         version,

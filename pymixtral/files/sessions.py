@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,8 @@ _HEADER = struct.Struct("<8sII32s32sII")
 _ADAPTERS_BYTES = 32
 _CHECKSUM_BYTES = 32
 _PAGE = struct.Struct("<32sI")
+_READ = 1 << 20
+"""Bytes of ids that are read at a time."""
 
 KV_NUMBERS = {"f32": 0, "f16": 1, "q8_0": 8}
 """The cache's type in a file: GGUF's numbers."""
@@ -175,8 +178,8 @@ class SessionFile:
         self._begin = len(head) + len(adapters) + len(checksum) + 4 * n_ids
         if n_ids < 1 or self._begin > size:
             raise self._error("1 or more ids inside the file", f"{n_ids} in {size} bytes", "save it again")
-        content = self._file.read(4 * n_ids)
-        if hashlib.sha256(head + adapters + content).digest() != checksum:
+        content, found = self._read_content(4 * n_ids, hashlib.sha256(head + adapters))
+        if found != checksum:
             raise self._error("a header and ids of its checksum", "damage", "save it again")
         self._check_binding(numerics, model, overrides, kv_number, adapters)
         if n_ids > form.n_ctx:
@@ -191,6 +194,15 @@ class SessionFile:
             raise self._error(f"ids from 0 to {form.n_vocab - 1}", "others", "save it again")
         self._checksum = checksum
         return ids
+
+    def _read_content(self, n_bytes: int, checksum: Any) -> tuple[bytes, bytes]:
+        """The ids as the file has them, as many as n_ctx, and the checksum of all: a file may have billions."""
+        content, left = bytearray(), n_bytes
+        while left and (part := self._file.read(min(left, _READ))):
+            checksum.update(part)
+            content += part[: max(4 * self._form.n_ctx - len(content), 0)]
+            left -= len(part)
+        return bytes(content), checksum.digest()
 
     def _check_binding(self, numerics: int, model: bytes, overrides: bytes, kv_number: int, adapters: bytes) -> None:
         binding = self._form.binding

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 from pymixtral import Mixtral
 from pymixtral.errors import ModelFileError, PymixtralError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.shards import MAX_SHARDS, shard_name, stem
+from pymixtral.files.header import MAX_HEADER_BYTES, read_shard
+from pymixtral.files.shards import MAX_SHARDS, open_all, shard_name, stem
 from pymixtral.inspection.inspect import inspect
 from support.gguf_bytes import F32, V, build, key, refused, tensor
 from support.ggufs import rewrite
@@ -239,3 +242,21 @@ def test_the_digest_is_of_all_shards_and_of_nothing_but_their_content(
             assert digest(path) != expected
         path.write_bytes(data)
     assert digest(copies[0]) == expected
+
+
+def test_shards_that_are_read_keep_their_headers_alone(tmp_path: Path) -> None:
+    """Not the 64 MB that each is looked at for its header, which are a hole here."""
+    n = 8
+    for i in range(n):
+        path = tmp_path / shard_name("m", i, n)
+        path.write_bytes(shard(i, count=n, total=n))
+        os.truncate(path, MAX_HEADER_BYTES)
+    tracemalloc.start()
+    try:
+        found = open_all(read_shard(str(path), mapped=False))
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [bytes(one.encoded["split.no"]) for one in found] == [number("split.no", i) for i in range(n)]
+    assert kept < 1 << 20
+    assert peak < 2 * MAX_HEADER_BYTES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import tracemalloc
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,3 +267,16 @@ def test_an_interrupt_midway_leaves_the_old_file(
     assert path.read_text() == "mine"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.session"]
     assert model.generate(ids, max_tokens=1).tokens
+
+
+def test_billions_of_ids_take_no_memory(model: Mixtral, saved: Path, tmp_path: Path) -> None:
+    """They are all read for their checksum, but not kept: most of them lie in a hole of the file."""
+    n_ids, path = 1 << 25, tmp_path / "long.session"
+    path.write_bytes(replace(Content.of(saved), n_ids=n_ids, pages=[]).encode())
+    os.truncate(path, 120 + 4 * n_ids)
+    tracemalloc.start()
+    try:
+        refused(model, path, "found damage")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
