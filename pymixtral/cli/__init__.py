@@ -22,7 +22,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from pymixtral.cli.text import note
-from pymixtral.errors import PymixtralError
+from pymixtral.errors import MemoryWarning, PymixtralError
 
 # By name: the module that has a click command of that name, and its line in the help.
 _COMMANDS = {
@@ -94,7 +94,7 @@ class _Commands(click.Group):
         try:
             with _ending_with_the_reader():
                 return super().invoke(ctx)
-        except PymixtralError as error:
+        except (PymixtralError, MemoryWarning) as error:  # `python -W error` makes one of the other
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             assert command is not None  # it raised the error
             raise click.ClickException(in_options(str(error), command)) from error

@@ -6,8 +6,10 @@ import errno
 import logging
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -42,7 +44,7 @@ def check_ray() -> None:
 def connect(address: str = "auto") -> bool:
     """Connect this process to a cluster, unless it is connected.
 
-    Call it in the main thread, and before handlers of signals are set: Ray sets its own.
+    In the main thread Ray sets a handler of SIGTERM; here the program's own is set again.
 
     Args:
         address: HOST:PORT of its head; "auto": RAY_ADDRESS, or the cluster that this host is one of.
@@ -66,7 +68,8 @@ def connect(address: str = "auto") -> bool:
     where = f"at {address}" if address != "auto" else "that RAY_ADDRESS names or this host is part of"
     _reach(os.environ.get("RAY_ADDRESS", "") if address == "auto" else address)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except AuthenticationError:
         raise InvalidArgumentError(
             f"expected the token of the cluster {where}, found none or another one: copy ~/.ray/auth_token of "
@@ -81,6 +84,17 @@ def connect(address: str = "auto") -> bool:
             f"expected a cluster of Ray, found none {where}, or another token ({_first(error)}): {_HOW}"
         ) from None
     return True
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Sets the handler of SIGTERM after the block that was set before. Ray's ends the program with status 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def host_cpus() -> list[int]:

@@ -182,6 +182,15 @@ def test_too_little_memory_is_a_note(lines: dict[str, list[str]]) -> None:
     )
 
 
+def test_a_note_that_python_makes_an_error_is_one_sentence(lines: dict[str, list[str]]) -> None:
+    program = LITTLE_MEMORY.replace('    warnings.warn("from a library")\n', "")
+    line = [sys.executable, "-W", "error::UserWarning", "-c", program, *lines["generate"]]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert re.search(r"^Error: .*\.gguf: expected .* MB of memory, found .*\n\Z", done.stderr, re.M)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 import pytest
@@ -65,3 +66,19 @@ def test_nobody_listens(by_variable: bool, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_name_that_no_host_can_have() -> None:
     with pytest.raises(InvalidArgumentError, match="found none at"):
         connect(f"{80 * 'a'}.example:1")
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_the_programs_own_handler_of_sigterm_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray sets one that ends the program with status 15."""
+
+    def own(number: int, frame: FrameType | None) -> None: ...
+
+    monkeypatch.setattr(sys.modules["ray"], "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as head:
+            assert connect(f"127.0.0.1:{head.getsockname()[1]}")
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
