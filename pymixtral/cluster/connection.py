@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 
 from pymixtral.arguments import shown
@@ -24,8 +24,11 @@ _HOW = (
 
 _HOST_PORT = re.compile(r"(.+):([0-9]{1,5})")
 
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000")
+"""How a client of HTTP/2 begins, as those of gRPC do: RFC 9113, section 3.4, with settings of none."""
+
 _SECONDS = 10
-"""How long a head may take to take a connection. Ray itself tries for minutes, without a word."""
+"""How long a head may take to take a connection, and to speak. Ray itself tries for minutes, without a word."""
 
 _HEAD_SECONDS = 2
 """The same of one that has taken one before."""
@@ -105,17 +108,21 @@ def host_cpus() -> list[int]:
     return [n for n in counts if n]
 
 
-def head_answers() -> bool:
+def head_answers(*, speaks: bool = False) -> bool:
     """Find out whether the head of the cluster that this process is connected to takes connections, within seconds.
 
-    Ray itself goes on asking a head that is gone, and ends the program after a minute.
+    Ray itself goes on asking a head that is gone, and ends the program after a minute. One that is stopped, it
+    asks for ever.
+
+    Args:
+        speaks: it must also say something, which one that is stopped does not: the system takes connections for it.
     """
     import ray
 
     place = _host_and_port(ray.get_runtime_context().gcs_address) if ray.is_initialized() else None
     try:
         if place:
-            socket.create_connection(place, _HEAD_SECONDS).close()
+            _ask(place, _HEAD_SECONDS, speaks=speaks)
     except OSError as error:
         return error.errno in (errno.EMFILE, errno.ENFILE)  # which say nothing of the head
     return place is not None
@@ -134,7 +141,7 @@ def leaving_at_once() -> Iterator[None]:
         yield
     except SystemExit as error:
         end = error
-    if ray.is_initialized() and not head_answers():
+    if ray.is_initialized() and not head_answers(speaks=True):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if end and isinstance(end.code, int) else 0)
@@ -149,7 +156,7 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 
 
 def _reach(address: str) -> None:
-    """Makes sure that somebody listens at HOST:PORT; Ray has addresses of other forms, too.
+    """Makes sure that somebody listens at HOST:PORT and speaks; Ray has addresses of other forms, too.
 
     Raises:
         InvalidArgumentError: if nobody does.
@@ -158,11 +165,29 @@ def _reach(address: str) -> None:
     if not place:
         return
     try:
-        socket.create_connection(place, _SECONDS).close()
+        _ask(place, _SECONDS, speaks=True)
     except (OSError, UnicodeError) as error:  # UnicodeError: of a name with an empty or a long part
         raise InvalidArgumentError(
             f"expected a cluster of Ray, found none at {shown(address)} ({_first(error)}): {_HOW}"
         ) from None
+
+
+def _ask(place: tuple[str, int], seconds: float, *, speaks: bool) -> None:
+    """Connects to a head.
+
+    Args:
+        place: its host and port.
+        seconds: how long it may take to take the connection, and to speak.
+        speaks: wait until it says something, or hangs up, as with TLS.
+
+    Raises:
+        OSError: if it does not.
+        UnicodeError: of a name that no host can have.
+    """
+    with socket.create_connection(place, seconds) as connection, suppress(ConnectionError):
+        if speaks:
+            connection.sendall(_HELLO)
+            connection.recv(1)
 
 
 def _first(error: Exception) -> str:

@@ -151,11 +151,11 @@ class Replicas:
         return f"{escaped(service.name)}, {self._about.n_ctx} tokens of context, {replicas}{adapters}"
 
     def close(self) -> None:
-        """End the replicas. Where the head of the cluster is gone, nobody is there who could."""
+        """End the replicas. Where the head of the cluster is gone or stopped, nobody is there who could."""
         import ray
         from ray import serve
 
-        if head_answers():
+        if head_answers(speaks=True):
             if self._presence is not None:
                 with suppress(TimeoutError):  # Serve goes on with it
                     serve.delete(self.name)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-from types import FrameType, ModuleType
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pymixtral import InvalidArgumentError, UnsupportedError
 from pymixtral.cluster import connection
-from pymixtral.cluster.connection import connect
+from pymixtral.cluster.connection import connect, head_answers
 from pymixtral.cluster.pipeline import open_pipeline
 
 
@@ -77,8 +78,25 @@ def test_the_programs_own_handler_of_sigterm_stays(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys.modules["ray"], "init", lambda **_: signal.signal(signal.SIGTERM, lambda *_: None))
     before = signal.signal(signal.SIGTERM, own)
     try:
-        with socket.create_server(("127.0.0.1", 0)) as head:
+        with socket.create_server(("127.0.0.1", 0)) as head, ThreadPoolExecutor(1) as pool:
+            pool.submit(lambda: head.accept()[0].close())
             assert connect(f"127.0.0.1:{head.getsockname()[1]}")
         assert signal.getsignal(signal.SIGTERM) is own
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_head_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system takes its connections, but it says nothing, and Ray would wait for ever."""
+    monkeypatch.setattr(connection, "_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "_HEAD_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(InvalidArgumentError, match=f"found none at '{address}'.*timed out"):
+            connect(address)
+        ray: Any = sys.modules["ray"]
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address), raising=False)
+        assert head_answers()
+        assert not head_answers(speaks=True)
