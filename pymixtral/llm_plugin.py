@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import cache
+from itertools import count
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -209,10 +210,10 @@ def _open(path: Path) -> Mixtral:
 def _load(path: Path, adapter: Path, name: str) -> str:
     """Loads an adapter into the model of a file. Returns the name that it got."""
     model = _open(path)
-    if name in model.adapters:  # of another place
-        name = f"{name} ({len(model.adapters)})"
-    model.load_adapter(name, adapter)
-    return name
+    free = (f"{name} ({n})" if n else name for n in count())
+    loaded = next(one for one in free if one not in model.adapters)  # others are of other places
+    model.load_adapter(loaded, adapter)
+    return loaded
 
 
 def _asked(path: Path, prompt: llm.Prompt) -> tuple[Mixtral, dict[str, Any]]:
@@ -222,7 +223,7 @@ def _asked(path: Path, prompt: llm.Prompt) -> tuple[Mixtral, dict[str, Any]]:
     model = _opened(path)
     with _opening:
         for name, place, scale in adapters:
-            loaded = _load(path, place.resolve(), name)
+            loaded = _load(path, place.absolute(), name)
             scales[loaded] = scales.get(loaded, 0.0) + scale
     return model, question | {"adapter": scales}
 

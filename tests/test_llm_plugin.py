@@ -223,6 +223,18 @@ def test_adapters(demo: Mixtral, tales: Path, tmp_path: Path, monkeypatch: pytes
     assert llm_plugin._load.cache_info().misses == n_loaded  # a file is read once
 
 
+def test_adapters_of_one_name(demo: Mixtral, tmp_path: Path) -> None:
+    """Each gets another one, also where a file has the name that the next would get."""
+    model = llm.get_model("pymixtral")
+    for i, name in enumerate(("a/one (1)", "a/one", "b/one", "c/one", "d/one (1)")):
+        path = tmp_path / f"{name}.gguf"
+        path.parent.mkdir(exist_ok=True)
+        write_adapter(path, demo.config, i)
+        found = model.prompt(FIRST, adapter=str(path), **GREEDY).text()
+        with Mixtral(demo_chat_path(), adapters={"x": path}) as one:
+            assert found == one.chat(asked(FIRST), adapter="x", **GREEDY).content
+
+
 def test_adapters_that_are_none(tales: Path, tmp_path: Path) -> None:
     model = llm.get_model("pymixtral")
     for wrong in ("", "x=", "=x", ["a", ""]):
@@ -231,8 +243,11 @@ def test_adapters_that_are_none(tales: Path, tmp_path: Path) -> None:
     for wrong in ("[", "[1]", '["a"', '["a"] b', "[" * 10_000):
         with pytest.raises(ValidationError, match="expected several adapters as a list of JSON"):
             model.prompt(FIRST, adapter=wrong)
+    (tmp_path / "round").symlink_to("round")
     for adapter, words in (
         (f"{tmp_path}/no.gguf", "found none of this name"),
+        (f"{tmp_path}/round", "found none of this name"),
+        ("a\0b", "adapter"),
         (f"{tales}:1001", "the scale of adapter"),
     ):
         with pytest.raises(llm.ModelError, match=words):
