@@ -56,3 +56,19 @@ def test_a_head_that_is_killed(mortal: Any) -> None:
         assert server.wait() == 0
     finally:
         server.stop()
+
+
+def test_a_head_that_is_stopped(mortal: Any) -> None:
+    """The system takes its connections, and Ray would wait for its answers for ever. SIGTERM ends the server."""
+    server = Server("--ray", mortal.address, "--replicas", "2", "-t", "3").ready()
+    (head,) = (one.process.pid for one in mortal.head_node.all_processes["gcs_server"])
+    os.kill(head, signal.SIGSTOP)
+    try:
+        with server.client() as client:
+            answer = client.post("/v1/completions", json={"prompt": "Once", "max_tokens": 3})
+            assert answer.status_code == 200
+        server.send(signal.SIGTERM)
+        assert server.wait() == 0
+    finally:
+        os.kill(head, signal.SIGCONT)
+        server.stop()
