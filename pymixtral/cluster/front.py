@@ -267,8 +267,6 @@ async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any],
             events: set[asyncio.Future[Any]] = {part, lost} if answer.complete else {part, leaving, lost}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not part.done():
-                if answer.complete:
-                    return
                 if lost.done():
                     raise _cluster_lost()
                 if leaving.cancelled():
