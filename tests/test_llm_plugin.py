@@ -208,10 +208,14 @@ def test_adapters(demo: Mixtral, tales: Path, tmp_path: Path, monkeypatch: pytes
     assert process("-m", "pymixtral", FIRST, "-o", "adapter", "tales.gguf", *OPTIONS) == f"{whole}\n"
     assert run("-m", "pymixtral", FIRST, "-o", "adapter", f"{tales}:0.5", *OPTIONS) == f"{half}\n"
     model = llm.get_model("pymixtral")
+    for folder, text in ((tales.parent, whole), (tmp_path, another)):  # which a name without a folder is of
+        monkeypatch.chdir(folder)
+        assert model.prompt(FIRST, adapter="tales.gguf", **GREEDY).text() == text
     assert model.prompt(FIRST, adapter=f"x={other}", **GREEDY).text() == another
     assert model.prompt(FIRST, adapter=[f"{tales}:0.5", f"{other}:-0.5"], **GREEDY).text() == both
     assert run("-m", "pymixtral", FIRST, "-o", "adapter", f'["{tales}:0.5", "{other}:-0.5"]', *OPTIONS) == f"{both}\n"
     assert model.prompt(FIRST, adapter=[f"{tales}:0.25", f"{tales}:0.25"], **GREEDY).text() == half
+    assert model.prompt(FIRST, adapter=[f"{tales}:0.5", f"{tales}:0.5"], **GREEDY).text() == whole
     assert model.prompt(FIRST, **GREEDY).text() == plain
 
     async def ask() -> str:

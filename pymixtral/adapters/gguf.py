@@ -18,10 +18,10 @@ from pymixtral import ops
 from pymixtral.arguments import shown
 from pymixtral.arrays import F32
 from pymixtral.errors import AdapterError, CheckpointError, NonFiniteError, UnsupportedError
-from pymixtral.files.header import Shard, Value, quoted, read_shard
+from pymixtral.files.header import Shard, Value, quoted
 from pymixtral.files.identity import check_unchanged
 from pymixtral.files.names import FUSED_PARTS, FUSED_STEM, TensorName
-from pymixtral.files.shards import open_all
+from pymixtral.files.shards import read_shards
 from pymixtral.files.stored import SourceFile, StoredTensor
 from pymixtral.files.types import MATRIX_TYPES, Matrix, show_type
 from pymixtral.model.adapter import Adapter, LowRank
@@ -55,7 +55,7 @@ def read(path: Path, config: ModelConfig) -> Adapter:
     """
     source = str(path)
     try:
-        shards = _shards(source)
+        shards = read_shards(source, mapped=False)
         alpha = _read_keys(source, shards[0].metadata)
         pairs: dict[TensorName, LowRank] = {}
         with ops.Context(1) as context:
@@ -72,11 +72,6 @@ def read(path: Path, config: ModelConfig) -> Adapter:
     for shard in shards:
         check_unchanged(Path(shard.path), shard.identity, AdapterError)
     return adapter_of(pairs, source)
-
-
-def _shards(source: str) -> list[Shard]:
-    found = read_shard(source, mapped=False)
-    return open_all(found) if found.count > 1 else [found]
 
 
 def _stored(shards: list[Shard]) -> dict[str, StoredTensor]:

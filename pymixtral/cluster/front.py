@@ -135,11 +135,11 @@ class Front:
         if self._counting is None or self._counting.done():
             self._counting = called_in_thread(self.count, "pymixtral-count")
         counting = asyncio.wrap_future(self._counting)
-        await asyncio.wait({counting, self._lost}, timeout=_COUNT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if not counting.done():
+        try:
+            await asyncio.wait({counting, self._lost}, timeout=_COUNT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            return counting.result() if counting.done() and not counting.exception() else 0
+        finally:
             counting.cancel()  # this wait; the thread's goes on
-            return 0
-        return 0 if counting.exception() else counting.result()
 
     async def _metrics(self, request: Request) -> Response:
         """What Prometheus reads: the metrics of all replicas, each with the label `replica`."""
@@ -267,7 +267,7 @@ async def _pass_on(response: Any, answer: _Answer, leaving: asyncio.Future[Any],
             events: set[asyncio.Future[Any]] = {part, lost} if answer.complete else {part, leaving, lost}
             await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
             if not part.done():
-                if lost.done() and not answer.complete:
+                if lost.done():
                     raise _cluster_lost()
                 if leaving.cancelled():
                     raise server_ends()

@@ -210,6 +210,8 @@ class Loop:
         """Takes what callers sent, and waits for it if there is nothing else to do."""
         n = self._mailbox.qsize()  # what comes meanwhile waits for its turn, as long calls may come without end
         while not self._closing and (n > 0 or not self._requests):
+            if n <= 0:  # nothing runs: what came during a call begins together
+                n = self._mailbox.qsize()
             request = self._mailbox.get()
             n -= 1
             if isinstance(request, Call):

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 
 from pymixtral.errors import ModelFileError
-from pymixtral.files.header import Tensor, Value, read_shard
+from pymixtral.files.header import Tensor, Value
 from pymixtral.files.identity import check_unchanged
-from pymixtral.files.shards import open_all
+from pymixtral.files.shards import read_shards
 
 _DIGESTED = 4096
 """Bytes of each tensor that digest() reads: models that were trained on have the same headers."""
@@ -54,8 +54,7 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        found = read_shard(self.path)
-        shards = open_all(found) if found.count > 1 else [found]
+        shards = read_shards(self.path)
         self._header_bytes = {shard.path: shard.header_bytes for shard in shards}
         self._identities = {Path(shard.path): shard.identity for shard in shards}
         first = shards[0]

@@ -163,8 +163,8 @@ def read_shard(path: str, *, mapped: bool = True) -> Shard:
 
     Args:
         path: a GGUF file.
-        mapped: map the file. Else the header is read: whatever becomes of the file then, this process
-            goes on.
+        mapped: map the file. Else its first MAX_HEADER_BYTES are read: whatever becomes of the file then,
+            this process goes on.
 
     Returns:
         The file's metadata, and where its tensors are.

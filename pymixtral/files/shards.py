@@ -14,7 +14,7 @@ from pathlib import Path
 from pymixtral.errors import ModelFileError
 from pymixtral.files.header import MAX_HEADER_BYTES, MAX_TENSORS, Shard, quoted, read_shard
 
-MAX_SHARDS = 1 << 10  # each is mapped; published models have some dozens
+MAX_SHARDS = 1 << 10  # each is mapped, or its beginning is read; published models have some dozens
 
 _NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL | re.ASCII)
 
@@ -47,23 +47,28 @@ def stem(path: str) -> str:
     return match[1] if match else name.removesuffix(".gguf")
 
 
-def open_all(found: Shard) -> list[Shard]:
-    """Read the headers of all shards of a model.
+def read_shards(path: str, *, mapped: bool = True) -> list[Shard]:
+    """Read the headers of a file, and of all shards where it is one of several.
 
-    Their paths are made from that of `found`, in its directory: no file can name another.
+    Their paths are made from its own, in its directory: no file can name another.
 
     Args:
-        found: any one of the shards. The others are mapped if it is.
+        path: a GGUF file, or any one of the shards.
+        mapped: as for read_shard().
 
     Returns:
         All shards, in order.
 
     Raises:
-        ModelFileError: if a name contradicts the metadata, a shard is missing, or shards contradict
-            each other.
+        ModelFileError: for a file that cannot be opened or breaks the format; if a name contradicts the
+            metadata, a shard is missing, or shards contradict each other.
         UnsupportedError: for a tensor type that ggml has retired.
     """
-    count, number = found.count, _integer(found, "split.no")
+    found = read_shard(path, mapped=mapped)
+    count = found.count
+    if count <= 1:
+        return [found]
+    number = _integer(found, "split.no")
     if count > MAX_SHARDS:
         raise ModelFileError(
             f"{found.path}: metadata key 'split.count': expected at most {MAX_SHARDS} shards, found {count}"
@@ -88,7 +93,7 @@ def open_all(found: Shard) -> list[Shard]:
                 f"{found.path}: expected shard {i + 1} of {count} beside it, found no file {path}: "
                 "put all shards into one directory"
             )
-        shard = found if i == number else read_shard(path, mapped=found.mapped is not None)
+        shard = found if i == number else read_shard(path, mapped=mapped)
         _check(shard, found, i)
         header_bytes += shard.header_bytes
         if header_bytes > MAX_HEADER_BYTES:

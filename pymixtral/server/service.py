@@ -121,7 +121,7 @@ class Service:
                 f"expected adapters of other names than the model's, found {shown(name)}: name one of them otherwise"
             )
         for adapter in model.adapters:
-            model.model.core.factory.adapters.chosen({adapter: self.scales.get(adapter, 1.0)})
+            model.model.core.factory.adapters.chosen(self._served(adapter))
         self.name = name
         self.metrics = Metrics(self.name, model.model.n_ctx, self._engine_stats)
         self._model = model
@@ -179,7 +179,7 @@ class Service:
         if name is None or name == self.name:
             return {}
         if name in self.adapters:
-            return {name: self.scales.get(name, 1.0)}
+            return self._served(name)
         if not self.settings.any_model or self.adapters or self.settings.adapter_folder or self.settings.scales:
             raise self.unknown_model(name)
         return {}
@@ -209,7 +209,11 @@ class Service:
                 param="adapter",
                 code="invalid_value",
             )
-        return {adapter: self.scales.get(adapter, 1.0)} if isinstance(adapter, str) else dict(adapter)
+        return self._served(adapter) if isinstance(adapter, str) else dict(adapter)
+
+    def _served(self, adapter: str) -> dict[str, float]:
+        """An adapter and what it counts where a request says no scale."""
+        return {adapter: self.scales.get(adapter, 1.0)}
 
     @property
     def adapters(self) -> Mapping[str, Adapter]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +20,7 @@ from pymixtral.adapters.opening import open_adapter
 from pymixtral.files import header
 from pymixtral.files.identity import identity
 from support.adapters import ADAPTERS, CONFIG, case_config, model_config
+from support.ggufs import rewrite
 
 CASE = case_config("v4-all")
 FILES = ("adapter_config.json", "adapter_model.safetensors", "a.gguf")
@@ -142,6 +145,45 @@ def test_row_26_a_gguf_that_is_shortened_before_its_header_is_read(
 
     monkeypatch.setattr(header, "identity", late)
     refused(path, "a.gguf", "found 84 left", error=ModelFileError)
+
+
+def in_shards(sound: Path, folder: Path) -> list[Path]:
+    rewrite(sound / "v4-all" / "a.gguf", folder / "a.gguf", shard_tensors=8)
+    return sorted(folder.glob("*-of-*.gguf"))
+
+
+def test_a_gguf_in_shards(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any of them opens it. None is mapped, as no single file is."""
+    paths = in_shards(sound, tmp_path)
+    assert len(paths) > 2
+    monkeypatch.setattr(mmap, "mmap", type("NoMap", (), {}))
+    whole = open_adapter(sound / "v4-all" / "a.gguf", CASE).pairs
+    for path in paths:
+        pairs = open_adapter(path, CASE).pairs
+        assert pairs.keys() == whole.keys()
+        assert all(np.array_equal(pairs[name].a, whole[name].a) for name in whole)
+        assert all(np.array_equal(pairs[name].b, whole[name].b) for name in whole)
+
+
+def test_a_shard_that_changes_while_it_is_read(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_, last = in_shards(sound, tmp_path)
+    found = gguf._pairs_of_tensors
+
+    def late(*of: Any) -> Any:
+        os.utime(last, ns=(1, 1))
+        return found(*of)
+
+    monkeypatch.setattr(gguf, "_pairs_of_tensors", late)
+    refused(first, last.name, "try again")
+
+
+def test_a_gguf_with_a_type_that_ggml_has_retired(sound: Path, tmp_path: Path) -> None:
+    content = (sound / "v4-all" / "a.gguf").read_bytes()
+    at = content.index(b".lora_a") + len(b".lora_a")
+    n_dims = int.from_bytes(content[at : at + 4], "little")
+    at += 4 + 8 * n_dims
+    (tmp_path / "a.gguf").write_bytes(content[:at] + (4).to_bytes(4, "little") + content[at + 4 :])
+    refused(tmp_path / "a.gguf", "a.gguf", "Q4_2", "retired")
 
 
 @pytest.mark.parametrize("name", ["v4-all", "v5-all", "v4-all/a.gguf"])

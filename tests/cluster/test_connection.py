@@ -1,9 +1,14 @@
-"""Where there is no Ray, and addresses of clusters that are none: no Ray is needed to refuse them."""
+"""Where there is no Ray, and addresses of clusters that are none: no Ray is needed to refuse them. Whether a head
+answers, too, its address tells alone.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import socket
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType, ModuleType, SimpleNamespace
@@ -15,6 +20,7 @@ from pymixtral import InvalidArgumentError, UnsupportedError
 from pymixtral.cluster import connection
 from pymixtral.cluster.connection import connect, head_answers
 from pymixtral.cluster.pipeline import open_pipeline
+from support.serving import LONG
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,3 +106,54 @@ def test_a_head_that_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address), raising=False)
         assert head_answers()
         assert not head_answers(speaks=True)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_whether_the_head_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = sys.modules["ray"]
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address=address), raising=False)
+        assert not head_answers()  # of no cluster
+        monkeypatch.setattr(ray, "is_initialized", lambda: True)
+        assert head_answers()
+    assert not head_answers()
+
+    errors = [errno.EMFILE, errno.ENFILE, errno.EHOSTUNREACH]
+
+    def refused(*_: Any) -> None:
+        raise OSError(errors.pop(0), "")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    assert [head_answers() for _ in range(3)] == [True, True, False]  # no file is free here: that says nothing of it
+
+
+LEAVING = """
+import atexit, socket, sys, threading
+from types import ModuleType, SimpleNamespace
+ray = sys.modules["ray"] = ModuleType("ray")
+ray.is_initialized = lambda: True
+with socket.create_server(("127.0.0.1", 0)) as head:
+    context = SimpleNamespace(gcs_address="127.0.0.1:%d" % head.getsockname()[1])
+    ray.get_runtime_context = lambda: context
+    from pymixtral.cluster.connection import leaving_at_once
+    atexit.register(print, "what Ray does at the end")
+    with leaving_at_once():
+        print("said")
+        if sys.argv[1] == "lost":
+            head.close()
+        else:
+            threading.Thread(target=lambda: head.accept()[0].close(), daemon=True).start()
+        exec(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("head", ["lost", "there"])
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("sys.exit()", 0), ("sys.exit(143)", 143), ("1 / 0", 1)])
+def test_a_program_without_a_head_leaves_at_once(head: str, end: str, code: int) -> None:
+    """With its exit code, and all that it said; errors are shown as ever."""
+    line, env = [sys.executable, "-c", LEAVING, head, end], {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(line, env=env, capture_output=True, text=True, timeout=LONG)
+    at_once = head == "lost" and code != 1
+    assert (done.returncode, done.stdout) == (code, "said\n" + ("" if at_once else "what Ray does at the end\n"))
+    assert ("ZeroDivisionError" in done.stderr) == (code == 1)

@@ -141,10 +141,39 @@ def test_health_while_the_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatc
             finally:
                 over.set()
             waiting[0].join()
+            monkeypatch.setattr(module, "_COUNT_SECONDS", LONG)
             return await client.get("/health")
 
     assert asyncio.run(asked()).status_code == 200
     assert len(waiting) == 2  # one at a time
+
+
+def test_health_waits_for_no_count_where_the_head_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymixtral.cluster import front as module
+
+    monkeypatch.setattr(module, "_COUNT_SECONDS", 10 * LONG)
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0)
+    begun, over = threading.Event(), threading.Event()
+
+    def count() -> int:
+        begun.set()
+        over.wait()
+        return 1
+
+    async def asked() -> None:
+        front = module.Front(Service(Settings()))
+        front.handle, front.count = Handle(), count
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(front.app), base_url="http://127.0.0.1") as client:
+            health = asyncio.create_task(client.get("/health"))
+            await asyncio.to_thread(begun.wait)
+            watching = asyncio.create_task(front.watch(lambda: False))
+            assert (await health).status_code == 503
+            watching.cancel()
+
+    try:
+        asyncio.run(asyncio.wait_for(asked(), LONG))
+    finally:
+        over.set()
 
 
 def test_health_where_the_count_fails() -> None:

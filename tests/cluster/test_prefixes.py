@@ -105,12 +105,26 @@ def test_what_has_no_prompt_has_no_beginning() -> None:
     assert prefix_of("/v1/embeddings", b'{"input": "text"}') == ""
 
 
+def test_each_part_of_a_beginning_is_cut() -> None:
+    long = 9 * LENGTH * "x"
+    for adapter in (long, {long: 1}):
+        body = json.dumps({"instructions": long, "input": long, "model": long, "adapter": adapter}).encode()
+        assert prefix_of("/v1/responses", body) == 2 * LENGTH * "x" + "\0" + LENGTH * "x"
+
+
+def test_a_model_within_another_field_is_not_the_request_s() -> None:
+    body = json.dumps({"prompt": "Once", "metadata": {"model": "tales"}}).encode()
+    assert prefix_of("/v1/completions", body) == "\0Once"
+    long = {"prompt": "x" * LOOKED_AT, "metadata": {"model": "tales"}, "model": "own"}
+    assert prefix_of("/v1/completions", json.dumps(long).encode()) == "own\0" + LENGTH * "x"
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.sampled_from(["messages", "prompt", "input", "instructions", "model", "adapter"]), VALUES))
 def test_any_json_has_a_beginning_of_limited_length(fields: dict[str, Any]) -> None:
     for path in ("/v1/completions", "/v1/responses"):
         found = prefix_of(path, json.dumps(fields).encode())
-        assert len(found) <= 2 * LENGTH + 1 + len(str(fields.get("model")))
+        assert len(found) <= 3 * LENGTH + 1
         ranked(found, ["a", "b"])
 
 

@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from pymixtral import Mixtral
-from pymixtral.errors import (
-    ClosedError,
-)
+from pymixtral.errors import ClosedError
 
 PROMPT = "Once upon a time there was a king who had three daughters"
 

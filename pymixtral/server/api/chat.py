@@ -129,7 +129,7 @@ class _Writer:
         routing = RoutingWriter(self._model, body.return_routing)
         n_tokens = n_calls = 0
 
-        def choice(delta: dict[str, Any]) -> dict[str, Any]:
+        def choice_of(delta: dict[str, Any]) -> dict[str, Any]:
             nonlocal n_tokens
             choice: dict[str, Any] = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
             ids = generation.tokens[n_tokens:]
@@ -142,21 +142,21 @@ class _Writer:
                 choice |= routing.field(generation.routing)
             return {**choice, "n": n_tokens}
 
-        yield choice({"role": "assistant", "content": None})
+        yield choice_of({"role": "assistant", "content": None})
         async for event in events_of(answer, self._plan):
             if isinstance(event, TextPiece):
-                yield choice({"content": event.text})
+                yield choice_of({"content": event.text})
             elif isinstance(event, CallBegins):
                 n_calls += 1
-                yield choice({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
+                yield choice_of({"tool_calls": [{"index": event.index, **call_of(event.id, event.name)}]})
             elif isinstance(event, ArgumentsPiece):
-                yield choice({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
+                yield choice_of({"tool_calls": [{"index": event.index, "function": {"arguments": event.text}}]})
             else:
                 n_calls -= not isinstance(event, CallEnds)
         completion = generation.completion
         assert completion
         work.finished(completion)
-        yield choice({}) | self._ending(completion, n_calls > 0)
+        yield choice_of({}) | self._ending(completion, n_calls > 0)
 
     def _ending(self, completion: Completion, called: bool) -> dict[str, Any]:
         """Why an answer ended. OpenAI says "stop" where a request names the function."""
