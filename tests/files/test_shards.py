@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from pymixtral import Mixtral
 from pymixtral.errors import ModelFileError, PymixtralError
 from pymixtral.files.gguf import GGUFFile
-from pymixtral.files.header import MAX_HEADER_BYTES, read_shard
-from pymixtral.files.shards import MAX_SHARDS, open_all, shard_name, stem
+from pymixtral.files.header import MAX_HEADER_BYTES
+from pymixtral.files.shards import MAX_SHARDS, read_shards, shard_name, stem
 from pymixtral.inspection.inspect import inspect
 from support.gguf_bytes import F32, V, build, key, refused, tensor
 from support.ggufs import rewrite
@@ -253,7 +253,7 @@ def test_shards_that_are_read_keep_their_headers_alone(tmp_path: Path) -> None:
         os.truncate(path, MAX_HEADER_BYTES)
     tracemalloc.start()
     try:
-        found = open_all(read_shard(str(path), mapped=False))
+        found = read_shards(str(path), mapped=False)
         kept, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
