@@ -59,7 +59,7 @@ class Session:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", 24, 4000, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self._process = subprocess.Popen(
-            [*(["bash", "-c", shell] if shell else []), *COMMAND, *map(str, arguments)],
+            [*(["/bin/sh", "-c", shell] if shell else []), *COMMAND, *map(str, arguments)],
             cwd=cwd,
             stdin=slave,
             stdout=slave,
